@@ -1,0 +1,97 @@
+"""Speed of the embedded simulator and success of its scripted experts.
+
+  python benchmarks/simulator.py --starts=50 --noise=0.3
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import numpy as np
+
+from wam_jax import envs
+from wam_jax.envs import experts, tasks
+
+MAX_STEPS = 72
+
+
+def physics(steps: int) -> float:
+  """Control steps per CPU-second of one thread: random actions from random starts, state read each step."""
+  rng, env = np.random.default_rng(0), envs.make_environment("play_table")
+  spent = 0.0
+  for _ in range(max(1, steps // MAX_STEPS)):
+    env.reset(*experts.sample_start(None, rng))
+    actions = np.concatenate([rng.uniform(-1, 1, (MAX_STEPS, 6)), rng.choice([-1.0, 1.0], (MAX_STEPS, 1))], 1)
+    begin = time.thread_time()
+    for action in actions:
+      env.step(action)
+      env.state()
+    spent += time.thread_time() - begin
+  return max(1, steps // MAX_STEPS) * MAX_STEPS / spent
+
+
+def vector(num: int, steps: int, workers: int) -> float:
+  """Control steps per second of wall time of `num` environments in `workers` threads."""
+  rng, env = np.random.default_rng(0), envs.make_vector("play_table", num, workers)
+  robot_obs, scene_obs = zip(*(experts.sample_start(None, rng) for _ in range(num)), strict=True)
+  env.reset(np.stack(robot_obs), np.stack(scene_obs))
+  begin = time.perf_counter()
+  for _ in range(steps):
+    env.step(np.concatenate([rng.uniform(-1, 1, (num, 6)), np.ones((num, 1))], 1))
+  return num * steps / (time.perf_counter() - begin)
+
+
+def pictures(image_size: int, frames: int) -> tuple[float, float]:
+  """Pictures per CPU-second and per second of wall time on all cores; a frame is two pictures."""
+  rng = np.random.default_rng(0)
+  robot_obs, scene_obs = zip(*(experts.sample_start(None, rng) for _ in range(frames)), strict=True)
+  robot_obs, scene_obs = np.stack(robot_obs), np.stack(scene_obs)
+  draw = envs.make_renderer("play_table", image_size)
+  draw(robot_obs[:1], scene_obs[:1])  # compiles
+  wall, cpu = time.perf_counter(), time.process_time()
+  draw(robot_obs, scene_obs)
+  return 2 * frames / (time.process_time() - cpu), 2 * frames / (time.perf_counter() - wall)
+
+
+def expert_success(task: str, starts: int, noise: float) -> list[int]:
+  """Steps to success of each successful episode."""
+  env, lengths = envs.make_environment("play_table"), []
+  for seed in range(starts):
+    rng = np.random.default_rng([seed, tasks.TASKS.index(task)])
+    env.reset(*experts.sample_start(task, rng))
+    start, act = env.state()[1], experts.make_expert(task, env, rng)
+    for step in range(MAX_STEPS):
+      action = act()
+      if action is None:
+        break
+      env.step(experts.add_noise(action, rng, noise))
+      if tasks.success(task, start, env.state()[1]):
+        lengths.append(step + 1)
+        break
+  return lengths
+
+
+def main() -> None:
+  """Prints everything."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("--starts", type=int, default=50, help="starts per task for the experts; 0: leave them out")
+  parser.add_argument("--noise", type=float, default=0.3, help="standard deviation of the experts' action noise")
+  parser.add_argument("--steps", type=int, default=3000, help="control steps for the speed of physics")
+  parser.add_argument("--frames", type=int, default=512, help="frames for the speed of 64x64 pictures")
+  arguments = parser.parse_args()
+  print(f"physics              {physics(arguments.steps):7.0f} control steps per core-second, without pictures")
+  for workers in (1, 0):
+    speed, name = vector(64, max(1, arguments.steps // 64), workers), "1 thread" if workers else "all cores"
+    print(f"64 environments      {speed:7.0f} control steps per second, {name}")
+  for size, frames in ((64, arguments.frames), (200, max(1, arguments.frames // 8))):
+    cpu, wall = pictures(size, frames)
+    print(f"{size:3d}x{size:<3d} pictures     {cpu:7.0f} per core-second, {wall:.0f} per second on all cores")
+  for task in tasks.TASKS if arguments.starts else ():
+    lengths = expert_success(task, arguments.starts, arguments.noise)
+    steps = f"steps {min(lengths)} to {max(lengths)}, mean {np.mean(lengths):.1f}" if lengths else ""
+    print(f"{task:20s} {len(lengths):3d}/{arguments.starts} {steps}")
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Installs the test extras into .venv and runs style, types and tests. Arguments go to pytest:
+#   bash launch/test.sh [-m slow | tests/unit | -k name …]
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+install requirements-dev.lock
+export JAX_PLATFORMS=cpu
+"$venv/bin/ruff" check .
+"$venv/bin/ruff" format --check .
+"$venv/bin/mypy"
+exec "$venv/bin/python" -m pytest "$@"

@@ -1,0 +1,193 @@
+"""The shipped configuration shrunk to seconds, every stage, as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from wam_jax.config import STAGES
+from wam_jax.io.checkpoint import load_params
+from wam_jax.io.logger import read_metrics
+
+ROOT = pathlib.Path(__file__).parents[2]
+TASKS = ("open_drawer", "turn_on_led")
+SHRUNK = {
+  "tasks": ",".join(TASKS),
+  "data.play_frames": 256,
+  "data.play_episode_frames": 64,
+  "data.demos_per_task": 3,
+  "data.heldout_demos_per_task": 1,
+  "data.heldout_starts_per_task": 2,
+  "world_model.depth": 8,
+  "world_model.embed": 32,
+  "world_model.deter": 16,
+  "world_model.stoch": 4,
+  "world_model.classes": 4,
+  "world_model.hidden": 16,
+  "world_model.inverse_dynamics_hidden": 16,
+  "world_model.batch_size": 4,
+  "world_model.sequence_length": 8,
+  "world_model.updates": 12,
+  "world_model.warmup_updates": 2,
+  "behaviour_cloning.hidden": 32,
+  "behaviour_cloning.batch_size": 16,
+  "behaviour_cloning.updates": 8,
+  "behaviour_cloning.warmup_updates": 1,
+  "classifier.embed": "16,8",
+  "classifier.hidden": 16,
+  "classifier.batch_size": 16,
+  "classifier.updates": 8,
+  "classifier.enforce_gate": "false",  # so few updates cannot tell success
+  "ppo.iterations": 3,
+  "ppo.dreams": 4,
+  "ppo.epochs": 1,
+  "ppo.value_hidden": "16",
+  "evaluate.episodes": 2,
+  "evaluate.imagined_episodes": 4,
+  "report.open_loop_horizon": 8,
+  "report.animation_size": 48,
+  "training.log_every": 4,
+}
+
+
+def command(workdir, **overrides):
+  settings = SHRUNK | {"workdir": workdir} | {key.replace("__", "."): v for key, v in overrides.items()}
+  flags = [f"--config.{path}={value}" for path, value in settings.items()]
+  return [sys.executable, "-m", "wam_jax.main", "--config=experiments/calvin_wam.py:demo", *flags]
+
+
+def environment(cache):
+  return os.environ | {"JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(cache)}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+  return tmp_path_factory.mktemp("cache")
+
+
+def run(cache, workdir, **overrides):
+  return subprocess.run(
+    command(workdir, **overrides),
+    cwd=ROOT,
+    env=environment(cache),
+    capture_output=True,
+    text=True,
+    timeout=540,
+    check=False,
+  )
+
+
+def files(folder):
+  return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, cache):
+  workdir = tmp_path_factory.mktemp("pipeline") / "run"
+  return workdir, run(cache, workdir)
+
+
+def test_every_stage(finished):
+  workdir, process = finished
+  assert process.returncode == 0, process.stdout[-3000:] + process.stderr[-5000:]
+  out = process.stdout
+  assert out.startswith("Plan of calvin_wam")
+  for stage in STAGES:
+    assert (workdir / stage / "DONE").exists(), stage
+    record = json.loads((workdir / stage / "artifact.json").read_text())
+    assert record["seconds"] > 0 and record["peak_bytes"] > 2**27
+  for task in TASKS:
+    assert task in out.split("Result")[-1]
+  assert str(workdir / "report" / "report.html") in out
+  assert "<html" in (workdir / "report" / "report.html").read_text()[:2000]
+  assert (workdir / "report" / "report.md").exists() and (workdir / "report" / "report.json").exists()
+  results = json.loads((workdir / "evaluate" / "results.json").read_text())
+  assert all(task in json.dumps(results) for task in TASKS)
+
+
+def test_metrics_are_there(finished):
+  workdir, process = finished
+  assert process.returncode == 0
+  lines = read_metrics(workdir / "world_model")
+  assert [line["step"] for line in lines] == [4, 8, 12]
+  assert all(np.isfinite(value) for line in lines for value in line.values())
+  assert list((workdir / "world_model" / "tensorboard").iterdir())
+  for stage in ("behaviour_cloning", "classifier", "ppo"):
+    assert read_metrics(workdir / stage), stage
+
+
+def test_repeated_does_nothing(finished, cache):
+  workdir, first = finished
+  assert first.returncode == 0
+  before = files(workdir)
+  start = time.monotonic()
+  again = run(cache, workdir)
+  assert again.returncode == 0, again.stderr[-3000:]
+  assert files(workdir) == before
+  assert again.stdout.split("Result")[-1] == first.stdout.split("Result")[-1]
+  assert time.monotonic() - start < 60
+
+
+def test_changed_config_names_the_difference(finished, cache):
+  workdir, first = finished
+  assert first.returncode == 0
+  before = files(workdir)
+  changed = run(cache, workdir, world_model__updates=13)
+  assert changed.returncode == 1 and "Traceback" not in changed.stderr
+  assert "world_model.updates: 12 -> 13" in changed.stderr
+  assert "made from another world_model" in changed.stderr
+  assert str(workdir / "world_model") in changed.stderr and "--config.workdir" in changed.stderr
+  assert files(workdir) == before
+
+
+def test_killed_and_repeated_equals_uninterrupted(finished, cache, tmp_path):
+  workdir, first = finished
+  assert first.returncode == 0
+  settings = {
+    "inputs__collect": workdir,
+    "stage": "world_model",
+    "training__checkpoint_minutes": 0,
+    "world_model__updates": 400,
+  }
+  whole, parts = tmp_path / "whole", tmp_path / "parts"
+  assert run(cache, whole, **settings).returncode == 0
+  process = subprocess.Popen(
+    command(parts, **settings), cwd=ROOT, env=environment(cache), stdout=subprocess.DEVNULL
+  )
+  saved = parts / "world_model" / "ckpt"
+  deadline = time.monotonic() + 120
+  while not (saved.is_dir() and any(path.name.isdigit() for path in saved.iterdir())):
+    assert process.poll() is None and time.monotonic() < deadline
+    time.sleep(0.01)
+  process.send_signal(signal.SIGKILL)
+  assert process.wait() == -signal.SIGKILL
+  assert not (parts / "world_model" / "DONE").exists()
+  resumed = run(cache, parts, **settings)
+  assert resumed.returncode == 0 and "resumed at update" in resumed.stdout
+  one, two = (load_params(folder / "world_model" / "params") for folder in (whole, parts))
+  jax.tree.map(np.testing.assert_array_equal, one, two)
+  steps = [[line["step"] for line in read_metrics(folder / "world_model")] for folder in (whole, parts)]
+  assert steps[0] == steps[1]
+
+
+def test_bad_config_stops_before_anything_runs(cache, tmp_path):
+  bad = run(cache, tmp_path / "run", world_modle__updates=3, ppo__horizon_steps=73)
+  assert bad.returncode == 2 and "Traceback" not in bad.stderr
+  assert "did you mean world_model.updates?" in bad.stderr and "ppo.horizon_steps = 73" in bad.stderr
+  assert not (tmp_path / "run").exists()
+
+
+def test_plan_only(cache, tmp_path):
+  start = time.monotonic()
+  plan = run(cache, tmp_path / "run", stage="plan")
+  assert plan.returncode == 0 and "256" in plan.stdout and "about" in plan.stdout
+  assert not (tmp_path / "run").exists() and time.monotonic() - start < 30

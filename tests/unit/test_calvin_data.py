@@ -1,0 +1,441 @@
+"""Frames on disk: what is written is read back, CALVIN's raw format is read, bad input is named."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+
+from wam_jax.core import image
+from wam_jax.data import calvin
+from wam_jax.data.calvin import DatasetError
+
+LENGTHS = (7, 5, 6)
+ANNOTATIONS = [("open_drawer", 7, 12), ("turn_on_led", 12, 18), ("open_drawer", 13, 17)]
+
+
+def _frames(n: int, size: int = 8, seed: int = 0) -> dict[str, np.ndarray]:
+  rng = np.random.default_rng(seed)
+  action = rng.uniform(-1, 1, (n, 7))
+  action[:, 6] = rng.choice([-1.0, 1.0], n)
+  return {
+    "actions": rng.normal(size=(n, 7)),
+    "rel_actions": action,
+    "robot_obs": rng.normal(size=(n, 15)),
+    "scene_obs": rng.normal(size=(n, 24)),
+    "rgb_static": rng.integers(0, 256, (n, size, size, 3), dtype=np.uint8),
+    "rgb_gripper": rng.integers(0, 256, (n, size, size, 3), dtype=np.uint8),
+  }
+
+
+def _write(folder: pathlib.Path, frames: dict[str, np.ndarray], first: int = 0, extra=None) -> int:
+  with calvin.FrameWriter(folder, first) as writer:
+    for rows in (slice(0, 10), slice(10, None)):
+      writer.write(**{key: array[rows] for key, array in frames.items()})
+    return writer.commit(LENGTHS, ANNOTATIONS, "table", extra)
+
+
+@pytest.fixture(name="root")
+def _root(tmp_path):
+  """A small dataset of our own: 18 frames in 3 episodes per split."""
+  following = _write(tmp_path / "data/training", _frames(18))
+  _write(tmp_path / "data/validation", _frames(18, seed=1), following)
+  return tmp_path / "data"
+
+
+def _edit(folder: pathlib.Path, frame: int, **changes) -> None:
+  """Rewrites keys of one frame with plain NumPy; None deletes a key."""
+  path = calvin.frame_path(folder, frame)
+  content = {**np.load(path), **changes}
+  np.savez(path, **{key: value for key, value in content.items() if value is not None})
+
+
+def test_reads_what_it_wrote(root):
+  written = _frames(18)
+  split = calvin.read_split(root / "training", image_size=8)
+  frames = split.frames
+  np.testing.assert_array_equal(frames.rgb_static, written["rgb_static"])
+  np.testing.assert_array_equal(frames.rgb_gripper, written["rgb_gripper"])
+  np.testing.assert_array_equal(frames.action, written["rel_actions"].astype(np.float32))
+  np.testing.assert_array_equal(frames.robot_obs, written["robot_obs"].astype(np.float32))
+  np.testing.assert_array_equal(frames.scene_obs, written["scene_obs"].astype(np.float32))
+  np.testing.assert_array_equal(frames.starts, [0, 7, 12])
+  np.testing.assert_array_equal(frames.ends, [7, 12, 18])
+  np.testing.assert_array_equal(np.flatnonzero(frames.is_first), [0, 7, 12])
+  assert split.windows("open_drawer") == [(7, 12), (13, 17)]
+  assert split.windows("open_drawer", 1) == [(7, 12)]
+  assert frames.num_frames == 18
+
+
+def test_ids_of_validation_continue(root):
+  assert calvin.read_episode_ids(root / "training").tolist() == [[0, 6], [7, 11], [12, 17]]
+  assert calvin.read_episode_ids(root / "validation").tolist() == [[18, 24], [25, 29], [30, 35]]
+  split = calvin.read_split(root / "validation", image_size=8)
+  assert split.windows("turn_on_led") == [(12, 18)]
+  np.testing.assert_array_equal(split.frames.ids, np.arange(18, 36))
+
+
+def test_numpy_reads_our_files(root):
+  """The archives are made by hand here: NumPy's own reader must see the same values."""
+  written = _frames(18)
+  with np.load(calvin.frame_path(root / "training", 11)) as file:
+    assert set(file.files) == set(written)
+    for key, array in written.items():
+      np.testing.assert_array_equal(file[key], array[11])
+      assert file[key].dtype == array.dtype
+  assert np.load(root / "training/ep_lens.npy").tolist() == list(LENGTHS)
+  content = np.load(root / "training/lang_annotations/auto_lang_ann.npy", allow_pickle=True).item()
+  assert content["info"]["indx"][0] == (7, 12) and len(content["language"]["ann"]) == 3
+  assert np.load(root / "validation/scene_info.npy", allow_pickle=True).item() == {"table": (18, 35)}
+
+
+def test_same_frames_give_the_same_bytes(root, tmp_path):
+  _write(tmp_path / "again", _frames(18))
+  for path in sorted((root / "training").rglob("*.*")):
+    assert path.read_bytes() == (tmp_path / "again" / path.relative_to(root / "training")).read_bytes()
+
+
+def test_read_demos_takes_only_the_windows(root):
+  whole = calvin.read_split(root / "training", image_size=8).frames
+  demos = calvin.read_demos(root / "training", ("turn_on_led", "open_drawer"), image_size=8)
+  assert [a.task for a in demos.annotations] == ["turn_on_led", "open_drawer", "open_drawer"]
+  assert [(a.start, a.end) for a in demos.annotations] == [(0, 6), (6, 11), (11, 15)]
+  rows = np.r_[12:18, 7:12, 13:17]
+  np.testing.assert_array_equal(demos.frames.rgb_static, whole.rgb_static[rows])
+  np.testing.assert_array_equal(demos.frames.ids, rows)
+  one = calvin.read_demos(root / "training", ("open_drawer",), limit=1, image_size=8)
+  assert one.frames.num_frames == 5
+
+
+def test_progress_counts_every_frame(root):
+  counted = []
+
+  class Bar:
+    def __enter__(self):
+      return self
+
+    def __exit__(self, *_):
+      return None
+
+    def update(self, n=1):
+      counted.append(n)
+
+  calvin.read_frames(root / "training", 8, progress=lambda total, text: counted.append(-total) or Bar())
+  assert sum(counted) == 0 and counted[0] == -18
+
+
+# CALVIN's own format.
+
+
+@pytest.fixture(name="raw")
+def _raw(tmp_path):
+  """One episode as CALVIN stores it: large compressed pictures of two sizes, depth, noise in the ids."""
+  rng = np.random.default_rng(5)
+  folder = tmp_path / "training"
+  (folder / "lang_annotations").mkdir(parents=True)
+  frames = _frames(4, seed=6)
+  frames["rgb_static"] = rng.integers(0, 256, (4, 200, 200, 3), dtype=np.uint8)
+  frames["rgb_gripper"] = rng.integers(0, 256, (4, 84, 84, 3), dtype=np.uint8)
+  frames["rel_actions"][2, 1] = 1.00001  # rounding
+  for i in range(4):
+    np.savez_compressed(
+      calvin.frame_path(folder, 100 + i),
+      **{k: v[i] for k, v in frames.items()},
+      depth_static=rng.normal(size=(200, 200)).astype(np.float32),
+    )
+  np.save(folder / calvin.IDS_FILE, np.array([[100, 103]]))
+  content = {
+    "language": {"ann": ["x"], "task": ["close_drawer"], "emb": np.ones((1, 1, 4))},
+    "info": {"episodes": [], "indx": [(101, 104)]},
+  }
+  np.save(folder / calvin.ANNOTATION_FILE, content, allow_pickle=True)
+  return folder, frames
+
+
+def test_reads_calvins_own_format(raw):
+  folder, written = raw
+  split = calvin.read_split(folder, image_size=64, tasks=("close_drawer",))
+  assert split.frames.rgb_static.shape == split.frames.rgb_gripper.shape == (4, 64, 64, 3)
+  np.testing.assert_array_equal(split.frames.rgb_gripper, image.area_resize(written["rgb_gripper"], 64, 64))
+  np.testing.assert_array_equal(split.frames.rgb_static, image.area_resize(written["rgb_static"], 64, 64))
+  assert split.windows("close_drawer") == [(1, 4)]
+  assert split.frames.action[2, 1] == 1.0
+
+
+def test_start_states_of_annotated_windows(raw):
+  folder, written = raw
+  shutil.copytree(folder, folder.with_name("validation"))
+  states = calvin.read_start_states(folder.parent, ("close_drawer",))
+  np.testing.assert_array_equal(states["close_drawer"][0], written["robot_obs"][1:2])
+  np.testing.assert_array_equal(states["close_drawer"][1], written["scene_obs"][1:2])
+
+
+def test_start_states_from_their_file(tmp_path):
+  rng = np.random.default_rng(8)
+  states = {
+    "task": np.array(["turn_on_led", "open_drawer", "turn_on_led"]),
+    "robot_obs": rng.normal(size=(3, 15)),
+    "scene_obs": rng.normal(size=(3, 24)),
+  }
+  _write(tmp_path / "training", _frames(18))
+  _write(tmp_path / "validation", _frames(18), 18, {calvin.START_STATES_FILE: states})
+  read = calvin.read_start_states(tmp_path, ("turn_on_led",), limit=5)
+  np.testing.assert_array_equal(read["turn_on_led"][0], states["robot_obs"][[0, 2]])
+  with pytest.raises(DatasetError, match="no start state of close_drawer"):
+    calvin.read_start_states(tmp_path, ("close_drawer",))
+  states["robot_obs"][1, 3] = np.nan
+  np.savez(tmp_path / "validation" / calvin.START_STATES_FILE, **states)
+  with pytest.raises(DatasetError, match="open_drawer must be finite"):
+    calvin.read_start_states(tmp_path, ("open_drawer",))
+
+
+# Bad input.
+
+
+def _missing(folder):
+  calvin.frame_path(folder, 8).unlink()
+
+
+def _truncated(folder):
+  path = calvin.frame_path(folder, 8)
+  path.write_bytes(path.read_bytes()[:-100])
+
+
+def _overwritten(folder):
+  path = calvin.frame_path(folder, 8)
+  data = bytearray(path.read_bytes())
+  data[data.index(_frames(18)["rgb_static"][8].tobytes()) + 50] ^= 255
+  path.write_bytes(data)
+
+
+def _action(column, value):
+  def edit(folder):
+    action = _frames(18)["rel_actions"][8]
+    action[column] = value
+    _edit(folder, 8, rel_actions=action)
+
+  return edit
+
+
+def _set(**changes):
+  return lambda folder: _edit(folder, 8, **changes)
+
+
+BAD = {
+  "missing frame": (_missing, "", "missing frame.*episode from 7 to 11"),
+  "truncated": (_truncated, "", "truncated"),
+  "overwritten": (_overwritten, "", "checksum"),
+  "empty file": (lambda f: calvin.frame_path(f, 8).write_bytes(b""), "", "truncated"),
+  "absent key": (_set(rgb_gripper=None), "rgb_gripper", "absent"),
+  "shape": (_set(robot_obs=np.ones(14)), "robot_obs", "15 floats"),
+  "dtype": (_set(scene_obs=np.ones(24, np.int64)), "scene_obs", "24 floats"),
+  "picture dtype": (_set(rgb_static=np.ones((8, 8, 3), np.float32)), "rgb_static", "uint8"),
+  "picture shape": (_set(rgb_static=np.ones((9, 8, 3), np.uint8)), "rgb_static", "shape"),
+  "action": (_action(2, 1.01), "rel_actions", r"\[-1, 1\].*number 2 is 1.01"),
+  "gripper": (_action(6, 0.9), "rel_actions", "gripper.*exactly"),
+  "gripper zero": (_action(6, 0.0), "rel_actions", "gripper.*exactly"),
+  "action nan": (_action(0, np.nan), "rel_actions", "finite"),
+  "nan": (_set(robot_obs=np.r_[np.ones(14), np.nan]), "robot_obs", "finite.*number 14"),
+  "infinite": (_set(scene_obs=np.r_[np.inf, np.ones(23)]), "scene_obs", "finite.*number 0"),
+  "objects": (_set(robot_obs=np.array([{}], object)), "robot_obs", "never unpickled"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_frames_are_named(root, name):
+  damage, key, rule = BAD[name]
+  damage(root / "training")
+  with pytest.raises(DatasetError, match="(?s)" + rule) as caught:
+    calvin.read_split(root / "training", image_size=8)
+  assert "episode_0000008.npz" in str(caught.value) and "What to do:" in str(caught.value)
+  assert key in str(caught.value)
+
+
+def test_a_flipped_byte_never_passes_as_other_values(root):
+  path = calvin.frame_path(root / "training", 8)
+  whole, keys = path.read_bytes(), tuple(_frames(1))
+  expected = calvin.read_npz(path, keys)
+  refused = 0
+  for position in range(0, len(whole), 5):
+    data = bytearray(whole)
+    data[position] ^= 255
+    path.write_bytes(data)
+    try:
+      read = calvin.read_npz(path, keys)
+    except DatasetError:
+      refused += 1
+    else:
+      for key in keys:
+        np.testing.assert_array_equal(read[key], expected[key])
+  assert refused > 0.5 * len(range(0, len(whole), 5))
+
+
+def test_pictures_are_never_enlarged(root):
+  with pytest.raises(DatasetError, match="rgb_static.*at least 16 pixels"):
+    calvin.read_frames(root / "training", image_size=16)
+
+
+def test_not_a_calvin_folder(tmp_path, root):
+  with pytest.raises(DatasetError, match="no such folder"):
+    calvin.read_frames(tmp_path / "nowhere")
+  with pytest.raises(DatasetError, match="not a split"):
+    calvin.read_frames(root)
+  with pytest.raises(DatasetError, match="no training/"):
+    calvin.check_root(root / "validation")
+
+
+@pytest.mark.parametrize(
+  "ids",
+  [
+    np.array([[0, 6], [6, 17]]),
+    np.array([[5, 4]]),
+    np.array([0, 17]),
+    np.array([[0.0, 17.0]]),
+    np.zeros((0, 2), int),
+    np.array([[0, 6, 7]]),
+  ],
+)
+def test_bad_ids(root, ids):
+  np.save(root / "training" / calvin.IDS_FILE, ids)
+  with pytest.raises(DatasetError, match=calvin.IDS_FILE):
+    calvin.read_frames(root / "training", 8)
+
+
+def test_truncated_ids(root):
+  path = root / "training" / calvin.IDS_FILE
+  path.write_bytes(path.read_bytes()[:50])
+  with pytest.raises(DatasetError, match="truncated"):
+    calvin.read_episode_ids(root / "training")
+
+
+@pytest.mark.parametrize(
+  ("tasks", "indx", "rule"),
+  [
+    ([], [], "no annotated window"),
+    (["open_drawer"], [(0, 5), (7, 9)], "one task for each"),
+    (["open_drawer"], [(5, 9)], "one episode"),
+    (["open_drawer"], [(16, 19)], "one episode"),
+    (["open_drawer"], [(9, 9)], "one episode"),
+    (["turn_on_led"], [(0, 5)], "no window of open_drawer; it has turn_on_led"),
+  ],
+)
+def test_bad_annotations(root, tasks, indx, rule):
+  content = {"language": {"task": tasks}, "info": {"indx": indx}}
+  np.save(root / "training" / calvin.ANNOTATION_FILE, content, allow_pickle=True)
+  with pytest.raises(DatasetError, match=rule):
+    calvin.read_split(root / "training", 8, tasks=("open_drawer",))
+
+
+def test_annotations_without_their_keys(root):
+  path = root / "training" / calvin.ANNOTATION_FILE
+  np.save(path, {"language": {}}, allow_pickle=True)
+  with pytest.raises(DatasetError, match="language.task"):
+    calvin.read_split(root / "training", 8)
+  path.unlink()
+  with pytest.raises(DatasetError, match="no such file"):
+    calvin.read_split(root / "training", 8)
+
+
+class _Malicious:
+  def __init__(self, path):
+    self._path = path
+
+  def __reduce__(self):
+    return os.mkdir, (str(self._path),)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_malicious_annotations_run_nothing(root, tmp_path, nested):
+  trace = tmp_path / "was_run"
+  content = {"language": {"task": [_Malicious(trace)]}} if nested else _Malicious(trace)
+  holder = np.empty((), object)
+  holder[()] = content
+  path = root / "training" / calvin.ANNOTATION_FILE
+  np.save(path, holder, allow_pickle=True)
+  with pytest.raises(DatasetError, match="mkdir.*nothing was run"):
+    calvin.read_split(root / "training", 8)
+  assert not trace.exists()
+  pickle.loads(pickle.dumps(_Malicious(trace)))  # the file would have done it
+  assert trace.exists()
+
+
+def test_unpickler_admits_all_numpy_and_containers(tmp_path):
+  content = {
+    "a": [np.float64(0.5), (1, "x", None, True)],
+    "b": np.arange(6).reshape(2, 3).T,
+    "c": {1, 2},
+    "d": np.array(["p", "qq"]),
+    "e": np.array([{"z": 1}], object),
+  }
+  np.save(tmp_path / "x.npy", content, allow_pickle=True)
+  read = calvin.load_pickled(tmp_path / "x.npy")
+  assert read["a"] == content["a"] and read["c"] == {1, 2} and read["e"][0] == {"z": 1}
+  np.testing.assert_array_equal(read["b"], content["b"])
+
+
+def test_unpickler_reads_numpy_1_names(tmp_path):
+  np.save(tmp_path / "x.npy", {"a": np.arange(3)}, allow_pickle=True)
+  data = (tmp_path / "x.npy").read_bytes()
+  assert b"numpy._core" in data
+  # In protocol 4 a short string is preceded by its length.
+  old = data.replace(b"\x8c\x16numpy._core.multiarray", b"\x8c\x15numpy.core.multiarray")
+  begin = old.index(b"\x80\x04\x95") + 3
+  size = int.from_bytes(old[begin : begin + 8], "little") - (len(data) - len(old))
+  (tmp_path / "x.npy").write_bytes(old[:begin] + size.to_bytes(8, "little") + old[begin + 8 :])
+  np.testing.assert_array_equal(calvin.load_pickled(tmp_path / "x.npy")["a"], np.arange(3))
+
+
+def test_check_dataset(root):
+  counts = calvin.check_dataset(root, ("open_drawer", "turn_on_led"), image_size=8)
+  assert counts["training"] == {"frames": 18, "episodes": 3, "windows": 3}
+  with pytest.raises(DatasetError, match="no window of close_drawer"):
+    calvin.check_dataset(root, ("close_drawer",), image_size=8)
+  _missing(root / "training")
+  with pytest.raises(DatasetError, match="missing frame"):
+    calvin.check_dataset(root, ("open_drawer",), image_size=8)
+
+
+# Writing.
+
+
+def test_nothing_half_written_is_taken_for_whole(tmp_path):
+  folder = tmp_path / "training"
+  with pytest.raises(KeyboardInterrupt), calvin.FrameWriter(folder) as writer:
+    writer.write(**_frames(4))
+    assert not folder.exists()
+    raise KeyboardInterrupt
+  assert not folder.exists() and not list(tmp_path.iterdir())
+  killed = calvin.FrameWriter(folder)  # killed: nobody cleans up
+  killed.write(**_frames(9))
+  _write(folder, _frames(18))
+  assert len(list(folder.glob("episode_*"))) == 18 and [p.name for p in tmp_path.iterdir()] == ["training"]
+  with pytest.raises(FileExistsError):
+    calvin.FrameWriter(folder)
+
+
+@pytest.mark.parametrize(
+  ("key", "change", "error"),
+  [
+    ("rel_actions", lambda a: a * 2, DatasetError),
+    ("robot_obs", lambda a: a * np.nan, DatasetError),
+    ("scene_obs", lambda a: a[:, :-1], ValueError),
+    ("rgb_static", lambda a: a.astype(np.float32), ValueError),
+    ("rgb_gripper", lambda a: a[1:], ValueError),
+  ],
+)
+def test_writer_refuses(tmp_path, key, change, error):
+  frames = _frames(3)
+  frames[key] = change(frames[key])
+  with calvin.FrameWriter(tmp_path / "x") as writer, pytest.raises(error):
+    writer.write(**frames)
+
+
+def test_commit_refuses_lengths_that_do_not_add_up(tmp_path):
+  with calvin.FrameWriter(tmp_path / "x") as writer:
+    writer.write(**_frames(3))
+    with pytest.raises(ValueError, match="4 frames in all, but 3"):
+      writer.commit([2, 2], [], "table")

@@ -1,0 +1,229 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from wam_jax import config as config_lib
+from wam_jax import config_rules
+from wam_jax.config import ConfigError
+from wam_jax.main import split_overrides
+
+
+@pytest.fixture
+def config(monkeypatch, tmp_path):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.delenv("CALVIN_DATA", raising=False)
+  return config_lib.preset_config("demo")
+
+
+def problems_of(config, *overrides):
+  found = config_lib.apply_overrides(config, overrides)
+  with pytest.raises(ConfigError) as error:
+    config_lib.finalize(config, found)
+  return {problem.path: problem for problem in error.value.problems}
+
+
+def test_every_field_has_a_check_and_every_check_a_field():
+  assert set(config_lib.flatten(config_lib.default_config())) == set(config_rules.CHECKS)
+
+
+@pytest.mark.parametrize("preset", config_rules.PRESETS)
+def test_presets_are_right_by_themselves(preset, monkeypatch, tmp_path):
+  monkeypatch.chdir(tmp_path)
+  for split in ("training", "validation"):
+    (tmp_path / "calvin" / split).mkdir(parents=True)
+  monkeypatch.setenv("CALVIN_DATA", str(tmp_path / "calvin"))
+  config = config_lib.finalize(config_lib.preset_config(preset))
+  assert config.preset == preset and config.workdir == f"runs/calvin_wam_{preset}"
+  assert config.data.calvin_path == (str(tmp_path / "calvin") if preset == "paper" else "")
+  assert config.env.workers >= 1
+  assert config_lib.flatten(config_lib.finalize(config)) == config_lib.flatten(
+    config
+  )  # changes nothing twice
+
+
+def test_finalize_freezes_a_copy(config):
+  final = config_lib.finalize(config)
+  with pytest.raises(AttributeError):
+    final.seed = 3
+  assert config.workdir == "" and config.env.workers == 0
+
+
+def test_overrides_take_the_type_of_the_field(config):
+  overrides = [
+    ("seed", "1e3"),
+    ("world_model.kl_weight", "2"),
+    ("evaluate.expert", "no"),
+    ("tasks", "open_drawer, turn_on_led"),
+    ("classifier.embed", "(64, 32)"),
+    ("workdir", "some where"),
+  ]
+  assert config_lib.apply_overrides(config, overrides) == []
+  assert config.seed == 1000 and type(config.seed) is int
+  assert config.world_model.kl_weight == 2.0 and type(config.world_model.kl_weight) is float
+  assert config.evaluate.expert is False
+  assert config.tasks == ("open_drawer", "turn_on_led") and config.classifier.embed == (64, 32)
+  assert config.workdir == "some where"
+
+
+def test_all_problems_come_at_once(config):
+  found = problems_of(
+    config,
+    ("world_modle.updates", "5"),
+    ("world_model.update", "5"),
+    ("world_model.learning_rate", "fast"),
+    ("seed", "1.5"),
+    ("evaluate.expert", "maybe"),
+    ("ppo.clip_max", "-0.1"),
+    ("env.name", "playtable"),
+    ("tasks", "open_drawr"),
+    ("stage", "worldmodel"),
+    ("ppo", "3"),
+    ("ppo.horizon_steps", "70"),
+  )
+  assert next(iter(found)) == "world_modle.updates"
+  assert "world_model.updates?" in found["world_modle.updates"].fix
+  assert "world_model.updates?" in found["world_model.update"].fix
+  assert "dreams" in found["ppo"].fix
+  assert found["seed"].rule == "a whole number" and found["evaluate.expert"].rule == "true or false"
+  assert "play_table" in found["env.name"].fix and "world_model" in found["stage"].fix
+  assert "open_drawer" in found["tasks"].fix
+  assert "68 or 72" in found["ppo.horizon_steps"].fix
+  assert len(found) == 11 and all(problem.rule and problem.fix for problem in found.values())
+
+
+@pytest.mark.parametrize(
+  ("path", "text"),
+  [
+    ("ppo.minibatches", "1801"),  # 100 dreams of 18 chunks
+    ("ppo.minibatches", "7"),
+    ("ppo.horizon_steps", "76"),  # longer than an episode
+    ("env.max_steps", "71"),
+    ("ppo.fine_tuned_steps", "21"),
+    ("ppo.critic_warmup_iterations", "12"),
+    ("ppo.log_prob_min", "2"),
+    ("ppo.clip_min", "0.5"),
+    ("behaviour_cloning.batch_size", "3601"),  # 50 demos of 72 frames
+    ("behaviour_cloning.time_dim", "15"),
+    ("behaviour_cloning.final_learning_rate", "1"),
+    ("classifier.batch_size", "3601"),
+    ("classifier.embed", ""),
+    ("data.play_episode_frames", "8"),
+    ("data.play_episode_frames", "30000"),
+    ("world_model.batch_size", "1001"),
+    ("world_model.warmup_updates", "1500"),
+    ("world_model.decode_fraction", "0"),
+    ("evaluate.episodes", "51"),
+    ("env.image_size", "60"),
+    ("world_model.learning_rate", "nan"),
+    ("report.open_loop_context", "43"),
+    ("inputs.collect", "nowhere"),
+    ("data.source", "calvin"),
+  ],
+)
+def test_impossible_values_stop_before_anything_runs(config, path, text):
+  config_lib.finalize(config)  # right without the override
+  found = problems_of(config, (path, text))
+  named = "data.calvin_path" if path == "data.source" else path
+  assert named in found and "{" not in found[named].rule + found[named].fix
+
+
+def test_data_smaller_than_a_batch(config, tmp_path):
+  for split in ("training", "validation"):
+    (tmp_path / "calvin" / split).mkdir(parents=True)
+  episodes = np.array([[100, 199], [300, 382]])  # ends inclusive: 183 frames
+  np.save(tmp_path / "calvin" / "training" / "ep_start_end_ids.npy", episodes)
+  found = problems_of(config, ("data.source", "calvin"), ("data.calvin_path", str(tmp_path / "calvin")))
+  assert "183" in found["world_model.batch_size"].rule
+
+
+def test_folders(config, tmp_path):
+  (tmp_path / "file").write_text("")
+  (tmp_path / "other" / "collect").mkdir(parents=True)
+  (tmp_path / "calvin" / "training").mkdir(parents=True)
+  found = problems_of(
+    config,
+    ("workdir", str(tmp_path / "file" / "run")),
+    ("inputs.collect", str(tmp_path / "other")),
+    ("inputs.ppo", "~/no_such_folder_of_wam_jax"),
+  )
+  assert set(found) == {"workdir", "inputs.collect", "inputs.ppo"}
+  (tmp_path / "other" / "collect" / "DONE").write_text("")
+  config.workdir, config.inputs.ppo = "", ""
+  config_lib.finalize(config)  # the work folder above a finished stage will do
+  config.inputs.collect = ""
+  found = problems_of(config, ("data.source", "calvin"), ("data.calvin_path", str(tmp_path / "calvin")))
+  assert "calvin/validation" in found["data.calvin_path"].fix
+
+
+def test_fields_added_or_lost_by_an_experiment_file(config):
+  config.world_model.updatse = 3
+  del config.ppo.epochs
+  found = problems_of(config)
+  assert "world_model.updates?" in found["world_model.updatse"].fix and "ppo.epochs" in found
+
+
+def test_unknown_preset():
+  with pytest.raises(ConfigError, match="did you mean demo"):
+    config_lib.preset_config("dmo")
+
+
+def test_preset_from_the_machine(tmp_path, monkeypatch):
+  detect = config_lib.detect_preset
+  assert detect({}, tmp_path)[0] == "demo"
+  (tmp_path / "dev").mkdir()
+  (tmp_path / "dev" / "nvidia0").touch()
+  monkeypatch.setattr(config_lib.importlib.util, "find_spec", lambda name: None)
+  preset, why = detect({}, tmp_path)
+  assert preset == "demo" and "[cuda]" in why  # a GPU that this JAX cannot drive
+  monkeypatch.setattr(
+    config_lib.importlib.util, "find_spec", lambda name: name == "jax_cuda12_plugin" or None
+  )
+  assert detect({}, tmp_path)[0] == "small"
+  assert detect({"JAX_PLATFORMS": "cpu"}, tmp_path)[0] == "demo"
+  assert detect({"CUDA_VISIBLE_DEVICES": ""}, tmp_path)[0] == "demo"
+  (tmp_path / "calvin" / "training").mkdir(parents=True)
+  assert detect({"CALVIN_DATA": str(tmp_path / "calvin")}, tmp_path)[0] == "paper"
+  assert detect({"CALVIN_DATA": str(tmp_path)}, tmp_path)[0] == "small"
+
+
+def test_baseline_differs_in_one_field_only(monkeypatch):
+  import importlib.util
+  import pathlib
+
+  experiments = pathlib.Path(__file__).parents[2] / "experiments"
+
+  def flat(name):
+    spec = importlib.util.spec_from_file_location(name, experiments / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return config_lib.flatten(module.get_config("demo"))
+
+  ours, baseline = flat("calvin_wam"), flat("calvin_dreamerv2")
+  different = {path for path in ours if ours[path] != baseline[path]}
+  assert different == {"experiment", "world_model.inverse_dynamics_weight"}
+  assert baseline["world_model.inverse_dynamics_weight"] == 0.0
+
+
+def test_overrides_in_all_spellings():
+  argv = [
+    "main",
+    "--config=a.py:demo",
+    "--config.seed",
+    "3",
+    "-config.workdir=x=y",
+    "--noconfig.evaluate.expert",
+  ]
+  rest, overrides = split_overrides([*argv, "--config.evaluate.random_policy", "--verbosity=1"])
+  assert rest == ["main", "--config=a.py:demo", "--verbosity=1"]
+  assert overrides == [
+    ("seed", "3"),
+    ("workdir", "x=y"),
+    ("evaluate.expert", "False"),
+    ("evaluate.random_policy", "True"),
+  ]
+
+
+def test_flatten_keeps_tuples():
+  assert config_lib.flatten(ConfigDict({"a": {"b": (1, 2)}, "c": 3})) == {"a.b": (1, 2), "c": 3}

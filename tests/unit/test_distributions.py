@@ -1,0 +1,56 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from wam_jax.core import distributions
+
+
+def test_one_hot_is_exact_and_its_gradient_is_that_of_the_probabilities():
+  logits = jax.random.normal(jax.random.key(0), (5, 3, 4))
+  noise = distributions.gumbel(jax.random.key(1), logits.shape)
+  weight = jax.random.normal(jax.random.key(2), logits.shape)
+  sample = distributions.one_hot(logits, noise)
+  np.testing.assert_array_equal(np.sort(sample, -1), np.tile([0.0, 0, 0, 1], (5, 3, 1)))
+  grad = jax.grad(lambda x: (distributions.one_hot(x, noise) * weight).sum())(logits)
+  expected = jax.grad(lambda x: (jax.nn.softmax(x) * weight).sum())(logits)
+  np.testing.assert_allclose(grad, expected, rtol=1e-6)
+
+
+def test_mode_and_sample_frequencies():
+  logits = jnp.log(jnp.array([[0.2, 0.7, 0.1]]))
+  assert int(distributions.one_hot(logits).argmax()) == 1
+  many = jnp.broadcast_to(logits, (20_000, 1, 3))
+  mean = distributions.one_hot(many, distributions.gumbel(jax.random.key(0), many.shape)).mean((0, 1))
+  np.testing.assert_allclose(mean, [0.2, 0.7, 0.1], atol=0.015)
+
+
+def test_kl_against_the_sum_by_hand():
+  q, p = jax.random.normal(jax.random.key(0), (2, 6, 3, 4))
+  log_q, log_p = jax.nn.log_softmax(q), jax.nn.log_softmax(p)
+  expected = (jnp.exp(log_q) * (log_q - log_p)).sum((-1, -2))
+  np.testing.assert_allclose(distributions.kl_divergence(q, p), expected, rtol=1e-5)
+  np.testing.assert_allclose(distributions.balanced_kl(q, p, 0.8), expected, rtol=1e-5)
+  np.testing.assert_allclose(distributions.entropy(q), -(jnp.exp(log_q) * log_q).sum((-1, -2)), rtol=1e-5)
+
+
+def test_balance_divides_the_gradient():
+  q, p = jax.random.normal(jax.random.key(0), (2, 3, 4))
+  loss = lambda q, p, balance: distributions.balanced_kl(q, p, balance).sum()
+  full_q, full_p = jax.grad(lambda q, p: distributions.kl_divergence(q, p).sum(), (0, 1))(q, p)
+  grad_q, grad_p = jax.grad(loss, (0, 1))(q, p, 0.8)
+  np.testing.assert_allclose(grad_q, 0.2 * full_q, rtol=1e-4, atol=1e-7)
+  np.testing.assert_allclose(grad_p, 0.8 * full_p, rtol=1e-4, atol=1e-7)
+
+
+def test_extreme_logits_stay_finite():
+  q = jnp.array([[1e4, -1e4, 0.0]])
+  value, grad = jax.value_and_grad(lambda q: distributions.balanced_kl(q, -q, 0.8).sum())(q)
+  assert np.isfinite(value) and np.isfinite(grad).all()
+
+
+def test_shape_mismatch_raises():
+  with pytest.raises(ValueError, match="shape"):
+    distributions.one_hot(jnp.zeros((2, 3, 4)), jnp.zeros((3, 4)))
+  with pytest.raises(ValueError, match="shape"):
+    distributions.kl_divergence(jnp.zeros((2, 3, 4)), jnp.zeros((3, 4)))

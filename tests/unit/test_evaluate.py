@@ -1,0 +1,258 @@
+"""Rollouts with a fake simulator: alignment, chunk phase, book-keeping; summary and resuming."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from wam_jax.core import intervals
+from wam_jax.data.windows import proprio_features
+from wam_jax.envs import tasks as task_rules
+from wam_jax.nn.policy import executable
+from wam_jax.nn.world_model import WorldModel
+from wam_jax.stages import evaluate, rollout
+from wam_jax.train import world_model as wm
+from wam_jax.types import Batch, features
+
+SIZE, CHUNK = 16, 3
+TASKS = ("open_drawer", "move_slider_right")
+COLUMN = {"open_drawer": (task_rules.DRAWER, 1.0), "move_slider_right": (task_rules.SLIDER, -1.0)}
+
+
+class FakeVector:
+  """Each step adds the action to robot_obs; furniture moves by `speed` of its episode."""
+
+  def __init__(self, num, speed):
+    self.num, self.speed = num, np.asarray(speed, float)
+    self.stepped, self.drawn, self.pictures = [], [], None
+
+  def reset(self, robot_obs, scene_obs):
+    self.robot, self.scene = np.array(robot_obs, float), np.array(scene_obs, float)
+
+  def step(self, actions, active):
+    self.stepped.append(np.array(active))
+    self.robot[active, :7] += 0.01 * actions[active]
+    self.scene[active, task_rules.DRAWER] += self.speed[active]
+    self.scene[active, task_rules.SLIDER] -= self.speed[active]
+
+  def state(self):
+    return self.robot.copy(), self.scene.copy()
+
+  def observe(self, active):
+    self.drawn.append(int(active.sum()))
+    pictures = draw(self.robot, self.scene)
+    if self.pictures is not None:
+      keep = ~active
+      for camera, picture in pictures.items():
+        picture[keep] = self.pictures[camera][keep]
+    self.pictures = pictures
+    return pictures
+
+
+def draw(robot_obs, scene_obs):
+  """Pictures that depend on the state in every pixel."""
+  weights = np.random.default_rng(0).normal(size=(39, SIZE * SIZE * 3))
+  flat = np.concatenate([robot_obs, scene_obs], -1) @ weights
+  picture = (127 + 120 * np.sin(flat)).astype(np.uint8).reshape(-1, SIZE, SIZE, 3)
+  return {"rgb_static": picture, "rgb_gripper": picture[:, ::-1].copy()}
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearPolicy:
+  """Chunk = tanh of a linear map of the feature; no noise."""
+
+  def sample(self, params, feature, key, deterministic=False):
+    assert deterministic
+    return jnp.tanh(feature @ params["w"]).reshape(*feature.shape[:-1], CHUNK, 7) * 1.2
+
+
+@pytest.fixture(scope="module")
+def model():
+  sizes = {"depth": 4, "embed": 16, "deter": 12, "stoch": 3, "classes": 4, "hidden": 16}
+  model = WorldModel(
+    vision="patch", proprio=True, inverse_dynamics_hidden=8, decode_embedding=False, image_size=SIZE, **sizes
+  )
+  return model, wm.init_params(model, jax.random.key(0), 18)
+
+
+def _starts(episodes, seed=1):
+  rng = np.random.default_rng(seed)
+  return rng.normal(size=(2, episodes, 15)), rng.uniform(0.2, 0.3, size=(2, episodes, 24))
+
+
+def _run(model, speed, max_steps=8, key=5, **options):
+  speed = np.asarray(speed)
+  robot_obs, scene_obs = _starts(speed.shape[1])
+  params = {"w": jnp.asarray(np.random.default_rng(2).normal(size=(2, model[0].feature_size, CHUNK * 7)))}
+  environment = FakeVector(speed.size, speed.ravel())
+  episodes = rollout.rollout_policies(
+    *model,
+    LinearPolicy(),
+    params,
+    tasks=TASKS,
+    robot_obs=robot_obs,
+    scene_obs=scene_obs,
+    environment=environment,
+    key=jax.random.key(key),
+    max_steps=max_steps,
+    chunk=CHUNK,
+    **options,
+  )
+  return episodes, params, environment
+
+
+def test_actions_follow_from_filtering_every_frame(model):
+  """The executed actions equal those recomputed offline by `observe` over the recorded episode."""
+  steps = 8
+  episodes, params, _ = _run(model, np.zeros((2, 2)), steps, posterior_mode=True)
+  robot, scene, action = (
+    x.reshape(4, -1, x.shape[-1]) for x in (episodes.robot_obs, episodes.scene_obs, episodes.action)
+  )
+  robot, scene = robot[:, :steps], scene[:, :steps]
+  pictures = draw(robot.reshape(-1, 15), scene.reshape(-1, 24))
+  rest = np.tile([0, 0, 0, 0, 0, 0, 1], (4, 1, 1)).astype(np.float32)
+  batch = Batch(
+    **{camera: picture.reshape(4, steps, *picture.shape[1:]) for camera, picture in pictures.items()},
+    proprio=proprio_features(robot),
+    action=action,
+    prev_action=np.concatenate([rest, action[:, :-1]], 1),
+    is_first=np.tile(np.arange(steps) == 0, (4, 1)),
+    mask=np.ones((4, steps), bool),
+  )
+  embed = wm.encode(*model, batch)
+  feature = features(wm.observe(*model, embed, batch.prev_action, batch.is_first, None)[0])
+  np.testing.assert_allclose(episodes.first_feature.reshape(4, -1), feature[:, 0], atol=1e-5)
+  sampled_at = np.arange(steps) - np.arange(steps) % CHUNK
+  for k in range(2):
+    own = slice(2 * k, 2 * k + 2)
+    task_params = jax.tree.map(lambda x, k=k: x[k], params)
+    chunks = LinearPolicy().sample(task_params, feature[own, sampled_at], None, deterministic=True)
+    expected = chunks[:, np.arange(steps), np.arange(steps) % CHUNK]
+    np.testing.assert_allclose(action[own], executable(expected), atol=1e-4)
+  assert np.abs(episodes.action[..., :6]).max() <= 1
+  assert set(np.unique(episodes.action[..., 6])) <= {-1.0, 1.0}
+  assert np.ptp(episodes.action[..., :6], axis=(0, 1)).mean() > 0.1  # episodes and tasks do differ
+
+
+def test_success_and_steps(model):
+  # Drawer: 0.12 at 0.05 a step is reached after 3 steps; slider: 0.15 after 4 (0.04) or never (0.01).
+  speed = np.array([[0.05, 0.0], [0.04, 0.01]])
+  episodes, _, environment = _run(model, speed, max_steps=7)
+  np.testing.assert_array_equal(episodes.success, [[True, False], [True, False]])
+  np.testing.assert_array_equal(episodes.steps, [[3, 7], [4, 7]])
+  assert episodes.robot_obs.shape == (2, 2, 8, 15) and episodes.scene_obs.shape == (2, 2, 8, 24)
+  # After the end: not stepped, not drawn, the last state repeated, no action.
+  assert [int(active.sum()) for active in environment.stepped] == [4, 4, 4, 3, 2, 2, 2]
+  assert environment.drawn == [4, 4, 4, 3, 2, 2, 2]
+  np.testing.assert_array_equal(episodes.scene_obs[0, 0, 3:], np.tile(episodes.scene_obs[0, 0, 3], (5, 1)))
+  assert not episodes.action[0, 0, 3:].any() and episodes.action[0, 0, :3].any()
+  moved = episodes.scene_obs[1, 0, 4] - episodes.scene_obs[1, 0, 0]
+  assert moved[task_rules.SLIDER] == pytest.approx(-0.16)
+
+
+def test_stops_when_all_have_succeeded(model):
+  done = []
+  episodes, _, environment = _run(model, np.full((2, 1), 0.08), max_steps=9, progress=done.append)
+  assert episodes.success.all() and (episodes.steps == 2).all()
+  assert len(environment.stepped) == 2 and sum(done) == 9
+  assert episodes.robot_obs.shape[2] == 10
+
+
+def test_same_key_same_episodes(model):
+  first, second, other = (_run(model, np.zeros((2, 1)), 5, key=key)[0] for key in (5, 5, 6))
+  np.testing.assert_array_equal(first.action, second.action)
+  np.testing.assert_array_equal(first.robot_obs, second.robot_obs)
+  assert (first.action != other.action).any()  # posterior samples depend on the key
+
+
+def test_wrong_number_of_environments(model):
+  robot_obs, scene_obs = _starts(2)
+  with pytest.raises(ValueError, match="need 4 environments"):
+    rollout.rollout_policies(
+      *model, LinearPolicy(), {}, tasks=TASKS, robot_obs=robot_obs, scene_obs=scene_obs,
+      environment=FakeVector(3, np.zeros(3)), key=jax.random.key(0), max_steps=2, chunk=1,
+    )  # fmt: skip
+
+
+class FakeSimulator(FakeVector):
+  def __init__(self):
+    super().__init__(1, [0.05])
+
+  def reset(self, robot_obs, scene_obs):
+    super().reset(robot_obs[None], scene_obs[None])
+
+  def step(self, action):
+    super().step(action[None], np.ones(1, bool))
+
+  def state(self):
+    return self.robot[0].copy(), self.scene[0].copy()
+
+
+def test_experts_end_on_success_on_giving_up_and_on_time():
+  def make_expert(task, environment, rng):
+    left = iter(range(2 if task == "move_slider_right" else 99))
+    return lambda: np.append(rng.uniform(-1, 1, 6), 1.0) if next(left, None) is not None else None
+
+  robot_obs, scene_obs = _starts(3)
+  run = lambda steps: rollout.rollout_experts(
+    tasks=TASKS, robot_obs=robot_obs, scene_obs=scene_obs, environment=FakeSimulator(),
+    make_expert=make_expert, seed=0, max_steps=steps,
+  )  # fmt: skip
+  episodes = run(6)
+  np.testing.assert_array_equal(episodes.success, [[True] * 3, [False] * 3])
+  np.testing.assert_array_equal(episodes.steps, [[3] * 3, [2] * 3])  # the slider's expert gives up after 2
+  assert episodes.scene_obs.shape == (2, 3, 7, 24)
+  assert not run(2).success.any()
+
+
+def _episodes(rng, rate, tasks=2, episodes=10):
+  success = rng.random((tasks, episodes)) < rate
+  steps = np.where(success, rng.integers(10, 72, success.shape), 72)
+  robot_obs, scene_obs = rng.normal(size=(tasks, episodes, 4, 15)), rng.normal(size=(tasks, episodes, 4, 24))
+  return {"success": success, "steps": steps, "robot_obs": robot_obs, "scene_obs": scene_obs}
+
+
+def test_summary_counts_and_gap():
+  rng = np.random.default_rng(4)
+  episodes = {"random": _episodes(rng, 0), "cloned": _episodes(rng, 0.5), "ppo": _episodes(rng, 0.8)}
+  episodes["ppo"]["imagined"] = np.array([0.9, 0.7])
+  summary = evaluate.summarise(TASKS, episodes)
+  for name, arrays in episodes.items():
+    for k, task in enumerate(TASKS):
+      row = summary["policies"][name]["per_task"][task]
+      assert row["successes"] == arrays["success"][k].sum() and row["n"] == 10
+      assert row["rate"] == row["successes"] / 10
+      assert (row["low"], row["high"]) == intervals.wilson_interval(row["successes"], 10)
+    assert summary["policies"][name]["mean"]["rate"] == pytest.approx(arrays["success"].mean())
+  assert summary["policies"]["random"]["mean"]["steps"] is None
+  ppo = summary["policies"]["ppo"]
+  assert ppo["per_task"][TASKS[1]]["gap"] == pytest.approx(0.7 - ppo["per_task"][TASKS[1]]["rate"])
+  assert ppo["mean"]["imagined"] == pytest.approx(0.8)
+  assert "imagined" not in summary["policies"]["cloned"]["mean"]
+  expected = episodes["ppo"]["success"].mean() - episodes["cloned"]["success"].mean()
+  assert summary["ppo_minus_cloned"]["difference"] == pytest.approx(expected)
+
+
+def test_shown_episode_is_the_first_success():
+  rng = np.random.default_rng(5)
+  arrays = _episodes(rng, 0.5)
+  arrays["success"][:] = False
+  arrays["success"][1, [4, 7]] = True
+  shown = evaluate.shown_episodes(TASKS, arrays)
+  np.testing.assert_array_equal(shown["episode"], [0, 4])
+  np.testing.assert_array_equal(shown["success"], [False, True])
+  np.testing.assert_array_equal(shown["robot_obs"][1], arrays["robot_obs"][1, 4])
+
+
+def test_stored_episodes_are_reused_only_from_the_same_starts(tmp_path):
+  rng = np.random.default_rng(6)
+  arrays, (robot_obs, scene_obs) = _episodes(rng, 0.5), _starts(10)
+  path = tmp_path / "cloned.npz"
+  assert evaluate.load_episodes(path, robot_obs, scene_obs) is None
+  evaluate._save_npz(path, arrays | {"start_robot_obs": robot_obs, "start_scene_obs": scene_obs})
+  stored = evaluate.load_episodes(path, robot_obs, scene_obs)
+  assert set(stored) == set(arrays)
+  np.testing.assert_array_equal(stored["success"], arrays["success"])
+  assert evaluate.load_episodes(path, robot_obs + 1e-9, scene_obs) is None

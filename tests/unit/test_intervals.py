@@ -1,0 +1,82 @@
+"""Wilson intervals against hand-computed values and at the extremes."""
+
+import pytest
+
+from wam_jax.core import intervals
+
+
+def test_hand_computed():
+  # n = 10, s = 5: centre 0.5, z^2 = 3.841459;
+  # half width = 1.959964 * sqrt(0.25/10 + 3.841459/400) / (1 + 0.3841459)
+  #            = 1.959964 * sqrt(0.0346036) / 1.3841459 = 1.959964 * 0.1860205 / 1.3841459 = 0.263407
+  low, high = intervals.wilson_interval(5, 10)
+  assert low == pytest.approx(0.5 - 0.263407, abs=1e-5)
+  assert high == pytest.approx(0.5 + 0.263407, abs=1e-5)
+
+
+def test_textbook_value():
+  # 15 of 20: (0.75 + 0.0960365 -/+ 1.959964 * sqrt(0.009375 + 0.00240091)) / 1.19207295
+  low, high = intervals.wilson_interval(15, 20)
+  assert (low, high) == (pytest.approx(0.53130, abs=1e-4), pytest.approx(0.88814, abs=1e-4))
+
+
+def test_extremes_keep_a_width():
+  # 0 of n: low 0, high z^2 / (n + z^2)
+  low, high = intervals.wilson_interval(0, 20)
+  assert low == 0.0 and high == pytest.approx(3.841459 / 23.841459, abs=1e-6)
+  low, high = intervals.wilson_interval(20, 20)
+  assert high == 1.0 and low == pytest.approx(20 / 23.841459, abs=1e-6)
+
+
+@pytest.mark.parametrize("successes", range(13))
+def test_contains_the_rate_and_mirrors(successes):
+  low, high = intervals.wilson_interval(successes, 12)
+  assert 0 <= low <= successes / 12 <= high <= 1
+  mirrored = intervals.wilson_interval(12 - successes, 12)
+  assert (1 - mirrored[1], 1 - mirrored[0]) == pytest.approx((low, high))
+
+
+@pytest.mark.parametrize("successes, trials", [(1, 0), (-1, 5), (6, 5)])
+def test_bad_counts_raise(successes, trials):
+  with pytest.raises(ValueError):
+    intervals.wilson_interval(successes, trials)
+
+
+def test_mean_with_equal_trials_is_the_pooled_interval():
+  rate, low, high = intervals.mean_interval([3, 9, 10], [10, 10, 10])
+  assert rate == pytest.approx(22 / 30)
+  assert (low, high) == pytest.approx(intervals.wilson_interval(22, 30))
+
+
+def test_mean_counts_tasks_equally():
+  rate, low, high = intervals.mean_interval([1, 0], [1, 99])
+  assert rate == pytest.approx(0.5)
+  assert high - low > 0.5  # one trial of the first task leaves it wide open
+
+
+def test_mean_at_full_success():
+  rate, low, high = intervals.mean_interval([7, 7, 7], [7, 7, 7])
+  assert rate == 1.0 and high == 1.0 and low < 1.0
+
+
+@pytest.mark.parametrize("successes, trials", [([], []), ([1], [1, 2]), ([3], [2])])
+def test_mean_bad_counts_raise(successes, trials):
+  with pytest.raises(ValueError):
+    intervals.mean_interval(successes, trials)
+
+
+def test_paired_difference_by_hand():
+  # Task 1: differences 1, 0, 0, -1, mean 0, variance 2/3, of the mean 1/6.
+  # Task 2: differences 1, 1, 0, 0, mean 1/2, variance 1/3, of the mean 1/12. Together sqrt(1/4) / 2 = 1/4.
+  before = [[False, True, False, True], [False, False, True, False]]
+  after = [[True, True, False, False], [True, True, True, False]]
+  difference, low, high = intervals.paired_difference(before, after)
+  assert difference == pytest.approx(0.25)
+  assert (low, high) == (pytest.approx(0.25 - 1.959964 / 4), pytest.approx(0.25 + 1.959964 / 4))
+
+
+def test_paired_difference_rejects_unlike_episodes():
+  with pytest.raises(ValueError, match="same episodes"):
+    intervals.paired_difference([[True, False]], [[True, False, True]])
+  with pytest.raises(ValueError, match="two"):
+    intervals.paired_difference([[True]], [[True]])

@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import json
+import multiprocessing
+import pathlib
+import sys
+import types
+
+import pytest
+
+from wam_jax import config as config_lib
+from wam_jax.io.artifact import read_artifact
+from wam_jax.stages import plan, runner
+from wam_jax.stages.plan import Spec, StageError
+
+SPECS = {
+  "collect": Spec((), ("seed", "data.play_frames")),
+  "world_model": Spec(("collect",), ("seed", "world_model")),
+  "report": Spec(("world_model",), ("report",)),
+}
+
+
+@pytest.fixture
+def ran(monkeypatch, tmp_path):
+  """Three small stages in place of the real ones; yields the list of those that ran."""
+  monkeypatch.chdir(tmp_path)
+  calls = []
+  for name in SPECS:
+
+    def run(config, inputs, workdir, logger, name=name):
+      assert set(inputs) == set(SPECS[name].requires) and all(each.done for each in inputs.values())
+      calls.append(name)
+      if config.experiment == "breaks" and name == "world_model":
+        raise KeyboardInterrupt
+      (workdir / "result.txt").write_text(name)
+      if name == "report":
+        (workdir / "report.md").write_text("# Title\n\n| task | n |\n|---|---|\n| led | 3 |\n\n| other |\n")
+
+    module = types.ModuleType(f"wam_jax.stages.{name}")
+    module.run = run
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+  monkeypatch.setattr(plan, "STAGES", tuple(SPECS))
+  monkeypatch.setattr(plan, "stage_spec", SPECS.__getitem__)
+  monkeypatch.setattr(runner, "use_compilation_cache", lambda: None)
+  return calls
+
+
+def make(*overrides, experiment="calvin_wam"):
+  config = config_lib.preset_config("demo", experiment)
+  assert config_lib.apply_overrides(config, overrides) == []
+  return config_lib.finalize(config)
+
+
+def files(folder):
+  return {path: path.stat().st_mtime_ns for path in pathlib.Path(folder).rglob("*")}
+
+
+def test_all_then_nothing_left(ran, capsys):
+  artifacts = runner.run(make())
+  assert ran == list(SPECS) == list(artifacts)
+  out = capsys.readouterr().out
+  assert "no accelerator" not in out.split("Plan of calvin_wam")[0]  # the plan comes first
+  assert "| led | 3 |" in out and "| other |" not in out and "report.html" in out
+  record = json.loads(pathlib.Path("runs/calvin_wam_demo/world_model/artifact.json").read_text())
+  assert record["seconds"] >= 0 and record["peak_bytes"] > 2**20
+  assert record["inputs"] == {"collect": artifacts["collect"].fingerprint}
+  before = files("runs")
+  runner.run(
+    make(("report.animation_size", "160"), ("evaluate.episodes", "3"))
+  )  # nothing that these stages read
+  assert ran == list(SPECS) and files("runs") == before
+
+
+def test_plan_changes_nothing(ran, capsys, tmp_path):
+  assert runner.run(make(("stage", "plan"))) == {}
+  out = capsys.readouterr().out
+  assert ran == [] and not list(tmp_path.iterdir())
+  for word in ("preset   demo", "asked for", "24,000", "runs/calvin_wam_demo", "about", ":paper"):
+    assert word in out
+
+
+def test_interrupted_goes_on(ran):
+  with pytest.raises(KeyboardInterrupt):
+    runner.run(make(experiment="breaks"))
+  folder = pathlib.Path("runs/breaks_demo")
+  assert (folder / "collect/DONE").exists() and not (folder / "world_model/DONE").exists()
+  assert plan.make_plan(make(experiment="breaks"))["world_model"].action == "resume"
+  first = read_artifact(folder / "world_model").seconds
+  runner.run(make(("workdir", str(folder))))  # the experiment's name is not part of any fingerprint
+  assert ran == ["collect", "world_model", "world_model", "report"]
+  assert read_artifact(folder / "world_model").seconds > first
+
+
+def test_changed_config_names_the_difference_and_touches_nothing(ran):
+  runner.run(make())
+  before = files("runs")
+  with pytest.raises(StageError) as error:
+    runner.run(make(("world_model.updates", "70")))
+  text = str(error.value)
+  updates = config_lib.PRESET_CHANGES["demo"]["world_model.updates"]
+  assert f"world_model.updates: {updates} -> 70" in text
+  assert "made from another world_model" in text and "rm -r" in text
+  assert "--config.inputs.collect=" in text
+  assert ran == list(SPECS) and files("runs") == before
+
+
+def test_changed_config_of_an_unfinished_stage(ran):
+  with pytest.raises(KeyboardInterrupt):
+    runner.run(make(experiment="breaks"))
+  with pytest.raises(StageError, match="seed: 0 -> 1"):
+    runner.run(make(("seed", "1"), experiment="breaks"))
+
+
+def test_schema_version_counts(ran, monkeypatch):
+  runner.run(make())
+  monkeypatch.setitem(SPECS, "collect", Spec((), ("seed", "data.play_frames"), schema=2))
+  with pytest.raises(StageError, match="1 -> 2"):
+    runner.run(make())
+
+
+def test_one_stage_needs_its_inputs(ran):
+  with pytest.raises(StageError, match=r"--config\.stage=collect"):
+    runner.run(make(("stage", "world_model")))
+  assert ran == []
+  runner.run(make(("stage", "collect")))
+  runner.run(make(("stage", "world_model")))
+  assert ran == ["collect", "world_model"]
+
+
+def test_inputs_of_another_run(ran):
+  runner.run(make())
+  other = make(("workdir", "other"), ("inputs.world_model", "runs/calvin_wam_demo"), ("stage", "report"))
+  artifacts = runner.run(other)
+  assert ran[3:] == ["report"]
+  assert artifacts["world_model"].path == pathlib.Path("runs/calvin_wam_demo/world_model")
+  # Another seed makes other data, but the given world model stays what it is.
+  plans = plan.make_plan(
+    make(("workdir", "other"), ("inputs.world_model", "runs/calvin_wam_demo"), ("seed", "5"))
+  )
+  assert [each.action for each in plans.values()] == ["run", "use", "skip"]
+
+
+def test_foreign_files_are_not_touched(ran):
+  folder = pathlib.Path("runs/calvin_wam_demo/collect")
+  folder.mkdir(parents=True)
+  (folder / "thesis.txt").write_text("years of work")
+  with pytest.raises(StageError, match="not made by wam_jax"):
+    runner.run(make())
+  assert [path.name for path in folder.iterdir()] == ["thesis.txt"]
+
+
+def _hold(workdir, ready, stop):
+  with runner.lock(pathlib.Path(workdir)):
+    ready.set()
+    stop.wait(60)
+
+
+def test_a_second_process_is_kept_out(tmp_path):
+  context = multiprocessing.get_context("spawn")
+  ready, stop = context.Event(), context.Event()
+  process = context.Process(target=_hold, args=(str(tmp_path / "run"), ready, stop))
+  process.start()
+  try:
+    assert ready.wait(60)
+    with pytest.raises(StageError, match="another process"), runner.lock(tmp_path / "run"):
+      pass
+  finally:
+    stop.set()
+    process.join(60)
+  with runner.lock(tmp_path / "run"):
+    pass
+
+
+def test_folder_that_cannot_be_made(tmp_path):
+  (tmp_path / "file").write_text("")
+  with pytest.raises(StageError, match="cannot write"), runner.lock(tmp_path / "file" / "run"):
+    pass
+
+
+@pytest.mark.parametrize("stage", config_lib.STAGES)
+def test_every_stage_says_what_it_depends_on(stage):
+  spec = plan.stage_spec(stage)
+  fields = config_lib.flatten(config_lib.default_config())
+  for path in spec.config:
+    assert any(field == path or field.startswith(path + ".") for field in fields), path
+  # Where results are written and how fast must not change what they are.
+  for path in ("workdir", "stage", "env.workers", "env", "preset", "preset_reason", "training"):
+    assert path not in spec.config
+  order = config_lib.STAGES
+  assert all(order.index(required) < order.index(stage) for required in spec.requires)
+
+
+def test_estimate_grows_with_the_work():
+  demo, small = (config_lib.preset_config(name) for name in ("demo", "small"))
+  for stage in config_lib.STAGES:
+    assert plan.estimate(demo, stage) == pytest.approx(plan.DEMO_SECONDS[stage])
+    assert plan.estimate(small, stage) >= plan.estimate(demo, stage)
+  small.world_model.updates *= 2
+  assert plan.estimate(small, "world_model") > 10 * plan.estimate(demo, "world_model")

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from wam_jax.io.logger import Logger, read_metrics
+from wam_jax.stages.training_loop import TrainingError, train_loop
+from wam_jax.types import TrainState
+
+
+@functools.partial(jax.jit, static_argnums=2, donate_argnums=0)
+def update(state, key, num):
+  def body(state, key):
+    noise = jax.random.normal(key, state.params.shape)
+    loss = jnp.sum(jnp.square(state.params))
+    return state.replace(step=state.step + 1, params=0.9 * state.params + 0.1 * noise), {"loss": loss}
+
+  state, metrics = jax.lax.scan(body, state, jax.random.split(key, num))
+  return state, jax.tree.map(jnp.mean, metrics)
+
+
+def start():
+  return TrainState(step=jnp.int32(0), params=jax.random.normal(jax.random.key(1), (3,)), opt_state=())
+
+
+def loop(workdir, total, **changes):
+  logger = Logger(workdir, "stage", interactive=False)
+  settings = {
+    "state": start(),
+    "update": update,
+    "total": total,
+    "per_call": 4,
+    "key": jax.random.key(7),
+    "workdir": workdir,
+    "logger": logger,
+    "description": "training",
+    "checkpoint_minutes": 0.0,
+    "metric_prefix": "stage",
+  }
+  try:
+    return train_loop(**settings | changes)
+  finally:
+    logger.close()
+
+
+def test_interrupted_equals_uninterrupted(tmp_path):
+  whole = loop(tmp_path / "whole", 16)
+
+  def interrupt(step, state):
+    if step == 8:
+      raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt):
+    loop(tmp_path / "parts", 16, batch_done=interrupt)
+  before = read_metrics(tmp_path / "parts")
+  assert [line["step"] for line in before] == [4, 8]  # the line of step 8 came after the checkpoint of 4
+  resumed = loop(tmp_path / "parts", 16)
+  np.testing.assert_array_equal(whole.params, resumed.params)
+  assert int(resumed.step) == 16
+  first, second = (read_metrics(tmp_path / name) for name in ("whole", "parts"))
+  strip = [[{k: v for k, v in line.items() if k != "time"} for line in lines] for lines in (first, second)]
+  assert strip[0] == strip[1] and len(strip[0]) == 4
+
+
+def test_total_need_not_be_a_multiple_and_finished_runs_nothing(tmp_path):
+  seen = []
+  state = loop(tmp_path, 10, on_metrics=lambda step, metrics: seen.append((step, set(metrics))))
+  assert int(state.step) == 10 and seen == [(4, {"loss"}), (8, {"loss"}), (10, {"loss"})]
+
+  def never(state, key, num):
+    raise AssertionError("nothing is left to do")
+
+  again = loop(tmp_path, 10, update=never)
+  np.testing.assert_array_equal(again.params, state.params)
+
+
+def test_not_finite_stops_and_names_step_and_term(tmp_path):
+  def broken(state, key, num):
+    state, metrics = update(state, key, num)
+    return state, metrics | {"kl": jnp.where(state.step >= 8, jnp.nan, 1.0)}
+
+  with pytest.raises(TrainingError, match="kl is nan at update 8"):
+    loop(tmp_path, 16, update=broken)

@@ -1,0 +1,484 @@
+"""Defaults, presets and checks of the experiment configuration. No JAX here.
+
+A config is made by an experiment file (`experiments/*.py`), changed on the command line
+(`--config.world_model.updates=500`), and then checked and completed once by `finalize`.
+Values of `paper` follow METHOD.md's sources: WAM (arXiv 2603.28955), DiWA (2508.03645),
+DPPO (2409.00588), LUMOS.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from wam_jax.config_rules import (
+  CHECKS,
+  PRESETS,
+  RULES,
+  STAGES,
+  TASKS,
+  ConfigError,
+  Problem,
+  check_field,
+  check_rule,
+  did_you_mean,
+  shown,
+)
+
+
+def default_config() -> ConfigDict:
+  """The `paper` preset: published sizes. The other presets are differences from it."""
+  c = ConfigDict()
+  c.experiment = "calvin_wam"
+  c.preset = "paper"
+  c.preset_reason = ""  # why this preset was chosen; printed in the plan
+  c.stage = "all"  # all, plan, or one of STAGES
+  c.workdir = ""  # empty: runs/<experiment>_<preset>
+  c.seed = 0
+  c.tasks = TASKS
+
+  # Finished artifacts of other runs to use instead of running the stage: folders holding DONE.
+  c.inputs = ConfigDict({stage: "" for stage in STAGES if stage != "report"})
+
+  c.env = ConfigDict()
+  c.env.name = "play_table"  # play_table (embedded simulator)
+  c.env.image_size = 64
+  c.env.max_steps = 72  # control steps of an episode, at 30 Hz
+  c.env.workers = 0  # threads for physics and pictures; 0: one per core
+
+  c.data = ConfigDict()
+  c.data.source = "calvin"  # embedded: scripted experts in env.name; calvin: a folder in CALVIN's format
+  c.data.calvin_path = ""  # folder with training/ and validation/; empty: $CALVIN_DATA
+  c.data.play_frames = 512_000  # task-free frames to collect (embedded)
+  c.data.play_episode_frames = 512  # frames per play episode (embedded)
+  c.data.demos_per_task = 50
+  c.data.heldout_demos_per_task = 10
+  c.data.heldout_starts_per_task = 50  # start states kept for evaluation
+  c.data.action_noise = 0.3  # std of Gaussian noise on the experts' motion, in action units
+  c.data.failed_attempt_rate = 0.25  # share of play skills broken off half-way (embedded)
+
+  w = c.world_model = ConfigDict()
+  w.vision = "conv"  # conv: LUMOS's strided convolutions; patch: non-overlapping patches, fast on a CPU
+  w.depth = 48  # first width of the vision networks; doubled per layer
+  w.embed = 1536  # E, width of the encoder embedding e_t
+  w.deter = 1024  # D
+  w.stoch = 32  # S
+  w.classes = 32  # C
+  w.hidden = 1000
+  w.proprio = False  # append the robot state to the embedding's input
+  w.inverse_dynamics_hidden = 512
+  w.image_weight = 1.0
+  w.kl_weight = 3.0  # WAM; LUMOS has 0.3
+  w.kl_balance = 0.8  # share of the KL that trains the prior
+  w.inverse_dynamics_weight = 1000.0  # 0: plain DreamerV2
+  w.embedding_image_weight = 0.0  # also reconstruct the pictures straight from e_t (not in the paper)
+  w.decode_fraction = 1.0  # share of frames decoded per update
+  w.batch_size = 50
+  w.sequence_length = 50
+  w.updates = 230_000
+  w.learning_rate = 3e-4
+  w.adam_eps = 1e-5
+  w.weight_decay = 0.05
+  w.grad_clip = 100.0
+  w.warmup_updates = 0
+  w.final_learning_rate_scale = 1.0  # cosine decay to this share of learning_rate by the last update
+
+  b = c.behaviour_cloning = ConfigDict()
+  b.chunk = 4  # H, actions per chunk, all executed
+  b.hidden = 512
+  b.blocks = 1  # residual blocks of two layers
+  b.time_dim = 16
+  b.denoising_steps = 20  # K
+  b.batch_size = 256
+  b.updates = 50_000  # about 5000 epochs over 50 demos
+  b.learning_rate = 1e-4
+  b.final_learning_rate = 1e-5
+  b.warmup_updates = 100
+  b.weight_decay = 1e-6
+  b.ema_decay = 0.995
+
+  k = c.classifier = ConfigDict()
+  k.embed = (1024, 256)  # layers of the embedding, the last one its size
+  k.hidden = 1024
+  k.temperature = 0.5  # of NT-Xent
+  k.contrastive_weight = 1.0
+  k.cross_entropy_weight = 0.5
+  k.batch_size = 256
+  k.updates = 5_000
+  k.learning_rate = 3e-4
+  k.weight_decay = 1e-2
+  k.threshold = 0.5  # probability above which a feature counts as success
+  k.max_false_positives = 0.05  # in random-action dreams; above it PPO refuses to start
+  k.enforce_gate = True
+
+  p = c.ppo = ConfigDict()
+  p.iterations = 800
+  p.dreams = 50  # E
+  p.chunks_per_iteration = 18  # N
+  p.horizon_steps = 72  # actions until a dream is cut
+  p.horizon = (
+    "bootstrap"  # bootstrap: value of the last feature; terminal: the end, with the time left as input
+  )
+  p.fine_tuned_steps = 10  # K'
+  p.min_sampling_std = 0.1
+  p.min_log_prob_std = 0.1
+  p.log_prob_min = -5.0
+  p.log_prob_max = 2.0
+  p.clip_min = 0.001
+  p.clip_max = 0.01
+  p.clip_rate = 3.0
+  p.denoising_discount = 0.99
+  p.gamma = 0.999
+  p.gae_lambda = 0.95
+  p.value_hidden = (256, 256, 256)
+  p.value_weight = 0.5
+  p.reward_clip = 10.0
+  p.actor_learning_rate = 1e-5
+  p.critic_learning_rate = 1e-3
+  p.weight_decay = 0.0
+  p.grad_clip = 0.0  # 0: none
+  p.critic_warmup_iterations = 2
+  p.epochs = 10
+  p.minibatches = 1  # per epoch; each holds dreams * chunks_per_iteration / minibatches chunks
+  p.target_kl = 1.0
+  p.bc_weight = 0.025  # alpha of the behaviour-cloning regulariser
+  p.eval_every = 25  # iterations between real evaluations; 0: none
+
+  e = c.evaluate = ConfigDict()
+  e.episodes = 50  # per task and policy
+  e.random_policy = True  # also measure a policy with random weights
+  e.expert = True  # also measure the scripted expert (embedded)
+  e.imagined_episodes = 200  # dreams per task for the imagined success
+
+  r = c.report = ConfigDict()
+  r.open_loop_context = 5  # frames seen before the open-loop prediction
+  r.open_loop_horizon = 30
+  r.animation_size = 160
+
+  t = c.training = ConfigDict()
+  t.log_every = 50  # updates between metric lines
+  t.checkpoint_minutes = 2.0  # between checkpoints of a running stage
+  return c
+
+
+# Differences of the other presets from the defaults. Times are measured on 2 CPU cores; see `runner`.
+PRESET_CHANGES: dict[str, dict[str, Any]] = {
+  "demo": {
+    "data.source": "embedded",
+    "data.play_frames": 24_000,
+    "data.play_episode_frames": 512,
+    "data.heldout_demos_per_task": 10,
+    "data.heldout_starts_per_task": 50,
+    "world_model.vision": "patch",
+    "world_model.depth": 48,
+    "world_model.embed": 512,
+    "world_model.deter": 256,
+    "world_model.stoch": 16,
+    "world_model.classes": 16,
+    "world_model.hidden": 256,
+    "world_model.inverse_dynamics_hidden": 256,
+    "world_model.embedding_image_weight": 1.0,
+    "world_model.decode_fraction": 0.5,
+    "world_model.batch_size": 16,
+    "world_model.sequence_length": 24,
+    "world_model.updates": 1_500,
+    "world_model.warmup_updates": 50,
+    "behaviour_cloning.updates": 3_000,
+    "behaviour_cloning.learning_rate": 1e-3,
+    "behaviour_cloning.final_learning_rate": 1e-5,
+    "classifier.embed": (256, 128),
+    "classifier.hidden": 256,
+    "classifier.updates": 600,
+    "ppo.iterations": 12,
+    "ppo.dreams": 100,
+    "ppo.horizon": "terminal",
+    "ppo.epochs": 4,
+    "ppo.eval_every": 0,
+    "ppo.actor_learning_rate": 3e-5,
+    "evaluate.episodes": 20,
+    "evaluate.imagined_episodes": 100,
+    "training.log_every": 10,
+  },
+  "small": {
+    "data.source": "embedded",
+    "data.play_frames": 200_000,
+    "world_model.vision": "patch",
+    "world_model.embed": 1024,
+    "world_model.deter": 512,
+    "world_model.hidden": 512,
+    "world_model.embedding_image_weight": 1.0,
+    "world_model.batch_size": 32,
+    "world_model.sequence_length": 32,
+    "world_model.updates": 20_000,
+    "world_model.warmup_updates": 200,
+    "behaviour_cloning.updates": 10_000,
+    "behaviour_cloning.learning_rate": 3e-4,
+    "classifier.embed": (512, 256),
+    "classifier.hidden": 512,
+    "classifier.updates": 2_000,
+    "ppo.iterations": 100,
+    "ppo.dreams": 200,
+    "ppo.horizon": "terminal",
+    "ppo.epochs": 4,
+    "evaluate.imagined_episodes": 200,
+  },
+  "paper": {},
+}
+
+
+def preset_config(preset: str = "auto", experiment: str = "calvin_wam") -> ConfigDict:
+  """The config of a preset, before overrides.
+
+  Args:
+    preset: auto, or one of PRESETS.
+    experiment: name of the experiment, part of the default work folder.
+
+  Raises:
+    ConfigError: unknown preset.
+  """
+  reason = "asked for"
+  if preset == "auto":
+    preset, reason = detect_preset()
+  if preset not in PRESETS:
+    fix = did_you_mean(preset, PRESETS) or f"experiments/{experiment}.py:demo"
+    raise ConfigError([Problem("preset", preset, f"one of auto, {', '.join(PRESETS)}", fix)])
+  config = default_config()
+  config.experiment, config.preset, config.preset_reason = experiment, preset, reason
+  config.update_from_flattened_dict(PRESET_CHANGES[preset])
+  return config
+
+
+def detect_preset(
+  environ: Mapping[str, str] = os.environ, root: str | os.PathLike[str] = "/"
+) -> tuple[str, str]:
+  """Chooses a preset from hardware and data, without importing JAX.
+
+  Args:
+    environ: environment variables.
+    root: where to look for device nodes; for tests.
+
+  Returns:
+    (preset, why).
+  """
+  device, note = _find_accelerator(environ, pathlib.Path(root))
+  cores = available_cores()
+  if not device:
+    return "demo", f"{note}; {cores} CPU core{'s' if cores > 1 else ''}"
+  data = environ.get("CALVIN_DATA", "")
+  if data and (pathlib.Path(data) / "training").is_dir():
+    return "paper", f"{device} and CALVIN's data in {data}"
+  return "small", f"{device}, and no CALVIN data ($CALVIN_DATA names no folder with training/)"
+
+
+def _find_accelerator(environ: Mapping[str, str], root: pathlib.Path) -> tuple[str, str]:
+  """('NVIDIA GPU' | 'TPU' | '', why not). A device that this JAX cannot drive does not count."""
+  platforms = environ.get("JAX_PLATFORMS", "")
+  if platforms and not {"cuda", "gpu", "tpu"} & set(platforms.split(",")):
+    return "", f"JAX_PLATFORMS={platforms}"
+  dev = root / "dev"
+  gpu = any(dev.glob("nvidia[0-9]*")) and environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1")
+  tpu = any(dev.glob("accel[0-9]*")) or any(name in environ for name in ("TPU_NAME", "TPU_WORKER_ID"))
+  for found, device, extra, plugins in (
+    (gpu, "NVIDIA GPU", "cuda", ("jax_cuda12_plugin", "jax_cuda13_plugin")),
+    (tpu, "TPU", "tpu", ("libtpu",)),
+  ):
+    if found and any(importlib.util.find_spec(plugin) for plugin in plugins):
+      return device, ""
+    if found:
+      return "", f"{device} found, but JAX's support for it is not installed (pip install -e '.[{extra}]')"
+  return "", "no accelerator found"
+
+
+def available_cores() -> int:
+  """CPU cores this process may use."""
+  return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def apply_overrides(config: ConfigDict, overrides: Iterable[tuple[str, str]]) -> list[Problem]:
+  """Sets fields from command-line text, in place, as far as possible.
+
+  Args:
+    config: changed.
+    overrides: (dotted path, text) pairs.
+
+  Returns:
+    What could not be set: unknown keys with the likely right one, texts that are not of the field's type.
+  """
+  fields = flatten(config)
+  problems = []
+  for path, text in overrides:
+    if path not in fields:
+      inside = [name for name in fields if name.startswith(path + ".")]
+      known = f"a group, with {', '.join(name[len(path) + 1 :] for name in inside)}" if inside else ""
+      better = did_you_mean(path, fields) or "see wam_jax/config.py for all fields"
+      problems.append(Problem(path, text, "a field of the config", known or better))
+      continue
+    try:
+      config.update_from_flattened_dict({path: _parse(text, fields[path])})
+    except (ValueError, SyntaxError, TypeError):
+      kind = _type_name(fields[path])
+      problems.append(Problem(path, text, kind, f"--config.{path}={shown(fields[path])} is the value it had"))
+  return problems
+
+
+def _parse(text: str, example: Any) -> Any:
+  """Reads `text` as the type of `example`. Raises ValueError."""
+  if isinstance(example, bool):
+    words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    if text.lower() not in words:
+      raise ValueError(text)
+    return words[text.lower()]
+  if isinstance(example, int):
+    number = float(text.replace("_", ""))  # 1e5 is an integer too
+    if not number.is_integer():
+      raise ValueError(text)
+    return int(text) if text.replace("_", "").lstrip("+-").isdigit() else int(number)
+  if isinstance(example, float):
+    return float(text)
+  if isinstance(example, tuple):
+    items = [item.strip().strip("'\"") for item in text.strip("()[] ").split(",")]
+    first = example[0] if example else ""
+    return tuple(_parse(item, first) for item in items if item)
+  return text
+
+
+def _type_name(value: Any) -> str:
+  if isinstance(value, tuple):
+    return f"a comma-separated list, each {_type_name(value[0]) if value else 'a word'}"
+  names = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
+  return names[type(value)]
+
+
+def finalize(config: ConfigDict, problems: Sequence[Problem] = ()) -> ConfigDict:
+  """Checks and completes a config: the only place where values are derived.
+
+  Args:
+    config: from an experiment file, after overrides; not changed.
+    problems: what is already known to be wrong, reported together with the rest.
+
+  Returns:
+    A frozen copy. Derived: `workdir`, `data.calvin_path` from $CALVIN_DATA, `env.workers`.
+
+  Raises:
+    ConfigError: listing every problem.
+  """
+  c = ConfigDict(config.copy_and_resolve_references().to_dict())
+  problems = [*problems, *_check_structure(c)]
+  values, defaults = flatten(c), flatten(default_config())
+  wrong = {problem.path for problem in problems}
+  for path in sorted((set(CHECKS) & set(values)) - wrong, key=list(CHECKS).index):
+    problems += check_field(path, values[path], defaults[path])
+  wrong = {problem.path for problem in problems} | (set(CHECKS) - set(values))
+  for rule in RULES:
+    if not wrong & {rule.path, *rule.needs}:
+      problems += check_rule(rule, [values[path] for path in (rule.path, *rule.needs)])
+
+  derived: tuple[tuple[tuple[str, ...], Callable[[ConfigDict], Sequence[Problem] | None]], ...] = (
+    (("tasks",), lambda c: c.update(tasks=tuple(c.tasks))),
+    (("env.workers",), lambda c: c.env.update(workers=c.env.workers or available_cores())),
+    (("workdir", "experiment", "preset"), _place_workdir),
+    (tuple(f"inputs.{stage}" for stage in STAGES[:-1]), _check_inputs),
+    (("data.source", "data.calvin_path", "inputs.collect"), _find_calvin),
+    (("world_model.batch_size", "world_model.sequence_length", *_AMOUNT), _check_amount),
+  )
+  for needs, derive in derived:
+    if not wrong & set(needs):
+      problems += derive(c) or ()
+  if problems:
+    raise ConfigError(problems)
+  return FrozenConfigDict(c)
+
+
+def _check_structure(config: ConfigDict) -> list[Problem]:
+  """Fields that an experiment file added or removed."""
+  fields = flatten(config)
+  problems = []
+  for path in fields:
+    if path not in CHECKS:
+      fix = did_you_mean(path, CHECKS) or "remove it, or add a check to wam_jax/config.py"
+      problems.append(Problem(path, fields[path], "a field of the config", fix))
+  for path in CHECKS:
+    if path not in fields:
+      problems.append(Problem(path, None, "must be there", "start from wam_jax.config.preset_config"))
+  return problems
+
+
+def _place_workdir(config: ConfigDict) -> list[Problem]:
+  config.workdir = os.path.expanduser(config.workdir) or f"runs/{config.experiment}_{config.preset}"
+  workdir = pathlib.Path(config.workdir).absolute()
+  parent = next(path for path in (workdir, *workdir.parents) if path.exists())
+  if not parent.is_dir():
+    return [Problem("workdir", config.workdir, "a folder", f"{parent} is a file: name another place")]
+  if not os.access(parent, os.W_OK | os.X_OK):
+    return [Problem("workdir", config.workdir, "a writable place", f"you may not write in {parent}")]
+  return []
+
+
+def _check_inputs(config: ConfigDict) -> list[Problem]:
+  problems = []
+  for stage, text in config.inputs.items():
+    config.inputs[stage] = os.path.expanduser(text)
+    path = pathlib.Path(config.inputs[stage])
+    if text and not ((path / "DONE").exists() or (path / stage / "DONE").exists()):
+      rule = f"a finished artifact of {stage}: a folder holding DONE, or the work folder above it"
+      fix = "that run has not finished" if path.is_dir() else "check the path: there is no such folder"
+      problems.append(Problem(f"inputs.{stage}", text, rule, fix))
+  return problems
+
+
+def _find_calvin(config: ConfigDict) -> list[Problem]:
+  if config.data.source != "calvin":
+    return []
+  path = os.path.expanduser(config.data.calvin_path or os.environ.get("CALVIN_DATA", ""))
+  config.data.calvin_path = path
+  if config.inputs.collect:
+    return []
+  rule = "a dataset in CALVIN's format: a folder with training/ and validation/"
+  if not path:
+    fix = "set it or $CALVIN_DATA, or use the embedded simulator: --config.data.source=embedded"
+    return [Problem("data.calvin_path", path, rule, fix)]
+  missing = [f"{path}/{name}" for name in ("training", "validation") if not os.path.isdir(f"{path}/{name}")]
+  if missing:
+    return [Problem("data.calvin_path", path, rule, f"missing: {', '.join(missing)}")]
+  return []
+
+
+_AMOUNT = ("data.source", "data.calvin_path", "data.play_frames")
+
+
+def _check_amount(config: ConfigDict) -> list[Problem]:
+  """A batch of the world model must not be larger than all the data there is."""
+  frames, where = config.data.play_frames, "data.play_frames"
+  if config.data.source == "calvin":
+    where = f"the frames in {config.data.calvin_path}/training"
+    file = pathlib.Path(config.data.calvin_path) / "training" / "ep_start_end_ids.npy"
+    if not file.exists():
+      return []  # reading the dataset reports it
+    try:
+      episodes = np.load(file, allow_pickle=False)
+      frames = int((episodes[:, 1] - episodes[:, 0] + 1).sum())
+    except (ValueError, IndexError, OSError):
+      return []  # reading the dataset reports it
+  w = config.world_model
+  if w.batch_size * w.sequence_length <= frames:
+    return []
+  rule = f"batch_size * sequence_length ({w.batch_size} * {w.sequence_length}) at most {where} ({frames})"
+  return [Problem("world_model.batch_size", w.batch_size, rule, f"at most {frames // w.sequence_length}")]
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+  """Config -> {dotted path: value}."""
+  flat: dict[str, Any] = {}
+  for key in config:
+    value = config[key]
+    if isinstance(value, ConfigDict | FrozenConfigDict):
+      flat |= flatten(value, f"{prefix}{key}.")
+    else:
+      flat[f"{prefix}{key}"] = value
+  return flat

@@ -1,0 +1,439 @@
+"""What a config may hold: the words, the range of every field, and what fields must be together.
+
+`config.finalize` applies these tables and reports every problem at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+PRESETS = ("demo", "small", "paper")
+STAGES = (
+  "collect",
+  "world_model",
+  "featurize",
+  "behaviour_cloning",
+  "classifier",
+  "ppo",
+  "evaluate",
+  "report",
+)
+TASKS = (
+  "open_drawer",
+  "close_drawer",
+  "move_slider_left",
+  "move_slider_right",
+  "turn_on_lightbulb",
+  "turn_off_lightbulb",
+  "turn_on_led",
+  "turn_off_led",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+  """One thing wrong with a config.
+
+  Attributes:
+    path: dotted path of the field.
+    value: what it is.
+    rule: what it must be.
+    fix: what to do.
+  """
+
+  path: str
+  value: Any
+  rule: str
+  fix: str
+
+
+class ConfigError(Exception):
+  """The config cannot be used. Its text lists every problem found."""
+
+  def __init__(self, problems: Sequence[Problem]):
+    self.problems = tuple(problems)
+    count = len(self.problems)
+    lines = [f"{count} problem{'s' if count > 1 else ''} in the configuration; nothing was started."]
+    for problem in self.problems:
+      shown = "" if problem.value is None else f" = {problem.value!r}"
+      lines += [f"  {problem.path}{shown}", f"    rule: {problem.rule}", f"    fix:  {problem.fix}"]
+    super().__init__("\n".join(lines))
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+  """The known word that `word` was most likely meant to be, or ''."""
+  known = list(known)
+  close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+  if close:
+    return close[0]
+  # The right last part under a wrong group: world_model.update, model.updates.
+  tails: dict[str, list[str]] = {}
+  for path in known:
+    tails.setdefault(path.rsplit(".", 1)[-1], []).append(path)
+  tail = difflib.get_close_matches(word.rsplit(".", 1)[-1], list(tails), n=1, cutoff=0.75)
+  return tails[tail[0]][0] if tail and len(tails[tail[0]]) == 1 else ""
+
+
+def shown(value: Any) -> str:
+  """A value as one writes it on the command line."""
+  return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+  """A question naming the likely right word, or an empty string."""
+  better = suggest(word, known)
+  return f"did you mean {better}?" if better else ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+  """What one field must be: `holds(value)`, said in words by `rule`."""
+
+  holds: Callable[[Any], bool]
+  rule: str
+  types: tuple[type, ...]
+
+
+def _number(low: float, high: float = math.inf, *, open_low: bool = False, whole: bool = False) -> Check:
+  """A number in [low, high], or (low, high] if `open_low`."""
+  above = f"more than {low}" if open_low else f"at least {low}"
+  rule = above if high == math.inf else f"{above} and at most {high}"
+  types = (int,) if whole else (int, float)
+  return Check(
+    lambda value: math.isfinite(value) and (low < value if open_low else low <= value) and value <= high,
+    f"{'a whole number, ' if whole else ''}{rule}",
+    types,
+  )
+
+
+def _count(low: int = 1, high: float = math.inf) -> Check:
+  return _number(low, high, whole=True)
+
+
+def _choice(*words: str) -> Check:
+  return Check(lambda value: value in words, f"one of {', '.join(words)}", (str,))
+
+
+_RATE = _number(0, 1)
+_POSITIVE = _number(0, open_low=True)
+_NOT_NEGATIVE = _number(0)
+_TEXT = Check(lambda value: True, "a word", (str,))
+_NAME = Check(
+  lambda value: bool(value) and value == value.strip() and "/" not in value, "a name without /", (str,)
+)
+_FLAG = Check(lambda value: True, "true or false", (bool,))
+_WIDTHS = Check(
+  lambda value: len(value) > 0 and all(type(width) is int and width > 0 for width in value),
+  "one or more layer widths, each at least 1",
+  (tuple, list),
+)
+_TASK_LIST = Check(
+  lambda value: len(value) > 0 and len(set(value)) == len(value) and set(value) <= set(TASKS),
+  f"different tasks out of {', '.join(TASKS)}",
+  (tuple, list),
+)
+
+# One line for every field there is.
+CHECKS: dict[str, Check] = {
+  "experiment": _NAME,
+  "preset": _choice(*PRESETS),
+  "preset_reason": _TEXT,
+  "stage": _choice("all", "plan", *STAGES),
+  "workdir": _TEXT,
+  "seed": _count(0, 2**31 - 1),
+  "tasks": _TASK_LIST,
+  **{f"inputs.{stage}": _TEXT for stage in STAGES if stage != "report"},
+  "env.name": _choice("play_table"),
+  "env.image_size": _count(16, 256),
+  "env.max_steps": _count(),
+  "env.workers": _count(0),
+  "data.source": _choice("embedded", "calvin"),
+  "data.calvin_path": _TEXT,
+  "data.play_frames": _count(),
+  "data.play_episode_frames": _count(2),
+  "data.demos_per_task": _count(),
+  "data.heldout_demos_per_task": _count(),
+  "data.heldout_starts_per_task": _count(),
+  "data.action_noise": _number(0, 2),
+  "data.failed_attempt_rate": _RATE,
+  "world_model.vision": _choice("conv", "patch"),
+  "world_model.depth": _count(),
+  "world_model.embed": _count(),
+  "world_model.deter": _count(),
+  "world_model.stoch": _count(),
+  "world_model.classes": _count(2),
+  "world_model.hidden": _count(),
+  "world_model.proprio": _FLAG,
+  "world_model.inverse_dynamics_hidden": _count(),
+  "world_model.image_weight": _NOT_NEGATIVE,
+  "world_model.kl_weight": _NOT_NEGATIVE,
+  "world_model.kl_balance": _RATE,
+  "world_model.inverse_dynamics_weight": _NOT_NEGATIVE,
+  "world_model.embedding_image_weight": _NOT_NEGATIVE,
+  "world_model.decode_fraction": _number(0, 1, open_low=True),
+  "world_model.batch_size": _count(),
+  "world_model.sequence_length": _count(2),
+  "world_model.updates": _count(),
+  "world_model.learning_rate": _POSITIVE,
+  "world_model.adam_eps": _POSITIVE,
+  "world_model.weight_decay": _NOT_NEGATIVE,
+  "world_model.grad_clip": _POSITIVE,
+  "world_model.warmup_updates": _count(0),
+  "world_model.final_learning_rate_scale": _RATE,
+  "behaviour_cloning.chunk": _count(),
+  "behaviour_cloning.hidden": _count(),
+  "behaviour_cloning.blocks": _count(),
+  "behaviour_cloning.time_dim": _count(4),
+  "behaviour_cloning.denoising_steps": _count(2, 1000),
+  "behaviour_cloning.batch_size": _count(),
+  "behaviour_cloning.updates": _count(),
+  "behaviour_cloning.learning_rate": _POSITIVE,
+  "behaviour_cloning.final_learning_rate": _NOT_NEGATIVE,
+  "behaviour_cloning.warmup_updates": _count(0),
+  "behaviour_cloning.weight_decay": _NOT_NEGATIVE,
+  "behaviour_cloning.ema_decay": _RATE,
+  "classifier.embed": _WIDTHS,
+  "classifier.hidden": _count(),
+  "classifier.temperature": _POSITIVE,
+  "classifier.contrastive_weight": _NOT_NEGATIVE,
+  "classifier.cross_entropy_weight": _NOT_NEGATIVE,
+  "classifier.batch_size": _count(2),
+  "classifier.updates": _count(),
+  "classifier.learning_rate": _POSITIVE,
+  "classifier.weight_decay": _NOT_NEGATIVE,
+  "classifier.threshold": _RATE,
+  "classifier.max_false_positives": _RATE,
+  "classifier.enforce_gate": _FLAG,
+  "ppo.iterations": _count(),
+  "ppo.dreams": _count(),
+  "ppo.chunks_per_iteration": _count(),
+  "ppo.horizon_steps": _count(),
+  "ppo.horizon": _choice("bootstrap", "terminal"),
+  "ppo.fine_tuned_steps": _count(),
+  "ppo.min_sampling_std": _POSITIVE,
+  "ppo.min_log_prob_std": _POSITIVE,
+  "ppo.log_prob_min": _number(-math.inf),
+  "ppo.log_prob_max": _number(-math.inf),
+  "ppo.clip_min": _POSITIVE,
+  "ppo.clip_max": _number(0, 1, open_low=True),
+  "ppo.clip_rate": _POSITIVE,
+  "ppo.denoising_discount": _number(0, 1, open_low=True),
+  "ppo.gamma": _number(0, 1, open_low=True),
+  "ppo.gae_lambda": _RATE,
+  "ppo.value_hidden": _WIDTHS,
+  "ppo.value_weight": _NOT_NEGATIVE,
+  "ppo.reward_clip": _POSITIVE,
+  "ppo.actor_learning_rate": _POSITIVE,
+  "ppo.critic_learning_rate": _POSITIVE,
+  "ppo.weight_decay": _NOT_NEGATIVE,
+  "ppo.grad_clip": _NOT_NEGATIVE,
+  "ppo.critic_warmup_iterations": _count(0),
+  "ppo.epochs": _count(),
+  "ppo.minibatches": _count(),
+  "ppo.target_kl": _POSITIVE,
+  "ppo.bc_weight": _NOT_NEGATIVE,
+  "ppo.eval_every": _count(0),
+  "evaluate.episodes": _count(),
+  "evaluate.random_policy": _FLAG,
+  "evaluate.expert": _FLAG,
+  "evaluate.imagined_episodes": _count(),
+  "report.open_loop_context": _count(),
+  "report.open_loop_horizon": _count(),
+  "report.animation_size": _count(32, 1024),
+  "training.log_every": _count(),
+  "training.checkpoint_minutes": _NOT_NEGATIVE,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+  """What fields must be together. Checked only when each field in `path` and `needs` is right by itself."""
+
+  path: str  # the field that the problem is reported at
+  needs: tuple[str, ...]
+  holds: Callable[..., bool]  # of the values of path and needs, in this order
+  rule: str
+  fix: str
+
+
+# {0} is the value of `path`, {1}, {2}, … those of `needs`.
+RULES: tuple[Rule, ...] = (
+  Rule(
+    "env.max_steps",
+    ("behaviour_cloning.chunk",),
+    lambda steps, chunk: steps % chunk == 0,
+    "a multiple of behaviour_cloning.chunk ({1}): an episode is made of whole chunks",
+    "take {down} or {up}",
+  ),
+  Rule(
+    "ppo.horizon_steps",
+    ("behaviour_cloning.chunk",),
+    lambda steps, chunk: steps % chunk == 0,
+    "a multiple of behaviour_cloning.chunk ({1}): a dream is made of whole chunks",
+    "take {down} or {up}",
+  ),
+  Rule(
+    "ppo.horizon_steps",
+    ("env.max_steps",),
+    lambda horizon, steps: horizon <= steps,
+    "no longer than an episode, env.max_steps ({1})",
+    "lower it, or raise env.max_steps",
+  ),
+  Rule(
+    "ppo.fine_tuned_steps",
+    ("behaviour_cloning.denoising_steps",),
+    lambda tuned, steps: tuned <= steps,
+    "at most behaviour_cloning.denoising_steps ({1})",
+    "lower it to {1} or less",
+  ),
+  Rule(
+    "ppo.minibatches",
+    ("ppo.dreams", "ppo.chunks_per_iteration"),
+    lambda parts, dreams, chunks: parts <= dreams * chunks,
+    "at most the chunks of an iteration, ppo.dreams * ppo.chunks_per_iteration ({1} * {2})",
+    "lower it, or dream more",
+  ),
+  Rule(
+    "ppo.minibatches",
+    ("ppo.dreams", "ppo.chunks_per_iteration"),
+    lambda parts, dreams, chunks: parts > dreams * chunks or dreams * chunks % parts == 0,
+    "a divisor of ppo.dreams * ppo.chunks_per_iteration ({1} * {2})",
+    "take a divisor, for instance {divisor}",
+  ),
+  Rule(
+    "ppo.clip_min",
+    ("ppo.clip_max",),
+    lambda low, high: low <= high,
+    "at most ppo.clip_max ({1})",
+    "lower it, or raise ppo.clip_max",
+  ),
+  Rule(
+    "ppo.log_prob_min",
+    ("ppo.log_prob_max",),
+    lambda low, high: low < high,
+    "below ppo.log_prob_max ({1})",
+    "lower it",
+  ),
+  Rule(
+    "ppo.critic_warmup_iterations",
+    ("ppo.iterations",),
+    lambda warmup, total: warmup < total,
+    "fewer than ppo.iterations ({1}): otherwise the policy is never changed",
+    "lower it, or raise ppo.iterations",
+  ),
+  Rule(
+    "world_model.warmup_updates",
+    ("world_model.updates",),
+    lambda warmup, total: warmup < total,
+    "fewer than world_model.updates ({1})",
+    "lower it, or raise world_model.updates",
+  ),
+  Rule(
+    "behaviour_cloning.warmup_updates",
+    ("behaviour_cloning.updates",),
+    lambda warmup, total: warmup < total,
+    "fewer than behaviour_cloning.updates ({1})",
+    "lower it, or raise behaviour_cloning.updates",
+  ),
+  Rule(
+    "behaviour_cloning.final_learning_rate",
+    ("behaviour_cloning.learning_rate",),
+    lambda final, first: final <= first,
+    "at most behaviour_cloning.learning_rate ({1})",
+    "lower it",
+  ),
+  Rule(
+    "behaviour_cloning.time_dim",
+    (),
+    lambda dim: dim % 2 == 0,
+    "even: half sine, half cosine",
+    "take {even}",
+  ),
+  Rule(
+    "behaviour_cloning.batch_size",
+    ("data.demos_per_task", "env.max_steps"),
+    lambda batch, demos, steps: batch <= demos * steps,
+    "at most the frames of a task's demos, data.demos_per_task * env.max_steps ({1} * {2}) as an upper bound",
+    "lower it, or collect more demos",
+  ),
+  Rule(
+    "classifier.batch_size",
+    ("data.demos_per_task", "env.max_steps"),
+    lambda batch, demos, steps: batch <= demos * steps,
+    "at most the frames of a task's demos, data.demos_per_task * env.max_steps ({1} * {2}) as an upper bound",
+    "lower it, or collect more demos",
+  ),
+  Rule(
+    "data.play_episode_frames",
+    ("data.play_frames", "data.source"),
+    lambda episode, frames, source: source != "embedded" or episode <= frames,
+    "at most data.play_frames ({1})",
+    "lower it, or collect more frames",
+  ),
+  Rule(
+    "data.play_episode_frames",
+    ("world_model.sequence_length", "data.source"),
+    lambda episode, length, source: source != "embedded" or episode >= length,
+    "at least world_model.sequence_length ({1})",
+    "raise it to {1} or more",
+  ),
+  Rule(
+    "evaluate.episodes",
+    ("data.heldout_starts_per_task", "data.source"),
+    lambda episodes, starts, source: source != "embedded" or episodes <= starts,
+    "at most data.heldout_starts_per_task ({1}): every episode has a start of its own",
+    "lower it to {1}, or raise data.heldout_starts_per_task",
+  ),
+  Rule(
+    "env.image_size",
+    ("world_model.vision",),
+    lambda size, vision: size == 64 if vision == "conv" else size % 16 == 0,
+    "64 for world_model.vision=conv, a multiple of 16 for patch (it is {1})",
+    "take 64",
+  ),
+  Rule(
+    "report.open_loop_context",
+    ("report.open_loop_horizon", "env.max_steps"),
+    lambda context, horizon, steps: context + horizon <= steps,
+    "with report.open_loop_horizon ({1}) at most env.max_steps ({2})",
+    "lower one of the two",
+  ),
+)
+
+
+def check_field(path: str, value: Any, default: Any) -> list[Problem]:
+  """Problems of one field by itself; `default` is shown as an example."""
+  check = CHECKS[path]
+  fits = isinstance(value, check.types) and (bool in check.types or not isinstance(value, bool))
+  if fits and check.holds(value):
+    return []
+  fix = f"for instance --config.{path}={shown(default)}" if shown(default) else "see wam_jax/config.py"
+  if fits and isinstance(value, str):
+    fix = did_you_mean(value, re.split(r"[ ,]+", check.rule)) or fix
+  if fits and path == "tasks":
+    unknown = [task for task in value if task not in TASKS]
+    better = [f"{task}: {did_you_mean(task, TASKS)}" for task in unknown if suggest(task, TASKS)]
+    fix = "; ".join(better) or ("remove the repeated one" if value and not unknown else fix)
+  return [Problem(path, value, check.rule, fix)]
+
+
+def check_rule(rule: Rule, values: list[Any]) -> list[Problem]:
+  """Problems of several fields together; values of `rule.path` and `rule.needs`, in this order."""
+  if rule.holds(*values):
+    return []
+  hints: dict[str, Any] = {}
+  if "{down}" in rule.fix:
+    hints["down"] = max(values[0] // values[1], 1) * values[1]
+    hints["up"] = (values[0] // values[1] + 1) * values[1]
+  if "{divisor}" in rule.fix:
+    whole = values[1] * values[2]
+    hints["divisor"] = next(n for n in range(values[0], 0, -1) if whole % n == 0)
+  if "{even}" in rule.fix:
+    hints["even"] = values[0] + 1
+  text = [part.format(*values, **hints) for part in (rule.rule, rule.fix)]
+  return [Problem(rule.path, values[0], *text)]

@@ -1,0 +1,70 @@
+"""One-hot latent variables: sampling with straight-through gradients and the balanced KL.
+
+The only module that imports distrax.
+"""
+
+from __future__ import annotations
+
+import distrax
+import jax
+import jax.numpy as jnp
+
+
+def gumbel(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+  """Noise that turns `one_hot` into a sample; drawn outside scans, where it is one call."""
+  return jax.random.gumbel(key, shape)
+
+
+def one_hot(logits: jax.Array, noise: jax.Array | None = None) -> jax.Array:
+  """One-hot sample (or mode) whose gradient is that of the probabilities.
+
+  Args:
+    logits: [..., S, C] float.
+    noise: [..., S, C] standard Gumbel noise for an exact sample, or None for the mode.
+
+  Returns:
+    [..., S, C], exactly one-hot in the forward pass.
+
+  Raises:
+    ValueError: noise of another shape.
+
+  Source: straight-through estimator of DreamerV2 (arXiv 2010.02193), section 2.2.
+  """
+  if noise is not None and noise.shape != logits.shape:
+    raise ValueError(f"noise {list(noise.shape)} must have the shape of logits {list(logits.shape)}")
+  scores = logits if noise is None else logits + noise
+  hard = jax.nn.one_hot(jnp.argmax(scores, -1), logits.shape[-1], dtype=logits.dtype)
+  probs = jax.nn.softmax(logits, -1)
+  # Added as an exact zero, so that rounding leaves the forward value one-hot.
+  return hard + (probs - jax.lax.stop_gradient(probs))
+
+
+def entropy(logits: jax.Array) -> jax.Array:
+  """Entropy in nats, summed over variables: [..., S, C] -> [...]."""
+  return distrax.OneHotCategorical(logits=logits).entropy().sum(-1)
+
+
+def kl_divergence(posterior: jax.Array, prior: jax.Array) -> jax.Array:
+  """KL(posterior || prior) in nats, summed over variables: logits [..., S, C] -> [...]."""
+  if posterior.shape != prior.shape:
+    raise ValueError(f"posterior {list(posterior.shape)} and prior {list(prior.shape)} must have one shape")
+  q = distrax.OneHotCategorical(logits=posterior)
+  return q.kl_divergence(distrax.OneHotCategorical(logits=prior)).sum(-1)
+
+
+def balanced_kl(posterior: jax.Array, prior: jax.Array, balance: float) -> jax.Array:
+  """KL that trains the prior with weight `balance` and the posterior with the rest.
+
+  Args:
+    posterior: [..., S, C] logits q.
+    prior: [..., S, C] logits p.
+    balance: in [0, 1], share of the gradient that goes to the prior.
+
+  Returns:
+    [...], the value of KL(q || p) whatever the balance.
+
+  Source: DreamerV2, algorithm 2: balance * KL(sg q || p) + (1 - balance) * KL(q || sg p).
+  """
+  to_prior = kl_divergence(jax.lax.stop_gradient(posterior), prior)
+  to_posterior = kl_divergence(posterior, jax.lax.stop_gradient(prior))
+  return balance * to_prior + (1 - balance) * to_posterior

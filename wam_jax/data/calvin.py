@@ -1,0 +1,994 @@
+"""Reads, writes and checks frames on disk in CALVIN's format.
+
+One folder per split, one `episode_%07d.npz` per frame, and beside them `ep_start_end_ids.npy`
+(first and last frame of each episode, both included) and `lang_annotations/auto_lang_ann.npy`
+(windows of frames with a task, their end not included).
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import dataclasses
+import functools
+import io
+import mmap
+import os
+import pathlib
+import pickle
+import shutil
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from wam_jax.core import image as image_lib
+
+PathLike = str | os.PathLike[str]
+ProgressFactory = Callable[[int, str], contextlib.AbstractContextManager[Any]]
+
+VECTOR_KEYS = {"rel_actions": 7, "robot_obs": 15, "scene_obs": 24}
+PICTURE_KEYS = ("rgb_static", "rgb_gripper")
+ACTION_TOLERANCE = 1e-4  # of rel_actions beyond [-1, 1]: rounding in CALVIN's own recording
+IDS_FILE = "ep_start_end_ids.npy"
+ANNOTATION_FILE = "lang_annotations/auto_lang_ann.npy"
+START_STATES_FILE = "start_states.npz"
+_BLOCK = 256  # frames per unit of work: large enough to hide the thread pool, small enough for a smooth bar
+_SENTENCES = {
+  "open_drawer": "pull the drawer open",
+  "close_drawer": "push the drawer shut",
+  "move_slider_left": "slide the door to the left",
+  "move_slider_right": "slide the door to the right",
+  "turn_on_lightbulb": "switch the light bulb on",
+  "turn_off_lightbulb": "switch the light bulb off",
+  "turn_on_led": "press the button so that the LED lights up",
+  "turn_off_led": "press the button so that the LED goes dark",
+}
+
+
+class DatasetError(ValueError):
+  """Something on disk breaks a rule of the format: names the file, the key, the rule and what to do."""
+
+  def __init__(self, file: PathLike, rule: str, *, key: str = "", fix: str = ""):
+    self.file, self.key, self.rule, self.fix = pathlib.Path(file), key, rule, fix
+    where = f"{self.file}" + (f", key '{key}'" if key else "")
+    super().__init__(f"{where}: {rule}" + (f" What to do: {fix}" if fix else ""))
+
+
+@dataclasses.dataclass(frozen=True)
+class Frames:
+  """All frames of a split, in order, on the host.
+
+  Attributes:
+    rgb_static: [N, S, S, 3] uint8.
+    rgb_gripper: [N, S, S, 3] uint8.
+    action: [N, 7] float32 in [-1, 1], CALVIN's rel_actions.
+    robot_obs: [N, 15] float32.
+    scene_obs: [N, 24] float32.
+    starts: [E] int64, first frame of each episode, an index into N.
+    ends: [E] int64, one past the last frame of each episode.
+    ids: [N] int64, number in the frame's file name.
+  """
+
+  rgb_static: np.ndarray
+  rgb_gripper: np.ndarray
+  action: np.ndarray
+  robot_obs: np.ndarray
+  scene_obs: np.ndarray
+  starts: np.ndarray
+  ends: np.ndarray
+  ids: np.ndarray
+
+  @property
+  def num_frames(self) -> int:
+    """N."""
+    return len(self.action)
+
+  @property
+  def is_first(self) -> np.ndarray:
+    """[N] bool, true at the first frame of an episode."""
+    first = np.zeros(self.num_frames, bool)
+    first[self.starts] = True
+    return first
+
+
+@dataclasses.dataclass(frozen=True)
+class Annotation:
+  """A window of frames in which a task is done.
+
+  Attributes:
+    task: its name.
+    start: first frame, an index into Frames.
+    end: one past the last frame.
+  """
+
+  task: str
+  start: int
+  end: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+  """Frames and the windows annotated in them."""
+
+  frames: Frames
+  annotations: tuple[Annotation, ...]
+
+  def windows(self, task: str, limit: int | None = None) -> list[tuple[int, int]]:
+    """(start, end) of the task's windows in the order of the dataset, at most `limit`."""
+    return [(a.start, a.end) for a in self.annotations if a.task == task][:limit]
+
+
+# ---------------------------------------------------------------------------------------------
+# Reading one file. np.load spends about a millisecond per frame on Python's zipfile; whole splits
+# are read here by walking the archive's directory directly, which is ten times as fast.
+
+
+_DIRECTORY = struct.Struct("<4s6H3I5H2I")
+_LOCAL = struct.Struct("<4s5H3I2H")
+_END = struct.Struct("<4s4H2IH")
+_TRUNCATED = "not a whole npz archive: the file is truncated or damaged."
+_COPY_AGAIN = "copy or download this file again."
+
+
+@functools.lru_cache(maxsize=256)
+def _npy_header(text: bytes) -> tuple[np.dtype[Any], tuple[int, ...], bool]:
+  fields = ast.literal_eval(text.decode("latin1"))
+  return np.dtype(fields["descr"]), tuple(fields["shape"]), bool(fields["fortran_order"])
+
+
+def _parse_npy(data: bytes | memoryview, path: PathLike, key: str) -> np.ndarray:
+  """Array in the bytes of an npy file. Never unpickles."""
+  if bytes(data[:6]) != b"\x93NUMPY":
+    raise DatasetError(path, "not a NumPy array.", key=key, fix=_COPY_AGAIN)
+  wide = data[6] > 1
+  start = 12 if wide else 10
+  (length,) = struct.unpack_from("<I" if wide else "<H", data, 8)
+  dtype, shape, fortran = _npy_header(bytes(data[start : start + length]))
+  if dtype.hasobject:
+    raise DatasetError(
+      path,
+      "holds Python objects, which are never unpickled.",
+      key=key,
+      fix="store it as a plain numeric array.",
+    )
+  count = 1
+  for size in shape:
+    count *= size
+  if len(data) != start + length + count * dtype.itemsize:
+    raise DatasetError(
+      path, f"expected {count} values of {dtype}, found another number of bytes.", key=key, fix=_COPY_AGAIN
+    )
+  array = np.frombuffer(data, dtype, count, start + length)
+  return array.reshape(shape, order="F" if fortran else "C")
+
+
+def _directory(data: bytes, path: PathLike) -> dict[str, tuple[int, int, int, int, int]]:
+  """name -> (method, crc, compressed size, size, offset of the data) of the archive's members."""
+  end = len(data) - _END.size if data[-22:-18] == b"PK\x05\x06" else data.rfind(b"PK\x05\x06")
+  if end < 0 or data[:2] != b"PK":
+    raise DatasetError(path, _TRUNCATED, fix=_COPY_AGAIN)
+  try:
+    _, _, _, _, count, _, cursor, _ = _END.unpack_from(data, end)
+    members = {}
+    for _ in range(count):
+      fields = _DIRECTORY.unpack_from(data, cursor)
+      signature, method, crc, packed, size = fields[0], fields[4], *fields[7:10]
+      name_length, extra, comment, offset = fields[10], fields[11], fields[12], fields[16]
+      local = _LOCAL.unpack_from(data, offset)
+      if signature != b"PK\x01\x02" or local[0] != b"PK\x03\x04":
+        raise DatasetError(path, _TRUNCATED, fix=_COPY_AGAIN)
+      name = data[cursor + 46 : cursor + 46 + name_length].decode()
+      begin = offset + 30 + local[9] + local[10]
+      if 0xFFFFFFFF in (packed, size, offset) or begin + packed > len(data):
+        raise DatasetError(path, _TRUNCATED, fix=_COPY_AGAIN)
+      members[name.removesuffix(".npy")] = (method, crc, packed, size, begin)
+      cursor += 46 + name_length + extra + comment
+  except (struct.error, UnicodeDecodeError):
+    raise DatasetError(path, _TRUNCATED, fix=_COPY_AGAIN) from None
+  return members
+
+
+def read_npz(path: PathLike, keys: Sequence[str]) -> dict[str, np.ndarray]:
+  """Named arrays of an npz file (up to 4 GB), each checked against its CRC; the others are not touched.
+
+  Args:
+    path: the file.
+    keys: names of arrays.
+
+  Returns:
+    name -> read-only array.
+
+  Raises:
+    DatasetError: no such file, truncated or damaged, or a key that is not there.
+  """
+  try:
+    with open(path, "rb", buffering=0) as file:
+      data = file.read()
+  except FileNotFoundError:
+    raise DatasetError(
+      path, "no such file.", fix=f"copy or download it, or take its episode out of {IDS_FILE}."
+    ) from None
+  except OSError as error:
+    raise DatasetError(path, f"cannot be read ({error.strerror}).", fix=_COPY_AGAIN) from None
+  members, view, out = _directory(data, path), memoryview(data), {}
+  for key in keys:
+    if key not in members:
+      raise DatasetError(
+        path,
+        f"is absent; the file has {', '.join(sorted(members)) or 'nothing'}.",
+        key=key,
+        fix="use a dataset in CALVIN's format (one npz per frame with this key).",
+      )
+    method, crc, packed, size, begin = members[key]
+    content: bytes | memoryview = view[begin : begin + packed]
+    try:
+      if method == zipfile.ZIP_DEFLATED:
+        content = zlib.decompress(content, wbits=-15, bufsize=size)
+      elif method != zipfile.ZIP_STORED:
+        raise zlib.error("unknown method")
+      if len(content) != size or zlib.crc32(content) != crc:
+        raise zlib.error("checksum")
+    except zlib.error:
+      raise DatasetError(
+        path, "damaged: its content does not match its checksum.", key=key, fix=_COPY_AGAIN
+      ) from None
+    try:
+      out[key] = _parse_npy(content, path, key)
+    except (ValueError, SyntaxError, TypeError, KeyError, struct.error, IndexError) as error:
+      if isinstance(error, DatasetError):
+        raise
+      raise DatasetError(path, "not a NumPy array.", key=key, fix=_COPY_AGAIN) from None
+  return out
+
+
+def _read_npy(path: pathlib.Path) -> np.ndarray:
+  try:
+    return _parse_npy(path.read_bytes(), path, "")
+  except DatasetError:
+    raise
+  except FileNotFoundError:
+    raise DatasetError(path, "no such file.", fix=_COPY_AGAIN) from None
+  except (OSError, ValueError, SyntaxError, TypeError, KeyError, struct.error, IndexError):
+    raise DatasetError(path, "not a whole npy file: truncated or damaged.", fix=_COPY_AGAIN) from None
+
+
+class _PlainUnpickler(pickle.Unpickler):
+  """Admits NumPy arrays, dtypes and scalars and plain containers; refuses all else by name."""
+
+  _ALLOWED = frozenset(
+    {("numpy", "ndarray"), ("numpy", "dtype"), ("builtins", "set"), ("builtins", "frozenset")}
+    | {
+      (module, name)
+      for module in ("numpy.core.multiarray", "numpy._core.multiarray")
+      for name in ("_reconstruct", "scalar")
+    }
+    | {(module, "_frombuffer") for module in ("numpy.core.numeric", "numpy._core.numeric")}
+  )
+
+  def find_class(self, module: str, name: str) -> Any:
+    if (module, name) not in self._ALLOWED:
+      raise pickle.UnpicklingError(f"refused: {module}.{name}")
+    # NumPy 1 wrote numpy.core, NumPy 2 writes numpy._core: both are read with the installed one.
+    return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+
+
+def load_pickled(path: PathLike) -> Any:
+  """Reads an npy file that holds one pickled object, without running anything in it.
+
+  Args:
+    path: file written by `np.save(path, {...})`.
+
+  Returns:
+    The object, made of NumPy arrays and plain containers.
+
+  Raises:
+    DatasetError: no such file, damaged, or anything in it that is neither array nor container.
+  """
+  path = pathlib.Path(path)
+  try:
+    with path.open("rb") as file:
+      version = np.lib.format.read_magic(file)
+      read_header = (
+        np.lib.format.read_array_header_1_0 if version == (1, 0) else (np.lib.format.read_array_header_2_0)
+      )
+      _, _, dtype = read_header(file)
+      if not dtype.hasobject:
+        raise DatasetError(path, "expected a pickled dictionary, found a plain array.", fix=_COPY_AGAIN)
+      array = _PlainUnpickler(file).load()
+  except DatasetError:
+    raise
+  except FileNotFoundError:
+    raise DatasetError(path, "no such file.", fix="use a dataset with language annotations.") from None
+  except pickle.UnpicklingError as error:
+    if "refused" in str(error):
+      raise DatasetError(
+        path,
+        f"its pickle asks for {str(error)[9:]}, which is neither a NumPy array nor a "
+        "plain container; nothing was run.",
+        fix="do not use this file: get it from CALVIN's own server.",
+      ) from None
+    raise DatasetError(path, f"damaged pickle ({error}).", fix=_COPY_AGAIN) from None
+  except Exception as error:  # a damaged pickle can raise anything
+    raise DatasetError(path, f"damaged ({type(error).__name__}: {error}).", fix=_COPY_AGAIN) from None
+  return array.item() if isinstance(array, np.ndarray) and array.ndim == 0 else array
+
+
+# ---------------------------------------------------------------------------------------------
+# Reading a split.
+
+
+def frame_path(folder: PathLike, frame_id: int) -> pathlib.Path:
+  """File of one frame."""
+  return pathlib.Path(folder) / f"episode_{frame_id:07d}.npz"
+
+
+def read_episode_ids(folder: PathLike) -> np.ndarray:
+  """First and last frame id of each episode of a split, checked.
+
+  Args:
+    folder: a split: training/ or validation/.
+
+  Returns:
+    [E, 2] int64, both included, ascending and without overlap.
+
+  Raises:
+    DatasetError: not a CALVIN folder, or ids of wrong shape, dtype or order.
+  """
+  folder = pathlib.Path(folder)
+  fix = "point to a folder of CALVIN's dataset (the one that holds training/ and validation/, e.g. task_D_D)."
+  if not folder.is_dir():
+    raise DatasetError(folder, "no such folder.", fix=fix)
+  path = folder / IDS_FILE
+  if not path.is_file():
+    raise DatasetError(folder, f"not a split of a CALVIN dataset: it has no {IDS_FILE}.", fix=fix)
+  ids = _read_npy(path)
+  if ids.ndim != 2 or ids.shape[1:] != (2,) or not np.issubdtype(ids.dtype, np.integer) or not len(ids):
+    raise DatasetError(
+      path, f"must be integers [episodes, 2], not {ids.dtype} {list(ids.shape)}.", fix=_COPY_AGAIN
+    )
+  ids = ids.astype(np.int64)
+  ids = ids[np.argsort(ids[:, 0], kind="stable")]
+  if (ids < 0).any() or (ids[:, 1] < ids[:, 0]).any() or (ids[1:, 0] <= ids[:-1, 1]).any():
+    raise DatasetError(
+      path, "each episode must end after it starts, and no two may overlap.", fix=_COPY_AGAIN
+    )
+  return ids
+
+
+def _check_present(folder: pathlib.Path, spans: np.ndarray) -> None:
+  """Raises if a frame of the spans [E, 2] (both included) has no file."""
+  present = set(os.listdir(folder))
+  missing = [
+    (i, low, high)
+    for low, high in spans.tolist()
+    for i in range(low, high + 1)
+    if f"episode_{i:07d}.npz" not in present
+  ]
+  if missing:
+    first, low, high = missing[0]
+    more = f" ({len(missing)} frames are missing in all)" if len(missing) > 1 else ""
+    raise DatasetError(
+      frame_path(folder, first),
+      f"missing frame: {IDS_FILE} has an episode from {low} to {high}{more}.",
+      fix="download the missing files, or take the episode out of that file.",
+    )
+
+
+def _picture_shapes(folder: pathlib.Path, first: int, image_size: int) -> dict[str, tuple[int, ...]]:
+  """Shapes that all pictures must have: those of the first frame."""
+  shapes = {}
+  path = frame_path(folder, first)
+  for key, array in read_npz(path, PICTURE_KEYS).items():
+    if array.ndim != 3 or array.shape[2] != 3 or min(array.shape[:2]) < image_size:
+      raise DatasetError(
+        path,
+        f"must be a picture [H, W, 3] of at least {image_size} pixels a side, not {list(array.shape)}.",
+        key=key,
+        fix="use a smaller env.image_size or other data.",
+      )
+    shapes[key] = array.shape
+  return shapes
+
+
+def _check_vectors(folder: pathlib.Path, ids: np.ndarray, values: dict[str, np.ndarray]) -> None:
+  """Range rules of a block of frames. Clips rounding of rel_actions in place.
+
+  Args:
+    folder: named in errors.
+    ids: [n] frame ids.
+    values: rel_actions [n, 7], robot_obs [n, 15], scene_obs [n, 24].
+  """
+
+  def first(bad: np.ndarray) -> tuple[int, int]:
+    row, column = np.argwhere(bad)[0]
+    return int(row), int(column)
+
+  for key, array in values.items():
+    bad = ~np.isfinite(array)
+    if bad.any():
+      row, column = first(bad)
+      raise DatasetError(
+        frame_path(folder, ids[row]),
+        f"must be finite, but number {column} is {array[row, column]}.",
+        key=key,
+        fix="repair or remove the episode of this frame.",
+      )
+  action = values["rel_actions"]
+  bad = np.abs(action[:, :6]) > 1 + ACTION_TOLERANCE
+  if bad.any():
+    row, column = first(bad)
+    raise DatasetError(
+      frame_path(folder, ids[row]),
+      f"must lie in [-1, 1], but number {column} is {action[row, column]:.6g}.",
+      key="rel_actions",
+      fix="scale relative actions by 0.02 m and 0.05 rad, as CALVIN does.",
+    )
+  bad = np.abs(action[:, 6:]) != 1
+  if bad.any():
+    row, _ = first(bad)
+    raise DatasetError(
+      frame_path(folder, ids[row]),
+      f"the gripper (number 6) must be exactly +1 (open) or -1 (closed), but is {action[row, 6]:.6g}.",
+      key="rel_actions",
+      fix="take the sign of the gripper action.",
+    )
+  np.clip(action, -1, 1, out=action)
+
+
+def _empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+  """Page-aligned memory, which JAX on a CPU takes over without a copy."""
+  size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+  return np.frombuffer(mmap.mmap(-1, max(size, 1)), dtype, int(np.prod(shape))).reshape(shape)
+
+
+def num_workers(workers: int) -> int:
+  """`workers`, or one per usable core if it is 0."""
+  if workers:
+    return workers
+  return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _read_spans(
+  folder: pathlib.Path, spans: np.ndarray, image_size: int, workers: int, progress: ProgressFactory | None
+) -> Frames:
+  """Frames of the spans [E, 2] of ids (both included), each span an episode."""
+  _check_present(folder, spans)
+  ids = np.concatenate([np.arange(low, high + 1) for low, high in spans])
+  lengths = spans[:, 1] - spans[:, 0] + 1
+  ends = np.cumsum(lengths)
+  shapes = _picture_shapes(folder, int(ids[0]), image_size)
+  vectors = {key: _empty((len(ids), size), np.float32) for key, size in VECTOR_KEYS.items()}
+  pictures = {key: _empty((len(ids), image_size, image_size, 3), np.uint8) for key in PICTURE_KEYS}
+  keys = (*VECTOR_KEYS, *PICTURE_KEYS)
+
+  def read_block(begin: int) -> int:
+    stop = min(begin + _BLOCK, len(ids))
+    block = {key: np.empty((stop - begin, size)) for key, size in VECTOR_KEYS.items()}
+    for row in range(begin, stop):
+      path = frame_path(folder, ids[row])
+      arrays = read_npz(path, keys)
+      for key, size in VECTOR_KEYS.items():
+        array = arrays[key]
+        if array.shape != (size,) or array.dtype.kind != "f":
+          raise DatasetError(
+            path,
+            f"must be {size} floats, not {array.dtype} {list(array.shape)}.",
+            key=key,
+            fix="repair or remove the episode of this frame.",
+          )
+        block[key][row - begin] = array
+      for key, shape in shapes.items():
+        array = arrays[key]
+        if array.dtype != np.uint8:
+          raise DatasetError(
+            path, f"must be uint8, not {array.dtype}.", key=key, fix="store pictures as bytes."
+          )
+        if array.shape != shape:
+          raise DatasetError(
+            path,
+            f"must have the shape {list(shape)} of the split's first frame, not {list(array.shape)}.",
+            key=key,
+            fix="repair or remove the episode of this frame.",
+          )
+        pictures[key][row] = image_lib.area_resize(array, image_size, image_size)
+    _check_vectors(folder, ids[begin:stop], block)
+    for key, array in block.items():
+      vectors[key][begin:stop] = array
+    return stop - begin
+
+  bar = progress(len(ids), f"reading {folder.name}") if progress else contextlib.nullcontext()
+  with bar as shown, ThreadPoolExecutor(num_workers(workers)) as pool:
+    futures = [pool.submit(read_block, begin) for begin in range(0, len(ids), _BLOCK)]
+    try:
+      for future in futures:
+        done = future.result()
+        if shown is not None:
+          shown.update(done)
+    except BaseException:
+      pool.shutdown(cancel_futures=True)
+      raise
+  return Frames(
+    rgb_static=pictures["rgb_static"],
+    rgb_gripper=pictures["rgb_gripper"],
+    action=vectors["rel_actions"],
+    robot_obs=vectors["robot_obs"],
+    scene_obs=vectors["scene_obs"],
+    starts=ends - lengths,
+    ends=ends,
+    ids=ids,
+  )
+
+
+def read_frames(
+  folder: PathLike, image_size: int = 64, workers: int = 0, progress: ProgressFactory | None = None
+) -> Frames:
+  """Reads all frames of a split; larger pictures are shrunk by area averaging, depth is not read.
+
+  Args:
+    folder: a split: training/ or validation/.
+    image_size: S, side of the square pictures returned [pixels].
+    workers: threads; 0 means one per core.
+    progress: called with (total, description), gives a context manager with `.update(n)`:
+      `Logger.progress`.
+
+  Returns:
+    Frames; actions within rounding of [-1, 1] are clipped.
+
+  Raises:
+    DatasetError: names file, key and rule of the first thing wrong.
+  """
+  folder = pathlib.Path(folder)
+  return _read_spans(folder, read_episode_ids(folder), image_size, workers, progress)
+
+
+def _read_raw_annotations(folder: pathlib.Path) -> list[tuple[str, int, int]]:
+  """(task, first id, one past the last id) of every annotated window."""
+  path = folder / ANNOTATION_FILE
+  content = load_pickled(path)
+  try:
+    tasks = [str(task) for task in content["language"]["task"]]
+    spans = [(int(low), int(high)) for low, high in content["info"]["indx"]]
+  except (KeyError, TypeError, ValueError):
+    raise DatasetError(
+      path, "must hold language.task and info.indx, as CALVIN's annotations do.", fix=_COPY_AGAIN
+    ) from None
+  if len(tasks) != len(spans):
+    raise DatasetError(
+      path,
+      f"has {len(tasks)} tasks and {len(spans)} windows; there must be one task for each.",
+      key="info.indx",
+      fix=_COPY_AGAIN,
+    )
+  if not tasks:
+    raise DatasetError(
+      path,
+      "has no annotated window, so there are no demos.",
+      key="info.indx",
+      fix="use a dataset with language annotations.",
+    )
+  return [(task, low, high) for task, (low, high) in zip(tasks, spans, strict=True)]
+
+
+def _check_tasks(folder: pathlib.Path, found: Iterable[str], tasks: Iterable[str]) -> None:
+  known = sorted(set(found))
+  absent = [task for task in tasks if task not in known]
+  if absent:
+    raise DatasetError(
+      folder / ANNOTATION_FILE,
+      f"no window of {', '.join(absent)}; it has {', '.join(known)}.",
+      key="language.task",
+      fix="take these tasks out of config.tasks, or use other data.",
+    )
+
+
+def _locate(
+  folder: pathlib.Path, windows: Iterable[tuple[str, int, int]], episodes: np.ndarray
+) -> list[Annotation]:
+  """Windows of ids as windows of indices into the frames of `episodes` [E, 2], each inside one of them."""
+  lengths = episodes[:, 1] - episodes[:, 0] + 1
+  shift = np.cumsum(lengths) - lengths - episodes[:, 0]
+  out = []
+  for task, low, high in windows:
+    episode = int(np.searchsorted(episodes[:, 0], low, side="right")) - 1
+    if low >= high or episode < 0 or high - 1 > episodes[episode, 1]:
+      raise DatasetError(
+        folder / ANNOTATION_FILE,
+        f"window ({low}, {high}) of {task} does not lie in one episode.",
+        key="info.indx",
+        fix=_COPY_AGAIN,
+      )
+    out.append(Annotation(task, low + int(shift[episode]), high + int(shift[episode])))
+  return out
+
+
+def read_annotations(folder: PathLike, episodes: np.ndarray, tasks: Iterable[str] = ()) -> list[Annotation]:
+  """Annotated windows of a split as indices into its frames.
+
+  Args:
+    folder: a split.
+    episodes: [E, 2] first and last id of each episode: `read_episode_ids(folder)`.
+    tasks: tasks that must occur.
+
+  Returns:
+    Windows of all tasks, in the order of the file.
+
+  Raises:
+    DatasetError: no annotations, a task that never occurs, a window that is empty or not in one episode.
+  """
+  folder = pathlib.Path(folder)
+  raw = _read_raw_annotations(folder)
+  _check_tasks(folder, (task for task, _, _ in raw), tasks)
+  return _locate(folder, raw, episodes)
+
+
+def read_split(
+  folder: PathLike,
+  image_size: int = 64,
+  workers: int = 0,
+  progress: ProgressFactory | None = None,
+  tasks: Iterable[str] = (),
+) -> Split:
+  """Frames and annotations of a split. Arguments and errors of `read_frames` and `read_annotations`."""
+  folder = pathlib.Path(folder)
+  episodes = read_episode_ids(folder)
+  annotations = read_annotations(folder, episodes, tasks)  # first: it is quick, and may fail
+  return Split(_read_spans(folder, episodes, image_size, workers, progress), tuple(annotations))
+
+
+def read_demos(
+  folder: PathLike,
+  tasks: Sequence[str],
+  limit: int | None = None,
+  image_size: int = 64,
+  workers: int = 0,
+  progress: ProgressFactory | None = None,
+) -> Split:
+  """Only the annotated windows of some tasks, each as an episode of its own.
+
+  Args:
+    folder: a split.
+    tasks: tasks to read, task by task in this order.
+    limit: at most so many windows of each task, the first ones of the file.
+    image_size: S, side of the square pictures returned [pixels].
+    workers: threads; 0 means one per core.
+    progress: as in `read_frames`.
+
+  Returns:
+    Split whose episode e is its annotation e.
+
+  Raises:
+    DatasetError: as `read_split`.
+  """
+  folder = pathlib.Path(folder)
+  raw = _read_raw_annotations(folder)
+  _check_tasks(folder, (task for task, _, _ in raw), tasks)
+  chosen = [item for task in tasks for item in [w for w in raw if w[0] == task][:limit]]
+  _locate(folder, chosen, read_episode_ids(folder))
+  spans = np.array([(low, high - 1) for _, low, high in chosen], np.int64)
+  frames = _read_spans(folder, spans, image_size, workers, progress)
+  return Split(
+    frames,
+    tuple(
+      Annotation(task, int(start), int(end))
+      for (task, _, _), start, end in zip(chosen, frames.starts, frames.ends, strict=True)
+    ),
+  )
+
+
+def read_start_states(
+  root: PathLike, tasks: Sequence[str], limit: int | None = None
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+  """Held-out states to start an evaluation from.
+
+  Args:
+    root: a dataset: the folder that holds training/ and validation/.
+    tasks: names.
+    limit: at most so many states of each task.
+
+  Returns:
+    task -> (robot_obs [M, 15], scene_obs [M, 24]) float64: those of validation/start_states.npz, or
+    else the first frames of validation's annotated windows.
+
+  Raises:
+    DatasetError: no validation split, a task without states, a NaN, wrong shapes.
+  """
+  folder = check_root(root) / "validation"
+  path = folder / START_STATES_FILE
+  if path.is_file():
+    arrays = read_npz(path, ("task", "robot_obs", "scene_obs"))
+    names = arrays["task"]
+    for key in ("robot_obs", "scene_obs"):
+      if arrays[key].shape != (len(names), VECTOR_KEYS[key]) or arrays[key].dtype.kind != "f":
+        raise DatasetError(
+          path,
+          f"must be floats [{len(names)}, {VECTOR_KEYS[key]}], not {arrays[key].dtype} "
+          f"{list(arrays[key].shape)}.",
+          key=key,
+          fix=_COPY_AGAIN,
+        )
+    sources = {task: np.flatnonzero(names == task)[:limit] for task in tasks}
+    states = {task: (arrays["robot_obs"][rows], arrays["scene_obs"][rows]) for task, rows in sources.items()}
+  else:
+    raw = _read_raw_annotations(folder)
+    _check_tasks(folder, (task for task, _, _ in raw), tasks)
+    states = {}
+    for task in tasks:
+      frames = [
+        read_npz(frame_path(folder, low), ("robot_obs", "scene_obs")) for name, low, _ in raw if name == task
+      ][:limit]
+      states[task] = (np.stack([f["robot_obs"] for f in frames]), np.stack([f["scene_obs"] for f in frames]))
+  for task, (robot_obs, scene_obs) in states.items():
+    if not len(robot_obs):
+      raise DatasetError(path, f"no start state of {task}.", key="task", fix="run the collect stage again.")
+    for key, array in (("robot_obs", robot_obs), ("scene_obs", scene_obs)):
+      if array.shape[1:] != (VECTOR_KEYS[key],) or not np.isfinite(array).all():
+        raise DatasetError(
+          path if path.is_file() else folder,
+          f"start states of {task} must be finite and have {VECTOR_KEYS[key]} numbers.",
+          key=key,
+          fix=_COPY_AGAIN,
+        )
+  return {task: (np.array(r, np.float64), np.array(s, np.float64)) for task, (r, s) in states.items()}
+
+
+# ---------------------------------------------------------------------------------------------
+# Checking.
+
+
+def check_root(root: PathLike) -> pathlib.Path:
+  """Returns `root` as a path if it holds both splits.
+
+  Raises:
+    DatasetError: no such folder, or no training/ or validation/ in it.
+  """
+  root = pathlib.Path(root)
+  if not root.is_dir():
+    raise DatasetError(root, "no such folder.", fix="set config.data.calvin_path to a CALVIN dataset.")
+  for split in ("training", "validation"):
+    if not (root / split).is_dir():
+      raise DatasetError(
+        root,
+        f"not a CALVIN dataset: it has no {split}/.",
+        fix="point to the folder that holds training/ and validation/, e.g. task_D_D.",
+      )
+  return root
+
+
+def check_dataset(
+  root: PathLike, tasks: Sequence[str], image_size: int = 64, samples: int = 16
+) -> dict[str, dict[str, int]]:
+  """Quick check of a dataset: ids, annotations, that all files are there, and a sample of frames.
+
+  Args:
+    root: folder that holds training/ and validation/.
+    tasks: tasks that must be annotated in both.
+    image_size: side that pictures will be shrunk to [pixels].
+    samples: frames read per split, spread evenly.
+
+  Returns:
+    split -> {'frames', 'episodes', 'windows'}: counts.
+
+  Raises:
+    DatasetError: names file, key and rule of the first thing wrong.
+  """
+  root, out = check_root(root), {}
+  for split in ("training", "validation"):
+    folder = root / split
+    spans = read_episode_ids(folder)
+    ids = np.concatenate([np.arange(low, high + 1) for low, high in spans])
+    annotations = read_annotations(folder, spans, tasks)
+    _check_present(folder, spans)
+    picked = ids[np.unique(np.linspace(0, len(ids) - 1, min(samples, len(ids))).astype(int))]
+    _read_spans(folder, np.stack([picked, picked], 1), image_size, 1, None)
+    out[split] = {"frames": len(ids), "episodes": len(spans), "windows": len(annotations)}
+  return out
+
+
+# ---------------------------------------------------------------------------------------------
+# Writing.
+
+
+class _NpzTemplate:
+  """Bytes of an uncompressed npz with fixed shapes, into which values and checksums are put."""
+
+  def __init__(self, arrays: dict[str, np.ndarray]):
+    body, directory, self._members = bytearray(), bytearray(), []
+    for key, array in arrays.items():
+      buffer = io.BytesIO()
+      np.lib.format.write_array(buffer, np.zeros_like(array), allow_pickle=False)
+      content, name = buffer.getvalue(), f"{key}.npy".encode()
+      # 33 = 1980-01-01, the archive format's zero: the same frames always give the same bytes.
+      common = struct.pack("<HHHHHIIIHH", 20, 0, 0, 0, 33, 0, len(content), len(content), len(name), 0)
+      offset = len(body)
+      body += b"PK\x03\x04" + common + name
+      begin, value = len(body), len(body) + len(content) - array.nbytes
+      body += content
+      crc_in_directory = len(directory) + 16
+      directory += (
+        b"PK\x01\x02" + struct.pack("<H", 20) + common + struct.pack("<HHHII", 0, 0, 0, 0, offset) + name
+      )
+      self._members.append((key, offset + 14, crc_in_directory, begin, value, len(body)))
+    end = struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, len(arrays), len(arrays), len(directory), len(body), 0)
+    self._members = [
+      (key, crc, len(body) + in_directory, begin, value, stop)
+      for key, crc, in_directory, begin, value, stop in self._members
+    ]
+    self._bytes = bytes(body + directory + end)
+
+  def fill(self, arrays: dict[str, np.ndarray]) -> bytearray:
+    """The archive with these values (C order, same shapes and dtypes as at construction)."""
+    data = bytearray(self._bytes)
+    view = memoryview(data)
+    for key, local_crc, directory_crc, begin, value, stop in self._members:
+      view[value:stop] = arrays[key].reshape(-1).view(np.uint8).data
+      crc = struct.pack("<I", zlib.crc32(view[begin:stop]))
+      view[local_crc : local_crc + 4] = crc
+      view[directory_crc : directory_crc + 4] = crc
+    return data
+
+
+class FrameWriter:
+  """Writes a split frame by frame; it appears under its own name only when whole.
+
+  Frames go to a hidden sibling folder, which `commit` renames. What an interrupted writer left there
+  is removed by the next one.
+  """
+
+  def __init__(self, folder: PathLike, first_id: int = 0, workers: int = 0):
+    """Starts a split.
+
+    Args:
+      folder: of the split; must not exist yet.
+      first_id: of its first frame.
+      workers: threads; 0 means one per core.
+
+    Raises:
+      FileExistsError: the folder exists.
+    """
+    self.folder = pathlib.Path(folder)
+    if self.folder.exists():
+      raise FileExistsError(f"{self.folder} exists: a split is written once")
+    self._partial = self.folder.with_name(f".{self.folder.name}.partial")
+    shutil.rmtree(self._partial, ignore_errors=True)
+    self._partial.mkdir(parents=True)
+    self._first, self._next = first_id, first_id
+    self._pool = ThreadPoolExecutor(num_workers(workers))
+    self._template: _NpzTemplate | None = None
+    self._states: dict[str, list[np.ndarray]] = {"robot_obs": [], "scene_obs": []}
+
+  def write(
+    self,
+    *,
+    actions: np.ndarray,
+    rel_actions: np.ndarray,
+    robot_obs: np.ndarray,
+    scene_obs: np.ndarray,
+    rgb_static: np.ndarray,
+    rgb_gripper: np.ndarray,
+  ) -> None:
+    """Appends n frames.
+
+    Args:
+      actions: [n, 7] target pose (xyz [m], Euler [rad]) and gripper that the relative action leads to.
+      rel_actions: [n, 7] in [-1, 1], gripper exactly +1 or -1.
+      robot_obs: [n, 15].
+      scene_obs: [n, 24].
+      rgb_static: [n, S, S, 3] uint8.
+      rgb_gripper: [n, S, S, 3] uint8.
+
+    Raises:
+      ValueError: shapes or dtypes do not fit.
+      DatasetError: a value that the reader would refuse.
+    """
+    block = {"actions": actions, "rel_actions": rel_actions, "robot_obs": robot_obs, "scene_obs": scene_obs}
+    block = {key: np.array(value, np.float64, order="C") for key, value in block.items()}
+    n = len(block["actions"])
+    for key, size in {"actions": 7, **VECTOR_KEYS}.items():
+      if block[key].shape != (n, size):
+        raise ValueError(f"{key}: expected [{n}, {size}], got {list(block[key].shape)}")
+    for key, picture in (("rgb_static", rgb_static), ("rgb_gripper", rgb_gripper)):
+      if picture.dtype != np.uint8 or picture.ndim != 4 or len(picture) != n or picture.shape[3] != 3:
+        raise ValueError(f"{key}: expected uint8 [{n}, S, S, 3], got {picture.dtype} {list(picture.shape)}")
+      block[key] = np.ascontiguousarray(picture)
+    if not n:
+      return
+    ids = np.arange(self._next, self._next + n)
+    _check_vectors(self.folder, ids, {key: block[key] for key in VECTOR_KEYS})
+    if self._template is None:
+      self._template = _NpzTemplate({key: array[0] for key, array in block.items()})
+      self._shapes = {key: array.shape[1:] for key, array in block.items()}
+    if any(block[key].shape[1:] != shape for key, shape in self._shapes.items()):
+      raise ValueError("all frames of a split must have pictures of one size")
+    template = self._template
+
+    def write_rows(begin: int) -> None:
+      for row in range(begin, min(begin + _BLOCK, n)):
+        data = template.fill({key: array[row] for key, array in block.items()})
+        with open(frame_path(self._partial, ids[row]), "wb", buffering=0) as file:
+          file.write(data)
+
+    list(self._pool.map(write_rows, range(0, n, _BLOCK)))
+    for key, parts in self._states.items():
+      parts.append(block[key])
+    self._next += n
+
+  def commit(
+    self,
+    lengths: Sequence[int],
+    annotations: Sequence[tuple[str, int, int]],
+    scene: str,
+    extra: dict[str, dict[str, Any]] | None = None,
+  ) -> int:
+    """Writes ids, annotations and statistics, and gives the folder its name.
+
+    Args:
+      lengths: frames of each episode, in the order written.
+      annotations: (task, first frame, one past the last) counted from this split's first frame.
+      scene: name for scene_info.npy.
+      extra: npz file name -> arrays, to be written beside.
+
+    Returns:
+      Id after the last frame: the next split's first.
+
+    Raises:
+      ValueError: lengths do not add up to the frames written.
+    """
+    if sum(lengths) != self._next - self._first or not len(lengths) or min(lengths) < 1:
+      raise ValueError(
+        f"episodes of {sum(lengths)} frames in all, but {self._next - self._first} were written"
+      )
+    ends = np.cumsum(np.asarray(lengths, np.int64)) + self._first
+    folder = self._partial
+    np.save(folder / IDS_FILE, np.stack([ends - np.asarray(lengths), ends - 1], 1))
+    np.save(folder / "ep_lens.npy", np.asarray(lengths, np.int64))
+    _save_pickled(folder / "scene_info.npy", {scene: (self._first, self._next - 1)})
+    (folder / ANNOTATION_FILE).parent.mkdir()
+    _save_pickled(
+      folder / ANNOTATION_FILE,
+      {
+        "language": {
+          "ann": [_SENTENCES.get(task, task.replace("_", " ")) for task, _, _ in annotations],
+          "task": [task for task, _, _ in annotations],
+          "emb": np.zeros((len(annotations), 1, 384), np.float32),  # no language model here: a placeholder
+        },
+        "info": {"episodes": [], "indx": [(self._first + a, self._first + b) for _, a, b in annotations]},
+      },
+    )
+    (folder / "statistics.yaml").write_text(_statistics(self._states))
+    for name, arrays in (extra or {}).items():
+      np.savez(folder / name, **arrays)
+    os.rename(folder, self.folder)
+    return self._next
+
+  def close(self) -> None:
+    """Stops the threads and removes what was not committed."""
+    self._pool.shutdown()
+    shutil.rmtree(self._partial, ignore_errors=True)
+
+  def __enter__(self) -> FrameWriter:
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self.close()
+
+
+def _save_pickled(path: pathlib.Path, content: dict[str, Any]) -> None:
+  holder = np.empty((), object)
+  holder[()] = content
+  np.save(path, holder, allow_pickle=True)
+
+
+def _statistics(states: dict[str, list[np.ndarray]]) -> str:
+  """Mean and standard deviation in the layout of CALVIN's statistics.yaml."""
+  lines = []
+  for key, parts in states.items():
+    values = np.concatenate(parts)
+    lines += [f"{key}:", "- _target_: calvin_agent.utils.transforms.NormalizeVector"]
+    for name, numbers in (("mean", values.mean(0)), ("std", values.std(0))):
+      lines += [f"  {name}:", *(f"  - {float(number)!r}" for number in numbers)]
+  return "\n".join(lines) + "\n"

@@ -1,0 +1,86 @@
+"""Features of demos, as the featurize stage leaves them for the policy and the classifier."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+
+import numpy as np
+
+from wam_jax.data.calvin import DatasetError, PathLike, read_npz
+
+_KEYS = ("feature", "action", "success", "mask", "tasks")
+
+
+@dataclasses.dataclass(frozen=True)
+class DemoFeatures:
+  """Demos of all tasks, filtered through the frozen world model.
+
+  K tasks, M demos each, T frames with padding at the end.
+
+  Attributes:
+    feature: [K, M, T, F] float32.
+    action: [K, M, T, 7] float32 in [-1, 1], taken at that frame.
+    success: [K, M, T] bool, the task's predicate holds, relative to the demo's first frame.
+    mask: [K, M, T] bool, false at padding.
+    tasks: K names.
+  """
+
+  feature: np.ndarray
+  action: np.ndarray
+  success: np.ndarray
+  mask: np.ndarray
+  tasks: tuple[str, ...]
+
+  def __post_init__(self) -> None:
+    shape = self.feature.shape[:3]
+    expected = {
+      "feature": (*shape, self.feature.shape[-1]),
+      "action": (*shape, 7),
+      "success": shape,
+      "mask": shape,
+    }
+    for name, wanted in expected.items():
+      if getattr(self, name).shape != wanted:
+        raise ValueError(f"{name}: expected {list(wanted)}, got {list(getattr(self, name).shape)}")
+    if self.feature.ndim != 4 or len(self.tasks) != len(self.feature):
+      raise ValueError(
+        f"{len(self.tasks)} tasks, but feature is {list(self.feature.shape)}, not [K, M, T, F]"
+      )
+
+
+def save_features(path: PathLike, features: DemoFeatures) -> None:
+  """Writes demos to an npz file, which appears only when whole.
+
+  Args:
+    path: file to write; replaced if it exists.
+    features: what to write.
+  """
+  path = pathlib.Path(path)
+  partial = path.with_name(f".{path.name}.partial.npz")
+  arrays = {name: getattr(features, name) for name in _KEYS}
+  np.savez(partial, **{**arrays, "tasks": np.array(features.tasks)})
+  os.replace(partial, path)
+
+
+def load_features(path: PathLike) -> DemoFeatures:
+  """Reads what `save_features` wrote.
+
+  Args:
+    path: the file.
+
+  Returns:
+    DemoFeatures.
+
+  Raises:
+    DatasetError: no such file, damaged, or arrays that do not fit together.
+  """
+  arrays = read_npz(path, _KEYS)
+  tasks = tuple(str(task) for task in arrays.pop("tasks"))
+  try:
+    return DemoFeatures(**arrays, tasks=tasks)
+  except ValueError as error:
+    raise DatasetError(
+      path, f"{error}.", fix="delete the featurize artifact and run the stage again."
+    ) from None

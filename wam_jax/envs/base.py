@@ -1,0 +1,41 @@
+"""What a simulator must offer, and nothing about any one of them."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+ROBOT_OBS = 15  # tcp xyz [m], tcp Euler xyz [rad], gripper width [m], 7 joints [rad], last gripper action
+SCENE_OBS = 24  # slider, drawer, button, switch [m], bulb, led {0, 1}, 3 blocks x (xyz [m], Euler [rad])
+ACTION = 7
+
+
+class Environment(Protocol):
+  """One manipulation scene with CALVIN's conventions.
+
+  Pictures are a function of the state (`render`), so a rollout can be recorded as states and drawn
+  afterwards in batches.
+  """
+
+  control_hz: int
+
+  def reset(self, robot_obs: np.ndarray | None = None, scene_obs: np.ndarray | None = None) -> None:
+    """Restores a state exactly; None means the neutral one. Raises ValueError on NaN or shape."""
+    ...
+
+  def step(self, action: np.ndarray) -> None:
+    """Executes one relative action [7] in [-1, 1], gripper exactly +1 or -1, for 1/control_hz s."""
+    ...
+
+  def state(self) -> tuple[np.ndarray, np.ndarray]:
+    """(robot_obs [15], scene_obs [24]), float64."""
+    ...
+
+
+class Renderer(Protocol):
+  """Draws both cameras of many states at once."""
+
+  def __call__(self, robot_obs: np.ndarray, scene_obs: np.ndarray) -> dict[str, np.ndarray]:
+    """robot_obs [N, 15], scene_obs [N, 24] -> {'rgb_static', 'rgb_gripper'}: [N, S, S, 3] uint8."""
+    ...

@@ -1,0 +1,174 @@
+"""Metrics to JSONL and TensorBoard, progress for people. The only place that prints while a stage runs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+PLAIN_SECONDS = 10.0  # between progress lines when the output is not a terminal
+SHOWN = 3  # metrics shown beside the bar
+
+
+class Progress:
+  """A bar on a terminal, otherwise a line now and then. Made by `Logger.progress`."""
+
+  def __init__(self, total: int, description: str, initial: int, interactive: bool):
+    self._total, self._done, self._initial = total, initial, initial
+    self._description = description
+    self._note = ""
+    self._start = self._printed = time.monotonic()
+    self._bar = None
+    if interactive:
+      import tqdm
+
+      self._bar = tqdm.tqdm(total=total, initial=initial, desc=description, dynamic_ncols=True)
+
+  def update(self, n: int = 1) -> None:
+    """Counts `n` more units as done."""
+    self._done += n
+    if self._bar is not None:
+      self._bar.update(n)
+    elif time.monotonic() - self._printed >= PLAIN_SECONDS:
+      self._line()
+
+  def note(self, text: str) -> None:
+    """Sets the text shown beside the bar."""
+    self._note = text
+    if self._bar is not None:
+      self._bar.set_postfix_str(text, refresh=False)
+
+  def close(self) -> None:
+    if self._bar is not None:
+      self._bar.close()
+    else:
+      self._line()
+
+  def _line(self) -> None:
+    self._printed = time.monotonic()
+    speed = (self._done - self._initial) / max(self._printed - self._start, 1e-9)
+    left = duration((self._total - self._done) / speed) if speed > 0 else "?"
+    percent = 100 * self._done // max(self._total, 1)
+    text = f"  {self._description}: {percent} % ({self._done}/{self._total}, {speed:.3g}/s, {left} left)"
+    print(f"{text}  {self._note}".rstrip(), flush=True)
+
+
+class Logger:
+  """Where a stage's numbers go.
+
+  Args:
+    workdir: the stage's folder; gets `metrics.jsonl` and `tensorboard/`.
+    stage: name shown in front of lines.
+    interactive: whether to draw a bar; None: if stderr is a terminal.
+  """
+
+  def __init__(self, workdir: str | os.PathLike[str], stage: str, interactive: bool | None = None):
+    self.workdir = pathlib.Path(workdir)
+    self.stage = stage
+    self._interactive = sys.stderr.isatty() if interactive is None else interactive
+    self._path = self.workdir / "metrics.jsonl"
+    self._tensorboard: Any = None
+    self._progress: Progress | None = None
+
+  def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+    """Records metrics of one step.
+
+    Args:
+      step: host step the values belong to.
+      metrics: name (`stage/group/name`) to scalar; anything that `float` takes. NaN and infinity
+        become null in the JSONL file.
+    """
+    values = {name: float(value) for name, value in metrics.items()}
+    line: dict[str, Any] = {"step": int(step), "time": round(time.time(), 3)}
+    line |= {name: value if math.isfinite(value) else None for name, value in values.items()}
+    self.workdir.mkdir(parents=True, exist_ok=True)
+    with self._path.open("a", encoding="utf-8") as file:
+      file.write(json.dumps(line) + "\n")
+    writer = self._writer()
+    for name, value in values.items():
+      writer.add_scalar(name, value, int(step))
+    if self._progress is not None:
+      shown = list(values.items())[:SHOWN]
+      self._progress.note("  ".join(f"{name.rsplit('/', 1)[-1]} {value:.4g}" for name, value in shown))
+
+  @contextlib.contextmanager
+  def progress(self, total: int, description: str, initial: int = 0) -> Iterator[Progress]:
+    """Shows how far `total` units of work are; call `.update(n)` on what it yields."""
+    outer, self._progress = self._progress, Progress(total, description, initial, self._interactive)
+    try:
+      yield self._progress
+    finally:
+      self._progress.close()
+      self._progress = outer
+
+  def info(self, text: str) -> None:
+    """Prints one line for people, without breaking a bar."""
+    line = f"[{self.stage}] {text}"
+    if self._interactive:
+      import tqdm
+
+      tqdm.tqdm.write(line, file=sys.stdout)
+    else:
+      print(line, flush=True)
+
+  def truncate_after(self, step: int, prefix: str = "") -> None:
+    """Drops what was written for steps after `step`, so that a resumed stage leaves no line twice.
+
+    A half-written last line, from a process that was killed, is dropped too.
+
+    Args:
+      step: last step to keep.
+      prefix: only lines whose metrics all begin with it are dropped, for stages of several loops.
+    """
+    if not self._path.exists():
+      return
+
+    def stays(line: dict[str, Any]) -> bool:
+      names = [name for name in line if name not in ("step", "time")]
+      return line["step"] <= step or not all(name.startswith(prefix) for name in names)
+
+    lines = read_metrics(self._path)
+    kept = [line for line in lines if stays(line)]
+    temporary = self._path.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    temporary.replace(self._path)
+
+  def close(self) -> None:
+    """Flushes and closes the TensorBoard file."""
+    if self._tensorboard is not None:
+      self._tensorboard.close()
+      self._tensorboard = None
+
+  def _writer(self) -> Any:
+    if self._tensorboard is None:
+      import tensorboardX
+
+      self._tensorboard = tensorboardX.SummaryWriter(str(self.workdir / "tensorboard"))
+    return self._tensorboard
+
+
+def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+  """Lines of a `metrics.jsonl` (or of the folder holding it); empty when there is none.
+
+  A line that a killed process left half-written is passed over.
+  """
+  path = pathlib.Path(path)
+  path = path / "metrics.jsonl" if path.is_dir() else path
+  lines = []
+  for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    with contextlib.suppress(json.JSONDecodeError):
+      lines.append(json.loads(text))
+  return lines
+
+
+def duration(seconds: float) -> str:
+  """Seconds as `h:mm:ss` or `m:ss`."""
+  minutes, rest = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

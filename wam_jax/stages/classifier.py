@@ -1,0 +1,189 @@
+"""Trains one success classifier per task and measures what PPO would live off."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from wam_jax.data.features import DemoFeatures, load_features
+from wam_jax.io import checkpoint
+from wam_jax.io.artifact import Artifact, write_text
+from wam_jax.io.logger import Logger
+from wam_jax.nn.classifier import SuccessClassifier
+from wam_jax.stages.training_loop import train_loop
+from wam_jax.stages.world_model import load_world_model
+from wam_jax.train import classifier as train
+from wam_jax.train.imagination import World, make_starts, make_world
+from wam_jax.train.state import make_optimizer, make_train_state
+from wam_jax.train.tasks import over_tasks, task_keys, task_metrics
+from wam_jax.types import Params
+
+REQUIRES = ("world_model", "featurize")
+CONFIG = (
+  "seed", "tasks", "classifier", "behaviour_cloning.chunk", "ppo.horizon_steps",
+)
+
+DREAMS = 256  # random-action dreams per task in training, calibration and each measurement
+START_FRAMES = 4  # first frames of a demo that such dreams start from
+
+
+class GateError(Exception):
+  """The classifier calls too many random-action dreams a success to be PPO's reward."""
+
+
+def make_classifier(config: Mapping[str, Any], feature_size: int) -> SuccessClassifier:
+  """Classifier of a whole config (a ConfigDict or an artifact's plain dict)."""
+  part = config["classifier"]
+  return SuccessClassifier(feature_size, tuple(part["embed"]), part["hidden"])
+
+
+def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger: Logger) -> None:
+  """Writes `params` (networks and thresholds, stacked over tasks) and `quality.json`.
+
+  Raises:
+    ValueError: a task whose demos never show success.
+  """
+  model, world_params = load_world_model(inputs["world_model"])
+  world, world_params = make_world(model), jax.device_put(world_params)
+  demos = load_features(inputs["featurize"].path / "train.npz")
+  heldout = load_features(inputs["featurize"].path / "heldout.npz")
+  part, num_tasks = config.classifier, len(demos.tasks)
+  stride, length = config.behaviour_cloning.chunk, config.ppo.horizon_steps
+  classifier = make_classifier(config, demos.feature.shape[-1])
+  key = jax.random.fold_in(jax.random.key(config.seed), 4)
+  pool_key, init_key, train_key, start_key, calibrate_key, test_key = jax.random.split(key, 6)
+
+  logger.info("dreaming the demos, random actions and other tasks' actions")
+  start = _starts(demos, start_key)
+  pool = train.make_pool(
+    world,
+    world_params,
+    {name: getattr(demos, name) for name in ("feature", "action", "success", "mask")},
+    start,
+    pool_key,
+    num_dreams=DREAMS,
+    length=length,
+    stride=stride,
+  )
+  optimizer = make_optimizer(part.learning_rate, part.updates, weight_decay=part.weight_decay)
+  state = jax.jit(jax.vmap(lambda k: make_train_state(classifier.init(k), optimizer)))(
+    task_keys(init_key, num_tasks)
+  )
+  update_task = train.make_update(classifier, optimizer, part)
+  update_tasks = over_tasks(lambda task, _, num: update_task(*task, num), static=(2,))
+
+  def update(state: Any, key: jax.Array, num: int) -> tuple[Any, dict[str, Any]]:
+    state, metrics = update_tasks((state, pool, task_keys(key, num_tasks)), None, num)
+    return state, task_metrics(demos.tasks, metrics)
+
+  state = train_loop(
+    state=state,
+    update=update,
+    total=part.updates,
+    per_call=config.training.log_every,
+    key=train_key,
+    workdir=workdir,
+    logger=logger,
+    description="success classifiers",
+    checkpoint_minutes=config.training.checkpoint_minutes,
+    metric_prefix="classifier",
+  )
+
+  margins = over_tasks(
+    lambda task, shared: train.random_dream_margins(
+      world, shared, classifier, *task, length=length, stride=stride
+    )
+  )
+  fresh = margins((state.params, start, task_keys(calibrate_key, num_tasks)), world_params)
+  # Half of what the gate allows: the gate is measured on held-out starts.
+  threshold = train.calibrate(np.asarray(fresh), part.threshold, part.max_false_positives / 2)
+  params = {"network": state.params, "threshold": jnp.asarray(threshold)}
+  quality = _quality(world, world_params, classifier, params, heldout, margins, test_key)
+  checkpoint.save_params(workdir / "params", params)
+  write_text(workdir / "quality.json", json.dumps(quality, indent=2) + "\n")
+  worst = max(quality["tasks"], key=lambda t: quality["tasks"][t]["random_dreams"]["false_positives"])
+  share = quality["tasks"][worst]["random_dreams"]["false_positives"]
+  logger.info(f"random-action dreams called a success: at most {share:.1%} ({worst})")
+
+
+def _starts(demos: DemoFeatures, key: jax.Array) -> jax.Array:
+  """Start features of dreams: [K, DREAMS, F]."""
+  starts = make_starts(demos.feature, demos.success, demos.mask, START_FRAMES)
+  draw = jax.vmap(lambda starts, key: starts.draw(key, DREAMS))
+  return draw(starts, task_keys(key, len(demos.tasks)))
+
+
+def _quality(
+  world: World,
+  world_params: Params,
+  classifier: SuccessClassifier,
+  params: Params,
+  heldout: DemoFeatures,
+  margins: Any,
+  key: jax.Array,
+) -> dict[str, Any]:
+  """Everything that quality.json holds."""
+  num_tasks = len(heldout.tasks)
+  start_key, random_key, dream_key = jax.random.split(key, 3)
+  arrays = tuple(jnp.asarray(getattr(heldout, n)) for n in ("feature", "action", "success", "mask"))
+
+  def measure(task: Any, shared: Params) -> Any:
+    params, arrays, key = task
+    feature, label, mask = train.demo_dreams(world, shared, *arrays, key)
+    return classifier.success(params, arrays[0]), (classifier.success(params, feature), label, mask)
+
+  keys = task_keys(dream_key, num_tasks)
+  real, dreams = jax.device_get(over_tasks(measure)((params, arrays, keys), world_params))
+  start = _starts(heldout, start_key)
+  random = np.asarray(margins((params["network"], start, task_keys(random_key, num_tasks)), world_params))
+  threshold = np.asarray(params["threshold"])
+  tasks = {}
+  for k, task in enumerate(heldout.tasks):
+    tasks[task] = {
+      "threshold": float(1 / (1 + np.exp(-threshold[k]))),
+      "log_odds_threshold": float(threshold[k]),
+      "heldout_demos": train.precision_recall(real[k], heldout.success[k], heldout.mask[k]),
+      "heldout_demo_dreams": train.precision_recall(*(x[k] for x in dreams)),
+      "random_dreams": {
+        "count": int(random.shape[1]),
+        "false_positives": float((random[k] > threshold[k]).mean()),
+      },
+    }
+  return {"tasks": tasks}
+
+
+def check_gate(artifact: Artifact, tasks: tuple[str, ...], limit: float) -> None:
+  """Refuses a classifier that rewards nonsense.
+
+  Args:
+    artifact: of this stage.
+    tasks: those that will be trained.
+    limit: largest share of random-action dreams called a success.
+
+  Raises:
+    GateError: naming the tasks above the limit.
+  """
+  quality = json.loads((artifact.path / "quality.json").read_text(encoding="utf-8"))["tasks"]
+  shares = {task: quality[task]["random_dreams"]["false_positives"] for task in tasks}
+  above = {task: share for task, share in shares.items() if share > limit}
+  if above:
+    listed = ", ".join(f"{task} {share:.1%}" for task, share in above.items())
+    raise GateError(
+      f"the success classifier calls too many random-action dreams a success: {listed}; "
+      f"classifier.max_false_positives is {limit:.1%}. PPO would learn to please the classifier. Train "
+      "the world model or the classifier longer, or set classifier.enforce_gate=False to go on anyway."
+    )
+
+
+def load_classifier(artifact: Artifact) -> tuple[SuccessClassifier, Params]:
+  """The classifier, and {"network", "threshold"} stacked over tasks."""
+  params = checkpoint.load_params(artifact.path / "params")
+  first = "embed0" if len(artifact.config["classifier"]["embed"]) > 1 else "embedding"
+  size = params["network"][first]["kernel"].shape[-2]
+  return make_classifier(artifact.config, size), params

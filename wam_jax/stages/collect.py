@@ -1,0 +1,252 @@
+"""Collects frames from the embedded simulator, or checks a dataset that is already there.
+
+States are recorded first, by worker processes, and kept as small files; pictures are drawn from them
+afterwards in large batches and written in CALVIN's format.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from wam_jax import envs
+from wam_jax.data import calvin
+from wam_jax.envs.base import Renderer
+from wam_jax.io.artifact import Artifact
+from wam_jax.io.logger import Logger
+from wam_jax.stages import recording
+from wam_jax.stages.recording import Job, Settings
+
+REQUIRES: tuple[str, ...] = ()
+CONFIG: tuple[str, ...] = ("seed", "tasks", "env.name", "env.image_size", "env.max_steps", "data")
+
+_DRAW_BLOCK = 1024  # frames drawn and written at a time: 25 MB of pictures at 64x64
+
+
+def dataset_path(artifact: Artifact | pathlib.Path) -> pathlib.Path:
+  """Root of the dataset (holds training/ and validation/) that a collect artifact stands for.
+
+  Args:
+    artifact: of the collect stage, or its folder.
+
+  Returns:
+    The collected dataset, or the folder that data.calvin_path named.
+
+  Raises:
+    DatasetError: the folder named is gone.
+  """
+  path = artifact if isinstance(artifact, pathlib.Path) else artifact.path
+  pointer = path / "dataset.json"
+  if pointer.is_file():
+    return calvin.check_root(json.loads(pointer.read_text())["root"])
+  return calvin.check_root(path / "dataset")
+
+
+def _write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
+  partial = path.with_name(f".{path.name}.partial")
+  partial.write_text(json.dumps(content, indent=2) + "\n")
+  os.replace(partial, path)
+
+
+def make_jobs(config: Any) -> dict[str, list[Job]]:
+  """All episodes to record: split -> jobs, in the order in which they are written.
+
+  Args:
+    config: `tasks` and `data` are read.
+
+  Returns:
+    'training': play, then demos task by task; 'validation': held-out demos; 'starts': start states.
+  """
+  data = config.data
+  episodes = -(-data.play_frames // data.play_episode_frames)
+
+  def each(kind: str, count: int) -> list[Job]:
+    return [Job(kind, task, i) for task in config.tasks for i in range(count)]
+
+  return {
+    "training": [Job("play", "", i) for i in range(episodes)] + each("demo", data.demos_per_task),
+    "validation": each("heldout", data.heldout_demos_per_task),
+    "starts": each("start", data.heldout_starts_per_task),
+  }
+
+
+def _draw_split(
+  folder: pathlib.Path,
+  jobs: Sequence[Job],
+  states: pathlib.Path,
+  first_id: int,
+  renderer: Renderer,
+  config: Any,
+  logger: Logger,
+  extra: dict[str, dict[str, np.ndarray]],
+) -> tuple[float, float]:
+  """Draws the recorded episodes and writes them as a split.
+
+  Returns:
+    Seconds of drawing and of writing.
+  """
+  names = ("actions", "rel_actions", "robot_obs", "scene_obs")
+  episodes = [recording.load(states, job) for job in jobs]
+  lengths = [len(episode["actions"]) for episode in episodes]
+  frames = {name: np.concatenate([episode[name] for episode in episodes]) for name in names}
+  ends = np.cumsum(lengths)
+  annotations = [
+    (job.task, int(end) - length, int(end))
+    for job, length, end in zip(jobs, lengths, ends, strict=True)
+    if job.task
+  ]
+  drawing = writing = 0.0
+  with (
+    calvin.FrameWriter(folder, first_id, config.env.workers) as writer,
+    logger.progress(int(ends[-1]), f"drawing {folder.name}") as bar,
+  ):
+    for begin in range(0, int(ends[-1]), _DRAW_BLOCK):
+      block = {name: array[begin : begin + _DRAW_BLOCK] for name, array in frames.items()}
+      before = time.monotonic()
+      pictures = renderer(block["robot_obs"], block["scene_obs"])
+      between = time.monotonic()
+      writer.write(**block, **pictures)
+      drawing, writing = drawing + between - before, writing + time.monotonic() - between
+      bar.update(len(block["actions"]))
+    writer.commit(lengths, annotations, scene=config.env.name, extra=extra)
+  return drawing, writing
+
+
+def _summarise(jobs: dict[str, list[Job]], states: pathlib.Path, seconds: dict[str, float]) -> dict[str, Any]:
+  """What was collected, for people and for the report."""
+  frames: dict[str, int] = {"play": 0, "demo": 0, "heldout": 0}
+  episodes = dict(frames)
+  per_task: dict[str, dict[str, Any]] = {}
+  for job in jobs["training"] + jobs["validation"]:
+    episode = recording.load(states, job)
+    length = len(episode["actions"])
+    frames[job.kind] += length
+    episodes[job.kind] += 1
+    for task, (tried, succeeded) in episode["attempts"].items():
+      entry = per_task.setdefault(task, {"lengths": [], "demo": [0, 0], "play": [0, 0]})
+      counts = entry["demo" if job.task else "play"]
+      counts[0] += tried
+      counts[1] += succeeded
+      if job.task:
+        entry["lengths"].append(length)
+  tasks = {}
+  for task, entry in per_task.items():
+    lengths = entry["lengths"]
+    tasks[task] = {
+      "demo_frames": {"min": min(lengths), "mean": round(float(np.mean(lengths)), 1), "max": max(lengths)}
+      if lengths
+      else None,
+      "demo_attempts": entry["demo"][0],
+      "demo_success": round(entry["demo"][1] / entry["demo"][0], 3) if entry["demo"][0] else None,
+      "play_attempts": entry["play"][0],
+      "play_success": round(entry["play"][1] / entry["play"][0], 3) if entry["play"][0] else None,
+    }
+  return {
+    "source": "embedded",
+    "frames": {**frames, "total": sum(frames.values())},
+    "episodes": episodes,
+    "start_states": len(jobs["starts"]),
+    "tasks": tasks,
+    "seconds": {name: round(value, 1) for name, value in seconds.items()},
+  }
+
+
+def _collect(config: Any, workdir: pathlib.Path, logger: Logger) -> dict[str, Any]:
+  data = config.data
+  settings = Settings(
+    seed=config.seed,
+    env=config.env.name,
+    max_steps=config.env.max_steps,
+    play_episode_frames=data.play_episode_frames,
+    play_frames=data.play_frames,
+    action_noise=data.action_noise,
+    failed_attempt_rate=data.failed_attempt_rate,
+  )
+  jobs = make_jobs(config)
+  everything = [job for part in jobs.values() for job in part]
+  dataset, states, settings_file = workdir / "dataset", workdir / "states", workdir / "states.json"
+  made_with = {
+    "settings": dataclasses.asdict(settings),
+    "tasks": list(config.tasks),
+    "image_size": config.env.image_size,
+  }
+  if not settings_file.is_file() or json.loads(settings_file.read_text()) != made_with:
+    for leftover in (dataset, states):  # of an interrupted run with other settings
+      shutil.rmtree(leftover, ignore_errors=True)
+  states.mkdir(parents=True, exist_ok=True)
+  _write_json(settings_file, made_with)
+
+  begin = time.monotonic()
+  with logger.progress(len(everything), "recording episodes") as bar:
+    recording.record_all(everything, settings, states, calvin.num_workers(config.env.workers), bar.update)
+  seconds = {"physics": time.monotonic() - begin, "drawing": 0.0, "writing": 0.0}
+
+  starts = [recording.load(states, job) for job in jobs["starts"]]
+  start_states = {
+    "task": np.array([job.task for job in jobs["starts"]]),
+    "robot_obs": np.concatenate([start["robot_obs"] for start in starts]),
+    "scene_obs": np.concatenate([start["scene_obs"] for start in starts]),
+  }
+  lengths = [len(recording.load(states, job)["actions"]) for job in jobs["training"]]
+  renderer = envs.make_renderer(config.env.name, config.env.image_size, config.env.workers)  # compiles once
+  for split, first_id, extra in (
+    ("training", 0, {}),
+    ("validation", sum(lengths), {calvin.START_STATES_FILE: start_states}),
+  ):
+    if (dataset / split).is_dir():
+      logger.info(f"{split} is already written")
+      continue
+    drawing, writing = _draw_split(
+      dataset / split, jobs[split], states, first_id, renderer, config, logger, extra
+    )
+    seconds["drawing"] += drawing
+    seconds["writing"] += writing
+  summary = _summarise(jobs, states, seconds)
+  _write_json(workdir / "summary.json", summary)
+  shutil.rmtree(states)
+  settings_file.unlink()
+  return summary
+
+
+def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger: Logger) -> None:
+  """Makes the dataset of the run.
+
+  Args:
+    config: finalized.
+    inputs: none.
+    workdir: gets dataset/ (embedded) or dataset.json (calvin), and summary.json.
+    logger: shows progress.
+
+  Raises:
+    DatasetError: data.calvin_path does not hold a dataset that can be used.
+    ValueError: unknown data.source.
+  """
+  del inputs
+  workdir = pathlib.Path(workdir)
+  workdir.mkdir(parents=True, exist_ok=True)
+  if config.data.source == "calvin":
+    root = pathlib.Path(config.data.calvin_path or os.environ.get("CALVIN_DATA", "")).expanduser().resolve()
+    counts = calvin.check_dataset(root, config.tasks, config.env.image_size)
+    _write_json(workdir / "dataset.json", {"root": str(root)})
+    summary: dict[str, Any] = {"source": "calvin", "root": str(root), "splits": counts}
+    _write_json(workdir / "summary.json", summary)
+    logger.info(
+      f"{root}: {counts['training']['frames']} frames for training, {counts['validation']['frames']} held out"
+    )
+  elif config.data.source == "embedded":
+    summary = _collect(config, workdir, logger)
+    frames, seconds = summary["frames"], summary["seconds"]
+    logger.info(
+      f"{frames['total']} frames (play {frames['play']}, demos {frames['demo']}, held out "
+      f"{frames['heldout']}) in {sum(seconds.values()):.0f} s"
+    )
+  else:
+    raise ValueError(f"data.source: {config.data.source!r} is neither 'embedded' nor 'calvin'")

@@ -1,0 +1,285 @@
+"""Success of expert, random weights, cloned and fine-tuned policies in the simulator, per task.
+
+All policies start from the same held-out states. Files: `results.json`, `rollouts.npz` (one episode
+per task of the final policy) and `<policy>.npz` (all episodes; a policy that has one is not run again).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pathlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from wam_jax.core import intervals
+from wam_jax.data import calvin
+from wam_jax.io.artifact import Artifact, write_text
+from wam_jax.io.logger import Logger
+from wam_jax.io.provenance import provenance
+from wam_jax.stages import rollout
+from wam_jax.stages.collect import dataset_path
+from wam_jax.stages.rollout import Rollouts
+
+REQUIRES = ("collect", "world_model", "featurize", "behaviour_cloning", "classifier", "ppo")
+CONFIG = ("seed", "tasks", "env.name", "env.image_size", "env.max_steps", "evaluate")
+FORMAT = 1  # of results.json
+
+LABELS = {
+  "expert": "Scripted expert",
+  "random": "Random weights",
+  "cloned": "Cloned",
+  "ppo": "After PPO in imagination",
+}
+DREAMED = ("cloned", "ppo")  # policies whose imagined success is measured too
+
+
+def run(config: Any, inputs: Mapping[str, Artifact], workdir: pathlib.Path, logger: Logger) -> None:
+  """Evaluates all policies and writes results.json and rollouts.npz."""
+  tasks = tuple(config.tasks)
+  workdir.mkdir(parents=True, exist_ok=True)
+  robot_obs, scene_obs = start_states(inputs["collect"], tasks, config.evaluate.episodes)
+  runner = _Runner(config, inputs, tasks, robot_obs, scene_obs, logger)
+  episodes: dict[str, dict[str, np.ndarray]] = {}
+  for name in policies(config):
+    path = workdir / f"{name}.npz"
+    stored = load_episodes(path, robot_obs, scene_obs)
+    if stored is None:
+      stored = runner.run(name)
+      _save_npz(path, stored | {"start_robot_obs": robot_obs, "start_scene_obs": scene_obs})
+    else:
+      logger.info(f"{LABELS[name]}: taken from {path.name}")
+    episodes[name] = stored
+    rate = stored["success"].mean()
+    dreamed = f", {stored['imagined'].mean():.0%} imagined" if "imagined" in stored else ""
+    logger.info(f"{LABELS[name]}: {rate:.1%} of {stored['success'].size} episodes{dreamed}")
+
+  results = summarise(tasks, episodes)
+  digest = hashlib.sha256(robot_obs.tobytes() + scene_obs.tobytes()).hexdigest()
+  results |= {
+    "experiment": config.experiment,
+    "preset": config.preset,
+    "seed": config.seed,
+    "max_steps": config.env.max_steps,
+    "start_states": {"per_task": robot_obs.shape[1], "sha256": digest, "in": "start_robot_obs of <policy>.npz"},
+    "provenance": provenance(),
+    "config": json.loads(config.to_json_best_effort()),
+  }
+  write_text(workdir / "results.json", json.dumps(results, indent=2) + "\n")
+  final = policies(config)[-1]
+  _save_npz(workdir / "rollouts.npz", shown_episodes(tasks, episodes[final]))
+  logger.write(0, {f"evaluate/{name}/success": episodes[name]["success"].mean() for name in episodes})
+
+
+def policies(config: Any) -> tuple[str, ...]:
+  """Names of the policies to evaluate, the final one last."""
+  first = [name for name, wanted in (("expert", config.evaluate.expert), ("random", config.evaluate.random_policy)) if wanted]
+  return (*first, *DREAMED)
+
+
+def start_states(collect: Artifact, tasks: Sequence[str], episodes: int) -> tuple[np.ndarray, np.ndarray]:
+  """Held-out start states: robot_obs [K, M, 15] and scene_obs [K, M, 24], the first M of each task.
+
+  Raises:
+    DatasetError: the data has too few of them.
+  """
+  root = dataset_path(collect)
+  known = calvin.read_start_states(root, tasks, episodes)
+  for task, (robot, _) in known.items():
+    if len(robot) < episodes:
+      raise calvin.DatasetError(
+        root / "validation",
+        f"{len(robot)} start states of {task}, evaluate.episodes = {episodes} are needed.",
+        fix=f"set config.evaluate.episodes={len(robot)} or collect more.",
+      )
+  robot_obs, scene_obs = (np.stack([known[task][part] for task in tasks]) for part in range(2))
+  return robot_obs, scene_obs
+
+
+class _Runner:
+  """Runs one policy after the other; opens simulators and models when the first one needs them."""
+
+  def __init__(
+    self,
+    config: Any,
+    inputs: Mapping[str, Artifact],
+    tasks: tuple[str, ...],
+    robot_obs: np.ndarray,
+    scene_obs: np.ndarray,
+    logger: Logger,
+  ):
+    self._config, self._inputs, self._tasks, self._logger = config, inputs, tasks, logger
+    self._starts = {"tasks": tasks, "robot_obs": robot_obs, "scene_obs": scene_obs}
+    self._max_steps = config.env.max_steps
+    self._tools: tuple[Any, ...] | None = None
+
+  def run(self, name: str) -> dict[str, np.ndarray]:
+    """Episodes of one policy as arrays to store."""
+    began = time.perf_counter()
+    if name == "expert":
+      total = self._starts["robot_obs"].shape[0] * self._starts["robot_obs"].shape[1]
+      with self._logger.progress(total, LABELS[name]) as progress:
+        arrays = _arrays(self._expert(progress.update))
+    else:
+      policy, params = self._policy(name)
+      model, model_params, environment = self._open()
+      with self._logger.progress(self._max_steps, LABELS[name]) as progress:
+        episodes = rollout.rollout_policies(
+          model,
+          model_params,
+          policy,
+          params,
+          **self._starts,
+          environment=environment,
+          key=jax.random.key(self._config.seed),  # the same noise for every policy
+          max_steps=self._max_steps,
+          chunk=policy.chunk,
+          progress=progress.update,
+        )
+      arrays = _arrays(episodes)
+      if name in DREAMED:
+        arrays["imagined"] = self._imagined(policy, params, episodes.first_feature)
+    return arrays | {"wall_seconds": np.asarray(time.perf_counter() - began)}
+
+  def _expert(self, update: Callable[[int], None]) -> Rollouts:
+    from wam_jax import envs
+    from wam_jax.envs.experts import make_expert
+
+    return rollout.rollout_experts(
+      **self._starts,
+      environment=envs.make_environment(self._config.env.name),
+      make_expert=make_expert,
+      seed=self._config.seed,
+      max_steps=self._max_steps,
+      progress=update,
+    )
+
+  def _policy(self, name: str) -> tuple[Any, Any]:
+    """(policy, parameters stacked over tasks)."""
+    from wam_jax.stages import behaviour_cloning, ppo
+
+    if name == "ppo":
+      return ppo.load_policy(self._inputs["ppo"])
+    policy, params = behaviour_cloning.load_policy(self._inputs["behaviour_cloning"])
+    if name == "random":
+      keys = jax.random.split(jax.random.key(self._config.seed + 1), len(self._tasks))
+      network = jax.vmap(policy.init)(keys)
+      params = {part: network for part in params}
+    return policy, params
+
+  def _open(self) -> tuple[Any, ...]:
+    if self._tools is None:
+      from wam_jax import envs
+      from wam_jax.stages import world_model
+
+      model, params = world_model.load_world_model(self._inputs["world_model"])
+      env = self._config.env
+      num = self._starts["robot_obs"].shape[0] * self._starts["robot_obs"].shape[1]
+      environment = envs.make_vector(env.name, num, workers=env.workers, image_size=env.image_size)
+      self._tools = (model, jax.device_put(params), environment)
+    return self._tools
+
+  def _imagined(self, policy: Any, params: Any, first_feature: np.ndarray) -> np.ndarray:
+    """Share of dreams, from the very same start frames, that the classifier calls a success: [K]."""
+    from wam_jax.stages import classifier as classifier_stage
+    from wam_jax.stages import ppo
+    from wam_jax.train import imagination
+
+    model, model_params, _ = self._open()
+    classifier, classifier_params = classifier_stage.load_classifier(self._inputs["classifier"])
+    rows = np.arange(self._config.evaluate.imagined_episodes) % first_feature.shape[1]
+    return ppo.imagined_rates(
+      imagination.make_world(model),
+      model_params,
+      policy,
+      params,
+      classifier,
+      classifier_params,
+      jax.numpy.asarray(first_feature[:, rows]),
+      jax.random.key(self._config.seed + 2),
+      horizon_chunks=-(-self._max_steps // policy.chunk),
+    )
+
+
+def _arrays(episodes: Rollouts) -> dict[str, np.ndarray]:
+  names = ("success", "steps", "robot_obs", "scene_obs", "action")
+  arrays = {name: getattr(episodes, name) for name in names}
+  return arrays | {f"seconds_{part}": np.asarray(value) for part, value in episodes.seconds.items()}
+
+
+def _save_npz(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
+  temporary = path.with_name(path.name + ".tmp")
+  with temporary.open("wb") as file:
+    np.savez_compressed(file, **arrays)
+  temporary.replace(path)
+
+
+def load_episodes(path: pathlib.Path, robot_obs: np.ndarray, scene_obs: np.ndarray) -> dict[str, np.ndarray] | None:
+  """Episodes stored by an interrupted run, or None if there are none from these start states."""
+  if not path.exists():
+    return None
+  with np.load(path, allow_pickle=False) as file:
+    stored = {name: file[name] for name in file.files}
+  same = np.array_equal(stored.pop("start_robot_obs"), robot_obs)
+  same &= np.array_equal(stored.pop("start_scene_obs"), scene_obs)
+  return stored if same else None
+
+
+def summarise(tasks: Sequence[str], episodes: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Any]:
+  """Counts, rates and 95 % intervals.
+
+  Args:
+    tasks: K names.
+    episodes: policy -> arrays with success [K, M] and steps [K, M], optionally imagined [K] in [0, 1].
+
+  Returns:
+    {"format", "tasks", "policies": {policy: {"label", "per_task": {task: row}, "mean": row}}, and, when both
+    were run, "ppo_minus_cloned"}. A row has n, successes, rate, low, high, steps (mean of the successful
+    episodes, null without any), and where measured imagined and gap = imagined - rate.
+  """
+  summary: dict[str, Any] = {"format": FORMAT, "tasks": list(tasks), "policies": {}}
+  for name, arrays in episodes.items():
+    success, steps, imagined = arrays["success"], arrays["steps"], arrays.get("imagined")
+    counts, trials = [int(n) for n in success.sum(1)], [success.shape[1]] * len(tasks)
+    rows = {}
+    for k, task in enumerate(tasks):
+      low, high = intervals.wilson_interval(counts[k], trials[k])
+      row = _row(trials[k], counts[k], counts[k] / trials[k], low, high, steps[k][success[k]])
+      rows[task] = _with_imagined(row, None if imagined is None else float(imagined[k]))
+    mean = _row(sum(trials), sum(counts), *intervals.mean_interval(counts, trials), steps[success])
+    mean = _with_imagined(mean, None if imagined is None else float(imagined.mean()))
+    summary["policies"][name] = {"label": LABELS.get(name, name), "per_task": rows, "mean": mean}
+  if "cloned" in episodes and "ppo" in episodes and episodes["ppo"]["success"].shape[1] > 1:
+    pair = (episodes[name]["success"].tolist() for name in DREAMED)
+    difference, low, high = intervals.paired_difference(*pair)
+    summary["ppo_minus_cloned"] = {"difference": difference, "low": low, "high": high}
+  return summary
+
+
+def _row(n: int, successes: int, rate: float, low: float, high: float, steps: np.ndarray) -> dict[str, Any]:
+  mean_steps = float(steps.mean()) if steps.size else None
+  return {"n": n, "successes": successes, "rate": rate, "low": low, "high": high, "steps": mean_steps}
+
+
+def _with_imagined(row: dict[str, Any], imagined: float | None) -> dict[str, Any]:
+  return row if imagined is None else row | {"imagined": imagined, "gap": imagined - row["rate"]}
+
+
+def shown_episodes(tasks: Sequence[str], arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """One episode per task to show: the first successful one, or the first if none succeeded.
+
+  Args:
+    tasks: K names.
+    arrays: success [K, M], steps [K, M], robot_obs [K, M, T+1, 15], scene_obs [K, M, T+1, 24].
+
+  Returns:
+    task [K], episode [K], success [K], steps [K], robot_obs [K, T+1, 15], scene_obs [K, T+1, 24].
+  """
+  chosen = arrays["success"].argmax(1)  # the first True, else 0
+  rows = np.arange(len(tasks))
+  names = ("success", "steps", "robot_obs", "scene_obs")
+  return {"task": np.asarray(list(tasks)), "episode": chosen} | {name: arrays[name][rows, chosen] for name in names}

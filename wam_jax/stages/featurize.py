@@ -1,0 +1,90 @@
+"""Filters the demos through the frozen world model, once, for cloning and the classifier."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from wam_jax.data import calvin, windows
+from wam_jax.data.features import DemoFeatures, save_features
+from wam_jax.envs import tasks as task_oracle
+from wam_jax.io.artifact import Artifact
+from wam_jax.io.logger import Logger
+from wam_jax.nn.world_model import WorldModel
+from wam_jax.stages.collect import dataset_path
+from wam_jax.stages.world_model import load_world_model
+from wam_jax.train import world_model as train
+from wam_jax.types import Batch, Params, features
+
+REQUIRES = ("collect", "world_model")
+CONFIG = ("seed", "tasks", "data.demos_per_task", "data.heldout_demos_per_task")
+
+DEMOS_PER_CALL = 16
+
+
+def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger: Logger) -> None:
+  """Writes `train.npz` and `heldout.npz` (`data.features.DemoFeatures`)."""
+  model, params = load_world_model(inputs["world_model"])
+  params = jax.device_put(params)
+  root = dataset_path(inputs["collect"])
+  key = jax.random.fold_in(jax.random.key(config.seed), 2)
+  splits = (("train", "training", config.data.demos_per_task), ("heldout", "validation", config.data.heldout_demos_per_task))
+  for i, (name, folder, limit) in enumerate(splits):
+    demos = calvin.read_demos(
+      root / folder, config.tasks, limit=limit, image_size=model.image_size, workers=config.env.workers
+    )
+    with logger.progress(len(demos.annotations), f"features of {name} demos") as progress:
+      result = filter_demos(model, params, demos, config.tasks, jax.random.fold_in(key, i), progress)
+    save_features(workdir / f"{name}.npz", result)
+
+
+def filter_demos(
+  model: WorldModel, params: Params, demos: calvin.Split, tasks: tuple[str, ...], key: jax.Array, progress: Any = None
+) -> DemoFeatures:
+  """Features of annotated windows, each filtered from its own first frame.
+
+  Args:
+    model: the networks.
+    params: the frozen world model's.
+    demos: at least one window of each task.
+    tasks: K names.
+    key: for the posterior's samples.
+    progress: gets `update(n)`.
+
+  Returns:
+    DemoFeatures [K, M, T, ...], padded to the longest window and to the largest number of demos of a task.
+  """
+  spans = {task: demos.windows(task) for task in tasks}
+  length = max(end - start for windows_ in spans.values() for start, end in windows_)
+  most = max(len(windows_) for windows_ in spans.values())
+  shape = (len(tasks), most, length)
+  feature = np.zeros((*shape, model.feature_size), np.float32)
+  action = np.tile(np.asarray(windows.REST_ACTION, np.float32), (*shape, 1))
+  success, mask = np.zeros(shape, bool), np.zeros(shape, bool)
+
+  @jax.jit
+  def filtered(params: Params, batch: Batch, key: jax.Array) -> jax.Array:
+    embed = train.encode(model, params, batch)
+    posterior, _ = train.observe(model, params, embed, batch.prev_action, batch.is_first, key)
+    return features(posterior)
+
+  rows = [(k, m, window) for k, task in enumerate(tasks) for m, window in enumerate(spans[task])]
+  for first in range(0, len(rows), DEMOS_PER_CALL):
+    part = rows[first : first + DEMOS_PER_CALL]
+    padded = part + [part[-1]] * (DEMOS_PER_CALL - len(part))  # one shape, one compilation
+    batch = windows.episode_batch(demos.frames, [window for _, _, window in padded], length)
+    out = filtered(params, jax.tree.map(jnp.asarray, batch), jax.random.fold_in(key, first))
+    for row, (k, m, (start, end)) in enumerate(part):
+      n = end - start
+      feature[k, m, :n] = np.asarray(out[row, :n])
+      action[k, m, :n] = batch.action[row, :n]
+      scene = demos.frames.scene_obs[start:end]
+      success[k, m, :n] = task_oracle.success(tasks[k], scene[:1], scene)
+      mask[k, m, :n] = True
+    if progress is not None:
+      progress.update(len(part))
+  return DemoFeatures(feature=feature, action=action, success=success, mask=mask, tasks=tuple(tasks))

@@ -1,0 +1,297 @@
+"""What a run is going to do: which stages are done, which can go on, which do not fit any more.
+
+Makes no JAX import and changes no file, so that `--config.stage=plan` answers at once.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import importlib.util
+import pathlib
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from wam_jax import config as config_lib
+from wam_jax.io import artifact as artifact_lib
+from wam_jax.io.artifact import Artifact
+from wam_jax.io.logger import duration
+
+STAGES = config_lib.STAGES
+
+# Seconds of each stage of the demo preset on 2 CPU cores, measured; other sizes are scaled from them.
+DEMO_SECONDS: dict[str, float] = {
+  "collect": 100,
+  "world_model": 540,
+  "featurize": 20,
+  "behaviour_cloning": 150,
+  "classifier": 60,
+  "ppo": 150,
+  "evaluate": 120,
+  "report": 20,
+}
+
+
+class StageError(Exception):
+  """A stage cannot run as asked; the text says what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StagePlan:
+  """What will happen to one stage.
+
+  Attributes:
+    stage: its name.
+    action: 'skip' (done), 'resume', 'run', 'use' (from `inputs`), or 'conflict'.
+    artifact: what the stage makes, or has made; its fingerprint and config part are those wanted now,
+      except for 'use', where they are what the other run had.
+    differences: for 'conflict', one line for each thing that changed.
+    settings_changed: for 'conflict', whether the stage's own settings are among them.
+  """
+
+  stage: str
+  action: str
+  artifact: Artifact
+  differences: tuple[str, ...] = ()
+  settings_changed: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+  """What a stage module says about itself in its constants REQUIRES, CONFIG and SCHEMA."""
+
+  requires: tuple[str, ...]
+  config: tuple[str, ...]
+  schema: int = 1
+
+
+@functools.cache
+def stage_spec(stage: str) -> Spec:
+  """Reads a stage's constants from its source, because importing it would import JAX."""
+  found = importlib.util.find_spec(f"wam_jax.stages.{stage}")
+  if found is None or found.origin is None:
+    raise StageError(f"wam_jax/stages/{stage}.py is missing")
+  constants: dict[str, Any] = {"SCHEMA": 1}
+  for node in ast.parse(pathlib.Path(found.origin).read_text(encoding="utf-8")).body:
+    if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+      target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+      if isinstance(target, ast.Name) and target.id in ("REQUIRES", "CONFIG", "SCHEMA"):
+        constants[target.id] = ast.literal_eval(node.value)
+  return Spec(tuple(constants["REQUIRES"]), tuple(constants["CONFIG"]), constants["SCHEMA"])
+
+
+def wanted_stages(config: ConfigDict) -> tuple[str, ...]:
+  """The stages that were asked for, in order."""
+  return STAGES if config.stage in ("all", "plan") else (config.stage,)
+
+
+def make_plan(config: ConfigDict) -> dict[str, StagePlan]:
+  """Compares every stage's folder with what the config asks for.
+
+  Args:
+    config: from `config.finalize`.
+
+  Returns:
+    stage -> its plan, in order: for `all` and `plan` every stage, else the one asked for and all that
+    it is made from.
+
+  Raises:
+    ArtifactError: an artifact named in `inputs`, or one in the work folder, cannot be read.
+  """
+  needed: set[str] = set()
+
+  def need(stage: str) -> None:
+    if stage not in needed:
+      needed.add(stage)
+      if not config.inputs.get(stage):
+        for required in stage_spec(stage).requires:
+          need(required)
+
+  for stage in wanted_stages(config):
+    need(stage)
+  plans: dict[str, StagePlan] = {}
+  for stage in STAGES:
+    if stage in needed:
+      plans[stage] = _plan_stage(config, stage, plans)
+  return plans
+
+
+def _plan_stage(config: ConfigDict, stage: str, plans: dict[str, StagePlan]) -> StagePlan:
+  if config.inputs.get(stage):
+    return StagePlan(stage, "use", artifact_lib.load_artifact(config.inputs[stage], stage))
+  spec = stage_spec(stage)
+  values = config_lib.flatten(config)
+  part = {
+    path: list(value) if isinstance(value, tuple) else value
+    for path, value in values.items()
+    if any(path == name or path.startswith(name + ".") for name in spec.config)
+  }
+  inputs = {required: plans[required].artifact.fingerprint for required in spec.requires}
+  path = pathlib.Path(config.workdir) / stage
+  print_ = artifact_lib.fingerprint(part, inputs, spec.schema)
+  made = artifact_lib.read_artifact(path)
+  artifact = Artifact(
+    stage=stage,
+    path=path,
+    fingerprint=print_,
+    config=config.to_dict(),
+    part=part,
+    inputs=inputs,
+    schema=spec.schema,
+    seconds=made.seconds if made else 0.0,
+    peak_bytes=made.peak_bytes if made else 0,
+  )
+  if made is None and path.is_dir() and any(path.iterdir()):
+    note = "the folder holds files, but no artifact.json: not made by wam_jax, or by another version"
+    return StagePlan(stage, "conflict", artifact, (note,), True)
+  if made is None:
+    return StagePlan(stage, "run", artifact)
+  if made.fingerprint == print_:
+    return StagePlan(stage, "skip" if made.done else "resume", artifact)
+  settings, others = _differences(made, artifact)
+  return StagePlan(stage, "conflict", artifact, (*settings, *others), bool(settings))
+
+
+def _differences(made: Artifact, wanted: Artifact) -> tuple[list[str], list[str]]:
+  settings = []
+  for path in sorted(made.part.keys() | wanted.part.keys()):
+    old, new = (_show(each.part, path) for each in (made, wanted))
+    if old != new:
+      settings.append(f"{path}: {old} -> {new}")
+  if made.schema != wanted.schema:
+    settings.append(f"format of its files: {made.schema} -> {wanted.schema} (another version of wam_jax)")
+  others = [
+    f"made from another {stage}" for stage in wanted.inputs if made.inputs.get(stage) != wanted.inputs[stage]
+  ]
+  return settings, others
+
+
+def _show(part: dict[str, Any], path: str) -> str:
+  return repr(part[path]) if path in part else "(absent)"
+
+
+def check_conflicts(config: ConfigDict, plans: dict[str, StagePlan]) -> None:
+  """Refuses to mix results of different settings.
+
+  Raises:
+    StageError: with what changed since each stage was made, and the ways out.
+  """
+  conflicts = [plan for plan in plans.values() if plan.action == "conflict"]
+  if not conflicts:
+    return
+  lines = [f"{config.workdir} holds results of other settings; nothing was changed."]
+  for plan in conflicts:
+    lines.append(f"  {plan.artifact.path}")
+    lines += [f"    {difference}" for difference in plan.differences]
+  folders = " ".join(str(plan.artifact.path) for plan in conflicts)
+  lines += [
+    "Choose one:",
+    "  put the old values back (the ones before ->), and the run goes on",
+    "  keep both: --config.workdir=ANOTHER_FOLDER",
+    f"  make them again: rm -r {folders}",
+  ]
+  usable = [plan for plan in plans.values() if plan.action == "skip"]
+  if usable:
+    flags = " ".join(f"--config.inputs.{plan.stage}={plan.artifact.path}" for plan in usable)
+    lines.append(f"  (in another folder, what still fits can be used: {flags})")
+  raise StageError("\n".join(lines))
+
+
+# --- showing the plan -----------------------------------------------------------------------------
+
+
+def format_plan(config: ConfigDict, plans: dict[str, StagePlan]) -> str:
+  """The plan as text for people."""
+  d = config.data
+  frames = "" if d.source == "calvin" else f"{d.play_frames:,} frames of play, "
+  source = f"CALVIN's data in {d.calvin_path}" if d.source == "calvin" else f"simulator {config.env.name}"
+  experiment = f"experiments/{config.experiment}.py"
+  words = {"skip": "done", "resume": "go on", "run": "run", "use": "given", "conflict": "DIFFERS"}
+  seconds = {stage: estimate(config, stage) for stage in plans}
+  lines = [
+    f"Plan of {config.experiment}",
+    f"  preset   {config.preset} ({config.preset_reason})",
+    f"  data     {source}: {frames}{d.demos_per_task} demos of each of {len(config.tasks)} tasks",
+    f"  folder   {config.workdir}",
+    "  stages",
+  ]
+  for stage, plan in plans.items():
+    work = plan.action in ("run", "resume", "conflict")
+    time = f"about {duration(seconds[stage])}" if work else ""
+    note = str(plan.artifact.path) if plan.action == "use" else _size(config, stage)
+    lines.append(f"    {stage:<18} {words[plan.action]:<8} {note:<58} {time}".rstrip())
+    lines += [f"      {difference}" for difference in plan.differences]
+  total = sum(seconds[stage] for stage, plan in plans.items() if plan.action in ("run", "resume", "conflict"))
+  basis = "as measured" if config.preset == "demo" else "scaled from the demo preset, roughly"
+  accelerated = "" if config.preset == "demo" else "; an accelerator takes a small part of that"
+  lines += [
+    f"  time     about {duration(total)} on 2 CPU cores, {basis}{accelerated}",
+    f"  choose   {experiment}:demo (CPU, minutes), :small (one GPU, or a CPU overnight), :paper (published)",
+    "           --config.stage=NAME one stage, --config.stage=plan only this text, --config.workdir=FOLDER,",
+    "           --config.data.source=embedded|calvin, and any other field as --config.GROUP.FIELD=VALUE",
+  ]
+  return "\n".join(lines)
+
+
+def _size(config: ConfigDict, stage: str) -> str:
+  d, w, b, k, p, e = (
+    config.data,
+    config.world_model,
+    config.behaviour_cloning,
+    config.classifier,
+    config.ppo,
+    config.evaluate,
+  )
+  tasks, demos = len(config.tasks), f"({d.demos_per_task} + {d.heldout_demos_per_task})"
+  if stage == "collect" and d.source == "calvin":
+    return "read and check the dataset"
+  return {
+    "collect": f"{d.play_frames:,} frames of play, {tasks} x {demos} demos",
+    "world_model": f"{w.updates:,} updates of {w.batch_size} x {w.sequence_length} frames",
+    "featurize": f"{tasks} x {demos} demos through the world model",
+    "behaviour_cloning": f"{tasks} x {b.updates:,} updates of {b.batch_size} chunks",
+    "classifier": f"{tasks} x {k.updates:,} updates of {k.batch_size} frames",
+    "ppo": f"{tasks} x {p.iterations} iterations of {p.dreams} x {p.chunks_per_iteration} chunks",
+    "evaluate": f"{tasks} x {e.episodes} episodes of at most {config.env.max_steps} steps",
+    "report": "tables, curves, animations",
+  }[stage]
+
+
+def estimate(config: ConfigDict, stage: str) -> float:
+  """Seconds a stage takes on 2 CPU cores: the demo preset's, scaled by how much more work it is."""
+  demo = config_lib.preset_config("demo", config.experiment)
+  return DEMO_SECONDS[stage] * _work(config, stage) / _work(demo, stage)
+
+
+def _work(config: ConfigDict, stage: str) -> float:
+  """Work of a stage, up to a constant: multiplications, frames, or control steps."""
+  d, w, b, k, p, e = (
+    config.data,
+    config.world_model,
+    config.behaviour_cloning,
+    config.classifier,
+    config.ppo,
+    config.evaluate,
+  )
+  tasks = len(config.tasks)
+  demo_frames = tasks * (d.demos_per_task + d.heldout_demos_per_task) * config.env.max_steps / 3
+  stoch = w.stoch * w.classes
+  feature = w.deter + stoch
+  recurrent = 3 * w.deter * (w.deter + w.hidden) + w.hidden * (3 * stoch + 2 * w.deter + w.embed)
+  vision = 64 * w.depth * (w.embed + feature) * (6 if w.vision == "conv" else 1)
+  policy = b.hidden * (feature + (2 * b.blocks + 1) * b.hidden)
+  dreaming = p.dreams * p.chunks_per_iteration * (4 * recurrent + 20 * policy)
+  tuning = p.epochs * p.dreams * p.chunks_per_iteration * p.fine_tuned_steps * 3 * policy
+  policies = 2 + e.random_policy + 0.2 * e.expert
+  return {
+    "collect": d.play_frames + demo_frames if d.source == "embedded" else 1.0,
+    "world_model": w.updates * w.batch_size * w.sequence_length * (recurrent + w.decode_fraction * vision),
+    "featurize": demo_frames * (recurrent + vision),
+    "behaviour_cloning": tasks * b.updates * b.batch_size * policy,
+    "classifier": tasks * k.updates * k.batch_size * (feature * k.embed[0] + k.embed[0] * k.embed[-1]),
+    "ppo": tasks * p.iterations * (dreaming + tuning),
+    "evaluate": tasks * e.episodes * config.env.max_steps * policies,
+    "report": 1.0,
+  }[stage]

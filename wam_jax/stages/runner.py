@@ -1,0 +1,173 @@
+"""Runs the stages in order: skips what is done, continues what was interrupted, mixes nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gc
+import importlib
+import os
+import pathlib
+import resource
+import sys
+import time
+from collections.abc import Iterator
+
+from ml_collections import ConfigDict
+
+from wam_jax.io import artifact as artifact_lib
+from wam_jax.io.artifact import Artifact
+from wam_jax.io.logger import Logger, duration
+from wam_jax.stages import plan as plan_lib
+from wam_jax.stages.plan import StageError, StagePlan
+
+
+def run(config: ConfigDict) -> dict[str, Artifact]:
+  """Prints the plan and carries it out.
+
+  Args:
+    config: from `config.finalize`; `config.stage` says what to do.
+
+  Returns:
+    The finished artifacts by stage; empty for `plan`.
+
+  Raises:
+    StageError: the work folder holds results of other settings, is in use, or a stage's inputs are missing.
+    ArtifactError: an artifact cannot be read.
+  """
+  plans = plan_lib.make_plan(config)
+  print(plan_lib.format_plan(config, plans), flush=True)
+  if config.stage == "plan":
+    return {}
+  plan_lib.check_conflicts(config, plans)
+  wanted = plan_lib.wanted_stages(config)
+  _check_inputs(config, plans, wanted)
+  use_compilation_cache()
+  with lock(pathlib.Path(config.workdir)):
+    plans = plan_lib.make_plan(config)  # another process may have worked here until now
+    artifacts: dict[str, Artifact] = {}
+    for stage, plan in plans.items():
+      if plan.action in ("skip", "use") or stage not in wanted:
+        artifacts[stage] = plan.artifact
+      else:
+        artifacts[stage] = run_stage(config, plan, artifacts)
+  print(closing_text(config, artifacts), flush=True)
+  return artifacts
+
+
+def _check_inputs(config: ConfigDict, plans: dict[str, StagePlan], wanted: tuple[str, ...]) -> None:
+  """Stages that were not asked for must be there already."""
+  missing = [plan.stage for plan in plans.values() if plan.stage not in wanted and plan.action != "skip"]
+  missing = [stage for stage in missing if plans[stage].action != "use"]
+  if missing:
+    experiment = f"experiments/{config.experiment}.py:{config.preset}"
+    command = f"python -m wam_jax.main --config={experiment} --config.workdir={config.workdir}"
+    lines = [
+      f"{config.stage} is made from {', '.join(missing)}, not finished in {config.workdir}. Run first:"
+    ]
+    lines += [f"  {command} --config.stage={stage}" for stage in missing]
+    lines.append(f"or name finished ones: --config.inputs.{missing[0]}=FOLDER")
+    raise StageError("\n".join(lines))
+
+
+def run_stage(config: ConfigDict, plan: StagePlan, artifacts: dict[str, Artifact]) -> Artifact:
+  """Runs one stage and marks it as done.
+
+  Args:
+    config: the run's config.
+    plan: of this stage, with action 'run' or 'resume'.
+    artifacts: finished artifacts by stage; holds at least what the stage requires.
+
+  Returns:
+    The finished artifact, with the time and memory it took.
+  """
+  artifact = plan.artifact
+  artifact_lib.write_artifact(artifact, done=False)
+  logger = Logger(artifact.path, plan.stage)
+  logger.info("goes on" if plan.action == "resume" else "starts")
+  inputs = {name: artifacts[name] for name in plan_lib.stage_spec(plan.stage).requires}
+  start, done = time.monotonic(), False
+  try:
+    importlib.import_module(f"wam_jax.stages.{plan.stage}").run(config, inputs, artifact.path, logger)
+    done = True
+  finally:
+    logger.close()
+    artifact = dataclasses.replace(
+      artifact,
+      seconds=artifact.seconds + time.monotonic() - start,
+      peak_bytes=max(artifact.peak_bytes, peak_bytes()),
+    )
+    artifact_lib.write_artifact(artifact, done=done)
+  logger.info(f"done in {duration(artifact.seconds)}, memory up to {artifact.peak_bytes / 2**30:.1f} GiB")
+  _free_memory()
+  return artifact
+
+
+def peak_bytes() -> int:
+  """Largest resident memory of this process so far."""
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _free_memory() -> None:
+  """Lets go of compiled programs and arrays that the next stage does not use."""
+  if "jax" in sys.modules:
+    sys.modules["jax"].clear_caches()
+  gc.collect()
+
+
+def use_compilation_cache() -> None:
+  """Lets JAX keep compiled programs between processes. Must come before JAX is imported."""
+  base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+  os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(base, "wam_jax", "jax"))
+
+
+@contextlib.contextmanager
+def lock(workdir: pathlib.Path) -> Iterator[None]:
+  """Keeps a second process out of a work folder; the lock goes when the process does.
+
+  Raises:
+    StageError: another process holds it, or the folder cannot be made.
+  """
+  import fcntl
+
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    file = (workdir / ".lock").open("a+")
+  except OSError as error:
+    raise StageError(
+      f"cannot write in {workdir}: {error.strerror}. Choose another --config.workdir"
+    ) from error
+  with file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+      raise StageError(
+        f"another process is running in {workdir}; wait for it, or choose another --config.workdir"
+      ) from error
+    yield
+
+
+def closing_text(config: ConfigDict, artifacts: dict[str, Artifact]) -> str:
+  """What is printed last: time per stage, the result table, and where the report is."""
+  lines = ["", "Time per stage"]
+  lines += [f"  {stage:<18} {duration(artifact.seconds):>8}" for stage, artifact in artifacts.items()]
+  lines.append(f"  {'together':<18} {duration(sum(a.seconds for a in artifacts.values())):>8}")
+  if "report" in artifacts:
+    folder = artifacts["report"].path
+    table = first_table((folder / "report.md").read_text(encoding="utf-8"))
+    lines += ["", "Result", *table, "", f"Report: {(folder / 'report.html').absolute()}"]
+  else:
+    lines += ["", *(f"Finished: {artifacts[stage].path}" for stage in plan_lib.wanted_stages(config))]
+  return "\n".join(lines)
+
+
+def first_table(markdown: str) -> list[str]:
+  """Lines of the first table of a Markdown text; empty if there is none."""
+  table: list[str] = []
+  for line in markdown.splitlines():
+    if line.startswith("|"):
+      table.append(line)
+    elif table:
+      break
+  return table

@@ -1,0 +1,139 @@
+"""Cloning demos with a diffusion policy: denoising loss and updates of one task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+
+from wam_jax.core import diffusion
+from wam_jax.nn.policy import DiffusionPolicy
+from wam_jax.types import Metrics, Params, TrainState
+
+
+@struct.dataclass
+class CloningData:
+  """Demo frames of one task (stacked over tasks: a leading axis more), R rows, V chunk starts.
+
+  Attributes:
+    feature: [R, F].
+    action: [R, 7]; a chunk is H consecutive rows from a start.
+    start: [V] int32, rows at which a whole chunk lies inside its demo; padded at the end.
+    num_starts: scalar int32, how many of `start` count.
+  """
+
+  feature: jax.Array
+  action: jax.Array
+  start: jax.Array
+  num_starts: jax.Array
+
+
+def make_data(feature: np.ndarray, action: np.ndarray, mask: np.ndarray, chunk: int) -> CloningData:
+  """Arranges demos for `make_update`.
+
+  Args:
+    feature: [K, M, T, F].
+    action: [K, M, T, 7].
+    mask: [K, M, T] bool, false at padding (which is at the end).
+    chunk: H. Only starts with a whole chunk inside the demo are used.
+
+  Returns:
+    CloningData stacked over K tasks.
+
+  Raises:
+    ValueError: shapes differ, or a task without any whole chunk.
+  """
+  if feature.shape[:3] != mask.shape or action.shape[:3] != mask.shape:
+    raise ValueError(f"feature {feature.shape}, action {action.shape} and mask {mask.shape} do not agree")
+  tasks, _, length = mask.shape
+  whole = np.zeros_like(mask)
+  if length >= chunk:
+    windows = np.lib.stride_tricks.sliding_window_view(mask, chunk, axis=2)
+    whole[:, :, : length - chunk + 1] = windows.all(-1)
+  rows = [np.flatnonzero(w) for w in whole.reshape(tasks, -1)]
+  counts = [len(r) for r in rows]
+  if min(counts) == 0:
+    raise ValueError(f"task {counts.index(0)}: no demo is as long as a chunk of {chunk} actions")
+  start = np.zeros((tasks, max(counts)), np.int32)
+  for i, row in enumerate(rows):
+    start[i, : len(row)] = row
+  return CloningData(
+    feature=jnp.asarray(feature.reshape(tasks, -1, feature.shape[-1])),
+    action=jnp.asarray(action.reshape(tasks, -1, action.shape[-1])),
+    start=jnp.asarray(start),
+    num_starts=jnp.asarray(counts, jnp.int32),
+  )
+
+
+def sample_batch(
+  data: CloningData, key: jax.Array, batch_size: int, chunk: int
+) -> tuple[jax.Array, jax.Array]:
+  """Uniform draw, with replacement: feature [B, F] and the chunk that follows [B, H, 7]."""
+  pick = jax.random.randint(key, (batch_size,), 0, data.num_starts)
+  row = data.start[pick]
+  return data.feature[row], data.action[row[:, None] + jnp.arange(chunk)]
+
+
+def bc_loss(
+  policy: DiffusionPolicy, network: Params, feature: jax.Array, chunk: jax.Array, key: jax.Array
+) -> jax.Array:
+  """Mean squared error of the predicted noise.
+
+  Args:
+    policy: sizes and schedule.
+    network: parameters of one network.
+    feature: [B, F].
+    chunk: [B, H, 7] in [-1, 1].
+    key: draws t and the noise.
+
+  Returns:
+    Scalar.
+
+  Raises:
+    ValueError: a shape that does not fit.
+
+  Source: arXiv 2006.11239 equation 14.
+  """
+  time_key, noise_key = jax.random.split(key)
+  t = jax.random.randint(time_key, chunk.shape[:1], 0, policy.denoising_steps)
+  noise = jax.random.normal(noise_key, chunk.shape)
+  x = diffusion.q_sample(policy.schedule, chunk, t, noise)
+  return jnp.mean(jnp.square(policy.eps(network, x, t, feature) - noise))
+
+
+def make_update(
+  policy: DiffusionPolicy, optimizer: optax.GradientTransformation, batch_size: int, ema_decay: float
+) -> Callable[[TrainState, CloningData, jax.Array, int], tuple[TrainState, Metrics]]:
+  """Builds `update(state, data, key, num)`: `num` gradient steps of one task in a scan.
+
+  Args:
+    policy: sizes and schedule.
+    optimizer: from `train.state`.
+    batch_size: B.
+    ema_decay: share of the average kept per step.
+
+  Returns:
+    A pure function, to be jitted (num static) and mapped over tasks; metrics are means over steps.
+  """
+
+  def step(state: TrainState, data: CloningData, key: jax.Array) -> tuple[TrainState, Metrics]:
+    batch_key, loss_key = jax.random.split(key)
+    feature, chunk = sample_batch(data, batch_key, batch_size, policy.chunk)
+    loss, grad = jax.value_and_grad(lambda p: bc_loss(policy, p, feature, chunk, loss_key))(state.params)
+    updates, opt_state = optimizer.update(grad, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = optax.incremental_update(params, state.ema_params, 1 - ema_decay)
+    state = TrainState(step=state.step + 1, params=params, opt_state=opt_state, ema_params=ema)
+    return state, {"loss": loss, "grad_norm": optax.global_norm(grad)}
+
+  def update(
+    state: TrainState, data: CloningData, key: jax.Array, num: int
+  ) -> tuple[TrainState, Metrics]:
+    state, metrics = jax.lax.scan(lambda s, k: step(s, data, k), state, jax.random.split(key, num))
+    return state, jax.tree.map(jnp.mean, metrics)
+
+  return update

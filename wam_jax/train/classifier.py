@@ -1,0 +1,375 @@
+"""Training the success classifier on real features and on dreams, and measuring it.
+
+What a dream shows is unlike what a camera shows, so the classifier is trained on both, and on dreams
+that cannot have succeeded: precision on real demos says nothing about those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+
+from wam_jax.nn.classifier import SuccessClassifier
+from wam_jax.train.imagination import World, imagine_actions, random_actions
+from wam_jax.types import Metrics, Params, TrainState
+
+# Share of a batch for: success in demos, success in dreams of demos, the rest of demos, the rest of
+# dreams of demos, dreams that cannot have succeeded.
+SHARES = (0.25, 0.25, 0.15, 0.15, 0.2)
+POSITIVE = (True, True, False, False, False)
+
+
+@struct.dataclass
+class Pool:
+  """Labelled features of one task (stacked over tasks: a leading axis more).
+
+  Attributes:
+    feature: [P, F].
+    row: [5, L] int32, rows of `feature` in each group of SHARES, padded at the end.
+    count: [5] int32, how many of each group count; never 0.
+  """
+
+  feature: jax.Array
+  row: jax.Array
+  count: jax.Array
+
+
+def demo_dreams(
+  world: World,
+  world_params: Params,
+  feature: jax.Array,
+  action: jax.Array,
+  success: jax.Array,
+  mask: jax.Array,
+  key: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Demos continued in imagination from a random frame before success, with the demo's own actions.
+
+  Args:
+    world: the frozen world model.
+    world_params: its parameters.
+    feature: [M, T, F].
+    action: [M, T, 7].
+    success: [M, T] bool.
+    mask: [M, T] bool.
+    key: random key.
+
+  Returns:
+    Features [M, T-1, F] after each action, the demo's labels at those times [M, T-1] bool, and
+    which count [M, T-1] bool.
+  """
+  num, length = mask.shape
+  before = mask & ~jnp.cumsum(success, 1).astype(bool)
+  start_key, dream_key = jax.random.split(key)
+  first = jnp.floor(jax.random.uniform(start_key, (num,)) * before.sum(1)).astype(jnp.int32)
+  now = first[:, None] + jnp.arange(length - 1)
+  later = jnp.minimum(now + 1, length - 1)
+  rows = jnp.arange(num)[:, None]
+  dreamt = imagine_actions(
+    world, world_params, feature[rows[:, 0], first], action[rows, jnp.minimum(now, length - 1)], dream_key
+  )
+  valid = mask[rows, later] & (now + 1 < length) & mask[:, :1]
+  return dreamt, success[rows, later] & valid, valid
+
+
+def impossible_dreams(
+  world: World,
+  world_params: Params,
+  start: jax.Array,
+  action: jax.Array,
+  key: jax.Array,
+  stride: int,
+) -> jax.Array:
+  """Dreams from start frames under actions that were not made for them.
+
+  Args:
+    world: the frozen world model.
+    world_params: its parameters.
+    start: [B, F].
+    action: [B, T, 7].
+    key: random key.
+    stride: every how many steps a feature is kept (H: those that the reward will see).
+
+  Returns:
+    [B, T // stride, F].
+  """
+  return imagine_actions(world, world_params, start, action, key)[:, stride - 1 :: stride]
+
+
+def make_pool(
+  world: World,
+  world_params: Params,
+  demos: dict[str, np.ndarray],
+  start: np.ndarray,
+  key: jax.Array,
+  *,
+  num_dreams: int,
+  length: int,
+  stride: int,
+  rounds: int = 2,
+) -> Pool:
+  """Labelled features of all tasks.
+
+  Args:
+    world: the frozen world model.
+    world_params: its parameters.
+    demos: feature [K, M, T, F], action [K, M, T, 7], success and mask [K, M, T].
+    start: [K, B, F], start frames of dreams, B at least `num_dreams`.
+    key: random key.
+    num_dreams: per task, of random actions; as many again of other tasks' actions (if there are any).
+    length: actions per such dream.
+    stride: every how many steps of them is kept.
+    rounds: how often all demos are dreamt.
+
+  Returns:
+    Pool stacked over K tasks.
+
+  Raises:
+    ValueError: a task whose demos never show success, or always.
+  """
+  success, mask = demos["success"] & demos["mask"], demos["mask"]
+  for k in range(len(mask)):
+    if not success[k].any() or not (mask[k] & ~success[k]).any():
+      raise ValueError(f"task {k}: its demos hold no frame {'without' if success[k].any() else 'of'} success")
+  num_tasks, num_demos, frames = mask.shape
+  size = demos["feature"].shape[-1]
+  dreamt_fn = jax.jit(lambda p, *a: demo_dreams(world, p, *a))
+  impossible_fn = jax.jit(lambda p, *a: impossible_dreams(world, p, *a, stride))
+  rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+
+  pools = []
+  for k in range(num_tasks):
+    own = tuple(jnp.asarray(demos[n][k]) for n in ("feature", "action", "success", "mask"))
+    parts = [(demos["feature"][k], success[k], mask[k])]
+    for i in range(rounds):
+      round_key = jax.random.fold_in(key, (k * rounds + i) * 4)
+      parts.append(tuple(np.asarray(x) for x in dreamt_fn(world_params, *own, round_key)))
+    actions = [random_actions(jax.random.fold_in(key, k * rounds * 4 + 1), num_dreams, length)]
+    if num_tasks > 1:
+      other = (k + rng.integers(1, num_tasks, num_dreams)) % num_tasks
+      demo = np.array([rng.choice(np.flatnonzero(mask[o].any(-1))) for o in other])
+      cross = demos["action"][other, demo][:, :length]
+      actions.append(np.pad(cross, ((0, 0), (0, length - cross.shape[1]), (0, 0)), mode="edge"))
+    refused = [
+      impossible_fn(
+        world_params, jnp.asarray(start[k, :num_dreams]), a, jax.random.fold_in(key, k * rounds * 4 + 2 + i)
+      )
+      for i, a in enumerate(actions)
+    ]
+    refused = np.concatenate([np.asarray(r).reshape(-1, size) for r in refused])
+
+    real, dreams = parts[0], tuple(np.concatenate([p[i] for p in parts[1:]]) for i in range(3))
+    groups = [real[0][real[1]], dreams[0][dreams[1]]]
+    groups += [real[0][real[2] & ~real[1]], dreams[0][dreams[2] & ~dreams[1]], refused]
+    # A group may be empty when demos are few; its twin of the same label stands in.
+    for empty, twin in ((1, 0), (3, 2), (4, 2)):
+      groups[empty] = groups[empty] if len(groups[empty]) else groups[twin]
+    pools.append(groups)
+
+  longest = max(len(g) for groups in pools for g in groups)
+  most = max(sum(len(g) for g in groups) for groups in pools)
+  feature = np.zeros((num_tasks, most, size), np.float32)
+  row = np.zeros((num_tasks, len(SHARES), longest), np.int32)
+  count = np.zeros((num_tasks, len(SHARES)), np.int32)
+  for k, groups in enumerate(pools):
+    offset = 0
+    for g, group in enumerate(groups):
+      feature[k, offset : offset + len(group)] = group
+      row[k, g, : len(group)] = offset + np.arange(len(group))
+      count[k, g] = len(group)
+      offset += len(group)
+  return Pool(feature=jnp.asarray(feature), row=jnp.asarray(row), count=jnp.asarray(count))
+
+
+def sample_batch(pool: Pool, key: jax.Array, batch_size: int) -> tuple[jax.Array, jax.Array]:
+  """Features [B, F] and labels [B] bool, with the shares of SHARES."""
+  edges = np.round(np.cumsum((0, *SHARES)) * batch_size).astype(int)
+  group = np.repeat(np.arange(len(SHARES)), np.diff(edges))
+  pick = jax.random.randint(key, (batch_size,), 0, pool.count[group])
+  return pool.feature[pool.row[group, pick]], jnp.asarray(np.asarray(POSITIVE)[group])
+
+
+def nt_xent(embedding: jax.Array, label: jax.Array, temperature: float) -> jax.Array:
+  """NT-Xent with class labels.
+
+  Every ordered pair of equal label is a positive pair; its anchor's negatives are all entries of
+  another label.
+
+  Args:
+    embedding: [B, X], normalised here.
+    label: [B].
+    temperature: divides cosine similarities.
+
+  Returns:
+    Scalar, mean over positive pairs; 0 without any.
+
+  Raises:
+    ValueError: shapes differ.
+
+  Source: SimCLR (arXiv 2002.05709) equation 1, with the positives of supervised labels.
+  """
+  if label.shape != embedding.shape[:1]:
+    raise ValueError(f"label: expected {list(embedding.shape[:1])}, got {list(label.shape)}")
+  # Not norm(): its gradient at 0 is not a number.
+  unit = embedding * jax.lax.rsqrt(jnp.square(embedding).sum(-1, keepdims=True) + 1e-12)
+  similarity = unit @ unit.T / temperature
+  same = label[:, None] == label[None]
+  negatives = jax.nn.logsumexp(jnp.where(same, -1e9, similarity), axis=1)
+  # -log(e^s / (e^s + e^n)) = softplus(n - s)
+  loss = jax.nn.softplus(negatives[:, None] - similarity)
+  pairs = same & ~jnp.eye(len(label), dtype=bool)
+  return jnp.where(pairs, loss, 0.0).sum() / jnp.maximum(pairs.sum(), 1)
+
+
+def classifier_loss(
+  classifier: SuccessClassifier,
+  network: Params,
+  feature: jax.Array,
+  label: jax.Array,
+  *,
+  temperature: float,
+  contrastive_weight: float,
+  cross_entropy_weight: float,
+) -> tuple[jax.Array, Metrics]:
+  """Weighted sum of NT-Xent and cross-entropy.
+
+  Args:
+    classifier: sizes.
+    network: parameters of one task.
+    feature: [B, F].
+    label: [B] bool.
+    temperature: of NT-Xent.
+    contrastive_weight: of NT-Xent.
+    cross_entropy_weight: of the cross-entropy.
+
+  Returns:
+    The loss (scalar), and metrics: loss, contrastive, cross_entropy, accuracy.
+  """
+  embedding, logits = classifier.module.apply({"params": network}, feature)
+  target = label.astype(jnp.int32)
+  contrastive = nt_xent(embedding, target, temperature)
+  cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, target).mean()
+  loss = contrastive_weight * contrastive + cross_entropy_weight * cross_entropy
+  accuracy = ((logits[:, 1] > logits[:, 0]) == label).mean()
+  metrics = {
+    "loss": loss, "contrastive": contrastive, "cross_entropy": cross_entropy, "accuracy": accuracy,
+  }
+  return loss, metrics
+
+
+def make_update(
+  classifier: SuccessClassifier, optimizer: optax.GradientTransformation, config: Any
+) -> Callable[[TrainState, Pool, jax.Array, int], tuple[TrainState, Metrics]]:
+  """Builds `update(state, pool, key, num)`: `num` gradient steps of one task in a scan.
+
+  Args:
+    classifier: sizes.
+    optimizer: from `train.state`.
+    config: `config.classifier`.
+
+  Returns:
+    A pure function, to be jitted (num static) and mapped over tasks; metrics are means over steps.
+  """
+
+  def step(state: TrainState, pool: Pool, key: jax.Array) -> tuple[TrainState, Metrics]:
+    feature, label = sample_batch(pool, key, config.batch_size)
+
+    def loss_fn(network: Params) -> tuple[jax.Array, Metrics]:
+      return classifier_loss(
+        classifier,
+        network,
+        feature,
+        label,
+        temperature=config.temperature,
+        contrastive_weight=config.contrastive_weight,
+        cross_entropy_weight=config.cross_entropy_weight,
+      )
+
+    grad, metrics = jax.grad(loss_fn, has_aux=True)(state.params)
+    updates, opt_state = optimizer.update(grad, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+  def update(state: TrainState, pool: Pool, key: jax.Array, num: int) -> tuple[TrainState, Metrics]:
+    state, metrics = jax.lax.scan(lambda s, k: step(s, pool, k), state, jax.random.split(key, num))
+    return state, jax.tree.map(jnp.mean, metrics)
+
+  return update
+
+
+def random_dream_margins(
+  world: World,
+  world_params: Params,
+  classifier: SuccessClassifier,
+  network: Params,
+  start: jax.Array,
+  key: jax.Array,
+  *,
+  length: int,
+  stride: int,
+) -> jax.Array:
+  """Largest log-odds that a random-action dream ever gets where the reward would look.
+
+  Args:
+    world: the frozen world model.
+    world_params: its parameters.
+    classifier: sizes.
+    network: parameters of one task.
+    start: [B, F].
+    key: random key.
+    length: actions per dream.
+    stride: the reward looks every so many steps.
+
+  Returns:
+    [B].
+  """
+  action_key, dream_key = jax.random.split(key)
+  action = random_actions(action_key, start.shape[0], length)
+  feature = impossible_dreams(world, world_params, start, action, dream_key, stride)
+  return classifier.margin(network, feature).max(1)
+
+
+def calibrate(margin: np.ndarray, threshold: float, max_false_positives: float) -> np.ndarray:
+  """Threshold on the log-odds of each task.
+
+  Args:
+    margin: [K, B], largest log-odds of random-action dreams.
+    threshold: probability below which it never goes.
+    max_false_positives: share of those dreams that may lie above.
+
+  Returns:
+    [K] float32.
+  """
+  lowest = np.log(threshold) - np.log1p(-threshold)
+  quantile = np.quantile(margin, 1 - max_false_positives, axis=1, method="higher")
+  return np.maximum(lowest, quantile).astype(np.float32)
+
+
+def precision_recall(predicted: np.ndarray, label: np.ndarray, mask: np.ndarray) -> dict[str, float | None]:
+  """Precision and recall over the masked-in entries; null where the denominator is 0.
+
+  Args:
+    predicted: [...] bool.
+    label: [...] bool.
+    mask: [...] bool.
+
+  Returns:
+    {"precision", "recall"}.
+
+  Raises:
+    ValueError: shapes differ.
+  """
+  if not predicted.shape == label.shape == mask.shape:
+    raise ValueError(f"shapes differ: {predicted.shape}, {label.shape}, {mask.shape}")
+  hits = (predicted & label & mask).sum()
+  called, there = (predicted & mask).sum(), (label & mask).sum()
+  return {
+    "precision": float(hits / called) if called else None,
+    "recall": float(hits / there) if there else None,
+  }

@@ -1,0 +1,301 @@
+"""Dreams: rollouts inside the frozen world model.
+
+The world model enters as a `World`: one function of (parameters, latent, action, key) and the sizes
+of z. Its parameters are plain arguments everywhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from wam_jax.core import ppo
+from wam_jax.nn.classifier import SuccessClassifier
+from wam_jax.nn.policy import DiffusionPolicy, executable
+from wam_jax.train import world_model as world_model_lib
+from wam_jax.types import Dream, Latent, Metrics, Params, features, latent_from_features
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+  """What imagination needs of a world model.
+
+  Attributes:
+    imagine_step: (params, latent [E, ...], action [E, 7], key) -> latent [E, ...].
+    num_stoch: S.
+    num_classes: C.
+  """
+
+  imagine_step: Callable[[Params, Latent, jax.Array, jax.Array], Latent]
+  num_stoch: int
+  num_classes: int
+
+  def latent(self, feature: jax.Array) -> Latent:
+    return latent_from_features(feature, self.num_stoch, self.num_classes)
+
+
+def make_world(model: Any) -> World:
+  """World of a `nn.world_model.WorldModel`."""
+  step = functools.partial(world_model_lib.imagine_step, model)
+  return World(step, model.num_stoch, model.num_classes)
+
+
+@struct.dataclass
+class DreamState:
+  """Dreams between two iterations, like environments that are not reset.
+
+  Attributes:
+    feature: [E, F].
+    step: [E] int32, chunks done since the start.
+  """
+
+  feature: jax.Array
+  step: jax.Array
+
+
+@struct.dataclass
+class StartFrames:
+  """Features that dreams may start from, of one task.
+
+  Attributes:
+    feature: [S, F], padded at the end.
+    count: scalar int32, how many count.
+  """
+
+  feature: jax.Array
+  count: jax.Array
+
+  def draw(self, key: jax.Array, num: int) -> jax.Array:
+    """[num, F], with replacement."""
+    return self.feature[jax.random.randint(key, (num,), 0, self.count)]
+
+
+def make_starts(feature: np.ndarray, success: np.ndarray, mask: np.ndarray, frames: int = 1) -> StartFrames:
+  """Start frames of demos: the first `frames` of each demo, as far as success is not there yet.
+
+  Args:
+    feature: [K, M, T, F].
+    success: [K, M, T] bool.
+    mask: [K, M, T] bool.
+    frames: how many of each demo, at least 1.
+
+  Returns:
+    StartFrames stacked over K tasks.
+
+  Raises:
+    ValueError: a task without any start frame.
+  """
+  usable = mask & ~np.maximum.accumulate(success, axis=2)
+  usable[:, :, frames:] = False
+  rows = [np.flatnonzero(u) for u in usable.reshape(len(mask), -1)]
+  counts = [len(r) for r in rows]
+  if min(counts) == 0:
+    raise ValueError(f"task {counts.index(0)}: no demo has a first frame without success")
+  flat = feature.reshape(len(feature), -1, feature.shape[-1])
+  out = np.zeros((len(feature), max(counts), feature.shape[-1]), np.float32)
+  for i, row in enumerate(rows):
+    out[i, : len(row)] = flat[i, row]
+  return StartFrames(feature=jnp.asarray(out), count=jnp.asarray(counts, jnp.int32))
+
+
+def start_dreams(starts: StartFrames, key: jax.Array, num_dreams: int) -> DreamState:
+  """E fresh dreams."""
+  return DreamState(feature=starts.draw(key, num_dreams), step=jnp.zeros(num_dreams, jnp.int32))
+
+
+def imagine_actions(
+  world: World, world_params: Params, feature: jax.Array, action: jax.Array, key: jax.Array
+) -> jax.Array:
+  """Features of an open-loop rollout.
+
+  Args:
+    world: the world model.
+    world_params: its parameters.
+    feature: [B, F] to start from.
+    action: [B, T, 7], executable.
+    key: for the prior's samples.
+
+  Returns:
+    [B, T, F]; entry t is the feature after action t.
+  """
+
+  def step(latent: Latent, inputs: tuple[jax.Array, jax.Array]) -> tuple[Latent, jax.Array]:
+    latent = world.imagine_step(world_params, latent, *inputs)
+    return latent, features(latent)
+
+  keys = jax.random.split(key, action.shape[1])
+  _, out = jax.lax.scan(step, world.latent(feature), (jnp.swapaxes(action, 0, 1), keys))
+  return jnp.swapaxes(out, 0, 1)
+
+
+def random_actions(key: jax.Array, num: int, length: int, hold: int = 4) -> jax.Array:
+  """Actions that know nothing of the task.
+
+  Half of the sequences draw anew at every step, half hold a draw for `hold` steps and so travel.
+  Motion is uniform in [-1, 1]; the gripper keeps its sign for `hold` steps in both.
+
+  Args:
+    key: random key.
+    num: B.
+    length: T.
+    hold: steps that a draw is held.
+
+  Returns:
+    [B, T, 7], executable.
+  """
+  motion_key, gripper_key = jax.random.split(key)
+  motion = jax.random.uniform(motion_key, (num, length, 6), minval=-1.0)
+  held = jnp.arange(length) // hold * hold
+  travels = (jnp.arange(num) % 2 == 1)[:, None, None]
+  motion = jnp.where(travels, motion[:, held], motion)
+  gripper = jax.random.bernoulli(gripper_key, 0.5, (num, length, 1))[:, held]
+  return jnp.concatenate([motion, jnp.where(gripper, 1.0, -1.0)], -1)
+
+
+def _imagine_chunk(
+  world: World, world_params: Params, feature: jax.Array, chunk: jax.Array, key: jax.Array
+) -> jax.Array:
+  """Feature [E, F] after the H actions of a sampled chunk [E, H, 7]."""
+
+  def step(latent: Latent, inputs: tuple[jax.Array, jax.Array]) -> tuple[Latent, None]:
+    return world.imagine_step(world_params, latent, *inputs), None
+
+  keys = jax.random.split(key, chunk.shape[1])
+  actions = jnp.swapaxes(executable(chunk), 0, 1)
+  latent, _ = jax.lax.scan(step, world.latent(feature), (actions, keys))
+  return features(latent)
+
+
+def dream(
+  world: World,
+  world_params: Params,
+  policy: DiffusionPolicy,
+  policy_params: Params,
+  value: Callable[[jax.Array, jax.Array], jax.Array],
+  classifier: SuccessClassifier,
+  classifier_params: Params,
+  starts: StartFrames,
+  state: DreamState,
+  key: jax.Array,
+  *,
+  num_chunks: int,
+  horizon_chunks: int,
+  log_prob_min: float = -5.0,
+  log_prob_max: float = 2.0,
+) -> tuple[DreamState, Dream, Metrics]:
+  """Imagined rollout of E dreams over N chunks.
+
+  A chunk is sampled, its H actions are imagined one prior step each, and the classifier looks at the
+  last feature. Success terminates; `horizon_chunks` chunks truncate; a dream that ended starts again
+  from a start frame.
+
+  Args:
+    world: the frozen world model.
+    world_params: its parameters.
+    policy: sizes and schedule.
+    policy_params: {"base", "tuned"}.
+    value: (feature [E, F], time left [E]) -> [E].
+    classifier: sizes.
+    classifier_params: of this task.
+    starts: start frames of this task.
+    state: where the dreams stand.
+    key: random key.
+    num_chunks: N.
+    horizon_chunks: chunks until a dream is cut.
+    log_prob_min: clamp of each element's log-probability.
+    log_prob_max: the same, above.
+
+  Returns:
+    The new state, the rollout, and metrics: imagined_success (share of the dreams ended here that
+    succeeded), ended, chunks_to_success.
+  """
+  num_dreams = state.step.shape[0]
+
+  def chunk_step(state: DreamState, key: jax.Array) -> tuple[DreamState, Dream]:
+    noise_key, world_key, start_key = jax.random.split(key, 3)
+    time_left = 1 - state.step / horizon_chunks
+    x_init, noise = policy.draw_noise(noise_key, (num_dreams,))
+    chunk, chain = policy.sample_chain(policy_params, state.feature, x_init, noise)
+    log_prob = policy.log_prob_of_noise(noise)
+    log_prob = ppo.mean_log_prob(log_prob, log_prob_min, log_prob_max)
+    feature = _imagine_chunk(world, world_params, state.feature, chunk, world_key)
+    step = state.step + 1
+    terminated = classifier.success(classifier_params, feature)
+    truncated = (step >= horizon_chunks) & ~terminated
+    ended = terminated | truncated
+    out = Dream(
+      feature=state.feature,
+      chain=chain,
+      log_prob=log_prob,
+      reward=terminated.astype(jnp.float32),
+      value=value(state.feature, time_left),
+      terminated=terminated,
+      truncated=truncated,
+      bootstrap_value=value(feature, 1 - step / horizon_chunks),
+      time_left=time_left,
+    )
+    state = DreamState(
+      feature=jnp.where(ended[:, None], starts.draw(start_key, num_dreams), feature),
+      step=jnp.where(ended, 0, step),
+    )
+    return state, out
+
+  state, out = jax.lax.scan(chunk_step, state, jax.random.split(key, num_chunks))
+  succeeded, ended = out.terminated.sum(), (out.terminated | out.truncated).sum()
+  chunks = (1 - out.time_left) * horizon_chunks + 1
+  metrics = {
+    "imagined_success": succeeded / jnp.maximum(ended, 1),
+    "ended": ended.astype(jnp.float32),
+    "chunks_to_success": (chunks * out.terminated).sum() / jnp.maximum(succeeded, 1),
+  }
+  return state, out, metrics
+
+
+def imagined_success(
+  world: World,
+  world_params: Params,
+  policy: DiffusionPolicy,
+  policy_params: Params,
+  classifier: SuccessClassifier,
+  classifier_params: Params,
+  feature: jax.Array,
+  key: jax.Array,
+  *,
+  horizon_chunks: int,
+  deterministic: bool = True,
+) -> jax.Array:
+  """Which dreams the classifier ever calls a success, of one task.
+
+  Args:
+    world: the frozen world model.
+    world_params: its parameters.
+    policy: sizes and schedule.
+    policy_params: {"base", "tuned"}.
+    classifier: sizes.
+    classifier_params: of this task.
+    feature: [E, F], one dream from each.
+    key: random key.
+    horizon_chunks: length of a dream.
+    deterministic: which variant of the policy.
+
+  Returns:
+    [E] bool.
+  """
+
+  def step(carry: tuple[jax.Array, jax.Array], key: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
+    feature, done = carry
+    policy_key, world_key = jax.random.split(key)
+    chunk = policy.sample(policy_params, feature, policy_key, deterministic)
+    feature = _imagine_chunk(world, world_params, feature, chunk, world_key)
+    return (feature, done | classifier.success(classifier_params, feature)), None
+
+  done = jnp.zeros(feature.shape[0], bool)
+  (_, done), _ = jax.lax.scan(step, (feature, done), jax.random.split(key, horizon_chunks))
+  return done

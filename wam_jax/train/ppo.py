@@ -1,0 +1,292 @@
+"""PPO on denoising chains inside the frozen world model: one iteration is one program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from wam_jax.core import ppo, returns
+from wam_jax.nn.classifier import SuccessClassifier
+from wam_jax.nn.policy import Critic, DiffusionPolicy
+from wam_jax.train.imagination import DreamState, StartFrames, World, dream, start_dreams
+from wam_jax.train.state import make_optimizer
+from wam_jax.types import Metrics, Params
+
+
+@struct.dataclass
+class PPOState:
+  """What PPO carries from one iteration to the next, of one task.
+
+  Attributes:
+    step: scalar int32, iterations done.
+    params: {"actor": the tuned network, "critic"}.
+    opt_state: {"actor", "critic"}, optax states.
+    dreams: where the dreams stand.
+    scale: running scale of rewards.
+  """
+
+  step: jax.Array
+  params: Params
+  opt_state: Any
+  dreams: DreamState
+  scale: returns.RewardScale
+
+
+@struct.dataclass
+class Frozen:
+  """What PPO reads and never changes, of one task. (The world model is shared by the tasks.)
+
+  Attributes:
+    base: the cloned network.
+    classifier: {"network", "threshold"}.
+    starts: start frames of dreams.
+  """
+
+  base: Params
+  classifier: Params
+  starts: StartFrames
+
+
+def make_critic(config: Any) -> Critic:
+  """Critic of `config.ppo`; it sees the time left where the horizon is an end."""
+  return Critic(tuple(config.value_hidden), time_left=config.horizon == "terminal")
+
+
+def make_optimizers(config: Any) -> dict[str, optax.GradientTransformation]:
+  """AdamW of actor and critic, constant learning rates."""
+  rest = {"weight_decay": config.weight_decay, "grad_clip": config.grad_clip}
+  return {
+    "actor": make_optimizer(config.actor_learning_rate, 1, **rest),
+    "critic": make_optimizer(config.critic_learning_rate, 1, **rest),
+  }
+
+
+def init_state(policy: DiffusionPolicy, config: Any, frozen: Frozen, key: jax.Array) -> PPOState:
+  """State before the first iteration: the actor is the cloned network.
+
+  Args:
+    policy: sizes.
+    config: `config.ppo`.
+    frozen: of one task.
+    key: random key.
+  """
+  critic_key, dream_key = jax.random.split(key)
+  feature = jnp.zeros((1, policy.feature_size))
+  critic = make_critic(config).init(critic_key, feature, jnp.ones(1))["params"]
+  params = {"actor": jax.tree.map(jnp.copy, frozen.base), "critic": critic}
+  optimizers = make_optimizers(config)
+  return PPOState(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    opt_state={name: optimizers[name].init(params[name]) for name in params},
+    dreams=start_dreams(frozen.starts, dream_key, config.dreams),
+    scale=returns.init_reward_scale(config.dreams),
+  )
+
+
+@struct.dataclass
+class Sample:
+  """Chunks of an iteration, flat: [N*E, ...].
+
+  Attributes:
+    feature: [X, F].
+    time_left: [X].
+    chain: [X, K'+1, H, A].
+    log_prob: [X, K'], when the chain was drawn.
+    advantage: [X], normalised.
+    target: [X], returns.
+    frozen_chain: [X, K'+1, H, A], drawn by the cloned policy at `feature`.
+  """
+
+  feature: jax.Array
+  time_left: jax.Array
+  chain: jax.Array
+  log_prob: jax.Array
+  advantage: jax.Array
+  target: jax.Array
+  frozen_chain: jax.Array
+
+
+def actor_loss(
+  policy: DiffusionPolicy, config: Any, network: Params, sample: Sample
+) -> tuple[jax.Array, Metrics]:
+  """Clipped chain loss and the behaviour-cloning regulariser.
+
+  Args:
+    policy: sizes and schedule.
+    config: `config.ppo`.
+    network: parameters being trained.
+    sample: a minibatch.
+
+  Returns:
+    The loss (scalar), and metrics.
+
+  Source: DPPO (arXiv 2409.00588); the regulariser is DiWA's (arXiv 2508.03645): minus the mean
+  log-probability of chains that the frozen policy drew.
+  """
+  bounds = config.log_prob_min, config.log_prob_max
+  steps = policy.fine_tuned_steps
+  log_prob = ppo.mean_log_prob(policy.log_prob(network, sample.feature, sample.chain), *bounds)
+  discount = ppo.step_discount(steps, config.denoising_discount)
+  clip = ppo.clip_range(steps, config.clip_min, config.clip_max, config.clip_rate)
+  loss, metrics = ppo.clipped_chain_loss(
+    log_prob,
+    sample.log_prob,
+    sample.advantage[:, None] * discount,
+    jnp.broadcast_to(clip, log_prob.shape),
+  )
+  metrics = {"policy_loss": loss, **metrics}
+  if config.bc_weight > 0:
+    frozen = policy.log_prob(network, sample.feature, sample.frozen_chain)
+    regulariser = -ppo.mean_log_prob(frozen, *bounds).mean()
+    loss = loss + config.bc_weight * regulariser
+    metrics["bc_loss"] = regulariser
+  return loss, metrics
+
+
+def make_iteration(
+  world: World, policy: DiffusionPolicy, classifier: SuccessClassifier, config: Any
+) -> Callable[[PPOState, Frozen, Params, jax.Array], tuple[PPOState, Metrics]]:
+  """Builds one iteration of one task: rollout, advantages, epochs of minibatches.
+
+  Args:
+    world: the frozen world model's function; its parameters are an argument of the iteration.
+    policy: sizes and schedule.
+    classifier: sizes.
+    config: `config.ppo`.
+
+  Returns:
+    `iteration(state, frozen, world_params, key) -> (state, metrics)`, a pure function to be jitted
+    and mapped over tasks.
+  """
+  critic = make_critic(config)
+  optimizers = make_optimizers(config)
+  horizon_chunks = config.horizon_steps // policy.chunk
+  num_chunks = config.dreams * config.chunks_per_iteration
+
+  def value(params: Params, feature: jax.Array, time_left: jax.Array) -> jax.Array:
+    return critic.apply({"params": params}, feature, time_left)
+
+  def collect(
+    state: PPOState, frozen: Frozen, world_params: Params, key: jax.Array
+  ) -> tuple[PPOState, Sample, Metrics]:
+    dream_key, chain_key = jax.random.split(key)
+    critic_params = state.params["critic"]
+    dreams, rollout, metrics = dream(
+      world,
+      world_params,
+      policy,
+      {"base": frozen.base, "tuned": state.params["actor"]},
+      lambda feature, time_left: value(critic_params, feature, time_left),
+      classifier,
+      frozen.classifier,
+      frozen.starts,
+      state.dreams,
+      dream_key,
+      num_chunks=config.chunks_per_iteration,
+      horizon_chunks=horizon_chunks,
+      log_prob_min=config.log_prob_min,
+      log_prob_max=config.log_prob_max,
+    )
+    # A dream's first chunk is where all of its time is left.
+    reward, scale = returns.scale_rewards(
+      state.scale, rollout.reward, rollout.time_left >= 1, config.gamma, config.reward_clip
+    )
+    last_value = value(critic_params, dreams.feature, 1 - dreams.step / horizon_chunks)
+    advantage, target = returns.horizon_advantages(
+      config.horizon,
+      reward,
+      rollout.value,
+      rollout.bootstrap_value,
+      rollout.terminated,
+      rollout.truncated,
+      last_value,
+      config.gamma,
+      config.gae_lambda,
+    )
+    metrics |= {
+      "advantage_std": advantage.std(),
+      "value": rollout.value.mean(),
+      "explained_variance": 1 - (target - rollout.value).var() / jnp.maximum(target.var(), 1e-8),
+    }
+    flat = jax.tree.map(
+      lambda x: x.reshape(num_chunks, *x.shape[2:]),
+      {
+        "feature": rollout.feature,
+        "time_left": rollout.time_left,
+        "chain": rollout.chain,
+        "log_prob": rollout.log_prob,
+        "advantage": ppo.normalise(advantage),
+        "target": target,
+      },
+    )
+    if config.bc_weight > 0:
+      cloned = {"base": frozen.base, "tuned": frozen.base}
+      noise = policy.draw_noise(chain_key, (num_chunks,))
+      flat["frozen_chain"] = policy.sample_chain(cloned, flat["feature"], *noise)[1]
+    else:
+      flat["frozen_chain"] = flat["chain"]  # not read
+    return state.replace(dreams=dreams, scale=scale), Sample(**flat), metrics
+
+  def apply(name: str, grad: Params, params: Params, opt_state: Any) -> tuple[Params, Any]:
+    updates, opt_state = optimizers[name].update(grad, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state
+
+  def critic_step(params: Params, opt_state: Any, sample: Sample) -> tuple[Params, Any, jax.Array]:
+    def loss_fn(params: Params) -> tuple[jax.Array, jax.Array]:
+      loss = ppo.value_loss(value(params, sample.feature, sample.time_left), sample.target)
+      return config.value_weight * loss, loss
+
+    grad, loss = jax.grad(loss_fn, has_aux=True)(params)
+    return *apply("critic", grad, params, opt_state), loss
+
+  def actor_step(params: Params, opt_state: Any, sample: Sample) -> tuple[Params, Any, Metrics]:
+    grad, metrics = jax.grad(lambda p: actor_loss(policy, config, p, sample), has_aux=True)(params)
+    new = apply("actor", grad, params, opt_state)
+    # How far the actor has moved already decides whether it may move further.
+    far = metrics["kl"] > config.target_kl
+    params, opt_state = jax.tree.map(lambda n, o: jnp.where(far, o, n), new, (params, opt_state))
+    return params, opt_state, metrics
+
+  Carry = tuple[Params, Any, jax.Array]
+
+  def minibatch_step(carry: Carry, sample: Sample, warm: jax.Array) -> tuple[Carry, Metrics]:
+    params, opt_state, stopped = carry
+    critic_params, critic_opt, value_loss = critic_step(params["critic"], opt_state["critic"], sample)
+    actor = params["actor"], opt_state["actor"], sample
+    like = jax.eval_shape(actor_step, *actor)[2]
+
+    def hold(params: Params, opt_state: Any, sample: Sample) -> tuple[Params, Any, Metrics]:
+      return params, opt_state, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+
+    actor_params, actor_opt, metrics = jax.lax.cond(stopped | warm, hold, actor_step, *actor)
+    stopped = stopped | (metrics["kl"] > config.target_kl)
+    params = {"actor": actor_params, "critic": critic_params}
+    return (params, {"actor": actor_opt, "critic": critic_opt}, stopped), metrics | {"value_loss": value_loss}
+
+  def iteration(
+    state: PPOState, frozen: Frozen, world_params: Params, key: jax.Array
+  ) -> tuple[PPOState, Metrics]:
+    rollout_key, epoch_key = jax.random.split(key)
+    warm = state.step < config.critic_warmup_iterations
+    state, sample, metrics = collect(state, frozen, world_params, rollout_key)
+
+    def run(carry: Carry, rows: jax.Array) -> tuple[Carry, Metrics]:
+      return minibatch_step(carry, jax.tree.map(lambda x: x[rows], sample), warm)
+
+    keys = jax.random.split(epoch_key, config.epochs)
+    rows = jax.vmap(lambda k: jax.random.permutation(k, num_chunks))(keys)
+    rows = rows.reshape(config.epochs * config.minibatches, -1)
+    carry = (state.params, state.opt_state, jnp.zeros((), bool))
+    (params, opt_state, stopped), history = jax.lax.scan(run, carry, rows)
+    metrics |= {name: values.mean() for name, values in history.items()}
+    metrics |= {"kl": history["kl"].max(), "stopped_early": stopped.astype(jnp.float32)}
+    state = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
+    return state, metrics
+
+  return iteration

@@ -1,0 +1,150 @@
+"""The pytrees and Protocols that rooms hand to each other.
+
+Shape letters, here and everywhere: B batch, T time, H chunk, A action (7), D deter, S stochastic
+variables, C classes per variable, F feature (D + S*C), K denoising steps, E dreams, N chunks.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+Params = Any
+Metrics = dict[str, jax.Array]
+
+
+@struct.dataclass
+class Latent:
+  """State of the recurrent state-space model.
+
+  Attributes:
+    deter: [..., D] float, hidden state h_t of the GRU.
+    stoch: [..., S, C] float, z_t, one-hot in the forward pass.
+    logits: [..., S, C] float, unnormalised log-probabilities z_t was drawn from.
+  """
+
+  deter: jax.Array
+  stoch: jax.Array
+  logits: jax.Array
+
+
+def features(latent: Latent) -> jax.Array:
+  """Feature f_t = [h_t, z_t].
+
+  Args:
+    latent: deter [..., D], stoch [..., S, C].
+
+  Returns:
+    [..., D + S*C].
+  """
+  stoch = latent.stoch.reshape(*latent.stoch.shape[:-2], -1)
+  return jnp.concatenate([latent.deter, stoch], -1)
+
+
+def latent_from_features(feature: jax.Array, num_stoch: int, num_classes: int) -> Latent:
+  """Inverse of `features`, for starting a dream from a stored feature.
+
+  Args:
+    feature: [..., D + S*C].
+    num_stoch: S.
+    num_classes: C.
+
+  Returns:
+    Latent whose logits are zero: they are not part of the feature, and no step reads them.
+  """
+  size = num_stoch * num_classes
+  deter, flat = feature[..., :-size], feature[..., -size:]
+  stoch = flat.reshape(*flat.shape[:-1], num_stoch, num_classes)
+  return Latent(deter=deter, stoch=stoch, logits=jnp.zeros_like(stoch))
+
+
+@struct.dataclass
+class Batch:
+  """A batch of windows of frames.
+
+  The alignment of action and observation is stated here and nowhere else: `action[:, t]` is taken
+  at the observation of frame t and leads to frame t + 1; `prev_action[:, t]` led to frame t, and
+  at an episode's first frame it is (0, 0, 0, 0, 0, 0, 1), at rest with the gripper open.
+
+  Attributes:
+    rgb_static: [B, T, 64, 64, 3] uint8.
+    rgb_gripper: [B, T, 64, 64, 3] uint8.
+    proprio: [B, T, P] float32, robot state with angles as sine and cosine.
+    action: [B, T, 7] float32 in [-1, 1].
+    prev_action: [B, T, 7] float32 in [-1, 1].
+    is_first: [B, T] bool, true at the first frame of an episode.
+    mask: [B, T] bool, false at padding.
+  """
+
+  rgb_static: jax.Array
+  rgb_gripper: jax.Array
+  proprio: jax.Array
+  action: jax.Array
+  prev_action: jax.Array
+  is_first: jax.Array
+  mask: jax.Array
+
+
+@struct.dataclass
+class Dream:
+  """An imagined rollout of E environments over N chunks (time-major inside scans).
+
+  Attributes:
+    feature: [N, E, F], feature that the chunk was sampled at.
+    chain: [N, E, K'+1, H, A], denoising chain, noisiest first, the executed chunk last.
+    log_prob: [N, E, K'], clamped mean log-probability of each denoising step.
+    reward: [N, E] in {0, 1}.
+    value: [N, E], critic at `feature`.
+    terminated: [N, E] bool, the task succeeded.
+    truncated: [N, E] bool, the horizon was reached without success.
+    bootstrap_value: [N, E], value of the dream's own last feature.
+    time_left: [N, E] in [0, 1], share of the horizon left at `feature`.
+  """
+
+  feature: jax.Array
+  chain: jax.Array
+  log_prob: jax.Array
+  reward: jax.Array
+  value: jax.Array
+  terminated: jax.Array
+  truncated: jax.Array
+  bootstrap_value: jax.Array
+  time_left: jax.Array
+
+
+@struct.dataclass
+class TrainState:
+  """What a training stage carries and saves.
+
+  Random keys are derived from (seed, stage, step) and need no saving.
+
+  Attributes:
+    step: scalar int32, updates done.
+    params: parameters being trained.
+    opt_state: optax state.
+    ema_params: exponential moving average of params, or None.
+  """
+
+  step: jax.Array
+  params: Params
+  opt_state: Any
+  ema_params: Params = None
+
+
+class Policy(Protocol):
+  """Samples a chunk of actions from a feature."""
+
+  def sample(self, params: Params, feature: jax.Array, key: jax.Array) -> jax.Array:
+    """[..., F] -> chunk [..., H, 7] in [-1, 1], gripper not yet rounded to its sign."""
+    ...
+
+
+class RewardFn(Protocol):
+  """Probability that a feature shows success."""
+
+  def __call__(self, params: Params, feature: jax.Array) -> jax.Array:
+    """[..., F] -> [...] in [0, 1]."""
+    ...
