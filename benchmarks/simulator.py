@@ -1,6 +1,6 @@
 """Speed of the embedded simulator and success of its scripted experts.
 
-  python benchmarks/simulator.py --starts=50 --noise=0.3
+python benchmarks/simulator.py --starts=50 --noise=0.3
 """
 
 from __future__ import annotations
@@ -75,12 +75,18 @@ def expert_success(task: str, starts: int, noise: float) -> list[int]:
 def main() -> None:
   """Prints everything."""
   parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument("--starts", type=int, default=50, help="starts per task for the experts; 0: leave them out")
-  parser.add_argument("--noise", type=float, default=0.3, help="standard deviation of the experts' action noise")
+  parser.add_argument(
+    "--starts", type=int, default=50, help="starts per task for the experts; 0: leave them out"
+  )
+  parser.add_argument(
+    "--noise", type=float, default=0.3, help="standard deviation of the experts' action noise"
+  )
   parser.add_argument("--steps", type=int, default=3000, help="control steps for the speed of physics")
   parser.add_argument("--frames", type=int, default=512, help="frames for the speed of 64x64 pictures")
   arguments = parser.parse_args()
-  print(f"physics              {physics(arguments.steps):7.0f} control steps per core-second, without pictures")
+  print(
+    f"physics              {physics(arguments.steps):7.0f} control steps per core-second, without pictures"
+  )
   for workers in (1, 0):
     speed, name = vector(64, max(1, arguments.steps // 64), workers), "1 thread" if workers else "all cores"
     print(f"64 environments      {speed:7.0f} control steps per second, {name}")

@@ -19,7 +19,7 @@ make_environment() {
   fi
   [ -n "$python" ] || fail "Python 3.11 or 3.12 is needed; python3 is: $(python3 --version 2>&1 || echo missing)." \
     "Install one (Debian, Ubuntu: apt install python3.11 python3.11-venv) or name one: PYTHON=/path/to/python3.11"
-  supported "$python" || fail "PYTHON=$python is $("$python" --version 2>&1 || echo 'not there'); Python 3.11 or 3.12 is needed."
+  supported "$python" || fail "PYTHON=$python is not Python 3.11 or 3.12 ($("$python" --version 2>/dev/null | head -n 1))."
   echo "Making $venv with $("$python" --version 2>&1)"
   "$python" -m venv "$venv" || {
     rm -rf "$venv"

@@ -167,7 +167,7 @@ def default_config() -> ConfigDict:
   return c
 
 
-# Differences of the other presets from the defaults. Times are measured on 2 CPU cores; see `runner`.
+# Differences of each preset from `default_config`.
 PRESET_CHANGES: dict[str, dict[str, Any]] = {
   "demo": {
     "data.source": "embedded",

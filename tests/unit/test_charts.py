@@ -9,7 +9,9 @@ from wam_jax.io import charts
 
 
 def test_higher_values_are_drawn_higher():
-  svg = charts.line_chart([charts.Series("loss", [0, 5, 10], [3.0, 1.0, 2.0], "a")], x_label="update", title="t")
+  svg = charts.line_chart(
+    [charts.Series("loss", [0, 5, 10], [3.0, 1.0, 2.0], "a")], x_label="update", title="t"
+  )
   line = ElementTree.fromstring(svg).find("polyline")
   points = np.array([p.split(",") for p in line.get("points").split()], float)
   assert points.shape == (3, 2)
@@ -45,7 +47,9 @@ def test_thin_averages():
 
 
 def test_interval_positions():
-  svg = charts.interval_chart([("cloned", 0.5, 0.25, 0.75), ("ppo", 1.0, 0.9, 1.0)], [("expert", 1.0)], width=216)
+  svg = charts.interval_chart(
+    [("cloned", 0.5, 0.25, 0.75), ("ppo", 1.0, 0.9, 1.0)], [("expert", 1.0)], width=216
+  )
   root = ElementTree.fromstring(svg)
   first, second = root.findall("g")
   assert float(first.find("circle").get("cx")) == 8 + 0.5 * 200

@@ -35,7 +35,9 @@ def test_expert_succeeds_under_noise(env, task):
 @pytest.mark.parametrize("task", [*tasks.TASKS, None])
 def test_starts_are_varied_valid_and_unsolved(env, task):
   rng = np.random.default_rng(0)
-  robot, things = (np.stack(x) for x in zip(*(experts.sample_start(task, rng) for _ in range(12)), strict=True))
+  robot, things = (
+    np.stack(x) for x in zip(*(experts.sample_start(task, rng) for _ in range(12)), strict=True)
+  )
   for robot_obs, scene_obs in zip(robot, things, strict=True):
     env.reset(robot_obs, scene_obs)
     got = env.state()

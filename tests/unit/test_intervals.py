@@ -66,17 +66,26 @@ def test_mean_bad_counts_raise(successes, trials):
 
 
 def test_paired_difference_by_hand():
-  # Task 1: differences 1, 0, 0, -1, mean 0, variance 2/3, of the mean 1/6.
-  # Task 2: differences 1, 1, 0, 0, mean 1/2, variance 1/3, of the mean 1/12. Together sqrt(1/4) / 2 = 1/4.
-  before = [[False, True, False, True], [False, False, True, False]]
-  after = [[True, True, False, False], [True, True, True, False]]
+  # 3 gained, 1 lost of 8: difference 2/8; with the half episodes n = 10, centre 2/10,
+  # variance ((3 + 1 + 1) / 10 - 0.04) / 10 = 0.046.
+  before = [True, True, False, False, False, True, False, False]
+  after = [True, False, True, True, True, True, False, False]
   difference, low, high = intervals.paired_difference(before, after)
-  assert difference == pytest.approx(0.25)
-  assert (low, high) == (pytest.approx(0.25 - 1.959964 / 4), pytest.approx(0.25 + 1.959964 / 4))
+  assert difference == 0.25
+  half = 1.959964 * 0.046**0.5
+  assert (low, high) == (pytest.approx(0.2 - half, abs=1e-6), pytest.approx(0.2 + half, abs=1e-6))
 
 
-def test_paired_difference_rejects_unlike_episodes():
+def test_paired_difference_keeps_a_width_and_mirrors():
+  outcome = [True, False, True, True]
+  difference, low, high = intervals.paired_difference(outcome, outcome)
+  assert difference == 0 and low < 0 < high and low == pytest.approx(-high)
+  other = [False, False, True, False]
+  forth, back = intervals.paired_difference(other, outcome), intervals.paired_difference(outcome, other)
+  assert forth == pytest.approx((-back[0], -back[2], -back[1]))
+
+
+@pytest.mark.parametrize("before, after", [([], []), ([True], [True, False])])
+def test_paired_difference_rejects_unlike_episodes(before, after):
   with pytest.raises(ValueError, match="same episodes"):
-    intervals.paired_difference([[True, False]], [[True, False, True]])
-  with pytest.raises(ValueError, match="two"):
-    intervals.paired_difference([[True]], [[True]])
+    intervals.paired_difference(before, after)

@@ -43,7 +43,9 @@ def test_error_picture_sign(rng):
 
 
 def test_strip_layout_and_border_colours(rng):
-  rows = [(name, rng.integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)) for name in ("true", "predicted", "error")]
+  rows = [
+    (name, rng.integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)) for name in ("true", "predicted", "error")
+  ]
   strip = media.make_strip(rows, num_context=2, labels=list("abcde"), scale=2)
   assert strip.dtype == np.uint8 and strip.ndim == 3
   assert strip.shape[1] > 5 * 16 and strip.shape[0] > 3 * 16

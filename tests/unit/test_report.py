@@ -29,7 +29,9 @@ def made(tmp_path, rng):
   inputs = {}
   for i, stage in enumerate(report.REQUIRES):
     (tmp_path / stage).mkdir()
-    inputs[stage] = Artifact(stage, tmp_path / stage, f"{i:x}" * 64, {}, seconds=10.0 + i, peak_bytes=2_000_000_000)
+    inputs[stage] = Artifact(
+      stage, tmp_path / stage, f"{i:x}" * 64, {}, seconds=10.0 + i, peak_bytes=2_000_000_000
+    )
 
   def lines(stage, count, row):
     text = "".join(json.dumps({"step": i, "time": 0.0} | row(i)) + "\n" for i in range(count))
@@ -64,11 +66,15 @@ def made(tmp_path, rng):
 def written(made, tmp_path, rng):
   """Folder of the written report, and what it was written from."""
   config, inputs = made
-  true = {camera: rng.integers(0, 256, (1, 9, 8, 8, 3), dtype=np.uint8) for camera in ("rgb_static", "rgb_gripper")}
+  true = {
+    camera: rng.integers(0, 256, (1, 9, 8, 8, 3), dtype=np.uint8) for camera in ("rgb_static", "rgb_gripper")
+  }
   predicted = {camera: np.clip(p + 3, 0, 255).astype(np.uint8) for camera, p in true.items()}
   numbers = report.compare_open_loop(true, predicted, np.ones((1, 9), bool), 3)
-  numbers |= {"task": TASKS[0], "windows": 1, "strip_width": 100}
-  strip = report.open_loop_strip({c: p[0] for c, p in true.items()}, {c: p[0] for c, p in predicted.items()}, 3)
+  numbers |= {"task": TASKS[0], "windows": 1}
+  strip = report.open_loop_strip(
+    {c: p[0] for c, p in true.items()}, {c: p[0] for c, p in predicted.items()}, 3
+  )
   shown = [{"task": task, "success": i == 0, "steps": 30, "episode": i} for i, task in enumerate(TASKS)]
   frames = rng.integers(0, 256, (3, 8, 16, 3), dtype=np.uint8)
   animations = {task: media.animation_bytes(frames, 15, kind="webp") for task in TASKS}
@@ -215,4 +221,8 @@ def test_equal_pictures_have_a_finite_psnr(rng):
 def test_windows_are_the_last_frames_of_long_enough_demos():
   spans = {"a": [(0, 50), (50, 54), (60, 80)], "b": [(100, 130)]}
   demos = types.SimpleNamespace(windows=lambda task: spans[task])
-  assert report.open_loop_windows(demos, ("a", "b"), 4, 25) == [("a", (25, 50)), ("a", (60, 80)), ("b", (105, 130))]
+  assert report.open_loop_windows(demos, ("a", "b"), 4, 25) == [
+    ("a", (25, 50)),
+    ("a", (60, 80)),
+    ("b", (105, 130)),
+  ]

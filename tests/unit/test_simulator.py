@@ -117,7 +117,9 @@ def test_an_action_moves_the_target_and_the_gripper_follows(env):
 def test_the_target_does_not_run_away_from_a_blocked_gripper(env):
   env.reset()
   for step in range(60):
-    env.step(np.array([0, float(step < 6), -float(step >= 6), 0, 0, 0, -1.0]))  # over the desk and down onto it
+    env.step(
+      np.array([0, float(step < 6), -float(step >= 6), 0, 0, 0, -1.0])
+    )  # over the desk and down onto it
   position, _ = env.target_pose()
   tcp = env.state()[0][:3]
   assert tcp[2] > scene.DESK_TOP - 0.01

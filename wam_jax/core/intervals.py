@@ -44,7 +44,9 @@ def wilson_interval(successes: int, trials: int, z: float = Z95) -> tuple[float,
   return _score_interval(successes / trials, trials, z)
 
 
-def mean_interval(successes: Sequence[int], trials: Sequence[int], z: float = Z95) -> tuple[float, float, float]:
+def mean_interval(
+  successes: Sequence[int], trials: Sequence[int], z: float = Z95
+) -> tuple[float, float, float]:
   """Mean success rate over tasks with its Wilson interval.
 
   Every task counts the same. The interval is Wilson's at the mean rate and the number of trials that
@@ -73,34 +75,31 @@ def mean_interval(successes: Sequence[int], trials: Sequence[int], z: float = Z9
 
 
 def paired_difference(
-  before: Sequence[Sequence[bool]], after: Sequence[Sequence[bool]], z: float = Z95
+  before: Sequence[bool], after: Sequence[bool], z: float = Z95
 ) -> tuple[float, float, float]:
-  """Mean change of the success rate between two policies run from the same start states.
-
-  Every task counts the same; the interval is normal, with the variance of the paired differences
-  inside each task.
+  """Change of the success rate between two policies run from the same start states.
 
   Args:
-    before: per task, success of each episode.
+    before: success of each episode, of all tasks one after the other.
     after: the same episodes of the other policy.
     z: normal quantile.
 
   Returns:
-    (difference, low, high), in [-1, 1].
+    (difference, low, high), in [-1, 1]. The interval is normal, with half an episode added to each of
+    the four outcomes of a pair, so that it keeps a width when no episode changed. It ignores that
+    changes differ between tasks, which can only make it wider.
 
   Raises:
-    ValueError: tasks or episodes do not match, or fewer than two episodes of a task.
+    ValueError: no episodes, or not the same number.
+
+  Source: Agresti & Min, Simple improved confidence intervals for comparing matched proportions,
+  Statistics in Medicine 2005.
   """
-  if not before or [len(b) for b in before] != [len(a) for a in after]:
-    raise ValueError("both policies need the same episodes of the same tasks")
-  if min(len(b) for b in before) < 2:
-    raise ValueError("need at least two episodes per task")
-  means, variance = [], 0.0
-  for b, a in zip(before, after, strict=True):
-    differences = [int(y) - int(x) for x, y in zip(b, a, strict=True)]
-    mean = sum(differences) / len(differences)
-    means.append(mean)
-    variance += sum((d - mean) ** 2 for d in differences) / (len(differences) - 1) / len(differences)
-  difference = sum(means) / len(means)
-  spread = z * math.sqrt(variance) / len(means)
-  return difference, max(-1.0, difference - spread), min(1.0, difference + spread)
+  if not before or len(before) != len(after):
+    raise ValueError(f"both policies need the same episodes, got {len(before)} and {len(after)}")
+  gained = sum(bool(y) and not x for x, y in zip(before, after, strict=True))
+  lost = sum(bool(x) and not y for x, y in zip(before, after, strict=True))
+  total = len(before) + 2
+  centre = (gained - lost) / total
+  spread = z * math.sqrt((gained + lost + 1) / total - centre * centre) / math.sqrt(total)
+  return (gained - lost) / len(before), max(-1.0, centre - spread), min(1.0, centre + spread)

@@ -144,7 +144,8 @@ def scale_rewards(
   Raises:
     ValueError: shapes differ.
 
-  Source: DPPO's running scale; parallel variance of Chan et al. (1979), divided by count - 1.
+  Source: DPPO's running scale. Like there, batches are merged with `count` (Chan et al. 1979) while
+  the variance divides by count - 1.
   """
   _check_shapes(reward.shape, first=first)
   _check_shapes(reward.shape[1:], ret=state.ret)

@@ -47,7 +47,7 @@ def make_renderer(name: str, image_size: int = 64, workers: int = 0) -> base.Ren
 
 
 def make_vector(name: str, num: int, workers: int = 0, image_size: int = 64) -> vector.VectorEnvironment:
-  """`num` environments of the simulator `name`, stepped and drawn together; see `vector.VectorEnvironment`."""
+  """`num` environments of the simulator `name`, stepped and drawn together."""
   from wam_jax.envs import vector
 
   return vector.VectorEnvironment(name, num, workers, image_size)

@@ -154,21 +154,29 @@ def _drawer(task: str, opened: float, rng: np.random.Generator) -> _Skill:
 def _slider(task: str, opened: float, rng: np.random.Generator) -> _Skill:
   handle = np.array(scene.SLIDER_ORIGIN) + 0.06 * scene.SLOPE_NORMAL - np.array([opened, 0, 0])
   side = 1.0 if task == "move_slider_left" else -1.0
-  before = handle + np.array([side * (0.05 + rng.uniform(0, 0.01)), -0.10, 0.012 + rng.uniform(-0.006, 0.006)])
+  before = handle + np.array(
+    [side * (0.05 + rng.uniform(0, 0.01)), -0.10, 0.012 + rng.uniform(-0.006, 0.006)]
+  )
   beside = before.copy()
   beside[1] = handle[1] + rng.uniform(-0.004, 0.004)
+  beside -= 0.010 * scene.SLOPE_NORMAL  # deeper than the handle's middle, or a noisy hand slips off
   return _Skill([before, beside, beside - np.array([side * 0.30, 0, 0])])
 
 
 def _lightbulb(task: str, position: float, rng: np.random.Generator) -> _Skill:
   lever = np.array(scene.SWITCH_ORIGIN) + 0.05 * scene.SLOPE_NORMAL + position * scene.SLOPE_UP
   lever[0] += rng.uniform(-0.02, 0.02)
-  up = scene.SLOPE_UP
+  # Strokes go a little deeper than the lever's middle, or a noisy hand slips off.
   if task == "turn_on_lightbulb":  # from below, then up the slope
+    depth = 0.008 * scene.SLOPE_NORMAL
     before, under = lever + np.array([0, -0.09, 0]), lever + np.array([0, -0.03, -0.008])
-    return _Skill([before, under, lever + np.array([0, -0.012, -0.003]), lever + 0.12 * up], LEVER_TILT)
-  above, touching = lever + np.array([0, -0.03, 0.10]), lever + np.array([0, -0.002, 0.035])
-  return _Skill([above, touching, lever - 0.11 * up + np.array([0, -0.002, 0])], LEVER_TILT)
+    touching = lever + np.array([0, -0.012, -0.003]) - depth
+    return _Skill([before, under, touching, lever + 0.12 * scene.SLOPE_UP - depth], LEVER_TILT)
+  depth = 0.010 * scene.SLOPE_NORMAL
+  above, touching = lever + np.array([0, -0.03, 0.10]), lever + np.array([0, -0.002, 0.035]) - depth
+  return _Skill(
+    [above, touching, lever - 0.11 * scene.SLOPE_UP + np.array([0, -0.002, 0]) - depth], LEVER_TILT
+  )
 
 
 def _button(rng: np.random.Generator) -> _Skill:

@@ -71,7 +71,9 @@ class VectorEnvironment:
       active: [n] bool, environments that move; None: all.
     """
     actions = self._rows("actions", actions, (self.num, base.ACTION))
-    active = np.ones(self.num, bool) if active is None else self._rows("active", active, (self.num,)).astype(bool)
+    active = (
+      np.ones(self.num, bool) if active is None else self._rows("active", active, (self.num,)).astype(bool)
+    )
     self._each(lambda i: self.environments[i].step(actions[i]), np.flatnonzero(active))
 
   def state(self) -> tuple[np.ndarray, np.ndarray]:

@@ -140,10 +140,15 @@ def line_chart(
     parts.append(f'<text class="tick" x="{left - 7}" y="{y + 4:.1f}" text-anchor="end">{text}</text>')
   for tick in nice_ticks(x_low, x_high, 5 if width > 300 else 3):
     anchor = "end" if px(tick) > right - 12 else "middle"
-    parts.append(f'<text class="tick" x="{px(tick):.1f}" y="{bottom + 15}" text-anchor="{anchor}">{number(tick)}</text>')
+    parts.append(
+      f'<text class="tick" x="{px(tick):.1f}" y="{bottom + 15}" text-anchor="{anchor}">{number(tick)}</text>'
+    )
   parts.append(f'<line class="axis" x1="{left}" y1="{bottom}" x2="{right}" y2="{bottom}"/>')
   label_at = (left + right) / 2
-  parts.append(f'<text class="tick" x="{label_at:.0f}" y="{height - 4}" text-anchor="middle">{html.escape(x_label)}</text>')
+  parts.append(
+    f'<text class="tick" x="{label_at:.0f}" y="{height - 4}" text-anchor="middle">'
+    f"{html.escape(x_label)}</text>"
+  )
   for one, points in drawn:
     name = f"<title>{html.escape(one.name)}</title>"
     if one.dots or len(points) == 1:
@@ -172,7 +177,7 @@ def interval_chart(
   height = pitch * len(rows) + 8
   at = lambda rate: margin + rate * (width - 2 * margin)
   label = ", ".join(f"{style} {rate:.0%} ({low:.0%} to {high:.0%})" for style, rate, low, high in rows)
-  parts = [f'<svg class="interval" viewBox="0 0 {width} {height}" role="img" aria-label="{html.escape(label)}">']
+  parts = [f'<svg class="interval" viewBox="0 0 {width} {height}" aria-label="{html.escape(label)}">']
   for rate in (0, 0.25, 0.5, 0.75, 1):
     parts.append(f'<line class="grid" x1="{at(rate):.1f}" y1="0" x2="{at(rate):.1f}" y2="{height}"/>')
   for style, rate in marks:
@@ -182,7 +187,8 @@ def interval_chart(
   for i, (style, rate, low, high) in enumerate(rows):
     y = 4 + pitch * (i + 0.5)
     parts.append(
-      f'<g class="dots {style}"><line class="whisker" x1="{at(low):.1f}" y1="{y}" x2="{at(high):.1f}" y2="{y}"/>'
+      f'<g class="dots {style}">'
+      f'<line class="whisker" x1="{at(low):.1f}" y1="{y}" x2="{at(high):.1f}" y2="{y}"/>'
       f'<circle cx="{at(rate):.1f}" cy="{y}" r="4.2"/></g>'
     )
   return "".join(parts) + "</svg>"

@@ -114,14 +114,15 @@ def make_strip(
   if labels is not None and len(labels) != frames:
     raise ValueError(f"{len(labels)} labels for {frames} columns")
 
-  font = ImageFont.load_default(15)
+  size = 8 + 6 * scale
+  font = ImageFont.load_default(size)
   border = 3
   height, width = (n * scale + 2 * border for n in arrays[0].shape[1:3])
   left = max(int(font.getlength(name)) for name in names) + 16
-  top = 26 if labels is not None else gap
+  top = size + 12 if labels is not None else gap
   total_width = left + frames * (width + gap)
   legend_top = top + len(rows) * (height + gap) + 6
-  canvas = Image.new("RGB", (total_width, legend_top + 28), BACKGROUND)
+  canvas = Image.new("RGB", (total_width, legend_top + size + 14), BACKGROUND)
   draw = ImageDraw.Draw(canvas)
   for column in range(frames):
     x = left + column * (width + gap)
@@ -135,9 +136,9 @@ def make_strip(
     draw.text((left - 10, top + row * (height + gap) + height / 2), name, INK, font, anchor="rm")
   x = left
   for text, colour in (("seen by the model", CONTEXT_COLOUR), ("imagined", IMAGINED_COLOUR)):
-    draw.rectangle((x, legend_top + 4, x + 14, legend_top + 18), colour)
-    draw.text((x + 22, legend_top + 11), text, INK, font, anchor="lm")
-    x += 22 + int(font.getlength(text)) + 24
+    draw.rectangle((x, legend_top + 4, x + size, legend_top + 4 + size), colour)
+    draw.text((x + size + 8, legend_top + 4 + size / 2), text, INK, font, anchor="lm")
+    x += size + 8 + int(font.getlength(text)) + 24
   return np.asarray(canvas)
 
 
@@ -200,11 +201,18 @@ def animation_bytes(
   buffer = io.BytesIO()
   if kind == "webp":
     images[0].save(
-      buffer, "WEBP", save_all=True, append_images=images[1:], duration=durations, loop=0, quality=70, method=4
+      buffer,
+      "WEBP",
+      save_all=True,
+      append_images=images[1:],
+      duration=durations,
+      loop=0,
+      quality=70,
+      method=4,
     )
   elif kind == "gif":
     # One palette for all frames: smaller, and colours do not flicker.
-    sample = images[:: max(1, len(images) // 8)] + [images[-1]]
+    sample = [*images[:: max(1, len(images) // 8)], images[-1]]
     sheet = Image.new("RGB", (images[0].width, images[0].height * len(sample)))
     for i, image in enumerate(sample):
       sheet.paste(image, (0, i * image.height))

@@ -14,7 +14,17 @@ from typing import Any
 
 import wam_jax
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "mujoco", "pillow", "ml_collections")
+PACKAGES = (
+  "jax",
+  "jaxlib",
+  "flax",
+  "optax",
+  "orbax-checkpoint",
+  "numpy",
+  "mujoco",
+  "pillow",
+  "ml_collections",
+)
 
 
 def _git_commit() -> str | None:

@@ -16,12 +16,16 @@ from wam_jax.io.logger import duration
 _CSS = """
 :root { color-scheme: light dark;
   --page: #f6f7f9; --card: #ffffff; --ink: #1c2230; --soft: #5d6676; --rule: #e3e6ec; --grid: #e9ecf1;
-  --expert: #1c2230; --random: #9aa3b2; --cloned: #2f6fde; --ppo: #0a9568; --imagined: #e0760f; --bad: #c63d3d;
-  --s0: #2f6fde; --s1: #e0760f; --s2: #0a9568; --s3: #c63d3d; --s4: #8a56d8; --s5: #0d9cb5; --s6: #a8761b; --s7: #d0559b; }
+  --expert: #1c2230; --random: #9aa3b2; --cloned: #2f6fde; --ppo: #0a9568; --imagined: #e0760f;
+  --bad: #c63d3d;
+  --s0: #2f6fde; --s1: #e0760f; --s2: #0a9568; --s3: #c63d3d; --s4: #8a56d8; --s5: #0d9cb5; --s6: #a8761b;
+  --s7: #d0559b; }
 @media (prefers-color-scheme: dark) { :root {
   --page: #12151b; --card: #1a1f28; --ink: #e7eaf0; --soft: #9aa4b5; --rule: #2a313d; --grid: #262d38;
-  --expert: #e7eaf0; --random: #717c8e; --cloned: #6ea0ff; --ppo: #35c796; --imagined: #f5a04c; --bad: #ef7070;
-  --s0: #6ea0ff; --s1: #f5a04c; --s2: #35c796; --s3: #ef7070; --s4: #b48cf2; --s5: #45c4da; --s6: #d0a04a; --s7: #e88bc0; } }
+  --expert: #e7eaf0; --random: #717c8e; --cloned: #6ea0ff; --ppo: #35c796; --imagined: #f5a04c;
+  --bad: #ef7070;
+  --s0: #6ea0ff; --s1: #f5a04c; --s2: #35c796; --s3: #ef7070; --s4: #b48cf2; --s5: #45c4da; --s6: #d0a04a;
+  --s7: #e88bc0; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
@@ -32,40 +36,51 @@ h3 { font-size: .95rem; margin: 0 0 6px; font-weight: 600; }
 p { margin: 4px 0 12px; max-width: 76ch; }
 .soft { color: var(--soft); } small, .small { font-size: .84rem; }
 .card { background: var(--card); border: 1px solid var(--rule); border-radius: 12px; padding: 16px; }
-.numbers { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; margin: 20px 0 8px; }
+.numbers { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px;
+  margin: 20px 0 8px; }
 .numbers .card { border-top: 3px solid var(--c, var(--rule)); padding: 12px 16px; }
 .numbers b { display: block; font-size: 1.9rem; line-height: 1.2; font-variant-numeric: tabular-nums; }
 .wide { overflow-x: auto; -webkit-overflow-scrolling: touch; padding: 0; }
 table { border-collapse: collapse; width: 100%; font-size: .92rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 8px 12px; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--rule); }
-th { font-weight: 600; color: var(--soft); font-size: .82rem; vertical-align: bottom; }
+th { white-space: normal; font-weight: 600; color: var(--soft); font-size: .82rem; vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--card); }
-tbody tr:last-child td { border-bottom: 0; } tr.mean td { font-weight: 650; border-top: 2px solid var(--rule); }
+tbody tr:last-child td { border-bottom: 0; } tr.mean td { font-weight: 650;
+  border-top: 2px solid var(--rule); }
 td .ci { color: var(--soft); font-size: .82em; font-weight: 400; margin-left: .4em; }
 td.plot { width: 230px; min-width: 190px; padding: 2px 12px; }
 .grid { display: grid; gap: 14px; grid-template-columns: repeat(auto-fill, minmax(250px, 1fr)); }
 .grid.big { grid-template-columns: repeat(auto-fill, minmax(310px, 1fr)); }
 figure { margin: 0; } figure img { display: block; width: 100%; height: auto; border-radius: 8px; }
-figcaption { margin-top: 8px; font-size: .88rem; display: flex; justify-content: space-between; gap: 8px; flex-wrap: wrap; }
-.chip { border-radius: 99px; padding: 0 9px; font-size: .8rem; line-height: 1.5rem; white-space: nowrap; border: 1px solid; }
+figcaption { margin-top: 8px; font-size: .88rem; display: flex; justify-content: space-between; gap: 8px;
+  flex-wrap: wrap; }
+.chip { border-radius: 99px; padding: 0 9px; font-size: .8rem; line-height: 1.5rem; white-space: nowrap;
+  border: 1px solid; }
 .good { color: var(--ppo); } .bad { color: var(--bad); }
-.strip img { max-width: none; height: auto; display: block; border-radius: 8px; }
+.strip img { width: 100%; min-width: 720px; height: auto; display: block; border-radius: 8px; }
 svg { display: block; width: 100%; height: auto; overflow: visible; }
 svg .line { fill: none; stroke-width: 1.8; stroke-linejoin: round; } svg .dots { stroke: none; }
 svg line.grid { stroke: var(--grid); stroke-width: 1; } svg .axis { stroke: var(--soft); stroke-width: 1; }
 svg .tick { fill: var(--soft); font-size: 11.5px; font-family: inherit; }
 svg .whisker { stroke-width: 3; stroke-opacity: .38; stroke-linecap: round; }
 svg .mark { stroke-width: 2; stroke-dasharray: 3 2; }
-.legend { display: flex; flex-wrap: wrap; gap: 2px 14px; font-size: .82rem; color: var(--soft); margin-top: 6px; }
-.legend i { display: inline-block; width: 12px; height: 12px; border-radius: 3px; margin-right: 6px; vertical-align: -1px; }
-.bar { display: grid; grid-template-columns: 9.5rem 1fr 4.5rem; align-items: center; gap: 10px; font-size: .92rem; padding: 4px 0; }
-.bar div { height: 12px; border-radius: 4px; background: var(--cloned); min-width: 2px; } .bar span:last-child { text-align: right; }
+.legend { display: flex; flex-wrap: wrap; gap: 2px 14px; font-size: .82rem; color: var(--soft);
+  margin-top: 6px; }
+.legend i { display: inline-block; width: 12px; height: 12px; border-radius: 3px; margin-right: 6px;
+  vertical-align: -1px; }
+.bar { display: grid; grid-template-columns: 9.5rem 1fr 4.5rem; align-items: center; gap: 10px;
+  font-size: .92rem; padding: 4px 0; }
+.bar div { height: 12px; border-radius: 4px; background: var(--cloned); min-width: 2px; }
+  .bar span:last-child { text-align: right; }
 details { margin: 12px 0; } summary { cursor: pointer; font-weight: 600; }
 pre { overflow-x: auto; font-size: .8rem; line-height: 1.45; margin: 10px 0 0; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: 4px 16px; margin: 10px 0 0; font-size: .9rem; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: 4px 16px; margin: 10px 0 0;
+  font-size: .9rem; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
-@media (max-width: 560px) { main { padding: 18px 12px 48px; } h1 { font-size: 1.4rem; } .card { padding: 12px; }
-  .wide { padding: 0; } .bar { grid-template-columns: 7.2rem 1fr 3.6rem; font-size: .84rem; } th, td { padding: 7px 9px; } }
+@media (max-width: 560px) { main { padding: 18px 12px 48px; } h1 { font-size: 1.4rem; }
+  .card { padding: 12px; }
+  .wide { padding: 0; } .bar { grid-template-columns: 7.2rem 1fr 3.6rem; font-size: .84rem; }
+  th, td { padding: 7px 9px; } }
 """
 _STYLES = ("expert", "random", "cloned", "ppo", "imagined", *(f"s{i}" for i in range(8)))
 
@@ -89,7 +104,7 @@ def title_of(task: str) -> str:
 
 
 def _percent(rate: float | None) -> str:
-  return "–" if rate is None else f"{100 * rate:.0f} %"
+  return "&ndash;" if rate is None else f"{100 * rate:.0f} %"
 
 
 def _mean_percent(rate: float) -> str:
@@ -97,7 +112,7 @@ def _mean_percent(rate: float) -> str:
 
 
 def _points(gap: float | None) -> str:
-  return "–" if gap is None else f"{100 * gap:+.0f}".replace("-", "−")
+  return "&ndash;" if gap is None else f"{100 * gap:+.0f}".replace("-", "&minus;")
 
 
 def _legend(entries: Sequence[tuple[str, str]]) -> str:
@@ -111,9 +126,10 @@ def _headline(report: Mapping[str, Any]) -> str:
   cards = []
   for name in order:
     mean = policies[name]["mean"]
-    span = f"{100 * mean['low']:.0f}–{100 * mean['high']:.0f} %, n = {mean['n']}"
+    span = f"{100 * mean['low']:.0f}&ndash;{100 * mean['high']:.0f} %, n = {mean['n']}"
     cards.append(
-      f'<div class="card" style="--c:var(--{name})"><span class="small soft">{_e(policies[name]["label"])}</span>'
+      f'<div class="card" style="--c:var(--{name})">'
+      f'<span class="small soft">{_e(policies[name]["label"])}</span>'
       f'<b>{_mean_percent(mean["rate"])}</b><span class="small soft">{span}</span></div>'
     )
   devices = [name for name in dict.fromkeys(report["provenance"]["devices"]) if name != "cpu"]
@@ -127,16 +143,18 @@ def _headline(report: Mapping[str, Any]) -> str:
 
 def _cell(row: Mapping[str, Any] | None, interval: bool, mean: bool) -> str:
   if row is None:
-    return "<td>–</td>"
+    return "<td>&ndash;</td>"
   rate = _mean_percent(row["rate"]) if mean else _percent(row["rate"])
-  span = f'<span class="ci">{100 * row["low"]:.0f}–{100 * row["high"]:.0f}</span>' if interval else ""
+  span = f'<span class="ci">{100 * row["low"]:.0f}&ndash;{100 * row["high"]:.0f}</span>' if interval else ""
   return f"<td>{rate}{span}</td>"
 
 
 def _table(report: Mapping[str, Any]) -> str:
   results = report["results"]
   policies = results["policies"]
-  columns = [(name, name in ("cloned", "ppo")) for name in ("expert", "random", "cloned", "ppo") if name in policies]
+  columns = [
+    (name, name in ("cloned", "ppo")) for name in ("expert", "random", "cloned", "ppo") if name in policies
+  ]
   heads = {"expert": "Expert", "random": "Random<br>weights", "cloned": "Cloned", "ppo": "After PPO"}
   dreamed = "imagined" in policies.get("ppo", {}).get("mean", {})
   head = "".join(f"<th>{heads[name]}</th>" for name, _ in columns)
@@ -147,15 +165,22 @@ def _table(report: Mapping[str, Any]) -> str:
     cells = "".join(_cell(rows[name], interval, task is None) for name, interval in columns)
     if dreamed:
       cells += f"<td>{_percent(rows['ppo'].get('imagined'))}</td><td>{_points(rows['ppo'].get('gap'))}</td>"
-    bars = [(name, rows[name]["rate"], rows[name]["low"], rows[name]["high"]) for name, wide in columns if wide]
+    bars = [
+      (name, rows[name]["rate"], rows[name]["low"], rows[name]["high"]) for name, wide in columns if wide
+    ]
     marks = [(name, rows[name]["rate"]) for name, wide in columns if not wide]
     marks += [("imagined", rows["ppo"]["imagined"])] if dreamed else []
     label = "Mean of all tasks" if task is None else title_of(task)
     style = ' class="mean"' if task is None else ""
-    lines.append(f'<tr{style}><td>{label}</td>{cells}<td class="plot">{charts.interval_chart(bars, marks)}</td></tr>')
-  legend = [(policies[name]["label"], name) for name, _ in columns] + ([("Imagined after PPO", "imagined")] if dreamed else [])
+    lines.append(
+      f'<tr{style}><td>{label}</td>{cells}<td class="plot">{charts.interval_chart(bars, marks)}</td></tr>'
+    )
+  legend = [(policies[name]["label"], name) for name, _ in columns] + (
+    [("Imagined after PPO", "imagined")] if dreamed else []
+  )
   return (
-    f'<div class="card wide"><table><thead><tr><th>Task</th>{head}<th style="text-align:left">0 to 100 %</th></tr></thead>'
+    f'<div class="card wide"><table><thead><tr><th>Task</th>{head}'
+    '<th style="text-align:left">0 to 100 %</th></tr></thead>'
     f"<tbody>{''.join(lines)}</tbody></table></div>{_legend(legend)}"
   )
 
@@ -164,7 +189,7 @@ def _change(report: Mapping[str, Any]) -> str:
   change = report["results"].get("ppo_minus_cloned")
   if change is None:
     return ""
-  points = [f"{100 * change[name]:+.1f}".replace("-", "−") for name in ("difference", "low", "high")]
+  points = [f"{100 * change[name]:+.1f}".replace("-", "&minus;") for name in ("difference", "low", "high")]
   return (
     f"PPO in imagination changed the mean success by <b>{points[0]} points</b> "
     f"(95 % interval {points[1]} to {points[2]}, paired over the same start states). "
@@ -187,14 +212,28 @@ def _rollouts(report: Mapping[str, Any], animations: Mapping[str, bytes]) -> str
     source = media.data_uri(animations[shown["task"]], "webp")
     alt = f"Robot, task: {title_of(shown['task'])}"
     cards.append(
-      f'<figure class="card"><img src="{source}" alt="{_e(alt)}"><figcaption><span><b>{_e(title_of(shown["task"]))}</b> '
+      f'<figure class="card"><img src="{source}" alt="{_e(alt)}"><figcaption>'
+      f"<span><b>{_e(title_of(shown['task']))}</b> "
       f'<span class="soft">episode {shown["episode"] + 1}</span></span>{chip}</figcaption></figure>'
     )
   return (
-    "<h2>Episodes in the simulator</h2><p class='soft'>The final policy, static and wrist camera. Of each task the "
+    "<h2>Episodes in the simulator</h2>"
+    "<p class='soft'>The final policy, static and wrist camera. Of each task the "
     "first successful episode is shown, or the first one if none succeeded.</p>"
     f'<div class="grid">{"".join(cards)}</div>'
   )
+
+
+def _psnr_card(info: Mapping[str, Any]) -> str:
+  """Means in a small list beside the curve."""
+  names = {"rgb_static": "Static camera", "rgb_gripper": "Wrist camera"}
+  rows = [(names.get(camera, camera), value) for camera, value in info["camera_psnr"].items()]
+  rows += [
+    ("Both", info["mean_psnr"]["predicted"]),
+    ("Last frame seen, repeated", info["mean_psnr"]["repeated"]),
+  ]
+  entries = "".join(f"<dt>{_e(name)}</dt><dd>{value:.2f} dB</dd>" for name, value in rows)
+  return f'<div class="card"><h3>Mean over the imagined frames</h3><dl>{entries}</dl></div>'
 
 
 def _open_loop(report: Mapping[str, Any], strip: bytes | None) -> str:
@@ -212,12 +251,13 @@ def _open_loop(report: Mapping[str, Any], strip: bytes | None) -> str:
   chart = charts.line_chart(series, x_label="frames imagined", title="PSNR over the imagined horizon")
   return (
     "<h2>What the world model imagines</h2>"
-    f"<p class='soft'>A held-out episode ({_e(title_of(info['task']))}). After {info['context']} frames the model sees nothing "
+    f"<p class='soft'>A held-out episode ({_e(title_of(info['task']))}). "
+    f"After {info['context']} frames the model sees nothing "
     "more and is only told the actions. In the error rows grey means equal.</p>"
     f'<div class="card wide strip" style="padding:12px"><img src="{media.data_uri(strip, "png")}" '
-    f'width="{info["strip_width"]}" alt="Rows of true, predicted and error pictures"></div>'
+    f'alt="Rows of true, predicted and error pictures"></div>'
     f'<div class="grid big" style="margin-top:14px"><div class="card"><h3>Open-loop PSNR, dB, both cameras, '
-    f"{info['windows']} windows</h3>{chart}{_legend(legend)}</div></div>"
+    f"{info['windows']} windows</h3>{chart}{_legend(legend)}</div>{_psnr_card(info)}</div>"
   )
 
 
@@ -238,7 +278,11 @@ def _curves(report: Mapping[str, Any]) -> str:
     if svg:
       legend = _legend([(s.name, s.style) for s in series]) if len(series) > 1 or chart.get("legend") else ""
       cards.append(f'<div class="card"><h3>{_e(chart["title"])}</h3>{svg}{legend}</div>')
-  return f'<h2>Learning curves</h2><div class="grid big" style="margin-top:12px">{"".join(cards)}</div>' if cards else ""
+  return (
+    f'<h2>Learning curves</h2><div class="grid big" style="margin-top:12px">{"".join(cards)}</div>'
+    if cards
+    else ""
+  )
 
 
 def _stages(report: Mapping[str, Any]) -> str:
@@ -246,7 +290,8 @@ def _stages(report: Mapping[str, Any]) -> str:
   longest = max((stage["seconds"] for stage in stages), default=0) or 1
   rows = "".join(
     f'<div class="bar"><span>{_e(stage["name"].replace("_", " "))}</span>'
-    f'<div style="width:{100 * stage["seconds"] / longest:.1f}%"></div><span>{duration(stage["seconds"])}</span></div>'
+    f'<div style="width:{100 * stage["seconds"] / longest:.1f}%"></div>'
+    f"<span>{duration(stage['seconds'])}</span></div>"
     for stage in stages
   )
   peak = max((stage.get("peak_bytes") or 0 for stage in stages), default=0)
@@ -263,15 +308,19 @@ def _classifier(report: Mapping[str, Any]) -> str:
     return ""
   names = list(dict.fromkeys(name for row in quality.values() for name in row))
   head = "".join(f"<th>{_e(name.replace('_', ' '))}</th>" for name in names)
-  show = lambda v: "–" if v is None else f"{100 * v:.1f} %" if isinstance(v, float) and 0 <= v <= 1 else _e(v)
+  show = lambda v: (
+    "&ndash;" if v is None else f"{100 * v:.1f} %" if isinstance(v, float) and 0 <= v <= 1 else _e(v)
+  )
   lines = "".join(
     f"<tr><td>{_e(title_of(task))}</td>{''.join(f'<td>{show(row.get(name))}</td>' for name in names)}</tr>"
     for task, row in quality.items()
   )
   return (
-    "<h2>Success classifier</h2><p class='soft'>The reward of PPO, on held-out demonstrations, on dreams of them, and on "
+    "<h2>Success classifier</h2>"
+    "<p class='soft'>The reward of PPO, on held-out demonstrations, on dreams of them, and on "
     "dreams of random actions, which should never be called a success.</p>"
-    f'<div class="card wide"><table><thead><tr><th>Task</th>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
+    f'<div class="card wide"><table><thead><tr><th>Task</th>{head}</tr></thead>'
+    f"<tbody>{lines}</tbody></table></div>"
   )
 
 
@@ -282,7 +331,9 @@ def _provenance(report: Mapping[str, Any]) -> str:
     "wam_jax": _e(facts["wam_jax"]) + (f", commit {_e(facts['commit'])}" if facts["commit"] else ""),
     "Seed": _e(report["seed"]),
     "Date": _e(facts["date"]),
-    "Machine": f"{_e(facts['cpu'])}, {_e(facts['cores'])} cores; {_e(', '.join(facts['devices']))}; {_e(facts['platform'])}",
+    "Machine": _e(
+      f"{facts['cpu']}, {facts['cores']} cores; {', '.join(facts['devices'])}; {facts['platform']}"
+    ),
     "Python": _e(facts["python"]),
     "Packages": _e(", ".join(f"{name} {version}" for name, version in facts["packages"].items())),
   }
@@ -306,7 +357,8 @@ def render_page(report: Mapping[str, Any], strip: bytes | None, animations: Mapp
     HTML text.
   """
   notes = "".join(f"<li>{_e(note)}</li>" for note in report["notes"])
-  subtitle = f"{report['experiment']} · preset {report['preset']} · seed {report['seed']} · {report['provenance']['date'][:10]}"
+  date = report["provenance"]["date"][:10]
+  subtitle = f"{report['experiment']} · preset {report['preset']} · seed {report['seed']} · {date}"
   body = (
     f"<h1>{_e(report['title'])}</h1><p class='soft'>{_e(subtitle)}</p>"
     + _headline(report)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from wam_jax.data.features import load_features
 from wam_jax.io import checkpoint
@@ -70,10 +71,10 @@ def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger:
     task_keys(init_key, num_tasks)
   )
   update_task = train.make_update(policy, optimizer, cloning.batch_size, cloning.ema_decay)
-  update_tasks = over_tasks(lambda task, _, num: update_task(*task, num), static=(2,))
+  update_tasks = over_tasks(lambda task, num: update_task(*task, num))
 
   def update(state: Any, key: jax.Array, num: int) -> tuple[Any, dict[str, Any]]:
-    state, metrics = update_tasks((state, data, task_keys(key, num_tasks)), None, num)
+    state, metrics = update_tasks((state, data, task_keys(key, num_tasks)), jnp.int32(num))
     return state, task_metrics(demos.tasks, metrics)
 
   state = train_loop(

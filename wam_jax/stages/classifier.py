@@ -29,7 +29,7 @@ CONFIG = (
   "seed", "tasks", "classifier", "behaviour_cloning.chunk", "ppo.horizon_steps",
 )
 
-DREAMS = 256  # random-action dreams per task in training, calibration and each measurement
+DREAMS = 256  # random-action dreams per task in calibration and in the gate; half as many in training
 START_FRAMES = 4  # first frames of a demo that such dreams start from
 
 
@@ -67,7 +67,7 @@ def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger:
     {name: getattr(demos, name) for name in ("feature", "action", "success", "mask")},
     start,
     pool_key,
-    num_dreams=DREAMS,
+    num_dreams=DREAMS // 2,
     length=length,
     stride=stride,
   )
@@ -76,10 +76,10 @@ def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger:
     task_keys(init_key, num_tasks)
   )
   update_task = train.make_update(classifier, optimizer, part)
-  update_tasks = over_tasks(lambda task, _, num: update_task(*task, num), static=(2,))
+  update_tasks = over_tasks(lambda task, num: update_task(*task, num))
 
   def update(state: Any, key: jax.Array, num: int) -> tuple[Any, dict[str, Any]]:
-    state, metrics = update_tasks((state, pool, task_keys(key, num_tasks)), None, num)
+    state, metrics = update_tasks((state, pool, task_keys(key, num_tasks)), jnp.int32(num))
     return state, task_metrics(demos.tasks, metrics)
 
   state = train_loop(

@@ -65,7 +65,11 @@ def run(config: Any, inputs: Mapping[str, Artifact], workdir: pathlib.Path, logg
     "preset": config.preset,
     "seed": config.seed,
     "max_steps": config.env.max_steps,
-    "start_states": {"per_task": robot_obs.shape[1], "sha256": digest, "in": "start_robot_obs of <policy>.npz"},
+    "start_states": {
+      "per_task": robot_obs.shape[1],
+      "sha256": digest,
+      "in": "start_robot_obs of <policy>.npz",
+    },
     "provenance": provenance(),
     "config": json.loads(config.to_json_best_effort()),
   }
@@ -77,7 +81,11 @@ def run(config: Any, inputs: Mapping[str, Artifact], workdir: pathlib.Path, logg
 
 def policies(config: Any) -> tuple[str, ...]:
   """Names of the policies to evaluate, the final one last."""
-  first = [name for name, wanted in (("expert", config.evaluate.expert), ("random", config.evaluate.random_policy)) if wanted]
+  first = [
+    name
+    for name, wanted in (("expert", config.evaluate.expert), ("random", config.evaluate.random_policy))
+    if wanted
+  ]
   return (*first, *DREAMED)
 
 
@@ -113,7 +121,8 @@ class _Runner:
     logger: Logger,
   ):
     self._config, self._inputs, self._tasks, self._logger = config, inputs, tasks, logger
-    self._starts = {"tasks": tasks, "robot_obs": robot_obs, "scene_obs": scene_obs}
+    self._starts: dict[str, Any] = {"tasks": tasks, "robot_obs": robot_obs, "scene_obs": scene_obs}
+    self._num = robot_obs.shape[0] * robot_obs.shape[1]
     self._max_steps = config.env.max_steps
     self._tools: tuple[Any, ...] | None = None
 
@@ -121,8 +130,7 @@ class _Runner:
     """Episodes of one policy as arrays to store."""
     began = time.perf_counter()
     if name == "expert":
-      total = self._starts["robot_obs"].shape[0] * self._starts["robot_obs"].shape[1]
-      with self._logger.progress(total, LABELS[name]) as progress:
+      with self._logger.progress(self._num, LABELS[name]) as progress:
         arrays = _arrays(self._expert(progress.update))
     else:
       policy, params = self._policy(name)
@@ -168,7 +176,7 @@ class _Runner:
     if name == "random":
       keys = jax.random.split(jax.random.key(self._config.seed + 1), len(self._tasks))
       network = jax.vmap(policy.init)(keys)
-      params = {part: network for part in params}
+      params = dict.fromkeys(params, network)
     return policy, params
 
   def _open(self) -> tuple[Any, ...]:
@@ -178,17 +186,17 @@ class _Runner:
 
       model, params = world_model.load_world_model(self._inputs["world_model"])
       env = self._config.env
-      num = self._starts["robot_obs"].shape[0] * self._starts["robot_obs"].shape[1]
-      environment = envs.make_vector(env.name, num, workers=env.workers, image_size=env.image_size)
+      environment = envs.make_vector(env.name, self._num, workers=env.workers, image_size=env.image_size)
       self._tools = (model, jax.device_put(params), environment)
     return self._tools
 
-  def _imagined(self, policy: Any, params: Any, first_feature: np.ndarray) -> np.ndarray:
+  def _imagined(self, policy: Any, params: Any, first_feature: np.ndarray | None) -> np.ndarray:
     """Share of dreams, from the very same start frames, that the classifier calls a success: [K]."""
     from wam_jax.stages import classifier as classifier_stage
     from wam_jax.stages import ppo
     from wam_jax.train import imagination
 
+    assert first_feature is not None  # only experts have none
     model, model_params, _ = self._open()
     classifier, classifier_params = classifier_stage.load_classifier(self._inputs["classifier"])
     rows = np.arange(self._config.evaluate.imagined_episodes) % first_feature.shape[1]
@@ -214,11 +222,13 @@ def _arrays(episodes: Rollouts) -> dict[str, np.ndarray]:
 def _save_npz(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
   temporary = path.with_name(path.name + ".tmp")
   with temporary.open("wb") as file:
-    np.savez_compressed(file, **arrays)
+    np.savez_compressed(file, allow_pickle=False, **arrays)
   temporary.replace(path)
 
 
-def load_episodes(path: pathlib.Path, robot_obs: np.ndarray, scene_obs: np.ndarray) -> dict[str, np.ndarray] | None:
+def load_episodes(
+  path: pathlib.Path, robot_obs: np.ndarray, scene_obs: np.ndarray
+) -> dict[str, np.ndarray] | None:
   """Episodes stored by an interrupted run, or None if there are none from these start states."""
   if not path.exists():
     return None
@@ -253,9 +263,9 @@ def summarise(tasks: Sequence[str], episodes: Mapping[str, Mapping[str, np.ndarr
     mean = _row(sum(trials), sum(counts), *intervals.mean_interval(counts, trials), steps[success])
     mean = _with_imagined(mean, None if imagined is None else float(imagined.mean()))
     summary["policies"][name] = {"label": LABELS.get(name, name), "per_task": rows, "mean": mean}
-  if "cloned" in episodes and "ppo" in episodes and episodes["ppo"]["success"].shape[1] > 1:
-    pair = (episodes[name]["success"].tolist() for name in DREAMED)
-    difference, low, high = intervals.paired_difference(*pair)
+  if all(name in episodes for name in DREAMED):
+    cloned, improved = (episodes[name]["success"].ravel().tolist() for name in DREAMED)
+    difference, low, high = intervals.paired_difference(cloned, improved)
     summary["ppo_minus_cloned"] = {"difference": difference, "low": low, "high": high}
   return summary
 
@@ -282,4 +292,6 @@ def shown_episodes(tasks: Sequence[str], arrays: Mapping[str, np.ndarray]) -> di
   chosen = arrays["success"].argmax(1)  # the first True, else 0
   rows = np.arange(len(tasks))
   names = ("success", "steps", "robot_obs", "scene_obs")
-  return {"task": np.asarray(list(tasks)), "episode": chosen} | {name: arrays[name][rows, chosen] for name in names}
+  return {"task": np.asarray(list(tasks)), "episode": chosen} | {
+    name: arrays[name][rows, chosen] for name in names
+  }

@@ -21,7 +21,9 @@ from wam_jax.io.logger import duration
 
 STAGES = config_lib.STAGES
 
-# Seconds of each stage of the demo preset on 2 CPU cores, measured; other sizes are scaled from them.
+# Seconds of each stage of the demo preset on 2 CPU cores, other sizes are scaled from them.
+# GUESSED before the first full run: put the measured ones here, and then DEMO_MEASURED to True.
+DEMO_MEASURED = False
 DEMO_SECONDS: dict[str, float] = {
   "collect": 100,
   "world_model": 540,
@@ -45,8 +47,7 @@ class StagePlan:
   Attributes:
     stage: its name.
     action: 'skip' (done), 'resume', 'run', 'use' (from `inputs`), or 'conflict'.
-    artifact: what the stage makes, or has made; its fingerprint and config part are those wanted now,
-      except for 'use', where they are what the other run had.
+    artifact: what the stage will make; for 'skip' and 'use', what it has made.
     differences: for 'conflict', one line for each thing that changed.
     settings_changed: for 'conflict', whether the stage's own settings are among them.
   """
@@ -149,7 +150,7 @@ def _plan_stage(config: ConfigDict, stage: str, plans: dict[str, StagePlan]) -> 
   if made is None:
     return StagePlan(stage, "run", artifact)
   if made.fingerprint == print_:
-    return StagePlan(stage, "skip" if made.done else "resume", artifact)
+    return StagePlan(stage, "skip", made) if made.done else StagePlan(stage, "resume", artifact)
   settings, others = _differences(made, artifact)
   return StagePlan(stage, "conflict", artifact, (*settings, *others), bool(settings))
 
@@ -224,7 +225,8 @@ def format_plan(config: ConfigDict, plans: dict[str, StagePlan]) -> str:
     lines.append(f"    {stage:<18} {words[plan.action]:<8} {note:<58} {time}".rstrip())
     lines += [f"      {difference}" for difference in plan.differences]
   total = sum(seconds[stage] for stage, plan in plans.items() if plan.action in ("run", "resume", "conflict"))
-  basis = "as measured" if config.preset == "demo" else "scaled from the demo preset, roughly"
+  measured = DEMO_MEASURED and config.preset == "demo"
+  basis = "as measured" if measured else "roughly"
   accelerated = "" if config.preset == "demo" else "; an accelerator takes a small part of that"
   lines += [
     f"  time     about {duration(total)} on 2 CPU cores, {basis}{accelerated}",

@@ -21,7 +21,7 @@ from wam_jax.stages.training_loop import train_loop
 from wam_jax.stages.world_model import load_world_model
 from wam_jax.train import ppo as train
 from wam_jax.train.imagination import World, imagined_success, make_starts, make_world
-from wam_jax.train.tasks import over_tasks, task_keys, task_metrics
+from wam_jax.train.tasks import over_tasks, repeat, task_keys, task_metrics
 from wam_jax.types import Params
 
 REQUIRES = ("collect", "world_model", "featurize", "behaviour_cloning", "classifier")
@@ -66,19 +66,15 @@ def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger:
   )
   iterate_task = train.make_iteration(world, policy, classifier, config.ppo)
 
-  def iterate(task: Any, world_params: Params, num: int) -> Any:
-    state, frozen, key = task
+  def iterate(task: Any, shared: Any) -> Any:
+    (state, frozen, key), (world_params, num) = task, shared
+    return repeat(lambda state, key: iterate_task(state, frozen, world_params, key), state, key, num)
 
-    def step(state: Any, key: jax.Array) -> Any:
-      return iterate_task(state, frozen, world_params, key)
-
-    state, metrics = jax.lax.scan(step, state, jax.random.split(key, num))
-    return state, jax.tree.map(jnp.mean, metrics)
-
-  iterate_tasks = over_tasks(iterate, static=(2,))
+  iterate_tasks = over_tasks(iterate)
 
   def update(state: Any, key: jax.Array, num: int) -> tuple[Any, dict[str, Any]]:
-    state, metrics = iterate_tasks((state, frozen, task_keys(key, num_tasks)), world_params, num)
+    task = state, frozen, task_keys(key, num_tasks)
+    state, metrics = iterate_tasks(task, (world_params, jnp.int32(num)))
     return state, task_metrics(demos.tasks, metrics)
 
   monitor = _Monitor(config, inputs, logger, policy, frozen, model, world_params) if config.ppo.eval_every else None

@@ -120,7 +120,7 @@ def classifier_quality(path: pathlib.Path) -> dict[str, dict[str, float | None]]
     return None
   rows = {}
   for task, quality in json.loads(path.read_text(encoding="utf-8"))["tasks"].items():
-    columns = {}
+    columns: dict[str, float | None] = {}
     for group, label in (("heldout_demos", "demos"), ("heldout_demo_dreams", "dreams of demos")):
       columns |= {f"{name}, {label}": quality[group][name] for name in ("precision", "recall")}
     rows[task] = columns | {"random dreams called a success": quality["random_dreams"]["false_positives"]}
@@ -131,20 +131,28 @@ def notes(config: Any, results: Mapping[str, Any]) -> list[str]:
   """What a reader must know to judge the numbers."""
   row = next(iter(results["policies"].values()))["per_task"]
   episodes = next(iter(row.values()))["n"]
+  seconds = results["max_steps"] / CONTROL_HZ
   lines = [
-    f"All policies start from the same {episodes} held-out states per task and have {results['max_steps']} control steps "
-    f"({results['max_steps'] / CONTROL_HZ:.1f} s). An episode succeeds as soon as the task's predicate holds.",
-    "Imagined success: share of dreams, begun at the same start frames, that the success classifier calls solved. "
-    "Gap: imagined minus real, in points; a large gap means that the policy exploits the model.",
-    "Expert: the scripted controller that recorded the demonstrations, here without noise; the best to expect of cloning. "
-    "Random weights: the untrained policy network.",
+    (
+      f"All policies start from the same {episodes} held-out states per task and have {results['max_steps']} "
+      f"control steps ({seconds:.1f} s). An episode succeeds as soon as the task's predicate holds."
+    ),
+    (
+      "Imagined success: share of dreams, begun at the same start frames, that the success classifier calls "
+      "solved. Gap: imagined minus real, in points; a large gap means that the policy exploits the model."
+    ),
+    (
+      "Expert: the scripted controller that recorded the demonstrations, here without noise. "
+      "Random weights: the untrained policy network."
+    ),
   ]
   if config.env.name == "play_table":
     lines.append(
-      "Measured in the embedded play table, at small sizes unless the preset is `paper`; published on CALVIN are 71.2 % "
-      "(cloned) and 92.8 % (after PPO) for WAM, 59.4 % and 79.8 % for DreamerV2. The simulators differ, so do the numbers."
+      "Measured in the embedded play table. Published on CALVIN, at the sizes of the `paper` preset: 71.2 % "
+      "cloned and 92.8 % after PPO for WAM, 59.4 % and 79.8 % for DreamerV2. "
+      "Numbers of two simulators do not compare."
     )
-  lines.append(f"One training run with seed {results['seed']}: the intervals do not cover the spread over seeds.")
+  lines.append(f"One training run, seed {results['seed']}: the intervals do not cover the spread over seeds.")
   return lines
 
 
@@ -173,7 +181,9 @@ def open_loop_windows(
   return chosen
 
 
-def predict_open_loop(config: Any, inputs: Mapping[str, Artifact]) -> tuple[dict[str, Any] | None, np.ndarray | None]:
+def predict_open_loop(
+  config: Any, inputs: Mapping[str, Artifact]
+) -> tuple[dict[str, Any] | None, np.ndarray | None]:
   """Imagines held-out episodes with their true actions and compares.
 
   Args:
@@ -190,7 +200,9 @@ def predict_open_loop(config: Any, inputs: Mapping[str, Artifact]) -> tuple[dict
 
   model, params = load_world_model(inputs["world_model"])
   folder = dataset_path(inputs["collect"]) / "validation"
-  demos = calvin.read_demos(folder, tuple(config.tasks), 3 * WINDOWS_PER_TASK, model.image_size, config.env.workers)
+  demos = calvin.read_demos(
+    folder, tuple(config.tasks), 3 * WINDOWS_PER_TASK, model.image_size, config.env.workers
+  )
   context = config.report.open_loop_context
   chosen = open_loop_windows(demos, config.tasks, context, context + config.report.open_loop_horizon)
   if not chosen:
@@ -200,12 +212,14 @@ def predict_open_loop(config: Any, inputs: Mapping[str, Artifact]) -> tuple[dict
   predict = jax.jit(lambda params, batch, key: wm.open_loop(model, params, batch, context, key))
   key = jax.random.key(config.seed)
   predicted = jax.tree.map(np.asarray, predict(params, jax.tree.map(jnp.asarray, batch), key))
-  true = {"rgb_static": batch.rgb_static, "rgb_gripper": batch.rgb_gripper}
-  numbers = compare_open_loop(true, predicted, batch.mask, context)
-  row = int(batch.mask.sum(1).argmax())  # the longest window is shown
-  end = int(batch.mask[row].sum())
-  strip = open_loop_strip(*({c: p[row, :end] for c, p in pictures.items()} for pictures in (true, predicted)), context)
-  numbers |= {"task": chosen[row][0], "windows": len(chosen), "strip_width": strip.shape[1] // 2}
+  true = {camera: np.asarray(getattr(batch, camera)) for camera in ("rgb_static", "rgb_gripper")}
+  mask = np.asarray(batch.mask)
+  numbers = compare_open_loop(true, predicted, mask, context)
+  row = int(mask.sum(1).argmax())  # the longest window is shown
+  end = int(mask[row].sum())
+  shown = [{camera: p[row, :end] for camera, p in pictures.items()} for pictures in (true, predicted)]
+  strip = open_loop_strip(shown[0], shown[1], context)
+  numbers |= {"task": chosen[row][0], "windows": len(chosen)}
   return numbers, strip
 
 
@@ -243,7 +257,9 @@ def compare_open_loop(
   }
 
 
-def open_loop_strip(true: Mapping[str, np.ndarray], predicted: Mapping[str, np.ndarray], context: int) -> np.ndarray:
+def open_loop_strip(
+  true: Mapping[str, np.ndarray], predicted: Mapping[str, np.ndarray], context: int
+) -> np.ndarray:
   """Strip of one window: {camera: [T, S, S, 3] uint8} twice -> [H, W, 3] uint8."""
   length = len(next(iter(true.values())))
   seen = sorted({0, context - 1})
@@ -278,7 +294,9 @@ def draw_rollouts(
   render = envs.make_renderer(config.env.name, config.report.animation_size, config.env.workers)
   steps = episodes["steps"].tolist()
   times = [np.unique(np.append(np.arange(0, n + 1, FRAME_STEP), n)) for n in steps]  # the last state always
-  states = [np.concatenate([episodes[name][k, t] for k, t in enumerate(times)]) for name in ("robot_obs", "scene_obs")]
+  states = [
+    np.concatenate([episodes[name][k, t] for k, t in enumerate(times)]) for name in ("robot_obs", "scene_obs")
+  ]
   borders = np.cumsum([len(t) for t in times])[:-1]
   pictures = {camera: np.split(frames, borders) for camera, frames in render(*states).items()}
   static = pictures["rgb_static"]
@@ -305,7 +323,9 @@ def _series(lines: Sequence[Mapping[str, Any]], name: str, label: str, style: st
   return {"name": label, "x": [p[0] for p in points], "y": [p[1] for p in points], "style": style}
 
 
-def _chart(title: str, x_label: str, series: Sequence[dict[str, Any] | None], **options: Any) -> list[dict[str, Any]]:
+def _chart(
+  title: str, x_label: str, series: Sequence[dict[str, Any] | None], **options: Any
+) -> list[dict[str, Any]]:
   there = [one for one in series if one is not None]
   return [{"title": title, "x_label": x_label, "series": there, **options}] if there else []
 
@@ -353,8 +373,13 @@ def curves(inputs: Mapping[str, Artifact], results: Mapping[str, Any]) -> list[d
     ],
     log_y=True,
   )
-  charts += _chart("World model: PSNR of reconstructions, dB", "update", [_series(w, prefix + "image/psnr", "PSNR", "s2")])
-  for stage, title in (("behaviour_cloning", "Cloning: noise prediction loss"), ("classifier", "Classifier: loss")):
+  charts += _chart(
+    "World model: PSNR of reconstructions, dB", "update", [_series(w, prefix + "image/psnr", "PSNR", "s2")]
+  )
+  for stage, title in (
+    ("behaviour_cloning", "Cloning: noise prediction loss"),
+    ("classifier", "Classifier: loss"),
+  ):
     of_tasks = _per_task(lines[stage], stage + r"/{task}/(loss|loss/total)", tasks)
     of_all = [_series(lines[stage], f"{stage}/{name}", "all tasks", "s0") for name in ("loss", "loss/total")]
     charts += _chart(title, "update", of_tasks if any(of_tasks) else of_all, log_y=True)
@@ -379,14 +404,16 @@ def curves(inputs: Mapping[str, Artifact], results: Mapping[str, Any]) -> list[d
 
 
 def _with_interval(row: Mapping[str, Any]) -> str:
-  return f"{100 * row['rate']:.1f} ({100 * row['low']:.0f}–{100 * row['high']:.0f})"
+  return f"{100 * row['rate']:.1f} ({100 * row['low']:.0f}-{100 * row['high']:.0f})"
 
 
 def result_rows(results: Mapping[str, Any]) -> list[list[str]]:
   """The result table as text, header first, one row per task, the mean last. Numbers are percent."""
   policies = results["policies"]
   dreamed = "imagined" in policies["ppo"]["mean"]
-  plain = [(name, head) for name, head in (("expert", "Expert"), ("random", "Random weights")) if name in policies]
+  plain = [
+    (name, head) for name, head in (("expert", "Expert"), ("random", "Random weights")) if name in policies
+  ]
   heads = ["Success in %", *(head for _, head in plain), "Cloned (95 %)", "After PPO (95 %)"]
   table = [heads + (["Imagined", "Gap"] if dreamed else [])]
   for task in (*results["tasks"], None):
@@ -403,11 +430,15 @@ def result_rows(results: Mapping[str, Any]) -> list[list[str]]:
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
   """Rows, header first, as a Markdown table whose columns line up in a terminal too."""
   widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-  align = lambda row: "| " + " | ".join(
-    cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-  ) + " |"  # fmt: skip
-  rule = "|" + "|".join("-" * (width + 2) if i == 0 else "-" * (width + 1) + ":" for i, width in enumerate(widths)) + "|"
-  return "\n".join([align(rows[0]), rule, *(align(row) for row in rows[1:])])
+
+  def align(row: Sequence[str]) -> str:
+    cells = [
+      c.rjust(width) if i else c.ljust(width) for i, (c, width) in enumerate(zip(row, widths, strict=True))
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+  rule = "|".join("-" * (width + 1) + ("-" if i == 0 else ":") for i, width in enumerate(widths))
+  return "\n".join([align(rows[0]), f"|{rule}|", *(align(row) for row in rows[1:])])
 
 
 def markdown(report: Mapping[str, Any]) -> str:
@@ -418,15 +449,19 @@ def markdown(report: Mapping[str, Any]) -> str:
   if change:
     points = {name: f"{100 * value:+.1f}" for name, value in change.items()}
     parts += [
-      f"PPO in imagination changed the mean by {points['difference']} points "
-      f"(95 % interval {points['low']} to {points['high']}, paired over the same start states).",
+      (
+        f"PPO in imagination changed the mean by {points['difference']} points "
+        f"(95 % interval {points['low']} to {points['high']}, paired over the same start states)."
+      ),
       "",
     ]
   if report["open_loop"]:
     psnr = report["open_loop"]["mean_psnr"]
     parts += [
-      f"Open-loop PSNR over {report['open_loop']['horizon']} imagined frames: {psnr['predicted']:.2f} dB "
-      f"({psnr['repeated']:.2f} dB when the last frame seen is repeated).",
+      (
+        f"Open-loop PSNR over {report['open_loop']['horizon']} imagined frames: {psnr['predicted']:.2f} dB "
+        f"({psnr['repeated']:.2f} dB when the last frame seen is repeated)."
+      ),
       "",
       "![true, predicted, error](open_loop.png)",
       "",

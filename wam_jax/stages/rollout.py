@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from wam_jax.data.windows import REST_ACTION, proprio_features
@@ -62,7 +61,9 @@ class Rollouts:
 
 
 @functools.lru_cache(maxsize=16)
-def _make_steps(model: Any, policy: Any, deterministic: bool, posterior_mode: bool) -> tuple[Callable, Callable]:
+def _make_steps(
+  model: Any, policy: Any, deterministic: bool, posterior_mode: bool
+) -> tuple[Callable, Callable]:
   """Compiled (filter one frame, sample what is executed); kept, so that a second rollout compiles nothing."""
 
   @jax.jit
@@ -77,7 +78,9 @@ def _make_steps(model: Any, policy: Any, deterministic: bool, posterior_mode: bo
     key: jax.Array,
   ) -> Latent:
     embed = wm.encode_observation(model, params, rgb_static, rgb_gripper, proprio)
-    return wm.filter_step(model, params, latent, embed, prev_action, is_first, None if posterior_mode else key)
+    return wm.filter_step(
+      model, params, latent, embed, prev_action, is_first, None if posterior_mode else key
+    )
 
   @functools.partial(jax.jit, static_argnums=3)
   def sample_chunks(params: Params, latent: Latent, key: jax.Array, num_tasks: int) -> jax.Array:
@@ -140,7 +143,9 @@ def rollout_policies(
   num_tasks, episodes = _check_starts(tasks, robot_obs, scene_obs)
   total = num_tasks * episodes
   if environment.num != total:
-    raise ValueError(f"{num_tasks} tasks x {episodes} episodes need {total} environments, got {environment.num}")
+    raise ValueError(
+      f"{num_tasks} tasks x {episodes} episodes need {total} environments, got {environment.num}"
+    )
   filter_frame, sample_chunks = _make_steps(model, policy, deterministic, posterior_mode)
 
   environment.reset(robot_obs.reshape(total, -1), scene_obs.reshape(total, -1))
@@ -249,7 +254,9 @@ def _check_starts(tasks: Sequence[str], robot_obs: np.ndarray, scene_obs: np.nda
 class _Record:
   """Book-keeping of running episodes: flat [K * M], task-major."""
 
-  def __init__(self, tasks: Sequence[str], episodes: int, robot: np.ndarray, scene: np.ndarray, max_steps: int):
+  def __init__(
+    self, tasks: Sequence[str], episodes: int, robot: np.ndarray, scene: np.ndarray, max_steps: int
+  ):
     self.tasks, self.episodes, self.max_steps = tasks, episodes, max_steps
     total = len(tasks) * episodes
     self.robot, self.scene = np.array(robot, np.float64), np.array(scene, np.float64)
@@ -282,7 +289,9 @@ class _Record:
     robots = np.stack(self.robots + [self.robot] * missing, 1)
     scenes = np.stack(self.scenes + [self.scene] * missing, 1)
     actions = np.stack(self.actions + [np.zeros((len(self.active), ACTION), np.float32)] * missing, 1)
-    fold: Callable[[np.ndarray], np.ndarray] = lambda x: x.reshape(len(self.tasks), self.episodes, *x.shape[1:])
+    fold: Callable[[np.ndarray], np.ndarray] = lambda x: x.reshape(
+      len(self.tasks), self.episodes, *x.shape[1:]
+    )
     return Rollouts(
       success=fold(self.success),
       steps=fold(self.steps),

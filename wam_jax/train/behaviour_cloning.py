@@ -12,6 +12,7 @@ from flax import struct
 
 from wam_jax.core import diffusion
 from wam_jax.nn.policy import DiffusionPolicy
+from wam_jax.train.tasks import repeat
 from wam_jax.types import Metrics, Params, TrainState
 
 
@@ -107,8 +108,8 @@ def bc_loss(
 
 def make_update(
   policy: DiffusionPolicy, optimizer: optax.GradientTransformation, batch_size: int, ema_decay: float
-) -> Callable[[TrainState, CloningData, jax.Array, int], tuple[TrainState, Metrics]]:
-  """Builds `update(state, data, key, num)`: `num` gradient steps of one task in a scan.
+) -> Callable[[TrainState, CloningData, jax.Array, jax.Array], tuple[TrainState, Metrics]]:
+  """Builds `update(state, data, key, num)`: `num` gradient steps of one task in one program.
 
   Args:
     policy: sizes and schedule.
@@ -117,7 +118,7 @@ def make_update(
     ema_decay: share of the average kept per step.
 
   Returns:
-    A pure function, to be jitted (num static) and mapped over tasks; metrics are means over steps.
+    A pure function, to be jitted and mapped over tasks; metrics are means over steps.
   """
 
   def step(state: TrainState, data: CloningData, key: jax.Array) -> tuple[TrainState, Metrics]:
@@ -128,12 +129,11 @@ def make_update(
     params = optax.apply_updates(state.params, updates)
     ema = optax.incremental_update(params, state.ema_params, 1 - ema_decay)
     state = TrainState(step=state.step + 1, params=params, opt_state=opt_state, ema_params=ema)
-    return state, {"loss": loss, "grad_norm": optax.global_norm(grad)}
+    return state, {"loss": loss, "grad_norm": optax.tree.norm(grad)}
 
   def update(
     state: TrainState, data: CloningData, key: jax.Array, num: int
   ) -> tuple[TrainState, Metrics]:
-    state, metrics = jax.lax.scan(lambda s, k: step(s, data, k), state, jax.random.split(key, num))
-    return state, jax.tree.map(jnp.mean, metrics)
+    return repeat(lambda s, k: step(s, data, k), state, key, num)
 
   return update

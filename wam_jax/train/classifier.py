@@ -17,6 +17,7 @@ from flax import struct
 
 from wam_jax.nn.classifier import SuccessClassifier
 from wam_jax.train.imagination import World, imagine_actions, random_actions
+from wam_jax.train.tasks import repeat
 from wam_jax.types import Metrics, Params, TrainState
 
 # Share of a batch for: success in demos, success in dreams of demos, the rest of demos, the rest of
@@ -265,8 +266,8 @@ def classifier_loss(
 
 def make_update(
   classifier: SuccessClassifier, optimizer: optax.GradientTransformation, config: Any
-) -> Callable[[TrainState, Pool, jax.Array, int], tuple[TrainState, Metrics]]:
-  """Builds `update(state, pool, key, num)`: `num` gradient steps of one task in a scan.
+) -> Callable[[TrainState, Pool, jax.Array, jax.Array], tuple[TrainState, Metrics]]:
+  """Builds `update(state, pool, key, num)`: `num` gradient steps of one task in one program.
 
   Args:
     classifier: sizes.
@@ -274,7 +275,7 @@ def make_update(
     config: `config.classifier`.
 
   Returns:
-    A pure function, to be jitted (num static) and mapped over tasks; metrics are means over steps.
+    A pure function, to be jitted and mapped over tasks; metrics are means over steps.
   """
 
   def step(state: TrainState, pool: Pool, key: jax.Array) -> tuple[TrainState, Metrics]:
@@ -296,9 +297,8 @@ def make_update(
     params = optax.apply_updates(state.params, updates)
     return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
-  def update(state: TrainState, pool: Pool, key: jax.Array, num: int) -> tuple[TrainState, Metrics]:
-    state, metrics = jax.lax.scan(lambda s, k: step(s, pool, k), state, jax.random.split(key, num))
-    return state, jax.tree.map(jnp.mean, metrics)
+  def update(state: TrainState, pool: Pool, key: jax.Array, num: jax.Array) -> tuple[TrainState, Metrics]:
+    return repeat(lambda s, k: step(s, pool, k), state, key, num)
 
   return update
 

@@ -13,28 +13,52 @@ import jax.numpy as jnp
 import numpy as np
 
 
+def repeat(
+  step: Callable[[Any, jax.Array], tuple[Any, dict[str, jax.Array]]], state: Any, key: jax.Array, num: jax.Array
+) -> tuple[Any, dict[str, jax.Array]]:
+  """Runs `step(state, key) -> (state, metrics)` `num` times and averages the metrics.
+
+  `num` is an ordinary argument: a shorter last call does not compile anew.
+
+  Args:
+    step: one update.
+    state: its state.
+    key: random key; step i gets fold_in(key, i).
+    num: scalar int32, at least 1.
+
+  Returns:
+    The state, and the mean of each metric over the steps.
+  """
+  like = jax.eval_shape(step, state, key)[1]
+  total = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), like)
+
+  def body(i: jax.Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
+    state, total = carry
+    state, metrics = step(state, jax.random.fold_in(key, i))
+    return state, jax.tree.map(jnp.add, total, metrics)
+
+  state, total = jax.lax.fori_loop(0, num, body, (state, total))
+  return state, jax.tree.map(lambda x: x / num, total)
+
+
 def task_keys(key: jax.Array, num_tasks: int) -> jax.Array:
   """One key per task that does not depend on how many tasks there are."""
   return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(num_tasks))
 
 
-def over_tasks(
-  fn: Callable[..., Any], static: Sequence[int] = (), threads: int | None = None
-) -> Callable[..., Any]:
-  """Compiles `fn(task, shared, *static)` for all tasks at once.
+def over_tasks(fn: Callable[[Any, Any], Any], threads: int | None = None) -> Callable[[Any, Any], Any]:
+  """Compiles `fn(task, shared)` for all tasks at once.
 
   On an accelerator the tasks are one vmapped program. On a CPU they run one after the other inside a
-  program (a batched product of small matrices is no faster there than one at a time), and the tasks are dealt out to
-  one such program per core, in threads: small matrices leave most cores idle otherwise. A task's
-  result does not depend on the thread that computed it.
+  program (a batched product of small matrices is no faster there than one at a time), and the tasks
+  are dealt out to one such program per core, in threads: small matrices leave cores idle otherwise.
 
   Args:
-    fn: (task, shared, ...) -> tree of arrays. `task` is the tree of one task, without the task axis.
-    static: positions of further arguments, from 2 on, that are compile-time constants.
+    fn: (task, shared) -> tree of arrays. `task` is the tree of one task, without the task axis.
     threads: programs side by side; None: one per core on a CPU, otherwise one.
 
   Returns:
-    Function of (task with a leading task axis, shared, ...) to results with a leading task axis.
+    Function of (task with a leading task axis, shared) to results with a leading task axis.
 
   Raises:
     ValueError: (when called) leaves of `task` differ in their leading axis.
@@ -43,36 +67,31 @@ def over_tasks(
   if threads is None:
     threads = len(os.sched_getaffinity(0)) if on_cpu else 1
 
-  def mapped(task: Any, shared: Any, *rest: Any) -> Any:
-    one = lambda t: fn(t, shared, *rest)  # noqa: E731
-    return jax.lax.map(one, task) if on_cpu else jax.vmap(one)(task)
+  def mapped(task: Any, rows: jax.Array, shared: Any) -> Any:
+    # Indexed inside the program: cutting big stacked data into shards outside would copy it.
+    one = lambda i: fn(take_task(task, i), shared)  # noqa: E731
+    return jax.lax.map(one, rows) if on_cpu else jax.vmap(one)(rows)
 
-  jitted = jax.jit(mapped, static_argnums=tuple(static))
+  jitted = jax.jit(mapped)
   compiled: dict[Any, Any] = {}
   lock = threading.Lock()
 
   def program(*args: Any) -> Any:
-    """Compiled once per shape, whichever thread comes first."""
-    shapes = jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), [a for i, a in enumerate(args) if i not in static])
-    leaves, structure = jax.tree.flatten(shapes, is_leaf=lambda x: isinstance(x, tuple) and len(x) == 2)
-    signature = (tuple(leaves), structure, tuple(args[i] for i in static))
+    """Compiled once per shape, by whichever thread comes first."""
+    leaves, structure = jax.tree.flatten(args)
+    signature = (structure, tuple((jnp.shape(x), jnp.result_type(x)) for x in leaves))
     with lock:
       if signature not in compiled:
         compiled[signature] = jitted.lower(*args).compile()
     return compiled[signature]
 
-  def call(task: Any, shared: Any, *rest: Any) -> Any:
+  def call(task: Any, shared: Any) -> Any:
     sizes = {x.shape[0] for x in jax.tree.leaves(task)}
     if len(sizes) != 1:
       raise ValueError(f"leading task axes differ: {sorted(sizes)}")
     (num_tasks,) = sizes
-    shards = np.array_split(np.arange(num_tasks), min(threads, num_tasks))
-    dynamic = [a for i, a in enumerate(rest, 2) if i not in static]
-
-    def run(rows: np.ndarray) -> Any:
-      part = task if len(rows) == num_tasks else jax.tree.map(lambda x: x[rows[0] : rows[-1] + 1], task)
-      return jax.block_until_ready(program(part, shared, *rest)(part, shared, *dynamic))
-
+    shards = np.array_split(np.arange(num_tasks, dtype=np.int32), min(threads, num_tasks))
+    run = lambda rows: jax.block_until_ready(program(task, rows, shared)(task, rows, shared))  # noqa: E731
     if len(shards) == 1:
       return run(shards[0])
     with ThreadPoolExecutor(len(shards)) as pool:
@@ -82,7 +101,7 @@ def over_tasks(
   return call
 
 
-def take_task(tree: Any, index: int) -> Any:
+def take_task(tree: Any, index: int | jax.Array) -> Any:
   """One task's part of a stacked tree."""
   return jax.tree.map(lambda x: x[index], tree)
 

@@ -1,6 +1,7 @@
 """The play table as a standard gymnasium environment.
 
-Importing this module registers it: gymnasium.make("wam_jax/PlayTable-v0", task="open_drawer").
+Importing this module registers it: gymnasium.make("wam_jax/PlayTable-v0", task="open_drawer"). Or in one go:
+gymnasium.make("wam_jax.envs.play_table.gym:wam_jax/PlayTable-v0").
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class PlayTableEnv(gymnasium.Env):
   over at success; without, the reward is always 0. Truncation after `max_steps` is this environment's own.
   """
 
-  metadata = {"render_modes": ["rgb_array"], "render_fps": scene.CONTROL_HZ}
+  metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": scene.CONTROL_HZ}  # noqa: RUF012
 
   def __init__(
     self,
@@ -48,7 +49,9 @@ class PlayTableEnv(gymnasium.Env):
     if task is not None and task not in tasks.PREDICATES:
       raise ValueError(f"unknown task {task!r}; known: {', '.join(tasks.TASKS)}")
     if render_mode not in (None, *self.metadata["render_modes"]):
-      raise ValueError(f"unknown render_mode {render_mode!r}; known: {', '.join(self.metadata['render_modes'])}")
+      raise ValueError(
+        f"unknown render_mode {render_mode!r}; known: {', '.join(self.metadata['render_modes'])}"
+      )
     self.task, self.max_steps, self.render_mode = task, max_steps, render_mode
     self._env = simulator.PlayTable()
     self._renderer = renderer.make_renderer(image_size, workers=1)
@@ -67,7 +70,10 @@ class PlayTableEnv(gymnasium.Env):
     robot_obs, scene_obs = self._env.state()
     pictures = self._renderer(robot_obs[None], scene_obs[None])
     self._picture = pictures["rgb_static"][0]
-    return {key: value[0] for key, value in pictures.items()} | {"robot_obs": robot_obs, "scene_obs": scene_obs}
+    return {key: value[0] for key, value in pictures.items()} | {
+      "robot_obs": robot_obs,
+      "scene_obs": scene_obs,
+    }
 
   def reset(
     self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -113,5 +119,10 @@ class PlayTableEnv(gymnasium.Env):
     return self._picture.copy() if self.render_mode == "rgb_array" else None
 
 
-if ENV_ID not in gymnasium.registry:
-  gymnasium.register(ENV_ID, entry_point="wam_jax.envs.play_table.gym:PlayTableEnv")
+def register() -> None:
+  """Makes ENV_ID known to gymnasium; harmless when repeated."""
+  if ENV_ID not in gymnasium.registry:
+    gymnasium.register(ENV_ID, entry_point="wam_jax.envs.play_table.gym:PlayTableEnv")
+
+
+register()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import functools
 import math
 import os
 import threading
@@ -31,7 +32,7 @@ SAMPLES = (((0.25, 0.35), (0.75, 0.65)), ((0.5, 0.5),))
 _SURFACE_MASK = 255  # low bits that hold the surface; the distance keeps 15 bits, 0.1 mm at the desk
 _FAR = np.float32(1e6)
 _NEAR = 1e-3
-_SUN = np.array([0.35, -0.65, 0.68]) / np.linalg.norm([0.35, -0.65, 0.68])
+_SUN = np.array([0.35, -0.65, 0.68], np.float32) / np.float32(np.linalg.norm([0.35, -0.65, 0.68]))
 _AMBIENT, _HEADLIGHT, _SUNLIGHT = 0.34, 0.40, 0.38
 _FLOOR, _SKY = (0.36, 0.43, 0.50), (0.60, 0.70, 0.80)
 _BOX, _CAPSULE, _SPHERE = range(3)
@@ -44,7 +45,7 @@ class _Geoms:
   Attributes:
     index: [G] geom numbers in the MuJoCo model.
     kind: [G] _BOX, _CAPSULE or _SPHERE.
-    size: [G, 3] half sizes in m; capsule: radius, half length, 0.
+    size: [G, 3] half sizes in m; capsule: radius, half length, 0; sphere: radius, 0, 0.
     colour: [G, 3] in [0, 1].
     surface: [G] number of the geom's first surface; boxes have three, others one.
     moving: [G] bool, belongs to a body that can move.
@@ -72,7 +73,7 @@ def _drawn_geoms(model: mujoco.MjModel) -> _Geoms:
   return _Geoms(
     index=index,
     kind=kind[index],
-    size=np.where(kind[index, None] == _SPHERE, [[1, 0, 0]], 1).astype(np.float32) * model.geom_size[index].astype(np.float32),
+    size=np.where(kind[index, None] == _SPHERE, [[1, 0, 0]], 1) * model.geom_size[index].astype(np.float32),
     colour=model.geom_rgba[index, :3].astype(np.float32),
     surface=np.cumsum(np.append(0, np.where(kind[index] == _BOX, 3, 1)))[:-1],
     moving=model.body_weldid[model.geom_bodyid[index]] != 0,
@@ -106,7 +107,7 @@ def _hit_box(origin, rays, position, rotation, size, surface):
 
   Args:
     origin: [3] of the camera.
-    rays: three [P].
+    rays: [3, P].
     position: [3].
     rotation: [3, 3].
     size: [3].
@@ -131,17 +132,17 @@ def _hit_box(origin, rays, position, rotation, size, surface):
   return _pack(near, near <= far, surface + face)
 
 
-def _hit_round(origin, rays, position, rotation, size, surface, sun):
+def _hit_round(origin, rays, sun, position, rotation, size, surface):
   """Capsule along the geom's z; a sphere is one of length 0.
 
   Args:
     origin: [3] of the camera.
-    rays: three [P].
+    rays: [3, P].
+    sun: [P], cosine between ray and sun.
     position: [3].
     rotation: [3, 3].
     size: [3], radius and half length.
     surface: its number.
-    sun: [P], cosine between ray and sun.
 
   Returns:
     [P] packed and [P] light.
@@ -154,7 +155,9 @@ def _hit_round(origin, rays, position, rotation, size, surface, sun):
   b = centre - height * along
   h = b * b - a * (offset_squared - height * height - radius * radius)
   distance = (-b - jnp.sqrt(jnp.maximum(h, 0))) / a
-  distance = jnp.where((h >= 0) & (jnp.abs(height + distance * along) < half) & (distance > 0), distance, _FAR)
+  distance = jnp.where(
+    (h >= 0) & (jnp.abs(height + distance * along) < half) & (distance > 0), distance, _FAR
+  )
   for end in (-half, half):
     b = centre - end * along
     h = b * b - (offset_squared - 2 * end * height + end * end - radius * radius)
@@ -178,7 +181,7 @@ def _nearest(hits, origin, rays, geoms: _Geoms, chosen: np.ndarray, positions, r
   Args:
     hits: [P] packed nearest hits so far and [P] light there, for round geoms.
     origin: [3] of the camera.
-    rays: three [P].
+    rays: [3, P].
     geoms: G drawn geoms.
     chosen: [G] bool.
     positions: [G, 3].
@@ -187,7 +190,7 @@ def _nearest(hits, origin, rays, geoms: _Geoms, chosen: np.ndarray, positions, r
   Returns:
     Both [P] with the chosen geoms.
   """
-  best, light = hits
+  best, light = (jnp.asarray(array) for array in hits)
   sun = _dot(_SUN, rays)
 
   def add_box(best, x):
@@ -195,14 +198,21 @@ def _nearest(hits, origin, rays, geoms: _Geoms, chosen: np.ndarray, positions, r
 
   def add_round(carry, x):
     best, light = carry
-    new, new_light = _hit_round(origin, rays, *x, sun)
+    new, new_light = _hit_round(origin, rays, sun, *x)
     return (jnp.minimum(best, new), jnp.where(new < best, new_light, light)), None
 
   def select(ids):
-    return positions[ids], rotations[ids], jnp.asarray(geoms.size[ids]), jnp.asarray(geoms.surface[ids], jnp.int32)
+    return (
+      positions[ids],
+      rotations[ids],
+      jnp.asarray(geoms.size[ids]),
+      jnp.asarray(geoms.surface[ids], jnp.int32),
+    )
 
   best, _ = jax.lax.scan(add_box, best, select(np.flatnonzero(chosen & (geoms.kind == _BOX))))
-  (best, light), _ = jax.lax.scan(add_round, (best, light), select(np.flatnonzero(chosen & (geoms.kind != _BOX))))
+  (best, light), _ = jax.lax.scan(
+    add_round, (best, light), select(np.flatnonzero(chosen & (geoms.kind != _BOX)))
+  )
   return best, light
 
 
@@ -237,7 +247,7 @@ def _shade(hits, rays, geoms: _Geoms, surface_colours, glow):
 
   Args:
     hits: [P] packed, [P] light of round geoms.
-    rays: three [P].
+    rays: [3, P].
     geoms: G drawn geoms.
     surface_colours: [surfaces] int32.
     glow: [G].
@@ -264,8 +274,90 @@ def _shade(hits, rays, geoms: _Geoms, surface_colours, glow):
   ]
 
 
-def _world_rays(rotation, rays):
-  return [_dot(rotation[i], rays) for i in range(3)]
+class _Program:
+  """The compiled drawing of one block of frames at one picture size, and the constants in it."""
+
+  def __init__(self, image_size: int) -> None:
+    try:
+      self.device = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS leaves the CPU out
+      self.device = jax.local_devices()[0]
+    state = simulator.SceneState()
+    mujoco.mj_forward(state.model, state.data)
+    self.geoms = _drawn_geoms(state.model)
+    if self.geoms.surface[-1] > _SURFACE_MASK:
+      raise ValueError(f"the scene has {self.geoms.surface[-1] + 1} surfaces, more than {_SURFACE_MASK + 1}")
+    self.cameras = [state.model.camera(name).id for name in scene.CAMERAS]
+    self._image_size = image_size
+    static, gripper = (
+      _pixel_rays(image_size, samples, float(state.model.cam_fovy[camera]))
+      for samples, camera in zip(SAMPLES, self.cameras, strict=True)
+    )
+    rotation = state.data.cam_xmat[self.cameras[0]].reshape(3, 3).astype(np.float32)
+    self._gripper_rays = gripper
+    self._static_rays = rotation @ static
+    self._static_forward = -rotation[:, 2]
+    self._static_origin = state.data.cam_xpos[self.cameras[0]].astype(np.float32)
+    index = self.geoms.index
+    with jax.default_device(self.device):
+      background = _nearest(
+        self._nothing(0),
+        self._static_origin,
+        self._static_rays,
+        self.geoms,
+        ~self.geoms.moving,
+        jnp.asarray(state.data.geom_xpos[index], jnp.float32),
+        jnp.asarray(state.data.geom_xmat[index].reshape(-1, 3, 3), jnp.float32),
+      )
+    self._background = tuple(np.asarray(array) for array in background)
+    self.draw = jax.jit(jax.vmap(self._draw_frame))
+
+  def _nothing(self, camera: int) -> tuple[np.ndarray, np.ndarray]:
+    """Hits and light where no geom is."""
+    rays = self._image_size**2 * len(SAMPLES[camera])
+    return np.full(rays, np.float32(_FAR).view(np.int32), np.int32), np.ones(rays, np.float32)
+
+  def _draw_frame(self, positions, rotations, camera_position, camera_rotation, lamps):
+    """Both pictures of one frame.
+
+    Args:
+      positions: [G, 3] of the geoms.
+      rotations: [G, 3, 3].
+      camera_position: [3] of the wrist camera.
+      camera_rotation: [3, 3].
+      lamps: [2] bulb and LED, 0 or 1.
+
+    Returns:
+      Two [S, S, 3] uint8.
+    """
+    geoms, size = self.geoms, self._image_size
+    glow = jnp.zeros(len(geoms.index)).at[jnp.array([geoms.bulb, geoms.led])].set(lamps)
+    colours = jnp.asarray(geoms.colour)
+    for lamp, number, (off, on) in ((0, geoms.bulb, scene.BULB_COLOURS), (1, geoms.led, scene.LED_COLOURS)):
+      colours = colours.at[number].set(jnp.where(lamps[lamp] > 0.5, jnp.array(on), jnp.array(off)))
+    views = (
+      (self._static_origin, self._static_forward, self._static_rays, self._background, geoms.moving),
+      (
+        camera_position,
+        -camera_rotation[:, 2],
+        jnp.stack([_dot(camera_rotation[i], self._gripper_rays) for i in range(3)]),
+        self._nothing(1),
+        np.ones(len(geoms.index), bool),
+      ),
+    )
+    pictures = []
+    for samples, (origin, forward, rays, hits, chosen) in zip(SAMPLES, views, strict=True):
+      hits = _nearest(hits, origin, rays, geoms, chosen, positions, rotations)
+      surface_colours = _surface_colours(origin, forward, geoms, positions, rotations, colours, glow)
+      picture = jnp.stack(_shade(hits, rays, geoms, surface_colours, glow), -1)
+      pictures.append(picture.reshape(len(samples), size, size, 3).mean(0).astype(jnp.uint8))
+    return tuple(pictures)
+
+
+@functools.lru_cache(maxsize=8)
+def _program(image_size: int) -> _Program:
+  """Renderers of one size share what they compile."""
+  return _Program(image_size)
 
 
 class PlayTableRenderer:
@@ -290,84 +382,20 @@ class PlayTableRenderer:
     if workers < 0:
       raise ValueError(f"workers = {workers}: must be 0 (one per core) or more")
     self.image_size = image_size
-    self._workers = workers or len(os.sched_getaffinity(0))
-    self._pool = concurrent.futures.ThreadPoolExecutor(self._workers, "renderer")
+    self._program = _program(image_size)
+    self._pool = concurrent.futures.ThreadPoolExecutor(workers or len(os.sched_getaffinity(0)), "renderer")
     self._local = threading.local()
-    self._device = jax.local_devices(backend="cpu")[0]
-    state = simulator.SceneState()
-    mujoco.mj_forward(state.model, state.data)
-    self._geoms = _drawn_geoms(state.model)
-    if self._geoms.surface[-1] > _SURFACE_MASK:
-      raise ValueError(f"the scene has {self._geoms.surface[-1] + 1} surfaces, more than {_SURFACE_MASK + 1}")
-    self._cameras = [state.model.camera(name).id for name in scene.CAMERAS]
-    fovy = [float(state.model.cam_fovy[camera]) for camera in self._cameras]
-    with jax.default_device(self._device):
-      self._rays = [
-        jnp.asarray(_pixel_rays(image_size, samples, angle)) for samples, angle in zip(SAMPLES, fovy, strict=True)
-      ]
-    static = self._cameras[0]
-    self._static_origin = state.data.cam_xpos[static].astype(np.float32)
-    rotation = state.data.cam_xmat[static].reshape(3, 3).astype(np.float32)
-    self._static_forward = -rotation[:, 2]
-    self._static_rays = np.asarray(jnp.stack(_world_rays(rotation, self._rays[0])))
-    index = self._geoms.index
-    with jax.default_device(self._device):
-      background = _nearest(
-        self._nothing(0),
-        self._static_origin,
-        list(self._static_rays),
-        self._geoms,
-        ~self._geoms.moving,
-        jnp.asarray(state.data.geom_xpos[index], jnp.float32),
-        jnp.asarray(state.data.geom_xmat[index].reshape(-1, 3, 3), jnp.float32),
-      )
-      self._background = tuple(np.asarray(array) for array in background)
-    self._draw = jax.jit(jax.vmap(self._draw_frame))
-
-  def _nothing(self, camera: int) -> tuple[jax.Array, jax.Array]:
-    rays = self.image_size**2 * len(SAMPLES[camera])
-    return jnp.full(rays, np.float32(_FAR).view(np.int32), jnp.int32), jnp.ones(rays)
-
-  def _draw_frame(self, positions, rotations, camera_position, camera_rotation, lamps):
-    """Both pictures of one frame.
-
-    Args:
-      positions: [G, 3] of the geoms.
-      rotations: [G, 3, 3].
-      camera_position: [3] of the wrist camera.
-      camera_rotation: [3, 3].
-      lamps: [2] bulb and LED, 0 or 1.
-
-    Returns:
-      Two [S, S, 3] uint8.
-    """
-    geoms, size = self._geoms, self.image_size
-    glow = jnp.zeros(len(geoms.index)).at[jnp.array([geoms.bulb, geoms.led])].set(lamps)
-    colours = jnp.asarray(geoms.colour)
-    for lamp, number, (off, on) in ((0, geoms.bulb, scene.BULB_COLOURS), (1, geoms.led, scene.LED_COLOURS)):
-      colours = colours.at[number].set(jnp.where(lamps[lamp] > 0.5, jnp.array(on), jnp.array(off)))
-    pictures = []
-    for camera in range(2):
-      if camera == 0:
-        origin, forward = jnp.asarray(self._static_origin), jnp.asarray(self._static_forward)
-        rays = list(jnp.asarray(self._static_rays))
-        hits, chosen = tuple(jnp.asarray(array) for array in self._background), geoms.moving
-      else:
-        origin, forward, rays = camera_position, -camera_rotation[:, 2], _world_rays(camera_rotation, self._rays[1])
-        hits, chosen = self._nothing(1), np.ones(len(geoms.index), bool)
-      hits = _nearest(hits, origin, rays, geoms, chosen, positions, rotations)
-      surface_colours = _surface_colours(origin, forward, geoms, positions, rotations, colours, glow)
-      picture = jnp.stack(_shade(hits, rays, geoms, surface_colours, glow), -1)
-      picture = picture.reshape(len(SAMPLES[camera]), size, size, 3).mean(0)
-      pictures.append(picture.astype(jnp.uint8))
-    return tuple(pictures)
 
   def _draw_block(self, robot_obs: np.ndarray, scene_obs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Pictures of at most BLOCK frames; the block is filled up by repeating the last one."""
     if not hasattr(self._local, "state"):
       self._local.state = simulator.SceneState()
-    state, index, count = self._local.state, self._geoms.index, len(robot_obs)
-    positions, rotations = np.empty((BLOCK, len(index), 3), np.float32), np.empty((BLOCK, len(index), 9), np.float32)
+    program, state, count = self._program, self._local.state, len(robot_obs)
+    index, wrist = program.geoms.index, program.cameras[1]
+    positions, rotations = (
+      np.empty((BLOCK, len(index), 3), np.float32),
+      np.empty((BLOCK, len(index), 9), np.float32),
+    )
     camera_position, camera_rotation = np.empty((BLOCK, 3), np.float32), np.empty((BLOCK, 9), np.float32)
     lamps = np.empty((BLOCK, 2), np.float32)
     for i in range(BLOCK):
@@ -375,12 +403,12 @@ class PlayTableRenderer:
         state.set_state(robot_obs[i], scene_obs[i])
         mujoco.mj_camlight(state.model, state.data)
       positions[i], rotations[i] = state.data.geom_xpos[index], state.data.geom_xmat[index]
-      camera_position[i] = state.data.cam_xpos[self._cameras[1]]
-      camera_rotation[i] = state.data.cam_xmat[self._cameras[1]]
+      camera_position[i], camera_rotation[i] = state.data.cam_xpos[wrist], state.data.cam_xmat[wrist]
       lamps[i] = scene_obs[min(i, count - 1), 4:6]
-    inputs = (positions, rotations.reshape(BLOCK, -1, 3, 3), camera_position, camera_rotation.reshape(BLOCK, 3, 3), lamps)
-    pictures = self._draw(*jax.device_put(inputs, self._device))
-    return np.asarray(pictures[0])[:count], np.asarray(pictures[1])[:count]
+    geoms = positions, rotations.reshape(BLOCK, -1, 3, 3)
+    inputs = (*geoms, camera_position, camera_rotation.reshape(BLOCK, 3, 3), lamps)
+    static, gripper = program.draw(*jax.device_put(inputs, program.device))
+    return np.asarray(static)[:count], np.asarray(gripper)[:count]
 
   def __call__(self, robot_obs: np.ndarray, scene_obs: np.ndarray) -> dict[str, np.ndarray]:
     """Draws states.
@@ -396,7 +424,10 @@ class PlayTableRenderer:
       ValueError: wrong shapes, or NaN.
     """
     robot_obs, scene_obs = np.asarray(robot_obs, np.float64), np.asarray(scene_obs, np.float64)
-    for name, array, width in (("robot_obs", robot_obs, base.ROBOT_OBS), ("scene_obs", scene_obs, base.SCENE_OBS)):
+    for name, array, width in (
+      ("robot_obs", robot_obs, base.ROBOT_OBS),
+      ("scene_obs", scene_obs, base.SCENE_OBS),
+    ):
       if array.ndim != 2 or array.shape[1] != width:
         raise ValueError(f"{name}: expected shape [N, {width}], got {list(array.shape)}")
       if not np.isfinite(array).all():

@@ -19,7 +19,12 @@ TIMESTEP = 1 / (CONTROL_HZ * SUBSTEPS)
 ARM_JOINTS = tuple(f"arm{i}" for i in range(1, 8))
 FINGER_JOINTS = ("finger_left", "finger_right")
 FURNITURE_JOINTS = ("slider", "drawer", "button", "switch")  # the order of scene_obs
-FURNITURE_RANGE = {"slider": (0.0, 0.28), "drawer": (0.0, 0.22), "button": (0.0, 0.02), "switch": (0.0, 0.088)}
+FURNITURE_RANGE = {
+  "slider": (0.0, 0.28),
+  "drawer": (0.0, 0.22),
+  "button": (0.0, 0.02),
+  "switch": (0.0, 0.088),
+}
 BLOCKS = ("red", "blue", "pink")
 BLOCK_HALF_SIZE = {"red": (0.025, 0.025, 0.025), "blue": (0.035, 0.02, 0.02), "pink": (0.045, 0.02, 0.02)}
 BLOCK_COLOUR = {"red": (0.9, 0.1, 0.1), "blue": (0.1, 0.2, 0.9), "pink": (0.95, 0.5, 0.7)}
@@ -126,7 +131,9 @@ def _slide(name: str, axis: str, damping: float, friction: float, armature: floa
 
 
 def _inertial(mass: float, inertia: float, position=(0, 0, 0)) -> str:
-  return f'<inertial mass="{mass}" pos="{_text(*position)}" diaginertia="{_text(inertia, inertia, inertia)}"/>\n'
+  return (
+    f'<inertial mass="{mass}" pos="{_text(*position)}" diaginertia="{_text(inertia, inertia, inertia)}"/>\n'
+  )
 
 
 def _camera_axes(position, target) -> str:
@@ -146,7 +153,8 @@ def _arm() -> str:
     position = (a, -d * math.sin(alpha), d * math.cos(alpha))
     xml += f'<body name="link{i + 1}" pos="{_text(*position)}" euler="{_text(alpha, 0, 0)}" gravcomp="1">\n'
     xml += _inertial(_LINK_MASS[i], 0.03)
-    xml += f'<joint name="{ARM_JOINTS[i]}" axis="0 0 1" range="{_text(*ARM_RANGE[i])}" armature="0.1" damping="1"/>\n'
+    limits = f'range="{_text(*ARM_RANGE[i])}"'
+    xml += f'<joint name="{ARM_JOINTS[i]}" axis="0 0 1" {limits} armature="0.1" damping="1"/>\n'
     for start, end, radius in _LINK_CAPSULES[i]:
       xml += _capsule(start, end, radius, _WHITE)
   xml += f'<body name="hand" pos="0 0 0.107" euler="{_text(0, 0, -math.pi / 4)}" gravcomp="1">\n'
@@ -239,15 +247,18 @@ def _blocks() -> str:
 
 
 _HEADER = (
-  f'<mujoco model="play_table">\n<compiler angle="radian" autolimits="true" eulerseq="xyz"/>\n'
-  f'<option timestep="{TIMESTEP:.17g}" integrator="implicitfast" cone="pyramidal" iterations="20" ls_iterations="10"/>\n'
+  '<mujoco model="play_table">\n<compiler angle="radian" autolimits="true" eulerseq="xyz"/>\n'
+  f'<option timestep="{TIMESTEP:.17g}" integrator="implicitfast" cone="pyramidal" '
+  'iterations="20" ls_iterations="10"/>\n'
 )
 
 
 def scene_xml() -> str:
   """MJCF of the whole scene."""
   actuators = ""
-  for name, stiffness, damping, limits in zip(ARM_JOINTS, _ARM_STIFFNESS, _ARM_DAMPING, ARM_RANGE, strict=True):
+  for name, stiffness, damping, limits in zip(
+    ARM_JOINTS, _ARM_STIFFNESS, _ARM_DAMPING, ARM_RANGE, strict=True
+  ):
     actuators += (
       f'<position name="{name}" joint="{name}" kp="{stiffness}" kv="{damping}" '
       f'ctrlrange="{_text(*limits)}" forcerange="-200 200"/>\n'

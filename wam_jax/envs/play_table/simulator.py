@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import mujoco
@@ -76,11 +77,22 @@ def euler_to_quaternion(euler: np.ndarray) -> np.ndarray:
   )
 
 
+@functools.cache
+def _arm_model() -> mujoco.MjModel:
+  """Models are only read, so everyone shares one."""
+  return mujoco.MjModel.from_xml_string(scene.arm_xml())
+
+
+@functools.cache
+def _scene_model() -> mujoco.MjModel:
+  return mujoco.MjModel.from_xml_string(scene.scene_xml())
+
+
 class ArmKinematics:
   """Forward and damped-least-squares inverse kinematics of the arm alone."""
 
   def __init__(self) -> None:
-    self._model = mujoco.MjModel.from_xml_string(scene.arm_xml())
+    self._model = _arm_model()
     self._data = mujoco.MjData(self._model)
     self._tcp = self._model.site("tcp").id
     self._jacobian = np.zeros((6, self._model.nv))
@@ -209,7 +221,7 @@ class SceneState:
   """A MuJoCo model and data that can be set to (robot_obs, scene_obs); no physics."""
 
   def __init__(self) -> None:
-    self.model = mujoco.MjModel.from_xml_string(scene.scene_xml())
+    self.model = _scene_model()
     self.data = mujoco.MjData(self.model)
     joint = self.model.joint
     self.furniture = [int(joint(name).qposadr[0]) for name in scene.FURNITURE_JOINTS]
@@ -277,8 +289,8 @@ class PlayTable:
     if np.abs(position - robot_obs[:3]).max() > _POSE_TOLERANCE:
       index = int(np.argmax(np.abs(position - robot_obs[:3])))
       raise ValueError(
-        f"robot_obs[{index}] = {robot_obs[index]:g}: the joints robot_obs[7:14] put the tcp at {position[index]:g}; "
-        "is this a state of another robot?"
+        f"robot_obs[{index}] = {robot_obs[index]:g}: the joints robot_obs[7:14] put the tcp "
+        f"at {position[index]:g}; is this a state of another robot?"
       )
     mujoco.mj_resetData(self._model, self._data)
     self._scene.set_state(robot_obs, scene_obs)
@@ -309,7 +321,9 @@ class PlayTable:
     self._data.ctrl[:7] = self._joint_target
     self._data.ctrl[7:9] = scene.FINGER_RANGE[1] if self._gripper > 0 else scene.FINGER_RANGE[0]
     mujoco.mj_step(self._model, self._data, nstep=scene.SUBSTEPS)
-    mujoco.mj_kinematics(self._model, self._data)  # poses of the new positions; mj_step leaves the former ones
+    mujoco.mj_kinematics(
+      self._model, self._data
+    )  # poses of the new positions; mj_step leaves the former ones
     pressed = bool(self._data.qpos[self._button] > scene.BUTTON_THRESHOLD)
     if pressed and not self._pressed:
       self._led = 1.0 - self._led

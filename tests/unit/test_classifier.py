@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from wam_jax.config import default_config
+from wam_jax.io.artifact import Artifact
+from wam_jax.nn.classifier import SuccessClassifier
+from wam_jax.stages import classifier as stage
+from wam_jax.train import classifier as train
+from wam_jax.train.imagination import World
+from wam_jax.train.state import make_train_state
+from wam_jax.types import Latent
+
+F = 8  # D = 2 and two variables of three classes
+CLASSIFIER = SuccessClassifier(F, (16, 8), 16)
+
+
+def count_up(params, latent, action, key):
+  """deter[0] counts steps, deter[1] adds up the first action."""
+  deter = latent.deter + jnp.stack([jnp.ones(action.shape[:-1]), action[..., 0]], -1)
+  return Latent(deter=deter, stoch=latent.stoch, logits=latent.stoch)
+
+
+WORLD = World(count_up, 2, 3)
+
+
+def demos(tasks=2, num=4, length=12):
+  """deter[0] is the time; success from time 8 on, shown by the last entry."""
+  rng = np.random.default_rng(0)
+  mask = np.arange(length) < rng.integers(10, length + 1, (tasks, num, 1))
+  success = mask & (np.arange(length) >= 8)
+  feature = 0.1 * rng.normal(size=(tasks, num, length, F)).astype(np.float32)
+  feature[..., 0] = np.arange(length)
+  feature[..., -1] += success
+  action = rng.uniform(-1, 1, (tasks, num, length, 7)).astype(np.float32)
+  return {"feature": feature, "action": action, "success": success, "mask": mask}
+
+
+def make_pool(data=None, **changes):
+  data = data or demos()
+  args = dict(num_dreams=6, length=8, stride=4) | changes
+  return train.make_pool(WORLD, {}, data, data["feature"][:, :, 0].repeat(2, 1), jax.random.key(0), **args)
+
+
+def test_nt_xent_by_hand():
+  # Unit vectors at 0, 90, 180 degrees, labels 0, 0, 1, temperature 1. Positive pairs (a, b), (b, a):
+  # similarity 0; a's negative has -1, b's has 0. Losses log(1 + e^-1) and log 2.
+  x = jnp.array([[2.0, 0], [0, 0.5], [-3, 0]])
+  label = jnp.array([0, 0, 1])
+  expected = (np.log1p(np.exp(-1)) + np.log(2)) / 2
+  np.testing.assert_allclose(train.nt_xent(x, label, 1.0), expected, rtol=1e-5)
+  with pytest.raises(ValueError, match="label"):
+    train.nt_xent(x, label[:2], 1.0)
+
+
+def test_nt_xent_finite_at_extremes():
+  label = jnp.array([0, 0, 1, 1])
+  x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)), jnp.float32)
+  for embedding, labels in ((0 * x, label), (1e6 * x, label), (x, 0 * label), (x, jnp.arange(4))):
+    value, grad = jax.value_and_grad(lambda e, l=labels: train.nt_xent(e, l, 0.1))(embedding)
+    assert jnp.isfinite(value) and jnp.isfinite(grad).all()
+  assert train.nt_xent(x, jnp.arange(4), 0.5) == 0  # no positive pair
+
+
+def test_demo_dreams_carry_the_demo_labels_of_their_time():
+  data = {k: jnp.asarray(v[0]) for k, v in demos().items()}
+  feature, label, valid = train.demo_dreams(WORLD, {}, *data.values(), jax.random.key(1))
+  assert feature.shape == (4, 11, F) and valid.any()
+  time = np.asarray(feature[..., 0]).astype(int)
+  first = time[:, 0] - 1
+  assert (first >= 0).all() and (first < 8).all()  # starts before success
+  lengths = np.asarray(data["mask"].sum(1))
+  np.testing.assert_array_equal(np.asarray(valid), time < lengths[:, None])
+  np.testing.assert_array_equal(np.asarray(label), (time >= 8) & (time < lengths[:, None]))
+  # The second coordinate adds up exactly the demo's actions from its start on.
+  for m in range(4):
+    total = data["feature"][m, first[m], 1] + data["action"][m, first[m] : first[m] + 2, 0].sum()
+    np.testing.assert_allclose(feature[m, 1, 1], total, rtol=1e-5)
+
+
+def test_pool_groups_hold_what_they_say():
+  data = demos()
+  pool = make_pool(data)
+  for k in range(2):
+    groups = [np.asarray(pool.feature[k, pool.row[k, g, : pool.count[k, g]]]) for g in range(5)]
+    assert len(groups[0]) == data["success"][k].sum()
+    assert len(groups[2]) == (data["mask"] & ~data["success"])[k].sum()
+    assert (groups[0][:, -1] > 0.5).all() and (groups[2][:, -1] < 0.5).all()
+    assert (groups[1][:, 0] >= 8).all() and (groups[3][:, 0] < 8).all()
+    # Random actions and the other task's: 6 dreams each, seen at steps 4 and 8 of 8.
+    assert len(groups[4]) == 2 * 6 * 2 and set(groups[4][:, 0].round()) == {4, 8}
+  feature, label = train.sample_batch(jax.tree.map(lambda x: x[0], pool), jax.random.key(0), 40)
+  assert feature.shape == (40, F) and label.sum() == 20
+
+
+@pytest.mark.parametrize("value", [False, True])
+def test_task_without_both_labels_is_an_error(value):
+  data = demos()
+  data["success"] = data["success"].copy()
+  data["success"][1] = value
+  with pytest.raises(ValueError, match="task 1: its demos hold no frame"):
+    make_pool(data)
+
+
+def test_training_separates_success():
+  pool = jax.tree.map(lambda x: x[0], make_pool())
+  optimizer = optax.adam(1e-2)
+  config = default_config().classifier
+  config.batch_size = 64
+  update = jax.jit(train.make_update(CLASSIFIER, optimizer, config))
+  state = make_train_state(CLASSIFIER.init(jax.random.key(0)), optimizer)
+  state, first = update(state, pool, jax.random.key(1), jnp.int32(3))
+  state, last = update(state, pool, jax.random.key(2), jnp.int32(300))
+  assert int(state.step) == 303
+  assert last["loss"] < first["loss"] and last["accuracy"] > 0.8
+  params = {"network": state.params, "threshold": jnp.float32(0)}
+  data = demos()
+  found = CLASSIFIER.success(params, data["feature"][0])
+  quality = train.precision_recall(np.asarray(found), data["success"][0], data["mask"][0])
+  assert quality["recall"] > 0.9 and quality["precision"] > 0.9
+  assert CLASSIFIER(params, data["feature"][0]).shape == (4, 12)
+  with pytest.raises(ValueError, match="feature"):
+    CLASSIFIER.margin(state.params, jnp.ones((2, F + 1)))
+
+
+def test_calibration_keeps_the_share_and_never_goes_below_the_configured_threshold():
+  margin = np.random.default_rng(0).normal(3, 2, (2, 200))
+  margin[1] -= 100
+  threshold = train.calibrate(margin, 0.5, 0.025)
+  assert threshold[1] == 0
+  assert 0 < (margin[0] > threshold[0]).mean() <= 0.025
+  assert train.calibrate(margin, 0.9, 0.025)[1] == pytest.approx(np.log(9), rel=1e-5)
+
+
+def test_precision_recall_by_hand():
+  predicted = np.array([1, 1, 1, 0, 0, 1], bool)
+  label = np.array([1, 0, 1, 1, 0, 0], bool)
+  mask = np.array([1, 1, 1, 1, 1, 0], bool)
+  assert train.precision_recall(predicted, label, mask) == {"precision": 2 / 3, "recall": 2 / 3}
+  assert train.precision_recall(predicted & False, label, mask) == {"precision": None, "recall": 0}
+  with pytest.raises(ValueError, match="shapes"):
+    train.precision_recall(predicted, label[:3], mask)
+
+
+def test_gate(tmp_path):
+  shares = {"open_drawer": 0.02, "turn_on_led": 0.4}
+  tasks = {task: {"random_dreams": {"false_positives": share}} for task, share in shares.items()}
+  (tmp_path / "quality.json").write_text(json.dumps({"tasks": tasks}))
+  artifact = Artifact(stage="classifier", path=tmp_path, fingerprint="", config={})
+  stage.check_gate(artifact, ("open_drawer",), 0.05)
+  with pytest.raises(stage.GateError, match=r"turn_on_led 40\.0%.*enforce_gate") as error:
+    stage.check_gate(artifact, tuple(shares), 0.05)
+  assert "open_drawer" not in str(error.value)

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from wam_jax.core import diffusion
+
+K = 6
+SCHEDULE = diffusion.make_schedule(K)
+
+
+def draw(seed, *shape):
+  return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def test_schedule_is_a_decreasing_survival_that_ends_near_zero():
+  for steps in (1, 2, 20, 100):
+    s = diffusion.make_schedule(steps)
+    assert s.num_steps == steps and s.beta.dtype == np.float32
+    assert (np.diff(s.alpha_bar) < 0).all() and 0 < s.alpha_bar[-1] < 0.01
+    np.testing.assert_allclose(s.sqrt_alpha_bar**2 + s.sqrt_one_minus_alpha_bar**2, 1, atol=1e-6)
+  with pytest.raises(ValueError, match="num_steps"):
+    diffusion.make_schedule(0)
+
+
+def test_true_noise_gives_the_clean_chunk_back():
+  x0 = jnp.clip(draw(0, 5, 4, 7) / 3, -1, 1)
+  noise, t = draw(1, 5, 4, 7), jnp.array([0, 1, 2, 3, 4])
+  x = diffusion.q_sample(SCHEDULE, x0, t, noise)
+  mean = diffusion.posterior_mean(SCHEDULE, x, t, noise)
+  # At t = 0 the posterior is the clean chunk itself; elsewhere the known mixture of x_0 and x_t.
+  np.testing.assert_allclose(mean[0], x0[0], atol=1e-5)
+  mixture = SCHEDULE.posterior_x0[t][:, None, None] * x0 + SCHEDULE.posterior_xt[t][:, None, None] * x
+  np.testing.assert_allclose(mean, mixture, atol=1e-4)
+
+
+def test_shape_mismatch_raises():
+  x = draw(0, 5, 4, 7)
+  t = jnp.zeros(5, jnp.int32)
+  with pytest.raises(ValueError, match="noise"):
+    diffusion.q_sample(SCHEDULE, x, t, x[:1])
+  with pytest.raises(ValueError, match="t:"):
+    diffusion.q_sample(SCHEDULE, x, t[:1], x)
+  with pytest.raises(ValueError, match="eps"):
+    diffusion.posterior_mean(SCHEDULE, x, t, x[:, :1])
+  with pytest.raises(ValueError, match="x_next"):
+    diffusion.transition_log_prob(SCHEDULE, x, x[:1], t, x)
+  eps = lambda x, t: x  # noqa: E731
+  for noise, tuned in ((draw(1, K - 1, 5, 4, 7), 2), (draw(1, K, 5, 4, 7), K + 1)):
+    with pytest.raises(ValueError, match="noise|num_tuned"):
+      diffusion.sample_chain(SCHEDULE, eps, eps, x, noise, num_tuned=tuned)
+
+
+def reference_chain(eps_base, eps_tuned, x, noise, num_tuned, deterministic, min_std):
+  """The chain step by step in NumPy, from the formulas."""
+  chain = []
+  for i, t in enumerate(range(K - 1, -1, -1)):
+    if t == num_tuned - 1:
+      chain.append(x)
+    bar = SCHEDULE.alpha_bar[t]
+    previous = SCHEDULE.alpha_bar[t - 1] if t else 1.0
+    beta = SCHEDULE.beta[t]
+    eps = np.asarray((eps_base if t >= num_tuned else eps_tuned)(x, t))
+    x0 = np.clip((x - np.sqrt(1 - bar) * eps) / np.sqrt(bar), -1, 1)
+    mean = (beta * np.sqrt(previous) * x0 + (1 - previous) * np.sqrt(1 - beta) * x) / (1 - bar)
+    std = np.sqrt(beta * (1 - previous) / (1 - bar))
+    std = (0 if t == 0 else max(std, 1e-3)) if deterministic else max(std, min_std)
+    x = mean + std * np.clip(noise[i], -3, 3)
+    if t < num_tuned:
+      chain.append(x)
+  return x, np.stack(chain, -3)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("num_tuned", [1, 3, K])
+def test_chain_against_plain_numpy(num_tuned, deterministic):
+  base = lambda x, t: 0.5 * np.tanh(x) + 0.01 * t  # noqa: E731
+  tuned = lambda x, t: 0.3 * x - 0.02 * t  # noqa: E731
+  jbase = lambda x, t: 0.5 * jnp.tanh(x) + 0.01 * t  # noqa: E731
+  x, noise = draw(2, 3, 4, 7), 2 * draw(3, K, 3, 4, 7)  # some draws beyond the clamp
+  assert (jnp.abs(noise) > 3).any()
+  got = diffusion.sample_chain(
+    SCHEDULE, jbase, tuned, x, noise, num_tuned=num_tuned, min_std=0.2, deterministic=deterministic
+  )
+  expected = reference_chain(base, tuned, np.asarray(x), np.asarray(noise), num_tuned, deterministic, 0.2)
+  assert got[1].shape == (3, num_tuned + 1, 4, 7)
+  np.testing.assert_allclose(got[0], expected[0], atol=2e-5)
+  np.testing.assert_allclose(got[1], expected[1], atol=2e-5)
+
+
+def test_log_prob_by_hand_and_from_the_noise():
+  # One element, t = 0, floor 0.5: density of N(mean, 0.5^2) one and a half deviations away is
+  # exp(-1.125) / (0.5 sqrt(2 pi)); its log is -1.125 + 0.693147 - 0.918939 = -1.350791.
+  x, eps, t = draw(0, 1, 1), draw(1, 1, 1), jnp.int32(0)
+  mean = diffusion.posterior_mean(SCHEDULE, x, t, eps)
+  got = diffusion.transition_log_prob(SCHEDULE, x, mean + 0.75, t, eps, min_std=0.5)
+  np.testing.assert_allclose(got, -1.350791, atol=1e-5)
+
+  eps_fn = lambda x, t: 0.3 * jnp.tanh(x)  # noqa: E731
+  x, noise = draw(2, 2, 4, 7), 2 * draw(3, K, 2, 4, 7)
+  _, chain = diffusion.sample_chain(SCHEDULE, eps_fn, eps_fn, x, noise, num_tuned=4, min_std=0.3)
+  t = diffusion.tuned_steps(4)
+  assert t.tolist() == [3, 2, 1, 0]
+  exact = diffusion.transition_log_prob(
+    SCHEDULE, chain[:, :-1], chain[:, 1:], t, eps_fn(chain[:, :-1], t), min_std=0.2
+  )
+  quick = diffusion.noise_log_prob(SCHEDULE, noise, 4, 0.3, 0.2)
+  assert exact.shape == quick.shape == (2, 4, 4, 7)
+  np.testing.assert_allclose(exact, quick, atol=1e-3)
+
+
+def test_finite_at_extremes():
+  for scale in (1e-6, 1e6):
+    x = scale * draw(4, 2, 4, 7)
+    fn = lambda x: diffusion.posterior_mean(SCHEDULE, x, jnp.array([0, K - 1]), 1e3 * x).sum()  # noqa: E731
+    value, grad = jax.value_and_grad(fn)(x)
+    assert jnp.isfinite(value) and jnp.isfinite(grad).all()

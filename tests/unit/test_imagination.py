@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from wam_jax.nn.policy import DiffusionPolicy
+from wam_jax.train import imagination
+from wam_jax.types import Latent
+
+F = 8  # D = 2, two variables of three classes
+H, HORIZON = 2, 3
+POLICY = DiffusionPolicy(F, chunk=H, hidden=8, time_dim=4, denoising_steps=3, fine_tuned_steps=2)
+
+
+def count_up(params, latent, action, key):
+  """deter[0] counts control steps; deter[1] keeps the largest motion; grippers must be +-1."""
+  size = jnp.maximum(latent.deter[..., 1], jnp.abs(action).max(-1))
+  size = jnp.where(jnp.abs(action[..., 6]) == 1, size, jnp.inf)
+  deter = jnp.stack([latent.deter[..., 0] + params["speed"], size], -1)
+  return Latent(deter=deter, stoch=latent.stoch, logits=latent.stoch)
+
+
+WORLD = imagination.World(count_up, 2, 3)
+
+
+class AtTime:
+  """Success once the counter has reached the threshold."""
+
+  def success(self, params, feature):
+    return feature[..., 0] >= params
+
+
+def setup(num=3):
+  network = POLICY.init(jax.random.key(0))
+  feature = np.random.default_rng(0).normal(size=(4, F)).astype(np.float32)
+  feature[:, :2] = 0
+  feature[:, 0] = [0, 100, 200, 300]  # the start that a dream came from can be read off
+  starts = imagination.StartFrames(jnp.asarray(feature), jnp.int32(1))
+  state = imagination.DreamState(feature=jnp.tile(feature[:1], (num, 1)), step=jnp.zeros(num, jnp.int32))
+  return {"base": network, "tuned": network}, starts, state
+
+
+def run(threshold, num_chunks, state=None, starts=None, speed=1.0):
+  params, own, fresh = setup()
+  value = lambda feature, left: feature[..., 0] + 1000 * left  # noqa: E731
+  return imagination.dream(
+    WORLD, {"speed": jnp.float32(speed)}, POLICY, params, value, AtTime(), jnp.float32(threshold),
+    starts or own, state or fresh, jax.random.key(5), num_chunks=num_chunks, horizon_chunks=HORIZON,
+  )
+
+
+def test_horizon_truncates_and_restarts():
+  state, dream, metrics = run(threshold=1e9, num_chunks=4)
+  np.testing.assert_array_equal(dream.truncated[:, 0], [False, False, True, False])
+  assert not dream.terminated.any() and (dream.reward == 0).all()
+  # Features before each chunk: 0, 2, 4 steps, then a fresh start.
+  np.testing.assert_array_equal(dream.feature[:, 0, 0], [0, 2, 4, 0])
+  np.testing.assert_allclose(dream.time_left[:, 0], [1, 2 / 3, 1 / 3, 1], rtol=1e-6)
+  # What follows the truncated chunk is its own last feature, 6 steps, with no time left.
+  np.testing.assert_allclose(dream.bootstrap_value[:, 0], [2 + 2000 / 3, 4 + 1000 / 3, 6, 2 + 2000 / 3], rtol=1e-5)
+  np.testing.assert_allclose(dream.value[:, 0], [1000, 2 + 2000 / 3, 4 + 1000 / 3, 1000], rtol=1e-5)
+  assert state.step.tolist() == [1, 1, 1] and metrics["imagined_success"] == 0 and metrics["ended"] == 3
+
+
+def test_success_terminates_also_on_the_last_chunk():
+  state, dream, metrics = run(threshold=4, num_chunks=4)
+  np.testing.assert_array_equal(dream.terminated[:, 0], [False, True, False, True])
+  np.testing.assert_array_equal(dream.reward[:, 0], [0, 1, 0, 1])
+  assert not dream.truncated.any()
+  assert metrics["imagined_success"] == 1 and metrics["chunks_to_success"] == 2
+  assert state.step.tolist() == [0, 0, 0]
+  _, dream, _ = run(threshold=2 * HORIZON, num_chunks=HORIZON)
+  assert dream.terminated[-1].all() and not dream.truncated.any()
+
+
+def test_dreams_go_on_over_iterations():
+  state, _, _ = run(threshold=1e9, num_chunks=2)
+  state, dream, _ = run(threshold=1e9, num_chunks=2, state=state)
+  np.testing.assert_array_equal(dream.feature[:, 0, 0], [4, 0])
+  np.testing.assert_array_equal(dream.truncated[:, 0], [True, False])
+
+
+def test_restarts_draw_only_real_start_frames():
+  _, starts, _ = setup()
+  _, dream, _ = run(threshold=-1, num_chunks=30, starts=starts.replace(count=jnp.int32(3)))
+  assert dream.terminated.all()
+  assert set(np.unique(dream.feature[1:, :, 0])) == {0, 100, 200}  # the fourth is padding
+
+
+def test_what_enters_the_world_is_executable_and_the_chain_ends_with_it():
+  state, dream, _ = run(threshold=1e9, num_chunks=2)
+  assert (state.feature[:, 1] <= 1).all()
+  assert dream.chain.shape == (2, 3, 3, H, 7) and dream.log_prob.shape == (2, 3, 2)
+  params, _, _ = setup()
+  log_prob = POLICY.log_prob(params["tuned"], dream.feature, dream.chain)
+  np.testing.assert_allclose(dream.log_prob, jnp.clip(log_prob, -5, 2).mean((-2, -1)), atol=1e-3)
+
+
+def test_imagined_success_counts_dreams_that_ever_succeed():
+  params, _, state = setup()
+  go = lambda threshold, chunks: imagination.imagined_success(  # noqa: E731
+    WORLD, {"speed": jnp.float32(1)}, POLICY, params, AtTime(), jnp.float32(threshold),
+    state.feature.at[2, 0].set(-50), jax.random.key(0), horizon_chunks=chunks,
+  )
+  assert go(4, 1).tolist() == [False, False, False]
+  assert go(4, 3).tolist() == [True, True, False]
+
+
+def test_random_actions_are_executable_and_uninformed():
+  action = imagination.random_actions(jax.random.key(0), 20, 13)
+  assert action.shape == (20, 13, 7) and (jnp.abs(action) <= 1).all()
+  assert set(np.unique(action[..., 6])) == {-1, 1}
+  assert jnp.abs(action[..., :6].mean()) < 0.1
+  held = action[1, :12, :6].reshape(3, 4, 6)
+  assert (held == held[:, :1]).all() and not (action[0, 1] == action[0, 0]).all()
+
+
+def test_make_starts_takes_early_frames_without_success():
+  rng = np.random.default_rng(0)
+  feature = rng.normal(size=(2, 2, 5, F)).astype(np.float32)
+  mask = np.ones((2, 2, 5), bool)
+  mask[1, 1] = False
+  success = np.zeros_like(mask)
+  success[0, 0, 1] = True  # frame 0 only, although it does not hold later
+  starts = imagination.make_starts(feature, success, mask, frames=3)
+  assert starts.count.tolist() == [1 + 3, 3]
+  np.testing.assert_array_equal(starts.feature[0, :4], np.concatenate([feature[0, 0, :1], feature[0, 1, :3]]))
+  success[1, 0, 0] = True
+  with pytest.raises(ValueError, match="task 1"):
+    imagination.make_starts(feature, success, mask)
+
+
+def test_world_parameters_are_arguments():
+  """The same program serves another world model: nothing of it is a constant."""
+  params, starts, state = setup()
+  fn = lambda wp, p: imagination.dream(  # noqa: E731
+    WORLD, wp, POLICY, p, lambda f, t: t, AtTime(), jnp.float32(1e9), starts, state, jax.random.key(0),
+    num_chunks=2, horizon_chunks=HORIZON,
+  )[0].feature
+  jitted = jax.jit(fn)
+  slow, fast = (jitted({"speed": jnp.float32(s)}, params) for s in (1, 3))
+  np.testing.assert_allclose(fast[:, 0], 3 * slow[:, 0])
+  assert jitted._cache_size() == 1

@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from wam_jax.nn import policy as policy_lib
+from wam_jax.nn.policy import DiffusionPolicy
+from wam_jax.train import behaviour_cloning as bc
+from wam_jax.train.state import make_train_state
+from wam_jax.train.tasks import over_tasks, repeat, task_keys, task_metrics
+
+F = 5
+POLICY = DiffusionPolicy(F, chunk=3, hidden=16, time_dim=4, denoising_steps=5, fine_tuned_steps=2)
+
+
+def draw(seed, *shape):
+  return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def two_networks():
+  return {"base": POLICY.init(jax.random.key(0)), "tuned": POLICY.init(jax.random.key(1))}
+
+
+def test_mish_matches_its_definition_and_stays_finite():
+  x = jnp.linspace(-15, 15, 101)
+  np.testing.assert_allclose(policy_lib.mish(x), x * np.tanh(np.log1p(np.exp(x))), rtol=1e-4, atol=1e-6)
+  for extreme in (-1e4, 1e4):
+    assert jnp.isfinite(policy_lib.mish(jnp.float32(extreme)))
+    assert jnp.isfinite(jax.grad(policy_lib.mish)(jnp.float32(extreme)))
+
+
+@pytest.mark.parametrize("lead", [(), (4,), (2, 3)])
+def test_sample_shapes_and_that_feature_and_key_matter(lead):
+  params, feature = two_networks(), draw(2, *lead, F)
+  chunk = POLICY.sample(params, feature, jax.random.key(3))
+  assert chunk.shape == (*lead, 3, 7) and jnp.isfinite(chunk).all()
+  assert not jnp.allclose(chunk, POLICY.sample(params, feature, jax.random.key(4)))
+  other = POLICY.sample(params, -feature, jax.random.key(3), deterministic=True)
+  assert not jnp.allclose(other, POLICY.sample(params, feature, jax.random.key(3), deterministic=True))
+
+
+def test_each_network_makes_its_own_steps():
+  params, feature = two_networks(), draw(2, 4, F)
+  noise = POLICY.draw_noise(jax.random.key(0), (4,))
+  chain = POLICY.sample_chain(params, feature, *noise)[1]
+  same_base = POLICY.sample_chain({**params, "tuned": params["base"]}, feature, *noise)[1]
+  np.testing.assert_array_equal(chain[:, 0], same_base[:, 0])
+  assert not jnp.allclose(chain[:, 1], same_base[:, 1])
+  # The log-probability of a chain under the network that drew it is that of its noise.
+  exact = POLICY.log_prob(params["tuned"], feature, chain)
+  np.testing.assert_allclose(exact, POLICY.log_prob_of_noise(noise[1]), atol=2e-3)
+
+
+def test_condition_shared_over_steps_equals_the_plain_network():
+  network, feature, x = two_networks()["base"], draw(2, 4, F), draw(3, 4, 3, 7)
+  t = jnp.array([0, 1, 3, 4])
+  plain = POLICY.eps(network, x, t, feature)
+  condition = POLICY.module.apply({"params": network}, feature, method="condition")
+  table = POLICY.module.apply({"params": network}, method="time_table")
+  split = POLICY.module.apply({"params": network}, x, table[t], condition, method="denoise")
+  np.testing.assert_allclose(plain, split, atol=1e-6)
+
+
+def test_mismatch_raises():
+  params, feature = two_networks(), draw(2, 4, F)
+  with pytest.raises(ValueError, match="feature"):
+    POLICY.sample(params, feature[:, :-1], jax.random.key(0))
+  with pytest.raises(ValueError, match="x:"):
+    POLICY.eps(params["base"], draw(3, 4, 2, 7), jnp.zeros(4, jnp.int32), feature)
+  with pytest.raises(ValueError, match="chain"):
+    POLICY.log_prob(params["base"], feature, draw(3, 4, 2, 3, 7))
+  with pytest.raises(ValueError, match="fine_tuned_steps"):
+    DiffusionPolicy(F, denoising_steps=5, fine_tuned_steps=6)
+  with pytest.raises(ValueError, match="hidden"):
+    policy_lib.Critic((8, 8)).init(jax.random.key(0), feature, jnp.ones(4))
+
+
+def test_critic_reads_the_time_left_only_when_told():
+  feature, clock = draw(2, 4, F), jnp.linspace(0, 1, 4)
+  for reads in (False, True):
+    critic = policy_lib.Critic((8, 8, 8), time_left=reads)
+    params = critic.init(jax.random.key(0), feature, clock)
+    value = critic.apply(params, feature, clock)
+    assert value.shape == (4,)
+    assert jnp.allclose(value, critic.apply(params, feature, 1 - clock)) != reads
+
+
+def test_executable():
+  chunk = jnp.array([[2.0, -3, 0.5, 0, 0, 0, -1e-3], [0, 0, 0, 0, 0, 1.5, 0.2]])
+  expected = [[1, -1, 0.5, 0, 0, 0, -1], [0, 0, 0, 0, 0, 1, 1]]
+  np.testing.assert_allclose(policy_lib.executable(chunk), expected)
+
+
+def demos(tasks=2, num=3, length=9):
+  rng = np.random.default_rng(0)
+  mask = np.arange(length) < np.array([[9, 7, 3], [5, 2, 0]])[:tasks, :num, None]
+  feature = rng.normal(size=(tasks, num, length, F)).astype(np.float32)
+  # Each action names the task, demo and time that it belongs to.
+  action = np.zeros((tasks, num, length, 7), np.float32)
+  action[..., 0], action[..., 1], action[..., 2] = np.indices(mask.shape)
+  return feature, action, mask
+
+
+def test_chunks_never_leave_their_demo():
+  feature, action, mask = demos()
+  data = bc.make_data(feature, action, mask, 3)
+  # Whole chunks of 3: lengths 9, 7, 3 hold 7 + 5 + 1; lengths 5, 2, 0 hold 3.
+  assert data.num_starts.tolist() == [13, 3]
+  for task in range(2):
+    one = jax.tree.map(lambda x, task=task: x[task], data)
+    f, chunk = bc.sample_batch(one, jax.random.key(task), 200, 3)
+    assert f.shape == (200, F) and chunk.shape == (200, 3, 7)
+    assert (chunk[..., 0] == task).all() and (chunk[..., 1] == chunk[:, :1, 1]).all()
+    assert (jnp.diff(chunk[..., 2], axis=1) == 1).all()
+    d, t = chunk[:, 0, 1].astype(int), chunk[:, 0, 2].astype(int)
+    np.testing.assert_array_equal(f, feature[task, d, t])
+    assert mask[task, d, t + 2].all()
+    assert len({*zip(d.tolist(), t.tolist(), strict=True)}) == data.num_starts[task]
+  with pytest.raises(ValueError, match="task 1"):
+    bc.make_data(feature, action, mask, 6)
+  with pytest.raises(ValueError, match="agree"):
+    bc.make_data(feature, action[:, :2], mask, 3)
+
+
+def test_cloning_learns_and_averages():
+  """Two tasks, each with one fixed action: sampling gives it back."""
+  feature, action, mask = demos()
+  goal = np.array([[0.6] * 7, [-0.4] * 7], np.float32)
+  data = bc.make_data(feature, np.broadcast_to(goal[:, None, None], action.shape), mask, 3)
+  optimizer = optax.adam(1e-2)
+  policy = dataclasses.replace(POLICY, hidden=64)
+  update = bc.make_update(policy, optimizer, batch_size=64, ema_decay=0.9)
+  state = jax.vmap(lambda k: make_train_state(policy.init(k), optimizer, ema=True))(task_keys(jax.random.key(0), 2))
+  call = over_tasks(lambda task, num: update(*task, num))
+  state, first = call((state, data, task_keys(jax.random.key(1), 2)), jnp.int32(5))
+  state, last = call((state, data, task_keys(jax.random.key(2), 2)), jnp.int32(400))
+  assert state.step.tolist() == [405, 405]
+  assert (last["loss"] < 0.5 * first["loss"]).all()
+  for task in range(2):
+    network = jax.tree.map(lambda x, task=task: x[task], state.ema_params)
+    chunk = policy.sample(
+      {"base": network, "tuned": network}, jnp.asarray(feature[task, 0, :3]), jax.random.key(0), True
+    )
+    np.testing.assert_allclose(chunk, np.broadcast_to(goal[task], chunk.shape), atol=0.15)
+  assert set(task_metrics(("a", "b"), last)) == {"loss", "grad_norm", "a/loss", "b/loss", "a/grad_norm", "b/grad_norm"}
+
+
+def test_over_tasks_does_not_depend_on_threads():
+  def step(state, key):
+    state = jnp.tanh(state @ state + jax.random.normal(key, state.shape))
+    return state, {"mean": state.mean()}
+
+  fn = lambda task, num: repeat(step, *task, num)  # noqa: E731
+  task = draw(0, 3, 8, 8), task_keys(jax.random.key(0), 3)
+  results = [over_tasks(fn, threads=n)(task, jnp.int32(4)) for n in (1, 2, 3)]
+  for other in results[1:]:
+    jax.tree.map(np.testing.assert_array_equal, results[0], other)
+  alone = over_tasks(fn)(jax.tree.map(lambda x: x[:1], task), jnp.int32(4))
+  np.testing.assert_array_equal(alone[0][0], results[0][0][0])
+  with pytest.raises(ValueError, match="leading task axes"):
+    over_tasks(fn)((task[0], task[1][:2]), jnp.int32(4))
+
+
+def test_bc_gradient_against_finite_differences():
+  feature, chunk, key = draw(0, 6, F), jnp.clip(draw(1, 6, 3, 7), -1, 1), jax.random.key(2)
+  with jax.enable_x64(True):
+    network = jax.tree.map(lambda x: jnp.asarray(np.asarray(x), jnp.float64), POLICY.init(jax.random.key(0)))
+    args = jnp.asarray(np.asarray(feature), jnp.float64), jnp.asarray(np.asarray(chunk), jnp.float64), key
+    fn = jax.jit(lambda p: bc.bc_loss(POLICY, p, *args))
+    grad = jax.grad(fn)(network)
+    leaves, structure = jax.tree.flatten(network)
+    rng = np.random.default_rng(3)
+    direction = jax.tree.unflatten(structure, [jnp.asarray(rng.normal(size=x.shape)) for x in leaves])
+    move = lambda s: fn(jax.tree.map(lambda p, d: p + s * d, network, direction))  # noqa: E731
+    slope = (move(1e-6) - move(-1e-6)) / 2e-6
+    along = sum(jax.tree.leaves(jax.tree.map(lambda g, d: (g * d).sum(), grad, direction)))
+    np.testing.assert_allclose(along, slope, rtol=1e-5)

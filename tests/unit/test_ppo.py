@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from wam_jax import config as config_lib
+from wam_jax.core import ppo as loss
+from wam_jax.nn.classifier import SuccessClassifier
+from wam_jax.nn.policy import DiffusionPolicy
+from wam_jax.train import imagination, ppo
+from wam_jax.types import Latent
+
+F = 10
+POLICY = DiffusionPolicy(F, chunk=2, hidden=8, time_dim=4, denoising_steps=4, fine_tuned_steps=2)
+CLASSIFIER = SuccessClassifier(F, (8, 6), 8)
+
+
+def tiny(**changes) -> ConfigDict:
+  c = config_lib.default_config().ppo
+  c.update(dreams=4, chunks_per_iteration=3, horizon_steps=8, epochs=2, minibatches=2)
+  c.update(value_hidden=(8, 8, 8), critic_warmup_iterations=0, bc_weight=0.1)
+  c.update(**changes)
+  return c
+
+
+def drift(params, latent, action, key):
+  """A world whose state moves with the action: enough for gradients and rewards to differ."""
+  deter = 0.9 * latent.deter + params["gain"] * action.sum(-1, keepdims=True)
+  deter = deter + 0.01 * jax.random.normal(key, deter.shape)
+  return Latent(deter=deter, stoch=latent.stoch, logits=latent.stoch)
+
+
+WORLD = imagination.World(drift, 2, 3)
+WORLD_PARAMS = {"gain": jnp.float32(0.3)}
+
+
+def setup(c, seed=0):
+  keys = jax.random.split(jax.random.key(seed), 4)
+  starts = imagination.StartFrames(jax.random.normal(keys[0], (5, F)), jnp.int32(5))
+  classifier = {"network": CLASSIFIER.init(keys[1]), "threshold": jnp.float32(0.0)}
+  frozen = ppo.Frozen(base=POLICY.init(keys[2]), classifier=classifier, starts=starts)
+  return frozen, ppo.init_state(POLICY, c, frozen, keys[3])
+
+
+def make_sample(frozen, size=6, seed=3):
+  rng = np.random.default_rng(seed)
+  draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+  feature = draw(size, F)
+  params = {"base": frozen.base, "tuned": frozen.base}
+  chain = POLICY.sample_chain(params, feature, draw(size, 2, 7), draw(4, size, 2, 7))[1]
+  old = loss.mean_log_prob(POLICY.log_prob(frozen.base, feature, chain)) + 0.002 * draw(size, 2)
+  return ppo.Sample(
+    feature=feature, time_left=jnp.ones(size), chain=chain, log_prob=old, advantage=draw(size),
+    target=draw(size), frozen_chain=chain[::-1],
+  )
+
+
+def test_clip_range_and_discount():
+  got = loss.clip_range(10, 0.001, 0.01, 3.0)
+  k = np.arange(10)
+  np.testing.assert_allclose(got, 0.001 + 0.009 * (np.exp(3 * k / 9) - 1) / (np.exp(3) - 1), rtol=1e-5)
+  np.testing.assert_allclose(loss.clip_range(1, 0.001, 0.01, 3.0), [0.01])
+  np.testing.assert_allclose(loss.step_discount(3, 0.9), [0.81, 0.9, 1.0], rtol=1e-6)
+
+
+def test_clipped_loss_by_hand():
+  # Ratios e^0.2, e^-0.2, e^0.2, e^-0.2 with advantages 1, 1, -1, -1 and clip 0.1:
+  # max(-r A, -clip(r) A) = -1.1, -0.818731, 1.221403, 0.9.
+  new = jnp.array([0.2, -0.2, 0.2, -0.2])
+  value, metrics = loss.clipped_chain_loss(new, jnp.zeros(4), jnp.array([1.0, 1, -1, -1]), jnp.full(4, 0.1))
+  np.testing.assert_allclose(value, (-1.1 - 0.818731 + 1.221403 + 0.9) / 4, atol=1e-6)
+  assert metrics["clip_fraction"] == 1
+  np.testing.assert_allclose(metrics["kl"], (np.exp(0.2) + np.exp(-0.2)) / 2 - 1, atol=1e-6)
+  for bad in (1, 2, 3):
+    args = [new, new, new, new]
+    args[bad] = args[bad][:1]
+    with pytest.raises(ValueError, match="expected"):
+      loss.clipped_chain_loss(*args)
+
+
+def test_value_loss_by_hand():
+  value, target, old = jnp.array([1.0, 2.0]), jnp.array([0.0, 4.0]), jnp.array([0.5, 0.5])
+  np.testing.assert_allclose(loss.value_loss(value, target), (1 + 4) / 4)
+  # Held within 0.2 of 0.5 both become 0.7: errors max(1, 0.49) and max(4, 10.89).
+  np.testing.assert_allclose(loss.value_loss(value, target, old, 0.2), (1 + 10.89) / 4, rtol=1e-6)
+  with pytest.raises(ValueError, match="target"):
+    loss.value_loss(value, target[:1])
+  with pytest.raises(ValueError, match="old_value"):
+    loss.value_loss(value, target, None, 0.2)
+
+
+def test_mean_log_prob_clamps_each_element_and_can_leave_actions_out():
+  x = jnp.array([[-100.0, 1.0], [3.0, -1.0]])
+  np.testing.assert_allclose(loss.mean_log_prob(x, -5, 2), (-5 + 1 + 2 - 1) / 4)
+  np.testing.assert_allclose(loss.mean_log_prob(x, -5, 2, 1), (-5 + 1) / 2)
+
+
+def test_normalise_survives_equal_advantages():
+  got = loss.normalise(jnp.full(5, 3.0))
+  assert jnp.isfinite(got).all() and jnp.abs(got).max() < 1e-3
+
+
+def test_actor_gradient_against_finite_differences():
+  c = tiny()
+  frozen, _ = setup(c)
+  sample = make_sample(frozen)
+  with jax.enable_x64(True):
+    network, sample = jax.tree.map(lambda x: jnp.asarray(np.asarray(x), jnp.float64), (frozen.base, sample))
+    fn = jax.jit(lambda p: ppo.actor_loss(POLICY, c, p, sample)[0])
+    grad = jax.grad(fn)(network)
+    leaves, structure = jax.tree.flatten(network)
+    rng = np.random.default_rng(1)
+    direction = jax.tree.unflatten(structure, [jnp.asarray(rng.normal(size=x.shape)) for x in leaves])
+    step = 1e-6
+    move = lambda s: fn(jax.tree.map(lambda p, d: p + s * step * d, network, direction))  # noqa: E731
+    slope = (move(1) - move(-1)) / (2 * step)
+    along = sum(jax.tree.leaves(jax.tree.map(lambda g, d: (g * d).sum(), grad, direction)))
+    assert abs(slope) > 1e-4
+    np.testing.assert_allclose(along, slope, rtol=1e-4)
+
+
+def test_frozen_parameters_get_no_gradient():
+  """Neither the base network nor the world model moves the loss through a chain that was drawn."""
+  c = tiny()
+  frozen, state = setup(c)
+  sample = make_sample(frozen)
+
+  def fn(params):
+    # The chain is drawn inside, as an iteration does; only the tuned network may get a gradient.
+    chain = jax.lax.stop_gradient(
+      POLICY.sample_chain({"base": params["base"], "tuned": params["tuned"]}, sample.feature,
+                          jnp.ones((6, 2, 7)), jnp.ones((4, 6, 2, 7)))[1]
+    )
+    return ppo.actor_loss(POLICY, c, params["tuned"], sample.replace(chain=chain))[0]
+
+  grad = jax.jit(jax.grad(fn))({"base": frozen.base, "tuned": frozen.base})
+  assert all((g == 0).all() for g in jax.tree.leaves(grad["base"]))
+  assert any((g != 0).any() for g in jax.tree.leaves(grad["tuned"]))
+
+
+@pytest.mark.parametrize("horizon", ["bootstrap", "terminal", "diwa"])
+def test_iteration_runs_and_bakes_nothing_in(horizon):
+  c = tiny(horizon=horizon)
+  frozen, state = setup(c)
+  iteration = ppo.make_iteration(WORLD, POLICY, CLASSIFIER, c)
+  args = state, frozen, WORLD_PARAMS, jax.random.key(0)
+  constants = jax.make_jaxpr(iteration)(*args).consts
+  # The schedule's tables, some of them more than once; the networks hold hundreds of numbers.
+  assert sum(np.size(x) for x in constants) <= 30 * POLICY.denoising_steps
+  new, metrics = jax.jit(iteration)(*args)
+  assert int(new.step) == 1
+  assert all(jnp.isfinite(x).all() for x in jax.tree.leaves((new, metrics)) if x.dtype == jnp.float32)
+  for part in ("actor", "critic"):
+    moved = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), state.params[part], new.params[part])
+    assert max(jax.tree.leaves(moved)) > 0
+
+
+def test_warm_up_holds_the_actor_and_target_kl_stops_it():
+  c = tiny(critic_warmup_iterations=1)
+  frozen, state = setup(c)
+  iteration = jax.jit(ppo.make_iteration(WORLD, POLICY, CLASSIFIER, c))
+  new, _ = iteration(state, frozen, WORLD_PARAMS, jax.random.key(0))
+  after, _ = iteration(new, frozen, WORLD_PARAMS, jax.random.key(1))
+  same = lambda a, b, part: all(  # noqa: E731
+    jax.tree.leaves(jax.tree.map(lambda x, y: bool((x == y).all()), a.params[part], b.params[part]))
+  )
+  assert same(state, new, "actor") and not same(state, new, "critic")
+  assert not same(new, after, "actor")
+  wild = tiny(target_kl=1e-9, actor_learning_rate=1e-2)
+  frozen, state = setup(wild)
+  _, metrics = jax.jit(ppo.make_iteration(WORLD, POLICY, CLASSIFIER, wild))(
+    state, frozen, WORLD_PARAMS, jax.random.key(0)
+  )
+  assert metrics["stopped_early"] == 1
+
+
+def test_reward_that_likes_the_action_raises_it():
+  """Learning works end to end: success means a large first coordinate, which the actions push."""
+  c = tiny(actor_learning_rate=3e-3, bc_weight=0.0, clip_max=0.1, clip_min=0.1, horizon="terminal", epochs=4)
+  c.update(dreams=64, chunks_per_iteration=4)
+
+  class Judge:
+    def success(self, params, feature):
+      return feature[..., 0] > params
+
+  frozen, _ = setup(c)
+  frozen = frozen.replace(classifier=jnp.float32(0.7))
+  frozen = frozen.replace(starts=imagination.StartFrames(0.1 * frozen.starts.feature, jnp.int32(5)))
+  state = ppo.init_state(POLICY, c, frozen, jax.random.key(1))
+  iteration = jax.jit(ppo.make_iteration(WORLD, POLICY, Judge(), c))
+  rates = []
+  for i in range(30):
+    state, metrics = iteration(state, frozen, {"gain": jnp.float32(0.1)}, jax.random.key(i))
+    rates.append(float(metrics["imagined_success"]))
+  assert np.mean(rates[-5:]) > np.mean(rates[:5]) + 0.15, rates
