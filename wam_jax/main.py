@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from wam_jax import config as config_lib
@@ -66,6 +66,7 @@ def parse(argv: Sequence[str]) -> list[str]:
 def main(argv: Sequence[str]) -> int:
   if len(argv) > 1:
     return _report(f"not understood: {' '.join(argv[1:])} (fields are set by --config.GROUP.FIELD=VALUE)", 2)
+  logging.set_verbosity(logging.WARNING)  # Orbax reports every step of its work otherwise
   try:
     config = _CONFIG.value
     problems = config_lib.apply_overrides(config, _overrides)

@@ -16,8 +16,7 @@ Params = Any
 Metrics = dict[str, jax.Array]
 
 
-@struct.dataclass
-class Latent:
+class Latent(struct.PyTreeNode):
   """State of the recurrent state-space model.
 
   Attributes:
@@ -61,8 +60,7 @@ def latent_from_features(feature: jax.Array, num_stoch: int, num_classes: int) -
   return Latent(deter=deter, stoch=stoch, logits=jnp.zeros_like(stoch))
 
 
-@struct.dataclass
-class Batch:
+class Batch(struct.PyTreeNode):
   """A batch of windows of frames.
 
   The alignment of action and observation is stated here and nowhere else: `action[:, t]` is taken
@@ -88,8 +86,7 @@ class Batch:
   mask: jax.Array
 
 
-@struct.dataclass
-class Dream:
+class Dream(struct.PyTreeNode):
   """An imagined rollout of E environments over N chunks (time-major inside scans).
 
   Attributes:
@@ -115,8 +112,7 @@ class Dream:
   time_left: jax.Array
 
 
-@struct.dataclass
-class TrainState:
+class TrainState(struct.PyTreeNode):
   """What a training stage carries and saves.
 
   Random keys are derived from (seed, stage, step) and need no saving.

@@ -208,7 +208,7 @@ def test_critic(pre):
 
 
 def _log_prob_bounds(network_log_prob, loss):
-  # -5 and 2 are METHOD's and DPPO's; the fixtures do not list them among their constants.
+  # -5 and 2 are DPPO's; the fixtures do not list them among their constants.
   return ppo.mean_log_prob(network_log_prob, -5.0, 2.0, loss.c("reward_horizon"))
 
 

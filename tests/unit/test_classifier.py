@@ -44,7 +44,7 @@ def demos(tasks=2, num=4, length=12):
 
 def make_pool(data=None, **changes):
   data = data or demos()
-  args = dict(num_dreams=6, length=8, stride=4) | changes
+  args = {"num_dreams": 6, "length": 8, "stride": 4} | changes
   return train.make_pool(WORLD, {}, data, data["feature"][:, :, 0].repeat(2, 1), jax.random.key(0), **args)
 
 
@@ -63,7 +63,7 @@ def test_nt_xent_finite_at_extremes():
   label = jnp.array([0, 0, 1, 1])
   x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)), jnp.float32)
   for embedding, labels in ((0 * x, label), (1e6 * x, label), (x, 0 * label), (x, jnp.arange(4))):
-    value, grad = jax.value_and_grad(lambda e, l=labels: train.nt_xent(e, l, 0.1))(embedding)
+    value, grad = jax.value_and_grad(lambda e, y=labels: train.nt_xent(e, y, 0.1))(embedding)
     assert jnp.isfinite(value) and jnp.isfinite(grad).all()
   assert train.nt_xent(x, jnp.arange(4), 0.5) == 0  # no positive pair
 

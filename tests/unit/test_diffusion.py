@@ -47,7 +47,7 @@ def test_shape_mismatch_raises():
     diffusion.posterior_mean(SCHEDULE, x, t, x[:, :1])
   with pytest.raises(ValueError, match="x_next"):
     diffusion.transition_log_prob(SCHEDULE, x, x[:1], t, x)
-  eps = lambda x, t: x  # noqa: E731
+  eps = lambda x, t: x
   for noise, tuned in ((draw(1, K - 1, 5, 4, 7), 2), (draw(1, K, 5, 4, 7), K + 1)):
     with pytest.raises(ValueError, match="noise|num_tuned"):
       diffusion.sample_chain(SCHEDULE, eps, eps, x, noise, num_tuned=tuned)
@@ -76,9 +76,9 @@ def reference_chain(eps_base, eps_tuned, x, noise, num_tuned, deterministic, min
 @pytest.mark.parametrize("deterministic", [False, True])
 @pytest.mark.parametrize("num_tuned", [1, 3, K])
 def test_chain_against_plain_numpy(num_tuned, deterministic):
-  base = lambda x, t: 0.5 * np.tanh(x) + 0.01 * t  # noqa: E731
-  tuned = lambda x, t: 0.3 * x - 0.02 * t  # noqa: E731
-  jbase = lambda x, t: 0.5 * jnp.tanh(x) + 0.01 * t  # noqa: E731
+  base = lambda x, t: 0.5 * np.tanh(x) + 0.01 * t
+  tuned = lambda x, t: 0.3 * x - 0.02 * t
+  jbase = lambda x, t: 0.5 * jnp.tanh(x) + 0.01 * t
   x, noise = draw(2, 3, 4, 7), 2 * draw(3, K, 3, 4, 7)  # some draws beyond the clamp
   assert (jnp.abs(noise) > 3).any()
   got = diffusion.sample_chain(
@@ -98,7 +98,7 @@ def test_log_prob_by_hand_and_from_the_noise():
   got = diffusion.transition_log_prob(SCHEDULE, x, mean + 0.75, t, eps, min_std=0.5)
   np.testing.assert_allclose(got, -1.350791, atol=1e-5)
 
-  eps_fn = lambda x, t: 0.3 * jnp.tanh(x)  # noqa: E731
+  eps_fn = lambda x, t: 0.3 * jnp.tanh(x)
   x, noise = draw(2, 2, 4, 7), 2 * draw(3, K, 2, 4, 7)
   _, chain = diffusion.sample_chain(SCHEDULE, eps_fn, eps_fn, x, noise, num_tuned=4, min_std=0.3)
   t = diffusion.tuned_steps(4)
@@ -114,6 +114,6 @@ def test_log_prob_by_hand_and_from_the_noise():
 def test_finite_at_extremes():
   for scale in (1e-6, 1e6):
     x = scale * draw(4, 2, 4, 7)
-    fn = lambda x: diffusion.posterior_mean(SCHEDULE, x, jnp.array([0, K - 1]), 1e3 * x).sum()  # noqa: E731
+    fn = lambda x: diffusion.posterior_mean(SCHEDULE, x, jnp.array([0, K - 1]), 1e3 * x).sum()
     value, grad = jax.value_and_grad(fn)(x)
     assert jnp.isfinite(value) and jnp.isfinite(grad).all()

@@ -44,10 +44,20 @@ def setup(num=3):
 
 def run(threshold, num_chunks, state=None, starts=None, speed=1.0):
   params, own, fresh = setup()
-  value = lambda feature, left: feature[..., 0] + 1000 * left  # noqa: E731
+  value = lambda feature, left: feature[..., 0] + 1000 * left
   return imagination.dream(
-    WORLD, {"speed": jnp.float32(speed)}, POLICY, params, value, AtTime(), jnp.float32(threshold),
-    starts or own, state or fresh, jax.random.key(5), num_chunks=num_chunks, horizon_chunks=HORIZON,
+    WORLD,
+    {"speed": jnp.float32(speed)},
+    POLICY,
+    params,
+    value,
+    AtTime(),
+    jnp.float32(threshold),
+    starts or own,
+    state or fresh,
+    jax.random.key(5),
+    num_chunks=num_chunks,
+    horizon_chunks=HORIZON,
   )
 
 
@@ -59,7 +69,9 @@ def test_horizon_truncates_and_restarts():
   np.testing.assert_array_equal(dream.feature[:, 0, 0], [0, 2, 4, 0])
   np.testing.assert_allclose(dream.time_left[:, 0], [1, 2 / 3, 1 / 3, 1], rtol=1e-6)
   # What follows the truncated chunk is its own last feature, 6 steps, with no time left.
-  np.testing.assert_allclose(dream.bootstrap_value[:, 0], [2 + 2000 / 3, 4 + 1000 / 3, 6, 2 + 2000 / 3], rtol=1e-5)
+  np.testing.assert_allclose(
+    dream.bootstrap_value[:, 0], [2 + 2000 / 3, 4 + 1000 / 3, 6, 2 + 2000 / 3], rtol=1e-5
+  )
   np.testing.assert_allclose(dream.value[:, 0], [1000, 2 + 2000 / 3, 4 + 1000 / 3, 1000], rtol=1e-5)
   assert state.step.tolist() == [1, 1, 1] and metrics["imagined_success"] == 0 and metrics["ended"] == 3
 
@@ -100,9 +112,16 @@ def test_what_enters_the_world_is_executable_and_the_chain_ends_with_it():
 
 def test_imagined_success_counts_dreams_that_ever_succeed():
   params, _, state = setup()
-  go = lambda threshold, chunks: imagination.imagined_success(  # noqa: E731
-    WORLD, {"speed": jnp.float32(1)}, POLICY, params, AtTime(), jnp.float32(threshold),
-    state.feature.at[2, 0].set(-50), jax.random.key(0), horizon_chunks=chunks,
+  go = lambda threshold, chunks: imagination.imagined_success(
+    WORLD,
+    {"speed": jnp.float32(1)},
+    POLICY,
+    params,
+    AtTime(),
+    jnp.float32(threshold),
+    state.feature.at[2, 0].set(-50),
+    jax.random.key(0),
+    horizon_chunks=chunks,
   )
   assert go(4, 1).tolist() == [False, False, False]
   assert go(4, 3).tolist() == [True, True, False]
@@ -135,10 +154,22 @@ def test_make_starts_takes_early_frames_without_success():
 def test_world_parameters_are_arguments():
   """The same program serves another world model: nothing of it is a constant."""
   params, starts, state = setup()
-  fn = lambda wp, p: imagination.dream(  # noqa: E731
-    WORLD, wp, POLICY, p, lambda f, t: t, AtTime(), jnp.float32(1e9), starts, state, jax.random.key(0),
-    num_chunks=2, horizon_chunks=HORIZON,
-  )[0].feature
+  fn = lambda wp, p: (
+    imagination.dream(
+      WORLD,
+      wp,
+      POLICY,
+      p,
+      lambda f, t: t,
+      AtTime(),
+      jnp.float32(1e9),
+      starts,
+      state,
+      jax.random.key(0),
+      num_chunks=2,
+      horizon_chunks=HORIZON,
+    )[0].feature
+  )
   jitted = jax.jit(fn)
   slow, fast = (jitted({"speed": jnp.float32(s)}, params) for s in (1, 3))
   np.testing.assert_allclose(fast[:, 0], 3 * slow[:, 0])

@@ -37,7 +37,7 @@ def test_terminated_cuts_both_also_when_truncated_too(truncated):
 
 def test_horizons():
   args = REWARD, VALUE, NEXT, flags(0, 0, 0, 0), flags(0, 1, 0, 0)
-  run = lambda name: returns.horizon_advantages(name, *args, jnp.array([60.0]), 0.5, 0.5)[0][:, 0]  # noqa: E731
+  run = lambda name: returns.horizon_advantages(name, *args, jnp.array([60.0]), 0.5, 0.5)[0][:, 0]
   np.testing.assert_allclose(run("bootstrap"), [9, 32, -8.5, -6])
   np.testing.assert_allclose(run("terminal"), [-3.5, -18, -8.5, -6])
   # diwa: step 1 is followed by the next dream's 30: delta 2 + 15 - 20 = -3; -3 - 2.125 = -5.125;
@@ -65,7 +65,9 @@ def test_reward_scale_is_the_standard_deviation_of_the_discounted_return():
   state = returns.init_reward_scale(4)
   seen, ret = [], np.zeros(4)
   for part in (slice(0, 20), slice(20, 50)):
-    scaled, state = returns.scale_rewards(state, jnp.asarray(reward[part]), jnp.asarray(first[part]), 0.9, 0.5)
+    scaled, state = returns.scale_rewards(
+      state, jnp.asarray(reward[part]), jnp.asarray(first[part]), 0.9, 0.5
+    )
     for r, f in zip(reward[part], first[part], strict=True):
       ret = np.where(f, 0, 0.9 * ret) + r
       seen.append(ret)

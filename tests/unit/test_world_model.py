@@ -66,7 +66,9 @@ def test_shapes_of_both_vision_forms(kind):
 def test_published_size_has_lumos_number_of_parameters():
   model = make_world_model(config_lib.default_config().world_model)
   picture = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.uint8)
-  shapes = jax.eval_shape(model.init, jax.random.key(0), picture, picture, jax.ShapeDtypeStruct((1, P), jnp.float32))
+  shapes = jax.eval_shape(
+    model.init, jax.random.key(0), picture, picture, jax.ShapeDtypeStruct((1, P), jnp.float32)
+  )
   sizes = {name: sum(x.size for x in jax.tree.leaves(part)) for name, part in shapes["params"].items()}
   inverse_dynamics = sizes.pop("inverse_dynamics_head")
   # LUMOS: 39.9 M; its learned initial state (2048 numbers), which a reset never brings back, is not ours.
@@ -159,7 +161,9 @@ def test_inverse_dynamics_leaves_out_pairs_across_episodes():
   assert float(loss) == pytest.approx(1 / 7)  # three pairs, each wrong by 1 in the gripper only
   assert float(metrics["inverse_dynamics/error_gripper"]) == pytest.approx(1.0)
   double = lambda x: jnp.concatenate([x, x])
-  assert float(train.inverse_dynamics_loss(double(predicted), double(action), double(is_first))[0]) == pytest.approx(1 / 7)
+  assert float(
+    train.inverse_dynamics_loss(double(predicted), double(action), double(is_first))[0]
+  ) == pytest.approx(1 / 7)
   with pytest.raises(ValueError, match="one frame shorter"):
     train.inverse_dynamics_loss(action, action, is_first)
 
@@ -191,9 +195,12 @@ def test_loss_gradient_against_finite_differences():
     params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), params)
     names = ("decoder", "embedding_decoder", "inverse_dynamics_head")
     direction = {
-      n: jax.tree.map(lambda x: jnp.asarray(np.random.default_rng(x.size).normal(size=x.shape)), params[n]) for n in names
+      n: jax.tree.map(lambda x: jnp.asarray(np.random.default_rng(x.size).normal(size=x.shape)), params[n])
+      for n in names
     }
-    moved = lambda s: params | {n: jax.tree.map(lambda p, d: p + s * d, params[n], direction[n]) for n in names}
+    moved = lambda s: (
+      params | {n: jax.tree.map(lambda p, d: p + s * d, params[n], direction[n]) for n in names}
+    )
     loss = jax.jit(lambda s: train.world_model_loss(model, config, moved(s), batch, None)[0])
     step = 1e-4
     numeric = (loss(step) - loss(-step)) / (2 * step)

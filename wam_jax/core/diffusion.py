@@ -5,7 +5,7 @@ scalar, giving the predicted noise [..., H, A]; its parameters and condition are
 Denoising step t runs from K - 1 (noisiest) down to 0.
 
 Source: DDPM (arXiv 2006.11239) equations 6, 7 and 15, the cosine schedule of arXiv 2102.09672, and
-the two-policy chain of DPPO (arXiv 2409.00588) section 4. METHOD's constants are the defaults.
+the two-policy chain of DPPO (arXiv 2409.00588) section 4. The published constants are the defaults.
 """
 
 from __future__ import annotations

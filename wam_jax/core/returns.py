@@ -44,9 +44,7 @@ def gae(
 
   Source: arXiv 1506.02438 equation 16; truncation as in arXiv 1712.00378.
   """
-  _check_shapes(
-    reward.shape, value=value, next_value=next_value, terminated=terminated, truncated=truncated
-  )
+  _check_shapes(reward.shape, value=value, next_value=next_value, terminated=terminated, truncated=truncated)
   delta = reward + gamma * next_value * (1 - terminated.astype(value.dtype)) - value
   carry_on = gamma * lam * (1 - (terminated | truncated).astype(value.dtype))
 

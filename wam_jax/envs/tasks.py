@@ -1,6 +1,6 @@
 """The eight CALVIN skills and when each has succeeded.
 
-Source: CALVIN's task oracle (METHOD.md section 7): drawer moved by 0.12 m, slider by 0.15 m, bulb
+Source: CALVIN's task oracle: drawer moved by 0.12 m, slider by 0.15 m, bulb
 or LED state changed, all relative to the state at the start of the episode.
 """
 

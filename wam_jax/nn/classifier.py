@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -67,8 +68,13 @@ class SuccessClassifier:
     """
     if feature.shape[-1] != self.feature_size:
       raise ValueError(f"feature: expected [..., {self.feature_size}], got {list(feature.shape)}")
-    logits = self.module.apply({"params": network}, feature)[1]
+    _, logits = self.outputs(network, feature)
     return logits[..., 1] - logits[..., 0]
+
+  def outputs(self, network: Params, feature: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Embedding [..., X] and logits [..., 2] (failure, success)."""
+    outputs: Any = self.module.apply({"params": network}, feature)
+    return outputs
 
   def __call__(self, params: Params, feature: jax.Array) -> jax.Array:
     """Probability of success: [..., F] -> [...] in [0, 1]."""

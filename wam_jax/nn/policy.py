@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -202,7 +203,8 @@ class DiffusionPolicy:
     return self.module.init(key, x, t, jnp.zeros((1, self.feature_size)))["params"]
 
   def _apply(self, network: Params, *args: jax.Array, method: str) -> jax.Array:
-    return self.module.apply({"params": network}, *args, method=method)
+    out: Any = self.module.apply({"params": network}, *args, method=method)
+    return out
 
   def eps(self, network: Params, x: jax.Array, t: jax.Array, feature: jax.Array) -> jax.Array:
     """Predicted noise of one network.
@@ -222,7 +224,7 @@ class DiffusionPolicy:
     self._check_feature(feature)
     if x.shape != (*feature.shape[:-1], self.chunk, self.action):
       raise ValueError(f"x: expected {[*feature.shape[:-1], self.chunk, self.action]}, got {list(x.shape)}")
-    return self.module.apply({"params": network}, x, t, feature)
+    return self._apply(network, x, t, feature, method="__call__")
 
   def _check_feature(self, feature: jax.Array) -> None:
     if feature.shape[-1] != self.feature_size:
@@ -278,7 +280,7 @@ class DiffusionPolicy:
       params: {"base", "tuned"}.
       feature: [..., F].
       key: random key; the deterministic variant too draws its first noise from it.
-      deterministic: variant for evaluation (METHOD section 4).
+      deterministic: variant for evaluation: small noise, none at the last step.
 
     Returns:
       [..., H, 7]; see `executable` for what is executed.

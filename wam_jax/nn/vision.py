@@ -77,7 +77,7 @@ class PatchDecoder(nn.Module):
 
 
 class ConvEncoder(nn.Module):
-  """LUMOS's encoder: 4 x 4 kernels, stride 2, no padding, ELU after every layer (64 -> 31 -> 14 -> 6 -> 2)."""
+  """LUMOS's encoder: 4 x 4 kernels, stride 2, no padding, ELU after each (64 -> 31 -> 14 -> 6 -> 2)."""
 
   depth: int
 
@@ -92,7 +92,7 @@ class ConvEncoder(nn.Module):
 
 
 class ConvDecoder(nn.Module):
-  """LUMOS's decoder: transposed convolutions 5, 5, 6, 6 from a 1 x 1 grid, ELU between (1 -> 5 -> 13 -> 30 -> 64)."""
+  """LUMOS's decoder: transposed convolutions 5, 5, 6, 6, stride 2, ELU between (1 -> 5 -> 13 -> 30 -> 64)."""
 
   depth: int
 

@@ -56,8 +56,8 @@ def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger:
   cloning, num_tasks = config.behaviour_cloning, len(demos.tasks)
   policy = make_policy(config, demos.feature.shape[-1])
   data = train.make_data(demos.feature, demos.action, demos.mask, cloning.chunk)
-  heldout = load_features(inputs["featurize"].path / "heldout.npz")
-  heldout = train.make_data(heldout.feature, heldout.action, heldout.mask, cloning.chunk)
+  unseen = load_features(inputs["featurize"].path / "heldout.npz")
+  heldout = train.make_data(unseen.feature, unseen.action, unseen.mask, cloning.chunk)
   optimizer = make_optimizer(
     cloning.learning_rate,
     cloning.updates,
@@ -71,7 +71,12 @@ def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger:
     task_keys(init_key, num_tasks)
   )
   update_task = train.make_update(policy, optimizer, cloning.batch_size, cloning.ema_decay)
-  update_tasks = over_tasks(lambda task, num: update_task(*task, num))
+
+  def update_one(task: Any, num: jax.Array) -> Any:
+    state, data, key = task
+    return update_task(state, data, key, num)
+
+  update_tasks = over_tasks(update_one)
 
   def update(state: Any, key: jax.Array, num: int) -> tuple[Any, dict[str, Any]]:
     state, metrics = update_tasks((state, data, task_keys(key, num_tasks)), jnp.int32(num))

@@ -26,7 +26,11 @@ from wam_jax.types import Params
 
 REQUIRES = ("world_model", "featurize")
 CONFIG = (
-  "seed", "tasks", "classifier", "behaviour_cloning.chunk", "ppo.horizon_steps",
+  "seed",
+  "tasks",
+  "classifier",
+  "behaviour_cloning.chunk",
+  "ppo.horizon_steps",
 )
 
 DREAMS = 256  # random-action dreams per task in calibration and in the gate; half as many in training
@@ -76,7 +80,12 @@ def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger:
     task_keys(init_key, num_tasks)
   )
   update_task = train.make_update(classifier, optimizer, part)
-  update_tasks = over_tasks(lambda task, num: update_task(*task, num))
+
+  def update_one(task: Any, num: jax.Array) -> Any:
+    state, pool, key = task
+    return update_task(state, pool, key, num)
+
+  update_tasks = over_tasks(update_one)
 
   def update(state: Any, key: jax.Array, num: int) -> tuple[Any, dict[str, Any]]:
     state, metrics = update_tasks((state, pool, task_keys(key, num_tasks)), jnp.int32(num))
@@ -134,9 +143,9 @@ def _quality(
   arrays = tuple(jnp.asarray(getattr(heldout, n)) for n in ("feature", "action", "success", "mask"))
 
   def measure(task: Any, shared: Params) -> Any:
-    params, arrays, key = task
-    feature, label, mask = train.demo_dreams(world, shared, *arrays, key)
-    return classifier.success(params, arrays[0]), (classifier.success(params, feature), label, mask)
+    params, (real, action, success, mask), key = task
+    feature, label, mask = train.demo_dreams(world, shared, real, action, success, mask, key)
+    return classifier.success(params, real), (classifier.success(params, feature), label, mask)
 
   keys = task_keys(dream_key, num_tasks)
   real, dreams = jax.device_get(over_tasks(measure)((params, arrays, keys), world_params))

@@ -32,7 +32,10 @@ def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger:
   params = jax.device_put(params)
   root = dataset_path(inputs["collect"])
   key = jax.random.fold_in(jax.random.key(config.seed), 2)
-  splits = (("train", "training", config.data.demos_per_task), ("heldout", "validation", config.data.heldout_demos_per_task))
+  splits = (
+    ("train", "training", config.data.demos_per_task),
+    ("heldout", "validation", config.data.heldout_demos_per_task),
+  )
   for i, (name, folder, limit) in enumerate(splits):
     demos = calvin.read_demos(
       root / folder, config.tasks, limit=limit, image_size=model.image_size, workers=config.env.workers
@@ -43,7 +46,12 @@ def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger:
 
 
 def filter_demos(
-  model: WorldModel, params: Params, demos: calvin.Split, tasks: tuple[str, ...], key: jax.Array, progress: Any = None
+  model: WorldModel,
+  params: Params,
+  demos: calvin.Split,
+  tasks: tuple[str, ...],
+  key: jax.Array,
+  progress: Any = None,
 ) -> DemoFeatures:
   """Features of annotated windows, each filtered from its own first frame.
 

@@ -16,7 +16,8 @@ from wam_jax.io.artifact import Artifact, write_text
 from wam_jax.io.logger import Logger
 from wam_jax.nn.classifier import SuccessClassifier
 from wam_jax.nn.policy import DiffusionPolicy
-from wam_jax.stages import behaviour_cloning, classifier as classifier_stage
+from wam_jax.stages import behaviour_cloning
+from wam_jax.stages import classifier as classifier_stage
 from wam_jax.stages.training_loop import train_loop
 from wam_jax.stages.world_model import load_world_model
 from wam_jax.train import ppo as train
@@ -26,7 +27,11 @@ from wam_jax.types import Params
 
 REQUIRES = ("collect", "world_model", "featurize", "behaviour_cloning", "classifier")
 CONFIG = (
-  "seed", "tasks", "ppo", "classifier.enforce_gate", "classifier.max_false_positives",
+  "seed",
+  "tasks",
+  "ppo",
+  "classifier.enforce_gate",
+  "classifier.max_false_positives",
 )
 
 START_FRAMES = 4  # first frames of a demo that dreams start from
@@ -50,7 +55,9 @@ def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger:
   classifier, classifier_params = classifier_stage.load_classifier(inputs["classifier"])
   sizes = {model.feature_size, demos.feature.shape[-1], policy.feature_size, classifier.feature_size}
   if len(sizes) != 1:
-    raise ValueError(f"world model, demos, policy and classifier have different feature sizes: {sorted(sizes)}")
+    raise ValueError(
+      f"world model, demos, policy and classifier have different feature sizes: {sorted(sizes)}"
+    )
   num_tasks = len(demos.tasks)
   frozen = jax.device_put(
     train.Frozen(
@@ -77,7 +84,9 @@ def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger:
     state, metrics = iterate_tasks(task, (world_params, jnp.int32(num)))
     return state, task_metrics(demos.tasks, metrics)
 
-  monitor = _Monitor(config, inputs, logger, policy, frozen, model, world_params) if config.ppo.eval_every else None
+  monitor = (
+    _Monitor(config, inputs, logger, policy, frozen, model, world_params) if config.ppo.eval_every else None
+  )
   state = train_loop(
     state=state,
     update=update,
@@ -100,7 +109,14 @@ def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger:
   start = draw(starts, task_keys(jax.random.fold_in(test_key, 0), num_tasks))
   for name, params in (("cloned", cloned), ("ppo", tuned)):
     rate = imagined_rates(
-      world, world_params, policy, params, classifier, classifier_params, start, test_key,
+      world,
+      world_params,
+      policy,
+      params,
+      classifier,
+      classifier_params,
+      start,
+      test_key,
       horizon_chunks=config.ppo.horizon_steps // policy.chunk,
     )
     result[f"imagined_success_{name}"] = dict(zip(demos.tasks, rate.tolist(), strict=True))
@@ -140,7 +156,14 @@ def imagined_rates(
   def one(task: Any, world_params: Params) -> jax.Array:
     policy_params, classifier_params, feature, key = task
     return imagined_success(
-      world, world_params, policy, policy_params, classifier, classifier_params, feature, key,
+      world,
+      world_params,
+      policy,
+      policy_params,
+      classifier,
+      classifier_params,
+      feature,
+      key,
       horizon_chunks=horizon_chunks,
     )
 
@@ -179,10 +202,10 @@ class _Monitor:
     config, tasks = self.config, tuple(self.config.tasks)
     if self._tools is None:
       starts = calvin.read_start_states(dataset_path(self.inputs["collect"]), tasks, MONITOR_EPISODES)
-      episodes = min(len(robot) for robot, _ in starts.values())
-      robot_obs, scene_obs = (np.stack([starts[task][i][:episodes] for task in tasks]) for i in range(2))
+      count = min(len(robot) for robot, _ in starts.values())
+      robot_obs, scene_obs = (np.stack([starts[task][i][:count] for task in tasks]) for i in range(2))
       environment = envs.make_vector(
-        config.env.name, len(tasks) * episodes, workers=config.env.workers, image_size=config.env.image_size
+        config.env.name, len(tasks) * count, workers=config.env.workers, image_size=config.env.image_size
       )
       self._tools = robot_obs, scene_obs, environment
     robot_obs, scene_obs, environment = self._tools
@@ -200,7 +223,9 @@ class _Monitor:
       chunk=self.policy.chunk,
     )
     rates = episodes.success.mean(1)
-    return {"real_success": rates.mean()} | {f"{t}/real_success": r for t, r in zip(tasks, rates, strict=True)}
+    return {"real_success": rates.mean()} | {
+      f"{t}/real_success": r for t, r in zip(tasks, rates, strict=True)
+    }
 
 
 def load_policy(artifact: Artifact) -> tuple[DiffusionPolicy, Params]:

@@ -1,7 +1,7 @@
 """Episodes of policies and experts in a simulator, many side by side.
 
-Source: METHOD section 7 (evaluation protocol): every real frame is filtered through the world model,
-also those inside a chunk; success as soon as the predicate holds.
+Source: evaluation protocol of DiWA (arXiv 2508.03645) on CALVIN: every real frame is filtered through
+the world model, also those inside a chunk; success as soon as the predicate holds.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def rollout_policies(
     key: random key of posterior samples and of the policy's noise.
     max_steps: control steps until an episode has failed.
     chunk: H, actions per chunk, all executed.
-    deterministic: METHOD section 4's deterministic variant of sampling.
+    deterministic: the evaluation variant of sampling, with little noise.
     posterior_mode: filter with the most probable latent instead of a sample. Policies are trained on
       features of samples.
     progress: called with the number of control steps done since the last call (of `max_steps`).

@@ -132,7 +132,7 @@ def make_update(
     return state, {"loss": loss, "grad_norm": optax.tree.norm(grad)}
 
   def update(
-    state: TrainState, data: CloningData, key: jax.Array, num: int
+    state: TrainState, data: CloningData, key: jax.Array, num: jax.Array
   ) -> tuple[TrainState, Metrics]:
     return repeat(lambda s, k: step(s, data, k), state, key, num)
 

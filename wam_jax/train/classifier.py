@@ -107,7 +107,7 @@ def make_pool(
   world: World,
   world_params: Params,
   demos: dict[str, np.ndarray],
-  start: np.ndarray,
+  start: jax.Array,
   key: jax.Array,
   *,
   num_dreams: int,
@@ -138,41 +138,52 @@ def make_pool(
   for k in range(len(mask)):
     if not success[k].any() or not (mask[k] & ~success[k]).any():
       raise ValueError(f"task {k}: its demos hold no frame {'without' if success[k].any() else 'of'} success")
-  num_tasks, num_demos, frames = mask.shape
-  size = demos["feature"].shape[-1]
-  dreamt_fn = jax.jit(lambda p, *a: demo_dreams(world, p, *a))
-  impossible_fn = jax.jit(lambda p, *a: impossible_dreams(world, p, *a, stride))
+  num_tasks, size = len(mask), demos["feature"].shape[-1]
+  names = ("feature", "action", "success", "mask")
+  dream_demos = jax.jit(lambda params, f, a, s, m, key: demo_dreams(world, params, f, a, s, m, key))
+  dream_others = jax.jit(lambda params, s, a, key: impossible_dreams(world, params, s, a, key, stride))
   rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
 
-  pools = []
+  pools: list[list[np.ndarray]] = []
   for k in range(num_tasks):
-    own = tuple(jnp.asarray(demos[n][k]) for n in ("feature", "action", "success", "mask"))
-    parts = [(demos["feature"][k], success[k], mask[k])]
-    for i in range(rounds):
-      round_key = jax.random.fold_in(key, (k * rounds + i) * 4)
-      parts.append(tuple(np.asarray(x) for x in dreamt_fn(world_params, *own, round_key)))
-    actions = [random_actions(jax.random.fold_in(key, k * rounds * 4 + 1), num_dreams, length)]
-    if num_tasks > 1:
-      other = (k + rng.integers(1, num_tasks, num_dreams)) % num_tasks
-      demo = np.array([rng.choice(np.flatnonzero(mask[o].any(-1))) for o in other])
-      cross = demos["action"][other, demo][:, :length]
-      actions.append(np.pad(cross, ((0, 0), (0, length - cross.shape[1]), (0, 0)), mode="edge"))
-    refused = [
-      impossible_fn(
-        world_params, jnp.asarray(start[k, :num_dreams]), a, jax.random.fold_in(key, k * rounds * 4 + 2 + i)
-      )
-      for i, a in enumerate(actions)
-    ]
-    refused = np.concatenate([np.asarray(r).reshape(-1, size) for r in refused])
+    task_key = jax.random.fold_in(key, k)
+    round_keys = jax.random.split(jax.random.fold_in(task_key, 0), rounds)
+    demo = tuple(jnp.asarray(demos[name][k]) for name in names)
+    dreamt = jax.device_get([dream_demos(world_params, *demo, round_key) for round_key in round_keys])
+    feature, label, valid = (np.concatenate(parts) for parts in zip(*dreamt, strict=True))
 
-    real, dreams = parts[0], tuple(np.concatenate([p[i] for p in parts[1:]]) for i in range(3))
-    groups = [real[0][real[1]], dreams[0][dreams[1]]]
-    groups += [real[0][real[2] & ~real[1]], dreams[0][dreams[2] & ~dreams[1]], refused]
+    actions = [random_actions(jax.random.fold_in(task_key, 1), num_dreams, length)]
+    if num_tasks > 1:
+      actions.append(jnp.asarray(_other_actions(demos["action"], mask, k, num_dreams, length, rng)))
+    keys = jax.random.split(jax.random.fold_in(task_key, 2), len(actions))
+    refused = [dream_others(world_params, start[k, :num_dreams], *x) for x in zip(actions, keys, strict=True)]
+    groups = [
+      demos["feature"][k][success[k]],
+      feature[label],
+      demos["feature"][k][mask[k] & ~success[k]],
+      feature[valid & ~label],
+      np.concatenate([np.asarray(x).reshape(-1, size) for x in refused]),
+    ]
     # A group may be empty when demos are few; its twin of the same label stands in.
     for empty, twin in ((1, 0), (3, 2), (4, 2)):
       groups[empty] = groups[empty] if len(groups[empty]) else groups[twin]
     pools.append(groups)
+  return _stack_pools(pools)
 
+
+def _other_actions(
+  action: np.ndarray, mask: np.ndarray, task: int, num: int, length: int, rng: np.random.Generator
+) -> np.ndarray:
+  """Actions of random demos of other tasks, [num, length, 7], the last one repeated."""
+  other = (task + rng.integers(1, len(mask), num)) % len(mask)
+  demo = [rng.choice(np.flatnonzero(mask[o].any(-1))) for o in other]
+  found = action[other, demo][:, :length]
+  return np.pad(found, ((0, 0), (0, length - found.shape[1]), (0, 0)), mode="edge")
+
+
+def _stack_pools(pools: list[list[np.ndarray]]) -> Pool:
+  """Groups of features of each task, as one padded array and tables of its rows."""
+  num_tasks, size = len(pools), pools[0][0].shape[-1]
   longest = max(len(g) for groups in pools for g in groups)
   most = max(sum(len(g) for g in groups) for groups in pools)
   feature = np.zeros((num_tasks, most, size), np.float32)
@@ -252,14 +263,17 @@ def classifier_loss(
   Returns:
     The loss (scalar), and metrics: loss, contrastive, cross_entropy, accuracy.
   """
-  embedding, logits = classifier.module.apply({"params": network}, feature)
+  embedding, logits = classifier.outputs(network, feature)
   target = label.astype(jnp.int32)
   contrastive = nt_xent(embedding, target, temperature)
   cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, target).mean()
   loss = contrastive_weight * contrastive + cross_entropy_weight * cross_entropy
   accuracy = ((logits[:, 1] > logits[:, 0]) == label).mean()
   metrics = {
-    "loss": loss, "contrastive": contrastive, "cross_entropy": cross_entropy, "accuracy": accuracy,
+    "loss": loss,
+    "contrastive": contrastive,
+    "cross_entropy": cross_entropy,
+    "accuracy": accuracy,
   }
   return loss, metrics
 

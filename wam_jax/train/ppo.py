@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -170,7 +171,8 @@ def make_iteration(
   num_chunks = config.dreams * config.chunks_per_iteration
 
   def value(params: Params, feature: jax.Array, time_left: jax.Array) -> jax.Array:
-    return critic.apply({"params": params}, feature, time_left)
+    out: Any = critic.apply({"params": params}, feature, time_left)
+    return out
 
   def collect(
     state: PPOState, frozen: Frozen, world_params: Params, key: jax.Array
@@ -231,7 +233,7 @@ def make_iteration(
       flat["frozen_chain"] = policy.sample_chain(cloned, flat["feature"], *noise)[1]
     else:
       flat["frozen_chain"] = flat["chain"]  # not read
-    return state.replace(dreams=dreams, scale=scale), Sample(**flat), metrics
+    return dataclasses.replace(state, dreams=dreams, scale=scale), Sample(**flat), metrics
 
   def apply(name: str, grad: Params, params: Params, opt_state: Any) -> tuple[Params, Any]:
     updates, opt_state = optimizers[name].update(grad, opt_state, params)
@@ -286,7 +288,7 @@ def make_iteration(
     (params, opt_state, stopped), history = jax.lax.scan(run, carry, rows)
     metrics |= {name: values.mean() for name, values in history.items()}
     metrics |= {"kl": history["kl"].max(), "stopped_early": stopped.astype(jnp.float32)}
-    state = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
+    state = dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state)
     return state, metrics
 
   return iteration

@@ -42,7 +42,9 @@ def make_optimizer(
   return optax.chain(optax.clip_by_global_norm(grad_clip), adamw) if grad_clip else adamw
 
 
-def make_train_state(params: Params, optimizer: optax.GradientTransformation, *, ema: bool = False) -> TrainState:
+def make_train_state(
+  params: Params, optimizer: optax.GradientTransformation, *, ema: bool = False
+) -> TrainState:
   """State before the first update; with `ema`, the average starts at the parameters."""
   return TrainState(
     step=jnp.zeros((), jnp.int32),

@@ -14,7 +14,10 @@ import numpy as np
 
 
 def repeat(
-  step: Callable[[Any, jax.Array], tuple[Any, dict[str, jax.Array]]], state: Any, key: jax.Array, num: jax.Array
+  step: Callable[[Any, jax.Array], tuple[Any, dict[str, jax.Array]]],
+  state: Any,
+  key: jax.Array,
+  num: jax.Array,
 ) -> tuple[Any, dict[str, jax.Array]]:
   """Runs `step(state, key) -> (state, metrics)` `num` times and averages the metrics.
 
@@ -69,7 +72,7 @@ def over_tasks(fn: Callable[[Any, Any], Any], threads: int | None = None) -> Cal
 
   def mapped(task: Any, rows: jax.Array, shared: Any) -> Any:
     # Indexed inside the program: cutting big stacked data into shards outside would copy it.
-    one = lambda i: fn(take_task(task, i), shared)  # noqa: E731
+    one = lambda i: fn(take_task(task, i), shared)
     return jax.lax.map(one, rows) if on_cpu else jax.vmap(one)(rows)
 
   jitted = jax.jit(mapped)
@@ -91,7 +94,7 @@ def over_tasks(fn: Callable[[Any, Any], Any], threads: int | None = None) -> Cal
       raise ValueError(f"leading task axes differ: {sorted(sizes)}")
     (num_tasks,) = sizes
     shards = np.array_split(np.arange(num_tasks, dtype=np.int32), min(threads, num_tasks))
-    run = lambda rows: jax.block_until_ready(program(task, rows, shared)(task, rows, shared))  # noqa: E731
+    run = lambda rows: jax.block_until_ready(program(task, rows, shared)(task, rows, shared))
     if len(shards) == 1:
       return run(shards[0])
     with ThreadPoolExecutor(len(shards)) as pool:

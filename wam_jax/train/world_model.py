@@ -93,7 +93,7 @@ def observe(
   Raises:
     ValueError: shapes that do not belong together.
 
-  Source: METHOD: RSSM of DreamerV2 in LUMOS's layout.
+  Source: DreamerV2 (arXiv 2010.02193), equation 1, in the layout of LUMOS.
   """
   batch, length = embed.shape[:2]
   if prev_action.shape[:2] != (batch, length) or is_first.shape != (batch, length):
@@ -155,7 +155,9 @@ def imagine(
   return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), out)
 
 
-def inverse_dynamics_loss(predicted: jax.Array, action: jax.Array, is_first: jax.Array) -> tuple[jax.Array, Metrics]:
+def inverse_dynamics_loss(
+  predicted: jax.Array, action: jax.Array, is_first: jax.Array
+) -> tuple[jax.Array, Metrics]:
   """Mean squared error over the pairs of consecutive frames inside one episode.
 
   Args:
@@ -170,10 +172,12 @@ def inverse_dynamics_loss(predicted: jax.Array, action: jax.Array, is_first: jax
   Raises:
     ValueError: shapes that do not belong together.
 
-  Source: WAM (arXiv 2603.28955), METHOD section 3.
+  Source: WAM (arXiv 2603.28955).
   """
   if predicted.shape != (action.shape[0], action.shape[1] - 1, action.shape[2]):
-    raise ValueError(f"predicted {list(predicted.shape)} must be one frame shorter than action {list(action.shape)}")
+    raise ValueError(
+      f"predicted {list(predicted.shape)} must be one frame shorter than action {list(action.shape)}"
+    )
   valid = (~is_first[:, 1:]).astype(predicted.dtype)[..., None]
   error = jnp.square(predicted - action[:, :-1]) * valid
   pairs = jnp.maximum(valid.sum(), 1.0)
@@ -188,7 +192,8 @@ def inverse_dynamics_loss(predicted: jax.Array, action: jax.Array, is_first: jax
 
 def _image_loss(pictures: dict[str, jax.Array], target: dict[str, jax.Array]) -> jax.Array:
   """Half the squared error summed over pixels and cameras: [N, S, S, 3] each -> [N]."""
-  return sum(0.5 * jnp.square(pictures[camera] - target[camera]).sum((1, 2, 3)) for camera in CAMERAS)
+  errors = [0.5 * jnp.square(pictures[camera] - target[camera]).sum((1, 2, 3)) for camera in CAMERAS]
+  return jnp.stack(errors).sum(0)
 
 
 def world_model_loss(
@@ -206,27 +211,32 @@ def world_model_loss(
   Returns:
     (scalar, metrics).
 
-  Source: METHOD section 3: w_img * 1/2 |x^ - x|^2 + w_kl * balanced KL + w_act * inverse dynamics. Deviation: an
-  optional term reconstructs the pictures straight from e_t, and a random share of the frames may be decoded.
+  Source: WAM (arXiv 2603.28955) on DreamerV2's terms (arXiv 2010.02193, equation 2):
+  w_img * 1/2 |x^ - x|^2 + w_kl * balanced KL + w_act * inverse dynamics. Deviation: an optional term
+  reconstructs the pictures straight from e_t, and a random share of the frames may be decoded.
   """
   num_frames = batch.is_first.size
-  sample_key, frame_key = (None, None) if key is None else jax.random.split(key)
+  sample_key = None if key is None else jax.random.fold_in(key, 0)
   embed = encode(model, params, batch)
   posterior, prior = observe(model, params, embed, batch.prev_action, batch.is_first, sample_key)
   feature = features(posterior)
 
   flat = lambda x: x.reshape(num_frames, *x.shape[2:])
-  chosen = slice(None)
+  chosen = jnp.arange(num_frames)
   if key is not None and config.decode_fraction < 1:
     num_decoded = max(1, round(config.decode_fraction * num_frames))
-    chosen = jax.random.permutation(frame_key, num_frames)[:num_decoded]
+    chosen = jax.random.permutation(jax.random.fold_in(key, 1), num_frames)[:num_decoded]
   target = {camera: vision.normalise(flat(getattr(batch, camera))[chosen]) for camera in CAMERAS}
 
   losses = {
     "image": _image_loss(_apply(model, params, "decode", flat(feature)[chosen]), target),
     "kl": distributions.balanced_kl(posterior.logits, prior.logits, config.kl_balance),
   }
-  weights = {"image": config.image_weight, "kl": config.kl_weight, "inverse_dynamics": config.inverse_dynamics_weight}
+  weights = {
+    "image": config.image_weight,
+    "kl": config.kl_weight,
+    "inverse_dynamics": config.inverse_dynamics_weight,
+  }
   if model.decode_embedding:
     losses["embedding_image"] = _image_loss(
       _apply(model, params, "decode_from_embedding", flat(embed)[chosen]), target
@@ -247,7 +257,11 @@ def world_model_loss(
     raise ValueError(f"losses {sorted(losses)} and weights {sorted(weights)} differ")
   means = {name: term.mean() for name, term in losses.items()}
   total = sum(weights[name] * means[name] for name in losses)
-  metrics = {"loss/total": total, **{f"loss/{name}": value for name, value in means.items()}, **action_metrics}
+  metrics = {
+    "loss/total": total,
+    **{f"loss/{name}": value for name, value in means.items()},
+    **action_metrics,
+  }
   metrics["latent/posterior_entropy"] = distributions.entropy(posterior.logits).mean()
   metrics["latent/prior_entropy"] = distributions.entropy(prior.logits).mean()
   # PSNR of pictures whose range is 2, both cameras together.
@@ -257,7 +271,10 @@ def world_model_loss(
 
 
 def make_update(
-  model: WorldModel, config: Any, optimizer: optax.GradientTransformation, sample: Callable[[Any, jax.Array], Batch]
+  model: WorldModel,
+  config: Any,
+  optimizer: optax.GradientTransformation,
+  sample: Callable[[Any, jax.Array], Batch],
 ) -> Callable[[TrainState, Any, jax.Array, int], tuple[TrainState, Metrics]]:
   """Builds `update(state, store, key, num)`: `num` gradient steps in one compiled program.
 
@@ -270,7 +287,9 @@ def make_update(
   Returns:
     Function to (state, metrics averaged over the steps). The old state is donated; `num` is static.
   """
-  loss_fn = jax.value_and_grad(lambda params, batch, key: world_model_loss(model, config, params, batch, key), has_aux=True)
+  loss_fn = jax.value_and_grad(
+    lambda params, batch, key: world_model_loss(model, config, params, batch, key), has_aux=True
+  )
 
   def step(state: TrainState, store: Any, key: jax.Array) -> tuple[TrainState, Metrics]:
     sample_key, loss_key = jax.random.split(key)
@@ -311,7 +330,9 @@ def open_loop(
     raise ValueError(f"context {context} must lie in [1, {length - 1}] for windows of {length} frames")
   observe_key, imagine_key = (None, None) if key is None else jax.random.split(key)
   seen = jax.tree.map(lambda x: x[:, :context], batch)
-  posterior, _ = observe(model, params, encode(model, params, seen), seen.prev_action, seen.is_first, observe_key)
+  posterior, _ = observe(
+    model, params, encode(model, params, seen), seen.prev_action, seen.is_first, observe_key
+  )
   last = jax.tree.map(lambda x: x[:, -1], posterior)
   imagined = imagine(model, params, last, batch.prev_action[:, context:], imagine_key)
   feature = jnp.concatenate([features(posterior), features(imagined)], 1)
