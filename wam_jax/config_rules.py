@@ -213,7 +213,7 @@ CHECKS: dict[str, Check] = {
   "ppo.dreams": _count(),
   "ppo.chunks_per_iteration": _count(),
   "ppo.horizon_steps": _count(),
-  "ppo.horizon": _choice("bootstrap", "terminal"),
+  "ppo.horizon": _choice("bootstrap", "terminal", "diwa"),
   "ppo.fine_tuned_steps": _count(),
   "ppo.min_sampling_std": _POSITIVE,
   "ppo.min_log_prob_std": _POSITIVE,
