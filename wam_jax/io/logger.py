@@ -24,6 +24,7 @@ class Progress:
     self._description = description
     self._note = ""
     self._start = self._printed = time.monotonic()
+    self._shown = -1  # what the last plain line said was done
     self._bar = None
     if interactive:
       import tqdm
@@ -47,11 +48,11 @@ class Progress:
   def close(self) -> None:
     if self._bar is not None:
       self._bar.close()
-    else:
+    elif self._shown != self._done:
       self._line()
 
   def _line(self) -> None:
-    self._printed = time.monotonic()
+    self._printed, self._shown = time.monotonic(), self._done
     speed = (self._done - self._initial) / max(self._printed - self._start, 1e-9)
     left = duration((self._total - self._done) / speed) if speed > 0 else "?"
     percent = 100 * self._done // max(self._total, 1)

@@ -21,17 +21,16 @@ from wam_jax.io.logger import duration
 
 STAGES = config_lib.STAGES
 
-# Seconds of each stage of the demo preset on 2 CPU cores, other sizes are scaled from them.
-# GUESSED before the first full run: put the measured ones here, and then DEMO_MEASURED to True.
-DEMO_MEASURED = False
+# Seconds of each stage of the demo preset, measured on 2 CPU cores (BUILD.md, "Measured"); the estimates
+# of other sizes are scaled from them.
 DEMO_SECONDS: dict[str, float] = {
-  "collect": 100,
-  "world_model": 540,
+  "collect": 55,
+  "world_model": 620,
   "featurize": 20,
-  "behaviour_cloning": 150,
-  "classifier": 60,
-  "ppo": 150,
-  "evaluate": 120,
+  "behaviour_cloning": 70,
+  "classifier": 40,
+  "ppo": 95,
+  "evaluate": 60,
   "report": 20,
 }
 
@@ -225,8 +224,7 @@ def format_plan(config: ConfigDict, plans: dict[str, StagePlan]) -> str:
     lines.append(f"    {stage:<18} {words[plan.action]:<8} {note:<58} {time}".rstrip())
     lines += [f"      {difference}" for difference in plan.differences]
   total = sum(seconds[stage] for stage, plan in plans.items() if plan.action in ("run", "resume", "conflict"))
-  measured = DEMO_MEASURED and config.preset == "demo"
-  basis = "as measured" if measured else "roughly"
+  basis = "as measured" if config.preset == "demo" else "roughly"
   accelerated = "" if config.preset == "demo" else "; an accelerator takes a small part of that"
   lines += [
     f"  time     about {duration(total)} on 2 CPU cores, {basis}{accelerated}",

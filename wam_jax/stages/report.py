@@ -139,7 +139,7 @@ def notes(config: Any, results: Mapping[str, Any]) -> list[str]:
     ),
     (
       "Imagined success: share of dreams, begun at the same start frames, that the success classifier calls "
-      "solved. Gap: imagined minus real, in points; a large gap means that the policy exploits the model."
+      "solved. Gap: imagined minus real, in points; a large gap: dreams are easier than the simulator."
     ),
     (
       "Expert: the scripted controller that recorded the demonstrations, here without noise. "
