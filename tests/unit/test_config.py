@@ -112,7 +112,7 @@ def test_all_problems_come_at_once(config):
     ("data.play_episode_frames", "8"),
     ("data.play_episode_frames", "30000"),
     ("world_model.batch_size", "1001"),
-    ("world_model.warmup_updates", "1500"),
+    ("world_model.warmup_updates", "50000"),
     ("world_model.decode_fraction", "0"),
     ("evaluate.episodes", "51"),
     ("env.image_size", "60"),
