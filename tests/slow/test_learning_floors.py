@@ -1,0 +1,35 @@
+"""What the demo preset must reach; runs it whole (about 20 minutes on 2 CPU cores).
+
+  bash launch/test.sh -m slow tests/slow
+
+WAM_DEMO_WORKDIR names a work folder to keep, or one whose finished stages are taken as they are.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_demo_is_alive(tmp_path):
+  workdir = pathlib.Path(os.environ.get("WAM_DEMO_WORKDIR", tmp_path / "demo")).absolute()
+  command = [sys.executable, "-m", "wam_jax.main", "--config=experiments/calvin_wam.py:demo"]
+  subprocess.run([*command, f"--config.workdir={workdir}"], cwd=ROOT, check=True)
+  results = json.loads((workdir / "evaluate" / "results.json").read_text())
+  means = {name: policy["mean"] for name, policy in results["policies"].items()}
+  assert all(policy["mean"]["n"] >= 160 for policy in results["policies"].values())
+  assert means["expert"]["rate"] >= 0.95
+  assert means["cloned"]["rate"] >= 0.45
+  assert means["cloned"]["rate"] - means["random"]["rate"] >= 0.30
+  assert results["ppo_minus_cloned"]["high"] >= 0  # not below cloning beyond the interval
+  quality = json.loads((workdir / "classifier" / "quality.json").read_text())["tasks"]
+  assert all(task["random_dreams"]["false_positives"] <= 0.05 for task in quality.values())
