@@ -137,7 +137,7 @@ def test_features_invert():
   posterior, _ = train.observe(
     model, params, train.encode(model, params, batch), batch.prev_action, batch.is_first, jax.random.key(0)
   )
-  back = latent_from_features(features(posterior), model.num_stoch, model.num_classes)
+  back = latent_from_features(features(posterior), model.stoch, model.classes)
   np.testing.assert_array_equal(back.deter, posterior.deter)
   np.testing.assert_array_equal(back.stoch, posterior.stoch)
 

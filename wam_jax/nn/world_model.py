@@ -54,14 +54,6 @@ class WorldModel(nn.Module):
   image_size: int
 
   @property
-  def num_stoch(self) -> int:
-    return self.stoch
-
-  @property
-  def num_classes(self) -> int:
-    return self.classes
-
-  @property
   def feature_size(self) -> int:
     return self.deter + self.stoch * self.classes
 

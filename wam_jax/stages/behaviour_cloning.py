@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from wam_jax.data.features import load_features
 from wam_jax.io import checkpoint
@@ -18,7 +17,7 @@ from wam_jax.nn.policy import DiffusionPolicy
 from wam_jax.stages.training_loop import train_loop
 from wam_jax.train import behaviour_cloning as train
 from wam_jax.train.state import make_optimizer, make_train_state
-from wam_jax.train.tasks import over_tasks, task_keys, task_metrics
+from wam_jax.train.tasks import make_task_update, over_tasks, task_keys
 from wam_jax.types import Params
 
 REQUIRES = ("featurize",)
@@ -72,19 +71,9 @@ def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger:
   )
   update_task = train.make_update(policy, optimizer, cloning.batch_size, cloning.ema_decay)
 
-  def update_one(task: Any, num: jax.Array) -> Any:
-    state, data, key = task
-    return update_task(state, data, key, num)
-
-  update_tasks = over_tasks(update_one)
-
-  def update(state: Any, key: jax.Array, num: int) -> tuple[Any, dict[str, Any]]:
-    state, metrics = update_tasks((state, data, task_keys(key, num_tasks)), jnp.int32(num))
-    return state, task_metrics(demos.tasks, metrics)
-
   state = train_loop(
     state=state,
-    update=update,
+    update=make_task_update(update_task, data, demos.tasks),
     total=cloning.updates,
     per_call=config.training.log_every,
     key=train_key,

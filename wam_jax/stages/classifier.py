@@ -21,7 +21,7 @@ from wam_jax.stages.world_model import load_world_model
 from wam_jax.train import classifier as train
 from wam_jax.train.imagination import World, make_starts, make_world
 from wam_jax.train.state import make_optimizer, make_train_state
-from wam_jax.train.tasks import over_tasks, task_keys, task_metrics
+from wam_jax.train.tasks import make_task_update, over_tasks, task_keys
 from wam_jax.types import Params
 
 REQUIRES = ("world_model", "featurize")
@@ -81,19 +81,9 @@ def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger:
   )
   update_task = train.make_update(classifier, optimizer, part)
 
-  def update_one(task: Any, num: jax.Array) -> Any:
-    state, pool, key = task
-    return update_task(state, pool, key, num)
-
-  update_tasks = over_tasks(update_one)
-
-  def update(state: Any, key: jax.Array, num: int) -> tuple[Any, dict[str, Any]]:
-    state, metrics = update_tasks((state, pool, task_keys(key, num_tasks)), jnp.int32(num))
-    return state, task_metrics(demos.tasks, metrics)
-
   state = train_loop(
     state=state,
-    update=update,
+    update=make_task_update(update_task, pool, demos.tasks),
     total=part.updates,
     per_call=config.training.log_every,
     key=train_key,

@@ -44,7 +44,7 @@ class World:
 def make_world(model: Any) -> World:
   """World of a `nn.world_model.WorldModel`."""
   step = functools.partial(world_model_lib.imagine_step, model)
-  return World(step, model.num_stoch, model.num_classes)
+  return World(step, model.stoch, model.classes)
 
 
 @struct.dataclass

@@ -104,6 +104,35 @@ def over_tasks(fn: Callable[[Any, Any], Any], threads: int | None = None) -> Cal
   return call
 
 
+def make_task_update(
+  update_task: Callable[[Any, Any, jax.Array, jax.Array], tuple[Any, dict[str, jax.Array]]],
+  data: Any,
+  tasks: Sequence[str],
+) -> Callable[[Any, jax.Array, int], tuple[Any, dict[str, Any]]]:
+  """Turns the updates of one task into those of all, as `stages.training_loop.train_loop` calls them.
+
+  Args:
+    update_task: (state, data, key, num) -> (state, metrics) of one task.
+    data: what each task learns from, stacked over K tasks.
+    tasks: K names.
+
+  Returns:
+    `update(state, key, num)` on states stacked over K tasks; metrics as `task_metrics`.
+  """
+
+  def one(task: Any, num: jax.Array) -> Any:
+    state, data, key = task
+    return update_task(state, data, key, num)
+
+  update_tasks = over_tasks(one)
+
+  def update(state: Any, key: jax.Array, num: int) -> tuple[Any, dict[str, Any]]:
+    state, metrics = update_tasks((state, data, task_keys(key, len(tasks))), jnp.int32(num))
+    return state, task_metrics(tasks, metrics)
+
+  return update
+
+
 def take_task(tree: Any, index: int | jax.Array) -> Any:
   """One task's part of a stacked tree."""
   return jax.tree.map(lambda x: x[index], tree)

@@ -245,8 +245,8 @@ def world_model_loss(
   if losses["kl"].shape != batch.is_first.shape or losses["image"].ndim != 1:
     raise ValueError(f"loss terms have shapes { {name: list(x.shape) for name, x in losses.items()} }")
 
-  # With weight 0 the head still learns, on embeddings that it cannot shape: a probe of the plain
-  # DreamerV2's embeddings, at the price of nothing that the comparison would notice.
+  # With weight 0 the head still learns, with weight 1, on embeddings that it cannot shape: a probe of
+  # plain DreamerV2. What it shares with the rest is the global norm that is clipped.
   source = embed if config.inverse_dynamics_weight > 0 else jax.lax.stop_gradient(embed)
   predicted = _apply(model, params, "inverse_dynamics", source[:, :-1], source[:, 1:])
   action_loss, action_metrics = inverse_dynamics_loss(predicted, batch.action, batch.is_first)
