@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from wam_jax.core import image
-from wam_jax.data import calvin
-from wam_jax.data.calvin import DatasetError
+from wam_jax.data import calvin, calvin_writer, files
+from wam_jax.data.files import DatasetError
 
 LENGTHS = (7, 5, 6)
 ANNOTATIONS = [("open_drawer", 7, 12), ("turn_on_led", 12, 18), ("open_drawer", 13, 17)]
@@ -33,7 +33,7 @@ def _frames(n: int, size: int = 8, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def _write(folder: pathlib.Path, frames: dict[str, np.ndarray], first: int = 0, extra=None) -> int:
-  with calvin.FrameWriter(folder, first) as writer:
+  with calvin_writer.FrameWriter(folder, first) as writer:
     for rows in (slice(0, 10), slice(10, None)):
       writer.write(**{key: array[rows] for key, array in frames.items()})
     return writer.commit(LENGTHS, ANNOTATIONS, "table", extra)
@@ -258,14 +258,14 @@ def test_bad_frames_are_named(root, name):
 def test_a_flipped_byte_never_passes_as_other_values(root):
   path = calvin.frame_path(root / "training", 8)
   whole, keys = path.read_bytes(), tuple(_frames(1))
-  expected = calvin.read_npz(path, keys)
+  expected = files.read_npz(path, keys)
   refused = 0
   for position in range(0, len(whole), 5):
     data = bytearray(whole)
     data[position] ^= 255
     path.write_bytes(data)
     try:
-      read = calvin.read_npz(path, keys)
+      read = files.read_npz(path, keys)
     except DatasetError:
       refused += 1
     else:
@@ -372,7 +372,7 @@ def test_unpickler_admits_all_numpy_and_containers(tmp_path):
     "e": np.array([{"z": 1}], object),
   }
   np.save(tmp_path / "x.npy", content, allow_pickle=True)
-  read = calvin.load_pickled(tmp_path / "x.npy")
+  read = files.load_pickled(tmp_path / "x.npy")
   assert read["a"] == content["a"] and read["c"] == {1, 2} and read["e"][0] == {"z": 1}
   np.testing.assert_array_equal(read["b"], content["b"])
 
@@ -386,7 +386,7 @@ def test_unpickler_reads_numpy_1_names(tmp_path):
   begin = old.index(b"\x80\x04\x95") + 3
   size = int.from_bytes(old[begin : begin + 8], "little") - (len(data) - len(old))
   (tmp_path / "x.npy").write_bytes(old[:begin] + size.to_bytes(8, "little") + old[begin + 8 :])
-  np.testing.assert_array_equal(calvin.load_pickled(tmp_path / "x.npy")["a"], np.arange(3))
+  np.testing.assert_array_equal(files.load_pickled(tmp_path / "x.npy")["a"], np.arange(3))
 
 
 def test_check_dataset(root):
@@ -404,17 +404,17 @@ def test_check_dataset(root):
 
 def test_nothing_half_written_is_taken_for_whole(tmp_path):
   folder = tmp_path / "training"
-  with pytest.raises(KeyboardInterrupt), calvin.FrameWriter(folder) as writer:
+  with pytest.raises(KeyboardInterrupt), calvin_writer.FrameWriter(folder) as writer:
     writer.write(**_frames(4))
     assert not folder.exists()
     raise KeyboardInterrupt
   assert not folder.exists() and not list(tmp_path.iterdir())
-  killed = calvin.FrameWriter(folder)  # killed: nobody cleans up
+  killed = calvin_writer.FrameWriter(folder)  # killed: nobody cleans up
   killed.write(**_frames(9))
   _write(folder, _frames(18))
   assert len(list(folder.glob("episode_*"))) == 18 and [p.name for p in tmp_path.iterdir()] == ["training"]
   with pytest.raises(FileExistsError):
-    calvin.FrameWriter(folder)
+    calvin_writer.FrameWriter(folder)
 
 
 @pytest.mark.parametrize(
@@ -430,12 +430,12 @@ def test_nothing_half_written_is_taken_for_whole(tmp_path):
 def test_writer_refuses(tmp_path, key, change, error):
   frames = _frames(3)
   frames[key] = change(frames[key])
-  with calvin.FrameWriter(tmp_path / "x") as writer, pytest.raises(error):
+  with calvin_writer.FrameWriter(tmp_path / "x") as writer, pytest.raises(error):
     writer.write(**frames)
 
 
 def test_commit_refuses_lengths_that_do_not_add_up(tmp_path):
-  with calvin.FrameWriter(tmp_path / "x") as writer:
+  with calvin_writer.FrameWriter(tmp_path / "x") as writer:
     writer.write(**_frames(3))
     with pytest.raises(ValueError, match="4 frames in all, but 3"):
       writer.commit([2, 2], [], "table")

@@ -12,7 +12,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from wam_jax import config as config_lib
-from wam_jax.data import calvin
+from wam_jax.data import calvin, files
 from wam_jax.envs import tasks as tasks_lib
 from wam_jax.envs.base import ROBOT_OBS, SCENE_OBS
 from wam_jax.io.logger import Logger
@@ -205,7 +205,7 @@ def test_points_to_calvins_own_data(collected, tmp_path):
   assert collect.dataset_path(tmp_path) == (collected[0] / "dataset").resolve()
   assert summary["splits"]["training"]["windows"] == 4 and not (tmp_path / "dataset").exists()
   config.data.calvin_path = str(tmp_path)
-  with pytest.raises(calvin.DatasetError, match="no training/"):
+  with pytest.raises(files.DatasetError, match="no training/"):
     _run(config, tmp_path / "other")
 
 

@@ -1,4 +1,4 @@
-"""Reads, writes and checks frames on disk in CALVIN's format.
+"""Reads and checks frames on disk in CALVIN's format.
 
 One folder per split, one `episode_%07d.npz` per frame, and beside them `ep_start_end_ids.npy`
 (first and last frame of each episode, both included) and `lang_annotations/auto_lang_ann.npy`
@@ -7,19 +7,11 @@ One folder per split, one `episode_%07d.npz` per frame, and beside them `ep_star
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import dataclasses
-import functools
-import io
 import mmap
 import os
 import pathlib
-import pickle
-import shutil
-import struct
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -27,36 +19,16 @@ from typing import Any
 import numpy as np
 
 from wam_jax.core import image as image_lib
+from wam_jax.data.files import COPY_AGAIN, IDS_FILE, DatasetError, PathLike, load_pickled, read_npy, read_npz
 
-PathLike = str | os.PathLike[str]
 ProgressFactory = Callable[[int, str], contextlib.AbstractContextManager[Any]]
 
 VECTOR_KEYS = {"rel_actions": 7, "robot_obs": 15, "scene_obs": 24}
 PICTURE_KEYS = ("rgb_static", "rgb_gripper")
 ACTION_TOLERANCE = 1e-4  # of rel_actions beyond [-1, 1]: rounding in CALVIN's own recording
-IDS_FILE = "ep_start_end_ids.npy"
 ANNOTATION_FILE = "lang_annotations/auto_lang_ann.npy"
 START_STATES_FILE = "start_states.npz"
-_BLOCK = 256  # frames per unit of work: large enough to hide the thread pool, small enough for a smooth bar
-_SENTENCES = {
-  "open_drawer": "pull the drawer open",
-  "close_drawer": "push the drawer shut",
-  "move_slider_left": "slide the door to the left",
-  "move_slider_right": "slide the door to the right",
-  "turn_on_lightbulb": "switch the light bulb on",
-  "turn_off_lightbulb": "switch the light bulb off",
-  "turn_on_led": "press the button so that the LED lights up",
-  "turn_off_led": "press the button so that the LED goes dark",
-}
-
-
-class DatasetError(ValueError):
-  """Something on disk breaks a rule of the format: names the file, the key, the rule and what to do."""
-
-  def __init__(self, file: PathLike, rule: str, *, key: str = "", fix: str = ""):
-    self.file, self.key, self.rule, self.fix = pathlib.Path(file), key, rule, fix
-    where = f"{self.file}" + (f", key '{key}'" if key else "")
-    super().__init__(f"{where}: {rule}" + (f" What to do: {fix}" if fix else ""))
+BLOCK = 256  # frames per unit of work: large enough to hide the thread pool, small enough for a smooth bar
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,201 +96,6 @@ class Split:
 
 
 # ---------------------------------------------------------------------------------------------
-# Reading one file. np.load spends about a millisecond per frame on Python's zipfile; whole splits
-# are read here by walking the archive's directory directly, which is ten times as fast.
-
-
-_DIRECTORY = struct.Struct("<4s6H3I5H2I")
-_LOCAL = struct.Struct("<4s5H3I2H")
-_END = struct.Struct("<4s4H2IH")
-_TRUNCATED = "not a whole npz archive: the file is truncated or damaged."
-_COPY_AGAIN = "copy or download this file again."
-
-
-@functools.lru_cache(maxsize=256)
-def _npy_header(text: bytes) -> tuple[np.dtype[Any], tuple[int, ...], bool]:
-  fields = ast.literal_eval(text.decode("latin1"))
-  return np.dtype(fields["descr"]), tuple(fields["shape"]), bool(fields["fortran_order"])
-
-
-def _parse_npy(data: bytes | memoryview, path: PathLike, key: str) -> np.ndarray:
-  """Array in the bytes of an npy file. Never unpickles."""
-  if bytes(data[:6]) != b"\x93NUMPY":
-    raise DatasetError(path, "not a NumPy array.", key=key, fix=_COPY_AGAIN)
-  wide = data[6] > 1
-  start = 12 if wide else 10
-  (length,) = struct.unpack_from("<I" if wide else "<H", data, 8)
-  dtype, shape, fortran = _npy_header(bytes(data[start : start + length]))
-  if dtype.hasobject:
-    raise DatasetError(
-      path,
-      "holds Python objects, which are never unpickled.",
-      key=key,
-      fix="store it as a plain numeric array.",
-    )
-  count = 1
-  for size in shape:
-    count *= size
-  if len(data) != start + length + count * dtype.itemsize:
-    raise DatasetError(
-      path, f"expected {count} values of {dtype}, found another number of bytes.", key=key, fix=_COPY_AGAIN
-    )
-  array = np.frombuffer(data, dtype, count, start + length)
-  return array.reshape(shape, order="F" if fortran else "C")
-
-
-def _directory(data: bytes, path: PathLike) -> dict[str, tuple[int, int, int, int, int]]:
-  """name -> (method, crc, compressed size, size, offset of the data) of the archive's members."""
-  end = len(data) - _END.size if data[-22:-18] == b"PK\x05\x06" else data.rfind(b"PK\x05\x06")
-  if end < 0 or data[:2] != b"PK":
-    raise DatasetError(path, _TRUNCATED, fix=_COPY_AGAIN)
-  try:
-    _, _, _, _, count, _, cursor, _ = _END.unpack_from(data, end)
-    members = {}
-    for _ in range(count):
-      fields = _DIRECTORY.unpack_from(data, cursor)
-      signature, method, crc, packed, size = fields[0], fields[4], *fields[7:10]
-      name_length, extra, comment, offset = fields[10], fields[11], fields[12], fields[16]
-      local = _LOCAL.unpack_from(data, offset)
-      if signature != b"PK\x01\x02" or local[0] != b"PK\x03\x04":
-        raise DatasetError(path, _TRUNCATED, fix=_COPY_AGAIN)
-      name = data[cursor + 46 : cursor + 46 + name_length].decode()
-      begin = offset + 30 + local[9] + local[10]
-      if 0xFFFFFFFF in (packed, size, offset) or begin + packed > len(data):
-        raise DatasetError(path, _TRUNCATED, fix=_COPY_AGAIN)
-      members[name.removesuffix(".npy")] = (method, crc, packed, size, begin)
-      cursor += 46 + name_length + extra + comment
-  except (struct.error, UnicodeDecodeError):
-    raise DatasetError(path, _TRUNCATED, fix=_COPY_AGAIN) from None
-  return members
-
-
-def read_npz(path: PathLike, keys: Sequence[str]) -> dict[str, np.ndarray]:
-  """Named arrays of an npz file (up to 4 GB), each checked against its CRC; the others are not touched.
-
-  Args:
-    path: the file.
-    keys: names of arrays.
-
-  Returns:
-    name -> read-only array.
-
-  Raises:
-    DatasetError: no such file, truncated or damaged, or a key that is not there.
-  """
-  try:
-    with open(path, "rb", buffering=0) as file:
-      data = file.read()
-  except FileNotFoundError:
-    raise DatasetError(
-      path, "no such file.", fix=f"copy or download it, or take its episode out of {IDS_FILE}."
-    ) from None
-  except OSError as error:
-    raise DatasetError(path, f"cannot be read ({error.strerror}).", fix=_COPY_AGAIN) from None
-  members, view, out = _directory(data, path), memoryview(data), {}
-  for key in keys:
-    if key not in members:
-      raise DatasetError(
-        path,
-        f"is absent; the file has {', '.join(sorted(members)) or 'nothing'}.",
-        key=key,
-        fix="use a dataset in CALVIN's format (one npz per frame with this key).",
-      )
-    method, crc, packed, size, begin = members[key]
-    content: bytes | memoryview = view[begin : begin + packed]
-    try:
-      if method == zipfile.ZIP_DEFLATED:
-        content = zlib.decompress(content, wbits=-15, bufsize=size)
-      elif method != zipfile.ZIP_STORED:
-        raise zlib.error("unknown method")
-      if len(content) != size or zlib.crc32(content) != crc:
-        raise zlib.error("checksum")
-    except zlib.error:
-      raise DatasetError(
-        path, "damaged: its content does not match its checksum.", key=key, fix=_COPY_AGAIN
-      ) from None
-    try:
-      out[key] = _parse_npy(content, path, key)
-    except (ValueError, SyntaxError, TypeError, KeyError, struct.error, IndexError) as error:
-      if isinstance(error, DatasetError):
-        raise
-      raise DatasetError(path, "not a NumPy array.", key=key, fix=_COPY_AGAIN) from None
-  return out
-
-
-def _read_npy(path: pathlib.Path) -> np.ndarray:
-  try:
-    return _parse_npy(path.read_bytes(), path, "")
-  except DatasetError:
-    raise
-  except FileNotFoundError:
-    raise DatasetError(path, "no such file.", fix=_COPY_AGAIN) from None
-  except (OSError, ValueError, SyntaxError, TypeError, KeyError, struct.error, IndexError):
-    raise DatasetError(path, "not a whole npy file: truncated or damaged.", fix=_COPY_AGAIN) from None
-
-
-class _PlainUnpickler(pickle.Unpickler):
-  """Admits NumPy arrays, dtypes and scalars and plain containers; refuses all else by name."""
-
-  _ALLOWED = frozenset(
-    {("numpy", "ndarray"), ("numpy", "dtype"), ("builtins", "set"), ("builtins", "frozenset")}
-    | {
-      (module, name)
-      for module in ("numpy.core.multiarray", "numpy._core.multiarray")
-      for name in ("_reconstruct", "scalar")
-    }
-    | {(module, "_frombuffer") for module in ("numpy.core.numeric", "numpy._core.numeric")}
-  )
-
-  def find_class(self, module: str, name: str) -> Any:
-    if (module, name) not in self._ALLOWED:
-      raise pickle.UnpicklingError(f"refused: {module}.{name}")
-    # NumPy 1 wrote numpy.core, NumPy 2 writes numpy._core: both are read with the installed one.
-    return super().find_class(module.replace("numpy.core", "numpy._core"), name)
-
-
-def load_pickled(path: PathLike) -> Any:
-  """Reads an npy file that holds one pickled object, without running anything in it.
-
-  Args:
-    path: file written by `np.save(path, {...})`.
-
-  Returns:
-    The object, made of NumPy arrays and plain containers.
-
-  Raises:
-    DatasetError: no such file, damaged, or anything in it that is neither array nor container.
-  """
-  path = pathlib.Path(path)
-  try:
-    with path.open("rb") as file:
-      version = np.lib.format.read_magic(file)
-      read_header = (
-        np.lib.format.read_array_header_1_0 if version == (1, 0) else (np.lib.format.read_array_header_2_0)
-      )
-      _, _, dtype = read_header(file)
-      if not dtype.hasobject:
-        raise DatasetError(path, "expected a pickled dictionary, found a plain array.", fix=_COPY_AGAIN)
-      array = _PlainUnpickler(file).load()
-  except DatasetError:
-    raise
-  except FileNotFoundError:
-    raise DatasetError(path, "no such file.", fix="use a dataset with language annotations.") from None
-  except pickle.UnpicklingError as error:
-    if "refused" in str(error):
-      raise DatasetError(
-        path,
-        f"its pickle asks for {str(error)[9:]}, which is neither a NumPy array nor a "
-        "plain container; nothing was run.",
-        fix="do not use this file: get it from CALVIN's own server.",
-      ) from None
-    raise DatasetError(path, f"damaged pickle ({error}).", fix=_COPY_AGAIN) from None
-  except Exception as error:  # a damaged pickle can raise anything
-    raise DatasetError(path, f"damaged ({type(error).__name__}: {error}).", fix=_COPY_AGAIN) from None
-  return array.item() if isinstance(array, np.ndarray) and array.ndim == 0 else array
-
-
-# ---------------------------------------------------------------------------------------------
 # Reading a split.
 
 
@@ -346,17 +123,15 @@ def read_episode_ids(folder: PathLike) -> np.ndarray:
   path = folder / IDS_FILE
   if not path.is_file():
     raise DatasetError(folder, f"not a split of a CALVIN dataset: it has no {IDS_FILE}.", fix=fix)
-  ids = _read_npy(path)
+  ids = read_npy(path)
   if ids.ndim != 2 or ids.shape[1:] != (2,) or not np.issubdtype(ids.dtype, np.integer) or not len(ids):
     raise DatasetError(
-      path, f"must be integers [episodes, 2], not {ids.dtype} {list(ids.shape)}.", fix=_COPY_AGAIN
+      path, f"must be integers [episodes, 2], not {ids.dtype} {list(ids.shape)}.", fix=COPY_AGAIN
     )
   ids = ids.astype(np.int64)
   ids = ids[np.argsort(ids[:, 0], kind="stable")]
   if (ids < 0).any() or (ids[:, 1] < ids[:, 0]).any() or (ids[1:, 0] <= ids[:-1, 1]).any():
-    raise DatasetError(
-      path, "each episode must end after it starts, and no two may overlap.", fix=_COPY_AGAIN
-    )
+    raise DatasetError(path, "each episode must end after it starts, and no two may overlap.", fix=COPY_AGAIN)
   return ids
 
 
@@ -395,7 +170,7 @@ def _picture_shapes(folder: pathlib.Path, first: int, image_size: int) -> dict[s
   return shapes
 
 
-def _check_vectors(folder: pathlib.Path, ids: np.ndarray, values: dict[str, np.ndarray]) -> None:
+def check_vectors(folder: pathlib.Path, ids: np.ndarray, values: dict[str, np.ndarray]) -> None:
   """Range rules of a block of frames. Clips rounding of rel_actions in place.
 
   Args:
@@ -467,7 +242,7 @@ def _read_spans(
   keys = (*VECTOR_KEYS, *PICTURE_KEYS)
 
   def read_block(begin: int) -> int:
-    stop = min(begin + _BLOCK, len(ids))
+    stop = min(begin + BLOCK, len(ids))
     block = {key: np.empty((stop - begin, size)) for key, size in VECTOR_KEYS.items()}
     for row in range(begin, stop):
       path = frame_path(folder, ids[row])
@@ -496,14 +271,14 @@ def _read_spans(
             fix="repair or remove the episode of this frame.",
           )
         pictures[key][row] = image_lib.area_resize(array, image_size, image_size)
-    _check_vectors(folder, ids[begin:stop], block)
+    check_vectors(folder, ids[begin:stop], block)
     for key, array in block.items():
       vectors[key][begin:stop] = array
     return stop - begin
 
   bar = progress(len(ids), f"reading {folder.name}") if progress else contextlib.nullcontext()
   with bar as shown, ThreadPoolExecutor(num_workers(workers)) as pool:
-    futures = [pool.submit(read_block, begin) for begin in range(0, len(ids), _BLOCK)]
+    futures = [pool.submit(read_block, begin) for begin in range(0, len(ids), BLOCK)]
     try:
       for future in futures:
         done = future.result()
@@ -555,14 +330,14 @@ def _read_raw_annotations(folder: pathlib.Path) -> list[tuple[str, int, int]]:
     spans = [(int(low), int(high)) for low, high in content["info"]["indx"]]
   except (KeyError, TypeError, ValueError):
     raise DatasetError(
-      path, "must hold language.task and info.indx, as CALVIN's annotations do.", fix=_COPY_AGAIN
+      path, "must hold language.task and info.indx, as CALVIN's annotations do.", fix=COPY_AGAIN
     ) from None
   if len(tasks) != len(spans):
     raise DatasetError(
       path,
       f"has {len(tasks)} tasks and {len(spans)} windows; there must be one task for each.",
       key="info.indx",
-      fix=_COPY_AGAIN,
+      fix=COPY_AGAIN,
     )
   if not tasks:
     raise DatasetError(
@@ -600,7 +375,7 @@ def _locate(
         folder / ANNOTATION_FILE,
         f"window ({low}, {high}) of {task} does not lie in one episode.",
         key="info.indx",
-        fix=_COPY_AGAIN,
+        fix=COPY_AGAIN,
       )
     out.append(Annotation(task, low + int(shift[episode]), high + int(shift[episode])))
   return out
@@ -709,7 +484,7 @@ def read_start_states(
           f"must be floats [{len(names)}, {VECTOR_KEYS[key]}], not {arrays[key].dtype} "
           f"{list(arrays[key].shape)}.",
           key=key,
-          fix=_COPY_AGAIN,
+          fix=COPY_AGAIN,
         )
     sources = {task: np.flatnonzero(names == task)[:limit] for task in tasks}
     states = {task: (arrays["robot_obs"][rows], arrays["scene_obs"][rows]) for task, rows in sources.items()}
@@ -731,7 +506,7 @@ def read_start_states(
           path if path.is_file() else folder,
           f"start states of {task} must be finite and have {VECTOR_KEYS[key]} numbers.",
           key=key,
-          fix=_COPY_AGAIN,
+          fix=COPY_AGAIN,
         )
   return {task: (np.array(r, np.float64), np.array(s, np.float64)) for task, (r, s) in states.items()}
 
@@ -787,208 +562,3 @@ def check_dataset(
     _read_spans(folder, np.stack([picked, picked], 1), image_size, 1, None)
     out[split] = {"frames": len(ids), "episodes": len(spans), "windows": len(annotations)}
   return out
-
-
-# ---------------------------------------------------------------------------------------------
-# Writing.
-
-
-class _NpzTemplate:
-  """Bytes of an uncompressed npz with fixed shapes, into which values and checksums are put."""
-
-  def __init__(self, arrays: dict[str, np.ndarray]):
-    body, directory, self._members = bytearray(), bytearray(), []
-    for key, array in arrays.items():
-      buffer = io.BytesIO()
-      np.lib.format.write_array(buffer, np.zeros_like(array), allow_pickle=False)
-      content, name = buffer.getvalue(), f"{key}.npy".encode()
-      # 33 = 1980-01-01, the archive format's zero: the same frames always give the same bytes.
-      common = struct.pack("<HHHHHIIIHH", 20, 0, 0, 0, 33, 0, len(content), len(content), len(name), 0)
-      offset = len(body)
-      body += b"PK\x03\x04" + common + name
-      begin, value = len(body), len(body) + len(content) - array.nbytes
-      body += content
-      crc_in_directory = len(directory) + 16
-      directory += (
-        b"PK\x01\x02" + struct.pack("<H", 20) + common + struct.pack("<HHHII", 0, 0, 0, 0, offset) + name
-      )
-      self._members.append((key, offset + 14, crc_in_directory, begin, value, len(body)))
-    end = struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, len(arrays), len(arrays), len(directory), len(body), 0)
-    self._members = [
-      (key, crc, len(body) + in_directory, begin, value, stop)
-      for key, crc, in_directory, begin, value, stop in self._members
-    ]
-    self._bytes = bytes(body + directory + end)
-
-  def fill(self, arrays: dict[str, np.ndarray]) -> bytearray:
-    """The archive with these values (C order, same shapes and dtypes as at construction)."""
-    data = bytearray(self._bytes)
-    view = memoryview(data)
-    for key, local_crc, directory_crc, begin, value, stop in self._members:
-      view[value:stop] = arrays[key].reshape(-1).view(np.uint8).data
-      crc = struct.pack("<I", zlib.crc32(view[begin:stop]))
-      view[local_crc : local_crc + 4] = crc
-      view[directory_crc : directory_crc + 4] = crc
-    return data
-
-
-class FrameWriter:
-  """Writes a split frame by frame; it appears under its own name only when whole.
-
-  Frames go to a hidden sibling folder, which `commit` renames. What an interrupted writer left there
-  is removed by the next one.
-  """
-
-  def __init__(self, folder: PathLike, first_id: int = 0, workers: int = 0):
-    """Starts a split.
-
-    Args:
-      folder: of the split; must not exist yet.
-      first_id: of its first frame.
-      workers: threads; 0 means one per core.
-
-    Raises:
-      FileExistsError: the folder exists.
-    """
-    self.folder = pathlib.Path(folder)
-    if self.folder.exists():
-      raise FileExistsError(f"{self.folder} exists: a split is written once")
-    self._partial = self.folder.with_name(f".{self.folder.name}.partial")
-    shutil.rmtree(self._partial, ignore_errors=True)
-    self._partial.mkdir(parents=True)
-    self._first, self._next = first_id, first_id
-    self._pool = ThreadPoolExecutor(num_workers(workers))
-    self._template: _NpzTemplate | None = None
-    self._states: dict[str, list[np.ndarray]] = {"robot_obs": [], "scene_obs": []}
-
-  def write(
-    self,
-    *,
-    actions: np.ndarray,
-    rel_actions: np.ndarray,
-    robot_obs: np.ndarray,
-    scene_obs: np.ndarray,
-    rgb_static: np.ndarray,
-    rgb_gripper: np.ndarray,
-  ) -> None:
-    """Appends n frames.
-
-    Args:
-      actions: [n, 7] target pose (xyz [m], Euler [rad]) and gripper that the relative action leads to.
-      rel_actions: [n, 7] in [-1, 1], gripper exactly +1 or -1.
-      robot_obs: [n, 15].
-      scene_obs: [n, 24].
-      rgb_static: [n, S, S, 3] uint8.
-      rgb_gripper: [n, S, S, 3] uint8.
-
-    Raises:
-      ValueError: shapes or dtypes do not fit.
-      DatasetError: a value that the reader would refuse.
-    """
-    block = {"actions": actions, "rel_actions": rel_actions, "robot_obs": robot_obs, "scene_obs": scene_obs}
-    block = {key: np.array(value, np.float64, order="C") for key, value in block.items()}
-    n = len(block["actions"])
-    for key, size in {"actions": 7, **VECTOR_KEYS}.items():
-      if block[key].shape != (n, size):
-        raise ValueError(f"{key}: expected [{n}, {size}], got {list(block[key].shape)}")
-    for key, picture in (("rgb_static", rgb_static), ("rgb_gripper", rgb_gripper)):
-      if picture.dtype != np.uint8 or picture.ndim != 4 or len(picture) != n or picture.shape[3] != 3:
-        raise ValueError(f"{key}: expected uint8 [{n}, S, S, 3], got {picture.dtype} {list(picture.shape)}")
-      block[key] = np.ascontiguousarray(picture)
-    if not n:
-      return
-    ids = np.arange(self._next, self._next + n)
-    _check_vectors(self.folder, ids, {key: block[key] for key in VECTOR_KEYS})
-    if self._template is None:
-      self._template = _NpzTemplate({key: array[0] for key, array in block.items()})
-      self._shapes = {key: array.shape[1:] for key, array in block.items()}
-    if any(block[key].shape[1:] != shape for key, shape in self._shapes.items()):
-      raise ValueError("all frames of a split must have pictures of one size")
-    template = self._template
-
-    def write_rows(begin: int) -> None:
-      for row in range(begin, min(begin + _BLOCK, n)):
-        data = template.fill({key: array[row] for key, array in block.items()})
-        with open(frame_path(self._partial, ids[row]), "wb", buffering=0) as file:
-          file.write(data)
-
-    list(self._pool.map(write_rows, range(0, n, _BLOCK)))
-    for key, parts in self._states.items():
-      parts.append(block[key])
-    self._next += n
-
-  def commit(
-    self,
-    lengths: Sequence[int],
-    annotations: Sequence[tuple[str, int, int]],
-    scene: str,
-    extra: dict[str, dict[str, Any]] | None = None,
-  ) -> int:
-    """Writes ids, annotations and statistics, and gives the folder its name.
-
-    Args:
-      lengths: frames of each episode, in the order written.
-      annotations: (task, first frame, one past the last) counted from this split's first frame.
-      scene: name for scene_info.npy.
-      extra: npz file name -> arrays, to be written beside.
-
-    Returns:
-      Id after the last frame: the next split's first.
-
-    Raises:
-      ValueError: lengths do not add up to the frames written.
-    """
-    if sum(lengths) != self._next - self._first or not len(lengths) or min(lengths) < 1:
-      raise ValueError(
-        f"episodes of {sum(lengths)} frames in all, but {self._next - self._first} were written"
-      )
-    ends = np.cumsum(np.asarray(lengths, np.int64)) + self._first
-    folder = self._partial
-    np.save(folder / IDS_FILE, np.stack([ends - np.asarray(lengths), ends - 1], 1))
-    np.save(folder / "ep_lens.npy", np.asarray(lengths, np.int64))
-    _save_pickled(folder / "scene_info.npy", {scene: (self._first, self._next - 1)})
-    (folder / ANNOTATION_FILE).parent.mkdir()
-    _save_pickled(
-      folder / ANNOTATION_FILE,
-      {
-        "language": {
-          "ann": [_SENTENCES.get(task, task.replace("_", " ")) for task, _, _ in annotations],
-          "task": [task for task, _, _ in annotations],
-          "emb": np.zeros((len(annotations), 1, 384), np.float32),  # no language model here: a placeholder
-        },
-        "info": {"episodes": [], "indx": [(self._first + a, self._first + b) for _, a, b in annotations]},
-      },
-    )
-    (folder / "statistics.yaml").write_text(_statistics(self._states))
-    for name, arrays in (extra or {}).items():
-      np.savez(folder / name, **arrays)
-    os.rename(folder, self.folder)
-    return self._next
-
-  def close(self) -> None:
-    """Stops the threads and removes what was not committed."""
-    self._pool.shutdown()
-    shutil.rmtree(self._partial, ignore_errors=True)
-
-  def __enter__(self) -> FrameWriter:
-    return self
-
-  def __exit__(self, *_: object) -> None:
-    self.close()
-
-
-def _save_pickled(path: pathlib.Path, content: dict[str, Any]) -> None:
-  holder = np.empty((), object)
-  holder[()] = content
-  np.save(path, holder, allow_pickle=True)
-
-
-def _statistics(states: dict[str, list[np.ndarray]]) -> str:
-  """Mean and standard deviation in the layout of CALVIN's statistics.yaml."""
-  lines = []
-  for key, parts in states.items():
-    values = np.concatenate(parts)
-    lines += [f"{key}:", "- _target_: calvin_agent.utils.transforms.NormalizeVector"]
-    for name, numbers in (("mean", values.mean(0)), ("std", values.std(0))):
-      lines += [f"  {name}:", *(f"  - {float(number)!r}" for number in numbers)]
-  return "\n".join(lines) + "\n"

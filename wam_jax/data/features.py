@@ -8,7 +8,7 @@ import pathlib
 
 import numpy as np
 
-from wam_jax.data.calvin import DatasetError, PathLike, read_npz
+from wam_jax.data.files import DatasetError, PathLike, read_npz
 
 _KEYS = ("feature", "action", "success", "mask", "tasks")
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from wam_jax import envs
-from wam_jax.data import calvin
+from wam_jax.data import calvin, calvin_writer
 from wam_jax.envs.base import Renderer
 from wam_jax.io.artifact import Artifact
 from wam_jax.io.logger import Logger
@@ -105,7 +105,7 @@ def _draw_split(
   ]
   drawing = writing = 0.0
   with (
-    calvin.FrameWriter(folder, first_id, config.env.workers) as writer,
+    calvin_writer.FrameWriter(folder, first_id, config.env.workers) as writer,
     logger.progress(int(ends[-1]), f"drawing {folder.name}") as bar,
   ):
     for begin in range(0, int(ends[-1]), _DRAW_BLOCK):

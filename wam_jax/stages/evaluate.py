@@ -18,6 +18,7 @@ import numpy as np
 
 from wam_jax.core import intervals
 from wam_jax.data import calvin
+from wam_jax.data.files import DatasetError
 from wam_jax.io.artifact import Artifact, write_text
 from wam_jax.io.logger import Logger
 from wam_jax.io.provenance import provenance
@@ -99,7 +100,7 @@ def start_states(collect: Artifact, tasks: Sequence[str], episodes: int) -> tupl
   known = calvin.read_start_states(root, tasks, episodes)
   for task, (robot, _) in known.items():
     if len(robot) < episodes:
-      raise calvin.DatasetError(
+      raise DatasetError(
         root / "validation",
         f"{len(robot)} start states of {task}, evaluate.episodes = {episodes} are needed.",
         fix=f"set config.evaluate.episodes={len(robot)} or collect more.",
