@@ -16,6 +16,7 @@ import numpy as np
 
 from wam_jax.io.artifact import ArtifactError, load_artifact
 from wam_jax.io.logger import duration
+from wam_jax.io.tables import markdown_table
 from wam_jax.stages import evaluate, report
 from wam_jax.stages.plan import STAGES
 
@@ -56,16 +57,16 @@ def pool(workdirs: Sequence[str]) -> str:
     times.append([stage, *(_seconds(artifact.path.parent, stage) for artifact in artifacts)])
   return "\n".join(
     [
-      report.markdown_table(report.result_rows(results)),
+      markdown_table(report.result_rows(results)),
       "",
       (
         f"After PPO minus cloned: {change['difference']} points "
         f"(95 % interval {change['low']} to {change['high']}, paired over the same start states)."
       ),
       "",
-      report.markdown_table(means),
+      markdown_table(means),
       "",
-      report.markdown_table(times),
+      markdown_table(times),
     ]
   )
 

@@ -18,6 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from wam_jax.config_rules import (
+  CAMERAS,
   CHECKS,
   PRESETS,
   RULES,
@@ -45,6 +46,8 @@ def default_config() -> ConfigDict:
 
   # Finished artifacts of other runs to use instead of running the stage: folders holding DONE.
   c.inputs = ConfigDict({stage: "" for stage in STAGES if stage != "report"})
+  # A world model trained with LUMOS or DiWA (.ckpt, or .npz of its state dict), taken instead of training.
+  c.inputs.lumos_checkpoint = ""
 
   c.env = ConfigDict()
   c.env.name = "play_table"  # play_table (embedded simulator)
@@ -59,19 +62,29 @@ def default_config() -> ConfigDict:
   c.data.play_episode_frames = 512  # frames per play episode (embedded)
   c.data.demos_per_task = 50
   c.data.heldout_demos_per_task = 10
+  c.data.heldout_play_frames = 20_000  # of play for validation, on which world models are judged (embedded)
   c.data.heldout_starts_per_task = 50  # start states kept for evaluation
   c.data.action_noise = 0.3  # std of Gaussian noise on the experts' motion, in action units
   c.data.failed_attempt_rate = 0.25  # share of play skills broken off half-way (embedded)
+  c.data.residency = "auto"  # of training frames: device, stream (from disk), auto: stream what does not fit
+  c.data.memory_limit_gb = 0.0  # for frames and training, on the device that trains; 0: what is free there
+  c.data.cache = ""  # folder for shrunk frames to stream from; empty: <workdir>/world_model/frames_cache
 
   w = c.world_model = ConfigDict()
   w.vision = "conv"  # conv: LUMOS's strided convolutions; patch: non-overlapping patches, fast on a CPU
+  w.cameras = ("rgb_static", "rgb_gripper")
   w.depth = 48  # first width of the vision networks; doubled per layer
   w.embed = 1536  # E, width of the encoder embedding e_t
   w.deter = 1024  # D
   w.stoch = 32  # S
   w.classes = 32  # C
   w.hidden = 1000
-  w.proprio = False  # append the robot state to the embedding's input
+  # Robot state beside the embedding. sincos: 18 numbers, angles as sine and cosine; zscore: LUMOS's 15
+  # numbers by the data's mean and deviation, for its checkpoints (the roll jumps at +-pi).
+  w.proprio = "none"
+  w.learned_initial_state = False  # LUMOS: learn the state before the first frame; else zero
+  w.norm_eps = 1e-3  # of the layer norms
+  w.inverse_dynamics_input = "embedding"  # feature: to show why not; h_{t+1} holds a_t already
   w.inverse_dynamics_hidden = 512
   w.image_weight = 1.0
   w.kl_weight = 3.0  # WAM; LUMOS has 0.3
@@ -81,13 +94,29 @@ def default_config() -> ConfigDict:
   w.decode_fraction = 1.0  # share of frames decoded per update
   w.batch_size = 50
   w.sequence_length = 50
+  w.carry_state = False  # true: each window goes on from the state of the one before it (LUMOS)
+  w.reset_probability = 0.01  # with carry_state: of a zero state before a frame
   w.updates = 230_000
+  w.snapshots = ()  # updates after which the model is also kept as an artifact, in snapshots/<update>
   w.learning_rate = 3e-4
+  w.adam_betas = (0.9, 0.999)
   w.adam_eps = 1e-5
   w.weight_decay = 0.05
   w.grad_clip = 100.0
   w.warmup_updates = 0
   w.final_learning_rate_scale = 1.0  # cosine decay to this share of learning_rate by the last update
+  w.compute_dtype = "auto"  # float32, bfloat16 (parameters and loss stay float32), auto: by the device
+  w.accumulate = 1  # parts that a batch is worked through in, for small memories
+  w.remat = False  # compute activations again in the backward pass, for small memories
+
+  j = c.judge = ConfigDict()
+  j.context = 5  # frames seen before the open-loop prediction
+  j.horizons = (1, 5, 10, 20, 50)  # frames imagined after them, at which everything is measured
+  j.windows = 256  # held-out windows of context + max(horizons) frames
+  j.probe_frames = 20_000  # of training play, to fit the linear probes on
+  # Other world models to judge on the same data: folders of finished world_model artifacts, or the work
+  # folders above them.
+  j.compare = ()
 
   b = c.behaviour_cloning = ConfigDict()
   b.chunk = 4  # H, actions per chunk, all executed
@@ -157,8 +186,6 @@ def default_config() -> ConfigDict:
   e.imagined_episodes = 200  # dreams per task for the imagined success
 
   r = c.report = ConfigDict()
-  r.open_loop_context = 5  # frames seen before the open-loop prediction
-  r.open_loop_horizon = 30
   r.animation_size = 160
 
   t = c.training = ConfigDict()
@@ -174,6 +201,9 @@ PRESET_CHANGES: dict[str, dict[str, Any]] = {
     "data.play_frames": 24_000,
     "data.play_episode_frames": 512,
     "data.heldout_demos_per_task": 10,
+    "data.heldout_play_frames": 4_000,
+    "judge.windows": 64,
+    "judge.probe_frames": 6_000,
     "data.heldout_starts_per_task": 50,
     "world_model.vision": "patch",
     "world_model.depth": 32,
@@ -213,6 +243,9 @@ PRESET_CHANGES: dict[str, dict[str, Any]] = {
   "small": {
     "data.source": "embedded",
     "data.play_frames": 200_000,
+    "data.heldout_play_frames": 8_000,
+    "judge.windows": 128,
+    "judge.probe_frames": 12_000,
     "world_model.vision": "patch",
     "world_model.embed": 1024,
     "world_model.deter": 512,
@@ -348,7 +381,7 @@ def _parse(text: str, example: Any) -> Any:
     return float(text)
   if isinstance(example, tuple):
     items = [item.strip().strip("'\"") for item in text.strip("()[] ").split(",")]
-    first = example[0] if example else ""
+    first = example[0] if example else 0 if all(item.isdigit() for item in items) else ""
     return tuple(_parse(item, first) for item in items if item)
   return text
 
@@ -389,6 +422,8 @@ def finalize(config: ConfigDict, problems: Sequence[Problem] = ()) -> ConfigDict
     (("env.workers",), lambda c: c.env.update(workers=c.env.workers or available_cores())),
     (("workdir", "experiment", "preset"), _place_workdir),
     (tuple(f"inputs.{stage}" for stage in STAGES[:-1]), _check_inputs),
+    (("judge.compare",), _check_compare),
+    (("inputs.lumos_checkpoint", "world_model.vision", "world_model.cameras"), _check_lumos),
     (("data.source", "data.calvin_path", "inputs.collect"), _find_calvin),
     (("world_model.batch_size", "world_model.sequence_length", *_AMOUNT), _check_amount),
   )
@@ -427,7 +462,8 @@ def _place_workdir(config: ConfigDict) -> list[Problem]:
 
 def _check_inputs(config: ConfigDict) -> list[Problem]:
   problems = []
-  for stage, text in config.inputs.items():
+  for stage in STAGES[:-1]:
+    text = config.inputs[stage]
     config.inputs[stage] = os.path.expanduser(text)
     path = pathlib.Path(config.inputs[stage])
     if text and not ((path / "DONE").exists() or (path / stage / "DONE").exists()):
@@ -435,6 +471,36 @@ def _check_inputs(config: ConfigDict) -> list[Problem]:
       fix = "that run has not finished" if path.is_dir() else "check the path: there is no such folder"
       problems.append(Problem(f"inputs.{stage}", text, rule, fix))
   return problems
+
+
+def _check_lumos(config: ConfigDict) -> list[Problem]:
+  """A world model of LUMOS: the file is there, and the networks are of its kind."""
+  path = config.inputs.lumos_checkpoint = os.path.expanduser(config.inputs.lumos_checkpoint)
+  if not path:
+    return []
+  w = config.world_model
+  w.learned_initial_state = True  # LUMOS's weights hold one
+  problems = []
+  if not pathlib.Path(path).is_file():
+    fix = "give the path of a .ckpt of LUMOS or DiWA, or of an npz of its state dict"
+    problems.append(Problem("inputs.lumos_checkpoint", path, "a file", fix))
+  if w.vision != "conv":
+    rule = "conv with inputs.lumos_checkpoint: LUMOS has convolutions"
+    problems.append(Problem("world_model.vision", w.vision, rule, "--config.world_model.vision=conv"))
+  if tuple(w.cameras) != CAMERAS:
+    rule = f"{', '.join(CAMERAS)} with inputs.lumos_checkpoint"
+    problems.append(Problem("world_model.cameras", w.cameras, rule, "leave world_model.cameras out"))
+  return problems
+
+
+def _check_compare(config: ConfigDict) -> list[Problem]:
+  config.judge.compare = tuple(os.path.expanduser(text) for text in config.judge.compare)
+  paths = [pathlib.Path(text) for text in config.judge.compare]
+  missing = [path for path in paths if not any((p / "DONE").exists() for p in (path, path / "world_model"))]
+  if not missing:
+    return []
+  rule = "finished artifacts of world_model: folders holding DONE, or the work folders above them"
+  return [Problem("judge.compare", config.judge.compare, rule, f"not so: {', '.join(map(str, missing))}")]
 
 
 def _find_calvin(config: ConfigDict) -> list[Problem]:

@@ -68,9 +68,10 @@ class Batch(struct.PyTreeNode):
   at an episode's first frame it is (0, 0, 0, 0, 0, 0, 1), at rest with the gripper open.
 
   Attributes:
-    rgb_static: [B, T, 64, 64, 3] uint8.
-    rgb_gripper: [B, T, 64, 64, 3] uint8.
-    proprio: [B, T, P] float32, robot state with angles as sine and cosine.
+    rgb_static: [B, T, S, S, 3] uint8 (float is taken as normalised to [-1, 1] already).
+    rgb_gripper: likewise.
+    robot_obs: [B, T, 15] float32, tcp xyz [m], Euler angles [rad], gripper width [m], 7 joints [rad],
+      last gripper action.
     action: [B, T, 7] float32 in [-1, 1].
     prev_action: [B, T, 7] float32 in [-1, 1].
     is_first: [B, T] bool, true at the first frame of an episode.
@@ -79,7 +80,7 @@ class Batch(struct.PyTreeNode):
 
   rgb_static: jax.Array
   rgb_gripper: jax.Array
-  proprio: jax.Array
+  robot_obs: jax.Array
   action: jax.Array
   prev_action: jax.Array
   is_first: jax.Array
@@ -122,12 +123,15 @@ class TrainState(struct.PyTreeNode):
     params: parameters being trained.
     opt_state: optax state.
     ema_params: exponential moving average of params, or None.
+    carry: state that the next update starts from, beside the parameters, or None: the Latent [B, ...]
+      of the world model's carried windows.
   """
 
   step: jax.Array
   params: Params
   opt_state: Any
   ema_params: Params = None
+  carry: Any = None
 
 
 class Policy(Protocol):

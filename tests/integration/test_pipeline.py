@@ -27,6 +27,10 @@ SHRUNK = {
   "data.demos_per_task": 3,
   "data.heldout_demos_per_task": 1,
   "data.heldout_starts_per_task": 2,
+  "data.heldout_play_frames": 40,
+  "judge.horizons": "1,5,50",
+  "judge.windows": 3,
+  "judge.probe_frames": 200,
   "world_model.depth": 8,
   "world_model.embed": 32,
   "world_model.deter": 16,
@@ -53,7 +57,6 @@ SHRUNK = {
   "ppo.value_hidden": "16",
   "evaluate.episodes": 2,
   "evaluate.imagined_episodes": 4,
-  "report.open_loop_horizon": 8,
   "report.animation_size": 48,
   "training.log_every": 4,
 }
@@ -175,6 +178,17 @@ def test_killed_and_repeated_equals_uninterrupted(finished, cache, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, one, two)
   steps = [[line["step"] for line in read_metrics(folder / "world_model")] for folder in (whole, parts)]
   assert steps[0] == steps[1]
+
+
+def test_world_models_compared_in_a_finished_run(finished, cache):
+  workdir, first = finished
+  assert first.returncode == 0
+  before = (workdir / "judge_world_model" / "judge.json").read_bytes()
+  compared = run(cache, workdir, stage="judge_world_model", judge__compare=workdir)
+  assert compared.returncode == 0, compared.stderr[-3000:]
+  assert "difference" in compared.stdout and "calvin_wam (run) 2" in compared.stdout
+  assert (workdir / "judge_world_model" / "comparison.md").exists()
+  assert (workdir / "judge_world_model" / "judge.json").read_bytes() == before
 
 
 def test_bad_config_stops_before_anything_runs(cache, tmp_path):

@@ -27,6 +27,7 @@ def _config(seed: int = 3, workers: int = 1) -> ConfigDict:
   c.env.image_size, c.env.workers = 16, workers
   c.data.source = "embedded"
   c.data.play_frames, c.data.play_episode_frames = 150, 60
+  c.data.heldout_play_frames = 70
   c.data.demos_per_task, c.data.heldout_demos_per_task, c.data.heldout_starts_per_task = 2, 1, 3
   return c
 
@@ -52,6 +53,8 @@ def test_writes_a_dataset_that_the_reader_takes(collected):
   assert [a.task for a in training.annotations] == ["turn_on_led"] * 2 + ["open_drawer"] * 2
   assert [a.task for a in validation.annotations] == list(TASKS)
   assert validation.frames.ids[0] == training.frames.num_frames
+  assert (validation.frames.ends - validation.frames.starts).tolist()[2:] == [60, 10]  # play, held out
+  assert summary["frames"]["heldout_play"] == 70 and summary["episodes"]["heldout_play"] == 2
   assert summary["frames"]["total"] == training.frames.num_frames + validation.frames.num_frames
   assert summary["frames"]["play"] == 150 and summary["start_states"] == 6
   assert training.frames.rgb_static.std() > 10 and training.frames.rgb_gripper.std() > 10

@@ -83,5 +83,22 @@ def test_not_finite_stops_and_names_step_and_term(tmp_path):
     state, metrics = update(state, key, num)
     return state, metrics | {"kl": jnp.where(state.step >= 8, jnp.nan, 1.0)}
 
-  with pytest.raises(TrainingError, match="kl is nan at update 8"):
+  with pytest.raises(TrainingError, match="update 8: kl is nan.*ckpt/4"):
     loop(tmp_path, 16, update=broken)
+
+
+def test_one_number_per_update_names_the_very_update(tmp_path):
+  def broken(state, key, num):
+    state, _ = update(state, key, num)
+    steps = state.step - num + 1 + jnp.arange(num)
+    loss, kl = jnp.where(steps >= 11, jnp.inf, 1.0), jnp.where(steps >= 10, jnp.nan, 1.0)
+    return state, {"loss": loss, "kl": kl}
+
+  with pytest.raises(TrainingError, match=r"update 10: kl is nan\. The last good checkpoint is .*ckpt/8"):
+    loop(tmp_path, 16, update=broken)
+
+
+def test_calls_end_at_the_stops(tmp_path):
+  seen = []
+  loop(tmp_path, 10, stops=(3, 4, 9), batch_done=lambda step, state: seen.append((step, int(state.step))))
+  assert seen == [(3, 3), (4, 4), (8, 8), (9, 9), (10, 10)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -34,23 +35,6 @@ def _frames() -> Frames:
   )
 
 
-def test_proprio_features():
-  robot_obs = np.random.default_rng(1).normal(size=(2, 5, 15))
-  out = windows.proprio_features(robot_obs)
-  assert out.shape == (2, 5, windows.PROPRIO) and out.dtype == np.float32
-  np.testing.assert_allclose(out[..., :3], robot_obs[..., :3], rtol=1e-6)
-  np.testing.assert_allclose(np.arctan2(out[..., 3:6], out[..., 6:9]), robot_obs[..., 3:6], rtol=1e-5)
-  np.testing.assert_allclose(out[..., 9:], robot_obs[..., 6:], rtol=1e-6)
-  with pytest.raises(ValueError, match="15"):
-    windows.proprio_features(robot_obs[..., :14])
-
-
-def test_proprio_does_not_jump_at_pi():
-  low, high = np.zeros(15), np.zeros(15)
-  low[3], high[3] = -np.pi + 1e-4, np.pi - 1e-4
-  assert np.abs(windows.proprio_features(low) - windows.proprio_features(high)).max() < 1e-3
-
-
 def test_store_aligns_previous_actions():
   frames = _frames()
   store = windows.make_store(frames)
@@ -63,29 +47,60 @@ def test_store_aligns_previous_actions():
 def test_sampled_windows_are_consecutive_frames():
   frames = _frames()
   store = windows.make_store(frames)
-  sample = jax.jit(windows.sample_batch, static_argnums=(2, 3))
-  batch = sample(store, jax.random.key(0), 256, 6)
+  sample = jax.jit(windows.Sampler(20, 256, 6).sample)
+  batch = sample(store, jax.random.key(0), jnp.int32(3))
   number = np.asarray(batch.rgb_static[:, :, 0, 0, 0]).astype(int)
   assert set(number[:, 0]) == set(range(15))  # every start there is, and no other
   np.testing.assert_array_equal(number, number[:, :1] + np.arange(6))
   np.testing.assert_array_equal(batch.rgb_static, frames.rgb_static[number])
   np.testing.assert_array_equal(batch.rgb_gripper, frames.rgb_gripper[number])
   np.testing.assert_array_equal(batch.action, frames.action[number])
-  np.testing.assert_array_equal(batch.proprio, windows.proprio_features(frames.robot_obs)[number])
+  np.testing.assert_array_equal(batch.robot_obs, frames.robot_obs[number])
   first = np.isin(number, STARTS)
   first[:, 0] = True
   np.testing.assert_array_equal(batch.is_first, first)
   np.testing.assert_array_equal(batch.prev_action[first], np.tile(REST, (first.sum(), 1)))
   np.testing.assert_array_equal(batch.prev_action[~first], frames.action[number - 1][~first])
   assert np.asarray(batch.mask).all()
-  assert not np.array_equal(batch.action, sample(store, jax.random.key(1), 256, 6).action)
+  assert not np.array_equal(batch.action, sample(store, jax.random.key(1), jnp.int32(3)).action)
+
+
+def test_carried_windows_follow_each_other():
+  frames = _frames()
+  store = windows.make_store(frames)
+  sample = jax.jit(windows.Sampler(20, 3, 4, carry_state=True).sample)
+  last = None
+  for step in range(12):
+    batch = sample(store, jax.random.key(step), jnp.int32(step))
+    number = np.asarray(batch.rgb_static[:, :, 0, 0, 0]).astype(int)
+    np.testing.assert_array_equal(number[:, 0], windows.carried_starts(np.int64(step), 20, 3, 4))
+    np.testing.assert_array_equal(number, number[:, :1] + np.arange(4))
+    first = np.isin(number, STARTS)
+    if last is None:
+      np.testing.assert_array_equal(number[:, 0], [0, 6, 12])
+      first[:, 0] = True
+    else:
+      first[:, 0] |= number[:, 0] != last + 1
+    np.testing.assert_array_equal(batch.is_first, first)
+    last = number[:, -1]
+  assert sum(not x for x in np.asarray(batch.is_first)[:, 0]) > 0
+
+
+def test_random_resets_come_at_their_rate():
+  store = windows.make_store(_frames())
+  samplers = [windows.Sampler(20, 2000, 10, carry_state=True, reset_probability=p) for p in (0.0, 0.3)]
+  calm, wild = (sampler.sample(store, jax.random.key(0), jnp.int32(5)) for sampler in samplers)
+  free = ~np.asarray(calm.is_first)
+  assert abs(np.asarray(wild.is_first)[free].mean() - 0.3) < 0.02
+  assert np.asarray(wild.is_first)[~free].all()
+  np.testing.assert_array_equal(wild.prev_action, calm.prev_action)
 
 
 def test_a_window_may_be_the_whole_data_but_not_more():
   store = windows.make_store(_frames())
-  assert windows.sample_batch(store, jax.random.key(0), 2, 20).action.shape == (2, 20, 7)
+  assert windows.Sampler(20, 2, 20).sample(store, jax.random.key(0), jnp.int32(0)).action.shape == (2, 20, 7)
   with pytest.raises(ValueError, match="20 frames"):
-    windows.sample_batch(store, jax.random.key(0), 2, 21)
+    windows.Sampler(20, 2, 21)
 
 
 def test_episode_batch():
@@ -100,9 +115,7 @@ def test_episode_batch():
     np.testing.assert_array_equal(batch.action[row, :n], frames.action[start:end])
     np.testing.assert_array_equal(batch.prev_action[row, 0], REST)
     np.testing.assert_array_equal(batch.prev_action[row, 1:n], frames.action[start : end - 1])
-    np.testing.assert_array_equal(
-      batch.proprio[row, :n], windows.proprio_features(frames.robot_obs[start:end])
-    )
+    np.testing.assert_array_equal(batch.robot_obs[row, :n], frames.robot_obs[start:end])
     np.testing.assert_array_equal(np.flatnonzero(batch.is_first[row]), [0])
     np.testing.assert_array_equal(batch.action[row, n:], np.tile(REST, (8 - n, 1)))
     assert not batch.rgb_static[row, n:].any()

@@ -3,17 +3,18 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from wam_jax import config as config_lib
 from wam_jax.nn import vision
 from wam_jax.nn.layers import GRU
-from wam_jax.nn.world_model import make_world_model
+from wam_jax.nn.world_model import make_world_model, proprio_features
 from wam_jax.train import state as train_state
 from wam_jax.train import world_model as train
 from wam_jax.types import Batch, features, latent_from_features
 
-B, T, P = 2, 6, 18
+B, T = 2, 6
 
 
 def tiny_config(**changes):
@@ -24,16 +25,16 @@ def tiny_config(**changes):
   return c
 
 
-def random_batch(seed=0, batch=B, length=T):
+def random_batch(seed=0, batch=B, length=T, size=64):
   rng = np.random.default_rng(seed)
-  picture = lambda: jnp.asarray(rng.integers(0, 256, (batch, length, 64, 64, 3), np.uint8))
+  picture = lambda: jnp.asarray(rng.integers(0, 256, (batch, length, size, size, 3), np.uint8))
   action = jnp.asarray(rng.uniform(-1, 1, (batch, length, 7)), jnp.float32)
   is_first = np.zeros((batch, length), bool)
   is_first[:, 0] = True
   return Batch(
     rgb_static=picture(),
     rgb_gripper=picture(),
-    proprio=jnp.asarray(rng.normal(size=(batch, length, P)), jnp.float32),
+    robot_obs=jnp.asarray(rng.normal(size=(batch, length, 15)), jnp.float32),
     action=action,
     prev_action=jnp.roll(action, 1, 1),
     is_first=jnp.asarray(is_first),
@@ -45,7 +46,7 @@ def random_batch(seed=0, batch=B, length=T):
 def tiny(**changes):
   config = tiny_config(**changes)
   model = make_world_model(config)
-  return config, model, train.init_params(model, jax.random.key(0), P)
+  return config, model, train.init_params(model, jax.random.key(0))
 
 
 @pytest.mark.parametrize("kind", ["patch", "conv"])
@@ -63,17 +64,184 @@ def test_shapes_of_both_vision_forms(kind):
   )
 
 
+def sizes(changes):
+  model = make_world_model(tiny_config_of(changes))
+  shapes = jax.eval_shape(lambda: train.init_params(model, jax.random.key(0)))
+  return {name: sum(x.size for x in jax.tree.leaves(part)) for name, part in shapes.items()}
+
+
+def tiny_config_of(changes):
+  config = config_lib.default_config().world_model
+  config.update(changes)
+  return config
+
+
 def test_published_size_has_lumos_number_of_parameters():
-  model = make_world_model(config_lib.default_config().world_model)
-  picture = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.uint8)
-  shapes = jax.eval_shape(
-    model.init, jax.random.key(0), picture, picture, jax.ShapeDtypeStruct((1, P), jnp.float32)
-  )
-  sizes = {name: sum(x.size for x in jax.tree.leaves(part)) for name, part in shapes["params"].items()}
-  inverse_dynamics = sizes.pop("inverse_dynamics_head")
-  # LUMOS: 39.9 M; its learned initial state (2048 numbers), which a reset never brings back, is not ours.
-  assert round(sum(sizes.values()) / 1e6, 1) == 39.9
+  parts = sizes({"learned_initial_state": True})
+  inverse_dynamics = parts.pop("inverse_dynamics_head")
+  assert sum(parts.values()) == 39_883_078  # LUMOS, both cameras, no proprioception
   assert inverse_dynamics == 3072 * 512 + 512 + 512 * 512 + 512 + 512 * 7 + 7
+  proprio = sizes({"learned_initial_state": True, "proprio": "zscore"})
+  del proprio["inverse_dynamics_head"]
+  assert sum(proprio.values()) == 39_883_078 + 15 * 1000  # 15 more inputs of the posterior
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {"cameras": ("rgb_static",)},
+    {"cameras": ("rgb_gripper",), "vision": "conv"},
+    {"proprio": "sincos"},
+    {"proprio": "zscore", "vision": "conv"},
+    {"vision": "conv", "depth": 2, "stoch": 5, "classes": 3, "deter": 7},
+    {"image_size": 128},
+    {"image_size": 128, "vision": "conv"},
+    {"inverse_dynamics_input": "feature"},
+    {"compute_dtype": "bfloat16"},
+    {"compute_dtype": "bfloat16", "vision": "conv"},
+    {"remat": True, "accumulate": 2},
+    {"learned_initial_state": True, "carry_state": True},
+  ],
+  ids=lambda changes: " ".join(f"{k}={v}" for k, v in changes.items()),
+)
+def test_variants_train_by_config_alone(changes):
+  size = changes.pop("image_size", 64) if "image_size" in changes else 64
+  config = tiny_config(batch_size=B, sequence_length=T, updates=10, **changes)
+  model = make_world_model(config, size)
+  params = train.init_params(model, jax.random.key(0))
+  batch = random_batch(size=size)
+  optimizer = train.make_optimizer(config, params)
+  update = train.make_update(model, config, optimizer, lambda store, *_: store)
+  carry = train.initial_latent(model, params, B) if config.carry_state else None
+  before = jax.tree.map(np.asarray, params)
+  state, metrics = update(
+    train_state.make_train_state(params, optimizer, carry=carry), batch, jax.random.key(1), 2
+  )
+  assert all(np.isfinite(x).all() and x.shape == (2,) for x in jax.tree.leaves(metrics))
+  moved = jax.tree.map(lambda a, b: a.dtype == np.float32 and not np.array_equal(a, b), before, state.params)
+  still = [name for name, value in jax.tree.leaves_with_path(moved) if not value]
+  allowed = "initial_" if config.learned_initial_state else "nothing"  # every window begins with a reset
+  assert all(allowed in jax.tree_util.keystr(name) for name in still), still
+  pictures = train.decode(model, state.params, jnp.zeros((B, model.feature_size)))
+  assert {name: p.shape for name, p in pictures.items()} == dict.fromkeys(model.cameras, (B, size, size, 3))
+  assert all(p.dtype == jnp.float32 for p in pictures.values())
+
+
+def test_bfloat16_is_near_float32():
+  config, model, params = tiny(vision="conv")
+  half = make_world_model(tiny_config(vision="conv", compute_dtype="bfloat16"))
+  losses = [float(train.world_model_loss(m, config, params, random_batch(), None)[0]) for m in (model, half)]
+  assert losses[0] != losses[1]
+  np.testing.assert_allclose(losses[1], losses[0], rtol=0.02)
+
+
+def gradients_of_one_update(batch, **changes):
+  """Gradients (as plain SGD's step) of one update with modes instead of samples."""
+  config = tiny_config(
+    batch_size=len(batch.mask), sequence_length=T, updates=10, decode_fraction=1.0, **changes
+  )
+  model = make_world_model(config)
+  params = train.init_params(model, jax.random.key(0))
+  before = jax.tree.map(np.asarray, params)
+  optimizer = optax.sgd(1.0)
+  loss = train.world_model_loss
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(train, "world_model_loss", lambda m, c, p, b, key, *rest: loss(m, c, p, b, None, *rest))
+    update = train.make_update(model, config, optimizer, lambda store, *_: store)
+    state, metrics = update(train_state.make_train_state(params, optimizer), batch, jax.random.key(1), 1)
+  return jax.tree.map(lambda a, b: np.asarray(a) - b, before, state.params), metrics
+
+
+@pytest.mark.parametrize("changes", [{"accumulate": 2}, {"accumulate": 4}, {"remat": True}])
+def test_memory_savers_do_not_change_the_gradient(changes):
+  batch = random_batch(batch=4)
+  batch = batch.replace(is_first=batch.is_first.at[0, 2:].set(True))  # parts with unequal numbers of pairs
+  whole, whole_metrics = gradients_of_one_update(batch)
+  saved, metrics = gradients_of_one_update(batch, **changes)
+  for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(saved), strict=True):
+    np.testing.assert_allclose(b, a, atol=2e-5 * max(np.abs(a).max(), 1e-3))
+  for name in metrics:
+    if name != "image/psnr":  # the mean of logarithms is not the logarithm of the mean
+      np.testing.assert_allclose(metrics[name], whole_metrics[name], rtol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize(("changes", "least"), [({"accumulate": 4}, 2.0), ({"remat": True}, 2.0)])
+def test_memory_savers_save_memory(changes, least):
+  def temporary_bytes(**changes):
+    config = tiny_config(
+      batch_size=8, sequence_length=16, updates=10, depth=16, decode_fraction=1.0, **changes
+    )
+    model = make_world_model(config)
+    params = jax.eval_shape(lambda: train.init_params(model, jax.random.key(0)))
+    optimizer = train.make_optimizer(config, params)
+    update = train.make_update(model, config, optimizer, lambda store, *_: store)
+    state = jax.eval_shape(lambda p: train_state.make_train_state(p, optimizer), params)
+    batch = random_batch(batch=8, length=16)
+    return update.lower(state, batch, jax.random.key(0), 1).compile().memory_analysis().temp_size_in_bytes
+
+  assert temporary_bytes() > least * temporary_bytes(**changes)
+
+
+def test_carried_state_goes_on_where_the_last_window_ended():
+  config = tiny_config(batch_size=B, sequence_length=T // 2, updates=10, carry_state=True)
+  model = make_world_model(config)
+  params = train.init_params(model, jax.random.key(0))
+  batch = random_batch()
+  halves = [jax.tree.map(lambda x, i=i: x[:, 3 * i : 3 * i + 3], batch) for i in (0, 1)]
+  embed = train.encode(model, params, batch)
+  whole, _ = train.observe(model, params, embed, batch.prev_action, batch.is_first, None)
+  latent = None
+  for half in halves:
+    _, (_, latent) = train.world_model_loss(model, config, params, half, None, latent)
+  np.testing.assert_allclose(latent.deter, whole.deter[:, -1], atol=1e-6)
+  np.testing.assert_array_equal(latent.stoch, whole.stoch[:, -1])
+  # In the update: the second window's loss depends on the first, unless its first frame is a reset.
+  optimizer = optax.sgd(0.0)
+  second = halves[1].replace(is_first=jnp.zeros((B, T // 2), bool))
+
+  def loss_after(first, second):
+    update = train.make_update(
+      model, config, optimizer, lambda store, key, step, i: jax.tree.map(lambda x: x[i], store)
+    )
+    state = train_state.make_train_state(
+      jax.tree.map(jnp.copy, params), optimizer, carry=train.initial_latent(model, params, B)
+    )
+    source = jax.tree.map(lambda a, b: jnp.stack([a, b]), first, second)
+    return float(update(state, source, jax.random.key(5), 2)[1]["loss/kl"][1])
+
+  other = halves[0].replace(rgb_static=255 - halves[0].rgb_static)
+  assert loss_after(halves[0], second) != loss_after(other, second)
+  reset = second.replace(is_first=second.is_first.at[:, 0].set(True))
+  assert loss_after(halves[0], reset) == loss_after(other, reset)
+
+
+def test_learned_initial_state_is_used_where_nothing_resets_it():
+  config, model, params = tiny(learned_initial_state=True)
+  params = jax.tree.map(jnp.copy, params)
+  params["rssm"]["initial_deter"] = jnp.full((12,), 0.3)
+  batch = random_batch()
+  batch = batch.replace(is_first=batch.is_first.at[0, 0].set(False))
+  grads = jax.grad(lambda p: train.world_model_loss(model, config, p, batch, None)[0])(params)
+  assert np.abs(grads["rssm"]["initial_deter"]).max() > 0
+  latent = train.initial_latent(model, params, B)
+  np.testing.assert_allclose(latent.deter, 0.3)
+
+
+def test_proprio_features():
+  robot_obs = np.random.default_rng(1).normal(size=(2, 5, 15))
+  out = proprio_features(robot_obs)
+  assert out.shape == (2, 5, 18)
+  np.testing.assert_allclose(out[..., :3], robot_obs[..., :3], rtol=1e-5)
+  np.testing.assert_allclose(np.arctan2(out[..., 3:6], out[..., 6:9]), robot_obs[..., 3:6], rtol=1e-4)
+  np.testing.assert_allclose(out[..., 9:], robot_obs[..., 6:], rtol=1e-5)
+  with pytest.raises(ValueError, match="15"):
+    proprio_features(robot_obs[..., :14])
+
+
+def test_proprio_does_not_jump_at_pi():
+  low, high = np.zeros(15), np.zeros(15)
+  low[3], high[3] = -np.pi + 1e-4, np.pi - 1e-4
+  assert np.abs(proprio_features(low) - proprio_features(high)).max() < 1e-3
 
 
 def test_patches_are_inverse_and_see_what_they_cover():
@@ -108,7 +276,7 @@ def test_filtering_frame_by_frame_equals_the_sequence(sampled):
   batch = batch.replace(is_first=batch.is_first.at[1, 3].set(True))
   embed = train.encode(model, params, batch)
   posterior, _ = train.observe(model, params, embed, batch.prev_action, batch.is_first, None)
-  latent = train.initial_latent(model, B)
+  latent = train.initial_latent(model, params, B)
   for t in range(T):
     key = jax.random.key(t) if sampled else None
     latent = train.filter_step(
@@ -145,7 +313,7 @@ def test_features_invert():
 def test_imagination_step_by_step_equals_the_roll():
   _, model, params = tiny()
   actions = random_batch().action
-  latent = train.initial_latent(model, B)
+  latent = train.initial_latent(model, params, B)
   rolled = train.imagine(model, params, latent, actions, None)
   for t in range(T):
     latent = train.imagine_step(model, params, latent, actions[:, t], None)
@@ -160,6 +328,7 @@ def test_inverse_dynamics_leaves_out_pairs_across_episodes():
   loss, metrics = train.inverse_dynamics_loss(predicted, action, is_first)
   assert float(loss) == pytest.approx(1 / 7)  # three pairs, each wrong by 1 in the gripper only
   assert float(metrics["inverse_dynamics/error_gripper"]) == pytest.approx(1.0)
+  assert float(metrics["inverse_dynamics/error_x"]) == 0.0
   double = lambda x: jnp.concatenate([x, x])
   assert float(
     train.inverse_dynamics_loss(double(predicted), double(action), double(is_first))[0]
@@ -173,6 +342,28 @@ def _grads(weight, **changes):
   batch = random_batch()
   loss = lambda p: train.world_model_loss(model, config, p, batch, jax.random.key(3))[0]
   return jax.jit(jax.grad(loss))(params)
+
+
+def test_inverse_dynamics_on_features_reaches_the_recurrent_model():
+  config, model, params = tiny(
+    inverse_dynamics_input="feature", image_weight=0.0, kl_weight=0.0, embedding_image_weight=0.0
+  )
+  loss = lambda p: train.world_model_loss(model, config, p, random_batch(), None)[0]
+  grads = jax.grad(loss)(params)
+  assert all(np.abs(x).max() > 0 for x in jax.tree.leaves(grads["rssm"]["gru"]))
+
+
+def test_a_probe_does_not_enter_the_clipped_norm():
+  config = tiny_config(inverse_dynamics_weight=0.0, grad_clip=1e-3, updates=10, weight_decay=0.0)
+  model = make_world_model(config)
+  params = train.init_params(model, jax.random.key(0))
+  grads = jax.tree.map(jnp.ones_like, params)
+  optimizer = train.make_optimizer(config, params)
+  louder = grads | {train.HEAD: jax.tree.map(lambda x: 1e6 * x, grads[train.HEAD])}
+  moments = [optimizer.update(g, optimizer.init(params), params)[1] for g in (grads, louder)]
+  first = [optax.tree.get(state.inner_states["model"], "mu") for state in moments]
+  for a, b in zip(jax.tree.leaves(first[0]), jax.tree.leaves(first[1]), strict=True):
+    np.testing.assert_array_equal(a, b)
 
 
 def test_inverse_dynamics_shapes_the_encoder_only_when_it_has_weight():
@@ -211,15 +402,31 @@ def test_loss_gradient_against_finite_differences():
 def test_update_learns_and_counts():
   config, model, params = tiny(batch_size=B, sequence_length=T, decode_fraction=0.5)
   optimizer = train_state.make_optimizer(3e-3, 40, warmup_updates=2, weight_decay=0.05, grad_clip=100.0)
-  update = train.make_update(model, config, optimizer, lambda store, key: store)
+  update = train.make_update(model, config, optimizer, lambda store, *_: store)
   batch = random_batch()
   state = train_state.make_train_state(jax.tree.map(jnp.copy, params), optimizer)
   state, first = update(state, batch, jax.random.key(0), 5)
   for i in range(7):
     state, last = update(state, batch, jax.random.key(i + 1), 5)
   assert int(state.step) == 40
-  assert float(last["loss/total"]) < 0.8 * float(first["loss/total"])
+  assert float(last["loss/total"][-1]) < 0.8 * float(first["loss/total"][0])
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(last))
+
+
+def test_it_does_not_matter_how_updates_are_cut_into_calls():
+  config, model, params = tiny(batch_size=B, sequence_length=T, decode_fraction=0.5)
+  optimizer = train.make_optimizer(config, params)
+  update = train.make_update(
+    model, config, optimizer, lambda store, key, step, i: jax.tree.map(lambda x: jnp.roll(x, step, 1), store)
+  )
+  ends = []
+  for cuts in ((4,), (1, 3), (2, 1, 1)):
+    state = train_state.make_train_state(jax.tree.map(jnp.copy, params), optimizer)
+    for num in cuts:
+      state, _ = update(state, random_batch(), jax.random.key(2), num)
+    ends.append(jax.tree.map(np.asarray, state.params))
+  for other in ends[1:]:
+    jax.tree.map(np.testing.assert_array_equal, ends[0], other)
 
 
 def test_open_loop_sees_only_the_context():

@@ -55,6 +55,13 @@ class Frames:
   ends: np.ndarray
   ids: np.ndarray
 
+  def __post_init__(self):
+    names = ("rgb_static", "rgb_gripper", "action", "robot_obs", "scene_obs", "ids")
+    lengths = {name: len(getattr(self, name)) for name in names}
+    if len(set(lengths.values())) > 1:
+      found = ", ".join(f"{name} has {length}" for name, length in lengths.items())
+      raise ValueError(f"cameras, actions and states must have as many frames as each other: {found}")
+
   @property
   def num_frames(self) -> int:
     """N."""
@@ -99,9 +106,14 @@ class Split:
 # Reading a split.
 
 
+def frame_name(frame_id: int) -> str:
+  """Name of one frame's file."""
+  return f"episode_{frame_id:07d}.npz"
+
+
 def frame_path(folder: PathLike, frame_id: int) -> pathlib.Path:
   """File of one frame."""
-  return pathlib.Path(folder) / f"episode_{frame_id:07d}.npz"
+  return pathlib.Path(folder) / frame_name(frame_id)
 
 
 def read_episode_ids(folder: PathLike) -> np.ndarray:
@@ -142,7 +154,7 @@ def _check_present(folder: pathlib.Path, spans: np.ndarray) -> None:
     (i, low, high)
     for low, high in spans.tolist()
     for i in range(low, high + 1)
-    if f"episode_{i:07d}.npz" not in present
+    if frame_name(i) not in present
   ]
   if missing:
     first, low, high = missing[0]
@@ -215,10 +227,24 @@ def check_vectors(folder: pathlib.Path, ids: np.ndarray, values: dict[str, np.nd
   np.clip(action, -1, 1, out=action)
 
 
-def _empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
   """Page-aligned memory, which JAX on a CPU takes over without a copy."""
-  size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-  return np.frombuffer(mmap.mmap(-1, max(size, 1)), dtype, int(np.prod(shape))).reshape(shape)
+  count = int(np.prod(shape))
+  # Private and in large pages: shared small ones, mmap's default, took four times as long to fill.
+  memory = mmap.mmap(-1, max(count * np.dtype(dtype).itemsize, 1), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+  if hasattr(mmap, "MADV_HUGEPAGE"):
+    with contextlib.suppress(OSError):  # a kernel without large pages
+      memory.madvise(mmap.MADV_HUGEPAGE)
+  return np.frombuffer(memory, dtype, count).reshape(shape)
+
+
+def empty_frames(num_frames: int, image_size: int) -> dict[str, np.ndarray]:
+  """Memory for the arrays of N frames, by their keys in a frame's file."""
+  pictures = (num_frames, image_size, image_size, 3)
+  return {
+    **{key: empty((num_frames, width), np.float32) for key, width in VECTOR_KEYS.items()},
+    **{key: empty(pictures, np.uint8) for key in PICTURE_KEYS},
+  }
 
 
 def num_workers(workers: int) -> int:
@@ -228,36 +254,61 @@ def num_workers(workers: int) -> int:
   return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _read_spans(
-  folder: pathlib.Path, spans: np.ndarray, image_size: int, workers: int, progress: ProgressFactory | None
-) -> Frames:
-  """Frames of the spans [E, 2] of ids (both included), each span an episode."""
-  _check_present(folder, spans)
-  ids = np.concatenate([np.arange(low, high + 1) for low, high in spans])
-  lengths = spans[:, 1] - spans[:, 0] + 1
-  ends = np.cumsum(lengths)
-  shapes = _picture_shapes(folder, int(ids[0]), image_size)
-  vectors = {key: _empty((len(ids), size), np.float32) for key, size in VECTOR_KEYS.items()}
-  pictures = {key: _empty((len(ids), image_size, image_size, 3), np.uint8) for key in PICTURE_KEYS}
-  keys = (*VECTOR_KEYS, *PICTURE_KEYS)
+class FrameReader:
+  """Reads frames of a split in any order, checked, pictures shrunk by area averaging.
 
-  def read_block(begin: int) -> int:
-    stop = min(begin + BLOCK, len(ids))
-    block = {key: np.empty((stop - begin, size)) for key, size in VECTOR_KEYS.items()}
-    for row in range(begin, stop):
-      path = frame_path(folder, ids[row])
-      arrays = read_npz(path, keys)
-      for key, size in VECTOR_KEYS.items():
+  Attributes:
+    ids: [N] int64, number in each frame's file name.
+    starts: [E] int64, first frame of each episode, an index into N.
+    ends: [E] int64, one past the last frame of each episode.
+  """
+
+  def __init__(self, folder: PathLike, spans: np.ndarray, image_size: int):
+    """Looks at the folder and at its first frame.
+
+    Args:
+      folder: a split.
+      spans: [E, 2] first and last id of each episode: `read_episode_ids(folder)`.
+      image_size: S, side of the square pictures [pixels].
+
+    Raises:
+      DatasetError: a frame without a file, or pictures that are too small.
+    """
+    self.folder, self.image_size = pathlib.Path(folder), image_size
+    _check_present(self.folder, spans)
+    self.ids = np.concatenate([np.arange(low, high + 1) for low, high in spans])
+    lengths = spans[:, 1] - spans[:, 0] + 1
+    self.ends = np.cumsum(lengths)
+    self.starts = self.ends - lengths
+    self._shapes = _picture_shapes(self.folder, int(self.ids[0]), image_size)
+
+  def read(self, begin: int, stop: int, out: dict[str, np.ndarray]) -> None:
+    """Reads frames [begin, stop) into arrays of n = stop - begin rows.
+
+    Args:
+      begin: an index into N.
+      stop: one past the last one.
+      out: VECTOR_KEYS -> float [n, ...], PICTURE_KEYS -> uint8 [n, S, S, 3]; written to.
+
+    Raises:
+      DatasetError: names file, key and rule of the first thing wrong.
+    """
+    ids, size = self.ids[begin:stop], self.image_size
+    vectors = {key: np.empty((len(ids), width)) for key, width in VECTOR_KEYS.items()}
+    for row, frame_id in enumerate(ids):
+      path = frame_path(self.folder, frame_id)
+      arrays = read_npz(path, (*VECTOR_KEYS, *PICTURE_KEYS))
+      for key, width in VECTOR_KEYS.items():
         array = arrays[key]
-        if array.shape != (size,) or array.dtype.kind != "f":
+        if array.shape != (width,) or array.dtype.kind != "f":
           raise DatasetError(
             path,
-            f"must be {size} floats, not {array.dtype} {list(array.shape)}.",
+            f"must be {width} floats, not {array.dtype} {list(array.shape)}.",
             key=key,
             fix="repair or remove the episode of this frame.",
           )
-        block[key][row - begin] = array
-      for key, shape in shapes.items():
+        vectors[key][row] = array
+      for key, shape in self._shapes.items():
         array = arrays[key]
         if array.dtype != np.uint8:
           raise DatasetError(
@@ -270,32 +321,50 @@ def _read_spans(
             key=key,
             fix="repair or remove the episode of this frame.",
           )
-        pictures[key][row] = image_lib.area_resize(array, image_size, image_size)
-    check_vectors(folder, ids[begin:stop], block)
-    for key, array in block.items():
-      vectors[key][begin:stop] = array
-    return stop - begin
+        out[key][row] = image_lib.area_resize(array, size, size)
+    check_vectors(self.folder, ids, vectors)
+    for key, array in vectors.items():
+      out[key][:] = array
 
-  bar = progress(len(ids), f"reading {folder.name}") if progress else contextlib.nullcontext()
-  with bar as shown, ThreadPoolExecutor(num_workers(workers)) as pool:
-    futures = [pool.submit(read_block, begin) for begin in range(0, len(ids), BLOCK)]
-    try:
-      for future in futures:
-        done = future.result()
-        if shown is not None:
-          shown.update(done)
-    except BaseException:
-      pool.shutdown(cancel_futures=True)
-      raise
+  def for_each_block(
+    self, work: Callable[[int, int], None], workers: int, progress: ProgressFactory | None
+  ) -> None:
+    """Calls work(begin, stop) in threads for blocks of at most BLOCK frames that cover all N."""
+    total = len(self.ids)
+    bar = progress(total, f"reading {self.folder.name}") if progress else contextlib.nullcontext()
+    with bar as shown, ThreadPoolExecutor(num_workers(workers)) as pool:
+      blocks = [(begin, min(begin + BLOCK, total)) for begin in range(0, total, BLOCK)]
+      futures = [pool.submit(work, *block) for block in blocks]
+      try:
+        for future, (begin, stop) in zip(futures, blocks, strict=True):
+          future.result()
+          if shown is not None:
+            shown.update(stop - begin)
+      except BaseException:
+        pool.shutdown(cancel_futures=True)
+        raise
+
+
+def _read_spans(
+  folder: pathlib.Path, spans: np.ndarray, image_size: int, workers: int, progress: ProgressFactory | None
+) -> Frames:
+  """Frames of the spans [E, 2] of ids (both included), each span an episode."""
+  reader = FrameReader(folder, spans, image_size)
+  out = empty_frames(len(reader.ids), image_size)
+  reader.for_each_block(
+    lambda begin, stop: reader.read(begin, stop, {key: array[begin:stop] for key, array in out.items()}),
+    workers,
+    progress,
+  )
   return Frames(
-    rgb_static=pictures["rgb_static"],
-    rgb_gripper=pictures["rgb_gripper"],
-    action=vectors["rel_actions"],
-    robot_obs=vectors["robot_obs"],
-    scene_obs=vectors["scene_obs"],
-    starts=ends - lengths,
-    ends=ends,
-    ids=ids,
+    rgb_static=out["rgb_static"],
+    rgb_gripper=out["rgb_gripper"],
+    action=out["rel_actions"],
+    robot_obs=out["robot_obs"],
+    scene_obs=out["scene_obs"],
+    starts=reader.starts,
+    ends=reader.ends,
+    ids=reader.ids,
   )
 
 
@@ -319,6 +388,34 @@ def read_frames(
   """
   folder = pathlib.Path(folder)
   return _read_spans(folder, read_episode_ids(folder), image_size, workers, progress)
+
+
+def count_frames(folder: PathLike) -> int:
+  """Number of frames of a split, read off its ids. Errors of `read_episode_ids`."""
+  ids = read_episode_ids(folder)
+  return int((ids[:, 1] - ids[:, 0] + 1).sum())
+
+
+def read_robot_obs(folder: PathLike, workers: int = 0, progress: ProgressFactory | None = None) -> np.ndarray:
+  """Robot states of all frames of a split, [N, 15] float32, without their pictures.
+
+  Args:
+    folder: a split: training/ or validation/.
+    workers: threads; 0 means one per core.
+    progress: as in `read_frames`.
+
+  Raises:
+    DatasetError: a frame is missing or damaged.
+  """
+  reader = FrameReader(folder, read_episode_ids(folder), 1)
+  out = np.empty((len(reader.ids), VECTOR_KEYS["robot_obs"]), np.float32)
+
+  def read(begin: int, stop: int) -> None:
+    for row in range(begin, stop):
+      out[row] = read_npz(frame_path(folder, reader.ids[row]), ("robot_obs",))["robot_obs"]
+
+  reader.for_each_block(read, workers, progress)
+  return out
 
 
 def _read_raw_annotations(folder: pathlib.Path) -> list[tuple[str, int, int]]:
@@ -453,6 +550,31 @@ def read_demos(
       for (task, _, _), start, end in zip(chosen, frames.starts, frames.ends, strict=True)
     ),
   )
+
+
+def read_windows(
+  folder: PathLike,
+  windows: np.ndarray,
+  image_size: int = 64,
+  workers: int = 0,
+  progress: ProgressFactory | None = None,
+) -> Frames:
+  """Only some windows of a split, each as an episode of its own.
+
+  Args:
+    folder: a split.
+    windows: [W, 2] first and last frame id of each, both included.
+    image_size: S, side of the square pictures returned [pixels].
+    workers: threads; 0 means one per core.
+    progress: as in `read_frames`.
+
+  Returns:
+    Frames whose episode w is window w.
+
+  Raises:
+    DatasetError: as `read_frames`.
+  """
+  return _read_spans(pathlib.Path(folder), np.asarray(windows), image_size, workers, progress)
 
 
 def read_start_states(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,8 @@ from flax import struct
 from wam_jax.data.calvin import Frames
 from wam_jax.types import Batch
 
-PROPRIO = 18
+ROBOT_OBS = 15
+FIELDS = ("rgb_static", "rgb_gripper", "robot_obs", "action", "prev_action", "is_first")
 REST_ACTION = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0)  # before an episode's first frame: at rest, gripper open
 
 
@@ -24,7 +26,7 @@ class FrameStore:
   Attributes:
     rgb_static: [N, S, S, 3] uint8.
     rgb_gripper: [N, S, S, 3] uint8.
-    proprio: [N, 18] float32, `proprio_features`.
+    robot_obs: [N, 15] float32.
     action: [N, 7] float32.
     prev_action: [N, 7] float32, at rest at an episode's first frame.
     is_first: [N] bool.
@@ -32,31 +34,10 @@ class FrameStore:
 
   rgb_static: jax.Array
   rgb_gripper: jax.Array
-  proprio: jax.Array
+  robot_obs: jax.Array
   action: jax.Array
   prev_action: jax.Array
   is_first: jax.Array
-
-
-def proprio_features(robot_obs: np.ndarray) -> np.ndarray:
-  """Robot state for networks. Angles become sine and cosine: the roll sits at +-pi and jumps.
-
-  Args:
-    robot_obs: [..., 15] tcp xyz [m], Euler angles [rad], gripper width [m], 7 joints [rad], last
-      gripper action.
-
-  Returns:
-    [..., 18] float32: xyz (3), sines (3), cosines (3), width (1), joints (7), last gripper action (1).
-
-  Raises:
-    ValueError: last dimension is not 15.
-  """
-  robot_obs = np.asarray(robot_obs)
-  if robot_obs.shape[-1:] != (15,):
-    raise ValueError(f"robot_obs: expected [..., 15], got {list(robot_obs.shape)}")
-  angles = robot_obs[..., 3:6]
-  parts = (robot_obs[..., :3], np.sin(angles), np.cos(angles), robot_obs[..., 6:])
-  return np.concatenate(parts, -1).astype(np.float32)
 
 
 def _previous(action: np.ndarray, is_first: np.ndarray) -> np.ndarray:
@@ -82,45 +63,113 @@ def make_store(frames: Frames) -> FrameStore:
   return FrameStore(
     rgb_static=put(frames.rgb_static),
     rgb_gripper=put(frames.rgb_gripper),
-    proprio=put(proprio_features(frames.robot_obs)),
+    robot_obs=put(np.asarray(frames.robot_obs, np.float32)),
     action=put(frames.action),
     prev_action=put(_previous(frames.action, is_first)),
     is_first=put(is_first),
   )
 
 
-def sample_batch(store: FrameStore, key: jax.Array, batch_size: int, sequence_length: int) -> Batch:
-  """Draws windows uniformly over all starts. Jittable, with both sizes static.
+def gather(store: FrameStore, start: jax.Array, sequence_length: int) -> Batch:
+  """Windows of frames as they are: start [B] -> Batch [B, T, ...], mask true everywhere."""
+  rows = start[:, None] + jnp.arange(sequence_length)
+  fields = {name: getattr(store, name)[rows] for name in FIELDS}
+  return Batch(**fields, mask=jnp.ones(rows.shape, bool))
 
-  A window may cross into the next episode, where `is_first` is true. Its own first frame counts as
-  first too, with the previous action at rest: what the model sees when it starts to filter there.
+
+def begin_afresh(batch: Batch) -> Batch:
+  """Makes each window's first frame count as an episode's first, with the previous action at rest.
+
+  That is what the model sees when it starts to filter in mid-episode.
+  """
+  rest = jnp.asarray(REST_ACTION, batch.prev_action.dtype)
+  return batch.replace(
+    prev_action=batch.prev_action.at[:, 0].set(rest), is_first=batch.is_first.at[:, 0].set(True)
+  )
+
+
+def carry_on(
+  batch: Batch, start: jax.Array, step: jax.Array, key: jax.Array, reset_probability: float
+) -> Batch:
+  """Marks where the carried state of a window is not that of the frames before it, and random resets.
 
   Args:
-    store: N frames.
-    key: random key.
-    batch_size: B.
-    sequence_length: T, at most N.
+    batch: windows [B, T].
+    start: [B], first frame of each, from `carried_starts`.
+    step: update, from 0.
+    key: of the random resets.
+    reset_probability: that the state is set to zero before a frame.
 
   Returns:
-    Batch [B, T, ...], mask true everywhere.
-
-  Raises:
-    ValueError: T is longer than the data.
+    The batch with more `is_first`. As in LUMOS, the previous action stays what it was.
   """
-  total = store.action.shape[0]
-  if not 0 < sequence_length <= total:
-    raise ValueError(f"sequence_length must lie in [1, {total} frames], got {sequence_length}")
-  start = jax.random.randint(key, (batch_size, 1), 0, total - sequence_length + 1)
-  rows = start + jnp.arange(sequence_length)
-  return Batch(
-    rgb_static=store.rgb_static[rows],
-    rgb_gripper=store.rgb_gripper[rows],
-    proprio=store.proprio[rows],
-    action=store.action[rows],
-    prev_action=store.prev_action[rows].at[:, 0].set(jnp.asarray(REST_ACTION, store.prev_action.dtype)),
-    is_first=store.is_first[rows].at[:, 0].set(True),
-    mask=jnp.ones(rows.shape, bool),
-  )
+  resets = jax.random.bernoulli(key, reset_probability, batch.is_first.shape)
+  jumped = (start < batch.is_first.shape[1]) | (step == 0)
+  is_first = (batch.is_first | resets).at[:, 0].set(batch.is_first[:, 0] | resets[:, 0] | jumped)
+  return batch.replace(is_first=is_first)
+
+
+def carried_starts(step: Any, num_frames: int, batch_size: int, sequence_length: int) -> Any:
+  """First frames of the windows of update `step` when each row walks through the data.
+
+  Row b begins at b/B of the data; each update moves it on by one window; at the end it goes to the
+  beginning, a little shifted.
+
+  Args:
+    step: integer, or an array of them [...].
+    num_frames: N.
+    batch_size: B.
+    sequence_length: T.
+
+  Returns:
+    [..., B] integers in [0, N - T], NumPy's or JAX's as `step` is.
+  """
+  rows = np.arange(batch_size, dtype=np.int32) * (num_frames // batch_size)
+  return (rows + step[..., None] * sequence_length) % (num_frames - sequence_length + 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+  """Which windows an update sees: a function of its number and key alone. All methods can be jitted.
+
+  Attributes:
+    num_frames: N.
+    batch_size: B.
+    sequence_length: T, at most N.
+    carry_state: each row walks through the data, and its state goes on from window to window (LUMOS).
+      Otherwise windows are drawn uniformly over all starts, and each starts afresh. In both a window may
+      cross into the next episode, where `is_first` is true.
+    reset_probability: with `carry_state`, that the state is set to zero before a frame; LUMOS has 0.01.
+  """
+
+  num_frames: int
+  batch_size: int
+  sequence_length: int
+  carry_state: bool = False
+  reset_probability: float = 0.0
+
+  def __post_init__(self) -> None:
+    if not 0 < self.sequence_length <= self.num_frames:
+      raise ValueError(
+        f"sequence_length must lie in [1, {self.num_frames} frames], got {self.sequence_length}"
+      )
+
+  def starts(self, key: jax.Array, step: jax.Array) -> jax.Array:
+    """First frame of each window of update `step`: [B] in [0, N - T]."""
+    if self.carry_state:
+      return carried_starts(step, self.num_frames, self.batch_size, self.sequence_length)
+    return jax.random.randint(key, (self.batch_size,), 0, self.num_frames - self.sequence_length + 1)
+
+  def finish(self, batch: Batch, key: jax.Array, step: jax.Array) -> Batch:
+    """Marks in the windows of update `step`, as they are on disk, where the state begins anew."""
+    if not self.carry_state:
+      return begin_afresh(batch)
+    start = self.starts(key, step)
+    return carry_on(batch, start, step, jax.random.fold_in(key, 1), self.reset_probability)
+
+  def sample(self, store: FrameStore, key: jax.Array, step: jax.Array) -> Batch:
+    """Windows of update `step` from frames on the device: Batch [B, T, ...], mask true everywhere."""
+    return self.finish(gather(store, self.starts(key, step), self.sequence_length), key, step)
 
 
 def episode_batch(frames: Frames, windows: Sequence[tuple[int, int]], length: int) -> Batch:
@@ -145,7 +194,7 @@ def episode_batch(frames: Frames, windows: Sequence[tuple[int, int]], length: in
   batch: dict[str, Any] = {
     "rgb_static": np.zeros((*shape, *size), np.uint8),
     "rgb_gripper": np.zeros((*shape, *size), np.uint8),
-    "proprio": np.zeros((*shape, PROPRIO), np.float32),
+    "robot_obs": np.zeros((*shape, ROBOT_OBS), np.float32),
     "action": rest,
     "prev_action": rest.copy(),
     "is_first": np.zeros(shape, bool),
@@ -158,7 +207,7 @@ def episode_batch(frames: Frames, windows: Sequence[tuple[int, int]], length: in
     n = end - start
     batch["rgb_static"][row, :n] = frames.rgb_static[start:end]
     batch["rgb_gripper"][row, :n] = frames.rgb_gripper[start:end]
-    batch["proprio"][row, :n] = proprio_features(frames.robot_obs[start:end])
+    batch["robot_obs"][row, :n] = frames.robot_obs[start:end]
     batch["action"][row, :n] = frames.action[start:end]
     batch["prev_action"][row, 1:n] = frames.action[start : end - 1]
     batch["mask"][row, :n] = True

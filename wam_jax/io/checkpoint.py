@@ -126,3 +126,34 @@ class Checkpointer:
 def _first_lines(error: Exception, count: int = 12) -> str:
   lines = [line for line in str(error).splitlines() if line.strip()]
   return "\n".join(lines[:count]) or type(error).__name__
+
+
+def check_params(params: Any, expected: Any, path: str | os.PathLike[str]) -> None:
+  """Raises if parameters are not of the wanted structure and shapes.
+
+  Args:
+    params: nested dicts of arrays, as read.
+    expected: the same of arrays or ShapeDtypeStructs, as the networks want them.
+    path: named in the error.
+
+  Raises:
+    CheckpointError: with every parameter that is missing, not wanted, or of another shape.
+  """
+  found, wanted = (
+    {
+      "/".join(str(key.key) for key in keys): tuple(leaf.shape)
+      for keys, leaf in jax.tree.leaves_with_path(tree)
+    }
+    for tree in (params, expected)
+  )
+  lines = [f"  {name}: missing, wanted {list(wanted[name])}" for name in wanted if name not in found]
+  lines += [f"  {name} {list(found[name])}: not wanted" for name in found if name not in wanted]
+  lines += [
+    f"  {name}: {list(found[name])}, wanted {list(wanted[name])}"
+    for name in wanted
+    if name in found and found[name] != wanted[name]
+  ]
+  if lines:
+    raise CheckpointError(
+      "\n".join([f"{path}: the parameters are not those of the networks its config describes.", *lines])
+    )

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from wam_jax.io import charts, media
+from wam_jax.io import charts, media, tables
 from wam_jax.io.logger import duration
 
 _CSS = """
@@ -224,40 +224,58 @@ def _rollouts(report: Mapping[str, Any], animations: Mapping[str, bytes]) -> str
   )
 
 
-def _psnr_card(info: Mapping[str, Any]) -> str:
-  """Means in a small list beside the curve."""
-  names = {"rgb_static": "Static camera", "rgb_gripper": "Wrist camera"}
-  rows = [(names.get(camera, camera), value) for camera, value in info["camera_psnr"].items()]
-  rows += [
-    ("Both", info["mean_psnr"]["predicted"]),
-    ("Last frame seen, repeated", info["mean_psnr"]["repeated"]),
-  ]
-  entries = "".join(f"<dt>{_e(name)}</dt><dd>{value:.2f} dB</dd>" for name, value in rows)
-  return f'<div class="card"><h3>Mean over the imagined frames</h3><dl>{entries}</dl></div>'
+def _rows_table(rows: Sequence[Sequence[str]]) -> str:
+  """A table of `io.tables`: header first; a name that begins with a blank belongs to the row above."""
+  head = "".join(f"<th>{_e(cell)}</th>" for cell in rows[0])
+  lines = []
+  for name, *cells in rows[1:]:
+    style = ' class="soft"' if name.startswith(" ") else ""
+    values = "".join(f"<td>{_e(cell)}</td>" for cell in cells)
+    lines.append(f"<tr{style}><td>{_e(name.strip())}</td>{values}</tr>")
+  return (
+    f'<div class="card wide" style="margin-top:14px"><table><thead><tr>{head}</tr></thead>'
+    f"<tbody>{''.join(lines)}</tbody></table></div>"
+  )
 
 
-def _open_loop(report: Mapping[str, Any], strip: bytes | None) -> str:
-  info = report.get("open_loop")
-  if not info or strip is None:
-    return ""
-  horizon = list(range(1, info["horizon"] + 1))
-  series, legend = [], []
-  for name, label, style in (
-    ("predicted", "world model", "s0"),
-    ("repeated", "last frame seen, repeated", "random"),
-  ):
-    series.append(charts.Series(label, horizon, info["psnr"][name], style))
-    legend.append((f"{label}: {info['mean_psnr'][name]:.2f} dB", style))
-  chart = charts.line_chart(series, x_label="frames imagined", title="PSNR over the imagined horizon")
+def _judge(report: Mapping[str, Any], strips: Mapping[str, bytes]) -> str:
+  """The world model by itself: strip, PSNR over the horizon, and the tables of stage judge_world_model."""
+  judge = report["judge"]
+  model = judge["models"][0]
+  cards = []
+  for camera, own in model["open_loop"].items():
+    repeated = model["repeated"][camera]
+    horizon = list(range(1, len(own["psnr_curve"]) + 1))
+    series = [
+      charts.Series("world model", horizon, own["psnr_curve"], "s0"),
+      charts.Series("last frame seen, repeated", horizon, repeated["psnr_curve"], "random"),
+    ]
+    legend = [
+      (f"{line.name}: mean {values['mean_psnr']:.2f} dB", line.style)
+      for line, values in zip(series, (own, repeated), strict=True)
+    ]
+    title = f"Open-loop PSNR, dB, {tables.CAMERA_NAMES.get(camera, camera)} camera"
+    chart = charts.line_chart(series, x_label="frames imagined", title=title)
+    cards.append(f'<div class="card"><h3>{_e(title)}</h3>{chart}{_legend(legend)}</div>')
+  pictures = "".join(
+    f'<div class="card wide strip" style="padding:12px;margin-top:14px">'
+    f'<img{style} src="{media.data_uri(strips[kind], kind)}" alt="True, predicted and error pictures"></div>'
+    for kind, style in (("png", ""), ("webp", ' style="min-width:0;width:auto;max-width:100%;margin:auto"'))
+    if kind in strips
+  )
   return (
     "<h2>What the world model imagines</h2>"
-    f"<p class='soft'>A held-out episode ({_e(title_of(info['task']))}). "
-    f"After {info['context']} frames the model sees nothing "
-    "more and is only told the actions. In the error rows grey means equal.</p>"
-    f'<div class="card wide strip" style="padding:12px"><img src="{media.data_uri(strip, "png")}" '
-    f'alt="Rows of true, predicted and error pictures"></div>'
-    f'<div class="grid big" style="margin-top:14px"><div class="card"><h3>Open-loop PSNR, dB, both cameras, '
-    f"{info['windows']} windows</h3>{chart}{_legend(legend)}</div>{_psnr_card(info)}</div>"
+    f"<p class='soft'>{_e(tables.described(judge))} Shown is the window in which most furniture moves, "
+    "the animation three times slower than it was. In the error pictures grey means equal.</p>"
+    f"{pictures}"
+    f'<div class="grid big" style="margin-top:14px">{"".join(cards)}</div>'
+    f"{_rows_table(tables.open_loop_rows(judge))}"
+    "<h2>What can be read off its features</h2>"
+    "<p class='soft'>One linear map per quantity, fitted on the features of training frames. R\u00b2: 1 is "
+    "perfect, 0 as good as the mean; balanced accuracy: 0.5 is chance. Imagined: the same maps on features "
+    "that have not seen the frame. Kept: the reading of the last frame seen.</p>"
+    f"{_rows_table(tables.probe_rows(judge))}"
+    f"{_rows_table(tables.inverse_dynamics_rows(judge))}"
   )
 
 
@@ -345,12 +363,14 @@ def _provenance(report: Mapping[str, Any]) -> str:
   )
 
 
-def render_page(report: Mapping[str, Any], strip: bytes | None, animations: Mapping[str, bytes]) -> str:
+def render_page(
+  report: Mapping[str, Any], strips: Mapping[str, bytes], animations: Mapping[str, bytes]
+) -> str:
   """The whole page.
 
   Args:
     report: what `stages.report.build` returns.
-    strip: PNG of the open-loop prediction, or None.
+    strips: png and webp -> the open-loop prediction as a strip and as an animation.
     animations: task -> animated WebP.
 
   Returns:
@@ -367,7 +387,7 @@ def render_page(report: Mapping[str, Any], strip: bytes | None, animations: Mapp
     + "<span class='soft'>Small numbers and bars: 95 % Wilson interval.</span></p>"
     + _table(report)
     + _rollouts(report, animations)
-    + _open_loop(report, strip)
+    + _judge(report, strips)
     + _curves(report)
     + _classifier(report)
     + _stages(report)

@@ -1,22 +1,36 @@
-"""Small building blocks shared by the networks."""
+"""Small building blocks shared by the networks.
+
+`dtype` is that of the computation; parameters are float32 always. Norms and the recurrent state stay
+in float32 whatever it is.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-NORM_EPSILON = 1e-3  # LUMOS's layer norms
-
 
 class NormedSum(nn.Module):
-  """ELU(LayerNorm(sum of the inputs)): the sum is taken before the norm, as in LUMOS."""
+  """ELU(LayerNorm(sum of the inputs)): the sum is taken before the norm, as in LUMOS.
+
+  Attributes:
+    epsilon: added to the variance; LUMOS has 1e-3.
+  """
+
+  epsilon: float = 1e-3
 
   @nn.compact
   def __call__(self, *terms: jax.Array) -> jax.Array:
-    return nn.elu(nn.LayerNorm(epsilon=NORM_EPSILON, name="norm")(sum(terms[1:], terms[0])))
+    total = sum(terms[1:], terms[0])
+    return nn.elu(
+      nn.LayerNorm(epsilon=self.epsilon, dtype=jnp.promote_types(total.dtype, jnp.float32), name="norm")(
+        total
+      )
+    )
 
 
 class MLP(nn.Module):
@@ -25,16 +39,18 @@ class MLP(nn.Module):
   Attributes:
     hidden: widths of the hidden layers.
     output: width of the output.
+    dtype: of the computation.
   """
 
   hidden: Sequence[int]
   output: int
+  dtype: Any = None
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     for i, width in enumerate(self.hidden):
-      x = nn.elu(nn.Dense(width, name=f"hidden_{i}")(x))
-    return nn.Dense(self.output, name="output")(x)
+      x = nn.elu(nn.Dense(width, dtype=self.dtype, name=f"hidden_{i}")(x))
+    return nn.Dense(self.output, dtype=self.dtype, name="output")(x)
 
 
 class GRU(nn.Module):
@@ -42,17 +58,20 @@ class GRU(nn.Module):
 
   Attributes:
     size: D.
+    dtype: of the matrix products; gates and state are of the state's own dtype.
   """
 
   size: int
+  dtype: Any = None
 
   @nn.compact
   def __call__(self, h: jax.Array, x: jax.Array) -> jax.Array:
     """h [..., D], x [..., hidden] -> next h [..., D]."""
-    from_x = nn.Dense(3 * self.size, name="input")(x)
-    from_h = nn.Dense(3 * self.size, name="recurrent", kernel_init=nn.initializers.orthogonal())(h)
+    orthogonal = nn.initializers.orthogonal()
+    from_x = nn.Dense(3 * self.size, dtype=self.dtype, name="input")(x).astype(h.dtype)
+    from_h = nn.Dense(3 * self.size, dtype=self.dtype, name="recurrent", kernel_init=orthogonal)(h)
     reset_x, update_x, new_x = jnp.split(from_x, 3, -1)
-    reset_h, update_h, new_h = jnp.split(from_h, 3, -1)
+    reset_h, update_h, new_h = jnp.split(from_h.astype(h.dtype), 3, -1)
     reset, update = nn.sigmoid(reset_x + reset_h), nn.sigmoid(update_x + update_h)
     new = jnp.tanh(new_x + reset * new_h)
     return (1 - update) * new + update * h

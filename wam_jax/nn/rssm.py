@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import flax.linen as nn
 import jax
 
@@ -19,25 +22,40 @@ class RSSM(nn.Module):
     stoch: S.
     classes: C.
     hidden: width of the layers between.
+    norm_eps: of the layer norms.
+    learned_initial_state: hold parameters for the state before the first frame (LUMOS), instead of zeros.
+    dtype: of the matrix products; states and logits keep the dtype of the state.
   """
 
   deter: int
   stoch: int
   classes: int
   hidden: int
+  norm_eps: float = 1e-3
+  learned_initial_state: bool = False
+  dtype: Any = None
 
   def setup(self) -> None:
-    self.from_stoch = nn.Dense(self.hidden)
-    self.from_action = nn.Dense(self.hidden, use_bias=False)
-    self.input_norm = NormedSum()
-    self.gru = GRU(self.deter)
-    self.prior_hidden = nn.Dense(self.hidden)
-    self.prior_norm = NormedSum()
-    self.prior_output = nn.Dense(self.stoch * self.classes)
-    self.posterior_hidden = nn.Dense(self.hidden)
-    self.from_embed = nn.Dense(self.hidden, use_bias=False)
-    self.posterior_norm = NormedSum()
-    self.posterior_output = nn.Dense(self.stoch * self.classes)
+    dense = functools.partial(nn.Dense, dtype=self.dtype)
+    norm = functools.partial(NormedSum, self.norm_eps)
+    self.from_stoch = dense(self.hidden)
+    self.from_action = dense(self.hidden, use_bias=False)
+    self.input_norm = norm()
+    self.gru = GRU(self.deter, self.dtype)
+    self.prior_hidden = dense(self.hidden)
+    self.prior_norm = norm()
+    self.prior_output = dense(self.stoch * self.classes)
+    self.posterior_hidden = dense(self.hidden)
+    self.from_embed = dense(self.hidden, use_bias=False)
+    self.posterior_norm = norm()
+    self.posterior_output = dense(self.stoch * self.classes)
+    if self.learned_initial_state:
+      self.initial_deter = self.param("initial_deter", nn.initializers.zeros, (self.deter,))
+      self.initial_stoch = self.param("initial_stoch", nn.initializers.zeros, (self.stoch * self.classes,))
+
+  def initial_state(self) -> tuple[jax.Array, jax.Array]:
+    """Learned state before the first frame: deter [D] and stoch [S, C] (not one-hot)."""
+    return self.initial_deter, self.initial_stoch.reshape(self.stoch, self.classes)
 
   def action_term(self, action: jax.Array) -> jax.Array:
     """[..., 7] -> [..., hidden]."""
@@ -55,9 +73,9 @@ class RSSM(nn.Module):
   def prior_logits(self, deter: jax.Array) -> jax.Array:
     """[..., D] -> [..., S, C]."""
     logits = self.prior_output(self.prior_norm(self.prior_hidden(deter)))
-    return logits.reshape(*deter.shape[:-1], self.stoch, self.classes)
+    return logits.reshape(*deter.shape[:-1], self.stoch, self.classes).astype(deter.dtype)
 
   def posterior_logits(self, deter: jax.Array, embed_term: jax.Array) -> jax.Array:
     """deter [..., D], embed_term [..., hidden] -> [..., S, C]."""
     logits = self.posterior_output(self.posterior_norm(self.posterior_hidden(deter), embed_term))
-    return logits.reshape(*deter.shape[:-1], self.stoch, self.classes)
+    return logits.reshape(*deter.shape[:-1], self.stoch, self.classes).astype(deter.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -12,85 +13,149 @@ from wam_jax.nn import vision
 from wam_jax.nn.layers import MLP, NormedSum
 from wam_jax.nn.rssm import RSSM
 
-CAMERAS = ("rgb_static", "rgb_gripper")
 ACTION = 7
+ROBOT_OBS = 15
+PROPRIO_SIZES = {"none": 0, "sincos": 18, "zscore": ROBOT_OBS}
+
+
+def proprio_features(robot_obs: jax.Array) -> jax.Array:
+  """Robot state for networks. Angles become sine and cosine: the roll sits at +-pi and jumps.
+
+  Args:
+    robot_obs: [..., 15] tcp xyz [m], Euler angles [rad], gripper width [m], 7 joints [rad], last
+      gripper action.
+
+  Returns:
+    [..., 18]: xyz (3), sines (3), cosines (3), width (1), joints (7), last gripper action (1).
+
+  Raises:
+    ValueError: last dimension is not 15.
+  """
+  if robot_obs.shape[-1:] != (ROBOT_OBS,):
+    raise ValueError(f"robot_obs: expected [..., {ROBOT_OBS}], got {list(robot_obs.shape)}")
+  angles = robot_obs[..., 3:6]
+  return jnp.concatenate([robot_obs[..., :3], jnp.sin(angles), jnp.cos(angles), robot_obs[..., 6:]], -1)
 
 
 class Decoder(nn.Module):
-  """Vector -> both cameras' pictures.
+  """Vector -> the pictures of all cameras.
 
   With `conv` vision, one Linear is shared by the cameras, as in LUMOS; with `patch` each has its own.
   """
 
   vision: str
+  cameras: Sequence[str]
   depth: int
   image_size: int
+  dtype: Any
 
   @nn.compact
   def __call__(self, x: jax.Array) -> dict[str, jax.Array]:
     """[N, X] -> {camera: [N, S, S, 3]}."""
+    network: Any = vision.PatchDecoder
     if self.vision == "conv":
-      x = nn.Dense(32 * self.depth, name="shared")(x)
-      return {camera: vision.ConvDecoder(self.depth, name=camera)(x) for camera in CAMERAS}
-    return {camera: vision.PatchDecoder(self.depth, self.image_size, name=camera)(x) for camera in CAMERAS}
+      x = nn.Dense(32 * self.depth, dtype=self.dtype, name="shared")(x)
+      network = vision.ConvDecoder
+    return {
+      camera: network(self.depth, self.image_size, self.dtype, name=camera)(x) for camera in self.cameras
+    }
 
 
 class WorldModel(nn.Module):
   """DreamerV2's world model with an inverse-dynamics head on encoder embeddings (WAM).
 
+  The embedding e_t has E numbers of the pictures and, with proprioception, P of the robot state after
+  them, as in LUMOS. The inverse-dynamics head and the embedding's decoder see the E numbers only: the
+  robot state would give the action away.
+
   Attributes follow `config.world_model`; see `make_world_model`.
   """
 
   vision: str
+  cameras: Sequence[str]
   depth: int
   embed: int
   deter: int
   stoch: int
   classes: int
   hidden: int
-  proprio: bool
+  proprio: str
+  inverse_dynamics_input: str
   inverse_dynamics_hidden: int
   decode_embedding: bool
+  learned_initial_state: bool
+  norm_eps: float
   image_size: int
+  robot_obs_mean: Sequence[float]
+  robot_obs_std: Sequence[float]
+  dtype: Any
 
   @property
   def feature_size(self) -> int:
     return self.deter + self.stoch * self.classes
 
+  @property
+  def embed_size(self) -> int:
+    """Width of e_t, robot state included."""
+    return self.embed + PROPRIO_SIZES[self.proprio]
+
   def setup(self) -> None:
     encoder = vision.ConvEncoder if self.vision == "conv" else vision.PatchEncoder
-    self.encoders = {camera: encoder(self.depth, name=f"encoder_{camera}") for camera in CAMERAS}
-    self.fuse = nn.Dense(self.embed)
-    self.fuse_norm = NormedSum()
-    self.rssm = RSSM(self.deter, self.stoch, self.classes, self.hidden)
-    self.decoder = Decoder(self.vision, self.depth, self.image_size)
+    self.encoders = {
+      camera: encoder(self.depth, dtype=self.dtype, name=f"encoder_{camera}") for camera in self.cameras
+    }
+    self.fuse = nn.Dense(self.embed, dtype=self.dtype)
+    self.fuse_norm = NormedSum(self.norm_eps)
+    self.rssm = RSSM(
+      self.deter,
+      self.stoch,
+      self.classes,
+      self.hidden,
+      self.norm_eps,
+      self.learned_initial_state,
+      self.dtype,
+    )
+    self.decoder = Decoder(self.vision, self.cameras, self.depth, self.image_size, self.dtype)
     width = self.inverse_dynamics_hidden
-    self.inverse_dynamics_head = MLP((width, width), ACTION)
+    self.inverse_dynamics_head = MLP((width, width), ACTION, self.dtype)
     if self.decode_embedding:
-      self.embedding_decoder = Decoder(self.vision, self.depth, self.image_size)
+      self.embedding_decoder = Decoder(self.vision, self.cameras, self.depth, self.image_size, self.dtype)
 
-  def encode(self, rgb_static: jax.Array, rgb_gripper: jax.Array, proprio: jax.Array) -> jax.Array:
-    """uint8 [..., S, S, 3] twice and proprio [..., P] -> e [..., E]."""
-    lead = rgb_static.shape[:-3]
+  def encode(self, pictures: dict[str, jax.Array], robot_obs: jax.Array) -> jax.Array:
+    """Embedding e_t of {camera: [..., S, S, 3]} and robot_obs [..., 15]: [..., E + P]."""
+    lead = robot_obs.shape[:-1]
     parts = []
-    for camera, picture in zip(CAMERAS, (rgb_static, rgb_gripper), strict=True):
-      flat = picture.reshape(-1, *picture.shape[-3:])
-      parts.append(self.encoders[camera](vision.normalise(flat)))
-    if self.proprio:
-      parts.append(proprio.reshape(-1, proprio.shape[-1]))
-    return self.fuse_norm(self.fuse(jnp.concatenate(parts, -1))).reshape(*lead, self.embed)
+    for camera in self.cameras:
+      picture = pictures[camera]
+      flat = vision.normalise(picture.reshape(-1, *picture.shape[-3:]))
+      parts.append(self.encoders[camera](flat))
+    embed = self.fuse_norm(self.fuse(jnp.concatenate(parts, -1))).reshape(*lead, self.embed)
+    return jnp.concatenate([embed, self._proprio(robot_obs).astype(embed.dtype)], -1)
+
+  def _proprio(self, robot_obs: jax.Array) -> jax.Array:
+    if self.proprio == "none":
+      return robot_obs[..., :0]
+    if self.proprio == "sincos":
+      return proprio_features(robot_obs)
+    return (robot_obs - jnp.asarray(self.robot_obs_mean)) / jnp.asarray(self.robot_obs_std)
 
   def decode(self, feature: jax.Array) -> dict[str, jax.Array]:
     """[..., F] -> {camera: [..., S, S, 3]} in about [-1, 1]."""
     return _over_leading(self.decoder, feature)
 
   def decode_from_embedding(self, embed: jax.Array) -> dict[str, jax.Array]:
-    """[..., E] -> {camera: [..., S, S, 3]}; exists only with `decode_embedding`."""
-    return _over_leading(self.embedding_decoder, embed)
+    """[..., E + P] -> {camera: [..., S, S, 3]}; exists only with `decode_embedding`."""
+    return _over_leading(self.embedding_decoder, embed[..., : self.embed])
 
-  def inverse_dynamics(self, embed: jax.Array, next_embed: jax.Array) -> jax.Array:
-    """Predicted action between two frames: e_t, e_{t+1} [..., E] -> [..., 7]."""
-    return self.inverse_dynamics_head(jnp.concatenate([embed, next_embed], -1))
+  def inverse_dynamics(self, first: jax.Array, second: jax.Array) -> jax.Array:
+    """Action between two frames, from their embeddings [..., E + P] or features [..., F]: [..., 7]."""
+    if self.inverse_dynamics_input == "embedding":
+      first, second = first[..., : self.embed], second[..., : self.embed]
+    predicted = self.inverse_dynamics_head(jnp.concatenate([first, second], -1))
+    return predicted.astype(first.dtype)
+
+  def initial_state(self) -> tuple[jax.Array, jax.Array]:
+    return self.rssm.initial_state()
 
   def action_term(self, action: jax.Array) -> jax.Array:
     return self.rssm.action_term(action)
@@ -107,29 +172,43 @@ class WorldModel(nn.Module):
   def posterior_logits(self, deter: jax.Array, embed_term: jax.Array) -> jax.Array:
     return self.rssm.posterior_logits(deter, embed_term)
 
-  def __call__(self, rgb_static: jax.Array, rgb_gripper: jax.Array, proprio: jax.Array) -> Any:
+  def __call__(self, pictures: dict[str, jax.Array], robot_obs: jax.Array) -> Any:
     """Touches every parameter once; used to initialise."""
-    embed = self.encode(rgb_static, rgb_gripper, proprio)
+    embed = self.encode(pictures, robot_obs)
     lead = embed.shape[:-1]
     deter, stoch = jnp.zeros((*lead, self.deter)), jnp.zeros((*lead, self.stoch, self.classes))
     deter = self.recur(deter, stoch, self.action_term(jnp.zeros((*lead, ACTION))))
     self.prior_logits(deter)
     stoch = self.posterior_logits(deter, self.embed_term(embed))
+    feature = jnp.concatenate([deter, stoch.reshape(*lead, -1)], -1)
     if self.decode_embedding:
       self.decode_from_embedding(embed)
-    self.inverse_dynamics(embed, embed)
-    return self.decode(jnp.concatenate([deter, stoch.reshape(*lead, -1)], -1))
+    source = embed if self.inverse_dynamics_input == "embedding" else feature
+    self.inverse_dynamics(source, source)
+    return self.decode(feature)
 
 
 def _over_leading(decoder: nn.Module, x: jax.Array) -> dict[str, jax.Array]:
+  """Decodes [..., X]; pictures come in the dtype of x, whatever the computation's is."""
   pictures = decoder(x.reshape(-1, x.shape[-1]))
-  return {camera: p.reshape(*x.shape[:-1], *p.shape[1:]) for camera, p in pictures.items()}
+  return {camera: p.reshape(*x.shape[:-1], *p.shape[1:]).astype(x.dtype) for camera, p in pictures.items()}
 
 
-def make_world_model(config: Any, image_size: int = 64) -> WorldModel:
-  """Builds the module described by `config.world_model`."""
+def make_world_model(
+  config: Any, image_size: int = 64, robot_obs_statistics: tuple[Any, Any] | None = None
+) -> WorldModel:
+  """Builds the module described by `config.world_model`.
+
+  Args:
+    config: `config.world_model`.
+    image_size: S.
+    robot_obs_statistics: mean [15] and standard deviation [15] of the robot state, for
+      `proprio = zscore`; None: 0 and 1.
+  """
+  mean, std = robot_obs_statistics or ((0.0,) * ROBOT_OBS, (1.0,) * ROBOT_OBS)
   return WorldModel(
     vision=config.vision,
+    cameras=tuple(config.cameras),
     depth=config.depth,
     embed=config.embed,
     deter=config.deter,
@@ -137,7 +216,20 @@ def make_world_model(config: Any, image_size: int = 64) -> WorldModel:
     classes=config.classes,
     hidden=config.hidden,
     proprio=config.proprio,
+    inverse_dynamics_input=config.inverse_dynamics_input,
     inverse_dynamics_hidden=config.inverse_dynamics_hidden,
     decode_embedding=config.embedding_image_weight > 0,
+    learned_initial_state=config.learned_initial_state,
+    norm_eps=config.norm_eps,
     image_size=image_size,
+    robot_obs_mean=tuple(float(x) for x in mean),
+    robot_obs_std=tuple(float(x) for x in std),
+    dtype=compute_dtype(config.compute_dtype),
   )
+
+
+def compute_dtype(name: str) -> Any:
+  """dtype of the computation: that of the parameters (None), bfloat16, or, for auto, by the backend."""
+  if name == "auto":
+    name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+  return jnp.bfloat16 if name == "bfloat16" else None

@@ -26,7 +26,23 @@ from wam_jax.stages import recording
 from wam_jax.stages.recording import Job, Settings
 
 REQUIRES: tuple[str, ...] = ()
-CONFIG: tuple[str, ...] = ("seed", "tasks", "env.name", "env.image_size", "env.max_steps", "data")
+CONFIG: tuple[str, ...] = (
+  "seed",
+  "tasks",
+  "env.name",
+  "env.image_size",
+  "env.max_steps",
+  "data.source",
+  "data.calvin_path",
+  "data.play_frames",
+  "data.play_episode_frames",
+  "data.heldout_play_frames",
+  "data.demos_per_task",
+  "data.heldout_demos_per_task",
+  "data.heldout_starts_per_task",
+  "data.action_noise",
+  "data.failed_attempt_rate",
+)
 
 _DRAW_BLOCK = 1024  # frames drawn and written at a time: 25 MB of pictures at 64x64
 
@@ -63,17 +79,21 @@ def make_jobs(config: Any) -> dict[str, list[Job]]:
     config: `tasks` and `data` are read.
 
   Returns:
-    'training': play, then demos task by task; 'validation': held-out demos; 'starts': start states.
+    'training': play, then demos task by task; 'validation': held-out demos, then held-out play; 'starts':
+    start states.
   """
   data = config.data
-  episodes = -(-data.play_frames // data.play_episode_frames)
+
+  def play(kind: str, frames: int) -> list[Job]:
+    return [Job(kind, "", i) for i in range(-(-frames // data.play_episode_frames))]
 
   def each(kind: str, count: int) -> list[Job]:
     return [Job(kind, task, i) for task in config.tasks for i in range(count)]
 
   return {
-    "training": [Job("play", "", i) for i in range(episodes)] + each("demo", data.demos_per_task),
-    "validation": each("heldout", data.heldout_demos_per_task),
+    "training": play("play", data.play_frames) + each("demo", data.demos_per_task),
+    "validation": each("heldout", data.heldout_demos_per_task)
+    + play("heldout_play", data.heldout_play_frames),
     "starts": each("start", data.heldout_starts_per_task),
   }
 
@@ -122,7 +142,7 @@ def _draw_split(
 
 def _summarise(jobs: dict[str, list[Job]], states: pathlib.Path, seconds: dict[str, float]) -> dict[str, Any]:
   """What was collected, for people and for the report."""
-  frames: dict[str, int] = {"play": 0, "demo": 0, "heldout": 0}
+  frames: dict[str, int] = {"play": 0, "demo": 0, "heldout": 0, "heldout_play": 0}
   episodes = dict(frames)
   per_task: dict[str, dict[str, Any]] = {}
   for job in jobs["training"] + jobs["validation"]:
@@ -169,6 +189,7 @@ def _collect(config: Any, workdir: pathlib.Path, logger: Logger) -> dict[str, An
     play_frames=data.play_frames,
     action_noise=data.action_noise,
     failed_attempt_rate=data.failed_attempt_rate,
+    heldout_play_frames=data.heldout_play_frames,
   )
   jobs = make_jobs(config)
   everything = [job for part in jobs.values() for job in part]
@@ -246,7 +267,7 @@ def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger:
     frames, seconds = summary["frames"], summary["seconds"]
     logger.info(
       f"{frames['total']} frames (play {frames['play']}, demos {frames['demo']}, held out "
-      f"{frames['heldout']}) in {sum(seconds.values()):.0f} s"
+      f"{frames['heldout_play']} of play and {frames['heldout']} of demos) in {sum(seconds.values()):.0f} s"
     )
   else:
     raise ValueError(f"data.source: {config.data.source!r} is neither 'embedded' nor 'calvin'")

@@ -44,7 +44,7 @@ def run(config: Any, inputs: Mapping[str, Artifact], workdir: pathlib.Path, logg
   tasks = tuple(config.tasks)
   workdir.mkdir(parents=True, exist_ok=True)
   robot_obs, scene_obs = start_states(inputs["collect"], tasks, config.evaluate.episodes)
-  runner = _Runner(config, inputs, tasks, robot_obs, scene_obs, logger)
+  runner = PolicyRunner(config, inputs, tasks, robot_obs, scene_obs, logger)
   episodes: dict[str, dict[str, np.ndarray]] = {}
   for name in policies(config):
     path = workdir / f"{name}.npz"
@@ -109,8 +109,17 @@ def start_states(collect: Artifact, tasks: Sequence[str], episodes: int) -> tupl
   return robot_obs, scene_obs
 
 
-class _Runner:
-  """Runs one policy after the other; opens simulators and models when the first one needs them."""
+class PolicyRunner:
+  """Runs one policy after the other; opens simulators and models when the first one needs them.
+
+  Args:
+    config: the run's.
+    inputs: artifacts; what `run` is not asked for may be missing.
+    tasks: K names.
+    robot_obs: [K, M, 15] start states.
+    scene_obs: [K, M, 24] start states.
+    logger: shows progress.
+  """
 
   def __init__(
     self,
@@ -128,7 +137,7 @@ class _Runner:
     self._tools: tuple[Any, ...] | None = None
 
   def run(self, name: str) -> dict[str, np.ndarray]:
-    """Episodes of one policy as arrays to store."""
+    """Episodes of one policy as arrays to store; with a classifier, its imagined success too."""
     began = time.perf_counter()
     if name == "expert":
       with self._logger.progress(self._num, LABELS[name]) as progress:
@@ -150,7 +159,7 @@ class _Runner:
           progress=progress.update,
         )
       arrays = _arrays(episodes)
-      if name in DREAMED:
+      if name in DREAMED and "classifier" in self._inputs:
         arrays["imagined"] = self._imagined(policy, params, episodes.first_feature)
     return arrays | {"wall_seconds": np.asarray(time.perf_counter() - began)}
 

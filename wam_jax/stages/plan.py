@@ -24,8 +24,9 @@ STAGES = config_lib.STAGES
 # Seconds of each stage of the demo preset, measured on 2 CPU cores (BUILD.md, "Measured"); the estimates
 # of other sizes are scaled from them.
 DEMO_SECONDS: dict[str, float] = {
-  "collect": 55,
+  "collect": 60,
   "world_model": 620,
+  "judge_world_model": 20,
   "featurize": 20,
   "behaviour_cloning": 70,
   "classifier": 40,
@@ -60,11 +61,16 @@ class StagePlan:
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-  """What a stage module says about itself in its constants REQUIRES, CONFIG and SCHEMA."""
+  """What a stage module says about itself in its constants REQUIRES, CONFIG, SCHEMA and ADDS.
+
+  ADDS: config fields that, when set, ask for more from a stage that is finished; they change nothing of
+  what is there already, and are no part of its fingerprint.
+  """
 
   requires: tuple[str, ...]
   config: tuple[str, ...]
   schema: int = 1
+  adds: tuple[str, ...] = ()
 
 
 @functools.cache
@@ -73,13 +79,15 @@ def stage_spec(stage: str) -> Spec:
   found = importlib.util.find_spec(f"wam_jax.stages.{stage}")
   if found is None or found.origin is None:
     raise StageError(f"wam_jax/stages/{stage}.py is missing")
-  constants: dict[str, Any] = {"SCHEMA": 1}
+  constants: dict[str, Any] = {"SCHEMA": 1, "ADDS": ()}
   for node in ast.parse(pathlib.Path(found.origin).read_text(encoding="utf-8")).body:
     if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
       target = node.targets[0] if isinstance(node, ast.Assign) else node.target
-      if isinstance(target, ast.Name) and target.id in ("REQUIRES", "CONFIG", "SCHEMA"):
+      if isinstance(target, ast.Name) and target.id in ("REQUIRES", "CONFIG", "SCHEMA", "ADDS"):
         constants[target.id] = ast.literal_eval(node.value)
-  return Spec(tuple(constants["REQUIRES"]), tuple(constants["CONFIG"]), constants["SCHEMA"])
+  return Spec(
+    tuple(constants["REQUIRES"]), tuple(constants["CONFIG"]), constants["SCHEMA"], tuple(constants["ADDS"])
+  )
 
 
 def wanted_stages(config: ConfigDict) -> tuple[str, ...]:
@@ -149,7 +157,8 @@ def _plan_stage(config: ConfigDict, stage: str, plans: dict[str, StagePlan]) -> 
   if made is None:
     return StagePlan(stage, "run", artifact)
   if made.fingerprint == print_:
-    return StagePlan(stage, "skip", made) if made.done else StagePlan(stage, "resume", artifact)
+    more = stage in wanted_stages(config) and any(values[name] for name in spec.adds)
+    return StagePlan(stage, "skip", made) if made.done and not more else StagePlan(stage, "resume", artifact)
   settings, others = _differences(made, artifact)
   return StagePlan(stage, "conflict", artifact, (*settings, *others), bool(settings))
 
@@ -236,9 +245,10 @@ def format_plan(config: ConfigDict, plans: dict[str, StagePlan]) -> str:
 
 
 def _size(config: ConfigDict, stage: str) -> str:
-  d, w, b, k, p, e = (
+  d, w, j, b, k, p, e = (
     config.data,
     config.world_model,
+    config.judge,
     config.behaviour_cloning,
     config.classifier,
     config.ppo,
@@ -247,9 +257,12 @@ def _size(config: ConfigDict, stage: str) -> str:
   tasks, demos = len(config.tasks), f"({d.demos_per_task} + {d.heldout_demos_per_task})"
   if stage == "collect" and d.source == "calvin":
     return "read and check the dataset"
+  if stage == "world_model" and config.inputs.lumos_checkpoint:
+    return f"take LUMOS's weights from {config.inputs.lumos_checkpoint}"
   return {
     "collect": f"{d.play_frames:,} frames of play, {tasks} x {demos} demos",
     "world_model": f"{w.updates:,} updates of {w.batch_size} x {w.sequence_length} frames",
+    "judge_world_model": f"{1 + len(j.compare)} x {j.windows} windows, {j.horizons[-1]} frames imagined",
     "featurize": f"{tasks} x {demos} demos through the world model",
     "behaviour_cloning": f"{tasks} x {b.updates:,} updates of {b.batch_size} chunks",
     "classifier": f"{tasks} x {k.updates:,} updates of {k.batch_size} frames",
@@ -267,9 +280,10 @@ def estimate(config: ConfigDict, stage: str) -> float:
 
 def _work(config: ConfigDict, stage: str) -> float:
   """Work of a stage, up to a constant: multiplications, frames, or control steps."""
-  d, w, b, k, p, e = (
+  d, w, j, b, k, p, e = (
     config.data,
     config.world_model,
+    config.judge,
     config.behaviour_cloning,
     config.classifier,
     config.ppo,
@@ -286,8 +300,13 @@ def _work(config: ConfigDict, stage: str) -> float:
   tuning = p.epochs * p.dreams * p.chunks_per_iteration * p.fine_tuned_steps * 3 * policy
   policies = 2 + e.random_policy + 0.2 * e.expert
   return {
-    "collect": d.play_frames + demo_frames if d.source == "embedded" else 1.0,
-    "world_model": w.updates * w.batch_size * w.sequence_length * (recurrent + w.decode_fraction * vision),
+    "collect": d.play_frames + d.heldout_play_frames + demo_frames if d.source == "embedded" else 1.0,
+    "world_model": 1.0
+    if config.inputs.lumos_checkpoint
+    else w.updates * w.batch_size * w.sequence_length * (recurrent + w.decode_fraction * vision),
+    "judge_world_model": (1 + len(j.compare))
+    * (j.windows * (j.context + j.horizons[-1]) + j.probe_frames)
+    * (recurrent + vision),
     "featurize": demo_frames * (recurrent + vision),
     "behaviour_cloning": tasks * b.updates * b.batch_size * policy,
     "classifier": tasks * k.updates * k.batch_size * (feature * k.embed[0] + k.embed[0] * k.embed[-1]),

@@ -49,7 +49,13 @@ _SWITCHED_FROM = {
   "turn_on_led": (tasks_lib.LED, 0),
   "turn_off_led": (tasks_lib.LED, 1),
 }
-_KINDS = ("play", "demo", "heldout", "start")  # position in it is part of the seed: append only
+_KINDS = (
+  "play",
+  "demo",
+  "heldout",
+  "start",
+  "heldout_play",
+)  # position in it is part of the seed: append only
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +63,8 @@ class Job:
   """One episode to record.
 
   Attributes:
-    kind: play, demo, heldout (a demo for validation) or start (a start state only).
+    kind: play, demo, heldout (a demo for validation), start (a start state only) or heldout_play (play for
+      validation).
     task: its task; empty for play.
     index: number among those of the same kind and task.
   """
@@ -83,6 +90,7 @@ class Settings:
   play_frames: int
   action_noise: float
   failed_attempt_rate: float
+  heldout_play_frames: int = 0
 
 
 class _Episode:
@@ -238,10 +246,9 @@ def record(env: PlayTable, job: Job, settings: Settings) -> dict[str, Any]:
   task_number = tasks_lib.TASKS.index(job.task) if job.task else 0
   key = (_KINDS.index(job.kind), task_number, job.index)
   rng = np.random.default_rng(np.random.SeedSequence(settings.seed, spawn_key=key))
-  if job.kind == "play":
-    frames = min(
-      settings.play_episode_frames, settings.play_frames - job.index * settings.play_episode_frames
-    )
+  if job.kind in ("play", "heldout_play"):
+    total = settings.play_frames if job.kind == "play" else settings.heldout_play_frames
+    frames = min(settings.play_episode_frames, total - job.index * settings.play_episode_frames)
     return record_play(env, rng, frames, settings)
   if job.kind == "start":
     robot_obs, scene_obs = experts.sample_start(job.task, rng)

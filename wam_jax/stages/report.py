@@ -1,6 +1,6 @@
 """Report of a run: `report.md`, `report.json`, `report.html`, and the pictures as files.
 
-`open_loop.png` is the strip of true, predicted and error; `rollouts.gif` shows one episode per task.
+`open_loop.png` is the strip of stage judge_world_model; `rollouts.gif` shows one episode per task.
 """
 
 from __future__ import annotations
@@ -8,28 +8,32 @@ from __future__ import annotations
 import json
 import pathlib
 import re
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from wam_jax.core import image
-from wam_jax.data import calvin, windows
-from wam_jax.io import media, report_page
+from wam_jax.io import media, report_page, tables
 from wam_jax.io.artifact import Artifact, write_text
 from wam_jax.io.logger import Logger, duration, read_metrics
 from wam_jax.io.provenance import provenance
+from wam_jax.io.tables import markdown_table
 
-REQUIRES = ("collect", "world_model", "featurize", "behaviour_cloning", "classifier", "ppo", "evaluate")
+REQUIRES = (
+  "collect",
+  "world_model",
+  "judge_world_model",
+  "featurize",
+  "behaviour_cloning",
+  "classifier",
+  "ppo",
+  "evaluate",
+)
 CONFIG = ("seed", "tasks", "report")
-FORMAT = 1  # of report.json
+FORMAT = 2  # of report.json
 
-WINDOWS_PER_TASK = 4  # of the open-loop PSNR
-STRIP_COLUMNS = 8  # imagined frames shown
-MAX_PSNR = 60.0  # equal pictures would be infinite
 CONTROL_HZ = 30  # of CALVIN, and of everything that follows it
 FRAME_STEP = 2  # every second frame of an episode is shown
 
@@ -40,48 +44,45 @@ def run(config: Any, inputs: Mapping[str, Artifact], workdir: pathlib.Path, logg
   """Draws the pictures and writes the report."""
   began = time.perf_counter()
   workdir.mkdir(parents=True, exist_ok=True)
-  with logger.progress(3, "report") as progress:
-    open_loop, strip = predict_open_loop(config, inputs)
-    if strip is not None:
-      media.save_png(workdir / "open_loop.png", strip)
-    progress.update()
+  judged = inputs["judge_world_model"].path
+  shutil.copyfile(judged / "strip.png", workdir / "open_loop.png")
+  with logger.progress(2, "report") as progress:
     shown, animations, grid = draw_rollouts(config, inputs["evaluate"].path / "rollouts.npz")
     media.save_animation(workdir / "rollouts.gif", grid, CONTROL_HZ / FRAME_STEP)
     progress.update()
-    report = build(config, inputs, open_loop, shown, time.perf_counter() - began)
-    write_report(workdir, report, None if strip is None else media.png_bytes(strip), animations)
+    report = build(config, inputs, shown, time.perf_counter() - began)
+    strips = {name: (judged / f"strip.{name}").read_bytes() for name in ("png", "webp")}
+    write_report(workdir, report, strips, animations)
     progress.update()
 
 
 def write_report(
-  workdir: pathlib.Path, report: Mapping[str, Any], strip: bytes | None, animations: Mapping[str, bytes]
+  workdir: pathlib.Path,
+  report: Mapping[str, Any],
+  strips: Mapping[str, bytes],
+  animations: Mapping[str, bytes],
 ) -> None:
   """Writes the three forms of the report.
 
   Args:
     workdir: folder that takes them.
     report: from `build`.
-    strip: PNG of the open-loop prediction, or None.
+    strips: png and webp -> the open-loop prediction as a strip and as an animation.
     animations: task -> animated WebP.
   """
   write_text(workdir / "report.json", json.dumps(report, indent=2) + "\n")
   write_text(workdir / "report.md", markdown(report))
-  write_text(workdir / "report.html", report_page.render_page(report, strip, animations))
+  write_text(workdir / "report.html", report_page.render_page(report, strips, animations))
 
 
 def build(
-  config: Any,
-  inputs: Mapping[str, Artifact],
-  open_loop: Mapping[str, Any] | None,
-  rollouts: Sequence[Mapping[str, Any]],
-  seconds: float,
+  config: Any, inputs: Mapping[str, Artifact], rollouts: Sequence[Mapping[str, Any]], seconds: float
 ) -> dict[str, Any]:
   """All that the report says, as plain values.
 
   Args:
     config: the run's.
     inputs: stage -> artifact.
-    open_loop: from `predict_open_loop`.
     rollouts: from `draw_rollouts`.
     seconds: spent on the report itself.
 
@@ -89,6 +90,7 @@ def build(
     Nested dicts and lists, fit for JSON.
   """
   results = json.loads((inputs["evaluate"].path / "results.json").read_text(encoding="utf-8"))
+  judge = json.loads((inputs["judge_world_model"].path / "judge.json").read_text(encoding="utf-8"))
   facts = provenance()
   results = {key: value for key, value in results.items() if key != "config"}
   stages = [{"name": name, "seconds": a.seconds, "peak_bytes": a.peak_bytes} for name, a in inputs.items()]
@@ -103,7 +105,7 @@ def build(
     "results": results,
     "stages": stages,
     "total_seconds": sum(stage["seconds"] for stage in stages),
-    "open_loop": open_loop,
+    "judge": {key: value for key, value in judge.items() if key != "provenance"},
     "rollouts": list(rollouts),
     "classifier": classifier_quality(inputs["classifier"].path / "quality.json"),
     "curves": curves(inputs, results),
@@ -157,121 +159,6 @@ def notes(config: Any, results: Mapping[str, Any]) -> list[str]:
 
 
 # --- pictures -------------------------------------------------------------------------------------
-
-
-def open_loop_windows(
-  demos: calvin.Split, tasks: Sequence[str], context: int, length: int
-) -> list[tuple[str, tuple[int, int]]]:
-  """The last frames, where things move, of up to WINDOWS_PER_TASK demos of each task.
-
-  Args:
-    demos: held-out demos.
-    tasks: K names.
-    context: frames seen; shorter demos are left out.
-    length: frames at most.
-
-  Returns:
-    (task, (start, end)), the longest windows of each task first.
-  """
-  chosen = []
-  for task in tasks:
-    spans = [(max(start, end - length), end) for start, end in demos.windows(task) if end - start > context]
-    spans.sort(key=lambda span: span[0] - span[1])
-    chosen += [(task, span) for span in spans[:WINDOWS_PER_TASK]]
-  return chosen
-
-
-def predict_open_loop(
-  config: Any, inputs: Mapping[str, Artifact]
-) -> tuple[dict[str, Any] | None, np.ndarray | None]:
-  """Imagines held-out episodes with their true actions and compares.
-
-  Args:
-    config: the run's.
-    inputs: stage -> artifact.
-
-  Returns:
-    (numbers for the report, strip [H, W, 3] uint8), or (None, None) when no held-out demo is long enough
-    for one imagined frame.
-  """
-  from wam_jax.stages.collect import dataset_path
-  from wam_jax.stages.world_model import load_world_model
-  from wam_jax.train import world_model as wm
-
-  model, params = load_world_model(inputs["world_model"])
-  folder = dataset_path(inputs["collect"]) / "validation"
-  demos = calvin.read_demos(
-    folder, tuple(config.tasks), 3 * WINDOWS_PER_TASK, model.image_size, config.env.workers
-  )
-  context = config.report.open_loop_context
-  chosen = open_loop_windows(demos, config.tasks, context, context + config.report.open_loop_horizon)
-  if not chosen:
-    return None, None
-  length = max(end - start for _, (start, end) in chosen)
-  batch = windows.episode_batch(demos.frames, [window for _, window in chosen], length)
-  predict = jax.jit(lambda params, batch, key: wm.open_loop(model, params, batch, context, key))
-  key = jax.random.key(config.seed)
-  predicted = jax.tree.map(np.asarray, predict(params, jax.tree.map(jnp.asarray, batch), key))
-  true = {camera: np.asarray(getattr(batch, camera)) for camera in ("rgb_static", "rgb_gripper")}
-  mask = np.asarray(batch.mask)
-  numbers = compare_open_loop(true, predicted, mask, context)
-  row = int(mask.sum(1).argmax())  # the longest window is shown
-  end = int(mask[row].sum())
-  shown = [{camera: p[row, :end] for camera, p in pictures.items()} for pictures in (true, predicted)]
-  strip = open_loop_strip(shown[0], shown[1], context)
-  numbers |= {"task": chosen[row][0], "windows": len(chosen)}
-  return numbers, strip
-
-
-def compare_open_loop(
-  true: Mapping[str, np.ndarray], predicted: Mapping[str, np.ndarray], mask: np.ndarray, context: int
-) -> dict[str, Any]:
-  """PSNR of imagined frames, and of repeating the last frame seen.
-
-  Args:
-    true: camera -> [B, T, S, S, 3] uint8.
-    predicted: likewise.
-    mask: [B, T] bool, false where a window is over; every frame of T belongs to some window.
-    context: frames seen, C.
-
-  Returns:
-    context, horizon T - C, `psnr` {predicted, repeated}: [T - C] means over windows and cameras in dB,
-    `mean_psnr`: means of these over all imagined frames, and `camera_psnr` {camera: that of predicted}.
-    Equal pictures count as MAX_PSNR.
-  """
-  valid = np.asarray(mask)[:, context:]
-  values: dict[str, list[np.ndarray]] = {"predicted": [], "repeated": []}
-  for camera, pictures in true.items():
-    target = np.asarray(pictures[:, context:])
-    repeated = np.broadcast_to(pictures[:, context - 1 : context], target.shape)
-    for name, guess in (("predicted", predicted[camera][:, context:]), ("repeated", repeated)):
-      ratio = np.asarray(image.psnr(jnp.asarray(guess), jnp.asarray(target), 255.0))
-      values[name].append(np.where(valid, np.minimum(ratio, MAX_PSNR), 0))
-  both = {name: np.mean(cameras, 0) for name, cameras in values.items()}
-  return {
-    "context": context,
-    "horizon": valid.shape[1],
-    "psnr": {name: (both[name].sum(0) / valid.sum(0)).round(4).tolist() for name in both},
-    "mean_psnr": {name: float(both[name].sum() / valid.sum()) for name in both},
-    "camera_psnr": {c: float(v.sum() / valid.sum()) for c, v in zip(true, values["predicted"], strict=True)},
-  }
-
-
-def open_loop_strip(
-  true: Mapping[str, np.ndarray], predicted: Mapping[str, np.ndarray], context: int
-) -> np.ndarray:
-  """Strip of one window: {camera: [T, S, S, 3] uint8} twice -> [H, W, 3] uint8."""
-  length = len(next(iter(true.values())))
-  seen = sorted({0, context - 1})
-  later = np.unique(np.linspace(context, length - 1, STRIP_COLUMNS).round().astype(int))
-  columns = [*seen, *later.tolist()]
-  rows = []
-  for camera, label in (("rgb_static", "static"), ("rgb_gripper", "wrist")):
-    t, p = true[camera][columns], predicted[camera][columns]
-    rows += [(f"{label}: true", t), ("predicted", p), ("error", media.error_picture(t, p))]
-  labels = [f"{i - context + 1:+d}" if i != context - 1 else "0" for i in columns]
-  scale = max(1, round(128 / t.shape[1]))
-  return media.make_strip(rows, len(seen), labels, scale)
 
 
 def draw_rollouts(
@@ -427,20 +314,6 @@ def result_rows(results: Mapping[str, Any]) -> list[list[str]]:
   return table
 
 
-def markdown_table(rows: Sequence[Sequence[str]]) -> str:
-  """Rows, header first, as a Markdown table whose columns line up in a terminal too."""
-  widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-
-  def align(row: Sequence[str]) -> str:
-    cells = [
-      c.rjust(width) if i else c.ljust(width) for i, (c, width) in enumerate(zip(row, widths, strict=True))
-    ]
-    return "| " + " | ".join(cells) + " |"
-
-  rule = "|".join("-" * (width + 1) + ("-" if i == 0 else ":") for i, width in enumerate(widths))
-  return "\n".join([align(rows[0]), f"|{rule}|", *(align(row) for row in rows[1:])])
-
-
 def markdown(report: Mapping[str, Any]) -> str:
   """The report as Markdown; begins with the result table, which the main job prints."""
   results = report["results"]
@@ -455,18 +328,18 @@ def markdown(report: Mapping[str, Any]) -> str:
       ),
       "",
     ]
-  if report["open_loop"]:
-    psnr = report["open_loop"]["mean_psnr"]
-    parts += [
-      (
-        f"Open-loop PSNR over {report['open_loop']['horizon']} imagined frames: {psnr['predicted']:.2f} dB "
-        f"({psnr['repeated']:.2f} dB when the last frame seen is repeated)."
-      ),
-      "",
-      "![true, predicted, error](open_loop.png)",
-      "",
-    ]
-  parts += ["![one episode per task](rollouts.gif)", "", "## Time of each stage", ""]
+  judge = report["judge"]
+  parts += ["## The world model by itself", "", tables.described(judge), ""]
+  for rows in (tables.open_loop_rows(judge), tables.probe_rows(judge), tables.inverse_dynamics_rows(judge)):
+    parts += [markdown_table(rows), ""]
+  parts += [
+    "![true, predicted, error](open_loop.png)",
+    "",
+    "![one episode per task](rollouts.gif)",
+    "",
+    "## Time of each stage",
+    "",
+  ]
   times = [["Stage", "Time"], *([stage["name"], duration(stage["seconds"])] for stage in report["stages"])]
   times.append(["**Together**", duration(report["total_seconds"])])
   parts += [markdown_table(times), "", "## Notes", "", *(f"- {note}" for note in report["notes"]), ""]

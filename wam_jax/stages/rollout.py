@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from wam_jax.data.windows import REST_ACTION, proprio_features
+from wam_jax.data.windows import REST_ACTION
 from wam_jax.envs import tasks as task_rules
 from wam_jax.envs.base import ACTION
 from wam_jax.nn.policy import executable
@@ -72,12 +72,12 @@ def _make_steps(
     latent: Latent,
     rgb_static: jax.Array,
     rgb_gripper: jax.Array,
-    proprio: jax.Array,
+    robot_obs: jax.Array,
     prev_action: jax.Array,
     is_first: jax.Array,
     key: jax.Array,
   ) -> Latent:
-    embed = wm.encode_observation(model, params, rgb_static, rgb_gripper, proprio)
+    embed = wm.encode_observation(model, params, rgb_static, rgb_gripper, robot_obs)
     return wm.filter_step(
       model, params, latent, embed, prev_action, is_first, None if posterior_mode else key
     )
@@ -150,7 +150,7 @@ def rollout_policies(
 
   environment.reset(robot_obs.reshape(total, -1), scene_obs.reshape(total, -1))
   record = _Record(tasks, episodes, *environment.state(), max_steps)
-  latent = wm.initial_latent(model, total)
+  latent = wm.initial_latent(model, wm_params, total)
   prev_action = np.tile(np.asarray(REST_ACTION, np.float32), (total, 1))
   chunks, first_feature = np.zeros((total, chunk, ACTION), np.float32), None
   seconds = {"drawing": 0.0, "model": 0.0, "physics": 0.0}
@@ -159,10 +159,10 @@ def rollout_policies(
     seen = environment.observe(record.active)
     drawn = time.perf_counter()
     frame_key, chunk_key = jax.random.split(jax.random.fold_in(key, t))
-    proprio = proprio_features(record.robot)
+    robot = record.robot.astype(np.float32)
     is_first = np.full(total, t == 0)
     latent = filter_frame(
-      wm_params, latent, seen["rgb_static"], seen["rgb_gripper"], proprio, prev_action, is_first, frame_key
+      wm_params, latent, seen["rgb_static"], seen["rgb_gripper"], robot, prev_action, is_first, frame_key
     )
     if t == 0:
       first_feature = np.asarray(features(latent)).reshape(num_tasks, episodes, -1)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -33,6 +32,7 @@ def train_loop(
   metric_prefix: str,
   on_metrics: Callable[[int, dict[str, float]], None] | None = None,
   batch_done: Callable[[int, Any], None] | None = None,
+  stops: Sequence[int] = (),
 ) -> Any:
   """Runs updates until `state.step` is `total`, from the newest checkpoint if there is one.
 
@@ -41,8 +41,9 @@ def train_loop(
 
   Args:
     state: pytree with an integer `step`, scalar or one per task; its buffers may be donated by `update`.
-    update: (state, key, num) -> (state, metrics): `num` updates in one dispatch and the means of
-      scalar metrics over them. `num` is `per_call`, smaller only in the last call (a static argument).
+    update: (state, key, num) -> (state, metrics): `num` updates in one dispatch, and metrics either [num],
+      one number per update, or their means. `num` is `per_call`, smaller only before `stops` and at the
+      end (a static argument).
     total: updates in all.
     per_call: updates per dispatch; also the spacing of metric lines.
     key: random key of this stage and seed.
@@ -53,12 +54,13 @@ def train_loop(
     metric_prefix: put in front of each metric's name, with a slash.
     on_metrics: called with (step, metrics) after each call.
     batch_done: called with (step, state) after each call, for work between programs.
+    stops: updates that a call must end at, so that `batch_done` sees their state.
 
   Returns:
     The state after `total` updates.
 
   Raises:
-    TrainingError: a metric is not finite; the last checkpoint is from before.
+    TrainingError: a metric is not finite. Says which, at which update, and where the last checkpoint is.
     CheckpointError: the checkpoint there is of another structure.
   """
   with Checkpointer(pathlib.Path(workdir) / "ckpt") as checkpointer:
@@ -70,10 +72,10 @@ def train_loop(
     saved = time.monotonic()
     with logger.progress(total, description, initial=step) as progress:
       while step < total:
-        num = min(per_call, total - step)
+        num = min(per_call, *(stop - step for stop in (*stops, total) if stop > step))
         state, metrics = update(state, jax.random.fold_in(key, step), num)
         step += num
-        values = _finite({name: float(value) for name, value in jax.device_get(metrics).items()}, step)
+        values = _finite(jax.device_get(metrics), step, checkpointer)
         logger.write(step, {f"{metric_prefix}/{name}": value for name, value in values.items()})
         progress.update(num)
         if on_metrics is not None:
@@ -92,8 +94,32 @@ def _step(state: Any) -> int:
   return int(np.ravel(state.step)[0])
 
 
-def _finite(values: dict[str, float], step: int) -> dict[str, float]:
-  for name, value in values.items():
-    if not math.isfinite(value):
-      raise TrainingError(f"{name} is {value} at update {step}; the last checkpoint is from before that")
-  return values
+def _finite(metrics: dict[str, np.ndarray], step: int, checkpointer: Checkpointer) -> dict[str, float]:
+  """Means of the metrics of the call that ended at `step`; raises if one is not finite."""
+  first: dict[str, int] = {}  # metric -> the update that it failed at
+  for name, value in metrics.items():
+    per_update = np.atleast_1d(value)
+    bad = np.flatnonzero(~np.isfinite(per_update))
+    if len(bad):
+      first[name] = step - len(per_update) + int(bad[0]) + 1
+  if first:
+    update = min(first.values())
+    terms = ", ".join(
+      f"{name} is {_at(metrics[name], update - step)}" for name in first if first[name] == update
+    )
+    saved = checkpointer.latest_step()
+    kept = (
+      f"The last good checkpoint is {checkpointer.path / str(saved)}"
+      if saved
+      else "No checkpoint was written yet"
+    )
+    raise TrainingError(
+      f"update {update}: {terms}. {kept}; nothing after it was kept. The same command would take the same "
+      "steps again: lower the learning rate or grad_clip (in another workdir), or look for broken data."
+    )
+  return {name: float(np.mean(value)) for name, value in metrics.items()}
+
+
+def _at(value: np.ndarray, back: int) -> float:
+  """Value of the update `back` (at most 0) from the end of a call."""
+  return float(np.atleast_1d(value)[back - 1])

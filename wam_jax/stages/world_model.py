@@ -1,14 +1,20 @@
-"""Trains the world model on all frames of the training split."""
+"""Trains the world model on all frames of the training split, or takes LUMOS's."""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import json
+import math
 import pathlib
 from typing import Any
 
 import jax
+import numpy as np
 
-from wam_jax.data import calvin, windows
-from wam_jax.io import checkpoint
+from wam_jax.data import calvin, frames_cache, statistics, stream, windows
+from wam_jax.io import artifact as artifact_lib
+from wam_jax.io import checkpoint, lumos
 from wam_jax.io.artifact import Artifact
 from wam_jax.io.logger import Logger
 from wam_jax.nn.world_model import WorldModel, make_world_model
@@ -19,54 +25,215 @@ from wam_jax.train import world_model as train
 from wam_jax.types import Params
 
 REQUIRES = ("collect",)
-CONFIG = ("seed", "world_model", "env.image_size")
+CONFIG = ("seed", "world_model", "env.image_size", "inputs.lumos_checkpoint")
+
+STATISTICS = "statistics.json"  # mean and deviation of the robot state, where the model needs them
 
 
 def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger: Logger) -> None:
   """Writes `params`; the networks are described by the config saved beside them."""
-  w = config.world_model
+  w, size = config.world_model, config.env.image_size
   folder = dataset_path(inputs["collect"]) / "training"
-  frames = calvin.read_frames(
-    folder, image_size=config.env.image_size, workers=config.env.workers, progress=logger.progress
-  )
-  store = windows.make_store(frames)
-  del frames
-  model = make_world_model(w, config.env.image_size)
-  optimizer = train_state.make_optimizer(
-    w.learning_rate,
-    w.updates,
-    warmup_updates=w.warmup_updates,
-    final_scale=w.final_learning_rate_scale,
-    weight_decay=w.weight_decay,
-    grad_clip=w.grad_clip,
-    eps=w.adam_eps,
-  )
+  if config.inputs.lumos_checkpoint:
+    take_lumos(config, folder, workdir, logger)
+    return
   init_key, train_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1))
-  params = train.init_params(model, init_key, windows.PROPRIO)
-  size = sum(x.size for x in jax.tree.leaves(params))
-  logger.info(f"world model: {size / 1e6:.1f} M parameters, {store.action.shape[0]:,} frames")
-  update = train.make_update(
-    model, w, optimizer, lambda store, key: windows.sample_batch(store, key, w.batch_size, w.sequence_length)
+  num_frames = calvin.count_frames(folder)
+  shapes = jax.eval_shape(lambda: train.init_params(make_world_model(w, size), init_key))
+  num_params = sum(x.size for x in jax.tree.leaves(shapes))
+  at_once = math.ceil(w.batch_size / w.accumulate / (train.REMAT_PARTS if w.remat else 1))
+  reserve = stream.training_bytes(num_params, at_once, w.sequence_length, size)
+  source, why = stream.choose_source(
+    num_frames, size, residency=config.data.residency, limit_gb=config.data.memory_limit_gb, reserve=reserve
   )
-  state = train_loop(
-    state=train_state.make_train_state(params, optimizer),
-    update=lambda state, key, num: update(state, store, key, num),
-    total=w.updates,
-    per_call=config.training.log_every,
-    key=train_key,
-    workdir=workdir,
-    logger=logger,
-    description="world model",
-    checkpoint_minutes=config.training.checkpoint_minutes,
-    metric_prefix="world_model",
-  )
+  logger.info(why)
+  cache = None
+  if source == "stream" or config.data.cache:
+    root = pathlib.Path(config.data.cache or workdir / "frames_cache")
+    cache = frames_cache.open_cache(root, folder, size, config.env.workers, logger.progress, logger.info)
+  if source == "device":
+    frames = (
+      cache.load(logger.progress)
+      if cache
+      else calvin.read_frames(folder, image_size=size, workers=config.env.workers, progress=logger.progress)
+    )
+    known: Any = frames
+    store = windows.make_store(frames)
+  else:
+    known = cache
+  warning = stream.check_windows(folder, known.starts, known.ends, w.sequence_length)
+  if warning:
+    logger.info(warning)
+
+  model = make_world_model(w, size, write_statistics(config, folder, known.robot_obs, workdir))
+  params = train.init_params(model, init_key)
+  logger.info(f"world model: {num_params / 1e6:.1f} M parameters, {num_frames:,} frames")
+  sampler = windows.Sampler(num_frames, w.batch_size, w.sequence_length, w.carry_state, w.reset_probability)
+  optimizer = train.make_optimizer(w, params)
+  carry = train.initial_latent(model, params, w.batch_size) if w.carry_state else None
+  state = train_state.make_train_state(params, optimizer, carry=carry)
+
+  def keep_snapshot(step: int, state: Any) -> None:
+    if step in w.snapshots:
+      save_snapshot(workdir, step, state.params)
+      logger.info(f"snapshot of update {step}: {workdir / 'snapshots' / str(step)}")
+
+  with contextlib.ExitStack() as stack:
+    if source == "device":
+      update_resident = train.make_update(
+        model, w, optimizer, lambda store, key, step, i: sampler.sample(store, key, step)
+      )
+      update: Any = lambda state, _, num: update_resident(state, store, train_key, num)
+    else:
+      assert cache is not None
+      update = Streamed(config, sampler, model, optimizer, cache, train_key, stack)
+    state = train_loop(
+      state=state,
+      update=update,
+      total=w.updates,
+      per_call=config.training.log_every,
+      key=train_key,
+      workdir=workdir,
+      logger=logger,
+      description="world model",
+      checkpoint_minutes=config.training.checkpoint_minutes,
+      metric_prefix="world_model",
+      batch_done=keep_snapshot,
+      stops=w.snapshots,
+    )
   checkpoint.save_params(workdir / "params", state.params)
 
 
+class Streamed:
+  """`update` of the training loop on windows that are read from disk while the ones before are used.
+
+  The windows of an update are those that it would see with all frames on the device.
+  """
+
+  def __init__(
+    self,
+    config: Any,
+    sampler: windows.Sampler,
+    model: WorldModel,
+    optimizer: Any,
+    cache: frames_cache.FrameCache,
+    key: jax.Array,
+    stack: contextlib.ExitStack,
+  ):
+    self._config, self._cache, self._key, self._stack = config, cache, key, stack
+    self._length = sampler.sequence_length
+    self._stream: stream.WindowStream | None = None
+
+    def sample(pieces: Any, key: jax.Array, step: jax.Array, i: jax.Array) -> Any:
+      return sampler.finish(jax.tree.map(lambda x: x[i], pieces), key, step)
+
+    self._update = train.make_update(model, config.world_model, optimizer, sample)
+    self._starts = stream.starts_on_host(sampler, lambda step: train.step_keys(key, step)[0])
+
+  def __call__(self, state: Any, _: jax.Array, num: int) -> tuple[Any, dict[str, np.ndarray]]:
+    if self._stream is None:
+      self._stream = self._stack.enter_context(
+        stream.WindowStream(
+          self._cache,
+          self._starts,
+          self._length,
+          first_update=int(state.step),
+          total=self._config.world_model.updates,
+          per_call=self._config.training.log_every,
+          stops=self._config.world_model.snapshots,
+        )
+      )
+    parts = []
+    for piece in self._stream.take(num):
+      state, metrics = self._update(state, piece, self._key, piece.mask.shape[0])
+      parts.append(metrics)
+    return state, {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def write_statistics(
+  config: Any, folder: pathlib.Path, robot_obs: np.ndarray | None, workdir: pathlib.Path
+) -> tuple[Any, Any] | None:
+  """Mean and deviation of the robot state, kept in the artifact, if the model normalises by them."""
+  if config.world_model.proprio != "zscore" or robot_obs is None:
+    return None
+  mean, std = statistics.robot_statistics(folder, robot_obs)
+  std = np.where(std == 0, 1.0, std)  # as LUMOS
+  content = {"mean": mean.tolist(), "std": std.tolist()}
+  artifact_lib.write_text(workdir / STATISTICS, json.dumps(content) + "\n")
+  return content["mean"], content["std"]
+
+
+def take_lumos(config: Any, folder: pathlib.Path, workdir: pathlib.Path, logger: Logger) -> None:
+  """Writes the parameters of `inputs.lumos_checkpoint` instead of training.
+
+  What LUMOS does not have, the inverse-dynamics head, keeps its random start.
+  """
+  w, path = config.world_model, config.inputs.lumos_checkpoint
+  robot_obs = None
+  if w.proprio == "zscore":
+    robot_obs = calvin.read_robot_obs(folder, config.env.workers, logger.progress)
+    logger.info(
+      f"the robot state is normalised by {folder / statistics.STATISTICS_FILE}; the weights expect the "
+      "statistics of the data they were trained on"
+    )
+  model = make_world_model(w, config.env.image_size, write_statistics(config, folder, robot_obs, workdir))
+  initial = train.init_params(model, jax.random.fold_in(jax.random.key(config.seed), 1))
+  imported = lumos.to_params(lumos.read_state_dict(path), initial, path)
+  params = lumos.merge(initial, imported)
+  own = sorted(set(params) - set(imported))
+  logger.info(f"took the world model of {path}; not trained there, and random here: {', '.join(own)}")
+  checkpoint.save_params(workdir / "params", params)
+
+
+def save_snapshot(workdir: pathlib.Path, step: int, params: Params) -> None:
+  """Keeps the model of an update as an artifact of its own, for `inputs.world_model` and comparisons.
+
+  Args:
+    workdir: the stage's folder, whose artifact.json the runner has written.
+    step: update.
+    params: parameters after it.
+  """
+  whole = artifact_lib.read_artifact(workdir)
+  if whole is None:
+    raise ValueError(f"{workdir}: no artifact.json")
+  part = whole.part | {"snapshot": step}
+  snapshot = dataclasses.replace(
+    whole,
+    path=workdir / "snapshots" / str(step),
+    part=part,
+    fingerprint=artifact_lib.fingerprint(part, whole.inputs, whole.schema),
+  )
+  artifact_lib.write_artifact(snapshot, done=False)
+  checkpoint.save_params(snapshot.path / "params", params)
+  if (workdir / STATISTICS).exists():
+    artifact_lib.write_text(snapshot.path / STATISTICS, (workdir / STATISTICS).read_text(encoding="utf-8"))
+  artifact_lib.write_artifact(snapshot, done=True)
+
+
 def load_world_model(artifact: Artifact) -> tuple[WorldModel, Params]:
-  """The model that an artifact describes, and its parameters."""
-  model = make_world_model(_Attributes(artifact.config["world_model"]), artifact.config["env"]["image_size"])
-  return model, checkpoint.load_params(artifact.path / "params")
+  """The model that an artifact describes, and its parameters.
+
+  Raises:
+    CheckpointError: the parameters are not those that the config beside them describes, or were written
+      by a version with other settings.
+  """
+  statistics = None
+  if (artifact.path / STATISTICS).exists():
+    content = json.loads((artifact.path / STATISTICS).read_text(encoding="utf-8"))
+    statistics = (content["mean"], content["std"])
+  try:
+    model = make_world_model(
+      _Attributes(artifact.config["world_model"]), artifact.config["env"]["image_size"], statistics
+    )
+  except (KeyError, AttributeError) as error:
+    raise checkpoint.CheckpointError(
+      f"{artifact.path}: its config has no {error}: made by another version of wam_jax; train it again"
+    ) from error
+  params = checkpoint.load_params(artifact.path / "params")
+  checkpoint.check_params(
+    params, jax.eval_shape(lambda: train.init_params(model, jax.random.key(0))), artifact.path
+  )
+  return model, params
 
 
 class _Attributes(dict):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -18,6 +20,7 @@ def make_optimizer(
   weight_decay: float = 0.0,
   grad_clip: float = 0.0,
   eps: float = 1e-8,
+  betas: tuple[float, float] = (0.9, 0.999),
 ) -> optax.GradientTransformation:
   """AdamW on all parameters, after clipping by global norm, with linear warm-up and cosine decay.
 
@@ -29,6 +32,7 @@ def make_optimizer(
     weight_decay: decoupled.
     grad_clip: global norm; 0 switches clipping off.
     eps: of Adam.
+    betas: of Adam, decay of the first and of the second moment.
   """
   decay_updates = max(updates, warmup_updates + 1)
   schedule = optax.warmup_cosine_decay_schedule(
@@ -38,12 +42,12 @@ def make_optimizer(
     decay_updates,
     end_value=learning_rate * final_scale,
   )
-  adamw = optax.adamw(schedule, eps=eps, weight_decay=weight_decay)
+  adamw = optax.adamw(schedule, *betas, eps=eps, weight_decay=weight_decay)
   return optax.chain(optax.clip_by_global_norm(grad_clip), adamw) if grad_clip else adamw
 
 
 def make_train_state(
-  params: Params, optimizer: optax.GradientTransformation, *, ema: bool = False
+  params: Params, optimizer: optax.GradientTransformation, *, ema: bool = False, carry: Any = None
 ) -> TrainState:
   """State before the first update; with `ema`, the average starts at the parameters."""
   return TrainState(
@@ -51,4 +55,5 @@ def make_train_state(
     params=params,
     opt_state=optimizer.init(params),
     ema_params=jax.tree.map(jnp.copy, params) if ema else None,
+    carry=carry,
   )

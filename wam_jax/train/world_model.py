@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,36 +12,49 @@ import optax
 
 from wam_jax.core import distributions
 from wam_jax.nn import vision
-from wam_jax.nn.world_model import CAMERAS, WorldModel
+from wam_jax.nn.world_model import ROBOT_OBS, WorldModel
+from wam_jax.train.state import make_optimizer as make_adamw
 from wam_jax.types import Batch, Latent, Metrics, Params, TrainState, features
 
+HEAD = "inverse_dynamics_head"  # of the parameters
+REMAT_PARTS = 16  # that the frames of a batch are worked through in with `remat`
+ACTION_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 
-def init_params(model: WorldModel, key: jax.Array, proprio_size: int) -> Params:
-  """Initial parameters; `proprio_size` is P of the data."""
+
+def init_params(model: WorldModel, key: jax.Array) -> Params:
+  """Initial parameters."""
   picture = jnp.zeros((1, model.image_size, model.image_size, 3), jnp.uint8)
-  return jax.jit(model.init)(key, picture, picture, jnp.zeros((1, proprio_size)))["params"]
+  pictures = dict.fromkeys(model.cameras, picture)
+  return jax.jit(model.init)(key, pictures, jnp.zeros((1, ROBOT_OBS)))["params"]
 
 
 def _apply(model: WorldModel, params: Params, method: str, *args: Any) -> Any:
   return model.apply({"params": params}, *args, method=method)
 
 
-def initial_latent(model: WorldModel, batch_size: int) -> Latent:
-  """The zero state that every episode starts from."""
-  stoch = jnp.zeros((batch_size, model.stoch, model.classes))
-  return Latent(deter=jnp.zeros((batch_size, model.deter)), stoch=stoch, logits=stoch)
+def initial_latent(model: WorldModel, params: Params, batch_size: int) -> Latent:
+  """State before the first frame, [B, ...]: zero, or learned where the model says so (LUMOS)."""
+  if not model.learned_initial_state:
+    stoch = jnp.zeros((batch_size, model.stoch, model.classes))
+    # Two buffers: a training state holding this is donated.
+    return Latent(deter=jnp.zeros((batch_size, model.deter)), stoch=stoch, logits=jnp.zeros_like(stoch))
+  deter, stoch = _apply(model, params, "initial_state")
+  deter, stoch = (jnp.broadcast_to(x, (batch_size, *x.shape)) for x in (deter, stoch))
+  return Latent(deter=deter, stoch=stoch, logits=jnp.zeros_like(stoch))
 
 
 def encode(model: WorldModel, params: Params, batch: Batch) -> jax.Array:
-  """Encoder embeddings e_t of a batch of windows: [B, T, E]."""
-  return _apply(model, params, "encode", batch.rgb_static, batch.rgb_gripper, batch.proprio)
+  """Encoder embeddings e_t of a batch of windows: [B, T, E + P]."""
+  pictures = {camera: getattr(batch, camera) for camera in model.cameras}
+  return _apply(model, params, "encode", pictures, batch.robot_obs)
 
 
 def encode_observation(
-  model: WorldModel, params: Params, rgb_static: jax.Array, rgb_gripper: jax.Array, proprio: jax.Array
+  model: WorldModel, params: Params, rgb_static: jax.Array, rgb_gripper: jax.Array, robot_obs: jax.Array
 ) -> jax.Array:
-  """Embedding of single frames: uint8 [B, S, S, 3] twice, proprio [B, P] -> [B, E]."""
-  return _apply(model, params, "encode", rgb_static, rgb_gripper, proprio)
+  """Embedding of single frames: uint8 [B, S, S, 3] twice, robot_obs [B, 15] -> [B, E + P]."""
+  pictures = {"rgb_static": rgb_static, "rgb_gripper": rgb_gripper}
+  return _apply(model, params, "encode", pictures, robot_obs)
 
 
 def decode(model: WorldModel, params: Params, feature: jax.Array) -> dict[str, jax.Array]:
@@ -76,16 +90,20 @@ def observe(
   prev_action: jax.Array,
   is_first: jax.Array,
   key: jax.Array | None,
+  initial: Latent | None = None,
+  remat: bool = False,
 ) -> tuple[Latent, Latent]:
-  """Filters windows from the zero state.
+  """Filters windows.
 
   Args:
     model: the networks.
     params: their parameters.
-    embed: [B, T, E].
+    embed: [B, T, E + P].
     prev_action: [B, T, 7], the action that led to each frame.
     is_first: [B, T] bool; the state is set to zero before such a frame.
     key: for samples, or None for modes.
+    initial: [B, ...], state before the first frame; None: `initial_latent`.
+    remat: compute the steps again in the backward pass instead of keeping what is inside them.
 
   Returns:
     (posterior, prior), Latents [B, T, ...]. Both share `deter`; the prior's `stoch` is the posterior's.
@@ -109,7 +127,8 @@ def observe(
     latent = _posterior_step(model, params, latent, *frame)
     return latent, latent
 
-  _, posterior = jax.lax.scan(step, initial_latent(model, batch), inputs)
+  initial = initial_latent(model, params, batch) if initial is None else initial
+  _, posterior = jax.lax.scan(jax.checkpoint(step) if remat else step, initial, inputs)
   posterior = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), posterior)
   prior_logits = _apply(model, params, "prior_logits", posterior.deter)
   return posterior, posterior.replace(logits=prior_logits)
@@ -155,8 +174,23 @@ def imagine(
   return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), out)
 
 
+def inverse_dynamics_source(model: WorldModel, embed: jax.Array, feature: jax.Array) -> jax.Array:
+  """What the inverse-dynamics head reads, by config: embeddings [B, T, E + P] or features [B, T, F]."""
+  return embed if model.inverse_dynamics_input == "embedding" else feature
+
+
+def predict_actions(model: WorldModel, params: Params, source: jax.Array) -> jax.Array:
+  """Actions between consecutive frames: `inverse_dynamics_source` [B, T, ...] -> [B, T-1, 7]."""
+  return _apply(model, params, "inverse_dynamics", source[:, :-1], source[:, 1:])
+
+
+def valid_pairs(is_first: jax.Array) -> jax.Array:
+  """Pairs of consecutive frames inside one episode: is_first [B, T] -> [B, T-1] bool."""
+  return ~is_first[:, 1:]
+
+
 def inverse_dynamics_loss(
-  predicted: jax.Array, action: jax.Array, is_first: jax.Array
+  predicted: jax.Array, action: jax.Array, is_first: jax.Array, num_pairs: jax.Array | None = None
 ) -> tuple[jax.Array, Metrics]:
   """Mean squared error over the pairs of consecutive frames inside one episode.
 
@@ -164,10 +198,11 @@ def inverse_dynamics_loss(
     predicted: [B, T-1, 7], from frames t and t + 1.
     action: [B, T, 7], taken at t.
     is_first: [B, T] bool; a pair whose second frame is an episode's first is left out.
+    num_pairs: scalar to divide by instead of the number of valid pairs here; for parts of a batch.
 
   Returns:
-    (scalar, metrics). The mean is over valid pairs and dimensions, so that its weight means the same
-    at every batch size.
+    (scalar, metrics: the error per dimension of the action). The mean is over valid pairs and dimensions,
+    so that its weight means the same at every batch size.
 
   Raises:
     ValueError: shapes that do not belong together.
@@ -178,28 +213,53 @@ def inverse_dynamics_loss(
     raise ValueError(
       f"predicted {list(predicted.shape)} must be one frame shorter than action {list(action.shape)}"
     )
-  valid = (~is_first[:, 1:]).astype(predicted.dtype)[..., None]
+  valid = valid_pairs(is_first).astype(predicted.dtype)[..., None]
   error = jnp.square(predicted - action[:, :-1]) * valid
-  pairs = jnp.maximum(valid.sum(), 1.0)
+  pairs = jnp.maximum(valid.sum() if num_pairs is None else num_pairs, 1.0)
   per_dimension = error.sum((0, 1)) / pairs
-  metrics = {
-    "inverse_dynamics/error_translation": per_dimension[:3].mean(),
-    "inverse_dynamics/error_rotation": per_dimension[3:6].mean(),
-    "inverse_dynamics/error_gripper": per_dimension[6],
-  }
+  metrics = {f"inverse_dynamics/error_{name}": per_dimension[i] for i, name in enumerate(ACTION_NAMES)}
   return per_dimension.mean(), metrics
 
 
 def _image_loss(pictures: dict[str, jax.Array], target: dict[str, jax.Array]) -> jax.Array:
   """Half the squared error summed over pixels and cameras: [N, S, S, 3] each -> [N]."""
-  errors = [0.5 * jnp.square(pictures[camera] - target[camera]).sum((1, 2, 3)) for camera in CAMERAS]
+  errors = [0.5 * jnp.square(pictures[camera] - x).sum((1, 2, 3)) for camera, x in target.items()]
   return jnp.stack(errors).sum(0)
 
 
+def _over_frames(function: Callable[..., jax.Array], params: Params, *frames: Any, remat: bool) -> jax.Array:
+  """`function(params, *frames)` for pytrees [N, ...], or, to save memory, part by part.
+
+  With `remat` no more than the activations of one part exist at a time: the backward pass computes
+  them again.
+  """
+  if not remat:
+    return function(params, *frames)
+  num = jax.tree.leaves(frames)[0].shape[0]
+  parts = next(n for n in range(min(REMAT_PARTS, num), 0, -1) if num % n == 0)
+  split = jax.tree.map(lambda x: x.reshape(parts, num // parts, *x.shape[1:]), frames)
+  out = jax.lax.map(jax.checkpoint(lambda part: function(params, *part)), split)
+  return out.reshape(num, *out.shape[2:])
+
+
+def is_probe(config: Any) -> bool:
+  """Whether the inverse-dynamics head only watches: plain DreamerV2, `inverse_dynamics_weight` 0."""
+  return config.inverse_dynamics_weight == 0
+
+
 def world_model_loss(
-  model: WorldModel, config: Any, params: Params, batch: Batch, key: jax.Array | None
-) -> tuple[jax.Array, Metrics]:
-  """Total loss and its terms.
+  model: WorldModel,
+  config: Any,
+  params: Params,
+  batch: Batch,
+  key: jax.Array | None,
+  initial: Latent | None = None,
+  num_pairs: jax.Array | None = None,
+) -> tuple[jax.Array, tuple[Metrics, Latent]]:
+  """What is minimised, and its terms.
+
+  With weight 0 the inverse-dynamics head still learns, on inputs that it cannot shape: a probe of plain
+  DreamerV2. It is then part of what is minimised, but not of the model's loss (`loss/total`).
 
   Args:
     model: the networks.
@@ -207,29 +267,45 @@ def world_model_loss(
     params: parameters.
     batch: windows [B, T].
     key: for samples, or None for modes (then all frames are decoded).
+    initial: [B, ...], state before the windows; None: `initial_latent`.
+    num_pairs: as in `inverse_dynamics_loss`.
 
   Returns:
-    (scalar, metrics).
+    (scalar, (metrics, last posterior [B, ...], without gradient)).
 
   Source: WAM (arXiv 2603.28955) on DreamerV2's terms (arXiv 2010.02193, equation 2):
   w_img * 1/2 |x^ - x|^2 + w_kl * balanced KL + w_act * inverse dynamics. Deviation: an optional term
   reconstructs the pictures straight from e_t, and a random share of the frames may be decoded.
   """
+  over_frames = functools.partial(_over_frames, remat=config.remat)
   num_frames = batch.is_first.size
+  flat = lambda x: x.reshape(num_frames, *x.shape[2:])
   sample_key = None if key is None else jax.random.fold_in(key, 0)
-  embed = encode(model, params, batch)
-  posterior, prior = observe(model, params, embed, batch.prev_action, batch.is_first, sample_key)
+  pictures = {camera: flat(getattr(batch, camera)) for camera in model.cameras}
+  encode_frames = lambda params, *seen: _apply(model, params, "encode", *seen)
+  embed = over_frames(encode_frames, params, pictures, flat(batch.robot_obs))
+  embed = embed.reshape(*batch.is_first.shape, -1)
+  posterior, prior = observe(
+    model, params, embed, batch.prev_action, batch.is_first, sample_key, initial, config.remat
+  )
   feature = features(posterior)
 
-  flat = lambda x: x.reshape(num_frames, *x.shape[2:])
-  chosen = jnp.arange(num_frames)
+  picked = flat
   if key is not None and config.decode_fraction < 1:
     num_decoded = max(1, round(config.decode_fraction * num_frames))
     chosen = jax.random.permutation(jax.random.fold_in(key, 1), num_frames)[:num_decoded]
-  target = {camera: vision.normalise(flat(getattr(batch, camera))[chosen]) for camera in CAMERAS}
+    picked = lambda x: flat(x)[chosen]
+  target = {camera: picked(getattr(batch, camera)) for camera in model.cameras}
+
+  def image_loss(method: str, source: jax.Array) -> jax.Array:
+    def of_frames(params: Params, source: jax.Array, target: dict[str, jax.Array]) -> jax.Array:
+      truth = {camera: vision.normalise(picture) for camera, picture in target.items()}
+      return _image_loss(_apply(model, params, method, source), truth)
+
+    return over_frames(of_frames, params, source, target)
 
   losses = {
-    "image": _image_loss(_apply(model, params, "decode", flat(feature)[chosen]), target),
+    "image": image_loss("decode", picked(feature)),
     "kl": distributions.balanced_kl(posterior.logits, prior.logits, config.kl_balance),
   }
   weights = {
@@ -238,25 +314,21 @@ def world_model_loss(
     "inverse_dynamics": config.inverse_dynamics_weight,
   }
   if model.decode_embedding:
-    losses["embedding_image"] = _image_loss(
-      _apply(model, params, "decode_from_embedding", flat(embed)[chosen]), target
-    )
+    losses["embedding_image"] = image_loss("decode_from_embedding", picked(embed))
     weights["embedding_image"] = config.embedding_image_weight
   if losses["kl"].shape != batch.is_first.shape or losses["image"].ndim != 1:
     raise ValueError(f"loss terms have shapes { {name: list(x.shape) for name, x in losses.items()} }")
 
-  # With weight 0 the head still learns, with weight 1, on embeddings that it cannot shape: a probe of
-  # plain DreamerV2. What it shares with the rest is the global norm that is clipped.
-  source = embed if config.inverse_dynamics_weight > 0 else jax.lax.stop_gradient(embed)
-  predicted = _apply(model, params, "inverse_dynamics", source[:, :-1], source[:, 1:])
-  action_loss, action_metrics = inverse_dynamics_loss(predicted, batch.action, batch.is_first)
-  losses["inverse_dynamics"] = action_loss
-  weights["inverse_dynamics"] = config.inverse_dynamics_weight or 1.0
+  source = inverse_dynamics_source(model, embed, feature)
+  source = jax.lax.stop_gradient(source) if is_probe(config) else source
+  losses["inverse_dynamics"], action_metrics = inverse_dynamics_loss(
+    predict_actions(model, params, source), batch.action, batch.is_first, num_pairs
+  )
 
   if set(losses) != set(weights):
     raise ValueError(f"losses {sorted(losses)} and weights {sorted(weights)} differ")
   means = {name: term.mean() for name, term in losses.items()}
-  total = sum(weights[name] * means[name] for name in losses)
+  total = jnp.stack([weights[name] * means[name] for name in losses]).sum()
   metrics = {
     "loss/total": total,
     **{f"loss/{name}": value for name, value in means.items()},
@@ -264,45 +336,105 @@ def world_model_loss(
   }
   metrics["latent/posterior_entropy"] = distributions.entropy(posterior.logits).mean()
   metrics["latent/prior_entropy"] = distributions.entropy(prior.logits).mean()
-  # PSNR of pictures whose range is 2, both cameras together.
-  pixel_error = means["image"] * 2 / (len(CAMERAS) * 3 * model.image_size**2)
+  # PSNR of pictures whose range is 2, all cameras together.
+  pixel_error = means["image"] * 2 / (len(model.cameras) * 3 * model.image_size**2)
   metrics["image/psnr"] = 10 * jnp.log10(4.0 / jnp.maximum(pixel_error, 1e-12))
-  return total, metrics
+  last = jax.tree.map(lambda x: jax.lax.stop_gradient(x[:, -1]), posterior)
+  return total + means["inverse_dynamics"] * is_probe(config), (metrics, last)
+
+
+def make_optimizer(config: Any, params: Params) -> optax.GradientTransformation:
+  """AdamW with clipping by the global norm of the model's gradients.
+
+  A head that only watches (`is_probe`) has an optimiser of its own, so that its gradients do not enter
+  the norm.
+
+  Args:
+    config: `config.world_model`.
+    params: parameters, or their shapes.
+
+  Source: LUMOS: AdamW on all parameters, clip 100. LUMOS clips gradients that are still multiplied by
+  its loss scale, so its effective clip is far smaller; here there is no scale.
+  """
+  adamw = make_adamw(
+    config.learning_rate,
+    config.updates,
+    warmup_updates=config.warmup_updates,
+    final_scale=config.final_learning_rate_scale,
+    weight_decay=config.weight_decay,
+    grad_clip=config.grad_clip,
+    eps=config.adam_eps,
+    betas=config.adam_betas,
+  )
+  if not is_probe(config):
+    return adamw
+  labels = {name: "probe" if name == HEAD else "model" for name in params}
+  return optax.partition({"model": adamw, "probe": adamw}, labels)
+
+
+def step_keys(key: jax.Array, step: jax.Array | int) -> tuple[jax.Array, jax.Array]:
+  """Keys of update `step`: to draw its windows, and for its loss."""
+  sample_key, loss_key = jax.random.split(jax.random.fold_in(key, step))
+  return sample_key, loss_key
 
 
 def make_update(
   model: WorldModel,
   config: Any,
   optimizer: optax.GradientTransformation,
-  sample: Callable[[Any, jax.Array], Batch],
+  sample: Callable[[Any, jax.Array, jax.Array, jax.Array], Batch],
 ) -> Callable[[TrainState, Any, jax.Array, int], tuple[TrainState, Metrics]]:
-  """Builds `update(state, store, key, num)`: `num` gradient steps in one compiled program.
+  """Builds `update(state, source, key, num)`: `num` gradient steps in one compiled program.
 
   Args:
     model: the networks.
     config: `config.world_model`.
-    optimizer: from `train.state`.
-    sample: (store, key) -> Batch, called inside jit.
+    optimizer: from `make_optimizer`.
+    sample: (source, key, step, i) -> Batch, called inside jit with the first of `step_keys`; `step`
+      counts the updates of the run, `i` those of this call.
 
   Returns:
-    Function to (state, metrics averaged over the steps). The old state is donated; `num` is static.
+    Function to (state, metrics [num]). The old state is donated; `num` is static. An update depends on
+    `key` and its number alone: it does not matter how a run is cut into calls. If `state.carry` is a
+    Latent, windows go on from it, else each starts afresh.
   """
-  loss_fn = jax.value_and_grad(
-    lambda params, batch, key: world_model_loss(model, config, params, batch, key), has_aux=True
-  )
+  parts = config.accumulate
 
-  def step(state: TrainState, store: Any, key: jax.Array) -> tuple[TrainState, Metrics]:
-    sample_key, loss_key = jax.random.split(key)
-    (_, metrics), grads = loss_fn(state.params, sample(store, sample_key), loss_key)
+  def loss_fn(params: Params, batch: Batch, key: jax.Array, carry: Latent | None, pairs: jax.Array) -> Any:
+    return world_model_loss(model, config, params, batch, key, carry, pairs)
+
+  def gradients(params: Params, batch: Batch, key: jax.Array, carry: Latent | None) -> Any:
+    """Mean gradient, metrics, and last state [B, ...], from `parts` parts of the batch one by one."""
+    pairs = valid_pairs(batch.is_first).sum().astype(jnp.float32) / parts
+    grad_fn = jax.grad(loss_fn, has_aux=True)
+    if parts == 1:
+      return grad_fn(params, batch, key, carry, pairs)
+    split = lambda x: x.reshape(parts, x.shape[0] // parts, *x.shape[1:])
+
+    def one(total: Params, inputs: tuple) -> tuple[Params, Any]:
+      grads, aux = grad_fn(params, *inputs, pairs)
+      return jax.tree.map(jnp.add, total, grads), aux
+
+    zero = jax.tree.map(jnp.zeros_like, params)
+    inputs = (jax.tree.map(split, batch), jax.random.split(key, parts), jax.tree.map(split, carry))
+    total, (metrics, last) = jax.lax.scan(one, zero, inputs)
+    join = lambda x: x.reshape(-1, *x.shape[2:])
+    mean = lambda tree: jax.tree.map(lambda x: x.mean(0), tree)
+    return jax.tree.map(lambda x: x / parts, total), (mean(metrics), jax.tree.map(join, last))
+
+  def step(state: TrainState, source: Any, key: jax.Array, i: jax.Array) -> tuple[TrainState, Metrics]:
+    sample_key, loss_key = step_keys(key, state.step)
+    batch = sample(source, sample_key, state.step, i)
+    grads, (metrics, last) = gradients(state.params, batch, loss_key, state.carry)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    metrics["optimizer/grad_norm"] = optax.tree.norm(grads)
+    model_grads = {name: g for name, g in grads.items() if name != HEAD or not is_probe(config)}
+    metrics["optimizer/grad_norm"] = optax.tree.norm(model_grads)
     params = optax.apply_updates(state.params, updates)
-    return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+    carry = None if state.carry is None else last
+    return state.replace(step=state.step + 1, params=params, opt_state=opt_state, carry=carry), metrics
 
-  def update(state: TrainState, store: Any, key: jax.Array, num: int) -> tuple[TrainState, Metrics]:
-    keys = jax.random.split(key, num)
-    state, metrics = jax.lax.scan(lambda s, k: step(s, store, k), state, keys)
-    return state, jax.tree.map(jnp.mean, metrics)
+  def update(state: TrainState, source: Any, key: jax.Array, num: int) -> tuple[TrainState, Metrics]:
+    return jax.lax.scan(lambda state, i: step(state, source, key, i), state, jnp.arange(num))
 
   return jax.jit(update, static_argnums=3, donate_argnums=0)
 

@@ -1,0 +1,268 @@
+"""Judging a world model: choice of windows, horizons, comparison; the stage with random models."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from wam_jax import config as config_lib
+from wam_jax.data import calvin_writer
+from wam_jax.data.files import DatasetError
+from wam_jax.io import artifact as artifact_lib
+from wam_jax.io import checkpoint, tables
+from wam_jax.io.artifact import Artifact
+from wam_jax.io.logger import Logger, read_metrics
+from wam_jax.nn.world_model import make_world_model
+from wam_jax.stages import judge_world_model as judge
+from wam_jax.stages import plan
+from wam_jax.train import judging
+from wam_jax.train import world_model as train
+
+SIZE = 16
+
+
+# --- windows --------------------------------------------------------------------------------------
+
+
+def test_windows_are_cut_from_play_only():
+  episodes = np.array([[0, 29], [30, 49], [50, 74]])  # 30, 20, 25 frames; the second is a demo
+  chosen, kind = judge.choose_windows(episodes, np.array([False, True, False]), 10, 99, 3)
+  assert chosen.tolist() == [[0, 9], [10, 19], [20, 29], [50, 59], [60, 69]] and kind == "play"
+  few, _ = judge.choose_windows(episodes, np.array([False, True, False]), 10, 2, 3)
+  assert few.tolist() == [[0, 9], [60, 69]]  # spread over the split
+
+
+def test_without_long_play_the_ends_of_all_episodes_are_taken_and_said_so():
+  episodes = np.array([[5, 24], [25, 36], [37, 38]])
+  chosen, kind = judge.choose_windows(episodes, np.array([True, False, False]), 15, 99, 4)
+  assert chosen.tolist() == [[10, 24], [25, 36]]  # the last has fewer than 4 frames
+  assert "demonstrations" in kind and "15" in kind
+  none, _ = judge.choose_windows(episodes, np.array([True] * 3), 15, 99, 30)
+  assert none.shape == (0, 2)
+
+
+# --- pictures -------------------------------------------------------------------------------------
+
+
+def test_horizons_count_from_the_last_frame_seen():
+  assert judge.at_horizons(np.array([1.0, 2, 3, 4]), (1, 3, 4, 5)) == [1.0, 3.0, 4.0, None]
+
+
+def test_means_over_windows_by_hand():
+  # Two windows of three imagined frames, the second over after one; horizons 1, 3 and (too long) 9.
+  measured = {
+    "psnr": np.array([[30.0, 20, 18, 16], [40, 10, 99, 99]]),
+    "ssim": np.array([[0.9, 0.8, 0.6], [0.7, 0.4, 99]]),
+    "repeated_psnr": np.array([[15.0, 12, 9], [5, 99, 99]]),
+    "repeated_ssim": None,
+  }
+  valid = np.array([[True, True, True], [True, False, False]])
+  own, repeated = judge.summarise_pictures(measured, valid, (1, 3, 9))
+  assert own["psnr"] == [15, 16, None] and own["psnr_curve"] == [15, 18, 16]
+  assert own["ssim"] == [pytest.approx(0.6), pytest.approx(0.6), None]
+  assert own["mean_psnr"] == (20 + 18 + 16 + 10) / 4
+  assert own["reconstruction_psnr"] == 35 and own["reconstruction_ssim"] == pytest.approx(0.8)
+  assert repeated["psnr"] == [10, 9, None] and repeated["ssim"] == [None] * 3
+
+
+def test_psnr_by_hand_and_equal_pictures():
+  # Off by 10 of 255 everywhere: 20 log10(255 / 10) = 28.1308 dB.
+  true = jax.numpy.full((1, 2, 12, 12, 3), 0.1)
+  guess = true.at[:, 1].add(20 / 255)
+  psnr, ssim = judging.compare_pictures(guess, true, [0, 1])
+  np.testing.assert_allclose(psnr, [[judging.MAX_PSNR, 28.1308]], atol=1e-3)
+  assert ssim.shape == (1, 2) and float(ssim[0, 0]) == pytest.approx(1)
+  assert judging.compare_pictures(true[:, :, :8, :8], true[:, :, :8, :8], [0])[1] is None
+
+
+# --- the stage ------------------------------------------------------------------------------------
+
+
+def make_config(**changes):
+  config = config_lib.preset_config("demo")
+  config.tasks, config.env.image_size, config.env.workers = ("open_drawer",), SIZE, 1
+  config.judge.update(context=3, horizons=(1, 4, 30), windows=5, probe_frames=40)
+  w = config.world_model
+  w.update(depth=4, embed=16, deter=12, stoch=3, classes=4, hidden=10, inverse_dynamics_hidden=8)
+  config.update_from_flattened_dict(changes)
+  return config
+
+
+def write_split(folder, first_id, lengths, demos, seed):
+  """Random frames; the lamp never burns."""
+  rng = np.random.default_rng(seed)
+  n = sum(lengths)
+  scene = rng.uniform(0, 0.2, (n, 24))
+  scene[:, 4], scene[:, 5] = 0, rng.random(n) < 0.5
+  picture = lambda: rng.integers(0, 256, (n, SIZE, SIZE, 3), np.uint8)
+  ends = np.cumsum(lengths)
+  with calvin_writer.FrameWriter(folder, first_id, 1) as writer:
+    writer.write(
+      actions=rng.uniform(-1, 1, (n, 7)),
+      rel_actions=np.append(rng.uniform(-1, 1, (n, 6)), np.ones((n, 1)), 1),
+      robot_obs=rng.normal(size=(n, 15)),
+      scene_obs=scene,
+      rgb_static=picture(),
+      rgb_gripper=picture(),
+    )
+    writer.commit(lengths, [("open_drawer", int(ends[i]) - lengths[i], int(ends[i])) for i in demos], "x")
+  return first_id + n
+
+
+def make_model(folder, config, digit, inputs=None):
+  """A finished world_model artifact with random parameters, always the same ones."""
+  c = config_lib.finalize(config)
+  artifact = Artifact("world_model", folder / "world_model", digit * 64, c.to_dict(), inputs=inputs or {})
+  artifact_lib.write_artifact(artifact, done=False)
+  model = make_world_model(c.world_model, c.env.image_size)
+  checkpoint.save_params(artifact.path / "params", train.init_params(model, jax.random.key(0)))
+  artifact_lib.write_artifact(artifact, done=True)
+  return artifact_lib.load_artifact(artifact.path)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+  """Data and a random model: validation has a demo of 9 frames and play of 12 and 25."""
+  root = tmp_path_factory.mktemp("judge")
+  first = write_split(root / "collect" / "dataset" / "training", 0, [40, 7], [1], 1)
+  write_split(root / "collect" / "dataset" / "validation", first, [9, 12, 25], [0], 2)
+  collect = Artifact("collect", root / "collect", "c" * 64, {})
+  return {
+    "collect": collect,
+    "world_model": make_model(root / "own", make_config(), "1", {"collect": "c" * 64}),
+  }
+
+
+def run(config, inputs, workdir):
+  judge.run(config_lib.finalize(config), inputs, workdir, Logger(workdir, "judge", interactive=False))
+  return json.loads((workdir / "judge.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def judged(inputs, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("judged")
+  return workdir, run(make_config(), inputs, workdir)
+
+
+def test_everything_is_measured_and_written(judged):
+  workdir, result = judged
+  model = result["models"][0]
+  # 33 frames fit in no held-out play: the ends of all episodes are used, and 30 frames ahead is missing.
+  assert result["data"]["windows"] == 3 and "demonstrations" in result["data"]["kind"]
+  assert result["windows_at_horizons"] == [3, 3, 0]
+  for camera in ("rgb_static", "rgb_gripper"):
+    own, repeated = model["open_loop"][camera], model["repeated"][camera]
+    assert own["psnr"][2] is None and own["ssim"][2] is None and repeated["psnr"][2] is None
+    assert 0 < own["psnr"][0] < 20 and 0 < repeated["psnr"][1] < 20 and -1 < own["ssim"][1] < 1
+    assert len(own["psnr_curve"]) == 25 - 3
+  names = [target.name for target in judge.TARGETS]
+  assert list(model["probes"]) == names == list(result["targets"])
+  assert model["probes"]["bulb"]["posterior"] == "constant"
+  assert isinstance(model["probes"]["drawer"]["posterior"], float)
+  assert model["probes"]["drawer"]["imagined"][2] is None
+  assert list(model["inverse_dynamics"]) == ["x", "y", "z", "roll", "pitch", "yaw", "gripper"]
+  assert model["inverse_dynamics"]["gripper"]["mean_action"] == 0  # always open in these data
+  assert model["same_data"]
+  text = (workdir / "judge.md").read_text()
+  assert "missing" in text and "constant" in text and "not play" in text and "calvin_wam (own)" in text
+  assert (workdir / "strip.png").stat().st_size > 1000 and (workdir / "strip.webp").stat().st_size > 1000
+  metrics = read_metrics(workdir)[0]
+  assert metrics["judge_world_model/psnr/rgb_static_4"] == model["open_loop"]["rgb_static"]["psnr"][1]
+  assert not any("_30" in name or "bulb" in name for name in metrics)
+
+
+def test_comparison_of_a_finished_stage_keeps_its_result(judged, inputs, tmp_path, capsys):
+  other = make_model(tmp_path / "other", make_config(experiment="calvin_dreamerv2"), "2")
+  workdir, own = judged
+  before = (workdir / "judge.json").read_bytes()
+  config = make_config(**{"judge.compare": (str(tmp_path / "other"),)})
+  run(config, inputs, workdir)
+  assert (workdir / "judge.json").read_bytes() == before
+  result = json.loads((workdir / "comparison.json").read_text())
+  assert [model["fingerprint"] for model in result["models"]] == ["1" * 64, other.fingerprint]
+  ours, theirs = result["models"]
+  assert ours == own["models"][0] and not theirs["same_data"]
+  for part in ("open_loop", "repeated", "probes", "inverse_dynamics"):  # the same parameters, data and seed
+    assert ours[part] == theirs[part]
+  text = (workdir / "comparison.md").read_text()
+  assert "calvin_dreamerv2 (other)" in text and "calvin_dreamerv2 (other) was trained on other data" in text
+  assert "static: PSNR, dB, 4 imagined" in capsys.readouterr().out
+  judge_model, judge.judge_model = judge.judge_model, None  # what is known is not measured again
+  try:
+    run(config, inputs, workdir)
+  finally:
+    judge.judge_model = judge_model
+
+
+def test_comparison_table_by_hand():
+  def model(name, value):
+    at = {"psnr": [value, None], "ssim": [0.5, None]}
+    return {
+      "name": name,
+      "open_loop": {"rgb_static": at | {"reconstruction_psnr": 30.0, "reconstruction_ssim": 0.9}},
+      "repeated": {"rgb_static": at},
+      "probes": {"led": {"posterior": "constant", "imagined": [value / 100, None]}},
+      "inverse_dynamics": {"x": {"error": value / 1000}},
+    }
+
+  comparison = {
+    "horizons": [1, 50],
+    "targets": {"led": {"score": "balanced accuracy"}},
+    "models": [model("a", 20.0), model("b", 21.5), model("c", 19.0)],
+  }
+  rows = tables.comparison_rows(comparison)
+  assert rows[0] == ["", "a", "b", "difference", "c", "difference"]
+  table = {row[0]: row[1:] for row in rows[1:]}
+  assert table["static: PSNR, dB, 1 imagined"] == ["20.00", "21.50", "+1.50", "19.00", "-1.00"]
+  assert table["static: PSNR, dB, 50 imagined"] == ["missing", "missing", "-", "missing", "-"]
+  assert table["led: balanced accuracy, posterior"] == ["constant", "constant", "-", "constant", "-"]
+  assert table["action x: squared error"] == ["0.0200", "0.0215", "+0.0015", "0.0190", "-0.0010"]
+  assert len({len(line) for line in tables.markdown_table(rows).splitlines()}) == 1
+
+
+def test_equal_names_are_told_apart():
+  names = [model["name"] for model in judge.name_models([{"name": "a"}, {"name": "b"}, {"name": "a"}])]
+  assert names == ["a 1", "b", "a 3"]
+
+
+def with_config(artifact, **changes):
+  config = artifact.config | {group: artifact.config[group] | part for group, part in changes.items()}
+  return dataclasses.replace(artifact, config=config)
+
+
+def test_models_of_other_pictures_are_refused(inputs):
+  own = inputs["world_model"]
+  judge.check_comparable([own, own])
+  with pytest.raises(judge.JudgeError, match="32 x 32 pixels"):
+    judge.check_comparable([own, with_config(own, env={"image_size": 32})])
+  with pytest.raises(judge.JudgeError, match="of the cameras rgb_static cannot"):
+    judge.check_comparable([own, with_config(own, world_model={"cameras": ("rgb_static",)})])
+
+
+def test_no_episode_is_long_enough(inputs, tmp_path):
+  with pytest.raises(DatasetError, match="no episode has the 27 frames"):
+    run(make_config(**{"judge.context": 26}), inputs, tmp_path)
+
+
+def test_a_comparison_is_asked_of_a_finished_stage(tmp_path):
+  """`judge.compare` is no part of the fingerprint: it neither conflicts nor is passed over."""
+  (tmp_path / "other").mkdir()
+  (tmp_path / "other" / "DONE").write_text("")
+  for stage in ("collect", "world_model"):
+    (tmp_path / "given" / stage).mkdir(parents=True)
+    artifact = Artifact(stage, tmp_path / "given" / stage, "a" * 64, {})
+    artifact_lib.write_artifact(artifact, done=True)
+
+  def planned(stage, compare):
+    config = make_config(**{"workdir": str(tmp_path / "run"), "stage": stage, "judge.compare": compare})
+    for given in ("collect", "world_model"):
+      config.inputs[given] = str(tmp_path / "given")
+    return plan.make_plan(config_lib.finalize(config))["judge_world_model"]
+
+  first = planned("judge_world_model", ())
+  assert first.action == "run"
+  artifact_lib.write_artifact(first.artifact, done=True)
+  assert planned("judge_world_model", ()).action == "skip"
+  assert planned("judge_world_model", (str(tmp_path / "other"),)).action == "resume"

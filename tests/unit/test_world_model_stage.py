@@ -1,0 +1,186 @@
+"""The stage: sources of frames, snapshots, resuming, robot statistics, LUMOS's weights, refused artifacts."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from wam_jax import config as config_lib
+from wam_jax.data import calvin_writer
+from wam_jax.data.files import DatasetError
+from wam_jax.io import artifact as artifact_lib
+from wam_jax.io import checkpoint, lumos
+from wam_jax.io.artifact import Artifact, load_artifact
+from wam_jax.io.logger import Logger
+from wam_jax.stages import world_model as stage
+
+SIZE, LENGTHS = 16, (20, 9, 31)
+FIXTURES = pathlib.Path(os.environ.get("WAM_FIXTURES", pathlib.Path(__file__).parents[1] / "golden/fixtures"))
+
+
+@pytest.fixture(scope="module", name="collected")
+def _collected(tmp_path_factory) -> Artifact:
+  """An artifact of collect with 60 small frames in both splits."""
+  path = tmp_path_factory.mktemp("collect")
+  rng, n = np.random.default_rng(0), sum(LENGTHS)
+  for split in ("training", "validation"):
+    action = rng.uniform(-1, 1, (n, 7))
+    action[:, 6] = rng.choice([-1.0, 1.0], n)
+    with calvin_writer.FrameWriter(path / "dataset" / split) as writer:
+      writer.write(
+        actions=rng.normal(size=(n, 7)),
+        rel_actions=action,
+        robot_obs=rng.normal(size=(n, 15)) * np.linspace(0.01, 2, 15) + np.linspace(-1, 1, 15),
+        scene_obs=rng.normal(size=(n, 24)),
+        rgb_static=rng.integers(0, 256, (n, SIZE, SIZE, 3), dtype=np.uint8),
+        rgb_gripper=rng.integers(0, 256, (n, SIZE, SIZE, 3), dtype=np.uint8),
+      )
+      writer.commit(LENGTHS, [("open_drawer", 0, 4)], "table")
+  return Artifact(stage="collect", path=path, fingerprint="0", config={}, part={}, inputs={}, schema=1)
+
+
+def make_config(**changes):
+  config = config_lib.preset_config("demo")
+  config.env.image_size = SIZE
+  config.training.log_every = 3
+  config.training.checkpoint_minutes = 0.0
+  small = {"depth": 4, "embed": 8, "deter": 6, "stoch": 2, "classes": 3, "hidden": 7, "batch_size": 4}
+  small |= {"inverse_dynamics_hidden": 5, "sequence_length": 5, "updates": 7, "warmup_updates": 1}
+  config.world_model.update(small)
+  config.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
+  return config_lib.finalize(config)
+
+
+def train(collected, path, until=None, **changes):
+  """Runs the stage as the runner does; with `until`, stops it after the call that reaches this update."""
+  config = make_config(**changes)
+  part = {key: value for key, value in config_lib.flatten(config).items() if key.startswith("world_model")}
+  artifact = Artifact(
+    stage="world_model", path=path, fingerprint="1", config=config.to_dict(), part=part, inputs={}, schema=1
+  )
+  artifact_lib.write_artifact(artifact, done=False)
+  logger = Logger(path, "world_model", interactive=False)
+  lines: list[str] = []
+  logger.info = lines.append
+  write = logger.write
+
+  def stopping_write(step, metrics):
+    write(step, metrics)
+    if until is not None and step >= until:
+      raise KeyboardInterrupt
+
+  logger.write = stopping_write
+  try:
+    stage.run(config, {"collect": collected}, path, logger)
+  finally:
+    logger.close()
+  artifact_lib.write_artifact(artifact, done=True)
+  return load_artifact(path), lines
+
+
+def params_of(artifact):
+  return checkpoint.load_params(artifact.path / "params")
+
+
+def assert_equal(a, b):
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.mark.parametrize("carry", [False, True], ids=["fresh", "carried"])
+def test_streamed_training_equals_resident_training_to_the_bit(collected, tmp_path, carry):
+  settings = {"world_model__carry_state": carry, "world_model__reset_probability": 0.2}
+  resident, said = train(collected, tmp_path / "device", **settings)
+  assert any("stay on the device" in line for line in said)
+  streamed, said = train(collected, tmp_path / "stream", data__memory_limit_gb=1e-6, **settings)
+  assert any("are streamed" in line and "data.memory_limit_gb" in line for line in said)
+  assert_equal(params_of(resident), params_of(streamed))
+  with pytest.raises(KeyboardInterrupt):
+    train(collected, tmp_path / "parts", until=6, data__residency="stream", **settings)
+  resumed, said = train(collected, tmp_path / "parts", data__residency="stream", **settings)
+  assert any("resumed at update 3" in line for line in said)
+  assert_equal(params_of(resident), params_of(resumed))
+
+
+def test_snapshots_are_artifacts_and_change_nothing(collected, tmp_path):
+  plain, _ = train(collected, tmp_path / "plain")
+  with_snapshots, _ = train(collected, tmp_path / "kept", world_model__snapshots=(2, 6, 7))
+  assert_equal(params_of(plain), params_of(with_snapshots))
+  snapshots = {n: load_artifact(tmp_path / f"kept/snapshots/{n}", "world_model") for n in (2, 6, 7)}
+  assert len({a.fingerprint for a in (with_snapshots, *snapshots.values())}) == 4
+  assert_equal(params_of(snapshots[7]), params_of(plain))
+  model, params = stage.load_world_model(snapshots[2])
+  assert model.deter == 6
+  assert not np.array_equal(params["fuse"]["kernel"], params_of(plain)["fuse"]["kernel"])
+
+
+def test_an_artifact_with_other_parameters_is_refused_with_the_difference(collected, tmp_path):
+  artifact, _ = train(collected, tmp_path / "a")
+  config = json.loads((artifact.path / "config.json").read_text())
+  config["world_model"] |= {"deter": 9, "embedding_image_weight": 0.0}
+  (artifact.path / "config.json").write_text(json.dumps(config))
+  with pytest.raises(checkpoint.CheckpointError) as error:
+    stage.load_world_model(load_artifact(artifact.path))
+  assert "rssm/gru/recurrent/kernel: [6, 18], wanted [9, 27]" in str(error.value)
+  assert "embedding_decoder/rgb_static/grid/kernel [8, 64]: not wanted" in str(error.value)
+  del config["world_model"]["cameras"]
+  (artifact.path / "config.json").write_text(json.dumps(config))
+  with pytest.raises(checkpoint.CheckpointError, match="cameras.*another version"):
+    stage.load_world_model(load_artifact(artifact.path))
+
+
+def test_robot_statistics_travel_with_the_artifact(collected, tmp_path):
+  artifact, _ = train(collected, tmp_path / "z", world_model__proprio="zscore", world_model__snapshots=(7,))
+  for one in (artifact, load_artifact(artifact.path / "snapshots/7")):
+    model, _ = stage.load_world_model(one)
+    np.testing.assert_allclose(model.robot_obs_mean, np.linspace(-1, 1, 15), atol=0.8)
+    assert min(model.robot_obs_std) < 0.05 and max(model.robot_obs_std) > 1
+  statistics = collected.path / "dataset/training/statistics.yaml"
+  kept = statistics.read_text()
+  other = (collected.path / "dataset/validation/statistics.yaml").read_text()
+  try:
+    statistics.write_text(other)
+    with pytest.raises(DatasetError, match="not the statistics of this split"):
+      train(collected, tmp_path / "wrong", world_model__proprio="zscore")
+  finally:
+    statistics.write_text(kept)
+
+
+def test_too_few_frames_for_a_window(collected, tmp_path):
+  with pytest.raises(DatasetError, match="60 frames, too few for one window of 61"):
+    train(collected, tmp_path / "x", world_model__sequence_length=61)
+
+
+def lumos_changes(**changes):
+  with np.load(FIXTURES / "lumos_world_model.npz") as file:
+    sizes = {name: int(file[f"config/{name}"]) for name in ("depth", "deter", "stoch", "rank", "hidden")}
+  sizes["classes"] = sizes.pop("rank")
+  sizes |= {"vision": "conv", "embed": 32 * sizes["depth"], "embedding_image_weight": 0.0}
+  renamed = {f"world_model__{name}": value for name, value in sizes.items()}
+  checkpoint_file = str(FIXTURES / "lumos_world_model.npz")
+  return renamed | {"env__image_size": 64, "inputs__lumos_checkpoint": checkpoint_file} | changes
+
+
+def test_a_lumos_checkpoint_stands_for_training(collected, tmp_path):
+  artifact, said = train(collected, tmp_path / "lumos", **lumos_changes())
+  assert any("inverse_dynamics_head" in line for line in said)
+  _, params = stage.load_world_model(artifact)
+  weights = lumos.read_state_dict(FIXTURES / "lumos_world_model.npz")
+  back = lumos.to_state_dict(params)
+  assert set(back) == set(weights)
+  assert_equal(back, {name: np.asarray(weights[name]) for name in back})
+
+
+def test_a_lumos_checkpoint_of_other_sizes_is_refused(collected, tmp_path):
+  with pytest.raises(lumos.MismatchError, match="rssm_core.cell.gru") as error:
+    train(collected, tmp_path / "other", **lumos_changes(world_model__deter=50))
+  assert "deter" in str(error.value)
+  with pytest.raises(config_lib.ConfigError) as config_error:
+    make_config(inputs__lumos_checkpoint=str(tmp_path / "missing.ckpt"))
+  assert "inputs.lumos_checkpoint" in str(config_error.value) and "world_model.vision" in str(
+    config_error.value
+  )

@@ -1,0 +1,305 @@
+"""A split as a few flat files, which windows are read from at the speed of memory.
+
+A window of a split in CALVIN's format is one archive per frame, unpacked and shrunk at every visit.
+The cache holds the shrunk pictures one after the other (`rgb_static.npy`, `rgb_gripper.npy`), all else
+in `vectors.npz`, and `manifest.json`. It is written beside its place and renamed when whole, so one
+that is there is whole; it is made anew when the split's files have changed since.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import hashlib
+import io
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from wam_jax.data.calvin import (
+  PICTURE_KEYS,
+  VECTOR_KEYS,
+  FrameReader,
+  Frames,
+  ProgressFactory,
+  empty,
+  frame_name,
+  read_episode_ids,
+)
+from wam_jax.data.files import DatasetError, PathLike, read_npz
+
+VERSION = 1
+_VECTORS = ("action", "robot_obs", "scene_obs", "starts", "ends", "ids")
+_REMAKE = "delete this folder; it is made anew."
+_OTHER_FOLDER = "set config.data.cache to a folder that can be written to."
+_LOAD_BLOCK = 4096  # frames read at a time: 50 MB of pictures of one camera
+
+
+@dataclasses.dataclass(frozen=True)
+class FrameCache:
+  """An open cache. Pictures stay on disk, all else (46 numbers per frame) is in memory.
+
+  Attributes:
+    path: its folder.
+    image_size: S.
+    action: [N, 7] float32.
+    robot_obs: [N, 15] float32.
+    scene_obs: [N, 24] float32.
+    starts: [E] int64, first frame of each episode.
+    ends: [E] int64, one past the last frame of each episode.
+    ids: [N] int64, number in the frame's file name.
+  """
+
+  path: pathlib.Path
+  image_size: int
+  action: np.ndarray
+  robot_obs: np.ndarray
+  scene_obs: np.ndarray
+  starts: np.ndarray
+  ends: np.ndarray
+  ids: np.ndarray
+
+  @property
+  def num_frames(self) -> int:
+    """N."""
+    return len(self.action)
+
+  @property
+  def is_first(self) -> np.ndarray:
+    """[N] bool, true at the first frame of an episode."""
+    first = np.zeros(self.num_frames, bool)
+    first[self.starts] = True
+    return first
+
+  @contextlib.contextmanager
+  def reading(self, key: str) -> Iterator[Callable[[int, np.ndarray], None]]:
+    """Opens the pictures of one camera.
+
+    Args:
+      key: rgb_static or rgb_gripper.
+
+    Yields:
+      read(begin, out): fills out, contiguous uint8 [n, S, S, 3], with frames [begin, begin + n).
+
+    Raises:
+      DatasetError: the file is gone or ends too early.
+    """
+    path = self.path / f"{key}.npy"
+    head = len(_header(self.num_frames, self.image_size))
+    frame_bytes = self.image_size**2 * 3
+
+    def read(begin: int, out: np.ndarray) -> None:
+      view, offset = out.data.cast("B"), head + begin * frame_bytes
+      while view:
+        got = os.preadv(file.fileno(), [view], offset)  # not a map: mapped pages would count as ours
+        if not got:
+          raise DatasetError(path, "ends too early.", fix=_REMAKE)
+        view, offset = view[got:], offset + got
+
+    try:
+      with open(path, "rb", buffering=0) as file:
+        yield read
+    except OSError as error:
+      raise DatasetError(path, f"cannot be read ({error.strerror}).", fix=_REMAKE) from None
+
+  def load(self, progress: ProgressFactory | None = None) -> Frames:
+    """All frames, in page-aligned memory that JAX on a CPU takes over without a copy."""
+    shape = (self.num_frames, self.image_size, self.image_size, 3)
+    pictures = {}
+    bar = progress(2 * self.num_frames, "loading frames") if progress else contextlib.nullcontext()
+    with bar as shown:
+      for key in PICTURE_KEYS:
+        pictures[key] = empty(shape, np.uint8)
+        with self.reading(key) as read:
+          for begin in range(0, self.num_frames, _LOAD_BLOCK):
+            block = pictures[key][begin : begin + _LOAD_BLOCK]
+            read(begin, block)
+            if shown is not None:
+              shown.update(len(block))
+    return Frames(**pictures, **{name: getattr(self, name) for name in _VECTORS})
+
+
+def cache_path(root: PathLike, folder: PathLike, image_size: int) -> pathlib.Path:
+  """Where in `root` the cache of a split belongs; splits and picture sizes can share a root."""
+  folder = pathlib.Path(folder).resolve()
+  name = hashlib.sha256(f"{folder} {image_size}".encode()).hexdigest()[:8]
+  return pathlib.Path(root) / f"{folder.name}-{image_size}-{name}"
+
+
+def open_cache(
+  root: PathLike,
+  folder: PathLike,
+  image_size: int = 64,
+  workers: int = 0,
+  progress: ProgressFactory | None = None,
+  log: Callable[[str], None] = lambda text: None,
+) -> FrameCache:
+  """Opens the cache of a split, and makes it before if it is absent or out of date.
+
+  Of several processes that ask at the same time one makes it and the others wait.
+
+  Args:
+    root: folder for caches; made if it is absent.
+    folder: a split: training/ or validation/.
+    image_size: S, side of the pictures [pixels].
+    workers: threads that read the split; 0 means one per core.
+    progress: as in `calvin.read_frames`.
+    log: called with lines for the log.
+
+  Raises:
+    DatasetError: the split breaks a rule, or the disk has no room.
+  """
+  folder, path = pathlib.Path(folder), cache_path(root, folder, image_size)
+  spans = read_episode_ids(folder)
+  with _locked(path):
+    reader = FrameReader(folder, spans, image_size)
+    manifest = {
+      "version": VERSION,
+      "split": str(folder.resolve()),
+      "files": _files_hash(reader),
+      "frames": len(reader.ids),
+      "image_size": image_size,
+    }
+    problem = _mismatch(path, reader, manifest)
+    if problem:
+      log(f"frames cache {path}: {problem}; reading {len(reader.ids):,} frames into it")
+      _make(path, reader, manifest, workers, progress)
+    else:
+      log(f"frames cache {path}: {len(reader.ids):,} frames")
+  vectors = read_npz(path / "vectors.npz", _VECTORS)
+  return FrameCache(path=path, image_size=image_size, **vectors)
+
+
+@contextlib.contextmanager
+def _locked(path: pathlib.Path) -> Iterator[None]:
+  """Held by one process at a time; the system lets go of it when the process ends, however it ends."""
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = open(path.with_name(f".{path.name}.lock"), "w")  # noqa: SIM115
+  except OSError as error:
+    raise DatasetError(
+      path, f"the frames cache cannot be written: {error.strerror}.", fix=_OTHER_FOLDER
+    ) from None
+  with lock:
+    with contextlib.suppress(OSError):  # a network disk without locks
+      fcntl.flock(lock, fcntl.LOCK_EX)
+    yield
+
+
+def _files_hash(reader: FrameReader) -> str:
+  """Changes with the size or time of any frame's file, and with the borders of the episodes."""
+  digest = hashlib.sha256(np.stack([reader.starts, reader.ends]).tobytes())
+  found = np.empty((len(reader.ids), 3), np.int64)
+  folder = os.fspath(reader.folder)
+  for row, frame_id in enumerate(reader.ids.tolist()):
+    stat = os.stat(
+      f"{folder}/{frame_name(frame_id)}"
+    )  # half a million times: a Path would take as long again
+    found[row] = frame_id, stat.st_size, stat.st_mtime_ns
+  digest.update(found.tobytes())
+  return digest.hexdigest()
+
+
+def _header(num_frames: int, image_size: int) -> bytes:
+  """First bytes of a file of pictures: it is an npy file."""
+  buffer = io.BytesIO()
+  shape = (num_frames, image_size, image_size, 3)
+  np.lib.format.write_array_header_1_0(buffer, {"descr": "|u1", "fortran_order": False, "shape": shape})
+  return buffer.getvalue()
+
+
+def _picture_bytes(num_frames: int, image_size: int) -> int:
+  return len(_header(num_frames, image_size)) + num_frames * image_size**2 * 3
+
+
+def _mismatch(path: pathlib.Path, reader: FrameReader, manifest: dict[str, object]) -> str:
+  """Why the cache at `path` cannot be used for a split with this manifest; '' if it can."""
+  try:
+    found = json.loads((path / "manifest.json").read_text())
+  except FileNotFoundError:
+    return "none there yet"
+  except (OSError, ValueError):
+    return "its manifest is damaged"
+  if found != manifest:
+    return "the split's files have changed since it was made"
+  size = _picture_bytes(len(reader.ids), reader.image_size)
+  for key in PICTURE_KEYS:
+    file = path / f"{key}.npy"
+    if not file.is_file() or file.stat().st_size != size:
+      return f"{file.name} has not the {size:,} bytes that it must have"
+  return "" if (path / "vectors.npz").is_file() else "vectors.npz is absent"
+
+
+def _make(
+  path: pathlib.Path,
+  reader: FrameReader,
+  manifest: dict[str, object],
+  workers: int,
+  progress: ProgressFactory | None,
+) -> None:
+  """Reads the split once and writes it in blocks; the memory it needs does not grow with the pictures."""
+  total, size = len(reader.ids), reader.image_size
+  needed = 2 * _picture_bytes(total, size)
+  partial = path.with_name(f".{path.name}.partial")
+  shutil.rmtree(partial, ignore_errors=True)
+  try:
+    if path.exists():
+      shutil.rmtree(path)
+    partial.mkdir()
+    _fill(partial, reader, workers, progress)
+    (partial / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    for file in partial.iterdir():
+      with open(file, "rb") as opened:
+        os.fsync(opened.fileno())
+    os.rename(partial, path)
+  except OSError as error:
+    free = shutil.disk_usage(path.parent).free
+    room = f"it needs {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB were free"
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    raise DatasetError(
+      path,
+      f"the frames cache cannot be written: {room if full else error.strerror}.",
+      fix="set config.data.cache to a folder on a disk with more room." if full else _OTHER_FOLDER,
+    ) from None
+  finally:
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+def _fill(partial: pathlib.Path, reader: FrameReader, workers: int, progress: ProgressFactory | None) -> None:
+  total, size = len(reader.ids), reader.image_size
+  head, frame_bytes = _header(total, size), size**2 * 3
+  vectors = {key: np.empty((total, width), np.float32) for key, width in VECTOR_KEYS.items()}
+  with contextlib.ExitStack() as stack:
+    files = {
+      key: stack.enter_context(open(partial / f"{key}.npy", "wb", buffering=0)) for key in PICTURE_KEYS
+    }
+    for file in files.values():
+      if hasattr(os, "posix_fallocate"):  # a disk that is too small says so now and not in an hour
+        os.posix_fallocate(file.fileno(), 0, _picture_bytes(total, size))
+      file.write(head)
+
+    def copy(begin: int, stop: int) -> None:
+      block = {key: np.empty((stop - begin, size, size, 3), np.uint8) for key in PICTURE_KEYS}
+      reader.read(begin, stop, {**{key: array[begin:stop] for key, array in vectors.items()}, **block})
+      for key, pictures in block.items():
+        view, offset = pictures.data.cast("B"), len(head) + begin * frame_bytes
+        while view:
+          done = os.pwrite(files[key].fileno(), view, offset)
+          view, offset = view[done:], offset + done
+
+    reader.for_each_block(copy, workers, progress)
+  np.savez(
+    partial / "vectors.npz",
+    action=vectors["rel_actions"],
+    robot_obs=vectors["robot_obs"],
+    scene_obs=vectors["scene_obs"],
+    starts=reader.starts,
+    ends=reader.ends,
+    ids=reader.ids,
+  )

@@ -1,0 +1,112 @@
+"""A split's stored mean and standard deviation of the robot state, and whether they are its own."""
+
+from __future__ import annotations
+
+import pathlib
+
+import numpy as np
+import yaml
+
+from wam_jax.data.files import COPY_AGAIN, DatasetError, PathLike
+
+STATISTICS_FILE = "statistics.yaml"
+NAMES = (
+  *("tcp x", "tcp y", "tcp z", "tcp roll", "tcp pitch", "tcp yaw", "gripper width"),
+  *(f"joint {i}" for i in range(1, 8)),
+  "last gripper action",
+)
+MEAN_TOLERANCE = 0.1  # of a standard deviation
+STD_TOLERANCE = 0.2  # of the standard deviation itself
+NEGLIGIBLE = 1e-3  # in the number's own unit (m, rad): what does not move may differ by this much
+
+
+def read_statistics(folder: PathLike) -> tuple[np.ndarray, np.ndarray]:
+  """Mean and standard deviation of robot_obs as CALVIN's statistics.yaml has them.
+
+  Args:
+    folder: a split: training/ or validation/.
+
+  Returns:
+    (mean [15], std [15]) float64.
+
+  Raises:
+    DatasetError: no such file, not YAML of plain values, or not 15 finite numbers each.
+  """
+  path = pathlib.Path(folder) / STATISTICS_FILE
+  try:
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+  except FileNotFoundError:
+    raise DatasetError(
+      path, "no such file.", fix="copy it from the dataset: CALVIN has one in each split."
+    ) from None
+  except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError) as error:
+    first = str(error).splitlines()[0] if str(error) else type(error).__name__
+    raise DatasetError(path, f"not YAML of plain values ({first}).", fix=COPY_AGAIN) from None
+  entries = content.get("robot_obs") if isinstance(content, dict) else None
+  for entry in entries if isinstance(entries, list) else [entries]:
+    if isinstance(entry, dict) and {"mean", "std"} <= set(entry):
+      return _numbers(path, entry["mean"], "mean"), _numbers(path, entry["std"], "std")
+  raise DatasetError(
+    path, "must hold a NormalizeVector with a mean and a std.", key="robot_obs", fix=COPY_AGAIN
+  )
+
+
+def _numbers(path: pathlib.Path, values: object, name: str) -> np.ndarray:
+  try:
+    array = np.asarray(values, np.float64)
+  except (TypeError, ValueError):
+    array = np.empty(0)
+  if array.shape != (len(NAMES),) or not np.isfinite(array).all() or (name == "std" and (array < 0).any()):
+    rule = f"{name} must be {len(NAMES)} finite numbers{', none negative' if name == 'std' else ''}."
+    raise DatasetError(path, rule, key="robot_obs", fix=COPY_AGAIN)
+  return array
+
+
+def robot_statistics(folder: PathLike, robot_obs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Mean and standard deviation to normalise the robot state with.
+
+  Args:
+    folder: a split.
+    robot_obs: [N, 15], all its frames.
+
+  Returns:
+    (mean [15], std [15]) float64: those of its statistics.yaml, or of the frames if there is none.
+
+  Raises:
+    DatasetError: the file is damaged, or not of this split.
+  """
+  if not (pathlib.Path(folder) / STATISTICS_FILE).is_file():
+    return robot_obs.mean(0, dtype=np.float64), robot_obs.std(0, dtype=np.float64)
+  mean, std = read_statistics(folder)
+  check_statistics(folder, mean, std, robot_obs)
+  return mean, std
+
+
+def check_statistics(folder: PathLike, mean: np.ndarray, std: np.ndarray, robot_obs: np.ndarray) -> None:
+  """Raises if a mean and standard deviation are not those of the data.
+
+  Args:
+    folder: the split, named in errors.
+    mean: [15] stored.
+    std: [15] stored.
+    robot_obs: [N, 15], all frames of the split.
+
+  Raises:
+    DatasetError: names the number that is furthest off, with the stored and the found values.
+  """
+  found_mean, found_std = robot_obs.mean(0, dtype=np.float64), robot_obs.std(0, dtype=np.float64)
+  spread = np.maximum(std, found_std)
+  off_mean = np.abs(mean - found_mean) / (MEAN_TOLERANCE * spread + NEGLIGIBLE)
+  off_std = np.abs(std - found_std) / (STD_TOLERANCE * spread + NEGLIGIBLE)
+  off = np.maximum(off_mean, off_std)
+  if (off <= 1).all():
+    return
+  worst = int(off.argmax())
+  raise DatasetError(
+    pathlib.Path(folder) / STATISTICS_FILE,
+    f"not the statistics of this split: number {worst} ({NAMES[worst]}) has mean {mean[worst]:.4g} and "
+    f"std {std[worst]:.4g} there, but {found_mean[worst]:.4g} and {found_std[worst]:.4g} in the "
+    f"{len(robot_obs):,} frames ({int((off > 1).sum())} of {len(NAMES)} numbers are off).",
+    key="robot_obs",
+    fix="copy the file that belongs to this split, or remove it: then the frames' own are taken.",
+  )

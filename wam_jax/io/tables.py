@@ -1,0 +1,132 @@
+"""Numbers as rows of text, header first: the same rows become Markdown, HTML, and lines in a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Rows = list[list[str]]
+Value = float | str | None  # a score, a word such as 'constant', or nothing measured
+
+CAMERA_NAMES = {"rgb_static": "static", "rgb_gripper": "wrist"}
+MISSING = "missing"  # no window is long enough
+NOTHING = "-"  # does not apply
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+  """Rows, header first, as a Markdown table whose columns line up in a terminal too."""
+  widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+
+  def align(row: Sequence[str]) -> str:
+    cells = [
+      c.rjust(width) if i else c.ljust(width) for i, (c, width) in enumerate(zip(row, widths, strict=True))
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+  rule = "|".join("-" * (width + 1) + ("-" if i == 0 else ":") for i, width in enumerate(widths))
+  return "\n".join([align(rows[0]), f"|{rule}|", *(align(row) for row in rows[1:])])
+
+
+def number(value: Value, digits: int, sign: bool = False) -> str:
+  """A measured value as text: None is MISSING, words such as 'constant' stay what they are."""
+  if value is None:
+    return MISSING
+  return value if isinstance(value, str) else f"{value:{'+' if sign else ''}.{digits}f}"
+
+
+def open_loop_rows(judge: Mapping[str, Any]) -> Rows:
+  """PSNR and SSIM by frames imagined, of the first model and of repeating the last frame seen.
+
+  Args:
+    judge: content of `judge.json`.
+  """
+  horizons, model = judge["horizons"], judge["models"][0]
+  rows = [["Frames imagined", "0 (seen)", *map(str, horizons)]]
+  for camera, own in model["open_loop"].items():
+    name, repeated = CAMERA_NAMES.get(camera, camera), model["repeated"][camera]
+    for label, key, digits in (("PSNR, dB", "psnr", 2), ("SSIM", "ssim", 3)):
+      values = [number(own[f"reconstruction_{key}"], digits), *(number(v, digits) for v in own[key])]
+      rows.append([f"{name}: {label}", *values])
+      rows.append(["  last frame seen, repeated", NOTHING, *(number(v, digits) for v in repeated[key])])
+  return rows
+
+
+def probe_rows(judge: Mapping[str, Any]) -> Rows:
+  """Scores of the linear probes on posterior and imagined features of the first model."""
+  rows = [["Read off linearly", "Score", "Posterior", *(f"imagined {h}" for h in judge["horizons"])]]
+  for name, probe in judge["models"][0]["probes"].items():
+    score = judge["targets"][name]["score"]
+    rows.append([name, score, number(probe["posterior"], 3), *(number(v, 3) for v in probe["imagined"])])
+    rows.append(["  last reading kept", "", NOTHING, *(number(v, 3) for v in probe["kept"])])
+  return rows
+
+
+def inverse_dynamics_rows(judge: Mapping[str, Any]) -> Rows:
+  """Squared error of the predicted action by dimension, of the first model and of the mean action."""
+  errors = judge["models"][0]["inverse_dynamics"]
+  return [
+    ["Squared error of the action", *errors],
+    ["inverse dynamics", *(number(e["error"], 4) for e in errors.values())],
+    ["  always the mean action", *(number(e["mean_action"], 4) for e in errors.values())],
+  ]
+
+
+def measured(judge: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, tuple[Value, int]]:
+  """Every number of one model: label -> (value, digits worth showing).
+
+  Args:
+    judge: content of `judge.json` or `comparison.json`.
+    model: one of its models.
+  """
+  out: dict[str, tuple[Value, int]] = {}
+  for camera, own in model["open_loop"].items():
+    name = CAMERA_NAMES.get(camera, camera)
+    for label, key, digits in (("PSNR, dB", "psnr", 2), ("SSIM", "ssim", 3)):
+      out[f"{name}: {label}, seen"] = (own[f"reconstruction_{key}"], digits)
+      for horizon, value in zip(judge["horizons"], own[key], strict=True):
+        out[f"{name}: {label}, {horizon} imagined"] = (value, digits)
+      for horizon, value in zip(judge["horizons"], model["repeated"][camera][key], strict=True):
+        out[f"{name}: {label}, last frame repeated, {horizon}"] = (value, digits)
+  for target, probe in model["probes"].items():
+    head = f"{target}: {judge['targets'][target]['score']}"
+    out[f"{head}, posterior"] = (probe["posterior"], 3)
+    for horizon, value in zip(judge["horizons"], probe["imagined"], strict=True):
+      out[f"{head}, {horizon} imagined"] = (value, 3)
+  for dimension, errors in model["inverse_dynamics"].items():
+    out[f"action {dimension}: squared error"] = (errors["error"], 4)
+  return out
+
+
+def comparison_rows(comparison: Mapping[str, Any]) -> Rows:
+  """Every number, a column for each model, and behind each other model its difference from the first.
+
+  Args:
+    comparison: content of `comparison.json`.
+  """
+  models = comparison["models"]
+  columns = [measured(comparison, model) for model in models]
+  heads = [text for model in models[1:] for text in (model["name"], "difference")]
+  rows = [["", models[0]["name"], *heads]]
+  for label, (first, digits) in columns[0].items():
+    cells = [number(first, digits)]
+    for column in columns[1:]:
+      other, _ = column[label]
+      cells.append(number(other, digits))
+      if isinstance(first, float) and isinstance(other, float):
+        cells.append(number(other - first, digits, sign=True))
+      else:
+        cells.append(NOTHING)
+    rows.append([label, *cells])
+  return rows
+
+
+def described(judge: Mapping[str, Any]) -> str:
+  """What the numbers were measured on, in one sentence."""
+  data = judge["data"]
+  asked = "" if data["windows"] == data["windows_asked"] else f" ({data['windows_asked']} were asked for)"
+  return (
+    f"Measured on {data['windows']} windows{asked} of {data['frames']} frames of the validation split "
+    f"({data['kind']}), held out from training; {judge['context']} frames are seen, the others imagined "
+    f"from the true actions. Probes are fitted on {data['probe_frames']:,} frames of the training split "
+    f"({data['probe_kind']})."
+  )
