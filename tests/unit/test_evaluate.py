@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from wam_jax import config as config_lib
 from wam_jax.core import intervals
-from wam_jax.data.windows import proprio_features
 from wam_jax.envs import tasks as task_rules
 from wam_jax.nn.policy import executable
-from wam_jax.nn.world_model import WorldModel
+from wam_jax.nn.world_model import make_world_model
 from wam_jax.stages import evaluate, rollout
 from wam_jax.train import world_model as wm
 from wam_jax.types import Batch, features
@@ -70,11 +70,11 @@ class LinearPolicy:
 
 @pytest.fixture(scope="module")
 def model():
-  sizes = {"depth": 4, "embed": 16, "deter": 12, "stoch": 3, "classes": 4, "hidden": 16}
-  model = WorldModel(
-    vision="patch", proprio=True, inverse_dynamics_hidden=8, decode_embedding=False, image_size=SIZE, **sizes
-  )
-  return model, wm.init_params(model, jax.random.key(0), 18)
+  config = config_lib.default_config().world_model
+  config.update(vision="patch", proprio="sincos", depth=4, embed=16, deter=12, stoch=3, classes=4, hidden=16)
+  config.inverse_dynamics_hidden = 8
+  model = make_world_model(config, SIZE)
+  return model, wm.init_params(model, jax.random.key(0))
 
 
 def _starts(episodes, seed=1):
@@ -115,7 +115,7 @@ def test_actions_follow_from_filtering_every_frame(model):
   rest = np.tile([0, 0, 0, 0, 0, 0, 1], (4, 1, 1)).astype(np.float32)
   batch = Batch(
     **{camera: picture.reshape(4, steps, *picture.shape[1:]) for camera, picture in pictures.items()},
-    proprio=proprio_features(robot),
+    robot_obs=robot.astype(np.float32),
     action=action,
     prev_action=np.concatenate([rest, action[:, :-1]], 1),
     is_first=np.tile(np.arange(steps) == 0, (4, 1)),
