@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 from wam_jax.data import calvin, calvin_writer, frames_cache, stream, windows
+from wam_jax.data.frames import PICTURE_KEYS
 from wam_jax.data.frames_cache import FrameCache
 
 SIZE = 64
@@ -33,7 +34,7 @@ def random_frames(n: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
   """n frames of noise in CALVIN's keys."""
   action = rng.uniform(-1, 1, (n, 7))
   action[:, 6] = rng.choice([-1.0, 1.0], n)
-  pictures = {key: rng.integers(0, 256, (n, SIZE, SIZE, 3), np.uint8) for key in calvin.PICTURE_KEYS}
+  pictures = {key: rng.integers(0, 256, (n, SIZE, SIZE, 3), np.uint8) for key in PICTURE_KEYS}
   states = {"robot_obs": rng.normal(size=(n, 15)), "scene_obs": rng.normal(size=(n, 24))}
   return {"actions": rng.normal(size=(n, 7)), "rel_actions": action, **states, **pictures}
 
@@ -53,7 +54,7 @@ def write_cache(path: pathlib.Path, frames: int) -> None:
   rng = np.random.default_rng(0)
   path.mkdir(parents=True)
   block = rng.integers(0, 256, (1024, SIZE, SIZE, 3), np.uint8)
-  for key in calvin.PICTURE_KEYS:
+  for key in PICTURE_KEYS:
     with open(path / f"{key}.npy", "wb") as file:
       header = {"descr": "|u1", "fortran_order": False, "shape": (frames, SIZE, SIZE, 3)}
       np.lib.format.write_array_header_1_0(file, header)

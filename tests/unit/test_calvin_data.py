@@ -13,6 +13,7 @@ import pytest
 from wam_jax.core import image
 from wam_jax.data import calvin, calvin_writer, files
 from wam_jax.data.files import DatasetError
+from wam_jax.data.frames import frame_path
 
 LENGTHS = (7, 5, 6)
 ANNOTATIONS = [("open_drawer", 7, 12), ("turn_on_led", 12, 18), ("open_drawer", 13, 17)]
@@ -49,7 +50,7 @@ def _root(tmp_path):
 
 def _edit(folder: pathlib.Path, frame: int, **changes) -> None:
   """Rewrites keys of one frame with plain NumPy; None deletes a key."""
-  path = calvin.frame_path(folder, frame)
+  path = frame_path(folder, frame)
   content = {**np.load(path), **changes}
   np.savez(path, **{key: value for key, value in content.items() if value is not None})
 
@@ -82,7 +83,7 @@ def test_ids_of_validation_continue(root):
 def test_numpy_reads_our_files(root):
   """The archives are made by hand here: NumPy's own reader must see the same values."""
   written = _frames(18)
-  with np.load(calvin.frame_path(root / "training", 11)) as file:
+  with np.load(frame_path(root / "training", 11)) as file:
     assert set(file.files) == set(written)
     for key, array in written.items():
       np.testing.assert_array_equal(file[key], array[11])
@@ -143,7 +144,7 @@ def _raw(tmp_path):
   frames["rel_actions"][2, 1] = 1.00001  # rounding
   for i in range(4):
     np.savez_compressed(
-      calvin.frame_path(folder, 100 + i),
+      frame_path(folder, 100 + i),
       **{k: v[i] for k, v in frames.items()},
       depth_static=rng.normal(size=(200, 200)).astype(np.float32),
     )
@@ -197,16 +198,16 @@ def test_start_states_from_their_file(tmp_path):
 
 
 def _missing(folder):
-  calvin.frame_path(folder, 8).unlink()
+  frame_path(folder, 8).unlink()
 
 
 def _truncated(folder):
-  path = calvin.frame_path(folder, 8)
+  path = frame_path(folder, 8)
   path.write_bytes(path.read_bytes()[:-100])
 
 
 def _overwritten(folder):
-  path = calvin.frame_path(folder, 8)
+  path = frame_path(folder, 8)
   data = bytearray(path.read_bytes())
   data[data.index(_frames(18)["rgb_static"][8].tobytes()) + 50] ^= 255
   path.write_bytes(data)
@@ -229,7 +230,7 @@ BAD = {
   "missing frame": (_missing, "", "missing frame.*episode from 7 to 11"),
   "truncated": (_truncated, "", "truncated"),
   "overwritten": (_overwritten, "", "checksum"),
-  "empty file": (lambda f: calvin.frame_path(f, 8).write_bytes(b""), "", "truncated"),
+  "empty file": (lambda f: frame_path(f, 8).write_bytes(b""), "", "truncated"),
   "absent key": (_set(rgb_gripper=None), "rgb_gripper", "absent"),
   "shape": (_set(robot_obs=np.ones(14)), "robot_obs", "15 floats"),
   "dtype": (_set(scene_obs=np.ones(24, np.int64)), "scene_obs", "24 floats"),
@@ -256,7 +257,7 @@ def test_bad_frames_are_named(root, name):
 
 
 def test_a_flipped_byte_never_passes_as_other_values(root):
-  path = calvin.frame_path(root / "training", 8)
+  path = frame_path(root / "training", 8)
   whole, keys = path.read_bytes(), tuple(_frames(1))
   expected = files.read_npz(path, keys)
   refused = 0

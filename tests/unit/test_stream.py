@@ -18,6 +18,7 @@ import pytest
 
 from wam_jax.data import calvin, calvin_writer, frames_cache, statistics, stream, windows
 from wam_jax.data.files import DatasetError
+from wam_jax.data.frames import Frames, frame_path
 
 ROOT = pathlib.Path(__file__).parents[2]
 LENGTHS = (9, 5, 26)
@@ -104,7 +105,7 @@ def test_cache_is_made_once_and_again_when_a_file_changes(split, tmp_path):
   ask()
   assert (first.path / "rgb_static.npy").stat().st_mtime_ns == stamp
   assert "none there yet" in lines[0] and lines[1].endswith("40 frames")
-  path = calvin.frame_path(split, 17)
+  path = frame_path(split, 17)
   content = dict(np.load(path))
   content["rgb_static"] = 255 - content["rgb_static"]
   np.savez(path, **content)
@@ -138,14 +139,14 @@ def test_splits_and_sizes_share_a_folder(split, tmp_path):
 
 _KILLED = """
 import sys, time
-from wam_jax.data import calvin, frames_cache
-read = calvin.FrameReader.read
+from wam_jax.data import frames, frames_cache
+read = frames.FrameReader.read
 def slow(self, begin, stop, out):
   read(self, begin, stop, out)
   if begin:
     print("midway", flush=True)
     time.sleep(60)
-calvin.FrameReader.read, calvin.BLOCK = slow, 8
+frames.FrameReader.read, frames.BLOCK = slow, 8
 frames_cache.open_cache(sys.argv[1], sys.argv[2], 8, workers=1)
 """
 
@@ -195,7 +196,7 @@ def test_folder_that_cannot_be_written(split, tmp_path):
 
 
 def test_errors_of_the_split_pass_through(split, tmp_path):
-  path = calvin.frame_path(split, 17)
+  path = frame_path(split, 17)
   content = dict(np.load(path))
   del content["rgb_gripper"]
   np.savez(path, **content)
@@ -372,7 +373,7 @@ def test_grain_is_imported_late():
 
 def test_estimate_of_calvin():
   assert stream.estimate_bytes(512_046, 64) == pytest.approx(12.6e9, rel=0.01)
-  frames = calvin.Frames(
+  frames = Frames(
     **{name: np.zeros((10, 4, 4, 3), np.uint8) for name in ("rgb_static", "rgb_gripper")},
     action=np.zeros((10, 7), np.float32),
     robot_obs=np.zeros((10, 15), np.float32),
@@ -455,7 +456,7 @@ def test_cameras_of_different_length():
   content = {name: np.zeros((10, 4, 4, 3), np.uint8) for name in ("rgb_static", "rgb_gripper")}
   content["rgb_gripper"] = content["rgb_gripper"][:9]
   with pytest.raises(ValueError, match="rgb_static has 10, rgb_gripper has 9"):
-    calvin.Frames(
+    Frames(
       **content,
       action=np.zeros((10, 7), np.float32),
       robot_obs=np.zeros((10, 15), np.float32),

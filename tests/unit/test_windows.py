@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from wam_jax.data import features, windows
-from wam_jax.data.calvin import Frames
 from wam_jax.data.files import DatasetError
+from wam_jax.data.frames import Frames
 
 STARTS, ENDS = np.array([0, 9, 14]), np.array([9, 14, 20])
 REST = [0, 0, 0, 0, 0, 0, 1]

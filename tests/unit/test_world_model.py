@@ -429,17 +429,6 @@ def test_it_does_not_matter_how_updates_are_cut_into_calls():
     jax.tree.map(np.testing.assert_array_equal, ends[0], other)
 
 
-def test_open_loop_sees_only_the_context():
-  _, model, params = tiny()
-  one, other = random_batch(0), random_batch(1)
-  changed = one.replace(rgb_static=one.rgb_static.at[:, 3:].set(other.rgb_static[:, 3:]))
-  a, b = (train.open_loop(model, params, x, 3)["rgb_static"] for x in (one, changed))
-  assert a.shape == (B, T, 64, 64, 3) and a.dtype == jnp.uint8
-  np.testing.assert_array_equal(a, b)
-  with pytest.raises(ValueError, match="context"):
-    train.open_loop(model, params, one, T)
-
-
 def test_observe_refuses_shapes_that_do_not_belong_together():
   _, model, params = tiny()
   batch = random_batch()

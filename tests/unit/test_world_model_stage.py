@@ -156,13 +156,13 @@ def test_too_few_frames_for_a_window(collected, tmp_path):
 
 
 def lumos_changes(**changes):
-  with np.load(FIXTURES / "lumos_world_model.npz") as file:
-    sizes = {name: int(file[f"config/{name}"]) for name in ("depth", "deter", "stoch", "rank", "hidden")}
-  sizes["classes"] = sizes.pop("rank")
-  sizes |= {"vision": "conv", "embed": 32 * sizes["depth"], "embedding_image_weight": 0.0}
+  """The config that the fixture's weights fit."""
+  path = FIXTURES / "lumos_world_model.npz"
+  with np.load(path) as file:
+    classes, size = int(file["config/rank"]), file["input/rgb_static"].shape[-1]
+  sizes = lumos.sizes(lumos.read_state_dict(path), classes) | {"embedding_image_weight": 0.0}
   renamed = {f"world_model__{name}": value for name, value in sizes.items()}
-  checkpoint_file = str(FIXTURES / "lumos_world_model.npz")
-  return renamed | {"env__image_size": 64, "inputs__lumos_checkpoint": checkpoint_file} | changes
+  return renamed | {"env__image_size": size, "inputs__lumos_checkpoint": str(path)} | changes
 
 
 def test_a_lumos_checkpoint_stands_for_training(collected, tmp_path):
@@ -177,7 +177,7 @@ def test_a_lumos_checkpoint_stands_for_training(collected, tmp_path):
 
 def test_a_lumos_checkpoint_of_other_sizes_is_refused(collected, tmp_path):
   with pytest.raises(lumos.MismatchError, match="rssm_core.cell.gru") as error:
-    train(collected, tmp_path / "other", **lumos_changes(world_model__deter=50))
+    train(collected, tmp_path / "other", **lumos_changes(world_model__deter=51))
   assert "deter" in str(error.value)
   with pytest.raises(config_lib.ConfigError) as config_error:
     make_config(inputs__lumos_checkpoint=str(tmp_path / "missing.ckpt"))

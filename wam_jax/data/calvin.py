@@ -1,4 +1,4 @@
-"""Reads and checks frames on disk in CALVIN's format.
+"""Reads and checks datasets on disk in CALVIN's format.
 
 One folder per split, one `episode_%07d.npz` per frame, and beside them `ep_start_end_ids.npy`
 (first and last frame of each episode, both included) and `lang_annotations/auto_lang_ann.npy`
@@ -7,72 +7,25 @@ One folder per split, one `episode_%07d.npz` per frame, and beside them `ep_star
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import mmap
-import os
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from wam_jax.core import image as image_lib
 from wam_jax.data.files import COPY_AGAIN, IDS_FILE, DatasetError, PathLike, load_pickled, read_npy, read_npz
+from wam_jax.data.frames import (
+  VECTOR_KEYS,
+  FrameReader,
+  Frames,
+  ProgressFactory,
+  check_present,
+  empty_frames,
+  frame_path,
+)
 
-ProgressFactory = Callable[[int, str], contextlib.AbstractContextManager[Any]]
-
-VECTOR_KEYS = {"rel_actions": 7, "robot_obs": 15, "scene_obs": 24}
-PICTURE_KEYS = ("rgb_static", "rgb_gripper")
-ACTION_TOLERANCE = 1e-4  # of rel_actions beyond [-1, 1]: rounding in CALVIN's own recording
 ANNOTATION_FILE = "lang_annotations/auto_lang_ann.npy"
 START_STATES_FILE = "start_states.npz"
-BLOCK = 256  # frames per unit of work: large enough to hide the thread pool, small enough for a smooth bar
-
-
-@dataclasses.dataclass(frozen=True)
-class Frames:
-  """All frames of a split, in order, on the host.
-
-  Attributes:
-    rgb_static: [N, S, S, 3] uint8.
-    rgb_gripper: [N, S, S, 3] uint8.
-    action: [N, 7] float32 in [-1, 1], CALVIN's rel_actions.
-    robot_obs: [N, 15] float32.
-    scene_obs: [N, 24] float32.
-    starts: [E] int64, first frame of each episode, an index into N.
-    ends: [E] int64, one past the last frame of each episode.
-    ids: [N] int64, number in the frame's file name.
-  """
-
-  rgb_static: np.ndarray
-  rgb_gripper: np.ndarray
-  action: np.ndarray
-  robot_obs: np.ndarray
-  scene_obs: np.ndarray
-  starts: np.ndarray
-  ends: np.ndarray
-  ids: np.ndarray
-
-  def __post_init__(self):
-    names = ("rgb_static", "rgb_gripper", "action", "robot_obs", "scene_obs", "ids")
-    lengths = {name: len(getattr(self, name)) for name in names}
-    if len(set(lengths.values())) > 1:
-      found = ", ".join(f"{name} has {length}" for name, length in lengths.items())
-      raise ValueError(f"cameras, actions and states must have as many frames as each other: {found}")
-
-  @property
-  def num_frames(self) -> int:
-    """N."""
-    return len(self.action)
-
-  @property
-  def is_first(self) -> np.ndarray:
-    """[N] bool, true at the first frame of an episode."""
-    first = np.zeros(self.num_frames, bool)
-    first[self.starts] = True
-    return first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,16 +59,6 @@ class Split:
 # Reading a split.
 
 
-def frame_name(frame_id: int) -> str:
-  """Name of one frame's file."""
-  return f"episode_{frame_id:07d}.npz"
-
-
-def frame_path(folder: PathLike, frame_id: int) -> pathlib.Path:
-  """File of one frame."""
-  return pathlib.Path(folder) / frame_name(frame_id)
-
-
 def read_episode_ids(folder: PathLike) -> np.ndarray:
   """First and last frame id of each episode of a split, checked.
 
@@ -145,204 +88,6 @@ def read_episode_ids(folder: PathLike) -> np.ndarray:
   if (ids < 0).any() or (ids[:, 1] < ids[:, 0]).any() or (ids[1:, 0] <= ids[:-1, 1]).any():
     raise DatasetError(path, "each episode must end after it starts, and no two may overlap.", fix=COPY_AGAIN)
   return ids
-
-
-def _check_present(folder: pathlib.Path, spans: np.ndarray) -> None:
-  """Raises if a frame of the spans [E, 2] (both included) has no file."""
-  present = set(os.listdir(folder))
-  missing = [
-    (i, low, high)
-    for low, high in spans.tolist()
-    for i in range(low, high + 1)
-    if frame_name(i) not in present
-  ]
-  if missing:
-    first, low, high = missing[0]
-    more = f" ({len(missing)} frames are missing in all)" if len(missing) > 1 else ""
-    raise DatasetError(
-      frame_path(folder, first),
-      f"missing frame: {IDS_FILE} has an episode from {low} to {high}{more}.",
-      fix="download the missing files, or take the episode out of that file.",
-    )
-
-
-def _picture_shapes(folder: pathlib.Path, first: int, image_size: int) -> dict[str, tuple[int, ...]]:
-  """Shapes that all pictures must have: those of the first frame."""
-  shapes = {}
-  path = frame_path(folder, first)
-  for key, array in read_npz(path, PICTURE_KEYS).items():
-    if array.ndim != 3 or array.shape[2] != 3 or min(array.shape[:2]) < image_size:
-      raise DatasetError(
-        path,
-        f"must be a picture [H, W, 3] of at least {image_size} pixels a side, not {list(array.shape)}.",
-        key=key,
-        fix="use a smaller env.image_size or other data.",
-      )
-    shapes[key] = array.shape
-  return shapes
-
-
-def check_vectors(folder: pathlib.Path, ids: np.ndarray, values: dict[str, np.ndarray]) -> None:
-  """Range rules of a block of frames. Clips rounding of rel_actions in place.
-
-  Args:
-    folder: named in errors.
-    ids: [n] frame ids.
-    values: rel_actions [n, 7], robot_obs [n, 15], scene_obs [n, 24].
-  """
-
-  def first(bad: np.ndarray) -> tuple[int, int]:
-    row, column = np.argwhere(bad)[0]
-    return int(row), int(column)
-
-  for key, array in values.items():
-    bad = ~np.isfinite(array)
-    if bad.any():
-      row, column = first(bad)
-      raise DatasetError(
-        frame_path(folder, ids[row]),
-        f"must be finite, but number {column} is {array[row, column]}.",
-        key=key,
-        fix="repair or remove the episode of this frame.",
-      )
-  action = values["rel_actions"]
-  bad = np.abs(action[:, :6]) > 1 + ACTION_TOLERANCE
-  if bad.any():
-    row, column = first(bad)
-    raise DatasetError(
-      frame_path(folder, ids[row]),
-      f"must lie in [-1, 1], but number {column} is {action[row, column]:.6g}.",
-      key="rel_actions",
-      fix="scale relative actions by 0.02 m and 0.05 rad, as CALVIN does.",
-    )
-  bad = np.abs(action[:, 6:]) != 1
-  if bad.any():
-    row, _ = first(bad)
-    raise DatasetError(
-      frame_path(folder, ids[row]),
-      f"the gripper (number 6) must be exactly +1 (open) or -1 (closed), but is {action[row, 6]:.6g}.",
-      key="rel_actions",
-      fix="take the sign of the gripper action.",
-    )
-  np.clip(action, -1, 1, out=action)
-
-
-def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-  """Page-aligned memory, which JAX on a CPU takes over without a copy."""
-  count = int(np.prod(shape))
-  # Private and in large pages: shared small ones, mmap's default, took four times as long to fill.
-  memory = mmap.mmap(-1, max(count * np.dtype(dtype).itemsize, 1), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-  if hasattr(mmap, "MADV_HUGEPAGE"):
-    with contextlib.suppress(OSError):  # a kernel without large pages
-      memory.madvise(mmap.MADV_HUGEPAGE)
-  return np.frombuffer(memory, dtype, count).reshape(shape)
-
-
-def empty_frames(num_frames: int, image_size: int) -> dict[str, np.ndarray]:
-  """Memory for the arrays of N frames, by their keys in a frame's file."""
-  pictures = (num_frames, image_size, image_size, 3)
-  return {
-    **{key: empty((num_frames, width), np.float32) for key, width in VECTOR_KEYS.items()},
-    **{key: empty(pictures, np.uint8) for key in PICTURE_KEYS},
-  }
-
-
-def num_workers(workers: int) -> int:
-  """`workers`, or one per usable core if it is 0."""
-  if workers:
-    return workers
-  return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-class FrameReader:
-  """Reads frames of a split in any order, checked, pictures shrunk by area averaging.
-
-  Attributes:
-    ids: [N] int64, number in each frame's file name.
-    starts: [E] int64, first frame of each episode, an index into N.
-    ends: [E] int64, one past the last frame of each episode.
-  """
-
-  def __init__(self, folder: PathLike, spans: np.ndarray, image_size: int):
-    """Looks at the folder and at its first frame.
-
-    Args:
-      folder: a split.
-      spans: [E, 2] first and last id of each episode: `read_episode_ids(folder)`.
-      image_size: S, side of the square pictures [pixels].
-
-    Raises:
-      DatasetError: a frame without a file, or pictures that are too small.
-    """
-    self.folder, self.image_size = pathlib.Path(folder), image_size
-    _check_present(self.folder, spans)
-    self.ids = np.concatenate([np.arange(low, high + 1) for low, high in spans])
-    lengths = spans[:, 1] - spans[:, 0] + 1
-    self.ends = np.cumsum(lengths)
-    self.starts = self.ends - lengths
-    self._shapes = _picture_shapes(self.folder, int(self.ids[0]), image_size)
-
-  def read(self, begin: int, stop: int, out: dict[str, np.ndarray]) -> None:
-    """Reads frames [begin, stop) into arrays of n = stop - begin rows.
-
-    Args:
-      begin: an index into N.
-      stop: one past the last one.
-      out: VECTOR_KEYS -> float [n, ...], PICTURE_KEYS -> uint8 [n, S, S, 3]; written to.
-
-    Raises:
-      DatasetError: names file, key and rule of the first thing wrong.
-    """
-    ids, size = self.ids[begin:stop], self.image_size
-    vectors = {key: np.empty((len(ids), width)) for key, width in VECTOR_KEYS.items()}
-    for row, frame_id in enumerate(ids):
-      path = frame_path(self.folder, frame_id)
-      arrays = read_npz(path, (*VECTOR_KEYS, *PICTURE_KEYS))
-      for key, width in VECTOR_KEYS.items():
-        array = arrays[key]
-        if array.shape != (width,) or array.dtype.kind != "f":
-          raise DatasetError(
-            path,
-            f"must be {width} floats, not {array.dtype} {list(array.shape)}.",
-            key=key,
-            fix="repair or remove the episode of this frame.",
-          )
-        vectors[key][row] = array
-      for key, shape in self._shapes.items():
-        array = arrays[key]
-        if array.dtype != np.uint8:
-          raise DatasetError(
-            path, f"must be uint8, not {array.dtype}.", key=key, fix="store pictures as bytes."
-          )
-        if array.shape != shape:
-          raise DatasetError(
-            path,
-            f"must have the shape {list(shape)} of the split's first frame, not {list(array.shape)}.",
-            key=key,
-            fix="repair or remove the episode of this frame.",
-          )
-        out[key][row] = image_lib.area_resize(array, size, size)
-    check_vectors(self.folder, ids, vectors)
-    for key, array in vectors.items():
-      out[key][:] = array
-
-  def for_each_block(
-    self, work: Callable[[int, int], None], workers: int, progress: ProgressFactory | None
-  ) -> None:
-    """Calls work(begin, stop) in threads for blocks of at most BLOCK frames that cover all N."""
-    total = len(self.ids)
-    bar = progress(total, f"reading {self.folder.name}") if progress else contextlib.nullcontext()
-    with bar as shown, ThreadPoolExecutor(num_workers(workers)) as pool:
-      blocks = [(begin, min(begin + BLOCK, total)) for begin in range(0, total, BLOCK)]
-      futures = [pool.submit(work, *block) for block in blocks]
-      try:
-        for future, (begin, stop) in zip(futures, blocks, strict=True):
-          future.result()
-          if shown is not None:
-            shown.update(stop - begin)
-      except BaseException:
-        pool.shutdown(cancel_futures=True)
-        raise
 
 
 def _read_spans(
@@ -679,7 +424,7 @@ def check_dataset(
     spans = read_episode_ids(folder)
     ids = np.concatenate([np.arange(low, high + 1) for low, high in spans])
     annotations = read_annotations(folder, spans, tasks)
-    _check_present(folder, spans)
+    check_present(folder, spans)
     picked = ids[np.unique(np.linspace(0, len(ids) - 1, min(samples, len(ids))).astype(int))]
     _read_spans(folder, np.stack([picked, picked], 1), image_size, 1, None)
     out[split] = {"frames": len(ids), "episodes": len(spans), "windows": len(annotations)}

@@ -14,15 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from wam_jax.data.calvin import (
-  ANNOTATION_FILE,
-  BLOCK,
-  VECTOR_KEYS,
-  check_vectors,
-  frame_path,
-  num_workers,
-)
+from wam_jax.data.calvin import ANNOTATION_FILE
 from wam_jax.data.files import IDS_FILE, PathLike
+from wam_jax.data.frames import BLOCK, VECTOR_KEYS, check_vectors, frame_path, num_workers
 
 _SENTENCES = {
   "open_drawer": "pull the drawer open",

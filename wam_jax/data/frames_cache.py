@@ -22,7 +22,9 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from wam_jax.data.calvin import (
+from wam_jax.data.calvin import read_episode_ids
+from wam_jax.data.files import DatasetError, PathLike, read_npz
+from wam_jax.data.frames import (
   PICTURE_KEYS,
   VECTOR_KEYS,
   FrameReader,
@@ -30,9 +32,7 @@ from wam_jax.data.calvin import (
   ProgressFactory,
   empty,
   frame_name,
-  read_episode_ids,
 )
-from wam_jax.data.files import DatasetError, PathLike, read_npz
 
 VERSION = 1
 _VECTORS = ("action", "robot_obs", "scene_obs", "starts", "ends", "ids")

@@ -15,8 +15,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from wam_jax.data.calvin import PICTURE_KEYS, empty
 from wam_jax.data.files import DatasetError, PathLike
+from wam_jax.data.frames import PICTURE_KEYS, empty
 from wam_jax.data.frames_cache import FrameCache
 from wam_jax.data.windows import REST_ACTION, Sampler
 from wam_jax.types import Batch
@@ -24,9 +24,8 @@ from wam_jax.types import Batch
 RESIDENCIES = ("auto", "device", "stream")
 PIECE_BYTES = 128 * 2**20  # pictures handed over at a time; a few pieces are in memory at once
 AHEAD_BYTES = 384 * 2**20  # pictures read ahead
-ACTIVATION_FACTOR = (
-  165  # memory of an update per byte of its pictures: convolutions of `paper`, nothing recomputed
-)
+# Memory of an update per byte of its pictures: convolutions of `paper`, nothing recomputed.
+ACTIVATION_FACTOR = 165
 
 Starts = Callable[[int], np.ndarray]  # update number -> [B] first frame of each of its windows
 

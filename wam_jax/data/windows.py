@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from wam_jax.data.calvin import Frames
+from wam_jax.data.frames import Frames
 from wam_jax.types import Batch
 
 ROBOT_OBS = 15

@@ -95,7 +95,7 @@ class Logger:
     for name, value in values.items():
       writer.add_scalar(name, value, int(step))
     if self._progress is not None:
-      shown = list(values.items())[:SHOWN]
+      shown = sorted(values.items(), key=lambda item: "/loss/" not in item[0])[:SHOWN]  # losses first
       self._progress.note("  ".join(f"{name.rsplit('/', 1)[-1]} {value:.4g}" for name, value in shown))
 
   @contextlib.contextmanager

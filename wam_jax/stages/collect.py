@@ -19,6 +19,7 @@ import numpy as np
 
 from wam_jax import envs
 from wam_jax.data import calvin, calvin_writer
+from wam_jax.data.frames import num_workers
 from wam_jax.envs.base import Renderer
 from wam_jax.io.artifact import Artifact
 from wam_jax.io.logger import Logger
@@ -207,7 +208,7 @@ def _collect(config: Any, workdir: pathlib.Path, logger: Logger) -> dict[str, An
 
   begin = time.monotonic()
   with logger.progress(len(everything), "recording episodes") as bar:
-    recording.record_all(everything, settings, states, calvin.num_workers(config.env.workers), bar.update)
+    recording.record_all(everything, settings, states, num_workers(config.env.workers), bar.update)
   seconds = {"physics": time.monotonic() - begin, "drawing": 0.0, "writing": 0.0}
 
   starts = [recording.load(states, job) for job in jobs["starts"]]

@@ -22,6 +22,7 @@ import numpy as np
 from wam_jax.core import probes
 from wam_jax.data import calvin, windows
 from wam_jax.data.files import DatasetError
+from wam_jax.data.frames import Frames
 from wam_jax.envs import tasks
 from wam_jax.io import media, tables
 from wam_jax.io.artifact import Artifact, load_artifact, write_text
@@ -172,7 +173,7 @@ class Windows:
     kind: play, or what they are instead.
   """
 
-  frames: calvin.Frames
+  frames: Frames
   length: int
   kind: str
 

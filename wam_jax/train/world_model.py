@@ -437,35 +437,3 @@ def make_update(
     return jax.lax.scan(lambda state, i: step(state, source, key, i), state, jnp.arange(num))
 
   return jax.jit(update, static_argnums=3, donate_argnums=0)
-
-
-def open_loop(
-  model: WorldModel, params: Params, batch: Batch, context: int, key: jax.Array | None = None
-) -> dict[str, jax.Array]:
-  """Pictures filtered over the first `context` frames and imagined, with the true actions, after them.
-
-  Args:
-    model: the networks.
-    params: parameters.
-    batch: windows [B, T], each inside one episode.
-    context: frames seen, in [1, T - 1].
-    key: for samples, or None for modes.
-
-  Returns:
-    {camera: [B, T, S, S, 3] uint8}.
-
-  Raises:
-    ValueError: context outside [1, T - 1].
-  """
-  length = batch.is_first.shape[1]
-  if not 1 <= context < length:
-    raise ValueError(f"context {context} must lie in [1, {length - 1}] for windows of {length} frames")
-  observe_key, imagine_key = (None, None) if key is None else jax.random.split(key)
-  seen = jax.tree.map(lambda x: x[:, :context], batch)
-  posterior, _ = observe(
-    model, params, encode(model, params, seen), seen.prev_action, seen.is_first, observe_key
-  )
-  last = jax.tree.map(lambda x: x[:, -1], posterior)
-  imagined = imagine(model, params, last, batch.prev_action[:, context:], imagine_key)
-  feature = jnp.concatenate([features(posterior), features(imagined)], 1)
-  return {camera: vision.denormalise(p) for camera, p in decode(model, params, feature).items()}
