@@ -9,7 +9,10 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jax
+import numpy as np
 import pytest
+
+from wam_jax.data import calvin_writer
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -17,3 +20,25 @@ def _free_compiled_programs():
   """Keeps the memory of a whole test run at that of its largest module."""
   yield
   jax.clear_caches()
+
+
+@pytest.fixture(scope="session")
+def write_split():
+  """write_split(folder, lengths, size, seed=0): a split of random frames in episodes of these lengths."""
+
+  def write(folder, lengths, size, seed=0):
+    rng, n = np.random.default_rng(seed), sum(lengths)
+    action = rng.uniform(-1, 1, (n, 7))
+    action[:, 6] = rng.choice([-1.0, 1.0], n)
+    with calvin_writer.FrameWriter(folder) as writer:
+      writer.write(
+        actions=rng.normal(size=(n, 7)),
+        rel_actions=action,
+        robot_obs=rng.normal(size=(n, 15)) * np.linspace(0.01, 2, 15) + np.linspace(-1, 1, 15),
+        scene_obs=rng.normal(size=(n, 24)),
+        rgb_static=rng.integers(0, 256, (n, size, size, 3), dtype=np.uint8),
+        rgb_gripper=rng.integers(0, 256, (n, size, size, 3), dtype=np.uint8),
+      )
+      writer.commit(lengths, [("open_drawer", 0, 4)], "table")
+
+  return write

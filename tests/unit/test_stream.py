@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import pytest
 
-from wam_jax.data import calvin, calvin_writer, frames_cache, statistics, stream, windows
+from wam_jax.data import calvin, frames_cache, statistics, stream, windows
 from wam_jax.data.files import DatasetError
 from wam_jax.data.frames import Frames, frame_path
 
@@ -25,25 +25,9 @@ LENGTHS = (9, 5, 26)
 SIZE, BATCH, LENGTH = 8, 3, 7
 
 
-def _write(folder: pathlib.Path, lengths=LENGTHS, size: int = SIZE, seed: int = 0) -> None:
-  rng, n = np.random.default_rng(seed), sum(lengths)
-  action = rng.uniform(-1, 1, (n, 7))
-  action[:, 6] = rng.choice([-1.0, 1.0], n)
-  with calvin_writer.FrameWriter(folder) as writer:
-    writer.write(
-      actions=rng.normal(size=(n, 7)),
-      rel_actions=action,
-      robot_obs=rng.normal(size=(n, 15)) * np.linspace(0.01, 2, 15) + np.linspace(-1, 1, 15),
-      scene_obs=rng.normal(size=(n, 24)),
-      rgb_static=rng.integers(0, 256, (n, size, size, 3), dtype=np.uint8),
-      rgb_gripper=rng.integers(0, 256, (n, size, size, 3), dtype=np.uint8),
-    )
-    writer.commit(lengths, [("open_drawer", 0, 4)], "table")
-
-
 @pytest.fixture(name="split")
-def _split(tmp_path):
-  _write(tmp_path / "data/training")
+def _split(tmp_path, write_split):
+  write_split(tmp_path / "data/training", LENGTHS, SIZE)
   return tmp_path / "data/training"
 
 
@@ -89,8 +73,8 @@ def test_cache_holds_what_the_files_hold(split, cache):
   np.testing.assert_array_equal(np.load(cache.path / "rgb_static.npy"), frames.rgb_static)  # plain npy files
 
 
-def test_cache_shrinks_pictures(tmp_path):
-  _write(tmp_path / "training", size=12)
+def test_cache_shrinks_pictures(tmp_path, write_split):
+  write_split(tmp_path / "training", LENGTHS, 12)
   cache = frames_cache.open_cache(tmp_path / "cache", tmp_path / "training", SIZE)
   np.testing.assert_array_equal(
     cache.load().rgb_gripper, calvin.read_frames(tmp_path / "training", SIZE).rgb_gripper
@@ -127,8 +111,8 @@ def test_damaged_cache_is_made_anew(split, cache, tmp_path, damage):
   np.testing.assert_array_equal(again.load().rgb_gripper, expected.rgb_gripper)
 
 
-def test_splits_and_sizes_share_a_folder(split, tmp_path):
-  _write(tmp_path / "other/training", seed=1)
+def test_splits_and_sizes_share_a_folder(split, tmp_path, write_split):
+  write_split(tmp_path / "other/training", LENGTHS, SIZE, seed=1)
   paths = {
     frames_cache.open_cache(tmp_path / "cache", folder, size).path
     for folder in (split, tmp_path / "other/training")
@@ -345,9 +329,9 @@ print(json.dumps({"make": made - before, "stream": peak() - before}))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_memory_does_not_grow_with_the_data(tmp_path):
+def test_memory_does_not_grow_with_the_data(tmp_path, write_split):
   """4,000 frames are 98 MB; 200 updates of 4 x 16 frames are 315 MB, ten pieces of 8 MB at once."""
-  _write(tmp_path / "training", lengths=(2000, 2000), size=64)
+  write_split(tmp_path / "training", (2000, 2000), 64)
   command = [sys.executable, "-c", _MEMORY, str(tmp_path / "cache"), str(tmp_path / "training")]
   out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
   grown = json.loads(out.splitlines()[-1])

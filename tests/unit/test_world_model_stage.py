@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from wam_jax import config as config_lib
-from wam_jax.data import calvin_writer
 from wam_jax.data.files import DatasetError
 from wam_jax.io import artifact as artifact_lib
 from wam_jax.io import checkpoint, lumos
@@ -24,23 +23,11 @@ FIXTURES = pathlib.Path(os.environ.get("WAM_FIXTURES", pathlib.Path(__file__).pa
 
 
 @pytest.fixture(scope="module", name="collected")
-def _collected(tmp_path_factory) -> Artifact:
+def _collected(tmp_path_factory, write_split) -> Artifact:
   """An artifact of collect with 60 small frames in both splits."""
   path = tmp_path_factory.mktemp("collect")
-  rng, n = np.random.default_rng(0), sum(LENGTHS)
-  for split in ("training", "validation"):
-    action = rng.uniform(-1, 1, (n, 7))
-    action[:, 6] = rng.choice([-1.0, 1.0], n)
-    with calvin_writer.FrameWriter(path / "dataset" / split) as writer:
-      writer.write(
-        actions=rng.normal(size=(n, 7)),
-        rel_actions=action,
-        robot_obs=rng.normal(size=(n, 15)) * np.linspace(0.01, 2, 15) + np.linspace(-1, 1, 15),
-        scene_obs=rng.normal(size=(n, 24)),
-        rgb_static=rng.integers(0, 256, (n, SIZE, SIZE, 3), dtype=np.uint8),
-        rgb_gripper=rng.integers(0, 256, (n, SIZE, SIZE, 3), dtype=np.uint8),
-      )
-      writer.commit(LENGTHS, [("open_drawer", 0, 4)], "table")
+  for seed, split in enumerate(("training", "validation")):
+    write_split(path / "dataset" / split, LENGTHS, SIZE, seed)
   return Artifact(stage="collect", path=path, fingerprint="0", config={}, part={}, inputs={}, schema=1)
 
 

@@ -24,13 +24,11 @@ ACTION_TOLERANCE = 1e-4  # of rel_actions beyond [-1, 1]: rounding in CALVIN's o
 BLOCK = 256  # frames per unit of work: large enough to hide the thread pool, small enough for a smooth bar
 
 
-@dataclasses.dataclass(frozen=True)
-class Frames:
-  """All frames of a split, in order, on the host.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FrameVectors:
+  """All of a split but its pictures, in order, on the host.
 
   Attributes:
-    rgb_static: [N, S, S, 3] uint8.
-    rgb_gripper: [N, S, S, 3] uint8.
     action: [N, 7] float32 in [-1, 1], CALVIN's rel_actions.
     robot_obs: [N, 15] float32.
     scene_obs: [N, 24] float32.
@@ -39,21 +37,12 @@ class Frames:
     ids: [N] int64, number in the frame's file name.
   """
 
-  rgb_static: np.ndarray
-  rgb_gripper: np.ndarray
   action: np.ndarray
   robot_obs: np.ndarray
   scene_obs: np.ndarray
   starts: np.ndarray
   ends: np.ndarray
   ids: np.ndarray
-
-  def __post_init__(self):
-    names = ("rgb_static", "rgb_gripper", "action", "robot_obs", "scene_obs", "ids")
-    lengths = {name: len(getattr(self, name)) for name in names}
-    if len(set(lengths.values())) > 1:
-      found = ", ".join(f"{name} has {length}" for name, length in lengths.items())
-      raise ValueError(f"cameras, actions and states must have as many frames as each other: {found}")
 
   @property
   def num_frames(self) -> int:
@@ -66,6 +55,26 @@ class Frames:
     first = np.zeros(self.num_frames, bool)
     first[self.starts] = True
     return first
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Frames(FrameVectors):
+  """All frames of a split.
+
+  Attributes:
+    rgb_static: [N, S, S, 3] uint8.
+    rgb_gripper: [N, S, S, 3] uint8.
+  """
+
+  rgb_static: np.ndarray
+  rgb_gripper: np.ndarray
+
+  def __post_init__(self) -> None:
+    names = ("rgb_static", "rgb_gripper", "action", "robot_obs", "scene_obs", "ids")
+    lengths = {name: len(getattr(self, name)) for name in names}
+    if len(set(lengths.values())) > 1:
+      found = ", ".join(f"{name} has {length}" for name, length in lengths.items())
+      raise ValueError(f"cameras, actions and states must have as many frames as each other: {found}")
 
 
 def frame_name(frame_id: int) -> str:

@@ -29,6 +29,7 @@ from wam_jax.data.frames import (
   VECTOR_KEYS,
   FrameReader,
   Frames,
+  FrameVectors,
   ProgressFactory,
   empty,
   frame_name,
@@ -41,41 +42,17 @@ _OTHER_FOLDER = "set config.data.cache to a folder that can be written to."
 _LOAD_BLOCK = 4096  # frames read at a time: 50 MB of pictures of one camera
 
 
-@dataclasses.dataclass(frozen=True)
-class FrameCache:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FrameCache(FrameVectors):
   """An open cache. Pictures stay on disk, all else (46 numbers per frame) is in memory.
 
   Attributes:
     path: its folder.
     image_size: S.
-    action: [N, 7] float32.
-    robot_obs: [N, 15] float32.
-    scene_obs: [N, 24] float32.
-    starts: [E] int64, first frame of each episode.
-    ends: [E] int64, one past the last frame of each episode.
-    ids: [N] int64, number in the frame's file name.
   """
 
   path: pathlib.Path
   image_size: int
-  action: np.ndarray
-  robot_obs: np.ndarray
-  scene_obs: np.ndarray
-  starts: np.ndarray
-  ends: np.ndarray
-  ids: np.ndarray
-
-  @property
-  def num_frames(self) -> int:
-    """N."""
-    return len(self.action)
-
-  @property
-  def is_first(self) -> np.ndarray:
-    """[N] bool, true at the first frame of an episode."""
-    first = np.zeros(self.num_frames, bool)
-    first[self.starts] = True
-    return first
 
   @contextlib.contextmanager
   def reading(self, key: str) -> Iterator[Callable[[int, np.ndarray], None]]:
