@@ -94,7 +94,7 @@ def test_one_number_per_update_names_the_very_update(tmp_path):
     loss, kl = jnp.where(steps >= 11, jnp.inf, 1.0), jnp.where(steps >= 10, jnp.nan, 1.0)
     return state, {"loss": loss, "kl": kl}
 
-  with pytest.raises(TrainingError, match=r"update 10: kl is nan\. The last good checkpoint is .*ckpt/8"):
+  with pytest.raises(TrainingError, match=r"update 10: kl is nan; the last good checkpoint is .*ckpt/8"):
     loop(tmp_path, 16, update=broken)
 
 
@@ -102,3 +102,13 @@ def test_calls_end_at_the_stops(tmp_path):
   seen = []
   loop(tmp_path, 10, stops=(3, 4, 9), batch_done=lambda step, state: seen.append((step, int(state.step))))
   assert seen == [(3, 3), (4, 4), (8, 8), (9, 9), (10, 10)]
+
+
+def test_the_loss_is_named_and_not_what_follows_from_it(tmp_path):
+  def broken(state, key, num):
+    state, _ = update(state, key, num)
+    bad = jnp.where(state.step - num + 1 + jnp.arange(num) >= 6, jnp.nan, 1.0)
+    return state, {"loss/total": bad, "loss/kl": bad, "loss/image": jnp.ones(num), "optimizer/grad_norm": bad}
+
+  with pytest.raises(TrainingError, match="update 6: loss/kl is nan; the last"):
+    loop(tmp_path, 16, update=broken)

@@ -104,18 +104,17 @@ def _finite(metrics: dict[str, np.ndarray], step: int, checkpointer: Checkpointe
       first[name] = step - len(per_update) + int(bad[0]) + 1
   if first:
     update = min(first.values())
-    terms = ", ".join(
-      f"{name} is {_at(metrics[name], update - step)}" for name in first if first[name] == update
-    )
+    names = [name for name in first if first[name] == update]
+    # What is derived from a loss that failed says nothing new.
+    names = [name for name in names if name.startswith("loss/") and name != "loss/total"] or names
+    terms = ", ".join(f"{name} is {_at(metrics[name], update - step)}" for name in names)
     saved = checkpointer.latest_step()
-    kept = (
-      f"The last good checkpoint is {checkpointer.path / str(saved)}"
-      if saved
-      else "No checkpoint was written yet"
-    )
+    kept = "no checkpoint was written yet"
+    if saved is not None:
+      kept = f"the last good checkpoint is {checkpointer.path / str(saved)}"
     raise TrainingError(
-      f"update {update}: {terms}. {kept}; nothing after it was kept. The same command would take the same "
-      "steps again: lower the learning rate or grad_clip (in another workdir), or look for broken data."
+      f"update {update}: {terms}; {kept}. The same command would take the same steps again: lower the "
+      "learning rate or grad_clip (in another workdir), or look for broken data."
     )
   return {name: float(np.mean(value)) for name, value in metrics.items()}
 
