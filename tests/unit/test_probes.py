@@ -94,3 +94,11 @@ def test_shapes_that_do_not_belong_together(made):
   fitted = probes.fit(feature, target, BINARY, groups)
   with pytest.raises(ValueError, match="equal"):
     probes.score(fitted, fitted.read(feature)[:5], target, BINARY)
+
+
+def test_r_squared_of_a_part_is_measured_by_the_variance_of_the_whole():
+  truth = np.array([0.0, 0.0, 1.0, 1.0])
+  reading = truth + 0.1
+  assert probes.r_squared(reading, truth) == pytest.approx(1 - 0.01 / 0.25)
+  assert probes.r_squared(reading[:2], truth[:2]) is None
+  assert probes.r_squared(reading[:2], truth[:2], truth.var()) == pytest.approx(1 - 0.01 / 0.25)

@@ -106,19 +106,23 @@ def fit(feature: np.ndarray, target: np.ndarray, binary: np.ndarray, groups: np.
   return Probes(weight, bias, threshold, regularisations[best], constant)
 
 
-def r_squared(reading: np.ndarray, truth: np.ndarray) -> float | None:
+def r_squared(reading: np.ndarray, truth: np.ndarray, variance: float | None = None) -> float | None:
   """Share of the variance explained: 1 is perfect, 0 is as good as the mean of the truth.
 
   Args:
     reading: [N].
     truth: [N].
+    variance: of the truth in all the data that this is a part of; None: the variance here.
 
   Returns:
     At most 1, below 0 for readings worse than the mean; None where the truth is constant or N is 0.
   """
-  if not len(truth) or truth.std() < CONSTANT_STD:
+  if not len(truth):
     return None
-  return float(1 - np.square(reading - truth).mean() / truth.var())
+  variance = float(truth.var()) if variance is None else variance
+  if variance < CONSTANT_STD**2:
+    return None
+  return float(1 - np.square(reading - truth).mean() / variance)
 
 
 def balanced_accuracy(called: np.ndarray, truth: np.ndarray) -> float | None:
@@ -137,7 +141,11 @@ def balanced_accuracy(called: np.ndarray, truth: np.ndarray) -> float | None:
 
 
 def score(
-  probes: Probes, reading: np.ndarray, target: np.ndarray, binary: np.ndarray
+  probes: Probes,
+  reading: np.ndarray,
+  target: np.ndarray,
+  binary: np.ndarray,
+  variance: np.ndarray | None = None,
 ) -> list[float | str | None]:
   """Score of each target: R² or, where binary, balanced accuracy.
 
@@ -146,6 +154,8 @@ def score(
     reading: [N, K], from `Probes.read`.
     target: [N, K].
     binary: [K] bool.
+    variance: [K] that the squared errors are compared with in R², for scores of parts of the data that
+      compare with each other; None: the variance here.
 
   Returns:
     K scores: a number, CONSTANT where the target did not vary here or where the probes were fitted, or
@@ -161,6 +171,6 @@ def score(
     if is_binary:
       value = balanced_accuracy(reading[:, k] > probes.threshold[k], target[:, k] > 0.5)
     else:
-      value = r_squared(reading[:, k], target[:, k])
+      value = r_squared(reading[:, k], target[:, k], None if variance is None else variance[k])
     scores.append(CONSTANT if value is None or probes.constant[k] else value)
   return scores

@@ -474,13 +474,15 @@ def judge_probes(
   valid, truth = data.heldout.mask[:, context:], data.heldout.target[:, context:]
   posterior, imagined = fitted.read(features["posterior"]), fitted.read(features["imagined"])
   at_posterior = probes.score(fitted, posterior[:, 1:][valid], truth[valid], BINARY)
+  variance = truth[valid].var(0)  # of all held-out frames: at one horizon a joint may hardly differ
   error = np.sqrt(np.square(posterior[:, 1:][valid] - truth[valid]).mean(0))
 
   def at(readings: np.ndarray, horizon: int) -> list[float | str | None]:
     if horizon > valid.shape[1]:
       return [None] * len(TARGETS)
     there, t = valid[:, horizon - 1], horizon - 1
-    return probes.score(fitted, readings[there, t if readings.shape[1] > 1 else 0], truth[there, t], BINARY)
+    here = readings[there, t if readings.shape[1] > 1 else 0]
+    return probes.score(fitted, here, truth[there, t], BINARY, variance)
 
   by_horizon = [at(imagined, h) for h in horizons]
   kept = [at(posterior[:, :1], h) for h in horizons]
@@ -576,8 +578,8 @@ def notes(judge: Mapping[str, Any]) -> list[str]:
       f"A balanced accuracy over {data['windows']} windows has a standard error of about "
       f"{0.5 / data['windows'] ** 0.5:.2f}, more where windows of one episode are alike."
     ),
-    "R²: 1 is perfect, 0 as good as the held-out mean. Balanced accuracy: 0.5 is chance. `constant`: the "
-    "quantity does not change there. On in the held-out frames: "
+    "R²: 1 is perfect, 0 as good as the mean of all held-out frames. Balanced accuracy: 0.5 is chance. "
+    "`constant`: the quantity does not change there. On in the held-out frames: "
     + ", ".join(f"{name} {100 * targets[name]['mean']:.0f} %" for name in ("bulb", "led"))
     + ". The first frames of a window, which are the context, are not read.",
   ]
