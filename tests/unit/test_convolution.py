@@ -93,6 +93,24 @@ def test_any_number_of_images_stride_and_oblong_picture(num, stride):
   compare(lib.transposed_conv, slow_transposed, *arrays(num, 3, 2, 2, 3, 4), stride)
 
 
+def test_stack_forms_agree_in_every_gradient():
+  """With bias and activation, of images whose number is no multiple of a tile."""
+  rng = np.random.default_rng(3)
+  with jax.enable_x64(True):
+    for transposed, shapes in ((False, [(4, 4, 3, 5), (3, 3, 5, 2)]), (True, [(5, 5, 3, 4), (4, 4, 4, 2)])):
+      x = jnp.asarray(rng.normal(size=(19, *((2, 3) if transposed else (13, 11)), 3)))
+      layers = [(jnp.asarray(rng.normal(size=s)), jnp.asarray(rng.normal(size=s[3]))) for s in shapes]
+
+      def loss(x, layers, form, transposed=transposed):
+        out = lib.conv_stack(x, layers, [lib.ELU, lib.ELU], transposed=transposed, form=form)
+        return (out**2).sum()
+
+      native, matmul = (jax.grad(loss, (0, 1))(x, layers, form) for form in lib.FORMS)
+      for a, b in zip(jax.tree.leaves(native), jax.tree.leaves(matmul), strict=True):
+        assert np.abs(a).max() > 0
+        np.testing.assert_allclose(a, b, atol=1e-9 * np.abs(a).max())
+
+
 def test_transposed_kernel_is_not_flipped():
   kernel = jnp.arange(9.0).reshape(3, 3, 1, 1)
   for form in lib.FORMS:
@@ -115,7 +133,7 @@ def test_stack_is_layers_one_by_one():
   second = jnp.asarray(arrays(1, 5, 5, 4, 2, 6)[1], jnp.float32)
   layers = [(first, jnp.arange(4.0)), (second, jnp.arange(2.0))]
   for form in (*lib.FORMS, None):
-    out = lib.conv_stack(x, layers, (jax.nn.elu, None), transposed=True, form=form)
+    out = lib.conv_stack(x, layers, (lib.ELU, None), transposed=True, form=form)
     middle = jax.nn.elu(lib.transposed_conv(x, first) + jnp.arange(4.0))
     np.testing.assert_allclose(out, lib.transposed_conv(middle, second) + jnp.arange(2.0), atol=2e-4)
 
@@ -190,8 +208,8 @@ def test_other_picture_sizes_are_refused():
 
 def test_elu_has_its_value_and_slope():
   x = jnp.concatenate([jnp.linspace(-20, 20, 101), jnp.array([1e-4, -1e-4])])
-  np.testing.assert_allclose(vision.elu(x), jax.nn.elu(x), atol=2e-7)
-  slope = jax.vmap(jax.grad(vision.elu))
+  np.testing.assert_allclose(lib.elu(x), jax.nn.elu(x), atol=2e-7)
+  slope = jax.vmap(jax.grad(lib.elu))
   np.testing.assert_allclose(slope(x), jax.vmap(jax.grad(jax.nn.elu))(x), atol=2e-7)
 
 

@@ -3,7 +3,9 @@
 On a GPU or TPU XLA's own convolution is right ("native"). On a CPU its gradients are slow, and the same
 arithmetic as matrix products is several times faster ("matmul"):
 
-- Images are worked through in tiles of 16, so that what lies between stays in the cache.
+- Images are worked through in tiles of 16, so that the windows stay in the cache: strided convolutions all
+  layers of a tile at once, transposed ones layer by layer (measured). The layout changes once before and
+  once after a stack of layers.
 - Within a tile the images are the last axis, [C, Y, X, 16]: 16 float32 numbers fill a vector register and
   a cache line, so that strided slices and interleaving move whole lines whatever the number of channels.
 - A convolution gathers its windows (im2col) and takes one product; its transpose takes one product and
@@ -17,7 +19,9 @@ The matmul form has gradients in reverse mode only (`jax.grad`, `jax.vjp`).
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +30,34 @@ from jax import lax
 TILE = 16  # images per tile
 FORMS = ("native", "matmul")
 
-Activation = Callable[[jax.Array], jax.Array]
+
+class Activation(NamedTuple):
+  """An elementwise function and its slope as a function of its value."""
+
+  function: Callable[[jax.Array], jax.Array]
+  slope: Callable[[jax.Array], jax.Array]
+
+
+def _elu_slope(value: jax.Array) -> jax.Array:
+  return jnp.where(value > 0, 1, value + 1)
+
+
+@jax.custom_jvp
+def elu(x: jax.Array) -> jax.Array:
+  """ELU whose derivative comes from its value, so that neither its input nor a second exp is needed.
+
+  Error below 1e-7 against x > 0 ? x : expm1(x), which is slow on CPUs.
+  """
+  return jnp.where(x > 0, x, jnp.exp(jnp.minimum(x, 0)) - 1)
+
+
+@elu.defjvp
+def _elu_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+  y = elu(primals[0])
+  return y, tangents[0] * _elu_slope(y)
+
+
+ELU = Activation(elu, _elu_slope)
 
 
 def strided_conv(x: jax.Array, kernel: jax.Array, stride: int = 2, form: str | None = None) -> jax.Array:
@@ -79,7 +110,7 @@ def conv_stack(
   Args:
     x: [N, Y, X, C].
     layers: (kernel [k, k, C, O], bias [O] or None) of each.
-    activations: function of each, elementwise, or None; None: no activations.
+    activations: of each, or None; None: no activations.
     transposed: `transposed_conv` instead of `strided_conv`.
     stride: in pixels, of all.
     form: "native", "matmul" or None, chosen by the device and N.
@@ -107,7 +138,7 @@ def conv_stack(
     pixels = _from_pixels(x[:, 0, 0], kernel.reshape(-1, *kernel.shape[2:]))  # [k*k, N, O]
     x = pixels.transpose(1, 0, 2).reshape(x.shape[0], *kernel.shape[:2], -1)
     x = _finish(x, bias, activation)
-  return _over_tiles(x, steps, _tile_transposed if transposed else _tile_conv, stride) if steps else x
+  return _over_tiles(x, steps, transposed, stride) if steps else x
 
 
 def _check(shape: tuple[int, ...], layers: Sequence, activations: Sequence, transposed: bool, stride: int):
@@ -135,7 +166,7 @@ def _check(shape: tuple[int, ...], layers: Sequence, activations: Sequence, tran
 
 def _finish(x: jax.Array, bias: jax.Array | None, activation: Activation | None) -> jax.Array:
   x = x if bias is None else x + bias
-  return x if activation is None else activation(x)
+  return x if activation is None else activation.function(x)
 
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -165,8 +196,10 @@ def _from_pixels(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 def _from_pixels_backward(residuals: tuple, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
   x, kernel = residuals
-  per_position = lax.dot_general(grad, kernel, (((2,), (2,)), ((0,), (0,))))  # [P, N, C]
-  return per_position.sum(0), lax.dot_general(
+  x_grad, _ = lax.scan(
+    lambda total, pair: (total + pair[0] @ pair[1].T, None), jnp.zeros_like(x), (grad, kernel)
+  )
+  return x_grad, lax.dot_general(
     jnp.broadcast_to(x, (grad.shape[0], *x.shape)), grad, (((1,), (1,)), ((0,), (0,)))
   )
 
@@ -174,18 +207,18 @@ def _from_pixels_backward(residuals: tuple, grad: jax.Array) -> tuple[jax.Array,
 _from_pixels.defvjp(lambda x, kernel: (_from_pixels(x, kernel), (x, kernel)), _from_pixels_backward)
 
 
-def _over_tiles(x: jax.Array, steps: Sequence, conv: Callable, stride: int) -> jax.Array:
+def _over_tiles(x: jax.Array, steps: Sequence, transposed: bool, stride: int) -> jax.Array:
   num = x.shape[0]
   x = jnp.pad(x, ((0, -num % TILE), (0, 0), (0, 0), (0, 0)))
-
-  def one_tile(tile: jax.Array) -> jax.Array:
-    tile = tile.transpose(3, 1, 2, 0)
-    for (kernel, bias), activation in steps:
-      tile = conv(tile, kernel, stride)
-      tile = _finish(tile, None if bias is None else bias[:, None, None, None], activation)
-    return tile.transpose(3, 1, 2, 0)
-
-  x = lax.map(one_tile, x.reshape(-1, TILE, *x.shape[1:]))
+  # The barriers keep the change of layout a pass of its own: fused with its neighbours it is slower.
+  x = lax.optimization_barrier(x.reshape(-1, TILE, *x.shape[1:]).transpose(0, 4, 2, 3, 1))
+  zero = lambda kernel: jnp.zeros(kernel.shape[3], kernel.dtype)
+  layers = tuple((kernel, zero(kernel) if bias is None else bias) for (kernel, bias), _ in steps)
+  how = tuple(_Layer(stride, transposed, activation) for _, activation in steps)
+  size = 1 if transposed else len(layers)  # layers that a tile passes at once: measured
+  for i in range(0, len(layers), size):
+    x = _tiles(x, layers[i : i + size], how[i : i + size])
+  x = lax.optimization_barrier(x).transpose(0, 4, 2, 3, 1)
   return x.reshape(-1, *x.shape[2:])[:num]
 
 
@@ -204,30 +237,32 @@ def _product(a: jax.Array, b: jax.Array) -> jax.Array:
   return lax.dot_general(a, b, (((a.ndim - 1,), (0,)), ((), ())))
 
 
-def _gather(kernel: jax.Array, windows: jax.Array) -> jax.Array:
-  return _product(kernel.reshape(-1, kernel.shape[3]).T, windows)
+def _kernel_grad(windows: jax.Array, small: jax.Array) -> jax.Array:
+  """Windows [k * k * C, Y', X', n] times `small` [O, Y', X', n]: [k * k * C, O]."""
+  return lax.dot_general(windows, small, (((1, 2, 3), (1, 2, 3)), ((), ())))
 
 
-def _kernel_grad(windows: jax.Array, grad: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-  """windows [k * k * C, Y', X', n], grad [O, Y', X', n] -> [k, k, C, O]."""
-  return lax.dot_general(windows, grad, (((1, 2, 3), (1, 2, 3)), ((), ()))).reshape(shape)
-
-
-def _scatter(x: jax.Array, kernel: jax.Array, stride: int, height: int, width: int) -> jax.Array:
-  """Tile [O, y, x, n], kernel [k, k, C, O] -> [C, height, width, n], windows added where they overlap.
-
-  Each window splits into m * m blocks of stride * stride pixels. Blocks are added up with a pixel's
-  place in its block (the phase) as a channel; interleaving the phases comes last.
-  """
+def _phases(kernel: jax.Array, stride: int) -> jax.Array:
+  """Kernel [k, k, C, O] -> the matrix [m * m * C * stride * stride, O] that `_scatter` takes."""
   size, _, channels, depth = kernel.shape
-  _, rows, columns, num = x.shape
   blocks = -(-size // stride)
   border = blocks * stride - size
   kernel = jnp.pad(kernel, ((0, border), (0, border), (0, 0), (0, 0)))
   kernel = kernel.reshape(blocks, stride, blocks, stride, channels, depth).transpose(0, 2, 4, 1, 3, 5)
-  parts = _product(kernel.reshape(-1, depth), x).reshape(blocks, blocks, -1, rows, columns, num)
-  rows, columns = rows + blocks - 1, columns + blocks - 1
+  return kernel.reshape(-1, depth)
+
+
+def _scatter(x: jax.Array, matrix: jax.Array, size: int, stride: int, height: int, width: int) -> jax.Array:
+  """Tile [O, y, x, n], `_phases` of a kernel [k, k, C, O] -> [C, height, width, n]: windows added up.
+
+  Each window splits into m * m blocks of stride * stride pixels. Blocks are added up with a pixel's
+  place in its block (the phase) as a channel; interleaving the phases comes last.
+  """
+  blocks = -(-size // stride)
   last = blocks - 1
+  channels = matrix.shape[0] // (blocks * stride) ** 2
+  rows, columns, num = x.shape[1] + last, x.shape[2] + last, x.shape[3]
+  parts = _product(matrix, x).reshape(blocks, blocks, -1, *x.shape[1:])
   placed = [
     jnp.pad(parts[i, j], ((0, 0), (i, last - i), (j, last - j), (0, 0)))
     for i in range(blocks)
@@ -240,36 +275,86 @@ def _scatter(x: jax.Array, kernel: jax.Array, stride: int, height: int, width: i
   return jnp.pad(out, ((0, 0), (0, height - out.shape[1]), (0, width - out.shape[2]), (0, 0)))
 
 
+class _Layer(NamedTuple):
+  """What a layer does beside its parameters."""
+
+  stride: int
+  transposed: bool
+  activation: Activation | None
+
+
+def _forward_tile(x: jax.Array, kernel: jax.Array, bias: jax.Array, how: _Layer) -> jax.Array:
+  """Tile [C, Y, X, n], kernel [k, k, C, O], bias [O] -> [O, Y', X', n]."""
+  size, stride = kernel.shape[0], how.stride
+  if how.transposed:
+    height, width = ((side - 1) * stride + size for side in x.shape[1:3])
+    out = _scatter(x, _phases(kernel.swapaxes(2, 3), stride), size, stride, height, width)
+  else:
+    out = _product(kernel.reshape(-1, kernel.shape[3]).T, _windows(x, size, stride))
+  return _finish(out, bias[:, None, None, None], how.activation)
+
+
+def _backward_tile(
+  x: jax.Array, out: jax.Array, grad: jax.Array, kernel: jax.Array, how: _Layer
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Gradients of `_forward_tile` from that of its result: of x, kernel as [k * k * C, O] and bias.
+
+  With `transposed` the kernel's channels are swapped: [k * k * O, C].
+  """
+  size, stride = kernel.shape[0], how.stride
+  if how.activation:
+    grad *= how.activation.slope(out)
+  if how.transposed:
+    windows = _windows(grad, size, stride)
+    kernel_grad = _kernel_grad(windows, x)
+    x_grad = _product(kernel.swapaxes(2, 3).reshape(-1, kernel.shape[2]).T, windows)
+  else:
+    kernel_grad = _kernel_grad(_windows(x, size, stride), grad)
+    x_grad = _scatter(grad, _phases(kernel, stride), size, stride, *x.shape[1:3])
+  return x_grad, kernel_grad, grad.sum((1, 2, 3))
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _tile_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-  """Tile [C, Y, X, n], kernel [k, k, C, O] -> [O, Y', X', n]."""
-  return _gather(kernel, _windows(x, kernel.shape[0], stride))
+def _tiles(x: jax.Array, layers: Sequence[tuple[jax.Array, jax.Array]], how: Sequence[_Layer]) -> jax.Array:
+  """All layers, tile by tile: [G, C, Y, X, n] -> [G, O, Y', X', n] of the last."""
+  return lax.map(lambda tile: _outputs(tile, layers, how)[-1], x)
 
 
-def _tile_conv_backward(stride: int, residuals: tuple, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
-  x, kernel = residuals
-  windows = _windows(x, kernel.shape[0], stride)
-  return _scatter(grad, kernel, stride, *x.shape[1:3]), _kernel_grad(windows, grad, kernel.shape)
+def _outputs(x: jax.Array, layers: Sequence, how: Sequence[_Layer]) -> list[jax.Array]:
+  out = [x]
+  for (kernel, bias), layer in zip(layers, how, strict=True):
+    out.append(_forward_tile(out[-1], kernel, bias, layer))
+  return out[1:]
 
 
-_tile_conv.defvjp(lambda x, kernel, stride: (_tile_conv(x, kernel, stride), (x, kernel)), _tile_conv_backward)
+def _tiles_forward(x: jax.Array, layers: Sequence, how: Sequence[_Layer]) -> tuple[jax.Array, tuple]:
+  out = lax.map(lambda tile: _outputs(tile, layers, how), x)
+  return out[-1], (x, layers, out)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _tile_transposed(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-  """Tile [C, Y, X, n], kernel [k, k, C, O] -> [O, Y', X', n]."""
-  height, width = ((side - 1) * stride + kernel.shape[0] for side in x.shape[1:3])
-  return _scatter(x, kernel.swapaxes(2, 3), stride, height, width)
+def _tiles_backward(how: Sequence[_Layer], residuals: tuple, grad: jax.Array) -> tuple[jax.Array, tuple]:
+  x, layers, out = residuals
+
+  def one_tile(total: list, tiles: tuple) -> tuple[list, jax.Array]:
+    *values, grad = tiles
+    grads: list[Any] = []
+    for i in reversed(range(len(how))):
+      grad, *of_layer = _backward_tile(values[i], values[i + 1], grad, layers[i][0], how[i])
+      grads.insert(0, of_layer)
+    return jax.tree.map(jnp.add, total, grads), grad
+
+  flat = lambda kernel, layer: kernel.swapaxes(2, 3) if layer.transposed else kernel
+  shapes = [flat(kernel, layer).shape for (kernel, _), layer in zip(layers, how, strict=True)]
+  zero = [
+    [jnp.zeros((math.prod(shape[:3]), shape[3]), bias.dtype), jnp.zeros_like(bias)]
+    for shape, (_, bias) in zip(shapes, layers, strict=True)
+  ]
+  total, x_grad = lax.scan(one_tile, zero, (x, *out, grad))
+  grads = tuple(
+    (flat(kernel_grad.reshape(shape), layer), bias_grad)
+    for (kernel_grad, bias_grad), shape, layer in zip(total, shapes, how, strict=True)
+  )
+  return x_grad, grads
 
 
-def _tile_transposed_backward(stride: int, residuals: tuple, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
-  x, kernel = residuals
-  swapped = kernel.swapaxes(2, 3)
-  windows = _windows(grad, kernel.shape[0], stride)
-  kernel_grad = _kernel_grad(windows, x, swapped.shape).swapaxes(2, 3)
-  return _gather(swapped, windows), kernel_grad
-
-
-_tile_transposed.defvjp(
-  lambda x, kernel, stride: (_tile_transposed(x, kernel, stride), (x, kernel)), _tile_transposed_backward
-)
+_tiles.defvjp(_tiles_forward, _tiles_backward)
