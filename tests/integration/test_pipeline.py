@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 
 from wam_jax.config import STAGES
+from wam_jax.io.artifact import load_artifact
 from wam_jax.io.checkpoint import load_params
 from wam_jax.io.logger import read_metrics
+from wam_jax.stages import report
 
 ROOT = pathlib.Path(__file__).parents[2]
 TASKS = ("open_drawer", "turn_on_led")
@@ -126,6 +128,17 @@ def test_metrics_are_there(finished):
   assert list((workdir / "world_model" / "tensorboard").iterdir())
   for stage in ("behaviour_cloning", "classifier", "ppo"):
     assert read_metrics(workdir / stage), stage
+
+
+def test_report_draws_every_curve_of_the_world_model(finished):
+  workdir, _ = finished
+  inputs = {name: load_artifact(workdir / name, name) for name in report.REQUIRES}
+  results = json.loads((workdir / "evaluate" / "results.json").read_text())
+  series = {chart["title"]: len(chart["series"]) for chart in report.curves(inputs, results)}
+  assert series["World model: picture loss"] == 2
+  assert series["World model: KL, nats"] == 1
+  assert series["World model: inverse dynamics, squared error"] == 7
+  assert series["World model: PSNR of reconstructions, dB"] == 1
 
 
 def test_repeated_does_nothing(finished, cache):

@@ -11,6 +11,7 @@ from wam_jax import config as config_lib
 from wam_jax.io import media
 from wam_jax.io.artifact import Artifact
 from wam_jax.stages import evaluate, report
+from wam_jax.train.world_model import ACTION_NAMES
 
 TASKS = ("open_drawer", "turn_on_led")
 
@@ -73,7 +74,8 @@ def made(tmp_path, rng):
     text = "".join(json.dumps({"step": i, "time": 0.0} | row(i)) + "\n" for i in range(count))
     (tmp_path / stage / "metrics.jsonl").write_text(text)
 
-  world = ("loss/image", "loss/kl", "inverse_dynamics/error_gripper", "image/psnr")
+  errors = [f"inverse_dynamics/error_{name}" for name in ACTION_NAMES]
+  world = ("loss/image", "loss/kl", *errors, "image/psnr")
   lines("world_model", 30, lambda i: {f"world_model/{name}": rng.uniform(1, 9) for name in world})
   lines("behaviour_cloning", 5, lambda i: {f"behaviour_cloning/{task}/loss": rng.uniform() for task in TASKS})
   lines("ppo", 7, lambda i: {f"ppo/{task}/imagined_success": rng.uniform() for task in TASKS})

@@ -20,6 +20,7 @@ from wam_jax.io.artifact import Artifact, write_text
 from wam_jax.io.logger import Logger, duration, read_metrics
 from wam_jax.io.provenance import provenance
 from wam_jax.io.tables import markdown_table
+from wam_jax.train.world_model import ACTION_NAMES
 
 REQUIRES = (
   "collect",
@@ -254,9 +255,8 @@ def curves(inputs: Mapping[str, Artifact], results: Mapping[str, Any]) -> list[d
     "World model: inverse dynamics, squared error",
     "update",
     [
-      _series(w, prefix + "inverse_dynamics/error_translation", "translation", "s0"),
-      _series(w, prefix + "inverse_dynamics/error_rotation", "rotation", "s1"),
-      _series(w, prefix + "inverse_dynamics/error_gripper", "gripper", "s2"),
+      _series(w, f"{prefix}inverse_dynamics/error_{name}", name, f"s{i}")
+      for i, name in enumerate(ACTION_NAMES)
     ],
     log_y=True,
   )
