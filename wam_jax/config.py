@@ -142,6 +142,7 @@ def default_config() -> ConfigDict:
   k.updates = 5_000
   k.learning_rate = 3e-4
   k.weight_decay = 1e-2
+  k.ensemble = 1  # networks; success is what all of them call so
   k.threshold = 0.5  # probability above which a feature counts as success
   k.max_false_positives = 0.05  # in random-action dreams; above it PPO refuses to start
   k.enforce_gate = True
@@ -176,8 +177,15 @@ def default_config() -> ConfigDict:
   p.epochs = 10
   p.minibatches = 1  # per epoch; each holds dreams * chunks_per_iteration / minibatches chunks
   p.target_kl = 1.0
+  p.start_frames = 4  # first frames of a demo that dreams start from; 0: all before success
   p.bc_weight = 0.025  # alpha of the behaviour-cloning regulariser
-  p.eval_every = 25  # iterations between real evaluations; 0: none
+  # Chains that it looks at: frozen_chains: the cloned policy's, under the one being trained;
+  # current_chains: the other way round.
+  p.bc_form = "frozen_chains"
+  # Reward taken off a chunk per nat that the prior's entropy exceeds that on 95 % of demo frames.
+  p.entropy_penalty = 0.0
+  p.eval_every = 25  # iterations between measurements of the policies, imagined and real; 0: none
+  p.eval_episodes = 20  # real ones per task, from held-out starts that evaluate leaves; 0: imagined only
 
   e = c.evaluate = ConfigDict()
   e.episodes = 50  # per task and policy

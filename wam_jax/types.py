@@ -94,7 +94,7 @@ class Dream(struct.PyTreeNode):
     feature: [N, E, F], feature that the chunk was sampled at.
     chain: [N, E, K'+1, H, A], denoising chain, noisiest first, the executed chunk last.
     log_prob: [N, E, K'], clamped mean log-probability of each denoising step.
-    reward: [N, E] in {0, 1}.
+    reward: [N, E], 1 for success, less a penalty where the world model is unsure (by config).
     value: [N, E], critic at `feature`.
     terminated: [N, E] bool, the task succeeded.
     truncated: [N, E] bool, the horizon was reached without success.

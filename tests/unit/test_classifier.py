@@ -129,6 +129,51 @@ def test_training_separates_success():
     CLASSIFIER.margin(state.params, jnp.ones((2, F + 1)))
 
 
+def test_ensemble_calls_success_what_all_members_do():
+  pair = SuccessClassifier(F, (16, 8), 16, members=2)
+  network = pair.init(jax.random.key(0))
+  members = [jax.tree.map(lambda x, i=i: x[i : i + 1], network) for i in range(2)]
+  feature = jax.random.normal(jax.random.key(1), (50, F))
+  single = [CLASSIFIER.margin(member, feature) for member in members]
+  assert not np.allclose(*single)
+  np.testing.assert_allclose(pair.margin(network, feature), np.minimum(*single), rtol=1e-5)
+  # Each member learns as it would alone from its key: the update is that of its own loss.
+  pool = jax.tree.map(lambda x: x[0], make_pool())
+  optimizer, config = optax.adam(1e-3), default_config().classifier
+  config.batch_size = 16
+  update = train.make_update(pair, optimizer, config)
+  state, _ = jax.jit(update)(make_train_state(network, optimizer), pool, jax.random.key(5), jnp.int32(1))
+  key = jax.random.split(jax.random.fold_in(jax.random.key(5), 0), 2)[1]
+  loss = lambda p: train.classifier_loss(
+    pair,
+    p,
+    *train.sample_batch(pool, key, 16),
+    temperature=config.temperature,
+    contrastive_weight=config.contrastive_weight,
+    cross_entropy_weight=config.cross_entropy_weight,
+  )[0]
+  second = jax.tree.map(lambda x: x[1], network)
+  updates, _ = optimizer.update(jax.grad(loss)(second), optimizer.init(second), second)
+  for a, b in zip(
+    jax.tree.leaves(optax.apply_updates(second, updates)),
+    jax.tree.leaves(jax.tree.map(lambda x: x[1], state.params)),
+    strict=True,
+  ):
+    np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_probabilities_calibration_by_hand():
+  p = np.array([0.95, 0.95, 0.15, 0.15, 0.5])
+  y = np.array([1, 0, 0, 0, 1], bool)
+  mask = np.array([1, 1, 1, 1, 0], bool)
+  got = train.calibration(p, y, mask)
+  np.testing.assert_allclose(got["calibration_error"], (2 * 0.45 + 2 * 0.15) / 4)
+  np.testing.assert_allclose(got["brier"], (0.05**2 + 0.95**2 + 2 * 0.15**2) / 4)
+  assert train.calibration(p, y, mask & False) == {"calibration_error": None, "brier": None}
+  with pytest.raises(ValueError, match="shapes"):
+    train.calibration(p, y[:2], mask)
+
+
 def test_calibration_keeps_the_share_and_never_goes_below_the_configured_threshold():
   margin = np.random.default_rng(0).normal(3, 2, (2, 200))
   margin[1] -= 100

@@ -42,7 +42,7 @@ def setup(num=3):
   return {"base": network, "tuned": network}, starts, state
 
 
-def run(threshold, num_chunks, state=None, starts=None, speed=1.0):
+def run(threshold, num_chunks, state=None, starts=None, speed=1.0, **options):
   params, own, fresh = setup()
   value = lambda feature, left: feature[..., 0] + 1000 * left
   return imagination.dream(
@@ -58,6 +58,7 @@ def run(threshold, num_chunks, state=None, starts=None, speed=1.0):
     jax.random.key(5),
     num_chunks=num_chunks,
     horizon_chunks=HORIZON,
+    **options,
   )
 
 
@@ -134,6 +135,47 @@ def test_random_actions_are_executable_and_uninformed():
   assert jnp.abs(action[..., :6].mean()) < 0.1
   held = action[1, :12, :6].reshape(3, 4, 6)
   assert (held == held[:, :1]).all() and not (action[0, 1] == action[0, 0]).all()
+
+
+def test_unsure_dreams_are_paid_less():
+  # The worlds' logits are z: of a start, so that the entropy of a chunk is that of its start's z.
+  _, plain, metrics = run(threshold=2, num_chunks=2)
+  np.testing.assert_allclose(plain.reward, 1.0)
+  entropy = float(metrics["prior_entropy"])
+  assert 0 < entropy <= 2 * np.log(3)
+  _, paid, metrics = run(threshold=2, num_chunks=2, entropy_limit=entropy - 0.5, entropy_penalty=0.4)
+  np.testing.assert_allclose(paid.reward, 1 - 0.4 * 0.5, rtol=1e-4)
+  np.testing.assert_allclose(metrics["prior_entropy_above"], 0.5, rtol=1e-4)
+  _, paid, _ = run(threshold=2, num_chunks=2, entropy_limit=entropy + 0.5, entropy_penalty=0.4)
+  np.testing.assert_allclose(paid.reward, 1.0)
+
+
+def test_familiar_entropy_is_a_quantile_of_what_counts():
+  feature = np.zeros((1, 101, F), np.float32)
+  feature[0, :, 2] = np.linspace(0, 5, 101)  # the first class of z: the larger, the surer
+  mask = np.ones((1, 101), bool)
+  mask[0, :50] = False
+  got = imagination.familiar_entropy(
+    WORLD, {"speed": 1.0}, jnp.asarray(feature), jnp.zeros((1, 101, 7)), jnp.asarray(mask), None, 1.0
+  )
+  p = np.exp([2.5, 0, 0]) / np.exp([2.5, 0, 0]).sum()  # the least sure of those that count
+  np.testing.assert_allclose(got, np.log(3) - (p * np.log(p)).sum(), rtol=1e-5)
+
+
+def test_dream_scores_keep_the_largest():
+  params, _, state = setup()
+  score = lambda feature: jnp.where(feature[:, 0] == 4, 7.0, -feature[:, 0])
+  got = imagination.dream_scores(
+    WORLD,
+    {"speed": jnp.float32(1)},
+    POLICY,
+    params,
+    score,
+    state.feature.at[1, 0].set(1),  # 3, 5, 7 steps
+    jax.random.key(0),
+    horizon_chunks=3,
+  )
+  assert got.tolist() == [7.0, -3.0, 7.0]
 
 
 def test_make_starts_takes_early_frames_without_success():

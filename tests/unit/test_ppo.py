@@ -59,7 +59,7 @@ def make_sample(frozen, size=6, seed=3):
     log_prob=old,
     advantage=draw(size),
     target=draw(size),
-    frozen_chain=chain[::-1],
+    regulariser=chain[::-1],
   )
 
 
@@ -108,13 +108,18 @@ def test_normalise_survives_equal_advantages():
   assert jnp.isfinite(got).all() and jnp.abs(got).max() < 1e-3
 
 
-def test_actor_gradient_against_finite_differences():
-  c = tiny()
+@pytest.mark.parametrize("form", ["frozen_chains", "current_chains"])
+def test_actor_gradient_against_finite_differences(form):
+  c = tiny(bc_form=form, bc_weight=1.0)
   frozen, _ = setup(c)
   sample = make_sample(frozen)
+  if form == "current_chains":
+    noise = np.random.default_rng(2).normal(size=(6, 5, 2, 7))
+    sample = sample.replace(regulariser=jnp.asarray(noise, jnp.float32))
   with jax.enable_x64(True):
-    network, sample = jax.tree.map(lambda x: jnp.asarray(np.asarray(x), jnp.float64), (frozen.base, sample))
-    fn = jax.jit(lambda p: ppo.actor_loss(POLICY, c, p, sample)[0])
+    base, sample = jax.tree.map(lambda x: jnp.asarray(np.asarray(x), jnp.float64), (frozen.base, sample))
+    network = jax.tree.map(lambda x: 1.1 * x, base)  # apart from the cloned one
+    fn = jax.jit(lambda p: ppo.actor_loss(POLICY, c, p, base, sample)[0])
     grad = jax.grad(fn)(network)
     leaves, structure = jax.tree.flatten(network)
     rng = np.random.default_rng(1)
@@ -127,11 +132,14 @@ def test_actor_gradient_against_finite_differences():
     np.testing.assert_allclose(along, slope, rtol=1e-4)
 
 
-def test_frozen_parameters_get_no_gradient():
+@pytest.mark.parametrize("form", ["frozen_chains", "current_chains"])
+def test_frozen_parameters_get_no_gradient(form):
   """Neither the base network nor the world model moves the loss through a chain that was drawn."""
-  c = tiny()
+  c = tiny(bc_form=form)
   frozen, _state = setup(c)
   sample = make_sample(frozen)
+  if form == "current_chains":
+    sample = sample.replace(regulariser=jnp.ones((6, 5, 2, 7)))
 
   def fn(params):
     # The chain is drawn inside, as an iteration does; only the tuned network may get a gradient.
@@ -143,16 +151,45 @@ def test_frozen_parameters_get_no_gradient():
         jnp.ones((4, 6, 2, 7)),
       )[1]
     )
-    return ppo.actor_loss(POLICY, c, params["tuned"], sample.replace(chain=chain))[0]
+    return ppo.actor_loss(POLICY, c, params["tuned"], params["base"], sample.replace(chain=chain))[0]
 
   grad = jax.jit(jax.grad(fn))({"base": frozen.base, "tuned": frozen.base})
   assert all((g == 0).all() for g in jax.tree.leaves(grad["base"]))
   assert any((g != 0).any() for g in jax.tree.leaves(grad["tuned"]))
 
 
+def test_regulariser_draws_the_policy_back_to_the_cloned_one():
+  """Both forms are least, over a line through the cloned network, at the cloned network itself."""
+  c = tiny(log_prob_min=-1e9, log_prob_max=1e9)
+  frozen, _ = setup(c)
+  sample = make_sample(frozen, size=400)
+  rng = np.random.default_rng(4)
+  noise = jnp.asarray(rng.normal(size=(400, 5, 2, 7)), jnp.float32)
+  cloned = {"base": frozen.base, "tuned": frozen.base}
+  chain = POLICY.sample_chain(cloned, sample.feature, noise[:, 0], jnp.moveaxis(noise[:, 1:], 1, 0))[1]
+  leaves, structure = jax.tree.flatten(frozen.base)
+  away = [jnp.asarray(rng.normal(size=x.shape), jnp.float32) for x in leaves]
+  for form, material in (("frozen_chains", chain), ("current_chains", noise)):
+    c.bc_form = form
+    sample = sample.replace(regulariser=material)
+    at = lambda s, c=c, sample=sample: float(
+      ppo.bc_regulariser(
+        POLICY,
+        c,
+        jax.tree.unflatten(structure, [x + s * d for x, d in zip(leaves, away, strict=True)]),
+        frozen.base,
+        sample,
+      )
+    )
+    assert at(0.0) < min(at(-0.3), at(0.3)), form
+  with pytest.raises(ValueError, match="regulariser"):
+    ppo.bc_regulariser(POLICY, c, frozen.base, frozen.base, sample.replace(regulariser=None))
+
+
 @pytest.mark.parametrize("horizon", ["bootstrap", "terminal", "diwa"])
-def test_iteration_bakes_nothing_in(horizon):
-  c = tiny(horizon=horizon)
+@pytest.mark.parametrize("form", ["frozen_chains", "current_chains"])
+def test_iteration_bakes_nothing_in(horizon, form):
+  c = tiny(horizon=horizon, bc_form=form)
   frozen, state = setup(c)
   iteration = ppo.make_iteration(WORLD, POLICY, CLASSIFIER, c)
   args = state, frozen, WORLD_PARAMS, jax.random.key(0)

@@ -149,15 +149,22 @@ def _cell(row: Mapping[str, Any] | None, interval: bool, mean: bool) -> str:
   return f"<td>{rate}{span}</td>"
 
 
+HEADS = {
+  "expert": "Expert",
+  "random": "Random<br>weights",
+  "cloned": "Cloned",
+  "ppo": "After PPO",
+  "ppo_imagined": "Best<br>imagined",
+  "ppo_real": "Best in<br>simulator",
+}
+
+
 def _table(report: Mapping[str, Any]) -> str:
   results = report["results"]
   policies = results["policies"]
-  columns = [
-    (name, name in ("cloned", "ppo")) for name in ("expert", "random", "cloned", "ppo") if name in policies
-  ]
-  heads = {"expert": "Expert", "random": "Random<br>weights", "cloned": "Cloned", "ppo": "After PPO"}
+  columns = [(name, name in ("cloned", "ppo")) for name in HEADS if name in policies]
   dreamed = "imagined" in policies.get("ppo", {}).get("mean", {})
-  head = "".join(f"<th>{heads[name]}</th>" for name, _ in columns)
+  head = "".join(f"<th>{HEADS[name]}</th>" for name, _ in columns)
   head += "<th>Imagined<br>after PPO</th><th>Gap</th>" if dreamed else ""
   lines = []
   for task in (*results["tasks"], None):

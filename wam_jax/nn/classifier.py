@@ -39,40 +39,52 @@ class ClassifierMLP(nn.Module):
 class SuccessClassifier:
   """Static sizes and pure functions of the parameters of one task's classifier.
 
-  Parameters are {"network": Flax dict, "threshold": scalar}. The threshold is on the difference of
-  the two logits, where probabilities near 1 can still be told apart.
+  Parameters are {"network": Flax dict with leaves [M, ...], "threshold": scalar}. Success is what all
+  members call so: a policy that has found the mistakes of one has not found those of the others. The
+  threshold is on the difference of the two logits, where probabilities near 1 can still be told apart.
 
   Attributes:
     feature_size: F.
     embed: widths of the embedding's layers.
     hidden: width of the head.
+    members: M, independently initialised networks.
   """
 
   feature_size: int
   embed: tuple[int, ...]
   hidden: int
+  members: int = 1
 
   @property
   def module(self) -> ClassifierMLP:
     return ClassifierMLP(self.embed, self.hidden)
 
   def init(self, key: jax.Array) -> Params:
-    """Random parameters of the network."""
-    return self.module.init(key, jnp.zeros((1, self.feature_size)))["params"]
+    """Random parameters of the network, leaves [M, ...]."""
+    one = lambda key: self.module.init(key, jnp.zeros((1, self.feature_size)))["params"]
+    return jax.vmap(one)(jax.random.split(key, self.members))
 
   def margin(self, network: Params, feature: jax.Array) -> jax.Array:
-    """Log-odds of success: [..., F] -> [...].
+    """Log-odds of success, the smallest of all members: [..., F] -> [...].
+
+    Raises:
+      ValueError: another feature size.
+    """
+    return self.margins(network, feature).min(0)
+
+  def margins(self, network: Params, feature: jax.Array) -> jax.Array:
+    """Log-odds of success by member: [..., F] -> [M, ...].
 
     Raises:
       ValueError: another feature size.
     """
     if feature.shape[-1] != self.feature_size:
       raise ValueError(f"feature: expected [..., {self.feature_size}], got {list(feature.shape)}")
-    _, logits = self.outputs(network, feature)
+    _, logits = jax.vmap(lambda member: self.outputs(member, feature))(network)
     return logits[..., 1] - logits[..., 0]
 
   def outputs(self, network: Params, feature: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Embedding [..., X] and logits [..., 2] (failure, success)."""
+    """Of one member: embedding [..., X] and logits [..., 2] (failure, success)."""
     outputs: Any = self.module.apply({"params": network}, feature)
     return outputs
 

@@ -44,7 +44,7 @@ class GateError(Exception):
 def make_classifier(config: Mapping[str, Any], feature_size: int) -> SuccessClassifier:
   """Classifier of a whole config (a ConfigDict or an artifact's plain dict)."""
   part = config["classifier"]
-  return SuccessClassifier(feature_size, tuple(part["embed"]), part["hidden"])
+  return SuccessClassifier(feature_size, tuple(part["embed"]), part["hidden"], part["ensemble"])
 
 
 def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger: Logger) -> None:
@@ -135,20 +135,27 @@ def _quality(
   def measure(task: Any, shared: Params) -> Any:
     params, (real, action, success, mask), key = task
     feature, label, mask = train.demo_dreams(world, shared, real, action, success, mask, key)
-    return classifier.success(params, real), (classifier.success(params, feature), label, mask)
+    judged = lambda feature: (classifier.success(params, feature), classifier(params, feature))
+    return judged(real), (judged(feature), label, mask)
 
   keys = task_keys(dream_key, num_tasks)
-  real, dreams = jax.device_get(over_tasks(measure)((params, arrays, keys), world_params))
+  real, (dreamt, label, valid) = jax.device_get(over_tasks(measure)((params, arrays, keys), world_params))
   start = _starts(heldout, start_key)
   random = np.asarray(margins((params["network"], start, task_keys(random_key, num_tasks)), world_params))
   threshold = np.asarray(params["threshold"])
   tasks = {}
+
+  def judged(k: int, called: Any, label: np.ndarray, mask: np.ndarray) -> dict[str, float | None]:
+    found, probability = called
+    quality = train.precision_recall(found[k], label[k], mask[k])
+    return quality | train.calibration(probability[k], label[k], mask[k])
+
   for k, task in enumerate(heldout.tasks):
     tasks[task] = {
       "threshold": float(1 / (1 + np.exp(-threshold[k]))),
       "log_odds_threshold": float(threshold[k]),
-      "heldout_demos": train.precision_recall(real[k], heldout.success[k], heldout.mask[k]),
-      "heldout_demo_dreams": train.precision_recall(*(x[k] for x in dreams)),
+      "heldout_demos": judged(k, real, heldout.success, heldout.mask),
+      "heldout_demo_dreams": judged(k, dreamt, label, valid),
       "random_dreams": {
         "count": int(random.shape[1]),
         "false_positives": float((random[k] > threshold[k]).mean()),

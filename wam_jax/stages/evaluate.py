@@ -24,6 +24,7 @@ from wam_jax.io.logger import Logger
 from wam_jax.io.provenance import provenance
 from wam_jax.stages import rollout
 from wam_jax.stages.collect import dataset_path
+from wam_jax.stages.ppo_monitor import read_selection
 from wam_jax.stages.rollout import Rollouts
 
 REQUIRES = ("collect", "world_model", "featurize", "behaviour_cloning", "classifier", "ppo")
@@ -35,8 +36,10 @@ LABELS = {
   "random": "Random weights",
   "cloned": "Cloned",
   "ppo": "After PPO in imagination",
+  "ppo_imagined": "PPO, selected without a simulator",
+  "ppo_real": "PPO, selected in the simulator",
 }
-DREAMED = ("cloned", "ppo")  # policies whose imagined success is measured too
+COMPARED = ("cloned", "ppo")  # policies whose difference is reported
 
 
 def run(config: Any, inputs: Mapping[str, Artifact], workdir: pathlib.Path, logger: Logger) -> None:
@@ -46,7 +49,8 @@ def run(config: Any, inputs: Mapping[str, Artifact], workdir: pathlib.Path, logg
   robot_obs, scene_obs = start_states(inputs["collect"], tasks, config.evaluate.episodes)
   runner = PolicyRunner(config, inputs, tasks, robot_obs, scene_obs, logger)
   episodes: dict[str, dict[str, np.ndarray]] = {}
-  for name in policies(config):
+  names = policies(config, inputs["ppo"])
+  for name in names:
     path = workdir / f"{name}.npz"
     stored = load_episodes(path, robot_obs, scene_obs)
     if stored is None:
@@ -75,19 +79,18 @@ def run(config: Any, inputs: Mapping[str, Artifact], workdir: pathlib.Path, logg
     "config": json.loads(config.to_json_best_effort()),
   }
   write_text(workdir / "results.json", json.dumps(results, indent=2) + "\n")
-  final = policies(config)[-1]
-  _save_npz(workdir / "rollouts.npz", shown_episodes(tasks, episodes[final]))
+  _save_npz(workdir / "rollouts.npz", shown_episodes(tasks, episodes["ppo"]))
   logger.write(0, {f"evaluate/{name}/success": episodes[name]["success"].mean() for name in episodes})
 
 
-def policies(config: Any) -> tuple[str, ...]:
-  """Names of the policies to evaluate, the final one last."""
+def policies(config: Any, ppo: Artifact) -> tuple[str, ...]:
+  """Names of the policies to evaluate; of PPO the last one, and those it selected on the way."""
   first = [
     name
     for name, wanted in (("expert", config.evaluate.expert), ("random", config.evaluate.random_policy))
     if wanted
   ]
-  return (*first, *DREAMED)
+  return (*first, *COMPARED, *(f"ppo_{by}" for by in read_selection(ppo.path)))
 
 
 def start_states(collect: Artifact, tasks: Sequence[str], episodes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -159,7 +162,7 @@ class PolicyRunner:
           progress=progress.update,
         )
       arrays = _arrays(episodes)
-      if name in DREAMED and "classifier" in self._inputs:
+      if name != "random" and "classifier" in self._inputs:
         arrays["imagined"] = self._imagined(policy, params, episodes.first_feature)
     return arrays | {"wall_seconds": np.asarray(time.perf_counter() - began)}
 
@@ -180,8 +183,8 @@ class PolicyRunner:
     """(policy, parameters stacked over tasks)."""
     from wam_jax.stages import behaviour_cloning, ppo
 
-    if name == "ppo":
-      return ppo.load_policy(self._inputs["ppo"])
+    if name.startswith("ppo"):
+      return ppo.load_policy(self._inputs["ppo"], name.removeprefix("ppo").removeprefix("_"))
     policy, params = behaviour_cloning.load_policy(self._inputs["behaviour_cloning"])
     if name == "random":
       keys = jax.random.split(jax.random.key(self._config.seed + 1), len(self._tasks))
@@ -273,8 +276,8 @@ def summarise(tasks: Sequence[str], episodes: Mapping[str, Mapping[str, np.ndarr
     mean = _row(sum(trials), sum(counts), *intervals.mean_interval(counts, trials), steps[success])
     mean = _with_imagined(mean, None if imagined is None else float(imagined.mean()))
     summary["policies"][name] = {"label": LABELS.get(name, name), "per_task": rows, "mean": mean}
-  if all(name in episodes for name in DREAMED):
-    cloned, improved = (episodes[name]["success"].ravel().tolist() for name in DREAMED)
+  if all(name in episodes for name in COMPARED):
+    cloned, improved = (episodes[name]["success"].ravel().tolist() for name in COMPARED)
     difference, low, high = intervals.paired_difference(cloned, improved)
     summary["ppo_minus_cloned"] = {"difference": difference, "low": low, "high": high}
   return summary

@@ -1,4 +1,7 @@
-"""Improves the cloned policies by PPO in the frozen world model, all tasks side by side."""
+"""Improves the cloned policies by PPO in the frozen world model, all tasks side by side.
+
+With `ppo.eval_every` the policies are measured on the way, and the best are kept: see `ppo_monitor`.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +13,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wam_jax.data.features import load_features
+from wam_jax.data.features import DemoFeatures, load_features
 from wam_jax.io import checkpoint
 from wam_jax.io.artifact import Artifact, write_text
 from wam_jax.io.logger import Logger
 from wam_jax.nn.classifier import SuccessClassifier
 from wam_jax.nn.policy import DiffusionPolicy
-from wam_jax.stages import behaviour_cloning
+from wam_jax.stages import behaviour_cloning, ppo_monitor
 from wam_jax.stages import classifier as classifier_stage
 from wam_jax.stages.training_loop import train_loop
 from wam_jax.stages.world_model import load_world_model
 from wam_jax.train import ppo as train
-from wam_jax.train.imagination import World, imagined_success, make_starts, make_world
+from wam_jax.train.imagination import World, familiar_entropy, imagined_success, make_starts, make_world
 from wam_jax.train.tasks import over_tasks, repeat, task_keys, task_metrics
 from wam_jax.types import Params
 
@@ -33,9 +36,6 @@ CONFIG = (
   "classifier.enforce_gate",
   "classifier.max_false_positives",
 )
-
-START_FRAMES = 4  # first frames of a demo that dreams start from
-MONITOR_EPISODES = 20  # real episodes per task of a monitoring evaluation, at most
 
 
 def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger: Logger) -> None:
@@ -63,7 +63,8 @@ def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger:
     train.Frozen(
       base=cloned["base"],
       classifier=classifier_params,
-      starts=make_starts(demos.feature, demos.success, demos.mask, START_FRAMES),
+      starts=make_starts(demos.feature, demos.success, demos.mask, config.ppo.start_frames),
+      entropy_limit=entropy_limits(world, world_params, demos),
     )
   )
   key = jax.random.fold_in(jax.random.key(config.seed), 5)
@@ -84,9 +85,22 @@ def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger:
     state, metrics = iterate_tasks(task, (world_params, jnp.int32(num)))
     return state, task_metrics(demos.tasks, metrics)
 
-  monitor = (
-    _Monitor(config, inputs, logger, policy, frozen, model, world_params) if config.ppo.eval_every else None
-  )
+  heldout = load_features(inputs["featurize"].path / "heldout.npz")
+  monitor = None
+  if config.ppo.eval_every:
+    monitor = ppo_monitor.Monitor(
+      config,
+      inputs,
+      workdir,
+      logger,
+      model=model,
+      world=world,
+      world_params=world_params,
+      policy=policy,
+      classifier=classifier,
+      frozen=frozen,
+      heldout=heldout,
+    )
   state = train_loop(
     state=state,
     update=update,
@@ -98,11 +112,11 @@ def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger:
     description="PPO in imagination",
     checkpoint_minutes=config.training.checkpoint_minutes,
     metric_prefix="ppo",
+    started=monitor,
     batch_done=monitor,
   )
   result: dict[str, Any] = {}
   tuned = {"base": frozen.base, "tuned": state.params["actor"]}
-  heldout = load_features(inputs["featurize"].path / "heldout.npz")
   starts = make_starts(heldout.feature, heldout.success, heldout.mask)
   count = config.evaluate.imagined_episodes
   draw = jax.vmap(lambda starts, key: starts.draw(key, count))
@@ -171,66 +185,27 @@ def imagined_rates(
   return np.asarray(over_tasks(one)(task, world_params)).mean(1)
 
 
-class _Monitor:
-  """Real evaluation every so many iterations, beside the imagined one."""
+def entropy_limits(world: World, world_params: Params, demos: DemoFeatures) -> jax.Array:
+  """`familiar_entropy` of each task's demos: [K]."""
 
-  def __init__(
-    self,
-    config: Any,
-    inputs: dict[str, Artifact],
-    logger: Logger,
-    policy: DiffusionPolicy,
-    frozen: train.Frozen,
-    model: Any,
-    world_params: Params,
-  ):
-    self.config, self.inputs, self.logger = config, inputs, logger
-    self.policy, self.frozen, self.model, self.world_params = policy, frozen, model, world_params
-    self._tools: Any = None
+  def one(task: Any, world_params: Params) -> jax.Array:
+    feature, action, mask = task
+    return familiar_entropy(world, world_params, feature, action, mask, jax.random.key(0))
 
-  def __call__(self, step: int, state: train.PPOState) -> None:
-    if step % self.config.ppo.eval_every:
-      return
-    self.logger.write(step, {f"ppo/{name}": value for name, value in self._measure(state).items()})
-
-  def _measure(self, state: train.PPOState) -> dict[str, float]:
-    from wam_jax import envs
-    from wam_jax.data import calvin
-    from wam_jax.stages import rollout
-    from wam_jax.stages.collect import dataset_path
-
-    config, tasks = self.config, tuple(self.config.tasks)
-    if self._tools is None:
-      starts = calvin.read_start_states(dataset_path(self.inputs["collect"]), tasks, MONITOR_EPISODES)
-      count = min(len(robot) for robot, _ in starts.values())
-      robot_obs, scene_obs = (np.stack([starts[task][i][:count] for task in tasks]) for i in range(2))
-      environment = envs.make_vector(
-        config.env.name, len(tasks) * count, workers=config.env.workers, image_size=config.env.image_size
-      )
-      self._tools = robot_obs, scene_obs, environment
-    robot_obs, scene_obs, environment = self._tools
-    episodes = rollout.rollout_policies(
-      self.model,
-      self.world_params,
-      self.policy,
-      {"base": self.frozen.base, "tuned": state.params["actor"]},
-      tasks=tasks,
-      robot_obs=robot_obs,
-      scene_obs=scene_obs,
-      environment=environment,
-      key=jax.random.fold_in(jax.random.key(config.seed), 6),
-      max_steps=config.env.max_steps,
-      chunk=self.policy.chunk,
-    )
-    rates = episodes.success.mean(1)
-    return {"real_success": rates.mean()} | {
-      f"{t}/real_success": r for t, r in zip(tasks, rates, strict=True)
-    }
+  arrays = tuple(jnp.asarray(x) for x in (demos.feature, demos.action, demos.mask))
+  return over_tasks(one)(arrays, world_params)
 
 
-def load_policy(artifact: Artifact) -> tuple[DiffusionPolicy, Params]:
-  """The improved policy, and {"base", "tuned"} stacked over tasks."""
+def load_policy(artifact: Artifact, selected: str = "") -> tuple[DiffusionPolicy, Params]:
+  """The improved policy, and {"base", "tuned"} stacked over tasks.
+
+  Args:
+    artifact: of this stage.
+    selected: of `ppo_monitor.BY`; empty: the last one.
+  """
   params = checkpoint.load_params(artifact.path / "params")
   del params["critic"]
+  if selected:
+    params["tuned"] = checkpoint.load_params(artifact.path / "selected" / selected / "params")
   policy = behaviour_cloning.make_policy(artifact.config, behaviour_cloning.feature_size(params["base"]))
   return policy, params

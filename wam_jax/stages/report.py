@@ -125,7 +125,8 @@ def classifier_quality(path: pathlib.Path) -> dict[str, dict[str, float | None]]
   for task, quality in json.loads(path.read_text(encoding="utf-8"))["tasks"].items():
     columns: dict[str, float | None] = {}
     for group, label in (("heldout_demos", "demos"), ("heldout_demo_dreams", "dreams of demos")):
-      columns |= {f"{name}, {label}": quality[group][name] for name in ("precision", "recall")}
+      names = ("precision", "recall", "calibration_error")
+      columns |= {f"{name.replace('_', ' ')}, {label}": quality[group][name] for name in names}
     rows[task] = columns | {"random dreams called a success": quality["random_dreams"]["false_positives"]}
   return rows
 
@@ -149,6 +150,12 @@ def notes(config: Any, results: Mapping[str, Any]) -> list[str]:
       "Random weights: the untrained policy network."
     ),
   ]
+  if "ppo_imagined" in results["policies"]:
+    lines.append(
+      "Best imagined: of each task the policy of the PPO iteration, the cloned one among them, with the "
+      "highest success in dreams from held-out demos; no simulator is needed to find it. Best in simulator: "
+      "that with the highest success from other start states than those of this table."
+    )
   if config.env.name == "play_table":
     lines.append(
       "Measured in the embedded play table. Published on CALVIN, at the sizes of the `paper` preset: 71.2 % "
@@ -276,14 +283,26 @@ def curves(inputs: Mapping[str, Artifact], results: Mapping[str, Any]) -> list[d
     imagined = _series(ppo, f"ppo/{task}/imagined_success", "imagined, exploring", "imagined")
     if imagined is None:
       continue
-    real = _series(ppo, f"ppo/{task}/real_success", "real", "ppo")
+    monitored = _series(ppo, f"ppo/monitor/{task}/imagined_success", "imagined, held-out starts", "random")
+    real = _series(ppo, f"ppo/monitor/{task}/real_success", "real, monitored", "ppo")
     rates = {name: results["policies"][name]["per_task"][task]["rate"] for name in ("cloned", "ppo")}
     dots = [
       {"name": "real, cloned", "x": [0], "y": [rates["cloned"]], "style": "cloned", "dots": True},
       {"name": "real, after PPO", "x": [last], "y": [rates["ppo"]], "style": "ppo", "dots": True},
     ]
     title = f"PPO: {report_page.title_of(task)}"
-    charts += _chart(title, "iteration", [imagined, real, *dots], percent=True, y_range=[0, 1])
+    charts += _chart(title, "iteration", [imagined, monitored, real, *dots], percent=True, y_range=[0, 1])
+  for name, title in (
+    ("kl_to_cloned", "PPO: divergence from the cloned policy, nats"),
+    ("gap", "PPO: imagined minus real success"),
+  ):
+    of_tasks = _per_task(ppo, "ppo/monitor/{task}/" + name, tasks)
+    charts += _chart(title, "iteration", of_tasks)
+  scores = [
+    _series(ppo, f"ppo/monitor/score/{name}", label, style)
+    for name, label, style in (("p05", "5 %", "s0"), ("p50", "median", "s1"), ("p95", "95 %", "s2"))
+  ]
+  charts += _chart("PPO: classifier's score of dreams, log-odds above threshold", "iteration", scores)
   return charts
 
 
@@ -301,13 +320,19 @@ def result_rows(results: Mapping[str, Any]) -> list[list[str]]:
   plain = [
     (name, head) for name, head in (("expert", "Expert"), ("random", "Random weights")) if name in policies
   ]
+  selected = [
+    (name, head)
+    for name, head in (("ppo_imagined", "Best imagined (95 %)"), ("ppo_real", "Best in simulator (95 %)"))
+    if name in policies
+  ]
   heads = ["Success in %", *(head for _, head in plain), "Cloned (95 %)", "After PPO (95 %)"]
+  heads += [head for _, head in selected]
   table = [heads + (["Imagined", "Gap"] if dreamed else [])]
   for task in (*results["tasks"], None):
     rows = {name: p["mean"] if task is None else p["per_task"][task] for name, p in policies.items()}
     cells = ["**Mean**" if task is None else task]
     cells += [f"{100 * rows[name]['rate']:.1f}" for name, _ in plain]
-    cells += [_with_interval(rows["cloned"]), _with_interval(rows["ppo"])]
+    cells += [_with_interval(rows[name]) for name in ("cloned", "ppo", *(name for name, _ in selected))]
     if dreamed:
       cells += [f"{100 * rows['ppo']['imagined']:.1f}", f"{100 * rows['ppo']['gap']:+.1f}"]
     table.append(cells)

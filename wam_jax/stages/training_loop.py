@@ -31,6 +31,7 @@ def train_loop(
   checkpoint_minutes: float,
   metric_prefix: str,
   on_metrics: Callable[[int, dict[str, float]], None] | None = None,
+  started: Callable[[int, Any], None] | None = None,
   batch_done: Callable[[int, Any], None] | None = None,
   stops: Sequence[int] = (),
 ) -> Any:
@@ -53,6 +54,7 @@ def train_loop(
     checkpoint_minutes: time between checkpoints.
     metric_prefix: put in front of each metric's name, with a slash.
     on_metrics: called with (step, metrics) after each call.
+    started: called with (0, state) before the first update; not when a run goes on.
     batch_done: called with (step, state) after each call, for work between programs.
     stops: updates that a call must end at, so that `batch_done` sees their state.
 
@@ -68,7 +70,9 @@ def train_loop(
       state = checkpointer.restore(state)
       logger.info(f"resumed at update {_step(state)} of {total}")
     step = _step(state)
-    logger.truncate_after(step, prefix=f"{metric_prefix}/")
+    logger.truncate_after(step or -1, prefix=f"{metric_prefix}/")
+    if step == 0 and started is not None:
+      started(step, state)
     saved = time.monotonic()
     with logger.progress(total, description, initial=step) as progress:
       while step < total:

@@ -253,7 +253,7 @@ def classifier_loss(
 
   Args:
     classifier: sizes.
-    network: parameters of one task.
+    network: parameters of one member.
     feature: [B, F].
     label: [B] bool.
     temperature: of NT-Xent.
@@ -292,23 +292,25 @@ def make_update(
     A pure function, to be jitted and mapped over tasks; metrics are means over steps.
   """
 
+  def member_loss(member: Params, pool: Pool, key: jax.Array) -> tuple[jax.Array, Metrics]:
+    return classifier_loss(
+      classifier,
+      member,
+      *sample_batch(pool, key, config.batch_size),
+      temperature=config.temperature,
+      contrastive_weight=config.contrastive_weight,
+      cross_entropy_weight=config.cross_entropy_weight,
+    )
+
   def step(state: TrainState, pool: Pool, key: jax.Array) -> tuple[TrainState, Metrics]:
-    feature, label = sample_batch(pool, key, config.batch_size)
-
-    def loss_fn(network: Params) -> tuple[jax.Array, Metrics]:
-      return classifier_loss(
-        classifier,
-        network,
-        feature,
-        label,
-        temperature=config.temperature,
-        contrastive_weight=config.contrastive_weight,
-        cross_entropy_weight=config.cross_entropy_weight,
-      )
-
-    grad, metrics = jax.grad(loss_fn, has_aux=True)(state.params)
+    # Each member sees batches of its own. AdamW without clipping works on each number by itself, so that
+    # one state serves all members.
+    keys = jax.random.split(key, classifier.members)
+    grads = jax.vmap(jax.grad(member_loss, has_aux=True), (0, None, 0))
+    grad, metrics = grads(state.params, pool, keys)
     updates, opt_state = optimizer.update(grad, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
+    metrics = jax.tree.map(jnp.mean, metrics)
     return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
   def update(state: TrainState, pool: Pool, key: jax.Array, num: jax.Array) -> tuple[TrainState, Metrics]:
@@ -387,3 +389,33 @@ def precision_recall(predicted: np.ndarray, label: np.ndarray, mask: np.ndarray)
     "precision": float(hits / called) if called else None,
     "recall": float(hits / there) if there else None,
   }
+
+
+def calibration(
+  probability: np.ndarray, label: np.ndarray, mask: np.ndarray, bins: int = 10
+) -> dict[str, float | None]:
+  """How far probabilities can be trusted, over the masked-in entries; null without any.
+
+  Args:
+    probability: [...] in [0, 1].
+    label: [...] bool.
+    mask: [...] bool.
+    bins: equal parts of [0, 1].
+
+  Returns:
+    {"calibration_error": mean distance between the probability and the share of successes of a bin, weighted
+    by its entries; "brier": mean squared error of the probability}.
+
+  Raises:
+    ValueError: shapes differ.
+
+  Source: arXiv 1706.04599, equation 3.
+  """
+  if not probability.shape == label.shape == mask.shape:
+    raise ValueError(f"shapes differ: {probability.shape}, {label.shape}, {mask.shape}")
+  p, y = probability[mask].astype(np.float64), label[mask].astype(np.float64)
+  if not len(p):
+    return {"calibration_error": None, "brier": None}
+  row = np.minimum((p * bins).astype(int), bins - 1)
+  off = np.abs(np.bincount(row, p - y, bins))
+  return {"calibration_error": float(off.sum() / len(p)), "brier": float(np.square(p - y).mean())}

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from wam_jax.core import ppo
+from wam_jax.core import distributions, ppo
 from wam_jax.nn.classifier import SuccessClassifier
 from wam_jax.nn.policy import DiffusionPolicy, executable
 from wam_jax.train import world_model as world_model_lib
@@ -84,7 +84,7 @@ def make_starts(feature: np.ndarray, success: np.ndarray, mask: np.ndarray, fram
     feature: [K, M, T, F].
     success: [K, M, T] bool.
     mask: [K, M, T] bool.
-    frames: how many of each demo, at least 1.
+    frames: how many of each demo; 0: all.
 
   Returns:
     StartFrames stacked over K tasks.
@@ -93,7 +93,8 @@ def make_starts(feature: np.ndarray, success: np.ndarray, mask: np.ndarray, fram
     ValueError: a task without any start frame.
   """
   usable = mask & ~np.maximum.accumulate(success, axis=2)
-  usable[:, :, frames:] = False
+  if frames:
+    usable[:, :, frames:] = False
   rows = [np.flatnonzero(u) for u in usable.reshape(len(mask), -1)]
   counts = [len(r) for r in rows]
   if min(counts) == 0:
@@ -161,16 +162,46 @@ def random_actions(key: jax.Array, num: int, length: int, hold: int = 4) -> jax.
 
 def _imagine_chunk(
   world: World, world_params: Params, feature: jax.Array, chunk: jax.Array, key: jax.Array
-) -> jax.Array:
-  """Feature [E, F] after the H actions of a sampled chunk [E, H, 7]."""
+) -> tuple[jax.Array, jax.Array]:
+  """Feature [E, F] after the H actions of a sampled chunk [E, H, 7], and the prior's mean entropy [E]."""
 
-  def step(latent: Latent, inputs: tuple[jax.Array, jax.Array]) -> tuple[Latent, None]:
-    return world.imagine_step(world_params, latent, *inputs), None
+  def step(latent: Latent, inputs: tuple[jax.Array, jax.Array]) -> tuple[Latent, jax.Array]:
+    latent = world.imagine_step(world_params, latent, *inputs)
+    return latent, distributions.entropy(latent.logits)
 
   keys = jax.random.split(key, chunk.shape[1])
   actions = jnp.swapaxes(executable(chunk), 0, 1)
-  latent, _ = jax.lax.scan(step, world.latent(feature), (actions, keys))
-  return features(latent)
+  latent, entropy = jax.lax.scan(step, world.latent(feature), (actions, keys))
+  return features(latent), entropy.mean(0)
+
+
+def familiar_entropy(
+  world: World,
+  world_params: Params,
+  feature: jax.Array,
+  action: jax.Array,
+  mask: jax.Array,
+  key: jax.Array,
+  quantile: float = 0.95,
+) -> jax.Array:
+  """Entropy of the prior that demos rarely exceed: how unsure the world model is where it has been.
+
+  Args:
+    world: the frozen world model.
+    world_params: its parameters.
+    feature: [M, T, F] of one task's demos.
+    action: [M, T, 7].
+    mask: [M, T] bool, with at least one entry.
+    key: of the prior's samples, which do not matter to the entropy of one step.
+    quantile: share of the demos' frames below.
+
+  Returns:
+    Scalar, nats.
+  """
+  flat = lambda x: x.reshape(-1, x.shape[-1])
+  latent = world.imagine_step(world_params, world.latent(flat(feature)), flat(action), key)
+  entropy = jnp.where(mask.reshape(-1), distributions.entropy(latent.logits), jnp.nan)
+  return jnp.nanquantile(entropy, quantile)
 
 
 def dream(
@@ -189,6 +220,8 @@ def dream(
   horizon_chunks: int,
   log_prob_min: float = -5.0,
   log_prob_max: float = 2.0,
+  entropy_limit: jax.Array | float = 0.0,
+  entropy_penalty: float = 0.0,
 ) -> tuple[DreamState, Dream, Metrics]:
   """Imagined rollout of E dreams over N chunks.
 
@@ -211,21 +244,24 @@ def dream(
     horizon_chunks: chunks until a dream is cut.
     log_prob_min: clamp of each element's log-probability.
     log_prob_max: the same, above.
+    entropy_limit: nats; entropy of the prior that is not held against a dream (`familiar_entropy`).
+    entropy_penalty: taken off the reward of a chunk per nat above.
 
   Returns:
     The new state, the rollout, and metrics: imagined_success (share of the dreams ended here that
-    succeeded), ended, chunks_to_success.
+    succeeded), ended, chunks_to_success, prior_entropy (mean, nats), prior_entropy_above (the limit, mean).
   """
   num_dreams = state.step.shape[0]
 
-  def chunk_step(state: DreamState, key: jax.Array) -> tuple[DreamState, Dream]:
+  def chunk_step(state: DreamState, key: jax.Array) -> tuple[DreamState, tuple[Dream, jax.Array]]:
     noise_key, world_key, start_key = jax.random.split(key, 3)
     time_left = 1 - state.step / horizon_chunks
     x_init, noise = policy.draw_noise(noise_key, (num_dreams,))
     chunk, chain = policy.sample_chain(policy_params, state.feature, x_init, noise)
     log_prob = policy.log_prob_of_noise(noise)
     log_prob = ppo.mean_log_prob(log_prob, log_prob_min, log_prob_max)
-    feature = _imagine_chunk(world, world_params, state.feature, chunk, world_key)
+    feature, entropy = _imagine_chunk(world, world_params, state.feature, chunk, world_key)
+    above = jax.nn.relu(entropy - entropy_limit)
     step = state.step + 1
     terminated = classifier.success(classifier_params, feature)
     truncated = (step >= horizon_chunks) & ~terminated
@@ -234,7 +270,7 @@ def dream(
       feature=state.feature,
       chain=chain,
       log_prob=log_prob,
-      reward=terminated.astype(jnp.float32),
+      reward=terminated - entropy_penalty * above,
       value=value(state.feature, time_left),
       terminated=terminated,
       truncated=truncated,
@@ -245,17 +281,60 @@ def dream(
       feature=jnp.where(ended[:, None], starts.draw(start_key, num_dreams), feature),
       step=jnp.where(ended, 0, step),
     )
-    return state, out
+    return state, (out, jnp.stack([entropy.mean(), above.mean()]))
 
-  state, out = jax.lax.scan(chunk_step, state, jax.random.split(key, num_chunks))
+  state, (out, entropy) = jax.lax.scan(chunk_step, state, jax.random.split(key, num_chunks))
   succeeded, ended = out.terminated.sum(), (out.terminated | out.truncated).sum()
   chunks = (1 - out.time_left) * horizon_chunks + 1
   metrics = {
     "imagined_success": succeeded / jnp.maximum(ended, 1),
     "ended": ended.astype(jnp.float32),
     "chunks_to_success": (chunks * out.terminated).sum() / jnp.maximum(succeeded, 1),
+    "prior_entropy": entropy[:, 0].mean(),
+    "prior_entropy_above": entropy[:, 1].mean(),
   }
   return state, out, metrics
+
+
+def dream_scores(
+  world: World,
+  world_params: Params,
+  policy: DiffusionPolicy,
+  policy_params: Params,
+  score: Callable[[jax.Array], jax.Array],
+  feature: jax.Array,
+  key: jax.Array,
+  *,
+  horizon_chunks: int,
+  deterministic: bool = True,
+) -> jax.Array:
+  """Largest score that each dream ever gets where the reward would look, of one task.
+
+  Args:
+    world: the frozen world model.
+    world_params: its parameters.
+    policy: sizes and schedule.
+    policy_params: {"base", "tuned"}.
+    score: feature [E, F] -> [E].
+    feature: [E, F], one dream from each.
+    key: random key.
+    horizon_chunks: length of a dream.
+    deterministic: which variant of the policy.
+
+  Returns:
+    [E].
+  """
+
+  def step(carry: tuple[jax.Array, jax.Array], key: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
+    feature, best = carry
+    policy_key, world_key = jax.random.split(key)
+    chunk = policy.sample(policy_params, feature, policy_key, deterministic)
+    feature, _ = _imagine_chunk(world, world_params, feature, chunk, world_key)
+    return (feature, jnp.maximum(best, score(feature))), None
+
+  best = jnp.full(feature.shape[0], -jnp.inf)
+  (_, best), _ = jax.lax.scan(step, (feature, best), jax.random.split(key, horizon_chunks))
+  return best
 
 
 def imagined_success(
@@ -271,31 +350,17 @@ def imagined_success(
   horizon_chunks: int,
   deterministic: bool = True,
 ) -> jax.Array:
-  """Which dreams the classifier ever calls a success, of one task.
-
-  Args:
-    world: the frozen world model.
-    world_params: its parameters.
-    policy: sizes and schedule.
-    policy_params: {"base", "tuned"}.
-    classifier: sizes.
-    classifier_params: of this task.
-    feature: [E, F], one dream from each.
-    key: random key.
-    horizon_chunks: length of a dream.
-    deterministic: which variant of the policy.
-
-  Returns:
-    [E] bool.
-  """
-
-  def step(carry: tuple[jax.Array, jax.Array], key: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
-    feature, done = carry
-    policy_key, world_key = jax.random.split(key)
-    chunk = policy.sample(policy_params, feature, policy_key, deterministic)
-    feature = _imagine_chunk(world, world_params, feature, chunk, world_key)
-    return (feature, done | classifier.success(classifier_params, feature)), None
-
-  done = jnp.zeros(feature.shape[0], bool)
-  (_, done), _ = jax.lax.scan(step, (feature, done), jax.random.split(key, horizon_chunks))
-  return done
+  """Which dreams the classifier ever calls a success, of one task: [E] bool. Arguments as `dream_scores`."""
+  success = lambda feature: classifier.success(classifier_params, feature).astype(jnp.float32)
+  best = dream_scores(
+    world,
+    world_params,
+    policy,
+    policy_params,
+    success,
+    feature,
+    key,
+    horizon_chunks=horizon_chunks,
+    deterministic=deterministic,
+  )
+  return best > 0

@@ -46,11 +46,13 @@ class Frozen:
     base: the cloned network.
     classifier: {"network", "threshold"}.
     starts: start frames of dreams.
+    entropy_limit: scalar, nats; see `imagination.dream`.
   """
 
   base: Params
   classifier: Params
   starts: StartFrames
+  entropy_limit: jax.Array | float = 0.0
 
 
 def make_critic(config: Any) -> Critic:
@@ -101,7 +103,8 @@ class Sample:
     log_prob: [X, K'], when the chain was drawn.
     advantage: [X], normalised.
     target: [X], returns.
-    frozen_chain: [X, K'+1, H, A], drawn by the cloned policy at `feature`.
+    regulariser: by `config.bc_form`: chains [X, K'+1, H, A] that the cloned policy drew at `feature`, or
+      noise [X, K+1, H, A] for chains of the policy itself (the first noise, then one of each step), or None.
   """
 
   feature: jax.Array
@@ -110,11 +113,47 @@ class Sample:
   log_prob: jax.Array
   advantage: jax.Array
   target: jax.Array
-  frozen_chain: jax.Array
+  regulariser: jax.Array | None
+
+
+def bc_regulariser(
+  policy: DiffusionPolicy, config: Any, network: Params, base: Params, sample: Sample
+) -> jax.Array:
+  """How unlikely the cloned policy and the one being trained find each other's chains.
+
+  Args:
+    policy: sizes and schedule.
+    config: `config.ppo`. `bc_form` frozen_chains: minus the mean clamped log-probability, under the policy
+      being trained, of chains that the cloned one drew. current_chains: the other way round; the gradient
+      goes through the drawing of the chains.
+    network: parameters being trained.
+    base: parameters of the cloned network, without gradient.
+    sample: a minibatch.
+
+  Returns:
+    Scalar.
+
+  Raises:
+    ValueError: the sample has nothing to regularise with, or the form is unknown.
+
+  Source: DiWA (arXiv 2508.03645).
+  """
+  if sample.regulariser is None:
+    raise ValueError("sample.regulariser is None")
+  if config.bc_form == "frozen_chains":
+    log_prob = policy.log_prob(network, sample.feature, sample.regulariser)
+  elif config.bc_form == "current_chains":
+    noise = jnp.moveaxis(sample.regulariser, 1, 0)
+    base = jax.lax.stop_gradient(base)
+    chain = policy.sample_chain({"base": base, "tuned": network}, sample.feature, noise[0], noise[1:])[1]
+    log_prob = policy.log_prob(base, sample.feature, chain)
+  else:
+    raise ValueError(f"unknown bc_form {config.bc_form!r}")
+  return -ppo.mean_log_prob(log_prob, config.log_prob_min, config.log_prob_max).mean()
 
 
 def actor_loss(
-  policy: DiffusionPolicy, config: Any, network: Params, sample: Sample
+  policy: DiffusionPolicy, config: Any, network: Params, base: Params, sample: Sample
 ) -> tuple[jax.Array, Metrics]:
   """Clipped chain loss and the behaviour-cloning regulariser.
 
@@ -122,13 +161,13 @@ def actor_loss(
     policy: sizes and schedule.
     config: `config.ppo`.
     network: parameters being trained.
+    base: parameters of the cloned network.
     sample: a minibatch.
 
   Returns:
     The loss (scalar), and metrics.
 
-  Source: DPPO (arXiv 2409.00588); the regulariser is DiWA's (arXiv 2508.03645): minus the mean
-  log-probability of chains that the frozen policy drew.
+  Source: DPPO (arXiv 2409.00588); for the regulariser see `bc_regulariser`.
   """
   bounds = config.log_prob_min, config.log_prob_max
   steps = policy.fine_tuned_steps
@@ -143,8 +182,7 @@ def actor_loss(
   )
   metrics = {"policy_loss": loss, **metrics}
   if config.bc_weight > 0:
-    frozen = policy.log_prob(network, sample.feature, sample.frozen_chain)
-    regulariser = -ppo.mean_log_prob(frozen, *bounds).mean()
+    regulariser = bc_regulariser(policy, config, network, base, sample)
     loss = loss + config.bc_weight * regulariser
     metrics["bc_loss"] = regulariser
   return loss, metrics
@@ -194,6 +232,8 @@ def make_iteration(
       horizon_chunks=horizon_chunks,
       log_prob_min=config.log_prob_min,
       log_prob_max=config.log_prob_max,
+      entropy_limit=frozen.entropy_limit,
+      entropy_penalty=config.entropy_penalty,
     )
     # A dream's first chunk is where all of its time is left.
     reward, scale = returns.scale_rewards(
@@ -227,12 +267,14 @@ def make_iteration(
         "target": target,
       },
     )
+    flat["regulariser"] = None
     if config.bc_weight > 0:
-      cloned = {"base": frozen.base, "tuned": frozen.base}
-      noise = policy.draw_noise(chain_key, (num_chunks,))
-      flat["frozen_chain"] = policy.sample_chain(cloned, flat["feature"], *noise)[1]
-    else:
-      flat["frozen_chain"] = flat["chain"]  # not read
+      x_init, noise = policy.draw_noise(chain_key, (num_chunks,))
+      if config.bc_form == "frozen_chains":
+        cloned = {"base": frozen.base, "tuned": frozen.base}
+        flat["regulariser"] = policy.sample_chain(cloned, flat["feature"], x_init, noise)[1]
+      else:
+        flat["regulariser"] = jnp.moveaxis(jnp.concatenate([x_init[None], noise]), 0, 1)
     return dataclasses.replace(state, dreams=dreams, scale=scale), Sample(**flat), metrics
 
   def apply(name: str, grad: Params, params: Params, opt_state: Any) -> tuple[Params, Any]:
@@ -247,8 +289,8 @@ def make_iteration(
     grad, loss = jax.grad(loss_fn, has_aux=True)(params)
     return *apply("critic", grad, params, opt_state), loss
 
-  def actor_step(params: Params, opt_state: Any, sample: Sample) -> tuple[Params, Any, Metrics]:
-    grad, metrics = jax.grad(lambda p: actor_loss(policy, config, p, sample), has_aux=True)(params)
+  def actor_step(params: Params, opt_state: Any, base: Params, sample: Sample) -> tuple[Params, Any, Metrics]:
+    grad, metrics = jax.grad(lambda p: actor_loss(policy, config, p, base, sample), has_aux=True)(params)
     new = apply("actor", grad, params, opt_state)
     # How far the actor has moved already decides whether it may move further.
     far = metrics["kl"] > config.target_kl
@@ -257,13 +299,13 @@ def make_iteration(
 
   Carry = tuple[Params, Any, jax.Array]
 
-  def minibatch_step(carry: Carry, sample: Sample, warm: jax.Array) -> tuple[Carry, Metrics]:
+  def minibatch_step(carry: Carry, base: Params, sample: Sample, warm: jax.Array) -> tuple[Carry, Metrics]:
     params, opt_state, stopped = carry
     critic_params, critic_opt, value_loss = critic_step(params["critic"], opt_state["critic"], sample)
-    actor = params["actor"], opt_state["actor"], sample
+    actor = params["actor"], opt_state["actor"], base, sample
     like = jax.eval_shape(actor_step, *actor)[2]
 
-    def hold(params: Params, opt_state: Any, sample: Sample) -> tuple[Params, Any, Metrics]:
+    def hold(params: Params, opt_state: Any, *unused: Any) -> tuple[Params, Any, Metrics]:
       return params, opt_state, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
 
     actor_params, actor_opt, metrics = jax.lax.cond(stopped | warm, hold, actor_step, *actor)
@@ -279,7 +321,7 @@ def make_iteration(
     state, sample, metrics = collect(state, frozen, world_params, rollout_key)
 
     def run(carry: Carry, rows: jax.Array) -> tuple[Carry, Metrics]:
-      return minibatch_step(carry, jax.tree.map(lambda x: x[rows], sample), warm)
+      return minibatch_step(carry, frozen.base, jax.tree.map(lambda x: x[rows], sample), warm)
 
     keys = jax.random.split(epoch_key, config.epochs)
     rows = jax.vmap(lambda k: jax.random.permutation(k, num_chunks))(keys)
