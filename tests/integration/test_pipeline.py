@@ -57,7 +57,9 @@ SHRUNK = {
   "ppo.dreams": 4,
   "ppo.epochs": 1,
   "ppo.value_hidden": "16",
-  "evaluate.episodes": 2,
+  "ppo.eval_every": 2,
+  "ppo.eval_episodes": 1,
+  "evaluate.episodes": 1,
   "evaluate.imagined_episodes": 4,
   "report.animation_size": 48,
   "training.log_every": 4,
@@ -128,6 +130,24 @@ def test_metrics_are_there(finished):
   assert list((workdir / "world_model" / "tensorboard").iterdir())
   for stage in ("behaviour_cloning", "classifier", "ppo"):
     assert read_metrics(workdir / stage), stage
+
+
+def test_ppo_is_monitored_and_the_best_policies_are_evaluated(finished):
+  workdir, _ = finished
+  lines = [line for line in read_metrics(workdir / "ppo") if "ppo/monitor/gap" in line]
+  assert [line["step"] for line in lines] == [0, 2, 3]
+  assert lines[0]["ppo/monitor/kl_to_cloned"] == 0  # before the first iteration
+  for line in lines:
+    imagined, real = line["ppo/monitor/imagined_success"], line["ppo/monitor/real_success"]
+    assert line["ppo/monitor/gap"] == pytest.approx(imagined - real)
+    assert line["ppo/monitor/score/p05"] <= line["ppo/monitor/score/p95"]
+  selection = json.loads((workdir / "ppo" / "selection.json").read_text())
+  assert selection["first_start"] == 1 and set(selection["selected"]) == {"imagined", "real"}
+  best = max(line[f"ppo/monitor/{TASKS[0]}/imagined_success"] for line in lines)
+  assert selection["selected"]["imagined"][TASKS[0]]["score"] == pytest.approx(best)
+  results = json.loads((workdir / "evaluate" / "results.json").read_text())
+  assert {"ppo_imagined", "ppo_real"} <= set(results["policies"])
+  assert "Best imagined" in (workdir / "report" / "report.md").read_text()
 
 
 def test_report_draws_every_curve_of_the_world_model(finished):

@@ -79,7 +79,7 @@ def made(tmp_path, rng):
   lines("world_model", 30, lambda i: {f"world_model/{name}": rng.uniform(1, 9) for name in world})
   lines("behaviour_cloning", 5, lambda i: {f"behaviour_cloning/{task}/loss": rng.uniform() for task in TASKS})
   lines("ppo", 7, lambda i: {f"ppo/{task}/imagined_success": rng.uniform() for task in TASKS})
-  shares = lambda: {"precision": rng.uniform(), "recall": None}
+  shares = lambda: {"precision": rng.uniform(), "recall": None, "calibration_error": 0.0625}
   quality = {
     task: {
       "heldout_demos": shares(),

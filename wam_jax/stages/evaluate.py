@@ -49,7 +49,7 @@ def run(config: Any, inputs: Mapping[str, Artifact], workdir: pathlib.Path, logg
   robot_obs, scene_obs = start_states(inputs["collect"], tasks, config.evaluate.episodes)
   runner = PolicyRunner(config, inputs, tasks, robot_obs, scene_obs, logger)
   episodes: dict[str, dict[str, np.ndarray]] = {}
-  names = policies(config, inputs["ppo"])
+  names = policies(config, inputs["ppo"], logger)
   for name in names:
     path = workdir / f"{name}.npz"
     stored = load_episodes(path, robot_obs, scene_obs)
@@ -83,14 +83,21 @@ def run(config: Any, inputs: Mapping[str, Artifact], workdir: pathlib.Path, logg
   logger.write(0, {f"evaluate/{name}/success": episodes[name]["success"].mean() for name in episodes})
 
 
-def policies(config: Any, ppo: Artifact) -> tuple[str, ...]:
+def policies(config: Any, ppo: Artifact, logger: Logger) -> tuple[str, ...]:
   """Names of the policies to evaluate; of PPO the last one, and those it selected on the way."""
+  selection = read_selection(ppo.path)
+  selected = list(selection["selected"])
+  if "real" in selected and config.evaluate.episodes > selection["first_start"]:
+    selected.remove("real")
+    logger.info(
+      f"{LABELS['ppo_real']}: left out: evaluate.episodes reaches the start states it was selected by"
+    )
   first = [
     name
     for name, wanted in (("expert", config.evaluate.expert), ("random", config.evaluate.random_policy))
     if wanted
   ]
-  return (*first, *COMPARED, *(f"ppo_{by}" for by in read_selection(ppo.path)))
+  return (*first, *COMPARED, *(f"ppo_{by}" for by in selected))
 
 
 def start_states(collect: Artifact, tasks: Sequence[str], episodes: int) -> tuple[np.ndarray, np.ndarray]:

@@ -66,7 +66,7 @@ class Monitor:
     self._key = jax.random.fold_in(jax.random.key(config.seed), 6)
     self._real_starts = _real_starts(config, inputs["collect"], self._tasks, logger)
     self._environment: Any = None
-    self._selection = Selection(workdir, self._tasks)
+    self._selection = Selection(workdir, self._tasks, config.evaluate.episodes)
 
   def __call__(self, step: int, state: train.PPOState) -> None:
     """Measures if it is time to. Raises nothing of its own."""
@@ -177,9 +177,10 @@ class Selection:
   A run that is interrupted and goes on measures the same numbers again, which changes nothing here.
   """
 
-  def __init__(self, workdir: pathlib.Path, tasks: tuple[str, ...]):
-    self._workdir, self._tasks = workdir, tasks
-    self._best: dict[str, dict[str, dict[str, Any]]] = read_selection(workdir)
+  def __init__(self, workdir: pathlib.Path, tasks: tuple[str, ...], first_start: int):
+    """Args: the stage's folder; K names; the first start state (of each task) of real episodes."""
+    self._workdir, self._tasks, self._first_start = workdir, tasks, first_start
+    self._best: dict[str, dict[str, dict[str, Any]]] = read_selection(workdir)["selected"]
 
   def offer(self, by: str, step: int, score: np.ndarray, actor: Params) -> None:
     """Keeps what is better than before.
@@ -203,7 +204,8 @@ class Selection:
     checkpoint.save_params(folder, kept)
     new = {t: {"iteration": step, "score": float(score[k])} for k, t in enumerate(self._tasks) if better[k]}
     self._best[by] = known | new
-    write_text(self._workdir / SELECTION, json.dumps(self._best, indent=2) + "\n")
+    content = {"first_start": self._first_start, "selected": self._best}
+    write_text(self._workdir / SELECTION, json.dumps(content, indent=2) + "\n")
 
 
 def _replace_rows(old: np.ndarray, new: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -212,7 +214,9 @@ def _replace_rows(old: np.ndarray, new: np.ndarray, rows: np.ndarray) -> np.ndar
   return out
 
 
-def read_selection(workdir: pathlib.Path) -> dict[str, dict[str, dict[str, Any]]]:
-  """{by: {task: {"iteration", "score"}}} of stage ppo; empty if it was not monitored."""
+def read_selection(workdir: pathlib.Path) -> dict[str, Any]:
+  """{"selected": {by: {task: {"iteration", "score"}}}, "first_start"} of stage ppo, by Selection."""
   path = workdir / SELECTION
-  return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+  if not path.exists():
+    return {"selected": {}, "first_start": 0}
+  return json.loads(path.read_text(encoding="utf-8"))
