@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,7 @@ from wam_jax.nn.classifier import SuccessClassifier
 from wam_jax.nn.policy import Critic, DiffusionPolicy
 from wam_jax.train.imagination import DreamState, StartFrames, World, dream, start_dreams
 from wam_jax.train.state import make_optimizer
-from wam_jax.types import Metrics, Params
+from wam_jax.types import Dream, Metrics, Params
 
 
 @struct.dataclass
@@ -188,53 +189,82 @@ def actor_loss(
   return loss, metrics
 
 
-def make_iteration(
+Rollout = Callable[[PPOState, Frozen, Params, jax.Array], tuple[DreamState, Dream, Metrics]]
+Update = Callable[[PPOState, Frozen, DreamState, Dream, jax.Array, jax.Array], tuple[PPOState, Metrics]]
+Iteration = Callable[[PPOState, Frozen, Params, jax.Array], tuple[PPOState, Metrics]]
+
+
+def make_rollout(
   world: World, policy: DiffusionPolicy, classifier: SuccessClassifier, config: Any
-) -> Callable[[PPOState, Frozen, Params, jax.Array], tuple[PPOState, Metrics]]:
-  """Builds one iteration of one task: rollout, advantages, epochs of minibatches.
+) -> Rollout:
+  """Builds the rollout of an iteration of one task, with values.
 
   Args:
-    world: the frozen world model's function; its parameters are an argument of the iteration.
+    world: the frozen world model's function; its parameters are an argument of the rollout.
     policy: sizes and schedule.
     classifier: sizes.
     config: `config.ppo`.
 
   Returns:
-    `iteration(state, frozen, world_params, key) -> (state, metrics)`, a pure function to be jitted
-    and mapped over tasks.
+    `rollout(state, frozen, world_params, key) -> (dreams, dream, metrics)`.
   """
-  critic = make_critic(config)
-  optimizers = make_optimizers(config)
-  horizon_chunks = config.horizon_steps // policy.chunk
-  num_chunks = config.dreams * config.chunks_per_iteration
+  value = _value_fn(config)
 
-  def value(params: Params, feature: jax.Array, time_left: jax.Array) -> jax.Array:
-    out: Any = critic.apply({"params": params}, feature, time_left)
-    return out
-
-  def collect(
+  def rollout(
     state: PPOState, frozen: Frozen, world_params: Params, key: jax.Array
-  ) -> tuple[PPOState, Sample, Metrics]:
-    dream_key, chain_key = jax.random.split(key)
-    critic_params = state.params["critic"]
-    dreams, rollout, metrics = dream(
+  ) -> tuple[DreamState, Dream, Metrics]:
+    return dream(
       world,
       world_params,
       policy,
       {"base": frozen.base, "tuned": state.params["actor"]},
-      lambda feature, time_left: value(critic_params, feature, time_left),
+      functools.partial(value, state.params["critic"]),
       classifier,
       frozen.classifier,
       frozen.starts,
       state.dreams,
-      dream_key,
+      key,
       num_chunks=config.chunks_per_iteration,
-      horizon_chunks=horizon_chunks,
+      horizon_chunks=config.horizon_steps // policy.chunk,
       log_prob_min=config.log_prob_min,
       log_prob_max=config.log_prob_max,
       entropy_limit=frozen.entropy_limit,
       entropy_penalty=config.entropy_penalty,
     )
+
+  return rollout
+
+
+def _value_fn(config: Any) -> Callable[[Params, jax.Array, jax.Array], jax.Array]:
+  critic = make_critic(config)
+
+  def value(params: Params, feature: jax.Array, time_left: jax.Array) -> jax.Array:
+    out: Any = critic.apply({"params": params}, feature, time_left)
+    return out
+
+  return value
+
+
+def make_update(policy: DiffusionPolicy, config: Any) -> Update:
+  """Builds the update of an iteration of one task: advantages, then epochs of minibatches.
+
+  Args:
+    policy: sizes and schedule.
+    config: `config.ppo`.
+
+  Returns:
+    `update(state, frozen, dreams, rollout, chain_key, epoch_key) -> (state, metrics)`, with what
+    `make_rollout` gives; the keys draw the frozen chains and the order of each epoch.
+  """
+  value = _value_fn(config)
+  optimizers = make_optimizers(config)
+  horizon_chunks = config.horizon_steps // policy.chunk
+  num_chunks = config.dreams * config.chunks_per_iteration
+
+  def prepare(
+    state: PPOState, frozen: Frozen, dreams: DreamState, rollout: Dream, key: jax.Array
+  ) -> tuple[PPOState, Sample, Metrics]:
+    critic_params = state.params["critic"]
     # A dream's first chunk is where all of its time is left.
     reward, scale = returns.scale_rewards(
       state.scale, rollout.reward, rollout.time_left >= 1, config.gamma, config.reward_clip
@@ -251,7 +281,7 @@ def make_iteration(
       config.gamma,
       config.gae_lambda,
     )
-    metrics |= {
+    metrics = {
       "advantage_std": advantage.std(),
       "value": rollout.value.mean(),
       "explained_variance": 1 - (target - rollout.value).var() / jnp.maximum(target.var(), 1e-8),
@@ -269,7 +299,7 @@ def make_iteration(
     )
     flat["regulariser"] = None
     if config.bc_weight > 0:
-      x_init, noise = policy.draw_noise(chain_key, (num_chunks,))
+      x_init, noise = policy.draw_noise(key, (num_chunks,))
       if config.bc_form == "frozen_chains":
         cloned = {"base": frozen.base, "tuned": frozen.base}
         flat["regulariser"] = policy.sample_chain(cloned, flat["feature"], x_init, noise)[1]
@@ -313,15 +343,22 @@ def make_iteration(
     params = {"actor": actor_params, "critic": critic_params}
     return (params, {"actor": actor_opt, "critic": critic_opt}, stopped), metrics | {"value_loss": value_loss}
 
-  def iteration(
-    state: PPOState, frozen: Frozen, world_params: Params, key: jax.Array
+  def update(
+    state: PPOState,
+    frozen: Frozen,
+    dreams: DreamState,
+    rollout: Dream,
+    chain_key: jax.Array,
+    epoch_key: jax.Array,
   ) -> tuple[PPOState, Metrics]:
-    rollout_key, epoch_key = jax.random.split(key)
     warm = state.step < config.critic_warmup_iterations
-    state, sample, metrics = collect(state, frozen, world_params, rollout_key)
+    state, sample, metrics = prepare(state, frozen, dreams, rollout, chain_key)
 
     def run(carry: Carry, rows: jax.Array) -> tuple[Carry, Metrics]:
-      return minibatch_step(carry, frozen.base, jax.tree.map(lambda x: x[rows], sample), warm)
+      # The whole batch needs no order, and its features no copy.
+      whole = config.minibatches == 1
+      part = sample if whole else jax.tree.map(lambda x: x[rows], sample)
+      return minibatch_step(carry, frozen.base, part, warm)
 
     keys = jax.random.split(epoch_key, config.epochs)
     rows = jax.vmap(lambda k: jax.random.permutation(k, num_chunks))(keys)
@@ -332,5 +369,35 @@ def make_iteration(
     metrics |= {"kl": history["kl"].max(), "stopped_early": stopped.astype(jnp.float32)}
     state = dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state)
     return state, metrics
+
+  return update
+
+
+def make_iteration(
+  world: World, policy: DiffusionPolicy, classifier: SuccessClassifier, config: Any
+) -> Iteration:
+  """Builds one iteration of one task: rollout, advantages, epochs of minibatches.
+
+  Args:
+    world: the frozen world model's function; its parameters are an argument of the iteration.
+    policy: sizes and schedule.
+    classifier: sizes.
+    config: `config.ppo`.
+
+  Returns:
+    `iteration(state, frozen, world_params, key) -> (state, metrics)`, a pure function to be jitted
+    and mapped over tasks.
+  """
+  make_dreams = make_rollout(world, policy, classifier, config)
+  update = make_update(policy, config)
+
+  def iteration(
+    state: PPOState, frozen: Frozen, world_params: Params, key: jax.Array
+  ) -> tuple[PPOState, Metrics]:
+    rollout_key, epoch_key = jax.random.split(key)
+    dream_key, chain_key = jax.random.split(rollout_key)
+    dreams, rollout, metrics = make_dreams(state, frozen, world_params, dream_key)
+    state, more = update(state, frozen, dreams, rollout, chain_key, epoch_key)
+    return state, metrics | more
 
   return iteration
