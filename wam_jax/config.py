@@ -39,7 +39,7 @@ def default_config() -> ConfigDict:
   c.experiment = "calvin_wam"
   c.preset = "paper"
   c.preset_reason = ""  # why this preset was chosen; printed in the plan
-  c.stage = "all"  # all, plan, or one of STAGES
+  c.stage = "all"  # all, plan, or one of STAGES and EXTRA_STAGES
   c.workdir = ""  # empty: runs/<experiment>_<preset>
   c.seed = 0
   c.tasks = TASKS
@@ -186,6 +186,10 @@ def default_config() -> ConfigDict:
   p.entropy_penalty = 0.0
   p.eval_every = 25  # iterations between measurements of the policies, imagined and real; 0: none
   p.eval_episodes = 20  # real ones per task, from held-out starts that evaluate leaves; 0: imagined only
+
+  o = c.online = ConfigDict()  # stage online_ppo: PPO in the simulator, with the settings of `ppo`
+  o.iterations = 50  # of ppo.dreams * ppo.chunks_per_iteration real chunks per task
+  o.eval_every = 5
 
   e = c.evaluate = ConfigDict()
   e.episodes = 50  # per task and policy

@@ -24,6 +24,7 @@ STAGES = (
   "evaluate",
   "report",
 )
+EXTRA_STAGES = ("online_ppo",)  # run only when asked for by name
 TASKS = (
   "open_drawer",
   "close_drawer",
@@ -166,7 +167,7 @@ CHECKS: dict[str, Check] = {
   "experiment": _NAME,
   "preset": _choice(*PRESETS),
   "preset_reason": _TEXT,
-  "stage": _choice("all", "plan", *STAGES),
+  "stage": _choice("all", "plan", *STAGES, *EXTRA_STAGES),
   "workdir": _TEXT,
   "seed": _count(0, 2**31 - 1),
   "tasks": _TASK_LIST,
@@ -287,6 +288,8 @@ CHECKS: dict[str, Check] = {
   "ppo.entropy_penalty": _NOT_NEGATIVE,
   "ppo.eval_every": _count(0),
   "ppo.eval_episodes": _count(0),
+  "online.iterations": _count(),
+  "online.eval_every": _count(),
   "evaluate.episodes": _count(),
   "evaluate.random_policy": _FLAG,
   "evaluate.expert": _FLAG,
@@ -372,6 +375,13 @@ RULES: tuple[Rule, ...] = (
     lambda warmup, total: warmup < total,
     "fewer than ppo.iterations ({1}): otherwise the policy is never changed",
     "lower it, or raise ppo.iterations",
+  ),
+  Rule(
+    "online.iterations",
+    ("ppo.critic_warmup_iterations",),
+    lambda total, warmup: total > warmup,
+    "more than ppo.critic_warmup_iterations ({1}): otherwise the policy is never changed",
+    "raise it",
   ),
   Rule(
     "world_model.warmup_updates",

@@ -213,6 +213,24 @@ def test_killed_and_repeated_equals_uninterrupted(finished, cache, tmp_path):
   assert steps[0] == steps[1]
 
 
+def test_ppo_in_the_simulator_beside_that_in_imagination(finished, cache):
+  workdir, first = finished
+  assert first.returncode == 0
+  online = run(cache, workdir, stage="online_ppo", online__iterations=3, online__eval_every=3)
+  assert online.returncode == 0, online.stderr[-3000:]
+  assert "real steps to match" in online.stdout
+  found = json.loads((workdir / "online_ppo" / "online.json").read_text())
+  # 4 dreams of 18 chunks of 4 actions in each iteration.
+  assert [point["real_steps"] for point in found["curve"]] == [0, 3 * 4 * 18 * 4]
+  assert set(found["imagination"]) == set(TASKS)
+  lines = [line for line in read_metrics(workdir / "online_ppo") if "online/kl" in line]
+  assert [line["step"] for line in lines] == [1, 2, 3]
+  cloned = load_params(workdir / "behaviour_cloning" / "params")
+  tuned = load_params(workdir / "online_ppo" / "params")["tuned"]
+  moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), cloned, tuned)
+  assert 0 < max(jax.tree.leaves(moved)) < 0.1
+
+
 def test_world_models_compared_in_a_finished_run(finished, cache):
   workdir, first = finished
   assert first.returncode == 0

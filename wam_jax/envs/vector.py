@@ -56,12 +56,22 @@ class VectorEnvironment:
       raise ValueError(f"{name}: expected shape {list(shape)}, got {list(array.shape)}")
     return array
 
-  def reset(self, robot_obs: np.ndarray, scene_obs: np.ndarray) -> None:
-    """Restores one state per environment: robot_obs [n, 15], scene_obs [n, 24]."""
+  def reset(self, robot_obs: np.ndarray, scene_obs: np.ndarray, active: np.ndarray | None = None) -> None:
+    """Restores one state per environment.
+
+    Args:
+      robot_obs: [n, 15].
+      scene_obs: [n, 24].
+      active: [n] bool, environments to restore; rows of the others are not looked at. None: all.
+    """
     robot_obs = self._rows("robot_obs", robot_obs, (self.num, base.ROBOT_OBS))
     scene_obs = self._rows("scene_obs", scene_obs, (self.num, base.SCENE_OBS))
-    self._each(lambda i: self.environments[i].reset(robot_obs[i], scene_obs[i]), np.arange(self.num))
-    self._pictures = {}
+    rows = (
+      np.arange(self.num) if active is None else np.flatnonzero(self._rows("active", active, (self.num,)))
+    )
+    self._each(lambda i: self.environments[i].reset(robot_obs[i], scene_obs[i]), rows)
+    if active is None:
+      self._pictures = {}
 
   def step(self, actions: np.ndarray, active: np.ndarray | None = None) -> None:
     """Executes one action per environment.

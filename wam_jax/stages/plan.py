@@ -15,6 +15,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from wam_jax import config as config_lib
+from wam_jax.config_rules import EXTRA_STAGES
 from wam_jax.io import artifact as artifact_lib
 from wam_jax.io.artifact import Artifact
 from wam_jax.io.logger import duration
@@ -31,6 +32,7 @@ DEMO_SECONDS: dict[str, float] = {
   "behaviour_cloning": 70,
   "classifier": 40,
   "ppo": 95,
+  "online_ppo": 3_000,
   "evaluate": 60,
   "report": 20,
 }
@@ -120,7 +122,7 @@ def make_plan(config: ConfigDict) -> dict[str, StagePlan]:
   for stage in wanted_stages(config):
     need(stage)
   plans: dict[str, StagePlan] = {}
-  for stage in STAGES:
+  for stage in (*STAGES, *EXTRA_STAGES):
     if stage in needed:
       plans[stage] = _plan_stage(config, stage, plans)
   return plans
@@ -267,6 +269,7 @@ def _size(config: ConfigDict, stage: str) -> str:
     "behaviour_cloning": f"{tasks} x {b.updates:,} updates of {b.batch_size} chunks",
     "classifier": f"{tasks} x {k.updates:,} updates of {k.batch_size} frames",
     "ppo": f"{tasks} x {p.iterations} iterations of {p.dreams} x {p.chunks_per_iteration} chunks",
+    "online_ppo": f"{tasks} x {config.online.iterations} x {p.dreams} x {p.chunks_per_iteration} real chunks",
     "evaluate": f"{tasks} x {e.episodes} episodes of at most {config.env.max_steps} steps",
     "report": "tables, curves, animations",
   }[stage]
@@ -311,6 +314,7 @@ def _work(config: ConfigDict, stage: str) -> float:
     "behaviour_cloning": tasks * b.updates * b.batch_size * policy,
     "classifier": tasks * k.updates * k.batch_size * (feature * k.embed[0] + k.embed[0] * k.embed[-1]),
     "ppo": tasks * p.iterations * (dreaming + tuning),
+    "online_ppo": tasks * config.online.iterations * p.dreams * p.chunks_per_iteration,
     "evaluate": tasks * e.episodes * config.env.max_steps * policies,
     "report": 1.0,
   }[stage]

@@ -100,6 +100,8 @@ def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger:
       classifier=classifier,
       frozen=frozen,
       heldout=heldout,
+      every=config.ppo.eval_every,
+      last=config.ppo.iterations,
     )
   state = train_loop(
     state=state,

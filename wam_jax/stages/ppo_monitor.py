@@ -34,12 +34,12 @@ SELECTION = "selection.json"
 
 
 class Monitor:
-  """Measures the policies every `ppo.eval_every` iterations, the cloned ones first; a `batch_done`.
+  """Measures the policies every so many iterations, the cloned ones first; for a training loop.
 
-  Written for each task and as means, under `ppo/monitor/`: `imagined_success` (deterministic policy, dreams
-  from held-out demos), `real_success` (where there is a simulator, from starts that stage evaluate leaves),
-  `gap`, `kl_to_cloned` (nats per number of a denoising step, at what the dreams visit) and quantiles of
-  `score`, the classifier's largest log-odds in a dream, above its threshold.
+  Written for each task and as means, under `<prefix>/monitor/`: `imagined_success` (deterministic policy,
+  dreams from held-out demos), `real_success` (where there is a simulator, from starts that stage evaluate
+  leaves), `gap`, `kl_to_cloned` (nats per number of a denoising step, at what the dreams visit) and quantiles
+  of `score`, the classifier's largest log-odds in a dream, above its threshold.
   """
 
   def __init__(
@@ -56,8 +56,12 @@ class Monitor:
     classifier: SuccessClassifier,
     frozen: train.Frozen,
     heldout: DemoFeatures,
+    prefix: str = "ppo",
+    every: int,
+    last: int,
   ):
-    self._config, self._workdir, self._logger = config, workdir, logger
+    self._config, self._logger = config, logger
+    self._prefix, self._every, self._last = prefix, every, last
     self._model, self._world_params, self._policy, self._frozen = model, world_params, policy, frozen
     self._tasks = tuple(heldout.tasks)
     self._starts = make_starts(heldout.feature, heldout.success, heldout.mask)
@@ -70,10 +74,11 @@ class Monitor:
 
   def __call__(self, step: int, state: train.PPOState) -> None:
     """Measures if it is time to. Raises nothing of its own."""
-    if step % self._config.ppo.eval_every and step != self._config.ppo.iterations:
+    if step % self._every and step != self._last:
       return
     per_task = self.measure(state)
-    self._logger.write(step, {f"ppo/monitor/{n}": v for n, v in task_metrics(self._tasks, per_task).items()})
+    metrics = task_metrics(self._tasks, per_task)
+    self._logger.write(step, {f"{self._prefix}/monitor/{name}": value for name, value in metrics.items()})
     for by in BY:
       if f"{by}_success" in per_task:
         self._selection.offer(by, step, per_task[f"{by}_success"], state.params["actor"])
@@ -88,16 +93,22 @@ class Monitor:
     out = {"imagined_success": (score > 0).mean(1)}
     out |= {f"score/{name}": np.quantile(score, q, 1) for name, q in QUANTILES.items()}
     out["kl_to_cloned"] = np.asarray(self._distance((params, state.dreams.feature, keys), None))
-    if self._real_starts is not None:
-      out["real_success"] = self._real(params)
-      out["gap"] = out["imagined_success"] - out["real_success"]
+    real = self.real_success(params)
+    if real is not None:
+      out |= {"real_success": real, "gap": out["imagined_success"] - real}
     return out
 
-  def _real(self, params: Params) -> np.ndarray:
+  def real_success(self, params: Params) -> np.ndarray | None:
+    """Share of real episodes that succeed, [K]; None without start states.
+
+    Args:
+      params: {"base", "tuned"}, stacked over K tasks.
+    """
     from wam_jax import envs
     from wam_jax.stages import rollout
 
-    assert self._real_starts is not None
+    if self._real_starts is None:
+      return None
     robot_obs, scene_obs = self._real_starts
     env = self._config.env
     if self._environment is None:

@@ -1,0 +1,329 @@
+"""The same PPO in the simulator instead of the world model: what imagination saves in real steps.
+
+Not part of a whole run: ask for it by `--config.stage=online_ppo`. Policies, features, losses and optimisers
+are those of stage ppo; only rollouts differ: the simulator moves, every frame is drawn and filtered through
+the world model, and the task's own predicate pays. Files: `params`, `online.json`, `online.md`.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from wam_jax.core import ppo as ppo_loss
+from wam_jax.data import calvin
+from wam_jax.data.features import load_features
+from wam_jax.data.windows import REST_ACTION
+from wam_jax.envs import tasks as task_rules
+from wam_jax.io import checkpoint, tables
+from wam_jax.io.artifact import Artifact, write_text
+from wam_jax.io.logger import Logger, read_metrics
+from wam_jax.nn.policy import executable
+from wam_jax.stages import behaviour_cloning, ppo_monitor
+from wam_jax.stages import classifier as classifier_stage
+from wam_jax.stages import ppo as ppo_stage
+from wam_jax.stages.collect import dataset_path
+from wam_jax.stages.training_loop import train_loop
+from wam_jax.stages.world_model import load_world_model
+from wam_jax.train import ppo as train
+from wam_jax.train import world_model as wm
+from wam_jax.train.imagination import DreamState, make_starts, make_world
+from wam_jax.train.tasks import over_tasks, task_keys, task_metrics
+from wam_jax.types import Dream, Latent, Params, features
+
+REQUIRES = ("collect", "world_model", "featurize", "behaviour_cloning", "classifier", "ppo")
+CONFIG = ("seed", "tasks", "env.name", "env.image_size", "env.max_steps", "ppo", "online")
+
+
+def run(config: Any, inputs: Mapping[str, Artifact], workdir: pathlib.Path, logger: Logger) -> None:
+  """Trains as stage ppo does, on real episodes, and says how many real steps its results took."""
+  model, world_params = load_world_model(inputs["world_model"])
+  world_params = jax.device_put(world_params)
+  policy, cloned = behaviour_cloning.load_policy(inputs["behaviour_cloning"])
+  classifier, classifier_params = classifier_stage.load_classifier(inputs["classifier"])
+  demos, heldout = (load_features(inputs["featurize"].path / f"{name}.npz") for name in ("train", "heldout"))
+  num_tasks = len(demos.tasks)
+  frozen = jax.device_put(
+    train.Frozen(
+      base=cloned["base"],
+      classifier=classifier_params,  # only the monitor's dreams are judged by it
+      starts=make_starts(demos.feature, demos.success, demos.mask),
+      entropy_limit=jnp.zeros(num_tasks),
+    )
+  )
+  key = jax.random.fold_in(jax.random.key(config.seed), 8)
+  init_key, train_key = jax.random.split(key)
+  state = jax.jit(jax.vmap(lambda f, k: train.init_state(policy, config.ppo, f, k)))(
+    frozen, task_keys(init_key, num_tasks)
+  )
+  episodes = Episodes(config, inputs["collect"], model, world_params, policy, cloned["base"])
+  update_task = train.make_update(policy, config.ppo)
+  update_tasks = over_tasks(lambda task, _: update_task(*task))
+
+  def update(state: train.PPOState, key: jax.Array, num: int) -> tuple[train.PPOState, dict[str, Any]]:
+    assert num == 1  # per_call
+    rollout_key, chain_key, epoch_key = jax.random.split(key, 3)
+    ends, rollout, real = episodes.rollout(state, rollout_key)
+    keys = task_keys(chain_key, num_tasks), task_keys(epoch_key, num_tasks)
+    state, metrics = update_tasks((state, frozen, ends, rollout, *keys), None)
+    return state, task_metrics(demos.tasks, metrics | real)
+
+  monitor = ppo_monitor.Monitor(
+    config,
+    inputs,
+    workdir,
+    logger,
+    model=model,
+    world=make_world(model),
+    world_params=world_params,
+    policy=policy,
+    classifier=classifier,
+    frozen=frozen,
+    heldout=heldout,
+    prefix="online",
+    every=config.online.eval_every,
+    last=config.online.iterations,
+  )
+  state = train_loop(
+    state=state,
+    update=update,
+    total=config.online.iterations,
+    per_call=1,
+    key=train_key,
+    workdir=workdir,
+    logger=logger,
+    description="PPO in the simulator",
+    checkpoint_minutes=config.training.checkpoint_minutes,
+    metric_prefix="online",
+    started=monitor,
+    batch_done=monitor,
+  )
+  _, imagined = ppo_stage.load_policy(inputs["ppo"])
+  found = compare(
+    demos.tasks,
+    read_metrics(workdir),
+    monitor.real_success(imagined),
+    steps_per_iteration=config.ppo.dreams * config.ppo.chunks_per_iteration * policy.chunk,
+  )
+  write_text(workdir / "online.json", json.dumps(found, indent=2) + "\n")
+  text = tables.markdown_table(rows(found))
+  write_text(workdir / "online.md", text + "\n")
+  logger.info("\n" + text)
+  params = {"base": frozen.base, "tuned": state.params["actor"], "critic": state.params["critic"]}
+  checkpoint.save_params(workdir / "params", params)
+
+
+def compare(
+  names: tuple[str, ...],
+  lines: list[dict[str, Any]],
+  imagination: np.ndarray | None,
+  *,
+  steps_per_iteration: int,
+) -> dict[str, Any]:
+  """Real success over real steps, and when it reaches what imagination reached without them.
+
+  Args:
+    names: K tasks.
+    lines: metrics of this stage.
+    imagination: [K], real success of the policies of stage ppo, from the same starts; None: not measured.
+    steps_per_iteration: control steps of one task in an iteration.
+
+  Returns:
+    {"curve": [{"iteration", "real_steps" of one task, "success": {task: rate}}], "imagination": {task:
+    rate}, "real_steps_to_match": {task: real steps until its success is first as high, null: never}}.
+  """
+  key = lambda task: f"online/monitor/{task}/real_success"
+  curve = [
+    {
+      "iteration": line["step"],
+      "real_steps": line["step"] * steps_per_iteration,
+      "success": {task: line[key(task)] for task in names},
+    }
+    for line in lines
+    if all(key(task) in line for task in names)
+  ]
+  found: dict[str, Any] = {"curve": curve, "imagination": {}, "real_steps_to_match": {}}
+  if imagination is not None:
+    found["imagination"] = {task: float(rate) for task, rate in zip(names, imagination, strict=True)}
+    for task, goal in found["imagination"].items():
+      steps = [point["real_steps"] for point in curve if point["success"][task] >= goal - 1e-9]
+      found["real_steps_to_match"][task] = min(steps, default=None)
+  return found
+
+
+def rows(found: Mapping[str, Any]) -> tables.Rows:
+  """`compare` as a table, header first."""
+  curve, imagination = found["curve"], found["imagination"]
+  heads = ["Real success in %", *(f"{point['real_steps']:,} steps" for point in curve), "in imagination"]
+  out = [[*heads, "real steps to match"]]
+  for task in curve[0]["success"] if curve else ():
+    steps = found["real_steps_to_match"].get(task)
+    percent = [f"{100 * point['success'][task]:.0f}" for point in curve]
+    reached = f"{100 * imagination[task]:.0f}" if task in imagination else tables.NOTHING
+    never = "not reached" if imagination else tables.NOTHING
+    out.append([task, *percent, reached, never if steps is None else f"{steps:,}"])
+  return out
+
+
+class Episodes:
+  """Rollouts of all tasks' policies in the simulator, E environments of each, in the form of dreams.
+
+  Environments start anew in every iteration, so that an interrupted run goes on as if it had not been.
+  """
+
+  def __init__(
+    self, config: Any, collect: Artifact, model: Any, world_params: Params, policy: Any, base: Params
+  ):
+    from wam_jax import envs
+
+    p, env = config.ppo, config.env
+    self._tasks, self._num = tuple(config.tasks), p.dreams
+    self._model, self._world_params, self._policy, self._base = model, world_params, policy, base
+    self._chunks, self._horizon = p.chunks_per_iteration, p.horizon_steps // policy.chunk
+    total = len(self._tasks) * self._num
+    self._environment = envs.make_vector(env.name, total, workers=env.workers, image_size=env.image_size)
+    self._starts = training_starts(config, collect)
+    self._filter = jax.jit(self._filter_frames)
+    self._act = over_tasks(self._make_act(config))
+    self._value = over_tasks(self._make_value(config))
+
+  def _filter_frames(
+    self, params: Params, latent: Latent, seen: dict, prev_action: jax.Array, first: jax.Array, key: jax.Array
+  ) -> Latent:
+    embed = wm.encode_observation(
+      self._model, params, seen["rgb_static"], seen["rgb_gripper"], seen["robot_obs"].astype(jnp.float32)
+    )
+    return wm.filter_step(self._model, params, latent, embed, prev_action, first, key)
+
+  def _make_act(self, config: Any) -> Callable[[Any, Any], Any]:
+    policy, p = self._policy, config.ppo
+
+    def act(task: Any, _: Any) -> Any:
+      """Of one task: (networks, feature [E, F], key) -> chunk, chain, log_prob [E, K']."""
+      base, tuned, feature, key = task
+      x_init, noise = policy.draw_noise(key, feature.shape[:1])
+      chunk, chain = policy.sample_chain({"base": base, "tuned": tuned}, feature, x_init, noise)
+      log_prob = policy.log_prob_of_noise(noise)
+      return executable(chunk), chain, ppo_loss.mean_log_prob(log_prob, p.log_prob_min, p.log_prob_max)
+
+    return act
+
+  def _make_value(self, config: Any) -> Callable[[Any, Any], Any]:
+    critic = train.make_critic(config.ppo)
+    return lambda task, _: critic.apply({"params": task[0]}, *task[1:])
+
+  def rollout(self, state: train.PPOState, key: jax.Array) -> tuple[DreamState, Dream, dict[str, np.ndarray]]:
+    """N chunks in every environment.
+
+    Args:
+      state: of PPO, stacked over K tasks.
+      key: random key.
+
+    Returns:
+      (where the episodes stand at the end, the rollout with leaves [K, N, E, ...], metrics [K]).
+    """
+    tasks, num, policy = self._tasks, self._num, self._policy
+    shape, total = (len(tasks), num), len(tasks) * num
+    fold = lambda x: np.asarray(x).reshape(*shape, *x.shape[1:])
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+    actor, critic = state.params["actor"], state.params["critic"]
+    environment = self._environment
+    started = np.ones(total, bool)
+    robot, scene = self._draw_starts(started, np.zeros((total, 15)), np.zeros((total, 24)), rng)
+    environment.reset(robot, scene)
+    origin = environment.state()[1]
+    latent = wm.initial_latent(self._model, self._world_params, total)
+    rest = np.tile(np.asarray(REST_ACTION, np.float32), (total, 1))
+    latent = self._filter(
+      self._world_params, latent, environment.observe(), rest, started, jax.random.fold_in(key, 0)
+    )
+    step = np.zeros(total, np.int32)
+    out: list[dict[str, Any]] = []
+    succeeded = ended_count = np.zeros(len(tasks))
+    for n in range(self._chunks):
+      act_key, frame_key, restart_key = jax.random.split(jax.random.fold_in(key, n + 1), 3)
+      feature = fold(features(latent))
+      left = fold(1 - step / self._horizon).astype(np.float32)
+      value = self._value((critic, feature, left), None)
+      networks = self._base, actor, feature, task_keys(act_key, len(tasks))
+      chunk, chain, log_prob = self._act(networks, None)
+      success = np.zeros(total, bool)
+      actions = np.asarray(chunk).reshape(total, policy.chunk, -1)
+      for h in range(policy.chunk):
+        environment.step(actions[:, h])
+        seen = environment.observe()
+        now = seen["scene_obs"]
+        success |= np.concatenate(
+          [
+            task_rules.success(task, origin[part], now[part])
+            for task, part in zip(tasks, np.arange(total).reshape(shape), strict=True)
+          ]
+        )
+        frame = jax.random.fold_in(frame_key, h)
+        latent = self._filter(self._world_params, latent, seen, actions[:, h], np.zeros(total, bool), frame)
+      step = step + 1
+      truncated = (step >= self._horizon) & ~success
+      after = fold(1 - step / self._horizon).astype(np.float32)
+      bootstrap = self._value((critic, fold(features(latent)), after), None)
+      out.append(
+        {
+          "feature": feature,
+          "chain": chain,
+          "log_prob": log_prob,
+          "reward": fold(success).astype(np.float32),
+          "value": value,
+          "terminated": fold(success),
+          "truncated": fold(truncated),
+          "bootstrap_value": bootstrap,
+          "time_left": left,
+        }
+      )
+      ended = success | truncated
+      succeeded, ended_count = succeeded + fold(success).sum(1), ended_count + fold(ended).sum(1)
+      step = np.where(ended, 0, step)
+      if ended.any():
+        robot, scene = self._draw_starts(ended, *environment.state(), rng)
+        environment.reset(robot, scene, ended)
+        origin = np.where(ended[:, None], environment.state()[1], origin)
+        seen = environment.observe(ended)
+        fresh = self._filter(self._world_params, latent, seen, rest, ended, restart_key)
+        latent = jax.tree.map(
+          lambda new, old, ended=ended: jnp.where(ended.reshape(-1, *[1] * (new.ndim - 1)), new, old),
+          fresh,
+          latent,
+        )
+    rollout = Dream(**jax.tree.map(lambda *x: jnp.stack(x, 1), *out))
+    ends = DreamState(feature=jnp.asarray(fold(features(latent))), step=jnp.asarray(fold(step)))
+    real = {"success": succeeded / np.maximum(ended_count, 1), "ended": ended_count}
+    return ends, rollout, real
+
+  def _draw_starts(
+    self, which: np.ndarray, robot: np.ndarray, scene: np.ndarray, rng: np.random.Generator
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """The states with those that `which` names drawn anew from the demos' first frames."""
+    robot, scene = robot.copy(), scene.copy()
+    for i in np.flatnonzero(which):
+      robots, scenes = self._starts[self._tasks[i // self._num]]
+      row = rng.integers(len(robots))
+      robot[i], scene[i] = robots[row], scenes[row]
+    return robot, scene
+
+
+def training_starts(config: Any, collect: Artifact) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+  """task -> first states of its training demos: robot_obs [M, 15], scene_obs [M, 24]."""
+  demos = calvin.read_demos(
+    dataset_path(collect) / "training",
+    config.tasks,
+    limit=config.data.demos_per_task,
+    image_size=config.env.image_size,
+    workers=config.env.workers,
+  )
+  rows = {task: [start for start, _ in demos.windows(task)] for task in config.tasks}
+  states = demos.frames.robot_obs, demos.frames.scene_obs
+  return {task: (states[0][found], states[1][found]) for task, found in rows.items()}
