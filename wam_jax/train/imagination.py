@@ -18,9 +18,9 @@ from flax import struct
 
 from wam_jax.core import ppo
 from wam_jax.nn.classifier import SuccessClassifier
-from wam_jax.nn.policy import DiffusionPolicy, executable
+from wam_jax.nn.policy import executable
 from wam_jax.train import world_model as world_model_lib
-from wam_jax.types import Dream, Latent, Metrics, Params, features, latent_from_features
+from wam_jax.types import Dream, Latent, Metrics, Params, Policy, features, latent_from_features
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +176,7 @@ def _imagine_chunk(
 def dream(
   world: World,
   world_params: Params,
-  policy: DiffusionPolicy,
+  policy: Policy,
   policy_params: Params,
   value: Callable[[jax.Array, jax.Array], jax.Array],
   classifier: SuccessClassifier,
@@ -199,7 +199,7 @@ def dream(
   Args:
     world: the frozen world model.
     world_params: its parameters.
-    policy: sizes and schedule.
+    policy: what acts.
     policy_params: {"base", "tuned"}.
     value: (feature [E, F], time left [E]) -> [E].
     classifier: sizes.
@@ -261,7 +261,7 @@ def dream(
 def imagined_success(
   world: World,
   world_params: Params,
-  policy: DiffusionPolicy,
+  policy: Policy,
   policy_params: Params,
   classifier: SuccessClassifier,
   classifier_params: Params,
@@ -276,7 +276,7 @@ def imagined_success(
   Args:
     world: the frozen world model.
     world_params: its parameters.
-    policy: sizes and schedule.
+    policy: what acts.
     policy_params: {"base", "tuned"}.
     classifier: sizes.
     classifier_params: of this task.

@@ -13,10 +13,10 @@ from flax import struct
 
 from wam_jax.core import ppo, returns
 from wam_jax.nn.classifier import SuccessClassifier
-from wam_jax.nn.policy import Critic, DiffusionPolicy
+from wam_jax.nn.policy import Critic
 from wam_jax.train.imagination import DreamState, StartFrames, World, dream, start_dreams
 from wam_jax.train.state import make_optimizer
-from wam_jax.types import Metrics, Params
+from wam_jax.types import Metrics, Params, Policy
 
 
 @struct.dataclass
@@ -67,11 +67,11 @@ def make_optimizers(config: Any) -> dict[str, optax.GradientTransformation]:
   }
 
 
-def init_state(policy: DiffusionPolicy, config: Any, frozen: Frozen, key: jax.Array) -> PPOState:
+def init_state(policy: Policy, config: Any, frozen: Frozen, key: jax.Array) -> PPOState:
   """State before the first iteration: the actor is the cloned network.
 
   Args:
-    policy: sizes.
+    policy: what acts.
     config: `config.ppo`.
     frozen: of one task.
     key: random key.
@@ -113,13 +113,11 @@ class Sample:
   frozen_chain: jax.Array
 
 
-def actor_loss(
-  policy: DiffusionPolicy, config: Any, network: Params, sample: Sample
-) -> tuple[jax.Array, Metrics]:
+def actor_loss(policy: Policy, config: Any, network: Params, sample: Sample) -> tuple[jax.Array, Metrics]:
   """Clipped chain loss and the behaviour-cloning regulariser.
 
   Args:
-    policy: sizes and schedule.
+    policy: what acts.
     config: `config.ppo`.
     network: parameters being trained.
     sample: a minibatch.
@@ -151,13 +149,13 @@ def actor_loss(
 
 
 def make_iteration(
-  world: World, policy: DiffusionPolicy, classifier: SuccessClassifier, config: Any
+  world: World, policy: Policy, classifier: SuccessClassifier, config: Any
 ) -> Callable[[PPOState, Frozen, Params, jax.Array], tuple[PPOState, Metrics]]:
   """Builds one iteration of one task: rollout, advantages, epochs of minibatches.
 
   Args:
     world: the frozen world model's function; its parameters are an argument of the iteration.
-    policy: sizes and schedule.
+    policy: what acts.
     classifier: sizes.
     config: `config.ppo`.
 
