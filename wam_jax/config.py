@@ -119,11 +119,15 @@ def default_config() -> ConfigDict:
   j.compare = ()
 
   b = c.behaviour_cloning = ConfigDict()
+  b.policy = "diffusion"  # diffusion, or gaussian: one Gaussian around the output of a network, no denoising
   b.chunk = 4  # H, actions per chunk, all executed
   b.hidden = 512
   b.blocks = 1  # residual blocks of two layers
   b.time_dim = 16
   b.denoising_steps = 20  # K
+  b.ddim_steps = (
+    0  # denoising steps when evaluated, by DDIM without noise; 0: all K of DDPM. PPO dreams with all K
+  )
   b.batch_size = 256
   b.updates = 50_000  # about 5000 epochs over 50 demos
   b.learning_rate = 1e-4
@@ -155,9 +159,9 @@ def default_config() -> ConfigDict:
   p.horizon = (
     "bootstrap"  # bootstrap: value of the last feature; terminal: the end, with the time left as input
   )
-  p.fine_tuned_steps = 10  # K'
-  p.min_sampling_std = 0.1
-  p.min_log_prob_std = 0.1
+  p.fine_tuned_steps = 10  # K'; a gaussian policy has one step
+  p.min_sampling_std = 0.1  # of each denoising step; of a gaussian policy the standard deviation itself
+  p.min_log_prob_std = 0.1  # the same, in log-probabilities
   p.log_prob_min = -5.0
   p.log_prob_max = 2.0
   p.clip_min = 0.001

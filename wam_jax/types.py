@@ -135,10 +135,63 @@ class TrainState(struct.PyTreeNode):
 
 
 class Policy(Protocol):
-  """Samples a chunk of actions from a feature."""
+  """A policy on features: static sizes and pure functions of its parameters.
 
-  def sample(self, params: Params, feature: jax.Array, key: jax.Array) -> jax.Array:
-    """[..., F] -> chunk [..., H, 7] in [-1, 1], gripper not yet rounded to its sign."""
+  Parameters of one network are a tree; the policy's are {"base": network, "tuned": network}. A chunk comes
+  out of a chain of K' + 1 entries whose K' transitions are what PPO trains, each a Gaussian; a policy
+  that is a single Gaussian has K' = 1.
+  """
+
+  @property
+  def feature_size(self) -> int:
+    """F."""
+    ...
+
+  @property
+  def chunk(self) -> int:
+    """H."""
+    ...
+
+  @property
+  def fine_tuned_steps(self) -> int:
+    """K'."""
+    ...
+
+  def init(self, key: jax.Array) -> Params:
+    """Random parameters of one network."""
+    ...
+
+  def cloning_loss(self, network: Params, feature: jax.Array, chunk: jax.Array, key: jax.Array) -> jax.Array:
+    """Loss of demo chunks, [B, F] and [B, H, A] in [-1, 1] -> scalar."""
+    ...
+
+  def draw_noise(self, key: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    """x_init [*shape, H, A] and noise [K, *shape, H, A] for `sample_chain`."""
+    ...
+
+  def sample_chain(
+    self,
+    params: Params,
+    feature: jax.Array,
+    x_init: jax.Array,
+    noise: jax.Array,
+    deterministic: bool = False,
+  ) -> tuple[jax.Array, jax.Array]:
+    """[..., F] -> chunk [..., H, A] and chain [..., K'+1, H, A], which ends with the chunk."""
+    ...
+
+  def sample(
+    self, params: Params, feature: jax.Array, key: jax.Array, deterministic: bool = False
+  ) -> jax.Array:
+    """[..., F] -> chunk [..., H, A], motion not yet clipped, gripper not yet set to its sign."""
+    ...
+
+  def log_prob(self, network: Params, feature: jax.Array, chain: jax.Array) -> jax.Array:
+    """Log-densities of a chain's transitions, [..., K'+1, H, A] -> [..., K', H, A]."""
+    ...
+
+  def log_prob_of_noise(self, noise: jax.Array) -> jax.Array:
+    """`log_prob` of the stochastic chain that `noise` drew, [K, ..., H, A] -> [..., K', H, A]."""
     ...
 
 

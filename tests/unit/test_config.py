@@ -101,6 +101,9 @@ def test_all_problems_come_at_once(config):
     ("ppo.horizon_steps", "76"),  # longer than an episode
     ("env.max_steps", "71"),
     ("ppo.fine_tuned_steps", "21"),
+    ("behaviour_cloning.ddim_steps", "21"),
+    ("behaviour_cloning.ddim_steps", "-1"),
+    ("behaviour_cloning.policy", "transformer"),
     ("ppo.critic_warmup_iterations", "12"),
     ("ppo.log_prob_min", "2"),
     ("ppo.clip_min", "0.5"),
@@ -128,6 +131,15 @@ def test_impossible_values_stop_before_anything_runs(config, path, text):
   found = problems_of(config, (path, text))
   named = "data.calvin_path" if path == "data.source" else path
   assert named in found and "{" not in found[named].rule + found[named].fix
+
+
+def test_ddim_is_for_policies_that_denoise(config):
+  gaussian = ("behaviour_cloning.policy", "gaussian")
+  assert config_lib.apply_overrides(config, [gaussian]) == []
+  config_lib.finalize(config)
+  found = problems_of(config, ("behaviour_cloning.ddim_steps", "5"))
+  assert set(found) == {"behaviour_cloning.ddim_steps"}
+  assert "gaussian" in found["behaviour_cloning.ddim_steps"].rule
 
 
 def test_data_smaller_than_a_batch(config, tmp_path):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -117,3 +119,81 @@ def test_finite_at_extremes():
     fn = lambda x: diffusion.posterior_mean(SCHEDULE, x, jnp.array([0, K - 1]), 1e3 * x).sum()
     value, grad = jax.value_and_grad(fn)(x)
     assert jnp.isfinite(value) and jnp.isfinite(grad).all()
+
+
+def test_ddim_steps_start_at_pure_noise_and_never_repeat():
+  assert diffusion.ddim_steps(20, 5).tolist() == [19, 15, 11, 7, 3]
+  assert diffusion.ddim_steps(6, 6).tolist() == [5, 4, 3, 2, 1, 0]
+  assert diffusion.ddim_steps(20, 3).tolist() == [19, 12, 5]
+  for total in (1, 2, 3, 7, 20):
+    for count in range(1, total + 1):
+      t = diffusion.ddim_steps(total, count)
+      assert len(t) == count and t[0] == total - 1 and t[-1] >= 0 and (np.diff(t) < 0).all()
+  for bad in (0, 7, -1):
+    with pytest.raises(ValueError, match="ddim_steps: expected 1 to 6"):
+      diffusion.ddim_steps(6, bad)
+
+
+def gaussian_noise(schedule, mean, std):
+  """The exact noise prediction for chunks from N(mean, std^2): E[noise | x_t]."""
+
+  def eps(x, t):
+    bar = jnp.asarray(schedule.alpha_bar)[t]
+    return jnp.sqrt(1 - bar) * (x - jnp.sqrt(bar) * mean) / (bar * std**2 + 1 - bar)
+
+  return eps
+
+
+@pytest.mark.parametrize("count", [1, 4, K])
+def test_ddim_of_a_known_gaussian(count):
+  """Each step maps the deviation y = x - sqrt(bar) mean linearly: E[x_0] moves it by sqrt(bar) s^2 / v and
+  the noise by sqrt(1 - bar) / v, with v = bar s^2 + 1 - bar, put together with the next step's bar'."""
+  mean, std = draw(0, 4, 7) / 10, 0.2
+  eps, x = gaussian_noise(SCHEDULE, mean, std), draw(1, 3, 4, 7)
+  got = diffusion.sample_ddim(SCHEDULE, eps, eps, x, num_tuned=2, count=count)
+  bars = [float(SCHEDULE.alpha_bar[t]) for t in diffusion.ddim_steps(K, count)] + [1.0]
+  factor = 1.0
+  for bar, after in itertools.pairwise(bars):
+    v = bar * std**2 + 1 - bar
+    factor *= (np.sqrt(bar * after) * std**2 + np.sqrt((1 - bar) * (1 - after))) / v
+  np.testing.assert_allclose(got, mean + factor * (x - np.sqrt(bars[0]) * mean), atol=1e-4)
+
+
+def test_ddim_follows_the_probability_flow():
+  """Many steps: the deviation is rescaled from the deviation of the noisiest step to that of the data."""
+  many = diffusion.make_schedule(1000)
+  mean, std = draw(0, 4, 7) / 10, 0.2
+  eps, x = gaussian_noise(many, mean, std), draw(1, 3, 4, 7)
+  got = diffusion.sample_ddim(many, eps, eps, x, num_tuned=500, count=1000)
+  np.testing.assert_allclose(got, mean + std * x, atol=5e-3)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, K])
+def test_ddim_of_a_point_is_the_point_clamped(count):
+  point = jnp.linspace(-1.5, 1.5, 28).reshape(4, 7)
+  eps, x = gaussian_noise(SCHEDULE, point, 0.0), draw(1, 3, 4, 7)
+  got = diffusion.sample_ddim(SCHEDULE, eps, eps, x, num_tuned=2, count=count)
+  np.testing.assert_allclose(got, jnp.broadcast_to(jnp.clip(point, -1, 1), got.shape), atol=1e-4)
+
+
+@pytest.mark.parametrize(("count", "num_tuned"), [(1, 2), (3, 2), (3, 0), (3, K), (K, 4)])
+def test_ddim_asks_each_network_at_its_own_steps(count, num_tuned):
+  asked = {"base": [], "tuned": []}
+
+  def make(name):
+    def eps(x, t):
+      jax.debug.callback(lambda t: asked[name].append(int(t)), t, ordered=True)
+      return 0.1 * x
+
+    return eps
+
+  args = SCHEDULE, make("base"), make("tuned"), draw(1, 3, 4, 7)
+  jax.block_until_ready(diffusion.sample_ddim(*args, num_tuned=num_tuned, count=count))
+  jax.effects_barrier()
+  steps = diffusion.ddim_steps(K, count).tolist()
+  assert asked["base"] == [t for t in steps if t >= num_tuned]
+  assert asked["tuned"] == [t for t in steps if t < num_tuned]
+  with pytest.raises(ValueError, match="num_tuned"):
+    diffusion.sample_ddim(*args, num_tuned=K + 1, count=count)
+  with pytest.raises(ValueError, match="ddim_steps"):
+    diffusion.sample_ddim(*args, num_tuned=num_tuned, count=K + 1)

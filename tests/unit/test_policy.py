@@ -8,14 +8,16 @@ import numpy as np
 import optax
 import pytest
 
+from wam_jax.core import diffusion
 from wam_jax.nn import policy as policy_lib
-from wam_jax.nn.policy import DiffusionPolicy
+from wam_jax.nn.policy import DiffusionPolicy, GaussianPolicy
 from wam_jax.train import behaviour_cloning as bc
 from wam_jax.train.state import make_train_state
 from wam_jax.train.tasks import over_tasks, repeat, task_keys, task_metrics
 
 F = 5
 POLICY = DiffusionPolicy(F, chunk=3, hidden=16, time_dim=4, denoising_steps=5, fine_tuned_steps=2)
+GAUSSIAN = GaussianPolicy(F, chunk=3, hidden=16, sampling_std=0.2, log_prob_std=0.3)
 
 
 def draw(seed, *shape):
@@ -56,6 +58,32 @@ def test_each_network_makes_its_own_steps():
   np.testing.assert_allclose(exact, POLICY.log_prob_of_noise(noise[1]), atol=2e-3)
 
 
+@pytest.mark.parametrize("lead", [(), (2, 3)])
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_ddim_is_how_a_deterministic_sample_is_drawn(count, lead):
+  params, feature, key = two_networks(), draw(2, *lead, F), jax.random.key(3)
+  fewer = dataclasses.replace(POLICY, ddim_steps=count)
+  eps = lambda name: lambda x, t: POLICY.eps(params[name], x, jnp.full(x.shape[:-2], t, jnp.int32), feature)
+  expected = diffusion.sample_ddim(
+    POLICY.schedule,
+    eps("base"),
+    eps("tuned"),
+    POLICY.draw_noise(key, lead)[0],
+    num_tuned=POLICY.fine_tuned_steps,
+    count=count,
+  )
+  got = fewer.sample(params, feature, key, deterministic=True)
+  assert got.shape == (*lead, 3, 7)
+  np.testing.assert_allclose(got, expected, atol=1e-4)
+  assert not jnp.allclose(got, POLICY.sample(params, feature, key, deterministic=True), atol=1e-3)
+  # Stochastic samples and the chains of PPO are what they were.
+  np.testing.assert_array_equal(fewer.sample(params, feature, key), POLICY.sample(params, feature, key))
+  noise = POLICY.draw_noise(key, lead)
+  for variant in (False, True):
+    ours, theirs = (p.sample_chain(params, feature, *noise, variant) for p in (fewer, POLICY))
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
 def test_condition_shared_over_steps_equals_the_plain_network():
   network, feature, x = two_networks()["base"], draw(2, 4, F), draw(3, 4, 3, 7)
   t = jnp.array([0, 1, 3, 4])
@@ -76,6 +104,11 @@ def test_mismatch_raises():
     POLICY.log_prob(params["base"], feature, draw(3, 4, 2, 3, 7))
   with pytest.raises(ValueError, match="fine_tuned_steps"):
     DiffusionPolicy(F, denoising_steps=5, fine_tuned_steps=6)
+  for count in (-1, 6):
+    with pytest.raises(ValueError, match="ddim_steps"):
+      dataclasses.replace(POLICY, ddim_steps=count)
+  with pytest.raises(ValueError, match="feature"):
+    dataclasses.replace(POLICY, ddim_steps=2).sample(params, feature[:, :-1], jax.random.key(0), True)
   with pytest.raises(ValueError, match="hidden"):
     policy_lib.Critic((8, 8)).init(jax.random.key(0), feature, jnp.ones(4))
 
@@ -181,7 +214,7 @@ def test_bc_gradient_against_finite_differences():
   with jax.enable_x64(True):
     network = jax.tree.map(lambda x: jnp.asarray(np.asarray(x), jnp.float64), POLICY.init(jax.random.key(0)))
     args = jnp.asarray(np.asarray(feature), jnp.float64), jnp.asarray(np.asarray(chunk), jnp.float64), key
-    fn = jax.jit(lambda p: bc.bc_loss(POLICY, p, *args))
+    fn = jax.jit(lambda p: POLICY.cloning_loss(p, *args))
     grad = jax.grad(fn)(network)
     leaves, structure = jax.tree.flatten(network)
     rng = np.random.default_rng(3)
@@ -190,3 +223,85 @@ def test_bc_gradient_against_finite_differences():
     slope = (move(1e-6) - move(-1e-6)) / 2e-6
     along = sum(jax.tree.leaves(jax.tree.map(lambda g, d: (g * d).sum(), grad, direction)))
     np.testing.assert_allclose(along, slope, rtol=1e-5)
+
+
+def gaussian_networks():
+  return {"base": GAUSSIAN.init(jax.random.key(0)), "tuned": GAUSSIAN.init(jax.random.key(1))}
+
+
+@pytest.mark.parametrize("lead", [(), (2, 3)])
+def test_gaussian_samples(lead):
+  params, feature, key = gaussian_networks(), draw(2, *lead, F), jax.random.key(3)
+  mean = GAUSSIAN.mean(params["tuned"], feature)
+  assert mean.shape == (*lead, 3, 7) and (jnp.abs(mean) < 1).all() and jnp.abs(mean).max() > 0.01
+  np.testing.assert_array_equal(GAUSSIAN.sample(params, feature, key, deterministic=True), mean)
+  x_init, noise = GAUSSIAN.draw_noise(key, lead)
+  assert not x_init.any()
+  noise = noise.at[(0,) * noise.ndim].set(5.0)  # clamped to 3
+  chunk, chain = GAUSSIAN.sample_chain(params, feature, x_init, noise)
+  np.testing.assert_allclose(chunk, mean + 0.2 * np.clip(noise[0], -3, 3), atol=1e-6)
+  assert chain.shape == (*lead, GAUSSIAN.fine_tuned_steps + 1, 3, 7)
+  np.testing.assert_array_equal(chain[..., 1, :, :], chunk)
+  exact = GAUSSIAN.log_prob(params["tuned"], feature, chain)
+  assert exact.shape == (*lead, 1, 3, 7)
+  np.testing.assert_allclose(exact, GAUSSIAN.log_prob_of_noise(noise), atol=1e-4)
+  assert not jnp.allclose(exact, GAUSSIAN.log_prob(params["base"], feature, chain), atol=1e-2)
+
+
+def test_gaussian_log_prob_and_its_gradient_by_hand():
+  """With all weights zero but the last bias b, the mean is m = tanh(b) whatever the feature: the
+  log-density of x is -0.5 ((x - m) / s)^2 - log s - 0.5 log 2 pi, its derivative by b
+  (x - m) / s^2 (1 - m^2)."""
+  network = jax.tree.map(jnp.zeros_like, GAUSSIAN.init(jax.random.key(0)))
+  bias = draw(4, 21)
+  network["body"]["output"]["bias"] = bias
+  feature, x = draw(2, F), draw(3, 3, 7)
+  chain = jnp.stack([jnp.full((3, 7), 9.0), x])  # the first entry is not read
+  m, s = np.tanh(bias).reshape(3, 7), 0.3
+  got = GAUSSIAN.log_prob(network, feature, chain)
+  expected = -0.5 * ((x - m) / s) ** 2 - np.log(s) - 0.5 * np.log(2 * np.pi)
+  np.testing.assert_allclose(got[0], expected, rtol=1e-4, atol=1e-4)
+  grad = jax.grad(lambda n: GAUSSIAN.log_prob(n, feature, chain).sum())(network)
+  by_hand = (x - m) / s**2 * (1 - m**2)
+  np.testing.assert_allclose(grad["body"]["output"]["bias"].reshape(3, 7), by_hand, rtol=1e-4, atol=1e-4)
+  # The loss of cloning x is the mean square, its derivative by b that times -2 s^2 / 21.
+  loss = lambda n: GAUSSIAN.cloning_loss(n, feature[None], x[None], jax.random.key(0))
+  value, grad = jax.value_and_grad(loss)(network)
+  np.testing.assert_allclose(value, np.square(x - m).mean(), rtol=1e-5)
+  by_hand = -2 * s**2 / 21 * by_hand
+  np.testing.assert_allclose(grad["body"]["output"]["bias"].reshape(3, 7), by_hand, rtol=1e-4, atol=1e-5)
+
+
+def test_gaussian_mismatch_raises():
+  params, feature = gaussian_networks(), draw(2, 4, F)
+  noise = GAUSSIAN.draw_noise(jax.random.key(0), (4,))
+  with pytest.raises(ValueError, match="feature"):
+    GAUSSIAN.sample(params, feature[:, :-1], jax.random.key(0))
+  with pytest.raises(ValueError, match="x_init and noise"):
+    GAUSSIAN.sample_chain(params, feature, noise[0], noise[1][0])
+  with pytest.raises(ValueError, match="chain"):
+    GAUSSIAN.log_prob(params["base"], feature, draw(3, 4, 1, 3, 7))
+  with pytest.raises(ValueError, match="chunk"):
+    GAUSSIAN.cloning_loss(params["base"], feature, draw(3, 1, 3, 7), jax.random.key(0))
+
+
+def test_gaussian_cloning_learns_a_linear_map():
+  rng = np.random.default_rng(0)
+  feature = rng.normal(size=(2, 6, 20, F)).astype(np.float32)
+  matrix = rng.normal(size=(2, F, 7)).astype(np.float32) / 15
+  action = np.einsum("kmtf,kfa->kmta", feature, matrix)
+  assert np.abs(action).max() < 1
+  data = bc.make_data(feature, action, np.ones(feature.shape[:3], bool), 1)
+  policy = dataclasses.replace(GAUSSIAN, chunk=1, hidden=32)
+  optimizer = optax.adam(1e-2)
+  update = bc.make_update(policy, optimizer, batch_size=64, ema_decay=0.9)
+  state = jax.vmap(lambda k: make_train_state(policy.init(k), optimizer, ema=True))(
+    task_keys(jax.random.key(0), 2)
+  )
+  call = over_tasks(lambda task, num: update(*task, num))
+  state, _ = call((state, data, task_keys(jax.random.key(1), 2)), jnp.int32(500))
+  for task in range(2):
+    network = jax.tree.map(lambda x, task=task: x[task], state.ema_params)
+    chunk = policy.mean(network, feature[task].reshape(-1, F))[:, 0]
+    error = np.square(chunk - action[task].reshape(-1, 7)).mean()
+    assert error < 0.02 * action[task].var(), error  # it explains 98 %

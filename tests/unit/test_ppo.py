@@ -9,12 +9,13 @@ from ml_collections import ConfigDict
 from wam_jax import config as config_lib
 from wam_jax.core import ppo as loss
 from wam_jax.nn.classifier import SuccessClassifier
-from wam_jax.nn.policy import DiffusionPolicy
+from wam_jax.nn.policy import DiffusionPolicy, GaussianPolicy
 from wam_jax.train import imagination, ppo
 from wam_jax.types import Latent
 
 F = 10
 POLICY = DiffusionPolicy(F, chunk=2, hidden=8, time_dim=4, denoising_steps=4, fine_tuned_steps=2)
+GAUSSIAN = GaussianPolicy(F, chunk=2, hidden=8)
 CLASSIFIER = SuccessClassifier(F, (8, 6), 8)
 
 
@@ -37,12 +38,12 @@ WORLD = imagination.World(drift, 2, 3)
 WORLD_PARAMS = {"gain": jnp.float32(0.3)}
 
 
-def setup(c, seed=0):
+def setup(c, seed=0, policy=POLICY):
   keys = jax.random.split(jax.random.key(seed), 4)
   starts = imagination.StartFrames(jax.random.normal(keys[0], (5, F)), jnp.int32(5))
   classifier = {"network": CLASSIFIER.init(keys[1]), "threshold": jnp.float32(0.0)}
-  frozen = ppo.Frozen(base=POLICY.init(keys[2]), classifier=classifier, starts=starts)
-  return frozen, ppo.init_state(POLICY, c, frozen, keys[3])
+  frozen = ppo.Frozen(base=policy.init(keys[2]), classifier=classifier, starts=starts)
+  return frozen, ppo.init_state(policy, c, frozen, keys[3])
 
 
 def make_sample(frozen, size=6, seed=3):
@@ -202,10 +203,11 @@ def test_iteration_bakes_nothing_in(horizon, form):
   assert all(x.shape == () for x in metrics.values())
 
 
-def test_warm_up_holds_the_actor_and_target_kl_stops_it():
+@pytest.mark.parametrize("policy", [POLICY, GAUSSIAN], ids=["diffusion", "gaussian"])
+def test_warm_up_holds_the_actor_and_target_kl_stops_it(policy):
   c = tiny(critic_warmup_iterations=1)
-  frozen, state = setup(c)
-  iteration = jax.jit(ppo.make_iteration(WORLD, POLICY, CLASSIFIER, c))
+  frozen, state = setup(c, policy=policy)
+  iteration = jax.jit(ppo.make_iteration(WORLD, policy, CLASSIFIER, c))
   new, _ = iteration(state, frozen, WORLD_PARAMS, jax.random.key(0))
   after, metrics = iteration(new, frozen, WORLD_PARAMS, jax.random.key(1))
   assert all(jnp.isfinite(x).all() for x in jax.tree.leaves((after.params, after.opt_state, metrics)))
@@ -216,14 +218,46 @@ def test_warm_up_holds_the_actor_and_target_kl_stops_it():
   assert same(state, new, "actor") and not same(state, new, "critic")
   assert not same(new, after, "actor")
   wild = tiny(target_kl=1e-9, actor_learning_rate=1e-2)
-  frozen, state = setup(wild)
-  _, metrics = jax.jit(ppo.make_iteration(WORLD, POLICY, CLASSIFIER, wild))(
+  frozen, state = setup(wild, policy=policy)
+  _, metrics = jax.jit(ppo.make_iteration(WORLD, policy, CLASSIFIER, wild))(
     state, frozen, WORLD_PARAMS, jax.random.key(0)
   )
   assert metrics["stopped_early"] == 1
 
 
-def test_reward_that_likes_the_action_raises_it():
+def test_actor_loss_of_a_gaussian_by_hand():
+  """Zero weights but the last bias: the mean is tanh(b), the ratio that of two Gaussians at one chunk."""
+  c = tiny(bc_weight=0.0, clip_max=0.2)
+  network = jax.tree.map(jnp.zeros_like, GAUSSIAN.init(jax.random.key(0)))
+  network["body"]["output"]["bias"] = jnp.full(14, 0.05)
+  m, s = np.tanh(0.05), 0.1
+  # Chunks 0.1 and -0.1 everywhere, drawn from mean 0; each element's log-ratio is
+  # (x^2 - (x - m)^2) / (2 s^2) = (2 x m - m^2) / (2 s^2), and so is the mean over the chunk.
+  x = np.array([0.1, -0.1])
+  log_ratio = (2 * x * m - m**2) / (2 * s**2)
+  old = -0.5 * (x / s) ** 2 - np.log(s) - 0.5 * np.log(2 * np.pi)
+  chain = jnp.stack([jnp.zeros((2, 2, 7)), jnp.broadcast_to(x[:, None, None], (2, 2, 7))], 1)
+  advantage = np.array([1.0, -1.0])
+  sample = ppo.Sample(
+    feature=jnp.ones((2, F)),
+    time_left=jnp.ones(2),
+    chain=chain,
+    log_prob=jnp.asarray(old[:, None], jnp.float32),
+    advantage=jnp.asarray(advantage),
+    target=jnp.zeros(2),
+    regulariser=None,
+  )
+  value, metrics = ppo.actor_loss(GAUSSIAN, c, network, network, sample)
+  ratio = np.exp(log_ratio)
+  clipped = np.clip(ratio, 0.8, 1.2)  # of a single step the range is clip_max
+  assert ratio[0] > 1.2 and ratio[1] < 0.8
+  expected = np.maximum(-advantage * ratio, -advantage * clipped).mean()
+  np.testing.assert_allclose(value, expected, rtol=1e-4)
+  np.testing.assert_allclose(metrics["ratio"], ratio.mean(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("policy", [POLICY, GAUSSIAN], ids=["diffusion", "gaussian"])
+def test_reward_that_likes_the_action_raises_it(policy):
   """Learning works end to end: success means a large first coordinate, which the actions push."""
   c = tiny(actor_learning_rate=3e-3, bc_weight=0.0, clip_max=0.1, clip_min=0.1, horizon="terminal", epochs=4)
   c.update(dreams=64, chunks_per_iteration=4)
@@ -232,11 +266,11 @@ def test_reward_that_likes_the_action_raises_it():
     def success(self, params, feature):
       return feature[..., 0] > params
 
-  frozen, _ = setup(c)
+  frozen, _ = setup(c, policy=policy)
   frozen = frozen.replace(classifier=jnp.float32(0.7))
   frozen = frozen.replace(starts=imagination.StartFrames(0.1 * frozen.starts.feature, jnp.int32(5)))
-  state = ppo.init_state(POLICY, c, frozen, jax.random.key(1))
-  iteration = jax.jit(ppo.make_iteration(WORLD, POLICY, Judge(), c))
+  state = ppo.init_state(policy, c, frozen, jax.random.key(1))
+  iteration = jax.jit(ppo.make_iteration(WORLD, policy, Judge(), c))
   rates = []
   for i in range(30):
     state, metrics = iteration(state, frozen, {"gain": jnp.float32(0.1)}, jax.random.key(i))

@@ -4,8 +4,9 @@ Pure functions. A network enters only as a callable `eps(x, t)`, x [..., H, A] a
 scalar, giving the predicted noise [..., H, A]; its parameters and condition are the caller's.
 Denoising step t runs from K - 1 (noisiest) down to 0.
 
-Source: DDPM (arXiv 2006.11239) equations 6, 7 and 15, the cosine schedule of arXiv 2102.09672, and
-the two-policy chain of DPPO (arXiv 2409.00588) section 4. The published constants are the defaults.
+Source: DDPM (arXiv 2006.11239) equations 6, 7 and 15, the cosine schedule of arXiv 2102.09672, the
+two-policy chain of DPPO (arXiv 2409.00588) section 4, and DDIM (arXiv 2010.02502) for acting with fewer
+steps. The published constants are the defaults.
 """
 
 from __future__ import annotations
@@ -124,6 +125,26 @@ def q_sample(schedule: Schedule, x0: jax.Array, t: jax.Array, noise: jax.Array) 
   return _at(schedule.sqrt_alpha_bar, t) * x0 + _at(schedule.sqrt_one_minus_alpha_bar, t) * noise
 
 
+def predict_x0(schedule: Schedule, x: jax.Array, t: jax.Array, eps: jax.Array) -> jax.Array:
+  """Clean chunk that the predicted noise stands for, clamped to +-1.
+
+  Args:
+    schedule: tables of K steps.
+    x: [..., H, A], x_t.
+    t: int32, broadcasting against the leading axes of x.
+    eps: [..., H, A], predicted noise.
+
+  Returns:
+    [..., H, A].
+
+  Raises:
+    ValueError: eps and x differ in shape.
+  """
+  _check_chunk("eps", eps, x)
+  x0 = _at(schedule.sqrt_recip_alpha_bar, t) * x - _at(schedule.sqrt_recipm1_alpha_bar, t) * eps
+  return jnp.clip(x0, -CHUNK_CLIP, CHUNK_CLIP)
+
+
 def posterior_mean(schedule: Schedule, x: jax.Array, t: jax.Array, eps: jax.Array) -> jax.Array:
   """Mean of x_{t-1} given x_t and the predicted noise, with x_0 clamped to +-1.
 
@@ -141,9 +162,7 @@ def posterior_mean(schedule: Schedule, x: jax.Array, t: jax.Array, eps: jax.Arra
 
   Source: arXiv 2006.11239 equations 7 and 15.
   """
-  _check_chunk("eps", eps, x)
-  x0 = _at(schedule.sqrt_recip_alpha_bar, t) * x - _at(schedule.sqrt_recipm1_alpha_bar, t) * eps
-  x0 = jnp.clip(x0, -CHUNK_CLIP, CHUNK_CLIP)
+  x0 = predict_x0(schedule, x, t, eps)
   return _at(schedule.posterior_x0, t) * x0 + _at(schedule.posterior_xt, t) * x
 
 
@@ -225,6 +244,73 @@ def sample_chain(
   start = x
   x, chain = jax.lax.scan(make_step(eps_tuned), x, tail)
   return x, jnp.moveaxis(jnp.concatenate([start[None], chain]), 0, -3)
+
+
+def ddim_steps(num_steps: int, count: int) -> np.ndarray:
+  """Steps that a chain of fewer steps visits, from the noisiest: [count] int32, K - 1 first.
+
+  Args:
+    num_steps: K.
+    count: how many, 1 to K; K gives every step.
+
+  Raises:
+    ValueError: count outside [1, K].
+
+  Source: the "trailing" spacing of arXiv 2305.08891: it starts where x is pure noise, as x_init is, and
+  spends no network call on the nearly clean end. DPPO's own DDIM has the "leading" one.
+  """
+  if not 1 <= count <= num_steps:
+    raise ValueError(f"ddim_steps: expected 1 to {num_steps}, got {count}")
+  return (num_steps * np.arange(count, 0, -1) // count - 1).astype(np.int32)
+
+
+def sample_ddim(
+  schedule: Schedule,
+  eps_base: EpsFn,
+  eps_tuned: EpsFn,
+  x_init: jax.Array,
+  *,
+  num_tuned: int,
+  count: int,
+) -> jax.Array:
+  """Denoises a chunk in fewer steps, without noise: base network for t >= K', tuned network for t < K'.
+
+  Args:
+    schedule: tables of K steps.
+    eps_base: noise prediction for t >= K'.
+    eps_tuned: noise prediction for t < K'.
+    x_init: [..., H, A] standard normal.
+    num_tuned: K', between 0 and K.
+    count: network calls, 1 to K.
+
+  Returns:
+    The chunk [..., H, A], in [-1, 1].
+
+  Raises:
+    ValueError: num_tuned outside [0, K], or count outside [1, K].
+
+  Source: arXiv 2010.02502 equation 12 with eta = 0. Where x_0 is clamped, the noise is that which leads
+  from the clamped x_0 to x_t (as in DPPO), so that x stays on the forward process.
+  """
+  if not 0 <= num_tuned <= schedule.num_steps:
+    raise ValueError(f"num_tuned: expected 0 to {schedule.num_steps}, got {num_tuned}")
+  t = ddim_steps(schedule.num_steps, count)
+  survival = np.append(schedule.alpha_bar[t[1:]], np.float32(1))  # alpha_bar after each step
+  steps = jnp.asarray(t), jnp.asarray(np.sqrt(survival)), jnp.asarray(np.sqrt(1 - survival))
+
+  def make_step(eps: EpsFn):
+    def step(x, inputs):
+      t, keep, spread = inputs
+      x0 = predict_x0(schedule, x, t, eps(x, t))
+      noise = x - _at(schedule.sqrt_alpha_bar, t) * x0
+      return keep * x0 + spread * noise / _at(schedule.sqrt_one_minus_alpha_bar, t), None
+
+    return step
+
+  cut = int((t >= num_tuned).sum())
+  head, tail = (jax.tree.map(lambda a: a[s], steps) for s in (slice(0, cut), slice(cut, None)))
+  x, _ = jax.lax.scan(make_step(eps_base), x_init, head)
+  return jax.lax.scan(make_step(eps_tuned), x, tail)[0]
 
 
 def tuned_steps(num_tuned: int) -> jax.Array:

@@ -1,7 +1,8 @@
-"""Clones the demos: one diffusion policy per task, all tasks side by side."""
+"""Clones the demos: one policy per task, all tasks side by side."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 from collections.abc import Mapping
@@ -13,20 +14,46 @@ from wam_jax.data.features import load_features
 from wam_jax.io import checkpoint
 from wam_jax.io.artifact import Artifact, write_text
 from wam_jax.io.logger import Logger
-from wam_jax.nn.policy import DiffusionPolicy
+from wam_jax.nn.policy import DiffusionPolicy, GaussianPolicy
 from wam_jax.stages.training_loop import train_loop
 from wam_jax.train import behaviour_cloning as train
 from wam_jax.train.state import make_optimizer, make_train_state
 from wam_jax.train.tasks import make_task_update, over_tasks, task_keys
-from wam_jax.types import Params
+from wam_jax.types import Params, Policy
 
 REQUIRES = ("featurize",)
-CONFIG = ("seed", "tasks", "behaviour_cloning")
+# All of behaviour_cloning but ddim_steps, which only says how the evaluation samples.
+CONFIG = (
+  "seed",
+  "tasks",
+  "behaviour_cloning.policy",
+  "behaviour_cloning.chunk",
+  "behaviour_cloning.hidden",
+  "behaviour_cloning.blocks",
+  "behaviour_cloning.time_dim",
+  "behaviour_cloning.denoising_steps",
+  "behaviour_cloning.batch_size",
+  "behaviour_cloning.updates",
+  "behaviour_cloning.learning_rate",
+  "behaviour_cloning.final_learning_rate",
+  "behaviour_cloning.warmup_updates",
+  "behaviour_cloning.weight_decay",
+  "behaviour_cloning.ema_decay",
+)
 
 
-def make_policy(config: Mapping[str, Any], feature_size: int) -> DiffusionPolicy:
-  """Policy of a whole config (a ConfigDict or an artifact's plain dict)."""
+def make_policy(config: Mapping[str, Any], feature_size: int) -> Policy:
+  """Policy of a whole config (a ConfigDict or an artifact's plain dict), as it is trained."""
   cloning, ppo = config["behaviour_cloning"], config["ppo"]
+  if cloning["policy"] == "gaussian":
+    return GaussianPolicy(
+      feature_size=feature_size,
+      chunk=cloning["chunk"],
+      hidden=cloning["hidden"],
+      blocks=cloning["blocks"],
+      sampling_std=ppo["min_sampling_std"],
+      log_prob_std=ppo["min_log_prob_std"],
+    )
   return DiffusionPolicy(
     feature_size=feature_size,
     chunk=cloning["chunk"],
@@ -40,8 +67,15 @@ def make_policy(config: Mapping[str, Any], feature_size: int) -> DiffusionPolicy
   )
 
 
+def for_acting(policy: Policy, ddim_steps: int) -> Policy:
+  """The policy as it is evaluated: a diffusion policy that samples in so many DDIM steps (0: as trained)."""
+  if isinstance(policy, DiffusionPolicy):
+    return dataclasses.replace(policy, ddim_steps=ddim_steps)
+  return policy
+
+
 def feature_size(network: Params) -> int:
-  """F that a stacked noise network was made for."""
+  """F that a stacked network was made for."""
   return network["feature_in"]["kernel"].shape[-2]
 
 
@@ -96,12 +130,30 @@ def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger:
   write_text(workdir / "result.json", json.dumps(result, indent=2) + "\n")
 
 
-def _losses(policy: DiffusionPolicy, network: Params, data: train.CloningData, key: jax.Array) -> jax.Array:
+def _losses(policy: Policy, network: Params, data: train.CloningData, key: jax.Array) -> jax.Array:
   batch_key, loss_key = jax.random.split(key)
-  return train.bc_loss(policy, network, *train.sample_batch(data, batch_key, 1024, policy.chunk), loss_key)
+  return policy.cloning_loss(network, *train.sample_batch(data, batch_key, 1024, policy.chunk), loss_key)
 
 
-def load_policy(artifact: Artifact) -> tuple[DiffusionPolicy, Params]:
-  """The cloned policy, and {"base", "tuned"} (the same network) stacked over tasks."""
+def load_policy(artifact: Artifact) -> tuple[Policy, Params]:
+  """The cloned policy, and {"base", "tuned"} (the same network) stacked over tasks.
+
+  Raises:
+    CheckpointError: made by another version of wam_jax.
+  """
   network = checkpoint.load_params(artifact.path / "params")
-  return make_policy(artifact.config, feature_size(network)), {"base": network, "tuned": network}
+  return described_policy(artifact, network), {"base": network, "tuned": network}
+
+
+def described_policy(artifact: Artifact, network: Params) -> Policy:
+  """The policy of a stacked network by the config saved beside it.
+
+  Raises:
+    CheckpointError: made by another version of wam_jax.
+  """
+  try:
+    return make_policy(artifact.config, feature_size(network))
+  except KeyError as error:
+    raise checkpoint.CheckpointError(
+      f"{artifact.path}: its config has no {error}: made by another version of wam_jax; train it again"
+    ) from error

@@ -28,7 +28,15 @@ from wam_jax.stages.ppo_monitor import read_selection
 from wam_jax.stages.rollout import Rollouts
 
 REQUIRES = ("collect", "world_model", "featurize", "behaviour_cloning", "classifier", "ppo")
-CONFIG = ("seed", "tasks", "env.name", "env.image_size", "env.max_steps", "evaluate")
+CONFIG = (
+  "seed",
+  "tasks",
+  "env.name",
+  "env.image_size",
+  "env.max_steps",
+  "evaluate",
+  "behaviour_cloning.ddim_steps",
+)
 FORMAT = 1  # of results.json
 
 LABELS = {
@@ -191,13 +199,15 @@ class PolicyRunner:
     from wam_jax.stages import behaviour_cloning, ppo
 
     if name.startswith("ppo"):
-      return ppo.load_policy(self._inputs["ppo"], name.removeprefix("ppo").removeprefix("_"))
-    policy, params = behaviour_cloning.load_policy(self._inputs["behaviour_cloning"])
+      selected = name.removeprefix("ppo").removeprefix("_")
+      policy, params = ppo.load_policy(self._inputs["ppo"], selected)
+    else:
+      policy, params = behaviour_cloning.load_policy(self._inputs["behaviour_cloning"])
     if name == "random":
       keys = jax.random.split(jax.random.key(self._config.seed + 1), len(self._tasks))
       network = jax.vmap(policy.init)(keys)
       params = dict.fromkeys(params, network)
-    return policy, params
+    return behaviour_cloning.for_acting(policy, self._config.behaviour_cloning.ddim_steps), params
 
   def _open(self) -> tuple[Any, ...]:
     if self._tools is None:

@@ -299,8 +299,9 @@ def _work(config: ConfigDict, stage: str) -> float:
   recurrent = 3 * w.deter * (w.deter + w.hidden) + w.hidden * (3 * stoch + 2 * w.deter + w.embed)
   vision = 64 * w.depth * (w.embed + feature) * (6 if w.vision == "conv" else 1)
   policy = b.hidden * (feature + (2 * b.blocks + 1) * b.hidden)
-  dreaming = p.dreams * p.chunks_per_iteration * (4 * recurrent + 20 * policy)
-  tuning = p.epochs * p.dreams * p.chunks_per_iteration * p.fine_tuned_steps * 3 * policy
+  denoised, tuned = (1, 1) if b.policy == "gaussian" else (b.denoising_steps, p.fine_tuned_steps)
+  dreaming = p.dreams * p.chunks_per_iteration * (4 * recurrent + denoised * policy)
+  tuning = p.epochs * p.dreams * p.chunks_per_iteration * tuned * 3 * policy
   policies = 2 + e.random_policy + 0.2 * e.expert
   return {
     "collect": d.play_frames + d.heldout_play_frames + demo_frames if d.source == "embedded" else 1.0,

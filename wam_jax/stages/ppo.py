@@ -18,7 +18,6 @@ from wam_jax.io import checkpoint
 from wam_jax.io.artifact import Artifact, write_text
 from wam_jax.io.logger import Logger
 from wam_jax.nn.classifier import SuccessClassifier
-from wam_jax.nn.policy import DiffusionPolicy
 from wam_jax.stages import behaviour_cloning, ppo_monitor
 from wam_jax.stages import classifier as classifier_stage
 from wam_jax.stages.training_loop import train_loop
@@ -26,7 +25,7 @@ from wam_jax.stages.world_model import load_world_model
 from wam_jax.train import ppo as train
 from wam_jax.train.imagination import World, familiar_entropy, imagined_success, make_starts, make_world
 from wam_jax.train.tasks import over_tasks, repeat, task_keys, task_metrics
-from wam_jax.types import Params
+from wam_jax.types import Params, Policy
 
 REQUIRES = ("collect", "world_model", "featurize", "behaviour_cloning", "classifier")
 CONFIG = (
@@ -43,15 +42,20 @@ def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger:
 
   Raises:
     GateError: the classifier rewards random-action dreams.
-    ValueError: policy, classifier and features of different sizes or tasks.
+    ValueError: policy, classifier and features of different sizes or tasks, or a policy of another kind.
   """
   if config.classifier.enforce_gate:
     classifier_stage.check_gate(inputs["classifier"], config.tasks, config.classifier.max_false_positives)
   model, world_params = load_world_model(inputs["world_model"])
   world, world_params = make_world(model), jax.device_put(world_params)
   demos = load_features(inputs["featurize"].path / "train.npz")
-  _, cloned = behaviour_cloning.load_policy(inputs["behaviour_cloning"])
-  policy = behaviour_cloning.make_policy(config, behaviour_cloning.feature_size(cloned["base"]))
+  cloned_policy, cloned = behaviour_cloning.load_policy(inputs["behaviour_cloning"])
+  policy = behaviour_cloning.make_policy(config, cloned_policy.feature_size)
+  if type(policy) is not type(cloned_policy):
+    raise ValueError(
+      f"behaviour_cloning.policy={config.behaviour_cloning.policy}, but "
+      f"{inputs['behaviour_cloning'].path} holds a {type(cloned_policy).__name__}"
+    )
   classifier, classifier_params = classifier_stage.load_classifier(inputs["classifier"])
   sizes = {model.feature_size, demos.feature.shape[-1], policy.feature_size, classifier.feature_size}
   if len(sizes) != 1:
@@ -143,7 +147,7 @@ def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger:
 def imagined_rates(
   world: World,
   world_params: Params,
-  policy: DiffusionPolicy,
+  policy: Policy,
   policy_params: Params,
   classifier: SuccessClassifier,
   classifier_params: Params,
@@ -157,7 +161,7 @@ def imagined_rates(
   Args:
     world: the frozen world model.
     world_params: its parameters.
-    policy: sizes and schedule.
+    policy: what acts.
     policy_params: {"base", "tuned"}, stacked over K tasks.
     classifier: sizes.
     classifier_params: stacked over K tasks.
@@ -198,7 +202,7 @@ def entropy_limits(world: World, world_params: Params, demos: DemoFeatures) -> j
   return over_tasks(one)(arrays, world_params)
 
 
-def load_policy(artifact: Artifact, selected: str = "") -> tuple[DiffusionPolicy, Params]:
+def load_policy(artifact: Artifact, selected: str = "") -> tuple[Policy, Params]:
   """The improved policy, and {"base", "tuned"} stacked over tasks.
 
   Args:
@@ -209,5 +213,4 @@ def load_policy(artifact: Artifact, selected: str = "") -> tuple[DiffusionPolicy
   del params["critic"]
   if selected:
     params["tuned"] = checkpoint.load_params(artifact.path / "selected" / selected / "params")
-  policy = behaviour_cloning.make_policy(artifact.config, behaviour_cloning.feature_size(params["base"]))
-  return policy, params
+  return behaviour_cloning.described_policy(artifact, params["base"]), params

@@ -21,12 +21,11 @@ from wam_jax.io import checkpoint
 from wam_jax.io.artifact import Artifact, write_text
 from wam_jax.io.logger import Logger
 from wam_jax.nn.classifier import SuccessClassifier
-from wam_jax.nn.policy import DiffusionPolicy
 from wam_jax.stages.collect import dataset_path
 from wam_jax.train import ppo as train
 from wam_jax.train.imagination import World, dream_scores, make_starts
 from wam_jax.train.tasks import over_tasks, task_keys, task_metrics
-from wam_jax.types import Params
+from wam_jax.types import Params, Policy
 
 BY = ("imagined", "real")  # what a policy was selected by
 QUANTILES = {"p05": 0.05, "p50": 0.5, "p95": 0.95}
@@ -52,7 +51,7 @@ class Monitor:
     model: Any,
     world: World,
     world_params: Params,
-    policy: DiffusionPolicy,
+    policy: Policy,
     classifier: SuccessClassifier,
     frozen: train.Frozen,
     heldout: DemoFeatures,
@@ -130,7 +129,7 @@ class Monitor:
     return episodes.success.mean(1)
 
 
-def _make_imagine(world: World, policy: DiffusionPolicy, classifier: SuccessClassifier, config: Any) -> Any:
+def _make_imagine(world: World, policy: Policy, classifier: SuccessClassifier, config: Any) -> Any:
   """(policy params, classifier params, starts, key) of a task -> scores above the threshold [E]."""
   num, horizon = config.evaluate.imagined_episodes, config.ppo.horizon_steps // policy.chunk
 
@@ -146,11 +145,11 @@ def _make_imagine(world: World, policy: DiffusionPolicy, classifier: SuccessClas
   return imagine
 
 
-def kl_to_cloned(policy: DiffusionPolicy, params: Params, feature: jax.Array, key: jax.Array) -> jax.Array:
+def kl_to_cloned(policy: Policy, params: Params, feature: jax.Array, key: jax.Array) -> jax.Array:
   """Mean divergence of a policy's denoising steps from the cloned ones.
 
   Args:
-    policy: sizes and schedule.
+    policy: what acts.
     params: {"base": cloned, "tuned"}.
     feature: [E, F].
     key: random key of the chains.

@@ -271,7 +271,7 @@ def curves(inputs: Mapping[str, Artifact], results: Mapping[str, Any]) -> list[d
     "World model: PSNR of reconstructions, dB", "update", [_series(w, prefix + "image/psnr", "PSNR", "s2")]
   )
   for stage, title in (
-    ("behaviour_cloning", "Cloning: noise prediction loss"),
+    ("behaviour_cloning", "Cloning: loss"),
     ("classifier", "Classifier: loss"),
   ):
     of_tasks = _per_task(lines[stage], stage + r"/{task}/(loss|loss/total)", tasks)

@@ -1,4 +1,4 @@
-"""Cloning demos with a diffusion policy: denoising loss and updates of one task."""
+"""Cloning demos: batches of chunks, and updates of one task by the policy's own loss."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ import numpy as np
 import optax
 from flax import struct
 
-from wam_jax.core import diffusion
-from wam_jax.nn.policy import DiffusionPolicy
 from wam_jax.train.tasks import repeat
-from wam_jax.types import Metrics, Params, TrainState
+from wam_jax.types import Metrics, Policy, TrainState
 
 
 @struct.dataclass
@@ -79,40 +77,13 @@ def sample_batch(
   return data.feature[row], data.action[row[:, None] + jnp.arange(chunk)]
 
 
-def bc_loss(
-  policy: DiffusionPolicy, network: Params, feature: jax.Array, chunk: jax.Array, key: jax.Array
-) -> jax.Array:
-  """Mean squared error of the predicted noise.
-
-  Args:
-    policy: sizes and schedule.
-    network: parameters of one network.
-    feature: [B, F].
-    chunk: [B, H, 7] in [-1, 1].
-    key: draws t and the noise.
-
-  Returns:
-    Scalar.
-
-  Raises:
-    ValueError: a shape that does not fit.
-
-  Source: arXiv 2006.11239 equation 14.
-  """
-  time_key, noise_key = jax.random.split(key)
-  t = jax.random.randint(time_key, chunk.shape[:1], 0, policy.denoising_steps)
-  noise = jax.random.normal(noise_key, chunk.shape)
-  x = diffusion.q_sample(policy.schedule, chunk, t, noise)
-  return jnp.mean(jnp.square(policy.eps(network, x, t, feature) - noise))
-
-
 def make_update(
-  policy: DiffusionPolicy, optimizer: optax.GradientTransformation, batch_size: int, ema_decay: float
+  policy: Policy, optimizer: optax.GradientTransformation, batch_size: int, ema_decay: float
 ) -> Callable[[TrainState, CloningData, jax.Array, jax.Array], tuple[TrainState, Metrics]]:
   """Builds `update(state, data, key, num)`: `num` gradient steps of one task in one program.
 
   Args:
-    policy: sizes and schedule.
+    policy: what is cloned.
     optimizer: from `train.state`.
     batch_size: B.
     ema_decay: share of the average kept per step.
@@ -124,7 +95,7 @@ def make_update(
   def step(state: TrainState, data: CloningData, key: jax.Array) -> tuple[TrainState, Metrics]:
     batch_key, loss_key = jax.random.split(key)
     feature, chunk = sample_batch(data, batch_key, batch_size, policy.chunk)
-    loss, grad = jax.value_and_grad(lambda p: bc_loss(policy, p, feature, chunk, loss_key))(state.params)
+    loss, grad = jax.value_and_grad(lambda p: policy.cloning_loss(p, feature, chunk, loss_key))(state.params)
     updates, opt_state = optimizer.update(grad, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema = optax.incremental_update(params, state.ema_params, 1 - ema_decay)

@@ -18,9 +18,9 @@ from flax import struct
 
 from wam_jax.core import distributions, ppo
 from wam_jax.nn.classifier import SuccessClassifier
-from wam_jax.nn.policy import DiffusionPolicy, executable
+from wam_jax.nn.policy import executable
 from wam_jax.train import world_model as world_model_lib
-from wam_jax.types import Dream, Latent, Metrics, Params, features, latent_from_features
+from wam_jax.types import Dream, Latent, Metrics, Params, Policy, features, latent_from_features
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,7 +207,7 @@ def familiar_entropy(
 def dream(
   world: World,
   world_params: Params,
-  policy: DiffusionPolicy,
+  policy: Policy,
   policy_params: Params,
   value: Callable[[jax.Array, jax.Array], jax.Array],
   classifier: SuccessClassifier,
@@ -232,7 +232,7 @@ def dream(
   Args:
     world: the frozen world model.
     world_params: its parameters.
-    policy: sizes and schedule.
+    policy: what acts.
     policy_params: {"base", "tuned"}.
     value: (feature [E, F], time left [E]) -> [E].
     classifier: sizes.
@@ -299,7 +299,7 @@ def dream(
 def dream_scores(
   world: World,
   world_params: Params,
-  policy: DiffusionPolicy,
+  policy: Policy,
   policy_params: Params,
   score: Callable[[jax.Array], jax.Array],
   feature: jax.Array,
@@ -313,7 +313,7 @@ def dream_scores(
   Args:
     world: the frozen world model.
     world_params: its parameters.
-    policy: sizes and schedule.
+    policy: what acts.
     policy_params: {"base", "tuned"}.
     score: feature [E, F] -> [E].
     feature: [E, F], one dream from each.
@@ -340,7 +340,7 @@ def dream_scores(
 def imagined_success(
   world: World,
   world_params: Params,
-  policy: DiffusionPolicy,
+  policy: Policy,
   policy_params: Params,
   classifier: SuccessClassifier,
   classifier_params: Params,

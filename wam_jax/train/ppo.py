@@ -14,10 +14,10 @@ from flax import struct
 
 from wam_jax.core import ppo, returns
 from wam_jax.nn.classifier import SuccessClassifier
-from wam_jax.nn.policy import Critic, DiffusionPolicy
+from wam_jax.nn.policy import Critic
 from wam_jax.train.imagination import DreamState, StartFrames, World, dream, start_dreams
 from wam_jax.train.state import make_optimizer
-from wam_jax.types import Dream, Metrics, Params
+from wam_jax.types import Dream, Metrics, Params, Policy
 
 
 @struct.dataclass
@@ -70,11 +70,11 @@ def make_optimizers(config: Any) -> dict[str, optax.GradientTransformation]:
   }
 
 
-def init_state(policy: DiffusionPolicy, config: Any, frozen: Frozen, key: jax.Array) -> PPOState:
+def init_state(policy: Policy, config: Any, frozen: Frozen, key: jax.Array) -> PPOState:
   """State before the first iteration: the actor is the cloned network.
 
   Args:
-    policy: sizes.
+    policy: what acts.
     config: `config.ppo`.
     frozen: of one task.
     key: random key.
@@ -117,13 +117,11 @@ class Sample:
   regulariser: jax.Array | None
 
 
-def bc_regulariser(
-  policy: DiffusionPolicy, config: Any, network: Params, base: Params, sample: Sample
-) -> jax.Array:
+def bc_regulariser(policy: Policy, config: Any, network: Params, base: Params, sample: Sample) -> jax.Array:
   """How unlikely the cloned policy and the one being trained find each other's chains.
 
   Args:
-    policy: sizes and schedule.
+    policy: what acts.
     config: `config.ppo`. `bc_form` frozen_chains: minus the mean clamped log-probability, under the policy
       being trained, of chains that the cloned one drew. current_chains: the other way round; the gradient
       goes through the drawing of the chains.
@@ -154,12 +152,12 @@ def bc_regulariser(
 
 
 def actor_loss(
-  policy: DiffusionPolicy, config: Any, network: Params, base: Params, sample: Sample
+  policy: Policy, config: Any, network: Params, base: Params, sample: Sample
 ) -> tuple[jax.Array, Metrics]:
   """Clipped chain loss and the behaviour-cloning regulariser.
 
   Args:
-    policy: sizes and schedule.
+    policy: what acts.
     config: `config.ppo`.
     network: parameters being trained.
     base: parameters of the cloned network.
@@ -194,14 +192,12 @@ Update = Callable[[PPOState, Frozen, DreamState, Dream, jax.Array, jax.Array], t
 Iteration = Callable[[PPOState, Frozen, Params, jax.Array], tuple[PPOState, Metrics]]
 
 
-def make_rollout(
-  world: World, policy: DiffusionPolicy, classifier: SuccessClassifier, config: Any
-) -> Rollout:
+def make_rollout(world: World, policy: Policy, classifier: SuccessClassifier, config: Any) -> Rollout:
   """Builds the rollout of an iteration of one task, with values.
 
   Args:
     world: the frozen world model's function; its parameters are an argument of the rollout.
-    policy: sizes and schedule.
+    policy: what acts.
     classifier: sizes.
     config: `config.ppo`.
 
@@ -245,11 +241,11 @@ def _value_fn(config: Any) -> Callable[[Params, jax.Array, jax.Array], jax.Array
   return value
 
 
-def make_update(policy: DiffusionPolicy, config: Any) -> Update:
+def make_update(policy: Policy, config: Any) -> Update:
   """Builds the update of an iteration of one task: advantages, then epochs of minibatches.
 
   Args:
-    policy: sizes and schedule.
+    policy: what acts.
     config: `config.ppo`.
 
   Returns:
@@ -373,14 +369,12 @@ def make_update(policy: DiffusionPolicy, config: Any) -> Update:
   return update
 
 
-def make_iteration(
-  world: World, policy: DiffusionPolicy, classifier: SuccessClassifier, config: Any
-) -> Iteration:
+def make_iteration(world: World, policy: Policy, classifier: SuccessClassifier, config: Any) -> Iteration:
   """Builds one iteration of one task: rollout, advantages, epochs of minibatches.
 
   Args:
     world: the frozen world model's function; its parameters are an argument of the iteration.
-    policy: sizes and schedule.
+    policy: what acts.
     classifier: sizes.
     config: `config.ppo`.
 
