@@ -23,6 +23,8 @@ ALLOWED = {
   "io": BASE | {"core"},
   "stages": BASE | {"core", "nn", "train", "data", "envs", "io"},
   "main": BASE | {"stages"},
+  "export": BASE | {"nn", "io", "stages"},
+  "run_exported": set(),
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

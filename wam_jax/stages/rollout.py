@@ -18,7 +18,7 @@ import numpy as np
 from wam_jax.data.windows import REST_ACTION
 from wam_jax.envs import tasks as task_rules
 from wam_jax.envs.base import ACTION
-from wam_jax.nn.policy import executable
+from wam_jax.stages import acting
 from wam_jax.train import world_model as wm
 from wam_jax.types import Latent, Params, features
 
@@ -70,26 +70,17 @@ def _make_steps(
   def filter_frame(
     params: Params,
     latent: Latent,
-    rgb_static: jax.Array,
-    rgb_gripper: jax.Array,
-    robot_obs: jax.Array,
+    observation: dict[str, jax.Array],
     prev_action: jax.Array,
     is_first: jax.Array,
     key: jax.Array,
   ) -> Latent:
-    embed = wm.encode_observation(model, params, rgb_static, rgb_gripper, robot_obs)
-    return wm.filter_step(
-      model, params, latent, embed, prev_action, is_first, None if posterior_mode else key
-    )
+    sample_key = None if posterior_mode else key
+    return acting.filter_frame(model, params, latent, observation, prev_action, is_first, sample_key)
 
   @functools.partial(jax.jit, static_argnums=3)
   def sample_chunks(params: Params, latent: Latent, key: jax.Array, num_tasks: int) -> jax.Array:
-    feature = features(latent)
-    feature = feature.reshape(num_tasks, -1, feature.shape[-1])
-    keys = jax.random.split(key, num_tasks)
-    sample = functools.partial(policy.sample, deterministic=deterministic)
-    chunk = jax.vmap(sample)(params, feature, keys)
-    return executable(chunk.reshape(-1, *chunk.shape[2:]))
+    return acting.sample_chunks(policy, params, latent, key, num_tasks, deterministic)
 
   return filter_frame, sample_chunks
 
@@ -158,12 +149,11 @@ def rollout_policies(
     began = time.perf_counter()
     seen = environment.observe(record.active)
     drawn = time.perf_counter()
-    frame_key, chunk_key = jax.random.split(jax.random.fold_in(key, t))
-    robot = record.robot.astype(np.float32)
+    frame_key, chunk_key = acting.frame_keys(key, t)
+    observation = {camera: seen[camera] for camera in ("rgb_static", "rgb_gripper")}
+    observation["robot_obs"] = record.robot.astype(np.float32)
     is_first = np.full(total, t == 0)
-    latent = filter_frame(
-      wm_params, latent, seen["rgb_static"], seen["rgb_gripper"], robot, prev_action, is_first, frame_key
-    )
+    latent = filter_frame(wm_params, latent, observation, prev_action, is_first, frame_key)
     if t == 0:
       first_feature = np.asarray(features(latent)).reshape(num_tasks, episodes, -1)
     if t % chunk == 0:

@@ -1,0 +1,88 @@
+"""Latency of one policy step at the published size, on one core: from pictures to the action.
+
+python benchmarks/acting.py                   # with pictures of 64 pixels, then as CALVIN has them
+python benchmarks/acting.py --frames=4000     # more frames per percentile
+
+One robot, random weights (they do not change the work), one thread pinned to one core, `ActingPolicy.act`
+as a robot calls it, checks and shrinking included. Wall time: median and 99th percentile of the frames
+that only filter, and of those that also sample a chunk in 20 denoising steps. 30 Hz leave 33 ms.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from typing import Any
+
+# Before JAX starts its threads.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+if hasattr(os, "sched_setaffinity"):
+  os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+
+import jax
+import numpy as np
+
+from wam_jax.config import default_config
+from wam_jax.nn.world_model import make_world_model
+from wam_jax.stages.acting import ActingPolicy
+from wam_jax.stages.behaviour_cloning import make_policy
+from wam_jax.train import world_model as train
+
+TARGET = 33.3  # ms, at 30 Hz
+SIDES = {"as the model has them": (64, 64), "as CALVIN has them": (200, 84)}
+
+
+def full_policy() -> ActingPolicy:
+  """The `paper` preset's networks with random weights."""
+  config = default_config()
+  model = make_world_model(config.world_model, config.env.image_size)
+  params = train.init_params(model, jax.random.key(0))
+  policy = make_policy(config, model.feature_size)
+  network = jax.tree.map(lambda x: x[None], policy.init(jax.random.key(1)))
+  return ActingPolicy(model, params, policy, {"base": network, "tuned": network}, "benchmark")
+
+
+def latencies(policy: ActingPolicy, sides: tuple[int, int], frames: int) -> np.ndarray:
+  """Milliseconds of each frame: [frames]."""
+  rng = np.random.default_rng(0)
+  picture = lambda side: rng.integers(0, 256, (side, side, 3), np.uint8)
+  seen: list[dict[str, Any]] = [
+    {"rgb_static": picture(sides[0]), "rgb_gripper": picture(sides[1])} for _ in range(16)
+  ]
+  policy.reset()
+  for observation in seen:  # compiles
+    policy.act(observation)
+  policy.reset()
+  times = np.zeros(frames)
+  for t in range(frames):
+    begin = time.perf_counter()
+    policy.act(seen[t % len(seen)])
+    times[t] = time.perf_counter() - begin
+  return 1e3 * times
+
+
+def main() -> None:
+  """Prints everything."""
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--frames", type=int, default=1200, help="frames measured")
+  arguments = parser.parse_args()
+  begin = time.perf_counter()
+  policy = full_policy()
+  made = time.perf_counter()
+  rng = np.random.default_rng(1)
+  policy.act({camera: rng.integers(0, 256, (64, 64, 3), np.uint8) for camera in policy.cameras})
+  print(f"weights made in {made - begin:.1f} s, first frame {time.perf_counter() - made:.1f} s (compiling)")
+  for name, sides in SIDES.items():
+    times = latencies(policy, sides, arguments.frames)
+    samples = np.arange(len(times)) % policy.chunk == 0
+    print(f"pictures {name}, {sides[0]} and {sides[1]} pixels a side, {len(times)} frames")
+    for what, chosen in (("filters only", ~samples), ("filters and samples", samples)):
+      median, late = np.percentile(times[chosen], [50, 99])
+      verdict = "met" if late < TARGET else "MISSED"
+      print(f"  {what:20s} median {median:5.1f} ms, 99 % {late:5.1f} ms; {TARGET} ms {verdict}", flush=True)
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,57 @@
+"""Runs a policy written by `wam_jax.export`: copied into its folder as run_policy.py. Needs jax (with
+flatbuffers) and numpy, nothing else.
+
+python run_policy.py                       # times it on random pictures
+
+from run_policy import Policy
+policy = Policy(FOLDER)
+policy.reset(seed=0)                       # before every episode
+action = policy.act(observation)           # for every frame; policy.json says what goes in and comes out
+"""
+
+import json
+import pathlib
+import time
+
+import jax
+import numpy as np
+from jax import export
+
+
+class Policy:
+  """Holds the state from frame to frame."""
+
+  def __init__(self, folder="."):
+    folder = pathlib.Path(folder)
+    self.about = json.loads((folder / "policy.json").read_text())
+    with np.load(folder / "params.npz", allow_pickle=False) as file:
+      self.params = jax.device_put({name: file[name] for name in file.files})
+    read = lambda name: jax.jit(export.deserialize(bytearray((folder / name).read_bytes())).call)
+    self._start, self._step = read("start.jaxexport"), read("step.jaxexport")
+    self.reset()
+
+  def reset(self, seed=0):
+    self._state = self._start(self.params, np.int32(seed))
+
+  def act(self, observation):
+    """Arrays of policy.json's "observation" (more are ignored) -> action float32 [B, 7]."""
+    seen = {}
+    for name, spec in self.about["observation"].items():
+      array = np.asarray(observation[name])
+      if list(array.shape) != spec["shape"] or (spec["dtype"] == "uint8") != (array.dtype == np.uint8):
+        raise ValueError(f"{name}: expected {spec['dtype']} {spec['shape']}, got {array.dtype} {array.shape}")
+      seen[name] = array.astype(spec["dtype"])
+    self._state, action = self._step(self.params, self._state, seen)
+    return np.asarray(action)
+
+
+if __name__ == "__main__":
+  policy = Policy(pathlib.Path(__file__).parent)
+  rng = np.random.default_rng(0)
+  for t in range(9):
+    seen = {
+      k: rng.integers(0, 255, v["shape"]).astype(v["dtype"]) for k, v in policy.about["observation"].items()
+    }
+    begin = time.perf_counter()
+    action = policy.act(seen)
+    print(f"frame {t}: {1e3 * (time.perf_counter() - begin):7.1f} ms, action {np.round(action, 3).tolist()}")
