@@ -48,6 +48,9 @@ def default_config() -> ConfigDict:
   c.inputs = ConfigDict({stage: "" for stage in STAGES if stage != "report"})
   # A world model trained with LUMOS or DiWA (.ckpt, or .npz of its state dict), taken instead of training.
   c.inputs.lumos_checkpoint = ""
+  # Diffusion policies trained with DPPO or DiWA (.pt, or .npz of a state dict), taken instead of cloning: a
+  # path with {task} for the task's name, one file per task; without it where there is one task.
+  c.inputs.dppo_checkpoint = ""
 
   c.env = ConfigDict()
   c.env.name = "play_table"  # play_table (embedded simulator)
@@ -440,6 +443,7 @@ def finalize(config: ConfigDict, problems: Sequence[Problem] = ()) -> ConfigDict
     (tuple(f"inputs.{stage}" for stage in STAGES[:-1]), _check_inputs),
     (("judge.compare",), _check_compare),
     (("inputs.lumos_checkpoint", "world_model.vision", "world_model.cameras"), _check_lumos),
+    (("inputs.dppo_checkpoint", "tasks", "behaviour_cloning.policy"), _check_dppo),
     (("data.source", "data.calvin_path", "inputs.collect"), _find_calvin),
     (("world_model.batch_size", "world_model.sequence_length", *_AMOUNT), _check_amount),
   )
@@ -506,6 +510,32 @@ def _check_lumos(config: ConfigDict) -> list[Problem]:
   if tuple(w.cameras) != CAMERAS:
     rule = f"{', '.join(CAMERAS)} with inputs.lumos_checkpoint"
     problems.append(Problem("world_model.cameras", w.cameras, rule, "leave world_model.cameras out"))
+  return problems
+
+
+def dppo_file(config: Any, task: str) -> str:
+  """File of a task's policy by `inputs.dppo_checkpoint`, which must be set."""
+  return config.inputs.dppo_checkpoint.replace("{task}", task)
+
+
+def _check_dppo(config: ConfigDict) -> list[Problem]:
+  """Policies of DPPO: a file for each task, and the policy is of their kind."""
+  path = config.inputs.dppo_checkpoint = os.path.expanduser(config.inputs.dppo_checkpoint)
+  if not path:
+    return []
+  problems = []
+  files = [dppo_file(config, task) for task in config.tasks]
+  missing = [file for file in files if not pathlib.Path(file).is_file()]
+  if len(config.tasks) > 1 and "{task}" not in path:
+    rule = f"a path with {{task}} in it: there are {len(config.tasks)} tasks, each with a policy of its own"
+    problems.append(Problem("inputs.dppo_checkpoint", path, rule, "for instance policies/{task}.pt"))
+  elif missing:
+    fix = f"there is no {', no '.join(missing)}: copy them there, or set --config.tasks to those you have"
+    problems.append(Problem("inputs.dppo_checkpoint", path, "a file for each task", fix))
+  if config.behaviour_cloning.policy != "diffusion":
+    rule = "diffusion with inputs.dppo_checkpoint"
+    fix = "leave behaviour_cloning.policy out"
+    problems.append(Problem("behaviour_cloning.policy", config.behaviour_cloning.policy, rule, fix))
   return problems
 
 

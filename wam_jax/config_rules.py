@@ -173,6 +173,7 @@ CHECKS: dict[str, Check] = {
   "tasks": _TASK_LIST,
   **{f"inputs.{stage}": _TEXT for stage in STAGES if stage != "report"},
   "inputs.lumos_checkpoint": _TEXT,
+  "inputs.dppo_checkpoint": _TEXT,
   "env.name": _choice("play_table"),
   "env.image_size": _count(16, 256),
   "env.max_steps": _count(),

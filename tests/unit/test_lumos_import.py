@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import io
 import os
 import pathlib
 import pickle
 import sys
 import types
 import zipfile
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from torch_writer import Call, function, tensor, write_archive
 
 from wam_jax.config import default_config
 from wam_jax.io import lumos
@@ -48,85 +47,15 @@ def random_state(**changes):
   return lumos.to_state_dict(random_like(expected_shapes(**changes)))
 
 
-# ---------------------------------------------------------------------------------------------
-# Torch-free writing of what torch.save writes: names of classes that need not exist.
-
-
-class _Call:
-  """Pickles as `function(*args)` with `state` set after it, both of which a reader must not believe."""
-
-  def __init__(self, path, *args, state=None):
-    self.path, self.args, self.state = path, args, state
-
-  def __reduce__(self):
-    state = () if self.state is None else (self.state,)
-    return (_function(self.path), self.args, *state)
-
-
-class _Storage:
-  def __init__(self, kind, key, count):
-    self.pid = ("storage", _function(f"torch.{kind}Storage"), key, "cuda:0", count)
-
-
-def _function(path):
-  """A callable that pickles as the global `path`; its module is made up for the time of writing."""
-  module, name = path.rsplit(".", 1)
-
-  def stand_in(*_):
-    raise AssertionError(f"{path} was run")
-
-  stand_in.__module__, stand_in.__qualname__, stand_in.__name__ = module, name, name
-  return stand_in
-
-
-class _Pickler(pickle._Pickler):
-  """Protocol 2, as torch.save; writes stand-ins by name without asking whether they exist."""
-
-  dispatch: ClassVar[dict] = dict(pickle._Pickler.dispatch)
-
-  def persistent_id(self, obj):
-    return obj.pid if isinstance(obj, _Storage) else None
-
-  def save_function(self, obj):
-    self.write(pickle.GLOBAL + f"{obj.__module__}\n{obj.__qualname__}\n".encode())
-    self.memoize(obj)
-
-  dispatch[types.FunctionType] = save_function
-
-
-def write_archive(path, root, storages, byteorder="little"):
-  """What torch.save would write: root object, and {key: bytes} of storages."""
-  buffer = io.BytesIO()
-  _Pickler(buffer, 2).dump(root)
-  with zipfile.ZipFile(path, "w") as archive:
-    archive.writestr("last/data.pkl", buffer.getvalue())
-    archive.writestr("last/byteorder", byteorder)
-    for key, data in storages.items():
-      archive.writestr(f"last/data/{key}", data)
-    archive.writestr("last/version", "3\n")
-
-
-def tensor(kind, key, count, size, stride, offset=0):
-  return _Call(
-    "torch._utils._rebuild_tensor_v2",
-    _Storage(kind, key, count),
-    offset,
-    size,
-    stride,
-    False,
-    collections.OrderedDict(),
-  )
-
-
 def lightning(state):
   """A checkpoint as Lightning writes it, with objects of classes that are not installed."""
   return {
     "epoch": 3,
     "state_dict": collections.OrderedDict(state),
-    "hyper_parameters": _Call(
+    "hyper_parameters": Call(
       "omegaconf.dictconfig.DictConfig", {}, state={"_content": {"deter": 48}, "_metadata": None}
     ),
-    "callbacks": {_Call("not_installed.Key"): [_Call("not_installed.Thing", 1, 2)]},
+    "callbacks": {Call("not_installed.Key"): [Call("not_installed.Thing", 1, 2)]},
     "optimizer_states": [{"state": {0: {"exp_avg": tensor("Float", "missing", 6, (6,), (1,))}}}],
   }
 
@@ -136,7 +65,7 @@ def test_lightning_checkpoint_without_torch(tmp_path):
   state = {
     "encoder.fuse.0.bias": tensor("Float", "0", 24, (4,), (1,), offset=3),
     "encoder.fuse.0.weight": tensor("Float", "0", 24, (2, 3), (1, 4), offset=1),  # shared, transposed
-    NAME: _Call(
+    NAME: Call(
       "torch._utils._rebuild_parameter", tensor("Half", "1", 2, (2,), (1,)), True, collections.OrderedDict()
     ),
     "rssm_core.cell.init_z": tensor("BFloat16", "2", 2, (2,), (1,)),
@@ -172,10 +101,10 @@ def test_big_endian_archive(tmp_path):
 def test_nothing_in_a_file_is_run(tmp_path):
   """Code in hyper-parameters, in a weight, and as the whole object."""
   marker = tmp_path / "was_run"
-  attack = _Call(f"{os.system.__module__}.system", f"touch {marker}")
+  attack = Call(f"{os.system.__module__}.system", f"touch {marker}")
   evil = {
-    "evil": [attack, _Call("builtins.exec", f"open({str(marker)!r}, 'w')"), _Call("builtins.eval", "1/0")],
-    "attributes": _Call("builtins.getattr", _function("os.system"), "__globals__", state={"a": 1}),
+    "evil": [attack, Call("builtins.exec", f"open({str(marker)!r}, 'w')"), Call("builtins.eval", "1/0")],
+    "attributes": Call("builtins.getattr", function("os.system"), "__globals__", state={"a": 1}),
   }
   write_archive(
     tmp_path / "a.ckpt",

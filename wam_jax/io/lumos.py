@@ -1,44 +1,30 @@
 """Weights of LUMOS world models (github nematoli/lumos, PyTorch) to and from our parameters.
 
-Neither torch nor LUMOS is needed: a checkpoint is a zip archive of raw numbers and one pickle, and the
-pickle is read here with every name in it that is not a tensor replaced by an inert object.
+Neither torch nor LUMOS is needed; see `torch_file` for how a checkpoint is read.
 """
 
 from __future__ import annotations
 
-import collections
 import dataclasses
-import io
 import math
 import os
-import pathlib
-import pickle
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from wam_jax.io.checkpoint import CheckpointError
+from wam_jax.io.torch_file import Shape, StateDict, WeightsError, read_weights
 
-StateDict = dict[str, np.ndarray]
 Tree = dict[str, Any]
-Shape = tuple[int, ...]
 
 CAMERAS = {"static": "rgb_static", "gripper": "rgb_gripper"}
 ROBOT_OBS = 15  # numbers of robot state that LUMOS appends to the embedding
 OURS_ALONE = ("inverse_dynamics_head", "embedding_decoder")  # LUMOS has no such networks
-COPY_AGAIN = "copy or download this file again."
 FROM_LUMOS = "use a checkpoint of LUMOS's world model (scripts/train_wm.py), or save its state_dict()."
 
 
-class LumosError(CheckpointError):
+class LumosError(WeightsError):
   """Weights that cannot be used: says where, what is wrong and what to do."""
-
-  def __init__(self, where: str | os.PathLike[str], rule: str, *, fix: str = ""):
-    self.where, self.rule, self.fix = str(where), rule, fix
-    super().__init__(f"{self.where}: {rule}" + (f" What to do: {fix}" if fix else ""))
 
 
 class MismatchError(LumosError):
@@ -57,167 +43,11 @@ class MismatchError(LumosError):
   foreign: dict[str, Shape]
 
 
-# ---------------------------------------------------------------------------------------------
-# Reading. A torch file holds `<name>/data.pkl` and one member `<name>/data/<key>` per storage; the
-# pickle refers to storages by persistent ids and rebuilds each tensor from one by offset, size, stride.
-
-
-@dataclasses.dataclass(frozen=True)
-class _Storage:
-  kind: str  # torch's name of its type
-  key: str
-
-
-@dataclasses.dataclass(frozen=True)
-class _Tensor:
-  storage: _Storage
-  offset: int
-  size: Shape
-  stride: Shape
-
-
-class _Inert:
-  """Stands for any object that is not a tensor. Takes whatever a pickle does to it and does nothing."""
-
-  origin = ""
-
-  def __new__(cls, *unused: Any, **also_unused: Any) -> _Inert:
-    return object.__new__(cls)
-
-  def _nothing(self, *unused: Any) -> None:
-    pass
-
-  __setstate__ = __setitem__ = append = extend = add = _nothing
-
-  def __call__(self, *unused: Any) -> _Inert:
-    return self
-
-
-def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *unused: Any) -> _Tensor:
-  numbers = (offset, *size, *stride)
-  if not isinstance(storage, _Storage) or len(size) != len(stride):
-    raise pickle.UnpicklingError("a tensor without storage")
-  if not all(isinstance(n, int) and n >= 0 for n in numbers):
-    raise pickle.UnpicklingError(f"a tensor of size {size} and stride {stride}")
-  return _Tensor(storage, offset, tuple(size), tuple(stride))
-
-
-def _rebuild_parameter(data: Any, *unused: Any) -> Any:
-  return data
-
-
-class _WeightsUnpickler(pickle.Unpickler):
-  """Admits tensors and plain containers; all else becomes `_Inert`. Imports nothing, runs nothing."""
-
-  _ADMITTED: Mapping[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): collections.OrderedDict,
-    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
-  }
-
-  def find_class(self, module: str, name: str) -> Any:
-    known = self._ADMITTED.get((module, name))
-    return known or type("Inert", (_Inert,), {"origin": f"{module}.{name}"})
-
-  def persistent_load(self, pid: Any) -> Any:
-    if not isinstance(pid, tuple) or len(pid) != 5 or pid[0] != "storage" or not isinstance(pid[2], str):
-      raise pickle.UnpicklingError(f"unknown persistent id {str(pid)[:80]}")
-    return _Storage(getattr(pid[1], "origin", str(pid[1])), pid[2])
-
-
-_DTYPES = {
-  f"torch.{name}Storage": np.dtype(dtype)
-  for name, dtype in {
-    "Float": np.float32,
-    "Double": np.float64,
-    "Half": np.float16,
-    "BFloat16": np.uint16,  # NumPy has none: read as its bits, which are the upper half of a float32
-    "Long": np.int64,
-    "Int": np.int32,
-    "Short": np.int16,
-    "Char": np.int8,
-    "Byte": np.uint8,
-    "Bool": np.bool_,
-  }.items()
-}
-
-
-class _TorchArchive:
-  """One open file of torch.save. Storages are read when a tensor of theirs is asked for."""
-
-  def __init__(self, archive: zipfile.ZipFile, index: str):
-    self._archive = archive
-    self._root = index.removesuffix("data.pkl")
-    self._storages: dict[str, np.ndarray] = {}
-    order = f"{self._root}byteorder"
-    self._big_endian = order in archive.namelist() and archive.read(order) == b"big"
-
-  def load(self) -> Any:
-    """The object saved, tensors as `_Tensor`."""
-    return _WeightsUnpickler(io.BytesIO(self._archive.read(f"{self._root}data.pkl"))).load()
-
-  def array(self, tensor: _Tensor) -> np.ndarray:
-    """Read-only view on the tensor's storage; bfloat16 is widened to float32."""
-    storage, size = tensor.storage, tensor.size
-    if storage.kind not in _DTYPES:
-      raise ValueError(f"numbers of type {storage.kind} are not read")
-    if storage.key not in self._storages:
-      dtype = _DTYPES[storage.kind].newbyteorder(">" if self._big_endian else "<")
-      flat = np.frombuffer(self._archive.read(f"{self._root}data/{storage.key}"), dtype)
-      if storage.kind == "torch.BFloat16Storage":
-        flat = (flat.astype(np.uint32) << 16).view(np.float32)
-      self._storages[storage.key] = flat
-    flat = self._storages[storage.key]
-    if 0 in size:
-      return np.zeros(size, flat.dtype)
-    last = tensor.offset + sum((n - 1) * s for n, s in zip(size, tensor.stride, strict=True))
-    if last >= flat.size:
-      raise ValueError(f"reaches number {last} of a storage of {flat.size}")
-    strides = [s * flat.itemsize for s in tensor.stride]
-    return np.lib.stride_tricks.as_strided(flat[tensor.offset :], size, strides, writeable=False)
-
-
-def _read_torch(path: pathlib.Path, archive: zipfile.ZipFile, index: str, prefix: str | None) -> StateDict:
-  contents = _TorchArchive(archive, index)
-  try:
-    root = contents.load()
-  except Exception as error:  # a damaged pickle can raise anything
-    raise LumosError(path, f"damaged pickle ({type(error).__name__}: {error}).", fix=COPY_AGAIN) from None
-  if isinstance(root, _Inert):
-    raise LumosError(
-      path, f"holds an object of class {root.origin}, not weights; nothing of it was run.", fix=FROM_LUMOS
-    )
-  entries = root.get("state_dict", root) if isinstance(root, dict) else root
+def _under_prefix(path: str | os.PathLike[str], root: dict[Any, Any], prefix: str | None) -> dict[str, Any]:
+  """The entries of the world model, without what comes before their LUMOS names."""
+  entries = root.get("state_dict", root)
   if not isinstance(entries, dict):
     raise LumosError(path, f"holds a {type(entries).__name__}, not a state dict.", fix=FROM_LUMOS)
-  weights = {}
-  for name, value in _under_prefix(path, entries, prefix).items():
-    if not isinstance(value, _Tensor):
-      what = getattr(value, "origin", "") or type(value).__name__
-      raise LumosError(path, f"'{name}' is no plain tensor but a {what}.", fix=FROM_LUMOS)
-    try:
-      weights[name] = contents.array(value)
-    except (KeyError, ValueError) as error:
-      raise LumosError(
-        path,
-        f"'{name}' cannot be read: {error.args[0]}.",
-        fix="save the weights as float32, or " + COPY_AGAIN,
-      ) from None
-  return weights
-
-
-def _read_npz(path: pathlib.Path, prefix: str | None) -> StateDict:
-  try:
-    with np.load(path, allow_pickle=False) as file:
-      entries = {name: file[name] for name in file.files}
-  except (ValueError, KeyError) as error:
-    raise LumosError(path, f"not an npz of plain arrays ({error}).", fix=COPY_AGAIN) from None
-  weights = {name.removeprefix("param/"): x for name, x in entries.items() if name.startswith("param/")}
-  return _under_prefix(path, weights or entries, prefix)
-
-
-def _under_prefix(path: pathlib.Path, entries: dict[Any, Any], prefix: str | None) -> dict[str, Any]:
-  """The entries of the world model, without what comes before their LUMOS names."""
   names = [name for name in entries if isinstance(name, str)]
   found = {
     name.removesuffix(known) for name in names for known in _BY_NAME if f".{name}".endswith(f".{known}")
@@ -256,32 +86,8 @@ def read_state_dict(path: str | os.PathLike[str], *, prefix: str | None = None) 
   Raises:
     LumosError: no such file, damaged, of another format, or without a world model in it.
   """
-  path = pathlib.Path(path)
-  try:
-    if not zipfile.is_zipfile(path):
-      with path.open("rb") as file:  # for its error, if it is not there
-        file.read(1)
-      raise LumosError(
-        path,
-        "neither a file of torch.save nor an npz: damaged, or in the format of before torch 1.6.",
-        fix="copy it again, or load it with torch and save its state_dict() anew.",
-      )
-    with zipfile.ZipFile(path) as archive:
-      names = archive.namelist()
-      index = [name for name in names if name == "data.pkl" or name.endswith("/data.pkl")]
-      if any(name.endswith("constants.pkl") for name in names):
-        raise LumosError(path, "a TorchScript program, not a checkpoint.", fix=FROM_LUMOS)
-      if len(index) == 1:
-        return _read_torch(path, archive, index[0], prefix)
-    if any(name.endswith(".npy") for name in names):
-      return _read_npz(path, prefix)
-    raise LumosError(path, "a zip archive, but neither of torch.save nor an npz.", fix=FROM_LUMOS)
-  except FileNotFoundError:
-    raise LumosError(path, "no such file.", fix=FROM_LUMOS) from None
-  except OSError as error:
-    raise LumosError(path, f"cannot be read ({error.strerror or error}).", fix=COPY_AGAIN) from None
-  except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-    raise LumosError(path, f"damaged archive ({error}).", fix=COPY_AGAIN) from None
+  select = lambda root: _under_prefix(path, root, prefix)
+  return read_weights(path, select, error_type=LumosError, wanted=FROM_LUMOS)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -1,17 +1,19 @@
-"""Clones the demos: one policy per task, all tasks side by side."""
+"""Clones the demos: one policy per task, all tasks side by side; or takes the policies of DPPO or DiWA."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
+from wam_jax.config import dppo_file
 from wam_jax.data.features import load_features
-from wam_jax.io import checkpoint
+from wam_jax.io import checkpoint, dppo
 from wam_jax.io.artifact import Artifact, write_text
 from wam_jax.io.logger import Logger
 from wam_jax.nn.policy import DiffusionPolicy, GaussianPolicy
@@ -26,6 +28,7 @@ REQUIRES = ("featurize",)
 CONFIG = (
   "seed",
   "tasks",
+  "inputs.dppo_checkpoint",
   "behaviour_cloning.policy",
   "behaviour_cloning.chunk",
   "behaviour_cloning.hidden",
@@ -84,13 +87,45 @@ def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger:
 
   Raises:
     ValueError: a task's demos are all shorter than a chunk.
+    DppoError: `inputs.dppo_checkpoint` names policies of other sizes, or files that cannot be read.
   """
   demos = load_features(inputs["featurize"].path / "train.npz")
-  cloning, num_tasks = config.behaviour_cloning, len(demos.tasks)
   policy = make_policy(config, demos.feature.shape[-1])
+  cloning, tasks = config.behaviour_cloning, demos.tasks
   data = train.make_data(demos.feature, demos.action, demos.mask, cloning.chunk)
   unseen = load_features(inputs["featurize"].path / "heldout.npz")
   heldout = train.make_data(unseen.feature, unseen.action, unseen.mask, cloning.chunk)
+  key = jax.random.fold_in(jax.random.key(config.seed), 3)
+  init_key, train_key, test_key = jax.random.split(key, 3)
+  if config.inputs.dppo_checkpoint:
+    networks, updates = take_dppo(config, policy, tasks, logger), 0
+  else:
+    networks = _train(config, policy, data, tasks, init_key, train_key, workdir, logger)
+    updates = cloning.updates
+  loss_tasks = over_tasks(lambda task, _: _losses(policy, *task))
+  result = {}
+  for name, split in (("train", data), ("heldout", heldout)):
+    losses = jax.device_get(loss_tasks((networks, split, task_keys(test_key, len(tasks))), None))
+    result[f"loss_{name}"] = dict(zip(tasks, losses.tolist(), strict=True))
+  logger.write(
+    updates, {f"behaviour_cloning/final/{n}": sum(v.values()) / len(tasks) for n, v in result.items()}
+  )
+  checkpoint.save_params(workdir / "params", networks)
+  write_text(workdir / "result.json", json.dumps(result, indent=2) + "\n")
+
+
+def _train(
+  config: Any,
+  policy: Policy,
+  data: train.CloningData,
+  tasks: Sequence[str],
+  init_key: jax.Array,
+  train_key: jax.Array,
+  workdir: pathlib.Path,
+  logger: Logger,
+) -> Params:
+  """Averaged networks, stacked over tasks."""
+  cloning = config.behaviour_cloning
   optimizer = make_optimizer(
     cloning.learning_rate,
     cloning.updates,
@@ -98,16 +133,13 @@ def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger:
     final_scale=cloning.final_learning_rate / cloning.learning_rate,
     weight_decay=cloning.weight_decay,
   )
-  key = jax.random.fold_in(jax.random.key(config.seed), 3)
-  init_key, train_key, test_key = jax.random.split(key, 3)
   state = jax.jit(jax.vmap(lambda k: make_train_state(policy.init(k), optimizer, ema=True)))(
-    task_keys(init_key, num_tasks)
+    task_keys(init_key, len(tasks))
   )
   update_task = train.make_update(policy, optimizer, cloning.batch_size, cloning.ema_decay)
-
   state = train_loop(
     state=state,
-    update=make_task_update(update_task, data, demos.tasks),
+    update=make_task_update(update_task, data, tasks),
     total=cloning.updates,
     per_call=config.training.log_every,
     key=train_key,
@@ -117,17 +149,23 @@ def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger:
     checkpoint_minutes=config.training.checkpoint_minutes,
     metric_prefix="behaviour_cloning",
   )
-  loss_tasks = over_tasks(lambda task, _: _losses(policy, *task))
-  result = {}
-  for name, split in (("train", data), ("heldout", heldout)):
-    losses = jax.device_get(loss_tasks((state.ema_params, split, task_keys(test_key, num_tasks)), None))
-    result[f"loss_{name}"] = dict(zip(demos.tasks, losses.tolist(), strict=True))
-  logger.write(
-    cloning.updates,
-    {f"behaviour_cloning/final/{n}": sum(v.values()) / num_tasks for n, v in result.items()},
-  )
-  checkpoint.save_params(workdir / "params", state.ema_params)
-  write_text(workdir / "result.json", json.dumps(result, indent=2) + "\n")
+  return state.ema_params
+
+
+def take_dppo(config: Any, policy: Policy, tasks: Sequence[str], logger: Logger) -> Params:
+  """Networks of `inputs.dppo_checkpoint`, stacked over tasks, instead of training.
+
+  Raises:
+    DppoError: a file that cannot be read, or a policy of other sizes than the config's.
+  """
+  expected = jax.eval_shape(policy.init, jax.random.key(0))
+  networks = []
+  for task in tasks:
+    file = dppo_file(config, task)
+    state, prefix = dppo.read_state_dict(file)
+    networks.append(dppo.to_params(state, expected, file))
+    logger.info(f"{task}: took the policy{f' under {prefix}' if prefix else ''} of {file}")
+  return jax.tree.map(lambda *x: jnp.stack(x), *networks)
 
 
 def _losses(policy: Policy, network: Params, data: train.CloningData, key: jax.Array) -> jax.Array:

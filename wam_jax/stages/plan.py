@@ -261,6 +261,8 @@ def _size(config: ConfigDict, stage: str) -> str:
     return "read and check the dataset"
   if stage == "world_model" and config.inputs.lumos_checkpoint:
     return f"take LUMOS's weights from {config.inputs.lumos_checkpoint}"
+  if stage == "behaviour_cloning" and config.inputs.dppo_checkpoint:
+    return f"take the policies of {config.inputs.dppo_checkpoint}"
   return {
     "collect": f"{d.play_frames:,} frames of play, {tasks} x {demos} demos",
     "world_model": f"{w.updates:,} updates of {w.batch_size} x {w.sequence_length} frames",
@@ -312,7 +314,7 @@ def _work(config: ConfigDict, stage: str) -> float:
     * (j.windows * (j.context + j.horizons[-1]) + j.probe_frames)
     * (recurrent + vision),
     "featurize": demo_frames * (recurrent + vision),
-    "behaviour_cloning": tasks * b.updates * b.batch_size * policy,
+    "behaviour_cloning": 1.0 if config.inputs.dppo_checkpoint else tasks * b.updates * b.batch_size * policy,
     "classifier": tasks * k.updates * k.batch_size * (feature * k.embed[0] + k.embed[0] * k.embed[-1]),
     "ppo": tasks * p.iterations * (dreaming + tuning),
     "online_ppo": tasks * config.online.iterations * p.dreams * p.chunks_per_iteration,
