@@ -64,7 +64,10 @@ def write_run(root, config, fingerprint="1"):
   plain = config.to_dict()
   make = lambda stage, print_, inputs: Artifact(stage, root / stage, print_, plain, inputs=inputs)
   model = make_world_model(config.world_model, config.env.image_size)
-  write(make("world_model", world, {}), random_like(lambda key: wm.init_params(model, key), 0))
+  params = random_like(lambda key: wm.init_params(model, key), 0)
+  params["rssm"]["from_embed"]["kernel"] *= 5  # latents that depend on the frame more than on the noise
+  params["rssm"]["posterior_output"]["kernel"] *= 10
+  write(make("world_model", world, {}), params)
   write(make("featurize", features, {"world_model": world}))
   policy = behaviour_cloning.make_policy(config, model.feature_size)
   base, actor = (random_like(policy.init, seed, (len(TASKS),)) for seed in (1, 2))
