@@ -82,19 +82,14 @@ def export_policy(
 
   params = _flat(policy.params)
   observation = _observation(policy, batch)
-  step, start = _functions(policy, batch)
-  state = jax.eval_shape(start, params, jax.ShapeDtypeStruct((), np.int32))
-  export_step = jax_export.export(jax.jit(step), platforms=platforms)
-  used = export_step(_shapes(params), state, observation).module_kept_var_idx
+  seed = jax.ShapeDtypeStruct((), np.int32)
+  start, step = (jax_export.export(jax.jit(f), platforms=platforms) for f in _functions(policy, batch))
+  state = jax.eval_shape(_functions(policy, batch)[0], _shapes(params), seed)
+  # Written twice: the first time tells which parameters the functions read (no decoder, no prior).
+  first = start(_shapes(params), seed), step(_shapes(params), state, observation)
+  used = {i for function in first for i in function.module_kept_var_idx}
   params = {name: params[name] for i, name in enumerate(sorted(params)) if i in used}
-  if policy.model.learned_initial_state:
-    params |= {name: value for name, value in _flat(policy.params).items() if "/initial_" in name}
-  exported = {
-    "start": jax_export.export(jax.jit(start), platforms=platforms)(
-      _shapes(params), jax.ShapeDtypeStruct((), np.int32)
-    ),
-    "step": export_step(_shapes(params), state, observation),
-  }
+  exported = {"start": start(_shapes(params), seed), "step": step(_shapes(params), state, observation)}
 
   partial = out.with_name(out.name + ".tmp")
   if partial.exists():
@@ -139,15 +134,15 @@ def describe(
 
 
 def _functions(policy: ActingPolicy, batch: int) -> tuple[Any, Any]:
-  """(step, start) on flat dicts of parameters."""
-
-  def step(params: Any, state: Any, observation: Any) -> Any:
-    return acting.act_step(policy.model, policy.policy, *_nested(params), state, observation)
+  """(start, step) on flat dicts of parameters."""
 
   def start(params: Any, seed: Any) -> Any:
     return acting.start_state(policy.model, _nested(params)[0], batch, policy.chunk, seed)
 
-  return step, start
+  def step(params: Any, state: Any, observation: Any) -> Any:
+    return acting.act_step(policy.model, policy.policy, *_nested(params), state, observation)
+
+  return start, step
 
 
 def _observation(policy: ActingPolicy, batch: int) -> dict[str, jax.ShapeDtypeStruct]:

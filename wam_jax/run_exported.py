@@ -48,10 +48,9 @@ class Policy:
 if __name__ == "__main__":
   policy = Policy(pathlib.Path(__file__).parent)
   rng = np.random.default_rng(0)
+  specs = policy.about["observation"].items()
   for t in range(9):
-    seen = {
-      k: rng.integers(0, 255, v["shape"]).astype(v["dtype"]) for k, v in policy.about["observation"].items()
-    }
+    seen = {name: rng.integers(0, 255, spec["shape"]).astype(spec["dtype"]) for name, spec in specs}
     begin = time.perf_counter()
     action = policy.act(seen)
     print(f"frame {t}: {1e3 * (time.perf_counter() - begin):7.1f} ms, action {np.round(action, 3).tolist()}")

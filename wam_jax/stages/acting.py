@@ -63,7 +63,7 @@ def filter_frame(
   Returns:
     [B, ...].
   """
-  seen: dict[str, Any] = {"robot_obs": jnp.zeros((len(prev_action), ROBOT_OBS))} | dict(observation)
+  seen: Any = {"robot_obs": jnp.zeros((len(prev_action), ROBOT_OBS))} | dict(observation)
   # A camera that is not there is one that the model does not read.
   embed = wm.encode_observation(
     model, params, seen.get("rgb_static"), seen.get("rgb_gripper"), seen["robot_obs"]

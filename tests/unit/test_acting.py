@@ -1,0 +1,448 @@
+"""Acting: equal to rollouts and to its own files, refusals, checks of observations."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import wam_jax
+from wam_jax import config as config_lib
+from wam_jax import export
+from wam_jax.core.image import area_resize
+from wam_jax.io import artifact as artifact_lib
+from wam_jax.io import checkpoint
+from wam_jax.io.artifact import Artifact
+from wam_jax.nn.world_model import make_world_model
+from wam_jax.stages import acting, behaviour_cloning, ppo, rollout
+from wam_jax.stages import world_model as world_model_stage
+from wam_jax.stages.acting import PolicyError
+from wam_jax.train import world_model as wm
+
+SIZE, CHUNK = 16, 4
+TASKS = ("turn_on_led", "open_drawer")  # not in the alphabet's order
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def make_config(**changes):
+  config = config_lib.preset_config("demo")
+  config.env.image_size, config.tasks = SIZE, TASKS
+  small = {"depth": 4, "embed": 16, "deter": 12, "stoch": 3, "classes": 4, "hidden": 16}
+  config.world_model.update(small | {"inverse_dynamics_hidden": 8, "proprio": "sincos"})
+  config.behaviour_cloning.update({"hidden": 16, "chunk": CHUNK})
+  config.update_from_flattened_dict(changes)
+  return config
+
+
+def write(artifact, params=None, result=None, done=True):
+  artifact_lib.write_artifact(artifact, done=False)
+  if params is not None:
+    checkpoint.save_params(artifact.path / "params", params)
+  if result is not None:
+    (artifact.path / "result.json").write_text(json.dumps(result))
+  artifact_lib.write_artifact(artifact, done=done)
+
+
+def random_like(make, seed, lead=()):
+  """Random arrays of the shapes that `make` would make; compiles nothing."""
+  rng = np.random.default_rng(seed)
+  draw = lambda x: (rng.normal(size=(*lead, *x.shape)) / np.sqrt(x.shape[-2:][0] + 9)).astype(np.float32)
+  return jax.tree.map(draw, jax.eval_shape(make, jax.random.key(0)))
+
+
+def write_run(root, config, fingerprint="1"):
+  """Finished world_model, featurize, behaviour_cloning and ppo with random parameters."""
+  world, features, cloned, tuned = (digit * 64 for digit in (fingerprint, "2", "3", "4"))
+  plain = config.to_dict()
+  make = lambda stage, print_, inputs: Artifact(stage, root / stage, print_, plain, inputs=inputs)
+  model = make_world_model(config.world_model, config.env.image_size)
+  params = random_like(lambda key: wm.init_params(model, key), 0)
+  params["rssm"]["from_embed"]["kernel"] *= 5  # latents that depend on the frame more than on the noise
+  params["rssm"]["posterior_output"]["kernel"] *= 10
+  write(make("world_model", world, {}), params)
+  write(make("featurize", features, {"world_model": world}))
+  policy = behaviour_cloning.make_policy(config, model.feature_size)
+  base, actor = (random_like(policy.init, seed, (len(TASKS),)) for seed in (1, 2))
+  values = dict.fromkeys(TASKS, 0.5)
+  write(make("behaviour_cloning", cloned, {"featurize": features}), base, {"loss_train": values})
+  inputs = {"world_model": world, "featurize": features, "behaviour_cloning": cloned}
+  write(
+    make("ppo", tuned, inputs),
+    {"base": base, "tuned": actor, "critic": {"x": np.zeros(1)}},
+    {"imagined_success_cloned": values},
+  )
+  return root
+
+
+@pytest.fixture(scope="module", name="run")
+def _run(tmp_path_factory):
+  return write_run(tmp_path_factory.mktemp("acting") / "run", make_config())
+
+
+def observations(steps, batch=None, size=SIZE, seed=0):
+  rng = np.random.default_rng(seed)
+  lead = (steps,) if batch is None else (steps, batch)
+  # Frames differ in colour, not only in noise, which the networks would average out.
+  colour = lambda: rng.integers(0, 256, (*lead, 1, 1, 3))
+  picture = lambda: (0.7 * colour() + 0.3 * rng.integers(0, 256, (*lead, size, size, 3))).astype(np.uint8)
+  seen = {"rgb_static": picture(), "rgb_gripper": picture(), "robot_obs": rng.normal(size=(*lead, 15))}
+  return [{name: value[t] for name, value in seen.items()} for t in range(steps)]
+
+
+def episode(policy, seen):
+  return np.stack([policy.act(each) for each in seen])
+
+
+class Recorded:
+  """A simulator that shows given observations whatever is done."""
+
+  def __init__(self, seen):
+    self.num, self.seen, self.t = len(seen[0]["robot_obs"]), seen, 0
+    self.scene = np.zeros((self.num, 24))
+
+  def reset(self, robot_obs, scene_obs):
+    self.t = 0
+
+  def step(self, actions, active):
+    self.t += 1
+
+  def state(self):
+    return self.seen[min(self.t, len(self.seen) - 1)]["robot_obs"], self.scene
+
+  def observe(self, active):
+    return self.seen[self.t]
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("which", ["ppo", "cloned"])
+def test_the_actions_are_those_of_a_rollout(run, task, which):
+  steps, batch, seed = 10, 3, 7
+  seen = observations(steps, batch)
+  stage = ppo if which == "ppo" else behaviour_cloning
+  policy, params = stage.load_policy(artifact_lib.load_artifact(run, acting.POLICIES[which]))
+  k = TASKS.index(task)
+  model, model_params = world_model_stage.load_world_model(artifact_lib.load_artifact(run, "world_model"))
+  episodes = rollout.rollout_policies(
+    model,
+    model_params,
+    policy,
+    jax.tree.map(lambda x: x[k : k + 1], params),
+    tasks=(task,),
+    robot_obs=seen[0]["robot_obs"][None],
+    scene_obs=np.zeros((1, batch, 24)),
+    environment=Recorded(seen),
+    key=jax.random.key(seed),
+    max_steps=steps,
+    chunk=CHUNK,
+  )
+  acted = wam_jax.load_policy(run, task, which)
+  acted.reset(batch_size=batch, seed=seed)
+  actions = episode(acted, seen)
+  assert actions.shape == (steps, batch, 7) and actions.dtype == np.float32
+  np.testing.assert_allclose(actions.swapaxes(0, 1), episodes.action[0], atol=1e-5)
+  # The comparison means something: motion in the range, and differing over time and robots.
+  assert np.abs(actions[..., :6]).max() <= 1 and set(np.unique(actions[..., 6])) <= {-1.0, 1.0}
+  assert actions.std((0, 1))[:6].min() > 0.05
+  other = wam_jax.load_policy(run, next(name for name in TASKS if name != task), which)
+  other.reset(batch_size=batch, seed=seed)
+  assert np.abs(episode(other, seen) - actions).max() > 0.1
+
+
+def test_a_work_folder_gives_the_ppo_policy_if_finished_else_the_cloned_one(run, tmp_path):
+  shutil.copytree(run, tmp_path / "run")
+  made = lambda: wam_jax.load_policy(tmp_path / "run", TASKS[0]).made_from
+  assert made() == {"ppo": "4" * 64, "world_model": "1" * 64}
+  (tmp_path / "run" / "ppo" / "DONE").unlink()
+  assert made() == {"behaviour_cloning": "3" * 64, "world_model": "1" * 64}
+  with pytest.raises(PolicyError, match="ppo is not finished"):
+    wam_jax.load_policy(tmp_path / "run", TASKS[0], "ppo")
+  with pytest.raises(PolicyError, match="ppo is not finished"):
+    wam_jax.load_policy(tmp_path / "run" / "ppo", TASKS[0])
+  with pytest.raises(PolicyError, match="artifact of world_model, not of ppo or behaviour_cloning"):
+    wam_jax.load_policy(tmp_path / "run" / "world_model", TASKS[0])
+  with pytest.raises(PolicyError, match="no finished policy"):
+    wam_jax.load_policy(tmp_path, TASKS[0])
+  with pytest.raises(ValueError, match="which: expected one of ppo, cloned"):
+    wam_jax.load_policy(run, TASKS[0], "best")
+
+
+def test_an_artifacts_folder_will_do(run):
+  seen = observations(3)
+  for which, stage in acting.POLICIES.items():
+    by_run, by_folder = (wam_jax.load_policy(p, TASKS[1], which) for p in (run, run / stage))
+    np.testing.assert_array_equal(episode(by_run, seen), episode(by_folder, seen))
+
+
+@pytest.mark.parametrize("task", ["close_drawer", None])
+def test_unknown_task_names_those_there_are(run, task):
+  with pytest.raises(PolicyError, match="it has turn_on_led, open_drawer"):
+    wam_jax.load_policy(run, task)
+
+
+@pytest.mark.parametrize("which", ["ppo", "cloned"])
+def test_another_world_model_is_refused(run, tmp_path, which):
+  shutil.copytree(run, tmp_path / "run")
+  folder = tmp_path / "run" / "world_model"
+  other = dataclasses.replace(artifact_lib.load_artifact(folder), fingerprint="9" * 64)
+  artifact_lib.write_artifact(other, done=True)
+  with pytest.raises(PolicyError, match=r"trained on the world model with fingerprint 1{12}.*\n.*9{12}"):
+    wam_jax.load_policy(tmp_path / "run", TASKS[0], which)
+  # The right one, named, is taken; a wrong one, named, is not.
+  policy = wam_jax.load_policy(tmp_path / "run", TASKS[0], which, world_model=run / "world_model")
+  assert policy.made_from["world_model"] == "1" * 64
+  with pytest.raises(PolicyError, match="another one, fingerprint 9{12}"):
+    wam_jax.load_policy(run, TASKS[0], which, world_model=folder)
+  shutil.rmtree(folder)
+  with pytest.raises(PolicyError, match="no artifact here"):
+    wam_jax.load_policy(tmp_path / "run", TASKS[0], which)
+
+
+def test_a_world_model_taken_from_elsewhere_is_found(run, tmp_path):
+  """As after `--config.inputs.world_model=...`: it is not in the run's own folder."""
+  shutil.copytree(run, tmp_path / "run")
+  shutil.move(tmp_path / "run" / "world_model", tmp_path / "elsewhere")
+  for stage in ("behaviour_cloning", "ppo"):
+    artifact = artifact_lib.load_artifact(tmp_path / "run", stage)
+    artifact.config["inputs"]["world_model"] = str(tmp_path / "elsewhere")
+    artifact_lib.write_artifact(artifact, done=True)
+  for which in acting.POLICIES:
+    assert wam_jax.load_policy(tmp_path / "run", TASKS[0], which).made_from["world_model"] == "1" * 64
+  # A run that took the cloned policy from the first one.
+  shutil.move(tmp_path / "run" / "behaviour_cloning", tmp_path / "run" / "moved")
+  tuned = artifact_lib.load_artifact(tmp_path / "run", "ppo")
+  tuned.config["inputs"]["behaviour_cloning"] = str(run / "behaviour_cloning")
+  artifact_lib.write_artifact(tuned, done=True)
+  assert "behaviour_cloning" in wam_jax.load_policy(tmp_path / "run", TASKS[0], "cloned").made_from
+
+
+def test_another_feature_size_is_refused(run, tmp_path):
+  """A world model of the right fingerprint whose files are of another size."""
+  wide = write_run(tmp_path / "wide", make_config(**{"world_model.deter": 20}))
+  with pytest.raises(PolicyError, match="features of size 24, the world model makes features of size 32"):
+    wam_jax.load_policy(run, TASKS[0], world_model=wide / "world_model")
+
+
+def test_one_robot_is_a_batch_of_one(run):
+  policy = wam_jax.load_policy(run, TASKS[0])
+  seen = observations(6)
+  single = episode(policy, seen)
+  assert single.shape == (6, 7)
+  policy.reset(batch_size=1)
+  batched = episode(policy, [{name: value[None] for name, value in each.items()} for each in seen])
+  np.testing.assert_array_equal(batched[:, 0], single)
+
+
+def test_seed_and_reset(run):
+  policy = wam_jax.load_policy(run, TASKS[0])
+  seen = observations(6)
+  first = episode(policy, seen)
+  goes_on = episode(policy, seen)
+  policy.reset(seed=0)
+  np.testing.assert_array_equal(episode(policy, seen), first)
+  assert (goes_on != first).any()
+  policy.reset(seed=1)
+  assert (episode(policy, seen) != first).any()
+  for seed in (-1, 2**31):
+    with pytest.raises(ValueError, match="seed"):
+      policy.reset(seed=seed)
+  with pytest.raises(ValueError, match="batch_size"):
+    policy.reset(batch_size=0)
+
+
+def test_every_frame_counts_and_a_chunk_is_executed_whole(run):
+  """Other frames inside a chunk leave its actions alone, and change the next chunk's."""
+  policy = wam_jax.load_policy(run, TASKS[0])
+  seen = observations(2 * CHUNK)
+  first = episode(policy, seen)
+  policy.reset()
+  other = seen[:1] + observations(CHUNK - 1, seed=9) + seen[CHUNK:]
+  second = episode(policy, other)
+  np.testing.assert_array_equal(first[:CHUNK], second[:CHUNK])
+  assert np.abs(first[CHUNK:] - second[CHUNK:]).max() > 1e-3
+
+
+def test_larger_pictures_are_shrunk_as_data_is(run):
+  policy = wam_jax.load_policy(run, TASKS[0])
+  large = observations(5, size=37)
+  small = [
+    each | {camera: area_resize(each[camera], SIZE, SIZE) for camera in ("rgb_static", "rgb_gripper")}
+    for each in large
+  ]
+  actions = episode(policy, large)
+  policy.reset()
+  np.testing.assert_array_equal(episode(policy, small), actions)
+
+
+def test_wrong_observations(run):
+  policy = wam_jax.load_policy(run, TASKS[0])
+  good = observations(1)[0]
+  before = policy.act(good)
+  policy.reset()
+  wrong = [
+    ({"rgb_static": good["rgb_static"], "rgb_griper": 0}, r"rgb_gripper, robot_obs missing.*rgb_griper"),
+    (good | {"rgb_static": good["rgb_static"].astype(np.float32)}, "rgb_static: expected uint8.*float32"),
+    (good | {"rgb_gripper": good["rgb_gripper"][:-1]}, r"rgb_gripper: expected \[16, 16, 3\] or larger"),
+    (good | {"rgb_gripper": good["rgb_gripper"][..., :2]}, "rgb_gripper: expected"),
+    (good | {"rgb_static": good["rgb_static"][None]}, r"rgb_static: expected 3 axes.*reset\(batch_size"),
+    (good | {"robot_obs": good["robot_obs"][:14]}, r"robot_obs: expected \[15\] numbers.*\[14\]"),
+    (good | {"robot_obs": np.array(["a"] * 15)}, "robot_obs: expected"),
+    ([good], "expected a dict"),
+  ]
+  for observation, reason in wrong:
+    with pytest.raises(ValueError, match=reason):
+      policy.act(observation)
+  np.testing.assert_array_equal(policy.act(good), before)  # refused frames leave no trace
+  policy.reset(batch_size=2)
+  with pytest.raises(ValueError, match=r"expected 4 axes.*reset\(\) is for one robot"):
+    policy.act(good)
+  with pytest.raises(ValueError, match=r"3 rows, but reset\(batch_size=2\)"):
+    policy.act(observations(1, 3)[0])
+  assert policy.act(observations(1, 2)[0] | {"scene_obs": np.zeros(24)}).shape == (2, 7)
+
+
+def test_only_what_the_model_reads_is_needed(tmp_path):
+  config = make_config(**{"world_model.cameras": ("rgb_gripper",), "world_model.proprio": "none"})
+  policy = wam_jax.load_policy(write_run(tmp_path / "run", config), TASKS[0])
+  seen = observations(5)
+  expected = episode(policy, seen)
+  policy.reset()
+  np.testing.assert_array_equal(
+    episode(policy, [{"rgb_gripper": each["rgb_gripper"]} for each in seen]), expected
+  )
+  folder = export.export_policy(policy, tmp_path / "exported")
+  assert set(json.loads((folder / "policy.json").read_text())["observation"]) == {"rgb_gripper"}
+
+
+def test_importing_the_package_imports_no_jax():
+  code = "import sys, wam_jax; assert callable(wam_jax.load_policy); sys.exit('jax' in sys.modules)"
+  assert subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT).returncode == 0
+
+
+# --- written files ----------------------------------------------------------------------------------
+
+STANDALONE = """
+import sys
+sys.path[:] = [p for p in sys.path if p not in ("", {root!r})]
+
+class NoWamJax:
+  def find_spec(self, name, path=None, target=None):
+    if name.split(".")[0] in ("wam_jax", "flax"):
+      raise ImportError(name + " is not to be used")
+
+sys.meta_path.insert(0, NoWamJax())
+try:
+  import wam_jax
+  sys.exit("wam_jax was found")
+except ImportError:
+  pass
+sys.path.append({folder!r})
+import numpy as np
+from run_policy import Policy
+policy = Policy({folder!r})
+seen = np.load({seen!r})
+policy.reset(seed=5)
+actions = [policy.act({{name: seen[name][t] for name in seen.files}}) for t in range(len(seen["rgb_static"]))]
+np.save({out!r}, np.stack(actions))
+"""
+
+
+def run_standalone(folder, seen, tmp_path):
+  """Actions of the exported policy, in a process that cannot import wam_jax."""
+  np.savez(tmp_path / "seen.npz", **{name: np.stack([each[name] for each in seen]) for name in seen[0]})
+  code = STANDALONE.format(
+    root=str(ROOT), folder=str(folder), seen=str(tmp_path / "seen.npz"), out=str(tmp_path / "actions.npy")
+  )
+  paths = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p and p != str(ROOT)]
+  env = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+  process = subprocess.run(
+    [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+  )
+  assert process.returncode == 0, process.stderr[-3000:]
+  return np.load(tmp_path / "actions.npy")
+
+
+@pytest.mark.parametrize(
+  ("vision", "batch", "learned"), [("patch", 2, False), ("conv", 1, True)], ids=["patch", "conv"]
+)
+def test_exported_files_act_alike_without_wam_jax(tmp_path, vision, batch, learned):
+  changes = {"world_model.vision": vision, "world_model.learned_initial_state": learned}
+  size = 64 if vision == "conv" else SIZE
+  run = write_run(tmp_path / "run", make_config(**changes, **{"env.image_size": size}))
+  out = tmp_path / "exported"
+  arguments = [f"--workdir={run}", f"--task={TASKS[1]}", f"--out={out}", f"--batch={batch}"]
+  assert export.main(arguments) == 0
+  seen = observations(2 * CHUNK + 1, batch, size)
+  actions = run_standalone(out, seen, tmp_path)
+  policy = wam_jax.load_policy(run, TASKS[1])
+  policy.reset(batch_size=batch, seed=5)
+  expected = episode(policy, seen)
+  np.testing.assert_allclose(actions, expected, atol=1e-5)
+  assert expected.std((0, 1))[:6].min() > 0.02
+  with np.load(out / "params.npz") as file:  # what acting does not read is left out
+    assert not [name for name in file.files if "decoder" in name or "inverse" in name or "prior_" in name]
+    assert file["policy/tuned/chunk_in/kernel"].shape[0] == 1
+  about = json.loads((out / "policy.json").read_text())
+  assert about["task"] == TASKS[1] and about["observation"]["robot_obs"]["shape"] == [batch, 15]
+
+
+def test_every_platform_is_lowered(run, tmp_path):
+  from jax import export as jax_export
+
+  policy = wam_jax.load_policy(run, TASKS[0])
+  folder = export.export_policy(policy, tmp_path / "all", ("cpu", "cuda", "tpu"))
+  for name in ("start", "step"):
+    exported = jax_export.deserialize(bytearray((folder / f"{name}.jaxexport").read_bytes()))
+    assert exported.platforms == ("cpu", "cuda", "tpu")
+  before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+  with pytest.raises(export.ExportError, match="there already"):
+    export.export_policy(policy, folder)
+  assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+  with pytest.raises(export.ExportError, match="unknown platform gpu"):
+    export.export_policy(policy, tmp_path / "other", ("gpu",))
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["all"]
+
+
+def test_the_command_says_what_is_wrong(run, tmp_path, capsys):
+  assert export.main([f"--workdir={run}", "--task=fly", f"--out={tmp_path / 'x'}"]) == 1
+  assert "no policy for 'fly'; it has turn_on_led, open_drawer" in capsys.readouterr().err
+  assert export.main([f"--workdir={tmp_path}", f"--task={TASKS[0]}", f"--out={tmp_path / 'x'}"]) == 1
+  assert "no finished policy here" in capsys.readouterr().err
+  assert not list(tmp_path.iterdir())
+
+
+def test_the_example_program_is_short():
+  """That it stands alone is kept by the floors."""
+  assert len((ROOT / "wam_jax" / "run_exported.py").read_text().splitlines()) < 60
+
+
+class FakeGym:
+  """The play table's interface, without its drawing, which would take most of the test's time."""
+
+  def __init__(self):
+    self.seen = list(reversed(observations(6, size=64)))
+
+  def reset(self, seed):
+    return self.seen.pop() | {"scene_obs": np.zeros(24)}, {}
+
+  def step(self, action):
+    assert action.shape == (7,) and np.abs(action).max() <= 1
+    return self.seen.pop(), 0.0, False, not self.seen, {}
+
+
+def test_the_readmes_example_runs(tmp_path, monkeypatch):
+  blocks = (ROOT / "README.md").read_text(encoding="utf-8").split("```python\n")[1:]
+  code = next(block.split("```")[0] for block in blocks if "load_policy" in block)
+  write_run(tmp_path / "runs" / "calvin_wam_demo", make_config(**{"env.image_size": 64}))
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr("gymnasium.make", lambda name, task: FakeGym())
+  names = {}
+  exec(code, names)
+  assert names["done"] and names["policy"].task == "open_drawer"
