@@ -276,3 +276,26 @@ def test_reward_that_likes_the_action_raises_it(policy):
     state, metrics = iteration(state, frozen, {"gain": jnp.float32(0.1)}, jax.random.key(i))
     rates.append(float(metrics["imagined_success"]))
   assert np.mean(rates[-5:]) > np.mean(rates[:5]) + 0.15, rates
+
+
+def test_gradient_in_blocks_equals_that_of_the_whole():
+  c = tiny()
+  frozen, _ = setup(c)
+  sample = make_sample(frozen, size=12)
+  whole, blocks = (
+    ppo.actor_gradient(POLICY, c, frozen.base, frozen.base, sample, block) for block in (12, 4)
+  )
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), whole, blocks)
+  assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(whole[0])) > 1e-2
+  with pytest.raises(ValueError, match="divisor of 12"):
+    ppo.actor_gradient(POLICY, c, frozen.base, frozen.base, sample, 5)
+
+
+@pytest.mark.parametrize(
+  ("num", "steps", "block"), [(900, 10, 100), (450, 10, 90), (907, 10, 907), (12, 2, 12), (3, 2000, 1)]
+)
+def test_blocks_divide_the_minibatch(num, steps, block, monkeypatch):
+  monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+  assert ppo._block(num, steps) == block
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  assert ppo._block(num, steps) == num

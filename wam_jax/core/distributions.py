@@ -33,10 +33,18 @@ def one_hot(logits: jax.Array, noise: jax.Array | None = None) -> jax.Array:
   if noise is not None and noise.shape != logits.shape:
     raise ValueError(f"noise {list(noise.shape)} must have the shape of logits {list(logits.shape)}")
   scores = logits if noise is None else logits + noise
-  hard = jax.nn.one_hot(jnp.argmax(scores, -1), logits.shape[-1], dtype=logits.dtype)
+  hard = jax.nn.one_hot(_first_of_largest(scores), logits.shape[-1], dtype=logits.dtype)
   probs = jax.nn.softmax(logits, -1)
   # Added as an exact zero, so that rounding leaves the forward value one-hot.
   return hard + (probs - jax.lax.stop_gradient(probs))
+
+
+def _first_of_largest(scores: jax.Array) -> jax.Array:
+  """argmax over the last axis, in two plain reductions: XLA's own is slow on CPUs."""
+  scores = jax.lax.stop_gradient(scores)
+  size = scores.shape[-1]
+  largest = scores == scores.max(-1, keepdims=True)
+  return jnp.where(largest, jnp.arange(size), size).min(-1)
 
 
 def entropy(logits: jax.Array) -> jax.Array:

@@ -70,8 +70,13 @@ class GRU(nn.Module):
     orthogonal = nn.initializers.orthogonal()
     from_x = nn.Dense(3 * self.size, dtype=self.dtype, name="input")(x).astype(h.dtype)
     from_h = nn.Dense(3 * self.size, dtype=self.dtype, name="recurrent", kernel_init=orthogonal)(h)
-    reset_x, update_x, new_x = jnp.split(from_x, 3, -1)
-    reset_h, update_h, new_h = jnp.split(from_h.astype(h.dtype), 3, -1)
-    reset, update = nn.sigmoid(reset_x + reset_h), nn.sigmoid(update_x + update_h)
-    new = jnp.tanh(new_x + reset * new_h)
-    return (1 - update) * new + update * h
+    return gru_gates(h, from_x, from_h.astype(h.dtype))
+
+
+def gru_gates(h: jax.Array, from_x: jax.Array, from_h: jax.Array) -> jax.Array:
+  """Next h [..., D] from h and the products with input and state [..., 3D]: reset, update, new."""
+  reset_x, update_x, new_x = jnp.split(from_x, 3, -1)
+  reset_h, update_h, new_h = jnp.split(from_h, 3, -1)
+  reset, update = nn.sigmoid(reset_x + reset_h), nn.sigmoid(update_x + update_h)
+  new = jnp.tanh(new_x + reset * new_h)
+  return (1 - update) * new + update * h

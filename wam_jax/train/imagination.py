@@ -17,6 +17,7 @@ import numpy as np
 from flax import struct
 
 from wam_jax.core import distributions, ppo
+from wam_jax.nn import rssm
 from wam_jax.nn.classifier import SuccessClassifier
 from wam_jax.nn.policy import executable
 from wam_jax.train import world_model as world_model_lib
@@ -28,23 +29,45 @@ class World:
   """What imagination needs of a world model.
 
   Attributes:
-    imagine_step: (params, latent [E, ...], action [E, 7], key) -> latent [E, ...].
+    imagine_step: (arranged params, latent [E, ...], action [E, 7], key) -> latent [E, ...].
     num_stoch: S.
     num_classes: C.
+    arrange: params -> arranged params, once before many steps.
   """
 
   imagine_step: Callable[[Params, Latent, jax.Array, jax.Array], Latent]
   num_stoch: int
   num_classes: int
+  arrange: Callable[[Params], Params] = lambda params: params
 
   def latent(self, feature: jax.Array) -> Latent:
     return latent_from_features(feature, self.num_stoch, self.num_classes)
 
 
-def make_world(model: Any) -> World:
-  """World of a `nn.world_model.WorldModel`."""
-  step = functools.partial(world_model_lib.imagine_step, model)
-  return World(step, model.stoch, model.classes)
+def make_world(model: Any, by_rows: bool | None = None) -> World:
+  """World of a `nn.world_model.WorldModel`.
+
+  Args:
+    model: the networks.
+    by_rows: step as `nn.rssm.prior_step` does, which is faster with the few rows of dreams on a CPU and
+      equal up to rounding. None: on CPUs, in float32.
+  """
+  if by_rows is None:
+    by_rows = jax.default_backend() == "cpu" and model.dtype in (None, jnp.float32)
+  if not by_rows:
+    return World(
+      functools.partial(world_model_lib.imagine_step, model),
+      num_stoch=model.stoch,
+      num_classes=model.classes,
+    )
+
+  def step(arranged: Params, latent: Latent, action: jax.Array, key: jax.Array) -> Latent:
+    deter, logits = rssm.prior_step(arranged, latent.deter, latent.stoch, action, model.norm_eps)
+    noise = distributions.gumbel(key, logits.shape)
+    return Latent(deter=deter, stoch=distributions.one_hot(logits, noise), logits=logits)
+
+  arrange = lambda params: rssm.arrange_for_prior_steps(params["rssm"])
+  return World(step, model.stoch, model.classes, arrange)
 
 
 @struct.dataclass
@@ -131,6 +154,7 @@ def imagine_actions(
     latent = world.imagine_step(world_params, latent, *inputs)
     return latent, features(latent)
 
+  world_params = world.arrange(world_params)
   keys = jax.random.split(key, action.shape[1])
   _, out = jax.lax.scan(step, world.latent(feature), (jnp.swapaxes(action, 0, 1), keys))
   return jnp.swapaxes(out, 0, 1)
@@ -163,7 +187,10 @@ def random_actions(key: jax.Array, num: int, length: int, hold: int = 4) -> jax.
 def _imagine_chunk(
   world: World, world_params: Params, feature: jax.Array, chunk: jax.Array, key: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """Feature [E, F] after the H actions of a sampled chunk [E, H, 7], and the prior's mean entropy [E]."""
+  """Feature [E, F] after the H actions of a chunk [E, H, 7], and the prior's mean entropy [E].
+
+  The parameters are arranged.
+  """
 
   def step(latent: Latent, inputs: tuple[jax.Array, jax.Array]) -> tuple[Latent, jax.Array]:
     latent = world.imagine_step(world_params, latent, *inputs)
@@ -199,7 +226,7 @@ def familiar_entropy(
     Scalar, nats.
   """
   flat = lambda x: x.reshape(-1, x.shape[-1])
-  latent = world.imagine_step(world_params, world.latent(flat(feature)), flat(action), key)
+  latent = world.imagine_step(world.arrange(world_params), world.latent(flat(feature)), flat(action), key)
   entropy = jnp.where(mask.reshape(-1), distributions.entropy(latent.logits), jnp.nan)
   return jnp.nanquantile(entropy, quantile)
 
@@ -252,6 +279,7 @@ def dream(
     succeeded), ended, chunks_to_success, prior_entropy (mean, nats), prior_entropy_above (the limit, mean).
   """
   num_dreams = state.step.shape[0]
+  world_params = world.arrange(world_params)
 
   def chunk_step(state: DreamState, key: jax.Array) -> tuple[DreamState, tuple[Dream, jax.Array]]:
     noise_key, world_key, start_key = jax.random.split(key, 3)
@@ -332,6 +360,7 @@ def dream_scores(
     feature, _ = _imagine_chunk(world, world_params, feature, chunk, world_key)
     return (feature, jnp.maximum(best, score(feature))), None
 
+  world_params = world.arrange(world_params)
   best = jnp.full(feature.shape[0], -jnp.inf)
   (_, best), _ = jax.lax.scan(step, (feature, best), jax.random.split(key, horizon_chunks))
   return best

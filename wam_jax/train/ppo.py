@@ -187,6 +187,54 @@ def actor_loss(
   return loss, metrics
 
 
+BLOCK_ROWS = 1000  # network rows, K' per chunk: activations of so many stay in a CPU's caches
+
+
+def _block(num: int, steps: int) -> int:
+  """Chunks of a minibatch that the gradient is taken of at a time: a divisor of `num`."""
+  if jax.default_backend() != "cpu":
+    return num
+  most = max(BLOCK_ROWS // steps, 1)
+  block = max(b for b in range(1, min(most, num) + 1) if num % b == 0)
+  return block if 4 * block >= most else num  # small blocks would be slower than one large one
+
+
+def actor_gradient(
+  policy: Policy, config: Any, network: Params, base: Params, sample: Sample, block: int | None = None
+) -> tuple[Params, Metrics]:
+  """Gradient of `actor_loss` and its metrics, as the mean over blocks of chunks.
+
+  Args:
+    policy: what acts.
+    config: `config.ppo`.
+    network: parameters being trained.
+    base: parameters of the cloned network.
+    sample: a minibatch of X chunks.
+    block: chunks at a time, a divisor of X; None: by the device. Everything is a mean over chunks, so
+      it changes rounding only.
+
+  Returns:
+    Gradient like `network`, and metrics.
+
+  Raises:
+    ValueError: `block` does not divide X.
+  """
+  num = len(sample.feature)
+  block = _block(num, policy.fine_tuned_steps) if block is None else block
+  if num % block:
+    raise ValueError(f"block: expected a divisor of {num}, got {block}")
+  gradient = jax.grad(lambda n, s: actor_loss(policy, config, n, base, s), has_aux=True)
+  if block == num:
+    out: tuple[Params, Metrics] = gradient(network, sample)
+    return out
+  blocks = jax.tree.map(lambda x: x.reshape(num // block, block, *x.shape[1:]), sample)
+  like = jax.eval_shape(gradient, network, jax.tree.map(lambda x: x[0], blocks))
+  total = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+  add = lambda total, part: (jax.tree.map(jnp.add, total, gradient(network, part)), None)
+  out = jax.tree.map(lambda x: x * (block / num), jax.lax.scan(add, total, blocks)[0])
+  return out
+
+
 Rollout = Callable[[PPOState, Frozen, Params, jax.Array], tuple[DreamState, Dream, Metrics]]
 Update = Callable[[PPOState, Frozen, DreamState, Dream, jax.Array, jax.Array], tuple[PPOState, Metrics]]
 Iteration = Callable[[PPOState, Frozen, Params, jax.Array], tuple[PPOState, Metrics]]
@@ -316,7 +364,7 @@ def make_update(policy: Policy, config: Any) -> Update:
     return *apply("critic", grad, params, opt_state), loss
 
   def actor_step(params: Params, opt_state: Any, base: Params, sample: Sample) -> tuple[Params, Any, Metrics]:
-    grad, metrics = jax.grad(lambda p: actor_loss(policy, config, p, base, sample), has_aux=True)(params)
+    grad, metrics = actor_gradient(policy, config, params, base, sample)
     new = apply("actor", grad, params, opt_state)
     # How far the actor has moved already decides whether it may move further.
     far = metrics["kl"] > config.target_kl
