@@ -7,6 +7,7 @@ the world model, and the task's own predicate pays. Files: `params`, `online.jso
 
 from __future__ import annotations
 
+import functools
 import json
 import pathlib
 from collections.abc import Callable, Mapping
@@ -28,6 +29,7 @@ from wam_jax.nn.policy import executable
 from wam_jax.stages import behaviour_cloning, ppo_monitor
 from wam_jax.stages import classifier as classifier_stage
 from wam_jax.stages import ppo as ppo_stage
+from wam_jax.stages.acting import filter_frame
 from wam_jax.stages.collect import dataset_path
 from wam_jax.stages.training_loop import train_loop
 from wam_jax.stages.world_model import load_world_model
@@ -35,7 +37,7 @@ from wam_jax.train import ppo as train
 from wam_jax.train import world_model as wm
 from wam_jax.train.imagination import DreamState, make_starts, make_world
 from wam_jax.train.tasks import over_tasks, task_keys, task_metrics
-from wam_jax.types import Dream, Latent, Params, features
+from wam_jax.types import Dream, Params, features
 
 REQUIRES = ("collect", "world_model", "featurize", "behaviour_cloning", "classifier", "ppo")
 CONFIG = ("seed", "tasks", "env.name", "env.image_size", "env.max_steps", "ppo", "online")
@@ -189,17 +191,9 @@ class Episodes:
     total = len(self._tasks) * self._num
     self._environment = envs.make_vector(env.name, total, workers=env.workers, image_size=env.image_size)
     self._starts = training_starts(config, collect)
-    self._filter = jax.jit(self._filter_frames)
+    self._filter = jax.jit(functools.partial(filter_frame, model))
     self._act = over_tasks(self._make_act(config))
     self._value = over_tasks(self._make_value(config))
-
-  def _filter_frames(
-    self, params: Params, latent: Latent, seen: dict, prev_action: jax.Array, first: jax.Array, key: jax.Array
-  ) -> Latent:
-    embed = wm.encode_observation(
-      self._model, params, seen["rgb_static"], seen["rgb_gripper"], seen["robot_obs"].astype(jnp.float32)
-    )
-    return wm.filter_step(self._model, params, latent, embed, prev_action, first, key)
 
   def _make_act(self, config: Any) -> Callable[[Any, Any], Any]:
     policy, p = self._policy, config.ppo
