@@ -123,6 +123,7 @@ def describe(
     "batch": batch,
     "chunk": policy.chunk,
     "platforms": list(platforms),
+    "compute_dtype": "float32" if policy.model.dtype is None else np.dtype(policy.model.dtype).name,
     "seed": f"int32, 0 to {acting.MAX_SEED}; the same seed and observations give the same actions",
     "observation": {name: spec(value) | {"meaning": MEANING[name]} for name, value in observation.items()},
     "state": {name: spec(value) for name, value in state.items()},
