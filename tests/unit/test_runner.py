@@ -9,9 +9,9 @@ import types
 import pytest
 
 from wam_jax import config as config_lib
-from wam_jax.io.artifact import read_artifact
+from wam_jax.io.artifact import Artifact, read_artifact, write_artifact
 from wam_jax.stages import plan, runner
-from wam_jax.stages.plan import Spec, StageError
+from wam_jax.stages.plan import Spec, StageError, StagePlan
 
 SPECS = {
   "collect": Spec((), ("seed", "data.play_frames")),
@@ -196,3 +196,29 @@ def test_estimate_grows_with_the_work():
     assert plan.estimate(small, stage) >= plan.estimate(demo, stage)
   small.world_model.updates *= 2
   assert plan.estimate(small, "world_model") > 10 * plan.estimate(demo, "world_model")
+
+
+def test_a_policy_made_on_another_world_model_is_refused(tmp_path):
+  def artifact(run, stage, fingerprint, inputs=None):
+    made = Artifact(stage, tmp_path / run / stage, fingerprint * 16, {}, inputs=inputs or {})
+    write_artifact(made, done=True)
+    return made
+
+  own = artifact("mine", "world_model", "aaaa")
+  for world in ("aaaa", "bbbb"):
+    artifact(world, "featurize", "ffff", {"world_model": world * 16})
+    artifact(world, "behaviour_cloning", "cccc", {"featurize": "ffff" * 16})
+    artifact(world, "classifier", "dddd", {"world_model": world * 16, "featurize": "ffff" * 16})
+
+  def plans(world, *stages):
+    given = {s: StagePlan(s, "use", read_artifact(tmp_path / world / s)) for s in stages}
+    return {"world_model": StagePlan("world_model", "skip", own)} | given
+
+  plan.check_lineage(plans("aaaa", "behaviour_cloning", "classifier"))
+  with pytest.raises(StageError, match="behaviour_cloning.*made on bbbbbbbbbbbb") as error:
+    plan.check_lineage(plans("bbbb", "behaviour_cloning", "classifier"))
+  assert "inputs.classifier" in str(error.value) and "fingerprint aaaaaaaaaaaa" in str(error.value)
+  # Without the features that it was cloned from nobody can tell.
+  for file in (tmp_path / "bbbb" / "featurize").iterdir():
+    file.unlink()
+  plan.check_lineage(plans("bbbb", "behaviour_cloning"))

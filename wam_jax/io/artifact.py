@@ -14,6 +14,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from wam_jax.config_rules import STAGES
+
 FORMAT = 1  # of artifact.json
 
 
@@ -146,3 +148,53 @@ def _tuples(value: Any) -> Any:
   if isinstance(value, dict):
     return {key: _tuples(item) for key, item in value.items()}
   return tuple(value) if isinstance(value, list) else value
+
+
+def given_folders(workdir: pathlib.Path, stage: str) -> list[pathlib.Path]:
+  """Folders that the run of a work folder took a stage from (`inputs.<stage>`), the last stage's first."""
+  made = [read_artifact(workdir / name) for name in reversed(STAGES)]
+  folders = [artifact.config.get("inputs", {}).get(stage) for artifact in made if artifact is not None]
+  return [pathlib.Path(folder) for folder in dict.fromkeys(folders) if folder]
+
+
+def search_input(
+  of: Artifact, stage: str, fingerprint: str, path: str | os.PathLike[str] | None = None
+) -> tuple[Artifact | None, list[str]]:
+  """The artifact that another one was made from.
+
+  Args:
+    of: the other one.
+    stage: of the one wanted.
+    fingerprint: of the one wanted.
+    path: where it is; None: where the run had it, or beside the other one.
+
+  Returns:
+    (the artifact or None, what was found instead).
+  """
+  workdir = of.path.parent
+  if path is None:
+    folders = [of.config.get("inputs", {}).get(stage), workdir / stage, *given_folders(workdir, stage)]
+  else:
+    folders = [pathlib.Path(path).expanduser()]
+  reasons = []
+  for folder in dict.fromkeys(pathlib.Path(folder) for folder in folders if folder):
+    try:
+      found = load_artifact(folder, stage)
+    except ArtifactError as error:
+      reasons.append(f"  {error}")
+      continue
+    if found.fingerprint == fingerprint:
+      return found, []
+    reasons.append(f"  {found.path}: another one, fingerprint {found.fingerprint[:12]}")
+  return None, reasons
+
+
+def world_model_of(artifact: Artifact) -> str | None:
+  """Fingerprint of the world model that an artifact was made on; None if it has none, or none can be found.
+
+  A cloned policy knows its demos' features only, and these the world model.
+  """
+  if "world_model" in artifact.inputs or "featurize" not in artifact.inputs:
+    return artifact.inputs.get("world_model")
+  featurized, _ = search_input(artifact, "featurize", artifact.inputs["featurize"])
+  return None if featurized is None else featurized.inputs.get("world_model")

@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wam_jax.config_rules import STAGES
 from wam_jax.core.image import area_resize
 from wam_jax.data.windows import REST_ACTION
 from wam_jax.io import artifact as artifact_lib
@@ -366,19 +365,12 @@ def find_policy(path: Any, which: str | None = None) -> Artifact:
     return artifact
   reasons = []
   for stage in wanted:
-    for folder in [path / stage, *_given(path, stage)]:
+    for folder in [path / stage, *artifact_lib.given_folders(path, stage)]:
       try:
         return artifact_lib.load_artifact(folder)
       except ArtifactError as error:
         reasons.append(f"  {error}")
   raise PolicyError("\n".join([f"{path}: no finished policy here", *reasons]))
-
-
-def _given(workdir: pathlib.Path, stage: str) -> list[pathlib.Path]:
-  """Folders that the run of a work folder took a stage from (`inputs.<stage>`), the last stage's first."""
-  made = [artifact_lib.read_artifact(workdir / name) for name in reversed(STAGES)]
-  folders = [artifact.config.get("inputs", {}).get(stage) for artifact in made if artifact is not None]
-  return [pathlib.Path(folder) for folder in dict.fromkeys(folders) if folder]
 
 
 def find_world_model(policy: Artifact, path: Any = None) -> Artifact:
@@ -398,21 +390,9 @@ def find_world_model(policy: Artifact, path: Any = None) -> Artifact:
 
 
 def _find(policy: Artifact, stage: str, fingerprint: str, path: Any = None) -> Artifact:
-  workdir = policy.path.parent
-  if path is None:
-    folders = [policy.config.get("inputs", {}).get(stage), workdir / stage, *_given(workdir, stage)]
-  else:
-    folders = [pathlib.Path(path).expanduser()]
-  reasons = []
-  for folder in dict.fromkeys(pathlib.Path(folder) for folder in folders if folder):
-    try:
-      found = artifact_lib.load_artifact(folder, stage)
-    except ArtifactError as error:
-      reasons.append(f"  {error}")
-      continue
-    if found.fingerprint == fingerprint:
-      return found
-    reasons.append(f"  {found.path}: another one, fingerprint {found.fingerprint[:12]}")
+  found, reasons = artifact_lib.search_input(policy, stage, fingerprint, path)
+  if found is not None:
+    return found
   name = stage.replace("_", " ")
   problem = f"{policy.path}: this policy was trained on the {name} with fingerprint {fingerprint[:12]}, "
   hint = "If the world model is elsewhere, name its folder: load_policy(..., world_model=FOLDER)."

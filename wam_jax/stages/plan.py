@@ -183,6 +183,31 @@ def _show(part: dict[str, Any], path: str) -> str:
   return repr(part[path]) if path in part else "(absent)"
 
 
+def check_lineage(plans: dict[str, StagePlan]) -> None:
+  """Refuses features, policies and classifiers given from elsewhere that were made on another world model.
+
+  Raises:
+    StageError: naming them, and both fingerprints.
+  """
+  if "world_model" not in plans:
+    return
+  own = plans["world_model"].artifact
+  lines = []
+  for stage, plan in plans.items():
+    if plan.action != "use" or stage in ("collect", "world_model"):
+      continue
+    other = artifact_lib.world_model_of(plan.artifact)
+    if other is not None and other != own.fingerprint:
+      lines.append(f"  inputs.{stage}={plan.artifact.path}: made on {other[:12]}")
+  if lines:
+    head = "features mean nothing in another world model. That of this run has the fingerprint "
+    lines.insert(0, f"{head}{own.fingerprint[:12]} ({own.path}), but:")
+    lines.append(
+      "Give the one that they were made on (--config.inputs.world_model=FOLDER), or leave them out."
+    )
+    raise StageError("\n".join(lines))
+
+
 def check_conflicts(config: ConfigDict, plans: dict[str, StagePlan]) -> None:
   """Refuses to mix results of different settings.
 

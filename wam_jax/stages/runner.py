@@ -40,6 +40,7 @@ def run(config: ConfigDict) -> dict[str, Artifact]:
   if config.stage == "plan":
     return {}
   plan_lib.check_conflicts(config, plans)
+  plan_lib.check_lineage(plans)
   wanted = plan_lib.wanted_stages(config)
   _check_inputs(config, plans, wanted)
   use_compilation_cache()
