@@ -57,9 +57,23 @@ try:
 except ImportError:
   torch = None
 
-PARTS = ("rollout", "update", "cloning", "memory")
+PARTS = ("rollout", "update", "iteration", "cloning", "memory")
 STARTS, DEMO_FRAMES = 200, 3000
 CLONING_STEPS = 20  # of ours per call
+
+
+def random_parameters(model: Any, key: jax.Array) -> Any:
+  """Parameters of the world model's shapes, without compiling its initialisation."""
+  rng = np.random.default_rng(0)
+  shapes = jax.eval_shape(lambda k: train_world_model.init_params(model, k), key)
+
+  def draw(path: Any, like: Any) -> jax.Array:
+    if path[-1].key == "kernel":
+      scale = np.float32(np.prod(like.shape[:-1]) ** -0.5)
+      return jnp.asarray(scale * rng.standard_normal(like.shape, np.float32))
+    return jnp.full(like.shape, float(path[-1].key == "scale"))
+
+  return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 class Ours:
@@ -87,7 +101,7 @@ class Ours:
     )
     self.world = imagination.make_world(model)
     keys = jax.random.split(jax.random.key(0), 6)
-    self.world_params = train_world_model.init_params(model, keys[0])
+    self.world_params = random_parameters(model, keys[0])
     code = jax.random.randint(keys[1], (STARTS, model.stoch), 0, model.classes)
     deter = jax.random.normal(keys[2], (STARTS, model.deter)).clip(-1, 1)
     feature = jnp.concatenate([deter, jax.nn.one_hot(code, model.classes).reshape(STARTS, -1)], -1)
@@ -465,6 +479,7 @@ def on_cpu(parts: list[str], repeats: int) -> None:
   if "update" in parts:
     for weight in (ours.config.ppo.bc_weight, 0.0):
       compare_updates(ours, weight, theirs, repeats)
+  if "iteration" in parts:
     iteration = alternate({"wam_jax": ours.iteration()}, repeats)
     show("PPO iteration, rollout and regularised update in one program", iteration)
   if "cloning" in parts:

@@ -261,7 +261,7 @@ def dream(
     world_params: its parameters.
     policy: what acts.
     policy_params: {"base", "tuned"}.
-    value: (feature [E, F], time left [E]) -> [E].
+    value: (feature [..., F], time left [...]) -> [...].
     classifier: sizes.
     classifier_params: of this task.
     starts: start frames of this task.
@@ -281,7 +281,7 @@ def dream(
   num_dreams = state.step.shape[0]
   world_params = world.arrange(world_params)
 
-  def chunk_step(state: DreamState, key: jax.Array) -> tuple[DreamState, tuple[Dream, jax.Array]]:
+  def chunk_step(state: DreamState, key: jax.Array) -> tuple[DreamState, tuple[Dream, jax.Array, jax.Array]]:
     noise_key, world_key, start_key = jax.random.split(key, 3)
     time_left = 1 - state.step / horizon_chunks
     x_init, noise = policy.draw_noise(noise_key, (num_dreams,))
@@ -299,19 +299,23 @@ def dream(
       chain=chain,
       log_prob=log_prob,
       reward=terminated - entropy_penalty * above,
-      value=value(state.feature, time_left),
+      value=jnp.zeros(num_dreams),  # values follow, of all chunks at once
       terminated=terminated,
       truncated=truncated,
-      bootstrap_value=value(feature, 1 - step / horizon_chunks),
+      bootstrap_value=jnp.zeros(num_dreams),
       time_left=time_left,
     )
     state = DreamState(
       feature=jnp.where(ended[:, None], starts.draw(start_key, num_dreams), feature),
       step=jnp.where(ended, 0, step),
     )
-    return state, (out, jnp.stack([entropy.mean(), above.mean()]))
+    return state, (out, feature, jnp.stack([entropy.mean(), above.mean()]))
 
-  state, (out, entropy) = jax.lax.scan(chunk_step, state, jax.random.split(key, num_chunks))
+  state, (out, reached, entropy) = jax.lax.scan(chunk_step, state, jax.random.split(key, num_chunks))
+  out = out.replace(
+    value=value(out.feature, out.time_left),
+    bootstrap_value=value(reached, out.time_left - 1 / horizon_chunks),
+  )
   succeeded, ended = out.terminated.sum(), (out.terminated | out.truncated).sum()
   chunks = (1 - out.time_left) * horizon_chunks + 1
   metrics = {
