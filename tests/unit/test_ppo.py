@@ -299,3 +299,25 @@ def test_blocks_divide_the_minibatch(num, steps, block, monkeypatch):
   assert ppo._block(num, steps) == block
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
   assert ppo._block(num, steps) == num
+
+
+def test_first_bad_tensor_is_named():
+  c = tiny()
+  frozen, state = setup(c)
+  iteration = jax.jit(ppo.make_iteration(WORLD, POLICY, CLASSIFIER, c))
+
+  def found(state=state, frozen=frozen, gain=0.3):
+    _, metrics = iteration(state, frozen, {"gain": jnp.float32(gain)}, jax.random.key(0))
+    return ppo.not_finite(["a"], {"first_not_finite": metrics["first_not_finite"][None]})
+
+  assert found() == ""
+  assert "feature of a" in found(gain=jnp.nan)
+  break_ = lambda tree: jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), tree)
+  # A bad actor makes the first chunk's chain bad, and all features after it.
+  assert "chain of a" in found(state=state.replace(params=state.params | {"actor": break_(frozen.base)}))
+  critic = state.params | {"critic": break_(state.params["critic"])}
+  assert ": value of a" in found(state=state.replace(params=critic))
+  scale = state.scale.replace(var=jnp.float32(jnp.nan))
+  assert "advantage of a" in found(state=state.replace(scale=scale))
+  optimizer = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), state.opt_state["actor"])
+  assert "actor of a" in found(state=state.replace(opt_state=state.opt_state | {"actor": optimizer}))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from wam_jax.io.logger import Logger, read_metrics
-from wam_jax.stages.training_loop import TrainingError, train_loop
+from wam_jax.stages.training_loop import NotFiniteError, TrainingError, train_loop
 from wam_jax.types import TrainState
 
 
@@ -112,3 +112,19 @@ def test_the_loss_is_named_and_not_what_follows_from_it(tmp_path):
 
   with pytest.raises(TrainingError, match="update 6: loss/kl is nan; the last"):
     loop(tmp_path, 16, update=broken)
+
+
+def test_update_that_gives_up_leaves_its_last_good_state(tmp_path):
+  def fails(state, key, num):
+    if int(state.step) == 8:
+      raise NotFiniteError("not finite: chain of open_drawer")
+    return update(state, key, num)
+
+  with pytest.raises(
+    TrainingError, match="update 9: not finite: chain of open_drawer; the last good"
+  ) as error:
+    loop(tmp_path, 12, update=fails, checkpoint_minutes=1e9)
+  assert str(tmp_path / "ckpt" / "8") in str(error.value)
+  assert (tmp_path / "ckpt" / "8").is_dir()
+  resumed = loop(tmp_path, 12)
+  np.testing.assert_array_equal(resumed.params, loop(tmp_path / "whole", 12).params)

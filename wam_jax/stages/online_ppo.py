@@ -31,7 +31,7 @@ from wam_jax.stages import classifier as classifier_stage
 from wam_jax.stages import ppo as ppo_stage
 from wam_jax.stages.acting import filter_frame
 from wam_jax.stages.collect import dataset_path
-from wam_jax.stages.training_loop import train_loop
+from wam_jax.stages.training_loop import NotFiniteError, train_loop
 from wam_jax.stages.world_model import load_world_model
 from wam_jax.train import ppo as train
 from wam_jax.train import world_model as wm
@@ -73,8 +73,11 @@ def run(config: Any, inputs: Mapping[str, Artifact], workdir: pathlib.Path, logg
     rollout_key, chain_key, epoch_key = jax.random.split(key, 3)
     ends, rollout, real = episodes.rollout(state, rollout_key)
     keys = task_keys(chain_key, num_tasks), task_keys(epoch_key, num_tasks)
-    state, metrics = update_tasks((state, frozen, ends, rollout, *keys), None)
-    return state, task_metrics(demos.tasks, metrics | real)
+    after, metrics = update_tasks((state, frozen, ends, rollout, *keys), None)
+    problem = train.not_finite(demos.tasks, metrics)
+    if problem:
+      raise NotFiniteError(problem)
+    return after, task_metrics(demos.tasks, metrics | real)
 
   monitor = ppo_monitor.Monitor(
     config,

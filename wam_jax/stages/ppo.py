@@ -20,7 +20,7 @@ from wam_jax.io.logger import Logger
 from wam_jax.nn.classifier import SuccessClassifier
 from wam_jax.stages import behaviour_cloning, ppo_monitor
 from wam_jax.stages import classifier as classifier_stage
-from wam_jax.stages.training_loop import train_loop
+from wam_jax.stages.training_loop import NotFiniteError, train_loop
 from wam_jax.stages.world_model import load_world_model
 from wam_jax.train import ppo as train
 from wam_jax.train.imagination import World, familiar_entropy, imagined_success, make_starts, make_world
@@ -86,8 +86,11 @@ def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger:
 
   def update(state: Any, key: jax.Array, num: int) -> tuple[Any, dict[str, Any]]:
     task = state, frozen, task_keys(key, num_tasks)
-    state, metrics = iterate_tasks(task, (world_params, jnp.int32(num)))
-    return state, task_metrics(demos.tasks, metrics)
+    after, metrics = iterate_tasks(task, (world_params, jnp.int32(num)))
+    problem = train.not_finite(demos.tasks, metrics)
+    if problem:
+      raise NotFiniteError(problem)
+    return after, task_metrics(demos.tasks, metrics)
 
   heldout = load_features(inputs["featurize"].path / "heldout.npz")
   monitor = None

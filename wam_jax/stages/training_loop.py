@@ -18,6 +18,10 @@ class TrainingError(Exception):
   """Training cannot go on, for instance because a loss is not finite."""
 
 
+class NotFiniteError(TrainingError):
+  """Raised by an `update` that has left the state it was given alive: that state is saved."""
+
+
 def train_loop(
   *,
   state: Any,
@@ -77,7 +81,15 @@ def train_loop(
     with logger.progress(total, description, initial=step) as progress:
       while step < total:
         num = min(per_call, *(stop - step for stop in (*stops, total) if stop > step))
-        state, metrics = update(state, jax.random.fold_in(key, step), num)
+        try:
+          state, metrics = update(state, jax.random.fold_in(key, step), num)
+        except NotFiniteError as error:
+          checkpointer.save(step, state)
+          raise TrainingError(
+            f"update {step + 1}: {error}; the last good state is {checkpointer.path / str(step)}. The same "
+            "command would take the same step again: lower the learning rates (in another workdir), or look "
+            "for broken data."
+          ) from None
         step += num
         values = _finite(jax.device_get(metrics), step, checkpointer)
         logger.write(step, {f"{metric_prefix}/{name}": value for name, value in values.items()})

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 
@@ -235,6 +236,42 @@ def actor_gradient(
   return out
 
 
+# Tensors of an iteration in the order in which they are made: of each chunk, then of the update.
+OF_CHUNKS = ("feature", "chain", "log_prob", "value")
+OF_UPDATE = ("reward", "advantage", "target", "actor", "critic")
+
+
+def first_not_finite(rollout: Dream, sample: Sample, params: Params) -> jax.Array:
+  """Which tensor of an iteration first holds a number that is not finite.
+
+  Args:
+    rollout: leaves [N, E, ...].
+    sample: made from it.
+    params: {"actor", "critic"} after the update.
+
+  Returns:
+    Scalar float32, an index into OF_CHUNKS + OF_UPDATE; -1 if all numbers are finite. Of several tensors the
+    earliest chunk's counts, for what follows it is bad too.
+  """
+  finite = lambda x, axes=None: jnp.isfinite(x).all(axes)
+  chunks = [getattr(rollout, name) for name in OF_CHUNKS]
+  good = jnp.stack([finite(x, tuple(range(1, x.ndim))) for x in chunks], 1).reshape(-1)  # chunk by chunk
+  tree = lambda tree: jnp.stack([finite(x) for x in jax.tree.leaves(tree)]).all()
+  last = [finite(rollout.reward), finite(sample.advantage), finite(sample.target)]
+  good = jnp.concatenate([good, jnp.stack([*last, tree(params["actor"]), tree(params["critic"])])])
+  first, of_chunks = jnp.argmin(good), len(good) - len(OF_UPDATE)
+  index = jnp.where(first < of_chunks, first % len(OF_CHUNKS), len(OF_CHUNKS) + first - of_chunks)
+  return jnp.where(good.all(), -1, index).astype(jnp.float32)
+
+
+def not_finite(tasks: Sequence[str], metrics: dict[str, jax.Array]) -> str:
+  """Takes the metric `first_not_finite` [K] out and says what it means; empty if all is well."""
+  found = np.asarray(metrics.pop("first_not_finite")).astype(int)
+  names = (*OF_CHUNKS, *OF_UPDATE)
+  bad = [f"{names[i]} of {task}" for task, i in zip(tasks, found, strict=True) if i >= 0]
+  return f"not finite: {', '.join(bad)} (of each task the first tensor of the iteration)" if bad else ""
+
+
 Rollout = Callable[[PPOState, Frozen, Params, jax.Array], tuple[DreamState, Dream, Metrics]]
 Update = Callable[[PPOState, Frozen, DreamState, Dream, jax.Array, jax.Array], tuple[PPOState, Metrics]]
 Iteration = Callable[[PPOState, Frozen, Params, jax.Array], tuple[PPOState, Metrics]]
@@ -411,6 +448,7 @@ def make_update(policy: Policy, config: Any) -> Update:
     (params, opt_state, stopped), history = jax.lax.scan(run, carry, rows)
     metrics |= {name: values.mean() for name, values in history.items()}
     metrics |= {"kl": history["kl"].max(), "stopped_early": stopped.astype(jnp.float32)}
+    metrics["first_not_finite"] = first_not_finite(rollout, sample, params)
     state = dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state)
     return state, metrics
 
