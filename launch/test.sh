@@ -8,5 +8,5 @@ export JAX_PLATFORMS=cpu
 "$venv/bin/ruff" check .
 "$venv/bin/ruff" format --check .
 "$venv/bin/mypy"
-# One process per core, at most 4: each takes up to 2.5 GB. A file's tests stay together and share what they make.
-exec "$venv/bin/python" -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile "$@"
+# Two processes at most: each takes up to 4.5 GB. A file's tests stay together and share what they make.
+exec "$venv/bin/python" -m pytest --numprocesses=auto --maxprocesses=2 --dist=loadfile "$@"
