@@ -1,7 +1,7 @@
 """Speed of one world-model update, beside the same arithmetic in plain PyTorch.
 
 python benchmarks/world_model.py                        # both sizes, one thread, a few minutes
-python benchmarks/world_model.py --sizes=small --start  # also compile time and start of a second process
+python benchmarks/world_model.py --sizes= --start       # only compile time and start of a second process
 python benchmarks/world_model.py --device=gpu           # batch 50 x 50, ours in float32 and bfloat16
 
 On a CPU everything runs in one thread on one core, the two alternate, and times are medians of
@@ -355,7 +355,7 @@ def main() -> None:
   parser.add_argument("--start", action="store_true", help="also measure compiling and a second process")
   parser.add_argument("--first-update", metavar="CACHE", help=argparse.SUPPRESS)
   arguments = parser.parse_args()
-  unknown = set(arguments.sizes.split(",")) - set(SIZES)
+  unknown = set(filter(None, arguments.sizes.split(","))) - set(SIZES)
   if unknown:
     parser.error(f"unknown sizes {sorted(unknown)}; there are {', '.join(SIZES)}")
   if arguments.first_update:
@@ -370,7 +370,7 @@ def main() -> None:
     torch.set_num_threads(1)
   else:
     print("PyTorch is not installed (pip install torch): measuring wam_jax alone")
-  for size in arguments.sizes.split(","):
+  for size in filter(None, arguments.sizes.split(",")):
     compare(size, arguments.repeats, arguments.updates)
   if arguments.start:
     start()
