@@ -1,6 +1,6 @@
 """Speed and memory of the two sources of training windows: frames on the device, and streamed from disk.
 
-python benchmarks/data.py --frames=512000 --folder=/tmp/frames
+python benchmarks/data.py --frames=512000 --folder=FOLDER
 """
 
 from __future__ import annotations

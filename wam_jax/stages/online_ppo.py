@@ -47,7 +47,8 @@ def run(config: Any, inputs: Mapping[str, Artifact], workdir: pathlib.Path, logg
   """Trains as stage ppo does, on real episodes, and says how many real steps its results took."""
   model, world_params = load_world_model(inputs["world_model"])
   world_params = jax.device_put(world_params)
-  policy, cloned = behaviour_cloning.load_policy(inputs["behaviour_cloning"])
+  cloned_policy, cloned = behaviour_cloning.load_policy(inputs["behaviour_cloning"])
+  policy = behaviour_cloning.make_policy(config, cloned_policy.feature_size)  # as stage ppo does
   classifier, classifier_params = classifier_stage.load_classifier(inputs["classifier"])
   demos, heldout = (load_features(inputs["featurize"].path / f"{name}.npz") for name in ("train", "heldout"))
   num_tasks = len(demos.tasks)
