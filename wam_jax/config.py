@@ -69,6 +69,8 @@ def default_config() -> ConfigDict:
   c.data.heldout_starts_per_task = 50  # start states kept for evaluation
   c.data.action_noise = 0.3  # std of Gaussian noise on the experts' motion, in action units
   c.data.failed_attempt_rate = 0.25  # share of play skills broken off half-way (embedded)
+  c.data.clumsy_attempt_rate = 0.5  # share of play skills aimed beside their target (embedded)
+  c.data.aim_error = 0.02  # m, standard deviation of these along each axis
   c.data.residency = "auto"  # of training frames: device, stream (from disk), auto: stream what does not fit
   c.data.memory_limit_gb = 0.0  # for frames and training, on the device that trains; 0: what is free there
   c.data.cache = ""  # folder for shrunk frames to stream from; empty: <workdir>/world_model/frames_cache

@@ -188,6 +188,8 @@ CHECKS: dict[str, Check] = {
   "data.heldout_starts_per_task": _count(),
   "data.action_noise": _number(0, 2),
   "data.failed_attempt_rate": _RATE,
+  "data.clumsy_attempt_rate": _RATE,
+  "data.aim_error": _NOT_NEGATIVE,
   "data.residency": _choice("auto", "device", "stream"),
   "data.memory_limit_gb": _NOT_NEGATIVE,
   "data.cache": _TEXT,

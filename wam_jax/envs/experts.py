@@ -248,13 +248,17 @@ class WaypointExpert:
     return action
 
 
-def make_expert(task: str, env: simulator.PlayTable, rng: np.random.Generator) -> _Act:
+def make_expert(
+  task: str, env: simulator.PlayTable, rng: np.random.Generator, aim_error: float = 0.0
+) -> _Act:
   """An expert for one task, from wherever the environment is now.
 
   Args:
     task: one of `tasks.TASKS`.
     env: the environment that the actions will be given to.
     rng: source of the small variation between demonstrations.
+    aim_error: standard deviation [m], along each axis, of one displacement of the whole path: a clumsy hand
+      that lands beside the handle.
 
   Returns:
     act() -> action [7], or None when the skill is over. Whether it succeeded is for `tasks.success` to say.
@@ -264,7 +268,11 @@ def make_expert(task: str, env: simulator.PlayTable, rng: np.random.Generator) -
   """
   if task not in tasks.PREDICATES:
     raise ValueError(f"unknown task {task!r}; known: {', '.join(tasks.TASKS)}")
-  return WaypointExpert(env, _skill(task, env.state()[1], rng))
+  skill = _skill(task, env.state()[1], rng)
+  if aim_error:
+    beside = rng.normal(0.0, aim_error, 3)
+    skill = dataclasses.replace(skill, waypoints=[waypoint + beside for waypoint in skill.waypoints])
+  return WaypointExpert(env, skill)
 
 
 def make_wanderer(env: simulator.PlayTable, rng: np.random.Generator) -> Callable[[], np.ndarray]:

@@ -43,6 +43,8 @@ CONFIG: tuple[str, ...] = (
   "data.heldout_starts_per_task",
   "data.action_noise",
   "data.failed_attempt_rate",
+  "data.clumsy_attempt_rate",
+  "data.aim_error",
 )
 
 _DRAW_BLOCK = 1024  # frames drawn and written at a time: 25 MB of pictures at 64x64
@@ -191,6 +193,8 @@ def _collect(config: Any, workdir: pathlib.Path, logger: Logger) -> dict[str, An
     action_noise=data.action_noise,
     failed_attempt_rate=data.failed_attempt_rate,
     heldout_play_frames=data.heldout_play_frames,
+    clumsy_attempt_rate=data.clumsy_attempt_rate,
+    aim_error=data.aim_error,
   )
   jobs = make_jobs(config)
   everything = [job for part in jobs.values() for job in part]

@@ -91,6 +91,8 @@ class Settings:
   action_noise: float
   failed_attempt_rate: float
   heldout_play_frames: int = 0
+  clumsy_attempt_rate: float = 0.0
+  aim_error: float = 0.0
 
 
 class _Episode:
@@ -139,7 +141,7 @@ def possible_tasks(scene_obs: np.ndarray) -> list[str]:
 
 
 def record_play(env: PlayTable, rng: np.random.Generator, frames: int, settings: Settings) -> dict[str, Any]:
-  """One episode of task-free play: skills at random, wandering, attempts broken off.
+  """One episode of task-free play: skills at random, some clumsy, some broken off, and wandering.
 
   Args:
     env: any state; is reset.
@@ -149,22 +151,24 @@ def record_play(env: PlayTable, rng: np.random.Generator, frames: int, settings:
 
   Returns:
     actions [frames, 7], rel_actions, robot_obs, scene_obs; `attempts` {task: [tried, succeeded]} of the
-    attempts not broken off.
+    attempts neither clumsy nor broken off.
   """
   from wam_jax.envs import experts
 
   env.reset(*experts.sample_start(None, rng))
   episode, attempts = _Episode(env), dict[str, tuple[int, int]]()
   while len(episode) < frames:
-    possible, broken = possible_tasks(episode.state[1]), False
+    possible, counted = possible_tasks(episode.state[1]), False
     if not possible or rng.random() < _WANDER_RATE:
       act: Callable[[], np.ndarray | None] = experts.make_wanderer(env, rng)
       task, steps = "", int(rng.integers(*_WANDER_STEPS, endpoint=True))
     else:
       task = possible[int(rng.integers(len(possible)))]
-      act = experts.make_expert(task, env, rng)
+      clumsy = rng.random() < settings.clumsy_attempt_rate
+      act = experts.make_expert(task, env, rng, settings.aim_error if clumsy else 0.0)
       broken = rng.random() < settings.failed_attempt_rate
       steps = int(rng.integers(*_BREAK_OFF_STEPS, endpoint=True)) if broken else settings.max_steps
+      counted = not (clumsy or broken)
     start, succeeded = episode.state[1], False
     while steps > 0 and len(episode) < frames:
       action = act()
@@ -175,7 +179,7 @@ def record_play(env: PlayTable, rng: np.random.Generator, frames: int, settings:
       if task and not succeeded and tasks_lib.success(task, start, episode.state[1]):
         succeeded = True
         steps = min(steps, int(rng.integers(_LINGER_STEPS, endpoint=True)))
-    if task and not broken and (succeeded or len(episode) < frames):  # not those cut by the episode's end
+    if counted and (succeeded or len(episode) < frames):  # not those cut by the episode's end
       tried, done = attempts.get(task, (0, 0))
       attempts[task] = (tried + 1, done + succeeded)
   return {**episode.arrays(), "attempts": attempts}
