@@ -65,6 +65,7 @@ def default_config() -> ConfigDict:
   c.data.play_episode_frames = 512  # frames per play episode (embedded)
   c.data.demos_per_task = 50
   c.data.heldout_demos_per_task = 10
+  c.data.failed_takes_per_task = 0  # labelled failures beside the demos, for the classifier alone
   c.data.heldout_play_frames = 20_000  # of play for validation, on which world models are judged (embedded)
   c.data.heldout_starts_per_task = 50  # start states kept for evaluation
   c.data.action_noise = 0.3  # std of Gaussian noise on the experts' motion, in action units

@@ -184,6 +184,7 @@ CHECKS: dict[str, Check] = {
   "data.play_episode_frames": _count(2),
   "data.demos_per_task": _count(),
   "data.heldout_demos_per_task": _count(),
+  "data.failed_takes_per_task": _count(0),
   "data.heldout_play_frames": _count(0),
   "data.heldout_starts_per_task": _count(),
   "data.action_noise": _number(0, 2),

@@ -26,6 +26,7 @@ from wam_jax.data.frames import (
 
 ANNOTATION_FILE = "lang_annotations/auto_lang_ann.npy"
 START_STATES_FILE = "start_states.npz"
+FAILED = "failed"  # split beside training/ and validation/: annotated windows in which the task failed
 
 
 @dataclasses.dataclass(frozen=True)

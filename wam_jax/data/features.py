@@ -49,6 +49,11 @@ class DemoFeatures:
         f"{len(self.tasks)} tasks, but feature is {list(self.feature.shape)}, not [K, M, T, F]"
       )
 
+  def rows(self, rows: slice) -> DemoFeatures:
+    """Some of each task's demos."""
+    arrays = {name: getattr(self, name)[:, rows] for name in _KEYS if name != "tasks"}
+    return DemoFeatures(**arrays, tasks=self.tasks)
+
 
 def save_features(path: PathLike, features: DemoFeatures) -> None:
   """Writes demos to an npz file, which appears only when whole.

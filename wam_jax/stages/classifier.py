@@ -29,6 +29,7 @@ CONFIG = (
   "seed",
   "tasks",
   "classifier",
+  "data.failed_takes_per_task",
   "behaviour_cloning.chunk",
   "ppo.horizon_steps",
 )
@@ -57,6 +58,11 @@ def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger:
   world, world_params = make_world(model), jax.device_put(world_params)
   demos = load_features(inputs["featurize"].path / "train.npz")
   heldout = load_features(inputs["featurize"].path / "heldout.npz")
+  failed = heldout_failed = None
+  if config.data.failed_takes_per_task:
+    failed, heldout_failed = (
+      load_features(inputs["featurize"].path / f"{name}.npz") for name in ("failed", "heldout_failed")
+    )
   part, num_tasks = config.classifier, len(demos.tasks)
   stride, length = config.behaviour_cloning.chunk, config.ppo.horizon_steps
   classifier = make_classifier(config, demos.feature.shape[-1])
@@ -68,12 +74,13 @@ def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger:
   pool = train.make_pool(
     world,
     world_params,
-    {name: getattr(demos, name) for name in ("feature", "action", "success", "mask")},
+    _arrays(demos),
     start,
     pool_key,
     num_dreams=DREAMS // 2,
     length=length,
     stride=stride,
+    failed=None if failed is None else _arrays(failed),
   )
   optimizer = make_optimizer(part.learning_rate, part.updates, weight_decay=part.weight_decay)
   state = jax.jit(jax.vmap(lambda k: make_train_state(classifier.init(k), optimizer)))(
@@ -103,12 +110,16 @@ def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger:
   # Half of what the gate allows: the gate is measured on held-out starts.
   threshold = train.calibrate(np.asarray(fresh), part.threshold, part.max_false_positives / 2)
   params = {"network": state.params, "threshold": jnp.asarray(threshold)}
-  quality = _quality(world, world_params, classifier, params, heldout, margins, test_key)
+  quality = _quality(world, world_params, classifier, params, heldout, heldout_failed, margins, test_key)
   checkpoint.save_params(workdir / "params", params)
   write_text(workdir / "quality.json", json.dumps(quality, indent=2) + "\n")
   worst = max(quality["tasks"], key=lambda t: quality["tasks"][t]["random_dreams"]["false_positives"])
   share = quality["tasks"][worst]["random_dreams"]["false_positives"]
   logger.info(f"random-action dreams called a success: at most {share:.1%} ({worst})")
+
+
+def _arrays(demos: DemoFeatures) -> dict[str, np.ndarray]:
+  return {name: getattr(demos, name) for name in ("feature", "action", "success", "mask")}
 
 
 def _starts(demos: DemoFeatures, key: jax.Array) -> jax.Array:
@@ -124,13 +135,13 @@ def _quality(
   classifier: SuccessClassifier,
   params: Params,
   heldout: DemoFeatures,
+  failed: DemoFeatures | None,
   margins: Any,
   key: jax.Array,
 ) -> dict[str, Any]:
   """Everything that quality.json holds."""
   num_tasks = len(heldout.tasks)
   start_key, random_key, dream_key = jax.random.split(key, 3)
-  arrays = tuple(jnp.asarray(getattr(heldout, n)) for n in ("feature", "action", "success", "mask"))
 
   def measure(task: Any, shared: Params) -> Any:
     params, (real, action, success, mask), key = task
@@ -138,8 +149,12 @@ def _quality(
     judged = lambda feature: (classifier.success(params, feature), classifier(params, feature))
     return judged(real), (judged(feature), label, mask)
 
-  keys = task_keys(dream_key, num_tasks)
-  real, (dreamt, label, valid) = jax.device_get(over_tasks(measure)((params, arrays, keys), world_params))
+  def measured(takes: DemoFeatures, key: jax.Array) -> Any:
+    arrays = tuple(jnp.asarray(array) for array in _arrays(takes).values())
+    task = params, arrays, task_keys(key, num_tasks)
+    return jax.device_get(over_tasks(measure)(task, world_params))
+
+  real, (dreamt, label, valid) = measured(heldout, dream_key)
   start = _starts(heldout, start_key)
   random = np.asarray(margins((params["network"], start, task_keys(random_key, num_tasks)), world_params))
   threshold = np.asarray(params["threshold"])
@@ -161,6 +176,14 @@ def _quality(
         "false_positives": float((random[k] > threshold[k]).mean()),
       },
     }
+  if failed is not None:
+    (real_called, _), ((dreamt_called, _), _, valid) = measured(failed, jax.random.fold_in(dream_key, 1))
+    for k, task in enumerate(failed.tasks):
+      wrong = {"real": real_called[k] & failed.mask[k], "dreamt": dreamt_called[k] & valid[k]}
+      tasks[task]["heldout_failed_takes"] = {
+        "count": int(failed.mask[k].any(-1).sum()),
+        **{name: float(called.any(-1).mean()) for name, called in wrong.items()},
+      }
   return {"tasks": tasks}
 
 

@@ -40,6 +40,7 @@ CONFIG: tuple[str, ...] = (
   "data.heldout_play_frames",
   "data.demos_per_task",
   "data.heldout_demos_per_task",
+  "data.failed_takes_per_task",
   "data.heldout_starts_per_task",
   "data.action_noise",
   "data.failed_attempt_rate",
@@ -83,7 +84,7 @@ def make_jobs(config: Any) -> dict[str, list[Job]]:
 
   Returns:
     'training': play, then demos task by task; 'validation': held-out demos, then held-out play; 'starts':
-    start states.
+    start states; 'failed': failed takes task by task, those held out last, if there are any.
   """
   data = config.data
 
@@ -93,12 +94,15 @@ def make_jobs(config: Any) -> dict[str, list[Job]]:
   def each(kind: str, count: int) -> list[Job]:
     return [Job(kind, task, i) for task in config.tasks for i in range(count)]
 
-  return {
+  jobs = {
     "training": play("play", data.play_frames) + each("demo", data.demos_per_task),
     "validation": each("heldout", data.heldout_demos_per_task)
     + play("heldout_play", data.heldout_play_frames),
     "starts": each("start", data.heldout_starts_per_task),
   }
+  if data.failed_takes_per_task:
+    jobs[calvin.FAILED] = each("failed", data.failed_takes_per_task + data.heldout_demos_per_task)
+  return jobs
 
 
 def _draw_split(
@@ -145,10 +149,10 @@ def _draw_split(
 
 def _summarise(jobs: dict[str, list[Job]], states: pathlib.Path, seconds: dict[str, float]) -> dict[str, Any]:
   """What was collected, for people and for the report."""
-  frames: dict[str, int] = {"play": 0, "demo": 0, "heldout": 0, "heldout_play": 0}
+  frames: dict[str, int] = {"play": 0, "demo": 0, "heldout": 0, "heldout_play": 0, "failed": 0}
   episodes = dict(frames)
   per_task: dict[str, dict[str, Any]] = {}
-  for job in jobs["training"] + jobs["validation"]:
+  for job in jobs["training"] + jobs["validation"] + jobs.get(calvin.FAILED, []):
     episode = recording.load(states, job)
     length = len(episode["actions"])
     frames[job.kind] += length
@@ -221,20 +225,21 @@ def _collect(config: Any, workdir: pathlib.Path, logger: Logger) -> dict[str, An
     "robot_obs": np.concatenate([start["robot_obs"] for start in starts]),
     "scene_obs": np.concatenate([start["scene_obs"] for start in starts]),
   }
-  lengths = [len(recording.load(states, job)["actions"]) for job in jobs["training"]]
+  first_id = 0
   renderer = envs.make_renderer(config.env.name, config.env.image_size, config.env.workers)  # compiles once
-  for split, first_id, extra in (
-    ("training", 0, {}),
-    ("validation", sum(lengths), {calvin.START_STATES_FILE: start_states}),
-  ):
+  for split in ("training", "validation", calvin.FAILED):
+    if split not in jobs:
+      continue
+    extra = {calvin.START_STATES_FILE: start_states} if split == "validation" else {}
     if (dataset / split).is_dir():
       logger.info(f"{split} is already written")
-      continue
-    drawing, writing = _draw_split(
-      dataset / split, jobs[split], states, first_id, renderer, config, logger, extra
-    )
-    seconds["drawing"] += drawing
-    seconds["writing"] += writing
+    else:
+      drawing, writing = _draw_split(
+        dataset / split, jobs[split], states, first_id, renderer, config, logger, extra
+      )
+      seconds["drawing"] += drawing
+      seconds["writing"] += writing
+    first_id += sum(len(recording.load(states, job)["actions"]) for job in jobs[split])
   summary = _summarise(jobs, states, seconds)
   _write_json(workdir / "summary.json", summary)
   shutil.rmtree(states)

@@ -21,13 +21,20 @@ from wam_jax.train import world_model as train
 from wam_jax.types import Batch, Params, features
 
 REQUIRES = ("collect", "world_model")
-CONFIG = ("seed", "tasks", "data.demos_per_task", "data.heldout_demos_per_task")
+CONFIG = (
+  "seed",
+  "tasks",
+  "data.demos_per_task",
+  "data.heldout_demos_per_task",
+  "data.failed_takes_per_task",
+)
 
 DEMOS_PER_CALL = 16
 
 
 def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger: Logger) -> None:
-  """Writes `train.npz` and `heldout.npz` (`data.features.DemoFeatures`)."""
+  """Writes `train.npz` and `heldout.npz` (`data.features.DemoFeatures`), and with failed takes
+  `failed.npz` and `heldout_failed.npz`."""
   model, params = load_world_model(inputs["world_model"])
   params = jax.device_put(params)
   root = dataset_path(inputs["collect"])
@@ -36,13 +43,21 @@ def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger:
     ("train", "training", config.data.demos_per_task),
     ("heldout", "validation", config.data.heldout_demos_per_task),
   )
-  for i, (name, folder, limit) in enumerate(splits):
+
+  def featurized(name: str, folder: str, limit: int, key: jax.Array) -> DemoFeatures:
     demos = calvin.read_demos(
       root / folder, config.tasks, limit=limit, image_size=model.image_size, workers=config.env.workers
     )
     with logger.progress(len(demos.annotations), f"features of {name} demos") as progress:
-      result = filter_demos(model, params, demos, config.tasks, jax.random.fold_in(key, i), progress)
-    save_features(workdir / f"{name}.npz", result)
+      return filter_demos(model, params, demos, config.tasks, key, progress)
+
+  for i, (name, folder, limit) in enumerate(splits):
+    save_features(workdir / f"{name}.npz", featurized(name, folder, limit, jax.random.fold_in(key, i)))
+  count, heldout = config.data.failed_takes_per_task, config.data.heldout_demos_per_task
+  if count:
+    takes = featurized("failed", calvin.FAILED, count + heldout, jax.random.fold_in(key, len(splits)))
+    save_features(workdir / "failed.npz", takes.rows(slice(count)))
+    save_features(workdir / "heldout_failed.npz", takes.rows(slice(count, None)))
 
 
 def filter_demos(

@@ -55,6 +55,7 @@ _KINDS = (
   "heldout",
   "start",
   "heldout_play",
+  "failed",
 )  # position in it is part of the seed: append only
 
 
@@ -63,8 +64,8 @@ class Job:
   """One episode to record.
 
   Attributes:
-    kind: play, demo, heldout (a demo for validation), start (a start state only) or heldout_play (play for
-      validation).
+    kind: play, demo, heldout (a demo for validation), start (a start state only), heldout_play (play for
+      validation) or failed (a clumsy attempt that failed).
     task: its task; empty for play.
     index: number among those of the same kind and task.
   """
@@ -186,13 +187,13 @@ def record_play(env: PlayTable, rng: np.random.Generator, frames: int, settings:
 
 
 def _attempt(
-  env: PlayTable, rng: np.random.Generator, task: str, settings: Settings
-) -> dict[str, np.ndarray] | None:
-  """One attempt at a demo; None if it failed."""
+  env: PlayTable, rng: np.random.Generator, task: str, settings: Settings, aim_error: float = 0.0
+) -> tuple[dict[str, np.ndarray], bool]:
+  """One attempt at a task, and whether success held at its end."""
   from wam_jax.envs import experts
 
   env.reset(*experts.sample_start(task, rng))
-  episode, act = _Episode(env), experts.make_expert(task, env, rng)
+  episode, act = _Episode(env), experts.make_expert(task, env, rng, aim_error)
   start, gripper = episode.state[1], episode.state[0][14]
   end, succeeded, resting = settings.max_steps, False, False
   while len(episode) < end:
@@ -206,7 +207,7 @@ def _attempt(
     if not succeeded and tasks_lib.success(task, start, episode.state[1]):
       succeeded, end = True, len(episode) + SUCCESS_FRAMES
   arrays = episode.arrays()
-  return arrays if tasks_lib.success(task, start, arrays["scene_obs"][-1]) else None
+  return arrays, bool(tasks_lib.success(task, start, arrays["scene_obs"][-1]))
 
 
 def record_demo(env: PlayTable, rng: np.random.Generator, task: str, settings: Settings) -> dict[str, Any]:
@@ -225,13 +226,35 @@ def record_demo(env: PlayTable, rng: np.random.Generator, task: str, settings: S
     RuntimeError: MAX_ATTEMPTS failures in a row.
   """
   for tried in range(1, MAX_ATTEMPTS + 1):
-    arrays = _attempt(env, rng, task, settings)
-    if arrays is not None:
+    arrays, succeeded = _attempt(env, rng, task, settings)
+    if succeeded:
       return {**arrays, "attempts": {task: [tried, 1]}}
   raise RuntimeError(
     f"the scripted expert failed {MAX_ATTEMPTS} times in a row at {task}; is the "
     "simulator's scene changed, or action_noise too high?"
   )
+
+
+def record_failure(env: PlayTable, rng: np.random.Generator, task: str, settings: Settings) -> dict[str, Any]:
+  """One attempt that never succeeded, of a hand that gets clumsier until it fails.
+
+  Args:
+    env: any state; is reset.
+    rng: source of all chance.
+    task: what was to be done.
+    settings: noise, aim error and the limit of steps.
+
+  Returns:
+    As `record_play`, without attempts.
+
+  Raises:
+    RuntimeError: MAX_ATTEMPTS successes in a row.
+  """
+  for tried in range(MAX_ATTEMPTS):
+    arrays, _ = _attempt(env, rng, task, settings, settings.aim_error * (1 + tried / 10))
+    if not tasks_lib.success(task, arrays["scene_obs"][:1], arrays["scene_obs"]).any():
+      return {**arrays, "attempts": {}}
+  raise RuntimeError(f"{MAX_ATTEMPTS} clumsy attempts at {task} all succeeded; raise data.aim_error")
 
 
 def record(env: PlayTable, job: Job, settings: Settings) -> dict[str, Any]:
@@ -257,6 +280,8 @@ def record(env: PlayTable, job: Job, settings: Settings) -> dict[str, Any]:
   if job.kind == "start":
     robot_obs, scene_obs = experts.sample_start(job.task, rng)
     return {"robot_obs": robot_obs[None], "scene_obs": scene_obs[None], "attempts": {}}
+  if job.kind == "failed":
+    return record_failure(env, rng, job.task, settings)
   return record_demo(env, rng, job.task, settings)
 
 

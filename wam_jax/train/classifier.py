@@ -21,9 +21,10 @@ from wam_jax.train.tasks import repeat
 from wam_jax.types import Metrics, Params, TrainState
 
 # Share of a batch for: success in demos, success in dreams of demos, the rest of demos, the rest of
-# dreams of demos, dreams that cannot have succeeded.
-SHARES = (0.25, 0.25, 0.15, 0.15, 0.2)
-POSITIVE = (True, True, False, False, False)
+# dreams of demos, dreams that cannot have succeeded; and where there are failed takes, these and dreams of
+# their actions. By the number of groups.
+SHARES = {5: (0.25, 0.25, 0.15, 0.15, 0.2), 7: (0.25, 0.25, 0.1, 0.1, 0.1, 0.1, 0.1)}
+POSITIVE = (True, True, False, False, False, False, False)
 
 
 @struct.dataclass
@@ -32,8 +33,8 @@ class Pool:
 
   Attributes:
     feature: [P, F].
-    row: [5, L] int32, rows of `feature` in each group of SHARES, padded at the end.
-    count: [5] int32, how many of each group count; never 0.
+    row: [G, L] int32, rows of `feature` in each group of SHARES, padded at the end.
+    count: [G] int32, how many of each group count; never 0.
   """
 
   feature: jax.Array
@@ -114,6 +115,7 @@ def make_pool(
   length: int,
   stride: int,
   rounds: int = 2,
+  failed: dict[str, np.ndarray] | None = None,
 ) -> Pool:
   """Labelled features of all tasks.
 
@@ -127,6 +129,9 @@ def make_pool(
     length: actions per such dream.
     stride: every how many steps of them is kept.
     rounds: how often all demos are dreamt.
+    failed: takes that failed, arrays as in `demos`. Without them a hand that goes through the right motion
+      beside the handle is never seen to fail, neither in demos nor in random dreams, and the pose of the
+      hand alone tells success.
 
   Returns:
     Pool stacked over K tasks.
@@ -144,13 +149,15 @@ def make_pool(
   dream_others = jax.jit(lambda params, s, a, key: impossible_dreams(world, params, s, a, key, stride))
   rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
 
+  def dreamt(takes: dict[str, np.ndarray], k: int, key: jax.Array) -> list[np.ndarray]:
+    take = tuple(jnp.asarray(takes[name][k]) for name in names)
+    parts = jax.device_get([dream_demos(world_params, *take, k) for k in jax.random.split(key, rounds)])
+    return [np.concatenate(part) for part in zip(*parts, strict=True)]
+
   pools: list[list[np.ndarray]] = []
   for k in range(num_tasks):
     task_key = jax.random.fold_in(key, k)
-    round_keys = jax.random.split(jax.random.fold_in(task_key, 0), rounds)
-    demo = tuple(jnp.asarray(demos[name][k]) for name in names)
-    dreamt = jax.device_get([dream_demos(world_params, *demo, round_key) for round_key in round_keys])
-    feature, label, valid = (np.concatenate(parts) for parts in zip(*dreamt, strict=True))
+    feature, label, valid = dreamt(demos, k, jax.random.fold_in(task_key, 0))
 
     actions = [random_actions(jax.random.fold_in(task_key, 1), num_dreams, length)]
     if num_tasks > 1:
@@ -167,6 +174,9 @@ def make_pool(
     # A group may be empty when demos are few; its twin of the same label stands in.
     for empty, twin in ((1, 0), (3, 2), (4, 2)):
       groups[empty] = groups[empty] if len(groups[empty]) else groups[twin]
+    if failed is not None:
+      feature, _, valid = dreamt(failed, k, jax.random.fold_in(task_key, 3))
+      groups += [failed["feature"][k][failed["mask"][k]], feature[valid]]
     pools.append(groups)
   return _stack_pools(pools)
 
@@ -187,8 +197,8 @@ def _stack_pools(pools: list[list[np.ndarray]]) -> Pool:
   longest = max(len(g) for groups in pools for g in groups)
   most = max(sum(len(g) for g in groups) for groups in pools)
   feature = np.zeros((num_tasks, most, size), np.float32)
-  row = np.zeros((num_tasks, len(SHARES), longest), np.int32)
-  count = np.zeros((num_tasks, len(SHARES)), np.int32)
+  row = np.zeros((num_tasks, len(pools[0]), longest), np.int32)
+  count = np.zeros((num_tasks, len(pools[0])), np.int32)
   for k, groups in enumerate(pools):
     offset = 0
     for g, group in enumerate(groups):
@@ -201,8 +211,9 @@ def _stack_pools(pools: list[list[np.ndarray]]) -> Pool:
 
 def sample_batch(pool: Pool, key: jax.Array, batch_size: int) -> tuple[jax.Array, jax.Array]:
   """Features [B, F] and labels [B] bool, with the shares of SHARES."""
-  edges = np.round(np.cumsum((0, *SHARES)) * batch_size).astype(int)
-  group = np.repeat(np.arange(len(SHARES)), np.diff(edges))
+  shares = SHARES[pool.count.shape[0]]
+  edges = np.round(np.cumsum((0, *shares)) * batch_size).astype(int)
+  group = np.repeat(np.arange(len(shares)), np.diff(edges))
   pick = jax.random.randint(key, (batch_size,), 0, pool.count[group])
   return pool.feature[pool.row[group, pick]], jnp.asarray(np.asarray(POSITIVE)[group])
 
