@@ -99,6 +99,19 @@ def test_pool_groups_hold_what_they_say():
   assert feature.shape == (40, F) and label.sum() == 20
 
 
+def test_failed_takes_are_negatives_real_and_dreamt():
+  failed = demos(num=3)
+  failed["success"] = np.zeros_like(failed["success"])
+  failed["feature"][..., 1] = 50.0  # a mark that a dream carries on
+  pool = make_pool(failed=failed)
+  for k in range(2):
+    real, dreamt = (np.asarray(pool.feature[k, pool.row[k, g, : pool.count[k, g]]]) for g in (5, 6))
+    assert len(real) == failed["mask"][k].sum() and (real[:, 1] == 50).all()
+    assert len(dreamt) and (dreamt[:, 1] > 30).all()
+  feature, label = train.sample_batch(jax.tree.map(lambda x: x[0], pool), jax.random.key(0), 40)
+  assert label.sum() == 20 and (feature[:, 1] > 30).sum() == 8 and not label[feature[:, 1] > 30].any()
+
+
 @pytest.mark.parametrize("value", [False, True])
 def test_task_without_both_labels_is_an_error(value):
   data = demos()

@@ -61,6 +61,21 @@ def test_writes_a_dataset_that_the_reader_takes(collected):
   assert not (workdir / "states").exists()
 
 
+def test_failed_takes_fail_and_are_a_split_of_their_own(tmp_path):
+  config = _config()
+  config.data.failed_takes_per_task = 2
+  summary = _run(config, tmp_path)
+  root = collect.dataset_path(tmp_path)
+  takes = calvin.read_demos(root / calvin.FAILED, TASKS, image_size=16)
+  assert [a.task for a in takes.annotations] == ["turn_on_led"] * 3 + ["open_drawer"] * 3  # one held out
+  for annotation in takes.annotations:
+    scene = takes.frames.scene_obs[annotation.start : annotation.end]
+    assert not tasks_lib.success(annotation.task, scene[:1], scene).any()
+  validation = calvin.read_split(root / "validation", 16)
+  assert takes.frames.ids[0] == validation.frames.ids[-1] + 1
+  assert summary["frames"]["failed"] == takes.frames.num_frames and summary["episodes"]["failed"] == 6
+
+
 def test_demos_end_a_few_frames_after_success(collected):
   split = calvin.read_split(collect.dataset_path(collected[0]) / "training", 16)
   for annotation in split.annotations:
@@ -168,6 +183,15 @@ def test_a_failing_worker_says_what_failed(tmp_path):
   jobs = [recording.Job("demo", "open_drawer", i) for i in range(2)]
   with pytest.raises(RuntimeError, match="expert failed 50 times in a row at open_drawer"):
     recording.record_all(jobs, settings, tmp_path, 2, lambda n: None)
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.0])
+def test_clumsy_attempts_do_not_count_as_the_experts(rate):
+  from wam_jax import envs
+
+  settings = recording.Settings(1, "play_table", 72, 300, 300, 0.3, 0.0, 0, rate, 0.05)
+  attempts = recording.record(envs.make_environment("play_table"), recording.Job("play", "", 0), settings)
+  assert bool(attempts["attempts"]) == (rate == 0.0)
 
 
 def test_play_visits_the_furniture_and_chains_possible_skills():

@@ -82,6 +82,27 @@ def test_experts_can_be_chained(env):
     assert tasks.success(task, start, env.state()[1]), task
 
 
+def test_an_aim_error_displaces_the_whole_path(env):
+  reached, solved = [], 0
+  for seed in range(8):
+    rng = np.random.default_rng([seed, 12])
+    env.reset(*experts.sample_start("turn_on_led", rng))
+    state, paths = env.state(), []
+    for aim_error in (0.0, 0.04):
+      env.reset(*state)
+      act, path = experts.make_expert("turn_on_led", env, np.random.default_rng(seed), aim_error), []
+      for _ in range(72):
+        if tasks.success("turn_on_led", state[1], env.state()[1]) or (action := act()) is None:
+          break
+        env.step(action)
+        path.append(env.state()[0][:3])
+      paths.append(path[-1])
+      solved += bool(aim_error) and tasks.success("turn_on_led", state[1], env.state()[1])
+    reached.append(np.linalg.norm(paths[1] - paths[0]))
+  assert solved < 6  # without an error all of them, as above
+  assert 0.01 < np.median(reached) < 0.15
+
+
 def test_noise_keeps_bounds_and_gripper():
   rng = np.random.default_rng(0)
   action = np.array([1.0, -1.0, 0.2, 0.0, 0.9, -0.3, -1.0])

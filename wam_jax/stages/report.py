@@ -127,6 +127,9 @@ def classifier_quality(path: pathlib.Path) -> dict[str, dict[str, float | None]]
     for group, label in (("heldout_demos", "demos"), ("heldout_demo_dreams", "dreams of demos")):
       names = ("precision", "recall", "calibration_error")
       columns |= {f"{name.replace('_', ' ')}, {label}": quality[group][name] for name in names}
+    for source, share in quality.get("heldout_failed_takes", {}).items():
+      if source != "count":
+        columns[f"failed takes called a success, {source}"] = share
     rows[task] = columns | {"random dreams called a success": quality["random_dreams"]["false_positives"]}
   return rows
 
