@@ -98,7 +98,8 @@ class Dream(struct.PyTreeNode):
     value: [N, E], critic at `feature`.
     terminated: [N, E] bool, the task succeeded.
     truncated: [N, E] bool, the horizon was reached without success.
-    bootstrap_value: [N, E], value of the dream's own last feature.
+    bootstrap_value: [N, E], value of the feature that the dream's own chunk led to, also where it was cut
+      there; without meaning where terminated.
     time_left: [N, E] in [0, 1], share of the horizon left at `feature`.
   """
 

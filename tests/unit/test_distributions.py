@@ -25,6 +25,25 @@ def test_mode_and_sample_frequencies():
   np.testing.assert_allclose(mean, [0.2, 0.7, 0.1], atol=0.015)
 
 
+def test_samples_by_inversion():
+  logits = jnp.log(jnp.array([[0.2, 0.7, 0.1], [0.5, 0.25, 0.25]]))
+  many = jnp.broadcast_to(logits, (20_000, 2, 3))
+  sample = distributions.sample_one_hot(many, jax.random.uniform(jax.random.key(0), many.shape[:-1]))
+  np.testing.assert_array_equal(np.sort(sample, -1), np.tile([0.0, 0, 1], (20_000, 2, 1)))
+  np.testing.assert_allclose(sample.mean(0), jnp.exp(logits), atol=0.015)
+  # The edges: classes of no probability are never drawn, first, in the middle or last.
+  logits = jnp.log(jnp.array([[0, 0.5, 0, 0.5, 0]]))
+  drawn = [int(distributions.sample_one_hot(logits, jnp.array([u])).argmax()) for u in (0.0, 0.49, 0.51, 1.0)]
+  assert drawn == [1, 1, 3, 3]
+  logits, weight = jax.random.normal(jax.random.key(1), (2, 4, 3, 5))
+  uniform = jax.random.uniform(jax.random.key(2), (4, 3))
+  grad = jax.grad(lambda x: (distributions.sample_one_hot(x, uniform) * weight).sum())(logits)
+  expected = jax.grad(lambda x: (jax.nn.softmax(x) * weight).sum())(logits)
+  np.testing.assert_allclose(grad, expected, rtol=1e-5, atol=1e-6)
+  with pytest.raises(ValueError, match="shape"):
+    distributions.sample_one_hot(logits, jnp.zeros((4, 5)))
+
+
 def test_kl_against_the_sum_by_hand():
   q, p = jax.random.normal(jax.random.key(0), (2, 6, 3, 4))
   log_q, log_p = jax.nn.log_softmax(q), jax.nn.log_softmax(p)

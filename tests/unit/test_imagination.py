@@ -80,6 +80,18 @@ def test_horizon_truncates_and_restarts():
   assert state.step.tolist() == [1, 1, 1] and metrics["imagined_success"] == 0 and metrics["ended"] == 3
 
 
+def test_each_cut_dream_is_followed_by_its_own_last_value():
+  state = imagination.DreamState(feature=jnp.zeros((3, F)), step=jnp.array([0, 1, 2], jnp.int32))
+  after, dream, _ = run(threshold=1e9, num_chunks=10, state=state)
+  step = np.rint(HORIZON * (1 - dream.time_left)).astype(int)
+  assert (dream.truncated == (step == HORIZON - 1)).all() and dream.truncated.sum() == 10
+  reached = dream.feature[..., 0] + 2  # two actions on
+  np.testing.assert_allclose(
+    dream.bootstrap_value, reached + 1000 * (1 - (step + 1) / HORIZON), rtol=1e-5, atol=1e-3
+  )
+  assert after.step.tolist() == [1, 2, 0]
+
+
 def test_success_terminates_also_on_the_last_chunk():
   state, dream, metrics = run(threshold=4, num_chunks=4)
   np.testing.assert_array_equal(dream.terminated[:, 0], [False, True, False, True])

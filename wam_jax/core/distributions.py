@@ -34,9 +34,45 @@ def one_hot(logits: jax.Array, noise: jax.Array | None = None) -> jax.Array:
     raise ValueError(f"noise {list(noise.shape)} must have the shape of logits {list(logits.shape)}")
   scores = logits if noise is None else logits + noise
   hard = jax.nn.one_hot(_first_of_largest(scores), logits.shape[-1], dtype=logits.dtype)
-  probs = jax.nn.softmax(logits, -1)
+  return _straight_through(hard, jax.nn.softmax(logits, -1))
+
+
+def _straight_through(hard: jax.Array, probs: jax.Array) -> jax.Array:
   # Added as an exact zero, so that rounding leaves the forward value one-hot.
   return hard + (probs - jax.lax.stop_gradient(probs))
+
+
+def sample_one_hot(logits: jax.Array, uniform: jax.Array) -> jax.Array:
+  """Like `one_hot`, by inversion: one random number and no logarithm per variable.
+
+  Args:
+    logits: [..., S, C] float.
+    uniform: [..., S] in [0, 1).
+
+  Returns:
+    [..., S, C], exactly one-hot, with the gradient of the probabilities.
+
+  Raises:
+    ValueError: uniform of another shape.
+  """
+  if uniform.shape != logits.shape[:-1]:
+    raise ValueError(f"uniform {list(uniform.shape)} must have the shape {list(logits.shape[:-1])}")
+  size = logits.shape[-1]
+  weight, _ = _weights(logits)
+  # A product with a triangle: XLA's own running sum is slow on CPUs.
+  still = jax.lax.stop_gradient(weight)
+  reached = still @ jnp.triu(jnp.ones((size, size), logits.dtype))
+  index = (reached <= uniform[..., None] * reached[..., -1:]).sum(-1)
+  # Rounding may carry the number past the last class that can be drawn.
+  last = jnp.where(still > 0, jnp.arange(size), 0).max(-1)
+  probs = weight / weight.sum(-1, keepdims=True)
+  return _straight_through(jax.nn.one_hot(jnp.minimum(index, last), size, dtype=logits.dtype), probs)
+
+
+def _weights(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Probabilities times a factor, and the logits they belong to; written once, so that XLA shares them."""
+  shifted = logits - logits.max(-1, keepdims=True)
+  return jnp.exp(shifted), shifted
 
 
 def _first_of_largest(scores: jax.Array) -> jax.Array:
@@ -49,7 +85,9 @@ def _first_of_largest(scores: jax.Array) -> jax.Array:
 
 def entropy(logits: jax.Array) -> jax.Array:
   """Entropy in nats, summed over variables: [..., S, C] -> [...]."""
-  return distrax.OneHotCategorical(logits=logits).entropy().sum(-1)
+  weight, shifted = _weights(logits)
+  total = weight.sum(-1)
+  return (jnp.log(total) - (weight * shifted).sum(-1) / total).sum(-1)
 
 
 def kl_divergence(posterior: jax.Array, prior: jax.Array) -> jax.Array:

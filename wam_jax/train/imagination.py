@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -63,8 +64,8 @@ def make_world(model: Any, by_rows: bool | None = None) -> World:
 
   def step(arranged: Params, latent: Latent, action: jax.Array, key: jax.Array) -> Latent:
     deter, logits = rssm.prior_step(arranged, latent.deter, latent.stoch, action, model.norm_eps)
-    noise = distributions.gumbel(key, logits.shape)
-    return Latent(deter=deter, stoch=distributions.one_hot(logits, noise), logits=logits)
+    stoch = distributions.sample_one_hot(logits, jax.random.uniform(key, logits.shape[:-1]))
+    return Latent(deter=deter, stoch=stoch, logits=logits)
 
   arrange = lambda params: rssm.arrange_for_prior_steps(params["rssm"])
   return World(step, model.stoch, model.classes, arrange)
@@ -312,10 +313,13 @@ def dream(
     return state, (out, feature, jnp.stack([entropy.mean(), above.mean()]))
 
   state, (out, reached, entropy) = jax.lax.scan(chunk_step, state, jax.random.split(key, num_chunks))
-  out = out.replace(
-    value=value(out.feature, out.time_left),
-    bootstrap_value=value(reached, out.time_left - 1 / horizon_chunks),
-  )
+  values = value(out.feature, out.time_left)
+  # A dream that goes on has the value of its next chunk; only at the cuts a value must be computed.
+  going_on = jnp.concatenate([values[1:], value(state.feature, 1 - state.step / horizon_chunks)[None]])
+  at_cut = jnp.argsort(~out.truncated, axis=0)[: math.ceil(num_chunks / horizon_chunks)]  # of each dream
+  cut = value(jnp.take_along_axis(reached, at_cut[..., None], 0), jnp.zeros(at_cut.shape))
+  cut = jnp.zeros_like(values).at[at_cut, jnp.arange(num_dreams)].set(cut)
+  out = out.replace(value=values, bootstrap_value=jnp.where(out.truncated, cut, going_on))
   succeeded, ended = out.terminated.sum(), (out.terminated | out.truncated).sum()
   chunks = (1 - out.time_left) * horizon_chunks + 1
   metrics = {

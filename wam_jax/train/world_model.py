@@ -156,8 +156,10 @@ def imagine_step(
   action_term = _apply(model, params, "action_term", action)
   deter = _apply(model, params, "recur", latent.deter, latent.stoch, action_term)
   logits = _apply(model, params, "prior_logits", deter)
-  noise = _noise(model, key, logits.shape[:-2])
-  return Latent(deter=deter, stoch=distributions.one_hot(logits, noise), logits=logits)
+  if key is None:
+    return Latent(deter=deter, stoch=distributions.one_hot(logits), logits=logits)
+  uniform = jax.random.uniform(key, logits.shape[:-1])
+  return Latent(deter=deter, stoch=distributions.sample_one_hot(logits, uniform), logits=logits)
 
 
 def imagine(
