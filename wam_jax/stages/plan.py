@@ -264,7 +264,7 @@ def format_plan(config: ConfigDict, plans: dict[str, StagePlan]) -> str:
   accelerated = "" if config.preset == "demo" else "; an accelerator takes a small part of that"
   lines += [
     f"  time     about {duration(total)} on 2 CPU cores, {basis}{accelerated}",
-    f"  choose   {experiment}:demo (CPU, minutes), :small (one GPU, or a CPU overnight), :paper (published)",
+    f"  choose   {experiment}:demo (CPU, minutes), :small (CPU, an hour), :paper (published)",
     "           --config.stage=NAME one stage, --config.stage=plan only this text, --config.workdir=FOLDER,",
     "           --config.data.source=embedded|calvin, and any other field as --config.GROUP.FIELD=VALUE",
   ]
@@ -281,7 +281,9 @@ def _size(config: ConfigDict, stage: str) -> str:
     config.ppo,
     config.evaluate,
   )
-  tasks, demos = len(config.tasks), f"({d.demos_per_task} + {d.heldout_demos_per_task})"
+  tasks, demos = len(config.tasks), f"{d.demos_per_task + d.heldout_demos_per_task} demos"
+  if d.failed_takes_per_task:
+    demos += f" + {d.failed_takes_per_task + d.heldout_demos_per_task} failed takes"
   if stage == "collect" and d.source == "calvin":
     return "read and check the dataset"
   if stage == "world_model" and config.inputs.lumos_checkpoint:
@@ -289,10 +291,10 @@ def _size(config: ConfigDict, stage: str) -> str:
   if stage == "behaviour_cloning" and config.inputs.dppo_checkpoint:
     return f"take the policies of {config.inputs.dppo_checkpoint}"
   return {
-    "collect": f"{d.play_frames:,} frames of play, {tasks} x {demos} demos",
+    "collect": f"{d.play_frames:,} frames of play, {tasks} x ({demos})",
     "world_model": f"{w.updates:,} updates of {w.batch_size} x {w.sequence_length} frames",
     "judge_world_model": f"{1 + len(j.compare)} x {j.windows} windows, {j.horizons[-1]} frames imagined",
-    "featurize": f"{tasks} x {demos} demos through the world model",
+    "featurize": f"{tasks} x ({demos})",
     "behaviour_cloning": f"{tasks} x {b.updates:,} updates of {b.batch_size} chunks",
     "classifier": f"{tasks} x {k.updates:,} updates of {k.batch_size} frames",
     "ppo": f"{tasks} x {p.iterations} iterations of {p.dreams} x {p.chunks_per_iteration} chunks",
@@ -321,6 +323,8 @@ def _work(config: ConfigDict, stage: str) -> float:
   )
   tasks = len(config.tasks)
   demo_frames = tasks * (d.demos_per_task + d.heldout_demos_per_task) * config.env.max_steps / 3
+  if d.failed_takes_per_task:  # they last longer than what succeeds
+    demo_frames += tasks * (d.failed_takes_per_task + d.heldout_demos_per_task) * config.env.max_steps * 0.8
   stoch = w.stoch * w.classes
   feature = w.deter + stoch
   recurrent = 3 * w.deter * (w.deter + w.hidden) + w.hidden * (3 * stoch + 2 * w.deter + w.embed)
