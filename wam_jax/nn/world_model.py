@@ -19,22 +19,23 @@ PROPRIO_SIZES = {"none": 0, "sincos": 18, "zscore": ROBOT_OBS}
 
 
 def proprio_features(robot_obs: jax.Array) -> jax.Array:
-  """Robot state for networks. Angles become sine and cosine: the roll sits at +-pi and jumps.
+  """Robot state for networks. Angles become sine and cosine: the roll sits at +-pi and jumps. Lengths are in
+  decimetres, so that no number is lost beside the embedding's, which vary by about 1.
 
   Args:
     robot_obs: [..., 15] tcp xyz [m], Euler angles [rad], gripper width [m], 7 joints [rad], last
       gripper action.
 
   Returns:
-    [..., 18]: xyz (3), sines (3), cosines (3), width (1), joints (7), last gripper action (1).
+    [..., 18]: xyz [dm] (3), sines (3), cosines (3), width [dm] (1), joints (7), last gripper action (1).
 
   Raises:
     ValueError: last dimension is not 15.
   """
   if robot_obs.shape[-1:] != (ROBOT_OBS,):
     raise ValueError(f"robot_obs: expected [..., {ROBOT_OBS}], got {list(robot_obs.shape)}")
-  angles = robot_obs[..., 3:6]
-  return jnp.concatenate([robot_obs[..., :3], jnp.sin(angles), jnp.cos(angles), robot_obs[..., 6:]], -1)
+  xyz, angles, width, rest = jnp.split(robot_obs, (3, 6, 7), -1)
+  return jnp.concatenate([10 * xyz, jnp.sin(angles), jnp.cos(angles), 10 * width, rest], -1)
 
 
 class Decoder(nn.Module):
