@@ -231,9 +231,10 @@ def test_proprio_features():
   robot_obs = np.random.default_rng(1).normal(size=(2, 5, 15))
   out = proprio_features(robot_obs)
   assert out.shape == (2, 5, 18)
-  np.testing.assert_allclose(out[..., :3], robot_obs[..., :3], rtol=1e-5)
+  np.testing.assert_allclose(out[..., :3], 10 * robot_obs[..., :3], rtol=1e-5)
   np.testing.assert_allclose(np.arctan2(out[..., 3:6], out[..., 6:9]), robot_obs[..., 3:6], rtol=1e-4)
-  np.testing.assert_allclose(out[..., 9:], robot_obs[..., 6:], rtol=1e-5)
+  np.testing.assert_allclose(out[..., 9], 10 * robot_obs[..., 6], rtol=1e-5)
+  np.testing.assert_allclose(out[..., 10:], robot_obs[..., 7:], rtol=1e-5)
   with pytest.raises(ValueError, match="15"):
     proprio_features(robot_obs[..., :14])
 
