@@ -188,6 +188,7 @@ def default_config() -> ConfigDict:
   p.minibatches = 1  # per epoch; each holds dreams * chunks_per_iteration / minibatches chunks
   p.target_kl = 1.0
   p.start_frames = 4  # first frames of a demo that dreams start from; 0: all before success
+  p.failed_starts = 0.0  # share of dreams that start anywhere in failed takes, beside the handle
   p.bc_weight = 0.025  # alpha of the behaviour-cloning regulariser
   # Chains that it looks at: frozen_chains: the cloned policy's, under the one being trained;
   # current_chains: the other way round.

@@ -289,6 +289,7 @@ CHECKS: dict[str, Check] = {
   "ppo.minibatches": _count(),
   "ppo.target_kl": _POSITIVE,
   "ppo.start_frames": _count(0),
+  "ppo.failed_starts": _RATE,
   "ppo.bc_weight": _NOT_NEGATIVE,
   "ppo.bc_form": _choice("frozen_chains", "current_chains"),
   "ppo.entropy_penalty": _NOT_NEGATIVE,
@@ -360,6 +361,13 @@ RULES: tuple[Rule, ...] = (
     lambda fewer, policy: fewer == 0 or policy == "diffusion",
     "0 with behaviour_cloning.policy={1}, which does not denoise",
     "leave it out, or take --config.behaviour_cloning.policy=diffusion",
+  ),
+  Rule(
+    "ppo.failed_starts",
+    ("data.failed_takes_per_task",),
+    lambda share, takes: share == 0 or takes > 0,
+    "0 without failed takes to start from (data.failed_takes_per_task={1})",
+    "leave it out, or take --config.data.failed_takes_per_task=20",
   ),
   Rule(
     "ppo.minibatches",

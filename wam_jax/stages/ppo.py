@@ -23,7 +23,14 @@ from wam_jax.stages import classifier as classifier_stage
 from wam_jax.stages.training_loop import NotFiniteError, train_loop
 from wam_jax.stages.world_model import load_world_model
 from wam_jax.train import ppo as train
-from wam_jax.train.imagination import World, familiar_entropy, imagined_success, make_starts, make_world
+from wam_jax.train.imagination import (
+  World,
+  add_failed_starts,
+  familiar_entropy,
+  imagined_success,
+  make_starts,
+  make_world,
+)
 from wam_jax.train.tasks import over_tasks, repeat, task_keys, task_metrics
 from wam_jax.types import Params, Policy
 
@@ -63,11 +70,15 @@ def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger:
       f"world model, demos, policy and classifier have different feature sizes: {sorted(sizes)}"
     )
   num_tasks = len(demos.tasks)
+  starts = make_starts(demos.feature, demos.success, demos.mask, config.ppo.start_frames)
+  if config.ppo.failed_starts:
+    failed = load_features(inputs["featurize"].path / "failed.npz")
+    starts = add_failed_starts(starts, failed.feature, failed.mask, config.ppo.failed_starts)
   frozen = jax.device_put(
     train.Frozen(
       base=cloned["base"],
       classifier=classifier_params,
-      starts=make_starts(demos.feature, demos.success, demos.mask, config.ppo.start_frames),
+      starts=starts,
       entropy_limit=entropy_limits(world, world_params, demos),
     )
   )

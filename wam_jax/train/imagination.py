@@ -91,14 +91,25 @@ class StartFrames:
   Attributes:
     feature: [S, F], padded at the end.
     count: scalar int32, how many count.
+    failed: [S', F], frames of takes that failed, padded at the end; None without.
+    failed_count: scalar int32, how many count.
+    failed_share: share of draws that take one of these.
   """
 
   feature: jax.Array
   count: jax.Array
+  failed: jax.Array | None = None
+  failed_count: jax.Array | None = None
+  failed_share: float = struct.field(pytree_node=False, default=0.0)
 
   def draw(self, key: jax.Array, num: int) -> jax.Array:
     """[num, F], with replacement."""
-    return self.feature[jax.random.randint(key, (num,), 0, self.count)]
+    drawn = self.feature[jax.random.randint(key, (num,), 0, self.count)]
+    if self.failed is None:
+      return drawn
+    row_key, choice_key = jax.random.split(jax.random.fold_in(key, 1))
+    failed = self.failed[jax.random.randint(row_key, (num,), 0, self.failed_count)]
+    return jnp.where(jax.random.bernoulli(choice_key, self.failed_share, (num, 1)), failed, drawn)
 
 
 def make_starts(feature: np.ndarray, success: np.ndarray, mask: np.ndarray, frames: int = 1) -> StartFrames:
@@ -123,11 +134,38 @@ def make_starts(feature: np.ndarray, success: np.ndarray, mask: np.ndarray, fram
   counts = [len(r) for r in rows]
   if min(counts) == 0:
     raise ValueError(f"task {counts.index(0)}: no demo has a first frame without success")
+  return StartFrames(*_stack_rows(feature, rows))
+
+
+def add_failed_starts(
+  starts: StartFrames, feature: np.ndarray, mask: np.ndarray, share: float
+) -> StartFrames:
+  """Lets a share of dreams start anywhere in takes that failed: where a policy finds itself after a miss.
+
+  Args:
+    starts: stacked over K tasks.
+    feature: [K, M, T, F] of takes without any success.
+    mask: [K, M, T] bool.
+    share: of the draws, in [0, 1].
+
+  Raises:
+    ValueError: a task without a failed take.
+  """
+  rows = [np.flatnonzero(m) for m in mask.reshape(len(mask), -1)]
+  if min(len(r) for r in rows) == 0:
+    raise ValueError(f"task {[len(r) for r in rows].index(0)}: no failed take")
+  failed, count = _stack_rows(feature, rows)
+  return starts.replace(failed=failed, failed_count=count, failed_share=share)
+
+
+def _stack_rows(feature: np.ndarray, rows: list[np.ndarray]) -> tuple[jax.Array, jax.Array]:
+  """Rows of each task's features [K, M, T, F], padded to one length: [K, S, F]; and their numbers [K]."""
+  counts = [len(r) for r in rows]
   flat = feature.reshape(len(feature), -1, feature.shape[-1])
   out = np.zeros((len(feature), max(counts), feature.shape[-1]), np.float32)
   for i, row in enumerate(rows):
     out[i, : len(row)] = flat[i, row]
-  return StartFrames(feature=jnp.asarray(out), count=jnp.asarray(counts, jnp.int32))
+  return jnp.asarray(out), jnp.asarray(counts, jnp.int32)
 
 
 def start_dreams(starts: StartFrames, key: jax.Array, num_dreams: int) -> DreamState:
