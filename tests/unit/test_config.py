@@ -142,6 +142,14 @@ def test_ddim_is_for_policies_that_denoise(config):
   assert "gaussian" in found["behaviour_cloning.ddim_steps"].rule
 
 
+def test_failed_starts_need_failed_takes(config):
+  config.data.failed_takes_per_task = 0
+  found = problems_of(config, ("ppo.failed_starts", "0.3"))
+  assert set(found) == {"ppo.failed_starts"} and "failed_takes_per_task" in found["ppo.failed_starts"].rule
+  config.data.failed_takes_per_task = 5
+  assert config_lib.finalize(config).ppo.failed_starts == 0.3
+
+
 def test_data_smaller_than_a_batch(config, tmp_path):
   for split in ("training", "validation"):
     (tmp_path / "calvin" / split).mkdir(parents=True)
