@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import pickle
@@ -12,6 +13,7 @@ import pytest
 
 from wam_jax.core import image
 from wam_jax.data import calvin, calvin_writer, files
+from wam_jax.data import inspect as inspect_lib
 from wam_jax.data.files import DatasetError
 from wam_jax.data.frames import frame_path
 
@@ -440,3 +442,79 @@ def test_commit_refuses_lengths_that_do_not_add_up(tmp_path):
     writer.write(**_frames(3))
     with pytest.raises(ValueError, match="4 frames in all, but 3"):
       writer.commit([2, 2], [], "table")
+
+
+# Inspecting.
+
+TWO = ("open_drawer", "turn_on_led")
+
+
+def test_inspect_says_what_a_dataset_holds(root, capsys):
+  arguments = [f"--source={root}", f"--tasks={','.join(TWO)}", "--frames=0", "--image_size=8"]
+  assert inspect_lib.main([*arguments, "--json"]) == 0
+  report = json.loads(capsys.readouterr().out)
+  training = report["splits"]["training"]
+  assert report["trainable"] and list(report["splits"]) == ["training", "validation"]
+  assert (training["frames"], training["episodes"], training["ids"]) == (18, 3, [0, 17])
+  assert training["episode_lengths"] == {"least": 5, "median": 6, "most": 7}
+  assert training["windows"]["open_drawer"] == {"count": 2, "lengths": {"least": 4, "median": 4, "most": 5}}
+  assert training["pictures"] == {"rgb_static": [8, 8, 3], "rgb_gripper": [8, 8, 3]}
+  written = _frames(18)["robot_obs"]
+  np.testing.assert_allclose(training["ranges"]["robot_obs"]["low"], written.min(0))
+  np.testing.assert_allclose(training["ranges"]["robot_obs"]["high"], written.max(0))
+  assert (training["read"], training["broken"], training["missing"]) == (18, 0, 0)
+  assert report["splits"]["validation"]["start_states"] == {"open_drawer": 2, "turn_on_led": 1}
+  assert inspect_lib.main(arguments) == 0
+  text = capsys.readouterr().out
+  assert text.endswith("It can be trained on.\n") and "18 in 3 episodes of 5 to 7" in text
+
+
+def test_inspect_lists_everything_wrong_at_once(root, capsys):
+  folder = root / "training"
+  frame_path(folder, 3).unlink()
+  for broken in (0, 5):
+    frame_path(folder, broken).write_bytes(frame_path(folder, broken).read_bytes()[:1000])
+  _edit(folder, 9, robot_obs=np.full(15, np.nan))
+  _edit(folder, 12, rgb_gripper=None)
+  (root / "validation" / files.IDS_FILE).unlink()
+  arguments = [f"--source={root}", "--tasks=open_drawer,fly", "--frames=0", "--image_size=8"]
+  assert inspect_lib.main([*arguments, "--json"]) == 1
+  report = json.loads(capsys.readouterr().out)
+  training = report["splits"]["training"]
+  assert (training["missing"], training["read"], training["broken"]) == (1, 17, 4)
+  found = {(pathlib.Path(p["file"]).name, p["key"]) for p in report["problems"]}
+  assert found == {
+    ("auto_lang_ann.npy", "language.task"),  # fly
+    (frame_path(folder, 3).name, ""),
+    (frame_path(folder, 0).name, ""),
+    (frame_path(folder, 5).name, ""),
+    (frame_path(folder, 9).name, "robot_obs"),
+    (frame_path(folder, 12).name, "rgb_gripper"),
+    ("validation", ""),
+  }
+  assert all(problem["rule"] and problem["fix"] for problem in report["problems"])
+  assert inspect_lib.main(arguments) == 1
+  assert "It cannot be trained on: 7 problems." in capsys.readouterr().out
+
+
+def test_inspect_counts_what_it_does_not_list(root):
+  for frame in range(1, 15):
+    _edit(root / "training", frame, scene_obs=np.zeros(3))
+  report = inspect_lib.inspect_dataset(root, tasks=TWO, frames=0, image_size=8)
+  assert report["splits"]["training"]["broken"] == 14 and len(report["problems"]) == 11
+  assert "4 more frames are broken" in report["problems"][-1]["rule"]
+
+
+def test_inspect_names_windows_that_leave_their_episode(root):
+  content = files.load_pickled(root / "training" / calvin.ANNOTATION_FILE)
+  content["info"]["indx"][1] = (5, 9)
+  calvin_writer._save_pickled(root / "training" / calvin.ANNOTATION_FILE, content)
+  report = inspect_lib.inspect_dataset(root, tasks=TWO, image_size=8)
+  (problem,) = report["problems"]
+  assert problem["key"] == "info.indx" and "(5, 9) of turn_on_led" in problem["rule"]
+
+
+def test_inspect_of_no_dataset(tmp_path):
+  report = inspect_lib.inspect_dataset(tmp_path / "nowhere")
+  assert not report["trainable"] and "no such folder" in report["problems"][0]["rule"]
+  assert not inspect_lib.inspect_dataset(tmp_path)["trainable"]

@@ -164,7 +164,7 @@ def read_robot_obs(folder: PathLike, workers: int = 0, progress: ProgressFactory
   return out
 
 
-def _read_raw_annotations(folder: pathlib.Path) -> list[tuple[str, int, int]]:
+def read_raw_annotations(folder: pathlib.Path) -> list[tuple[str, int, int]]:
   """(task, first id, one past the last id) of every annotated window."""
   path = folder / ANNOTATION_FILE
   content = load_pickled(path)
@@ -192,7 +192,7 @@ def _read_raw_annotations(folder: pathlib.Path) -> list[tuple[str, int, int]]:
   return [(task, low, high) for task, (low, high) in zip(tasks, spans, strict=True)]
 
 
-def _check_tasks(folder: pathlib.Path, found: Iterable[str], tasks: Iterable[str]) -> None:
+def check_tasks(folder: pathlib.Path, found: Iterable[str], tasks: Iterable[str]) -> None:
   known = sorted(set(found))
   absent = [task for task in tasks if task not in known]
   if absent:
@@ -204,7 +204,7 @@ def _check_tasks(folder: pathlib.Path, found: Iterable[str], tasks: Iterable[str
     )
 
 
-def _locate(
+def locate(
   folder: pathlib.Path, windows: Iterable[tuple[str, int, int]], episodes: np.ndarray
 ) -> list[Annotation]:
   """Windows of ids as windows of indices into the frames of `episodes` [E, 2], each inside one of them."""
@@ -239,9 +239,9 @@ def read_annotations(folder: PathLike, episodes: np.ndarray, tasks: Iterable[str
     DatasetError: no annotations, a task that never occurs, a window that is empty or not in one episode.
   """
   folder = pathlib.Path(folder)
-  raw = _read_raw_annotations(folder)
-  _check_tasks(folder, (task for task, _, _ in raw), tasks)
-  return _locate(folder, raw, episodes)
+  raw = read_raw_annotations(folder)
+  check_tasks(folder, (task for task, _, _ in raw), tasks)
+  return locate(folder, raw, episodes)
 
 
 def read_split(
@@ -283,10 +283,10 @@ def read_demos(
     DatasetError: as `read_split`.
   """
   folder = pathlib.Path(folder)
-  raw = _read_raw_annotations(folder)
-  _check_tasks(folder, (task for task, _, _ in raw), tasks)
+  raw = read_raw_annotations(folder)
+  check_tasks(folder, (task for task, _, _ in raw), tasks)
   chosen = [item for task in tasks for item in [w for w in raw if w[0] == task][:limit]]
-  _locate(folder, chosen, read_episode_ids(folder))
+  locate(folder, chosen, read_episode_ids(folder))
   spans = np.array([(low, high - 1) for _, low, high in chosen], np.int64)
   frames = _read_spans(folder, spans, image_size, workers, progress)
   return Split(
@@ -357,8 +357,8 @@ def read_start_states(
     sources = {task: np.flatnonzero(names == task)[:limit] for task in tasks}
     states = {task: (arrays["robot_obs"][rows], arrays["scene_obs"][rows]) for task, rows in sources.items()}
   else:
-    raw = _read_raw_annotations(folder)
-    _check_tasks(folder, (task for task, _, _ in raw), tasks)
+    raw = read_raw_annotations(folder)
+    check_tasks(folder, (task for task, _, _ in raw), tasks)
     states = {}
     for task in tasks:
       frames = [

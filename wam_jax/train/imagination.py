@@ -105,7 +105,7 @@ class StartFrames:
   def draw(self, key: jax.Array, num: int) -> jax.Array:
     """[num, F], with replacement."""
     drawn = self.feature[jax.random.randint(key, (num,), 0, self.count)]
-    if self.failed is None:
+    if self.failed is None or self.failed_count is None:
       return drawn
     row_key, choice_key = jax.random.split(jax.random.fold_in(key, 1))
     failed = self.failed[jax.random.randint(row_key, (num,), 0, self.failed_count)]
@@ -155,7 +155,7 @@ def add_failed_starts(
   if min(len(r) for r in rows) == 0:
     raise ValueError(f"task {[len(r) for r in rows].index(0)}: no failed take")
   failed, count = _stack_rows(feature, rows)
-  return starts.replace(failed=failed, failed_count=count, failed_share=share)
+  return dataclasses.replace(starts, failed=failed, failed_count=count, failed_share=share)
 
 
 def _stack_rows(feature: np.ndarray, rows: list[np.ndarray]) -> tuple[jax.Array, jax.Array]:

@@ -1,0 +1,346 @@
+"""Says what a dataset holds, before anyone trains on it.
+
+python -m wam_jax.data.inspect --source=task_D_D            # ids, annotations, files, and a sample of frames
+python -m wam_jax.data.inspect --source=task_D_D --frames=0 # every frame
+python -m wam_jax.data.inspect --source=task_D_D --json     # the same for scripts
+
+Exit code 0: it can be trained on; 1: it cannot, and everything that was found wrong is listed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import sys
+import zipfile
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from wam_jax.config_rules import TASKS
+from wam_jax.data import calvin
+from wam_jax.data.files import COPY_AGAIN, IDS_FILE, DatasetError, PathLike, read_npz
+from wam_jax.data.frames import (
+  PICTURE_KEYS,
+  VECTOR_KEYS,
+  FrameReader,
+  ProgressFactory,
+  frame_name,
+  frame_path,
+)
+
+SPLITS = ("training", "validation", calvin.FAILED)
+SAMPLE = 256  # frames read per split unless told otherwise
+LISTED = 10  # problems of one kind that are listed; the rest is counted
+
+# What the numbers of a frame are, for people.
+_PARTS = {
+  "rel_actions": {"motion": slice(0, 6), "gripper": slice(6, 7)},
+  "robot_obs": {
+    "x": slice(0, 1),
+    "y": slice(1, 2),
+    "z": slice(2, 3),
+    "angles": slice(3, 6),
+    "width": slice(6, 7),
+    "joints": slice(7, 14),
+    "gripper": slice(14, 15),
+  },
+  "scene_obs": {
+    name: slice(i, i + 1) for i, name in enumerate(("slider", "drawer", "button", "switch", "bulb", "led"))
+  }
+  | {"blocks": slice(6, 24)},
+}
+
+Problems = list[dict[str, str]]
+
+
+def inspect_dataset(
+  root: PathLike,
+  *,
+  tasks: Sequence[str] = TASKS,
+  frames: int = SAMPLE,
+  image_size: int = 64,
+  workers: int = 0,
+  progress: ProgressFactory | None = None,
+) -> dict[str, Any]:
+  """Looks at everything that training relies on, and goes on after each problem.
+
+  Args:
+    root: folder that holds training/ and validation/.
+    tasks: those that must be annotated in both.
+    frames: how many to read per split, spread evenly; 0: all.
+    image_size: side that pictures will be shrunk to [pixels].
+    workers: threads; 0 means one per core.
+    progress: as in `calvin.read_frames`.
+
+  Returns:
+    {"source", "form", "splits": {name: what `_inspect_split` gives}, "problems": [{"file", "key", "rule",
+    "fix"}], "trainable": whether there are none}.
+  """
+  root = pathlib.Path(root)
+  problems: Problems = []
+  report: dict[str, Any] = {"source": str(root), "form": "", "splits": {}, "problems": problems}
+  present = [name for name in SPLITS if (root / name).is_dir()]
+  for name in present:
+    report["splits"][name] = _inspect_split(
+      root / name, tasks, frames, image_size, workers, progress, problems
+    )
+  _note(problems, calvin.check_root, root)
+  if "validation" in present:
+    _inspect_starts(root, tasks, report["splits"]["validation"], problems)
+  if any(split["frames"] for split in report["splits"].values()):
+    report["form"] = "CALVIN: one npz per frame"
+  report["trainable"] = not problems
+  return report
+
+
+def _note(problems: Problems, check: Any, *args: Any, **kwargs: Any) -> Any:
+  """What `check` returns; None after noting its DatasetError."""
+  try:
+    return check(*args, **kwargs)
+  except DatasetError as error:
+    found = {"file": str(error.file), "key": error.key, "rule": error.rule, "fix": error.fix}
+    if found not in problems:
+      problems.append(found)
+    return None
+
+
+def _spread(values: np.ndarray) -> dict[str, int]:
+  return {"least": int(values.min()), "median": int(np.median(values)), "most": int(values.max())}
+
+
+def _inspect_split(
+  folder: pathlib.Path,
+  tasks: Sequence[str],
+  frames: int,
+  image_size: int,
+  workers: int,
+  progress: ProgressFactory | None,
+  problems: Problems,
+) -> dict[str, Any]:
+  """{"frames", "episodes", "ids", "episode_lengths", "missing", "windows": {task: {"count", "lengths"}},
+  "keys", "pictures": {key: shape}, "read", "broken", "ranges": {key: {"low", "high"}}}; what could not be
+  found out is empty or 0."""
+  out: dict[str, Any] = {"frames": 0, "episodes": 0, "missing": 0, "windows": {}, "read": 0, "broken": 0}
+  out |= {"ids": [], "episode_lengths": {}, "keys": [], "pictures": {}, "ranges": {}}
+  spans = _note(problems, calvin.read_episode_ids, folder)
+  if spans is None:
+    return out
+  lengths = spans[:, 1] - spans[:, 0] + 1
+  out["frames"], out["episodes"] = int(lengths.sum()), len(spans)
+  out["ids"], out["episode_lengths"] = [int(spans[0, 0]), int(spans[-1, 1])], _spread(lengths)
+  out["windows"] = _inspect_windows(folder, spans, tasks, problems)
+
+  names = {entry.name for entry in folder.iterdir()}
+  ids = np.concatenate([np.arange(low, high + 1) for low, high in spans])
+  there = np.array([frame_name(i) in names for i in ids])
+  out["missing"] = int((~there).sum())
+  if out["missing"]:
+    gaps = ids[~there]
+    listed = ", ".join(map(str, gaps[:LISTED].tolist())) + (", ..." if len(gaps) > LISTED else "")
+    problems.append(
+      {
+        "file": str(frame_path(folder, gaps[0])),
+        "key": "",
+        "rule": f"{len(gaps)} of {len(ids)} frames that {IDS_FILE} names have no file: {listed}.",
+        "fix": "download the missing files, or take their episodes out of that file.",
+      }
+    )
+  ids = ids[there]
+  if len(ids):
+    picked = ids if not frames else ids[np.unique(np.linspace(0, len(ids) - 1, frames).astype(int))]
+    _inspect_frames(folder, picked, image_size, workers, progress, out, problems)
+  return out
+
+
+def _inspect_windows(
+  folder: pathlib.Path, spans: np.ndarray, tasks: Sequence[str], problems: Problems
+) -> dict[str, Any]:
+  """Annotated windows by task, the wanted ones first."""
+  raw = _note(problems, calvin.read_raw_annotations, folder)
+  if raw is None:
+    return {}
+  _note(problems, calvin.check_tasks, folder, (task for task, _, _ in raw), tasks)
+  bad = [window for window in raw if not _lies_in_one_episode(folder, window, spans)]
+  if bad:
+    listed = ", ".join(f"({low}, {high}) of {task}" for task, low, high in bad[:LISTED])
+    more = f" and {len(bad) - LISTED} more" if len(bad) > LISTED else ""
+    problems.append(
+      {
+        "file": str(folder / calvin.ANNOTATION_FILE),
+        "key": "info.indx",
+        "rule": f"not in one episode: {listed}{more}.",
+        "fix": COPY_AGAIN,
+      }
+    )
+  order = {task: position for position, task in enumerate(tasks)}
+  found = sorted({task for task, _, _ in raw}, key=lambda t: (order.get(t, len(order)), t))
+  windows = {task: np.array([high - low for name, low, high in raw if name == task]) for task in found}
+  return {task: {"count": len(sizes), "lengths": _spread(sizes)} for task, sizes in windows.items()}
+
+
+def _lies_in_one_episode(folder: pathlib.Path, window: tuple[str, int, int], spans: np.ndarray) -> bool:
+  try:
+    calvin.locate(folder, [window], spans)
+  except DatasetError:
+    return False
+  return True
+
+
+def _inspect_frames(
+  folder: pathlib.Path,
+  ids: np.ndarray,
+  image_size: int,
+  workers: int,
+  progress: ProgressFactory | None,
+  out: dict[str, Any],
+  problems: Problems,
+) -> None:
+  """Reads single frames: adds "keys", "pictures", "read", "broken" and "ranges" to `out`."""
+  first = next((arrays for i in ids[:LISTED] if (arrays := _shapes(folder, int(i))) is not None), None)
+  if first is not None:
+    out["keys"] = sorted(first)
+    out["pictures"] = {key: first[key] for key in PICTURE_KEYS if key in first}
+  found: Problems = []
+  reader = None
+  for skipped in range(min(LISTED, len(ids))):  # all pictures must have the shape of the first good ones
+    reader = _note(found, FrameReader, folder, np.stack([ids, ids], 1)[skipped:], image_size)
+    if reader is not None:
+      break
+  if reader is None:
+    problems += found
+    out["read"] = out["broken"] = len(found)
+    return
+  ids = ids[skipped:]
+  good = np.zeros(len(ids), bool)
+  vectors = {key: np.full((len(ids), width), np.nan) for key, width in VECTOR_KEYS.items()}
+
+  def read(begin: int, stop: int) -> None:
+    picture = {key: np.empty((1, image_size, image_size, 3), np.uint8) for key in PICTURE_KEYS}
+    for row in range(begin, stop):
+      values = {key: array[row : row + 1] for key, array in vectors.items()}
+      good[row] = _note(found, _read_one, reader, row, values | picture) is not None
+
+  reader.for_each_block(read, workers, progress)
+  out["read"], out["broken"] = skipped + len(ids), skipped + int((~good).sum())
+  problems += sorted(found, key=lambda p: p["file"])[:LISTED]
+  if len(found) > LISTED:
+    rule = f"{len(found) - LISTED} more frames are broken, of {len(ids)} that were read."
+    problems.append({"file": str(folder), "key": "", "rule": rule, "fix": "copy or download them again."})
+  if good.any():
+    out["ranges"] = {
+      key: {"low": array[good].min(0).tolist(), "high": array[good].max(0).tolist()}
+      for key, array in vectors.items()
+    }
+
+
+def _read_one(reader: FrameReader, row: int, out: dict[str, np.ndarray]) -> bool:
+  reader.read(row, row + 1, out)
+  return True
+
+
+def _shapes(folder: pathlib.Path, frame_id: int) -> dict[str, list[int]] | None:
+  """Shapes of all arrays of a frame; None if it cannot be read."""
+  path = frame_path(folder, frame_id)
+  try:
+    with np.load(path, allow_pickle=False) as file:
+      return {key: list(array.shape) for key, array in read_npz(path, file.files).items()}
+  except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+    return None
+
+
+def _inspect_starts(
+  root: pathlib.Path, tasks: Sequence[str], split: dict[str, Any], problems: Problems
+) -> None:
+  """Adds "start_states", {task: count}: what an evaluation would start from."""
+  known = [task for task in tasks if task in split["windows"]] or list(tasks)
+  states = _note(problems, calvin.read_start_states, root, known) if split["frames"] else None
+  split["start_states"] = {task: len(robot_obs) for task, (robot_obs, _) in (states or {}).items()}
+
+
+# ---------------------------------------------------------------------------------------------
+# For people.
+
+
+def format_report(report: dict[str, Any]) -> str:
+  """The report of `inspect_dataset` as text."""
+  lines = [f"{report['source']}: {report['form'] or 'no dataset that can be read'}"]
+  for name, split in report["splits"].items():
+    lines += ["", f"{name}/", *_split_lines(split)]
+  lines.append("")
+  for number, problem in enumerate(report["problems"], 1):
+    key = f", key '{problem['key']}'" if problem["key"] else ""
+    lines += [
+      f"Problem {number}: {problem['file']}{key}: {problem['rule']}",
+      f"  What to do: {problem['fix']}",
+    ]
+  verdict = "It can be trained on."
+  if report["problems"]:
+    count = len(report["problems"])
+    verdict = f"It cannot be trained on: {count} problem{'s' if count > 1 else ''}."
+  return "\n".join([*lines, verdict])
+
+
+def _split_lines(split: dict[str, Any]) -> list[str]:
+  def spread(s: dict[str, int]) -> str:
+    return f"{s['least']} to {s['most']}, median {s['median']}"
+
+  if not split["frames"]:
+    return ["  nothing that can be read"]
+  first, last = split["ids"]
+  of_lengths = f"episodes of {spread(split['episode_lengths'])}"
+  lines = [
+    f"  frames    {split['frames']:,} in {split['episodes']:,} {of_lengths}; ids {first} to {last}",
+    f"  files     {split['missing']:,} missing; {split['read']:,} read, {split['broken']:,} of them broken",
+  ]
+  sizes = [f"{key} {' x '.join(map(str, shape))}" for key, shape in split["pictures"].items()]
+  unused = [key for key in split["keys"] if key not in (*VECTOR_KEYS, *PICTURE_KEYS)]
+  lines.append(
+    f"  pictures  {', '.join(sizes) or 'none'}" + (f"; not used: {', '.join(unused)}" if unused else "")
+  )
+  for key, limits in split["ranges"].items():
+    bounds = [
+      f"{name} {min(limits['low'][part]):.3g} to {max(limits['high'][part]):.3g}"
+      for name, part in _PARTS[key].items()
+    ]
+    lines.append(f"  {key:<11} {', '.join(bounds)}")
+  if split["windows"]:
+    width = max(map(len, split["windows"]))
+    starts = split.get("start_states", {})
+    for task, found in split["windows"].items():
+      line = f"  {task:<{width}}  {found['count']:>5,} windows of {spread(found['lengths'])} frames"
+      lines.append(line + (f"; {starts[task]:,} start states" if task in starts else ""))
+  return lines
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+  """Prints the report. Returns the exit code."""
+  parser = argparse.ArgumentParser(
+    prog="python -m wam_jax.data.inspect",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument("--source", required=True, help="folder that holds training/ and validation/")
+  parser.add_argument(
+    "--tasks", default=",".join(TASKS), help="tasks that must be annotated, comma-separated"
+  )
+  parser.add_argument("--frames", type=int, default=SAMPLE, help="frames to read per split; 0: all")
+  parser.add_argument("--image_size", type=int, default=64, help="side that pictures will be shrunk to")
+  parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+  options = parser.parse_args(arguments)
+  if options.frames < 0 or options.image_size < 1:
+    parser.error("--frames must be 0 or more, --image_size 1 or more")
+  report = inspect_dataset(
+    options.source,
+    tasks=tuple(task.strip() for task in options.tasks.split(",") if task.strip()),
+    frames=options.frames,
+    image_size=options.image_size,
+  )
+  print(json.dumps(report, indent=2) if options.json else format_report(report))
+  return 0 if report["trainable"] else 1
+
+
+if __name__ == "__main__":
+  sys.exit(main())
