@@ -65,7 +65,7 @@ def default_config() -> ConfigDict:
   c.data.play_episode_frames = 512  # frames per play episode (embedded)
   c.data.demos_per_task = 50
   c.data.heldout_demos_per_task = 10
-  c.data.failed_takes_per_task = 0  # labelled failures beside the demos, for the classifier alone
+  c.data.failed_takes_per_task = 0  # labelled failures beside the demos, for the classifier and as starts of dreams
   c.data.heldout_play_frames = 20_000  # of play for validation, on which world models are judged (embedded)
   c.data.heldout_starts_per_task = 50  # start states kept for evaluation
   c.data.action_noise = 0.3  # std of Gaussian noise on the experts' motion, in action units
@@ -218,75 +218,70 @@ def default_config() -> ConfigDict:
 
 
 # Differences of each preset from `default_config`.
+_DEMO: dict[str, Any] = {
+  "data.source": "embedded",
+  "data.play_frames": 24_000,
+  "data.play_episode_frames": 512,
+  "data.heldout_demos_per_task": 10,
+  "data.failed_takes_per_task": 20,
+  "data.heldout_play_frames": 4_000,
+  "judge.windows": 64,
+  "judge.probe_frames": 6_000,
+  "data.heldout_starts_per_task": 50,
+  "world_model.vision": "patch",
+  "world_model.depth": 32,
+  "world_model.embed": 384,
+  "world_model.deter": 256,
+  "world_model.stoch": 16,
+  "world_model.classes": 16,
+  "world_model.hidden": 256,
+  "world_model.inverse_dynamics_hidden": 256,
+  "world_model.kl_weight": 0.3,
+  "world_model.embedding_image_weight": 1.0,
+  "world_model.decode_fraction": 0.25,
+  "world_model.batch_size": 16,
+  "world_model.sequence_length": 24,
+  "world_model.updates": 2_200,
+  "world_model.learning_rate": 4e-4,
+  "world_model.warmup_updates": 50,
+  "world_model.final_learning_rate_scale": 0.1,
+  "behaviour_cloning.hidden": 256,
+  "behaviour_cloning.batch_size": 128,
+  "behaviour_cloning.updates": 3_000,
+  "behaviour_cloning.learning_rate": 1e-3,
+  "behaviour_cloning.final_learning_rate": 1e-5,
+  "classifier.embed": (256, 128),
+  "classifier.hidden": 256,
+  "classifier.updates": 600,
+  "ppo.iterations": 12,
+  "ppo.dreams": 50,
+  "ppo.horizon": "terminal",
+  "ppo.epochs": 4,
+  "ppo.minibatches": 2,
+  "ppo.eval_every": 0,
+  "ppo.actor_learning_rate": 2e-4,
+  "ppo.clip_min": 0.004,
+  "ppo.clip_max": 0.03,
+  "ppo.start_frames": 0,
+  "ppo.failed_starts": 0.3,
+  "evaluate.episodes": 20,
+  "evaluate.imagined_episodes": 100,
+  "training.log_every": 10,
+}
 PRESET_CHANGES: dict[str, dict[str, Any]] = {
-  "demo": {
-    "data.source": "embedded",
-    "data.play_frames": 24_000,
-    "data.play_episode_frames": 512,
-    "data.heldout_demos_per_task": 10,
-    "data.heldout_play_frames": 4_000,
-    "judge.windows": 64,
-    "judge.probe_frames": 6_000,
-    "data.heldout_starts_per_task": 50,
-    "world_model.vision": "patch",
-    "world_model.depth": 32,
-    "world_model.embed": 384,
-    "world_model.deter": 256,
-    "world_model.stoch": 16,
-    "world_model.classes": 16,
-    "world_model.hidden": 256,
-    "world_model.inverse_dynamics_hidden": 256,
-    "world_model.embedding_image_weight": 1.0,
-    "world_model.decode_fraction": 0.25,
-    "world_model.batch_size": 16,
-    "world_model.sequence_length": 24,
-    "world_model.updates": 2_200,
-    "world_model.learning_rate": 4e-4,
-    "world_model.warmup_updates": 50,
-    "world_model.final_learning_rate_scale": 0.1,
-    "behaviour_cloning.hidden": 256,
-    "behaviour_cloning.batch_size": 128,
-    "behaviour_cloning.updates": 3_000,
-    "behaviour_cloning.learning_rate": 1e-3,
-    "behaviour_cloning.final_learning_rate": 1e-5,
-    "classifier.embed": (256, 128),
-    "classifier.hidden": 256,
-    "classifier.updates": 600,
-    "ppo.iterations": 12,
-    "ppo.dreams": 50,
-    "ppo.horizon": "terminal",
-    "ppo.epochs": 4,
-    "ppo.minibatches": 2,
-    "ppo.eval_every": 0,
-    "ppo.actor_learning_rate": 2e-5,
-    "evaluate.episodes": 20,
-    "evaluate.imagined_episodes": 100,
-    "training.log_every": 10,
-  },
+  "demo": _DEMO,
+  # The demo's networks with more data, longer training and more PPO: one seed of all tasks in an hour.
   "small": {
-    "data.source": "embedded",
-    "data.play_frames": 200_000,
+    **_DEMO,
+    "data.play_frames": 100_000,
+    "data.failed_takes_per_task": 40,
     "data.heldout_play_frames": 8_000,
     "judge.windows": 128,
     "judge.probe_frames": 12_000,
-    "world_model.vision": "patch",
-    "world_model.embed": 1024,
-    "world_model.deter": 512,
-    "world_model.hidden": 512,
-    "world_model.embedding_image_weight": 1.0,
-    "world_model.batch_size": 32,
-    "world_model.sequence_length": 32,
-    "world_model.updates": 20_000,
-    "world_model.warmup_updates": 200,
-    "behaviour_cloning.updates": 10_000,
-    "behaviour_cloning.learning_rate": 3e-4,
-    "classifier.embed": (512, 256),
-    "classifier.hidden": 512,
+    "world_model.updates": 4_000,
     "classifier.updates": 2_000,
-    "ppo.iterations": 100,
-    "ppo.dreams": 200,
-    "ppo.horizon": "terminal",
-    "ppo.epochs": 4,
+    "ppo.iterations": 40,
+    "evaluate.episodes": 40,
     "evaluate.imagined_episodes": 200,
   },
   "paper": {},
@@ -448,7 +443,7 @@ def finalize(config: ConfigDict, problems: Sequence[Problem] = ()) -> ConfigDict
     (("judge.compare",), _check_compare),
     (("inputs.lumos_checkpoint", "world_model.vision", "world_model.cameras"), _check_lumos),
     (("inputs.dppo_checkpoint", "tasks", "behaviour_cloning.policy"), _check_dppo),
-    (("data.source", "data.calvin_path", "inputs.collect"), _find_calvin),
+    (("data.source", "data.calvin_path", "data.failed_takes_per_task", "inputs.collect"), _find_calvin),
     (("world_model.batch_size", "world_model.sequence_length", *_AMOUNT), _check_amount),
   )
   for needs, derive in derived:
@@ -567,6 +562,11 @@ def _find_calvin(config: ConfigDict) -> list[Problem]:
   missing = [f"{path}/{name}" for name in ("training", "validation") if not os.path.isdir(f"{path}/{name}")]
   if missing:
     return [Problem("data.calvin_path", path, rule, f"missing: {', '.join(missing)}")]
+  takes = config.data.failed_takes_per_task
+  if takes and not os.path.isdir(f"{path}/failed"):
+    rule = f"0, or {path}/failed with annotated takes that failed, beside training/ and validation/"
+    fix = "--config.data.failed_takes_per_task=0 --config.ppo.failed_starts=0"
+    return [Problem("data.failed_takes_per_task", takes, rule, fix)]
   return []
 
 

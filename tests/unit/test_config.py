@@ -176,6 +176,12 @@ def test_folders(config, tmp_path):
   config.inputs.collect = ""
   found = problems_of(config, ("data.source", "calvin"), ("data.calvin_path", str(tmp_path / "calvin")))
   assert "calvin/validation" in found["data.calvin_path"].fix
+  (tmp_path / "calvin" / "validation").mkdir()
+  assert config.data.failed_takes_per_task  # the demo's
+  found = problems_of(config)
+  assert set(found) == {"data.failed_takes_per_task"} and "failed" in found["data.failed_takes_per_task"].rule
+  (tmp_path / "calvin" / "failed").mkdir()
+  config_lib.finalize(config)
 
 
 def test_fields_added_or_lost_by_an_experiment_file(config):

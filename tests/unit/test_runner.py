@@ -194,8 +194,12 @@ def test_estimate_grows_with_the_work():
   for stage in config_lib.STAGES:
     assert plan.estimate(demo, stage) == pytest.approx(plan.DEMO_SECONDS[stage])
     assert plan.estimate(small, stage) >= plan.estimate(demo, stage)
-  small.world_model.updates *= 2
-  assert plan.estimate(small, "world_model") > 10 * plan.estimate(demo, "world_model")
+  updates = small.world_model.updates / demo.world_model.updates
+  assert plan.estimate(small, "world_model") == pytest.approx(
+    updates * plan.estimate(demo, "world_model"), rel=1e-3
+  )
+  small.world_model.hidden *= 4
+  assert plan.estimate(small, "world_model") > 1.5 * updates * plan.estimate(demo, "world_model")
 
 
 def test_a_policy_made_on_another_world_model_is_refused(tmp_path):
