@@ -53,7 +53,8 @@ def default_config() -> ConfigDict:
   c.inputs.dppo_checkpoint = ""
 
   c.env = ConfigDict()
-  c.env.name = "play_table"  # play_table (embedded simulator)
+  c.env.name = "play_table"  # play_table (embedded simulator), calvin (CALVIN's own, scene D)
+  c.env.calvin_root = ""  # checkout of mees/calvin_env, for calvin; empty: $CALVIN_ROOT
   c.env.image_size = 64
   c.env.max_steps = 72  # control steps of an episode, at 30 Hz
   c.env.workers = 0  # threads for physics and pictures; 0: one per core
@@ -65,7 +66,9 @@ def default_config() -> ConfigDict:
   c.data.play_episode_frames = 512  # frames per play episode (embedded)
   c.data.demos_per_task = 50
   c.data.heldout_demos_per_task = 10
-  c.data.failed_takes_per_task = 0  # labelled failures beside the demos, for the classifier and as starts of dreams
+  c.data.failed_takes_per_task = (
+    0  # labelled failures beside the demos, for the classifier and as starts of dreams
+  )
   c.data.heldout_play_frames = 20_000  # of play for validation, on which world models are judged (embedded)
   c.data.heldout_starts_per_task = 50  # start states kept for evaluation
   c.data.action_noise = 0.3  # std of Gaussian noise on the experts' motion, in action units
@@ -443,6 +446,7 @@ def finalize(config: ConfigDict, problems: Sequence[Problem] = ()) -> ConfigDict
     (("judge.compare",), _check_compare),
     (("inputs.lumos_checkpoint", "world_model.vision", "world_model.cameras"), _check_lumos),
     (("inputs.dppo_checkpoint", "tasks", "behaviour_cloning.policy"), _check_dppo),
+    (("env.name", "env.calvin_root"), _find_calvin_env),
     (("data.source", "data.calvin_path", "data.failed_takes_per_task", "inputs.collect"), _find_calvin),
     (("world_model.batch_size", "world_model.sequence_length", *_AMOUNT), _check_amount),
   )
@@ -568,6 +572,18 @@ def _find_calvin(config: ConfigDict) -> list[Problem]:
     fix = "--config.data.failed_takes_per_task=0 --config.ppo.failed_starts=0"
     return [Problem("data.failed_takes_per_task", takes, rule, fix)]
   return []
+
+
+def _find_calvin_env(config: ConfigDict) -> list[Problem]:
+  if config.env.name != "calvin":
+    return []
+  path = os.path.expanduser(config.env.calvin_root or os.environ.get("CALVIN_ROOT", ""))
+  config.env.calvin_root = path
+  if os.path.isfile(f"{path}/calvin_env/envs/play_table_env.py"):
+    return []
+  rule = "a checkout of CALVIN's simulator, with env.name=calvin"
+  fix = "git clone https://github.com/mees/calvin_env and name its folder, here or in $CALVIN_ROOT"
+  return [Problem("env.calvin_root", path, rule, fix)]
 
 
 _AMOUNT = ("data.source", "data.calvin_path", "data.play_frames")

@@ -174,7 +174,8 @@ CHECKS: dict[str, Check] = {
   **{f"inputs.{stage}": _TEXT for stage in STAGES if stage != "report"},
   "inputs.lumos_checkpoint": _TEXT,
   "inputs.dppo_checkpoint": _TEXT,
-  "env.name": _choice("play_table"),
+  "env.name": _choice("play_table", "calvin"),
+  "env.calvin_root": _TEXT,
   "env.image_size": _count(16, 256),
   "env.max_steps": _count(),
   "env.workers": _count(0),
@@ -320,6 +321,27 @@ class Rule:
 
 # {0} is the value of `path`, {1}, {2}, … those of `needs`.
 RULES: tuple[Rule, ...] = (
+  Rule(
+    "data.source",
+    ("env.name",),
+    lambda source, env: source != "embedded" or env == "play_table",
+    "calvin with env.name={1}: scripted experts know the embedded table only",
+    "--config.data.source=calvin --config.data.calvin_path=FOLDER, or --config.env.name=play_table",
+  ),
+  Rule(
+    "evaluate.expert",
+    ("env.name",),
+    lambda expert, env: not expert or env == "play_table",
+    "False with env.name={1}: scripted experts know the embedded table only",
+    "--config.evaluate.expert=False",
+  ),
+  Rule(
+    "env.image_size",
+    ("env.name",),
+    lambda size, env: size <= 84 or env != "calvin",
+    "at most 84 with env.name=calvin: its wrist camera has no more",
+    "take 64",
+  ),
   Rule(
     "env.max_steps",
     ("behaviour_cloning.chunk",),

@@ -3,51 +3,72 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
+from typing import Any
 
 from wam_jax.envs import base
 
-if TYPE_CHECKING:
-  from wam_jax.envs import vector
-
-# name -> module and attribute of the environment, module and attribute of the renderer
+# name -> module and attribute of one environment, of the renderer, of many environments at once
 _SIMULATORS = {
   "play_table": (
     "wam_jax.envs.play_table.simulator:PlayTable",
     "wam_jax.envs.play_table.renderer:make_renderer",
+    "wam_jax.envs.vector:VectorEnvironment",
+  ),
+  "calvin": (
+    "wam_jax.envs.calvin:CalvinTable",
+    "wam_jax.envs.calvin_pool:CalvinRenderer",
+    "wam_jax.envs.calvin_pool:CalvinVector",
   ),
 }
 NAMES = tuple(_SIMULATORS)
 
 
-def _load(name: str, part: int):
+def _load(name: str, part: int) -> Any:
   if name not in _SIMULATORS:
     raise ValueError(f"unknown simulator {name!r}; known: {', '.join(NAMES)}")
   module, attribute = _SIMULATORS[name][part].split(":")
   return getattr(importlib.import_module(module), attribute)
 
 
-def make_environment(name: str) -> base.Environment:
-  """One environment of the simulator `name`. Raises ValueError for an unknown name."""
-  return _load(name, 0)()
+def _place(name: str, root: str) -> dict[str, str]:
+  """Arguments that say where a simulator is, for those that are not ours."""
+  return {"root": root} if name == "calvin" else {}
 
 
-def make_renderer(name: str, image_size: int = 64, workers: int = 0) -> base.Renderer:
+def make_environment(name: str, root: str = "") -> base.Environment:
+  """One environment of the simulator `name`; CALVIN's only once in a process.
+
+  Args:
+    name: one of NAMES.
+    root: checkout of calvin_env, for `calvin`; empty: $CALVIN_ROOT.
+
+  Raises:
+    ValueError: unknown name.
+    calvin.CalvinMissingError: CALVIN's simulator is not there.
+  """
+  out: base.Environment = _load(name, 0)(**_place(name, root))
+  return out
+
+
+def make_renderer(name: str, image_size: int = 64, workers: int = 0, root: str = "") -> base.Renderer:
   """The renderer of the simulator `name`.
 
   Args:
     name: one of NAMES.
     image_size: height and width in pixels.
-    workers: threads; 0: one per core.
+    workers: threads, or processes for `calvin`; 0: one per core.
+    root: as in `make_environment`.
 
   Raises:
     ValueError: unknown name, or a number out of range.
   """
-  return _load(name, 1)(image_size, workers)
+  out: base.Renderer = _load(name, 1)(image_size, workers, **_place(name, root))
+  return out
 
 
-def make_vector(name: str, num: int, workers: int = 0, image_size: int = 64) -> vector.VectorEnvironment:
-  """`num` environments of the simulator `name`, stepped and drawn together."""
-  from wam_jax.envs import vector
-
-  return vector.VectorEnvironment(name, num, workers, image_size)
+def make_vector(
+  name: str, num: int, workers: int = 0, image_size: int = 64, root: str = ""
+) -> base.VectorStepper:
+  """`num` environments of the simulator `name`, stepped and drawn together; arguments of `make_renderer`."""
+  out: base.VectorStepper = _load(name, 2)(num, workers, image_size, **_place(name, root))
+  return out

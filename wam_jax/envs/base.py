@@ -39,3 +39,25 @@ class Renderer(Protocol):
   def __call__(self, robot_obs: np.ndarray, scene_obs: np.ndarray) -> dict[str, np.ndarray]:
     """robot_obs [N, 15], scene_obs [N, 24] -> {'rgb_static', 'rgb_gripper'}: [N, S, S, 3] uint8."""
     ...
+
+
+class VectorStepper(Protocol):
+  """`num` environments, stepped and drawn together. `active` [n] bool: only these; None: all."""
+
+  num: int
+
+  def reset(self, robot_obs: np.ndarray, scene_obs: np.ndarray, active: np.ndarray | None = None) -> None:
+    """Restores robot_obs [n, 15] and scene_obs [n, 24]."""
+    ...
+
+  def step(self, actions: np.ndarray, active: np.ndarray | None = None) -> None:
+    """Executes actions [n, 7]."""
+    ...
+
+  def observe(self, active: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """'rgb_static', 'rgb_gripper' [n, S, S, 3] uint8, 'robot_obs', 'scene_obs'. Not active: old pictures."""
+    ...
+
+  def state(self) -> tuple[np.ndarray, np.ndarray]:
+    """robot_obs [n, 15], scene_obs [n, 24]."""
+    ...

@@ -83,6 +83,7 @@ def run(config: Any, inputs: Mapping[str, Artifact], workdir: pathlib.Path, logg
       "sha256": digest,
       "in": "start_robot_obs of <policy>.npz",
     },
+    "simulator_restarts": runner.restarts,
     "provenance": provenance(),
     "config": json.loads(config.to_json_best_effort()),
   }
@@ -216,9 +217,14 @@ class PolicyRunner:
 
       model, params = world_model.load_world_model(self._inputs["world_model"])
       env = self._config.env
-      environment = envs.make_vector(env.name, self._num, workers=env.workers, image_size=env.image_size)
+      environment = envs.make_vector(env.name, self._num, env.workers, env.image_size, env.calvin_root)
       self._tools = (model, jax.device_put(params), environment)
     return self._tools
+
+  @property
+  def restarts(self) -> int:
+    """Simulator processes that died and were replaced."""
+    return getattr(self._tools[2], "restarts", 0) if self._tools else 0
 
   def _imagined(self, policy: Any, params: Any, first_feature: np.ndarray | None) -> np.ndarray:
     """Share of dreams, from the very same start frames, that the classifier calls a success: [K]."""

@@ -193,7 +193,7 @@ class Episodes:
     self._model, self._world_params, self._policy, self._base = model, world_params, policy, base
     self._chunks, self._horizon = p.chunks_per_iteration, p.horizon_steps // policy.chunk
     total = len(self._tasks) * self._num
-    self._environment = envs.make_vector(env.name, total, workers=env.workers, image_size=env.image_size)
+    self._environment = envs.make_vector(env.name, total, env.workers, env.image_size, env.calvin_root)
     self._starts = training_starts(config, collect)
     self._filter = jax.jit(functools.partial(filter_frame, model))
     self._act = over_tasks(self._make_act(config))

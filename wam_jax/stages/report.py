@@ -189,7 +189,10 @@ def draw_rollouts(
 
   with np.load(path, allow_pickle=False) as file:
     episodes = {name: file[name] for name in file.files}
-  render = envs.make_renderer(config.env.name, config.report.animation_size, config.env.workers)
+  env, size = config.env, config.report.animation_size
+  if env.name == "calvin":
+    size = min(size, 84)  # of its wrist camera
+  render = envs.make_renderer(env.name, size, env.workers, env.calvin_root)
   steps = episodes["steps"].tolist()
   times = [np.unique(np.append(np.arange(0, n + 1, FRAME_STEP), n)) for n in steps]  # the last state always
   states = [

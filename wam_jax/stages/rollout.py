@@ -10,31 +10,17 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
 
 from wam_jax.data.windows import REST_ACTION
 from wam_jax.envs import tasks as task_rules
-from wam_jax.envs.base import ACTION
+from wam_jax.envs.base import ACTION, VectorStepper
 from wam_jax.stages import acting
 from wam_jax.train import world_model as wm
 from wam_jax.types import Latent, Params, features
-
-
-class VectorStepper(Protocol):
-  """What a rollout needs of `envs.vector.VectorEnvironment`."""
-
-  num: int
-
-  def reset(self, robot_obs: np.ndarray, scene_obs: np.ndarray) -> None: ...
-
-  def step(self, actions: np.ndarray, active: np.ndarray) -> None: ...
-
-  def observe(self, active: np.ndarray) -> dict[str, np.ndarray]: ...
-
-  def state(self) -> tuple[np.ndarray, np.ndarray]: ...
 
 
 @dataclasses.dataclass(frozen=True)

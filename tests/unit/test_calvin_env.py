@@ -1,0 +1,181 @@
+"""CALVIN's simulator behind our interface: turns, processes that die, errors; itself where it is there."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+
+import numpy as np
+import pytest
+
+from wam_jax import envs
+from wam_jax.envs import calvin, calvin_pool
+
+
+class CountingTable:
+  """A table whose first slider number counts steps and whose robot sums actions; it can die once."""
+
+  def __init__(self, dies: str = "", at: float = np.inf):
+    self._dies, self._at = dies, at
+    self._robot, self._scene = np.zeros(15), np.zeros(24)
+    self.snapshots: dict[int, tuple] = {}
+
+  def reset(self, robot_obs, scene_obs):
+    self._robot, self._scene = np.array(robot_obs, float), np.array(scene_obs, float)
+
+  def step(self, action):
+    if np.isnan(action).any():
+      raise ValueError("nan")
+    self._robot[:7] += action
+    self._scene[0] += 1
+    if self._scene[0] >= self._at and (self._dies == "always" or not os.path.exists(self._dies)):
+      if self._dies != "always":
+        pathlib.Path(self._dies).touch()
+      os._exit(7)
+
+  def state(self):
+    return self._robot.copy(), self._scene.copy()
+
+  def pictures(self):
+    value = np.uint8(self._scene[0] * 10 + self._robot[14])
+    return {key: np.full((n, n, 3), value) for key, n in calvin.PICTURE_SIZES.items()}
+
+  def snapshot(self):
+    name = len(self.snapshots)
+    self.snapshots[name] = self.state()
+    return name
+
+  def restore(self, name):
+    self._robot, self._scene = (x.copy() for x in self.snapshots[name])
+
+  def discard(self, name):
+    self.snapshots[name] = None  # a use after it fails
+
+
+@dataclasses.dataclass(frozen=True)
+class Make:
+  dies: str = ""
+  at: float = np.inf
+
+  def __call__(self):
+    return CountingTable(self.dies, self.at)
+
+
+def _starts(num):
+  robot, scene = np.zeros((num, 15)), np.zeros((num, 24))
+  robot[:, 14] = np.arange(num)
+  return robot, scene
+
+
+def _run(vector, steps=5):
+  """All episodes step, but the last only every second time."""
+  rng = np.random.default_rng(0)
+  vector.reset(*_starts(vector.num))
+  seen = []
+  for t in range(steps):
+    active = np.ones(vector.num, bool)
+    active[-1] = t % 2 == 0
+    vector.step(rng.normal(size=(vector.num, 7)), active)
+    seen.append(vector.observe(active))
+  return seen
+
+
+@pytest.fixture(scope="module")
+def plain():
+  vector = calvin_pool.CalvinVector(5, 2, 8, make=Make())
+  yield vector, _run(vector)
+  vector.close()
+
+
+def test_episodes_take_turns_without_mixing(plain):
+  _, seen = plain
+  actions = np.random.default_rng(0).normal(size=(5, 5, 7))
+  np.testing.assert_array_equal(seen[-1]["scene_obs"][:, 0], [5, 5, 5, 5, 3])
+  expected = actions.sum(0)
+  expected[-1] = actions[::2, -1].sum(0)
+  np.testing.assert_allclose(seen[-1]["robot_obs"][:, :7], expected)
+  assert seen[-1]["rgb_static"].shape == (5, 8, 8, 3) and seen[-1]["rgb_gripper"].dtype == np.uint8
+  np.testing.assert_array_equal(seen[-1]["rgb_static"][:, 0, 0, 0], [50, 51, 52, 53, 34])
+  np.testing.assert_array_equal(
+    seen[3]["rgb_static"][:, 0, 0, 0], [40, 41, 42, 43, 24]
+  )  # the last: not drawn
+
+
+def test_a_dead_process_is_replaced_and_its_episodes_repeated(plain, tmp_path):
+  vector = calvin_pool.CalvinVector(5, 2, 8, make=Make(str(tmp_path / "died"), 3))
+  seen = _run(vector)
+  vector.close()
+  assert vector.restarts >= 1
+  for a, b in zip(plain[1], seen, strict=True):
+    for key in a:
+      np.testing.assert_array_equal(a[key], b[key])
+
+
+def test_one_that_always_dies_is_an_error_that_says_where():
+  vector = calvin_pool.CalvinVector(2, 1, 8, make=Make("always", 2))
+  with pytest.raises(RuntimeError, match=r"died 3 times .*exit code 7.* episodes \[0\]"):
+    _run(vector)
+  vector.close()
+
+
+def test_an_error_in_the_simulator_is_told():
+  vector = calvin_pool.CalvinVector(1, 1, 8, make=Make())
+  vector.reset(*_starts(1))
+  with pytest.raises(ValueError, match="expected shape"):
+    vector.step(np.zeros((2, 7)))
+  with pytest.raises(RuntimeError, match="ValueError: nan"):
+    vector.step(np.full((1, 7), np.nan))
+  vector.close()
+
+
+def test_renderer_draws_states_in_blocks():
+  render = calvin_pool.CalvinRenderer(8, 2, make=Make())
+  pictures = render(*_starts(5))
+  np.testing.assert_array_equal(pictures["rgb_gripper"][:, 3, 3, 1], range(5))
+
+
+def test_what_is_missing_is_named(tmp_path, monkeypatch):
+  monkeypatch.delenv("CALVIN_ROOT", raising=False)
+  for make in (envs.make_environment, lambda name, **kw: envs.make_vector(name, 2, **kw)):
+    with pytest.raises(calvin.CalvinMissingError, match="no checkout of calvin_env was named"):
+      make("calvin")
+    with pytest.raises(calvin.CalvinMissingError, match=r"it has no calvin_env/envs(.|\n)*git clone"):
+      make("calvin", root=str(tmp_path))
+  for part in ("calvin_env/envs/play_table_env.py", "conf/scene/x.yaml", "data/x"):
+    (tmp_path / part).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / part).touch()
+  monkeypatch.setattr(calvin.importlib.util, "find_spec", lambda name: None)
+  with pytest.raises(
+    calvin.CalvinMissingError, match="not installed: pybullet, hydra-core, omegaconf, scipy"
+  ):
+    calvin.find_root(str(tmp_path))
+
+
+real = pytest.mark.skipif(
+  "CALVIN_ROOT" not in os.environ or calvin.importlib.util.find_spec("pybullet") is None,
+  reason="needs a checkout of calvin_env in $CALVIN_ROOT, and wam_jax[calvin]",
+)
+
+
+@real
+def test_calvin_itself(tmp_path):
+  """Runs in processes: PyBullet and calvin_env print, and a process holds one table."""
+  vector = calvin_pool.CalvinVector(2, 1, 64)
+  robot = np.zeros((2, 15))
+  robot[:, 7:14] = [-1.218, 1.040, 2.120, -2.342, -0.870, 1.641, 0.553]
+  robot[:, 6], robot[:, 14] = 0.08, (1, -1)
+  scene = np.zeros((2, 24))
+  scene[:, 0], scene[:, 1], scene[:, 5] = 0.1, (0.0, 0.15), (0, 1)
+  scene[:, [6, 12, 18]], scene[:, [8, 14, 20]] = (0.1, 0.2, 0.3), 0.46
+  vector.reset(robot, scene)
+  seen = vector.observe()
+  np.testing.assert_allclose(seen["scene_obs"][:, :6], scene[:, :6], atol=1e-3)
+  np.testing.assert_allclose(seen["robot_obs"][:, 7:15], robot[:, 7:15], atol=1e-3)
+  assert (seen["rgb_static"][0] != seen["rgb_static"][1]).any() and seen["rgb_gripper"].std() > 5
+  before = seen["robot_obs"]
+  for _ in range(10):
+    vector.step(np.tile([1.0, 0, 0, 0, 0, 0, -1], (2, 1)), np.array([True, False]))
+  after, _ = vector.state()
+  assert after[0, 0] - before[0, 0] > 0.1 and np.abs(after[1] - before[1]).max() == 0
+  vector.close()

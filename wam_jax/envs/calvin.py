@@ -1,0 +1,284 @@
+"""CALVIN's own simulator, from an unmodified checkout of mees/calvin_env: headless, no GL, no tactile sensor.
+
+Nothing of calvin_env is installed or changed: its folder is put on the import path, and what it imports
+but does not need without a screen (gym, cv2, git, quaternion) is stood in for where it is absent. PyBullet
+keeps its world in the process, so a process holds one table; `snapshot` and `restore` let it take turns on
+many episodes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import os
+import pathlib
+import sys
+import types
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from wam_jax.envs import base
+
+SCENES = ("calvin_scene_A", "calvin_scene_B", "calvin_scene_C", "calvin_scene_D")
+PICTURE_SIZES = {"rgb_static": 200, "rgb_gripper": 84}
+HOW_TO = """CALVIN's simulator and data take three steps:
+  pip install 'wam_jax[calvin]'
+  git clone https://github.com/mees/calvin_env, and --config.env.calvin_root=calvin_env or $CALVIN_ROOT
+  dataset/download_data.sh of github.com/mees/calvin, and --config.data.calvin_path=FOLDER or $CALVIN_DATA"""
+_PACKAGES = {"pybullet": "pybullet", "hydra": "hydra-core", "omegaconf": "omegaconf", "scipy": "scipy"}
+_SUBSTEPS_SETTLED = 1  # physics steps after a reset, as calvin_env does
+
+
+class CalvinMissingError(RuntimeError):
+  """A part of CALVIN's simulator is not there; the text names it and says what to do."""
+
+  def __init__(self, missing: str):
+    super().__init__(f"{missing}\n{HOW_TO}")
+
+
+def find_root(root: str = "") -> pathlib.Path:
+  """The checkout of calvin_env.
+
+  Args:
+    root: its folder; empty: $CALVIN_ROOT.
+
+  Raises:
+    CalvinMissingError: no folder given, or it is no checkout, or a Python package is not installed.
+  """
+  path = os.path.expanduser(root or os.environ.get("CALVIN_ROOT", ""))
+  if not path:
+    raise CalvinMissingError("no checkout of calvin_env was named.")
+  for part in ("calvin_env/envs/play_table_env.py", "conf/scene", "data"):
+    if not (pathlib.Path(path) / part).exists():
+      raise CalvinMissingError(f"{path} is no checkout of calvin_env: it has no {part}.")
+  absent = [name for module, name in _PACKAGES.items() if importlib.util.find_spec(module) is None]
+  if absent:
+    raise CalvinMissingError(f"not installed: {', '.join(absent)}.")
+  return pathlib.Path(path).resolve()
+
+
+def _stand_in() -> None:
+  """Empty modules for what calvin_env imports and a simulation without a screen never calls."""
+
+  def module(name: str, **content: Any) -> types.ModuleType:
+    made = types.ModuleType(name)
+    made.__dict__.update(content)
+    return made
+
+  def no_repository(*_: Any, **__: Any) -> Any:
+    head = types.SimpleNamespace(object=types.SimpleNamespace(hexsha="unknown"))
+    return types.SimpleNamespace(head=head, index=types.SimpleNamespace(diff=lambda _: []))
+
+  seeding = module("gym.utils.seeding", np_random=lambda seed=None: (np.random.RandomState(seed), seed))
+  utils = module("gym.utils", seeding=seeding)
+  gym = module("gym", Env=object, Wrapper=object, utils=utils)
+  groups = (
+    (gym, utils, seeding),
+    (module("cv2"),),
+    (module("quaternion"),),
+    (module("git", Repo=no_repository),),
+  )
+  for group in groups:
+    if group[0].__name__ not in sys.modules and importlib.util.find_spec(group[0].__name__) is None:
+      sys.modules.update({made.__name__: made for made in group})
+
+
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+  """Everything of a table at one moment: physics inside PyBullet, and what calvin_env keeps in Python."""
+
+  physics: int
+  target_pos: np.ndarray
+  target_orn: np.ndarray
+  gripper_action: int
+  buttons: tuple[tuple[Any, Any], ...]
+  lights: tuple[int, ...]
+
+
+class CalvinTable:
+  """CALVIN's table as a `base.Environment`. One per process."""
+
+  control_hz = 30
+
+  def __init__(self, root: str = "", scene: str = "calvin_scene_D") -> None:
+    """Loads the scene.
+
+    Args:
+      root: checkout of calvin_env; empty: $CALVIN_ROOT.
+      scene: one of SCENES.
+
+    Raises:
+      CalvinMissingError: something is not installed or not there.
+      ValueError: unknown scene.
+    """
+    if scene not in SCENES:
+      raise ValueError(f"unknown scene {scene!r}; known: {', '.join(SCENES)}")
+    folder = find_root(root)
+    _stand_in()
+    if str(folder) not in sys.path:
+      sys.path.insert(0, str(folder))
+    hydra, omegaconf = importlib.import_module("hydra"), importlib.import_module("omegaconf")
+    load = lambda name: omegaconf.OmegaConf.load(folder / "conf" / f"{name}.yaml")
+    robot = omegaconf.OmegaConf.merge(load("robot/panda"), load("robot/panda_longer_finger"))
+    robot.pop("defaults", None)
+    config = omegaconf.OmegaConf.create(
+      {
+        "env": load("env/play_table_env"),
+        "scene": load(f"scene/{scene}"),
+        "robot": robot,
+        "cameras": {name: load(f"cameras/cameras/{name}") for name in ("static", "gripper")},
+        "use_vr": False,
+        "data_path": str(folder / "data"),
+      }
+    )
+    self._env = hydra.utils.instantiate(
+      config.env, show_gui=False, use_vr=False, use_egl=False, use_scene_info=False
+    )
+    self._env.scene.reset()
+    self._fresh = self.snapshot()
+
+  def reset(self, robot_obs: np.ndarray | None = None, scene_obs: np.ndarray | None = None) -> None:
+    """Restores a state, at rest. None means the neutral one. Raises ValueError on NaN or shape."""
+    sizes = {"robot_obs": (robot_obs, base.ROBOT_OBS), "scene_obs": (scene_obs, base.SCENE_OBS)}
+    for name, (array, size) in sizes.items():
+      if array is not None and (np.shape(array) != (size,) or not np.isfinite(array).all()):
+        raise ValueError(f"{name}: expected {size} finite numbers, got {np.array(array)}")
+    self.restore(self._fresh)  # else velocities of the episode before remain
+    robot, scene = self._env.robot, self._env.scene
+    if scene_obs is not None:
+      scene.reset(np.asarray(scene_obs, np.float64))
+    robot.reset(None if robot_obs is None else np.asarray(robot_obs, np.float64))
+    # calvin_env leaves the last gripper action of the episode before.
+    robot.gripper_action = 1 if robot_obs is None or robot_obs[14] >= 0 else -1
+    for _ in range(_SUBSTEPS_SETTLED):
+      self._env.p.stepSimulation(physicsClientId=self._env.cid)
+
+  def step(self, action: np.ndarray) -> None:
+    """One relative action [7] in [-1, 1], gripper exactly +1 or -1, for 1/30 s. Draws nothing."""
+    action = np.asarray(action, np.float64)
+    if action.shape != (base.ACTION,) or not np.isfinite(action).all() or abs(action[6]) != 1:
+      raise ValueError(f"action: expected 7 finite numbers, the last one +1 or -1, got {action}")
+    self._env.robot.apply_action(action)
+    for _ in range(self._env.action_repeat):
+      self._env.p.stepSimulation(physicsClientId=self._env.cid)
+    self._env.scene.step()
+
+  def state(self) -> tuple[np.ndarray, np.ndarray]:
+    """(robot_obs [15], scene_obs [24]), float64."""
+    found = self._env.get_state_obs()
+    return np.array(found["robot_obs"], np.float64), np.array(found["scene_obs"], np.float64)
+
+  def pictures(self) -> dict[str, np.ndarray]:
+    """'rgb_static' [200, 200, 3] and 'rgb_gripper' [84, 84, 3] uint8, of this very moment.
+
+    The wrist camera hangs on a link whose pose PyBullet updates one physics step late: while the arm moves,
+    pictures after `reset` to a recorded state differ from those of the recording by that step.
+    """
+    rgb, _ = self._env.get_camera_obs()
+    return {key: np.asarray(rgb[key], np.uint8) for key in ("rgb_static", "rgb_gripper")}
+
+  def snapshot(self) -> Snapshot:
+    """This moment, to be given to `restore`, and to `discard` when it is not needed any more."""
+    robot, scene = self._env.robot, self._env.scene
+    return Snapshot(
+      physics=self._env.p.saveState(),
+      target_pos=robot.target_pos.copy(),
+      target_orn=robot.target_orn.copy(),
+      gripper_action=robot.gripper_action,
+      buttons=tuple(
+        (b.state, getattr(b, "prev_is_pressed", None)) for b in (*scene.buttons, *scene.switches)
+      ),
+      lights=tuple(light.get_state() for light in scene.lights),
+    )
+
+  def restore(self, snapshot: Snapshot) -> None:
+    """Goes on from a snapshot of this table."""
+    robot, scene = self._env.robot, self._env.scene
+    self._env.p.restoreState(stateId=snapshot.physics)
+    robot.target_pos, robot.target_orn = snapshot.target_pos.copy(), snapshot.target_orn.copy()
+    robot.gripper_action = snapshot.gripper_action
+    for button, (state, pressed) in zip((*scene.buttons, *scene.switches), snapshot.buttons, strict=True):
+      button.state = state
+      if pressed is not None:
+        button.prev_is_pressed = pressed
+    for light, state in zip(scene.lights, snapshot.lights, strict=True):
+      if light.get_state() != state:
+        light.reset(state)
+
+  def discard(self, snapshot: Snapshot) -> None:
+    """Frees a snapshot."""
+    self._env.p.removeState(snapshot.physics)
+
+
+# ---------------------------------------------------------------------------------------------
+# Inside a process of `calvin_pool`. No JAX here.
+
+
+@dataclasses.dataclass(frozen=True)
+class MakeTable:
+  """Makes a `CalvinTable` inside a process."""
+
+  root: str = ""
+  scene: str = "calvin_scene_D"
+
+  def __call__(self) -> CalvinTable:
+    return CalvinTable(self.root, self.scene)
+
+
+class _Turns:
+  """One table that takes turns on several episodes, by number."""
+
+  def __init__(self, table: Any) -> None:
+    self.table, self._now = table, -1
+    self._waiting: dict[int, Any] = {}
+
+  def _leave(self) -> None:
+    if self._now >= 0:
+      self._waiting[self._now] = self.table.snapshot()
+      self._now = -1
+
+  def _enter(self, episode: int) -> None:
+    if episode != self._now:
+      self._leave()
+      snapshot = self._waiting.pop(episode)
+      self.table.restore(snapshot)
+      self.table.discard(snapshot)
+      self._now = episode
+
+  def reset(self, episode: int, robot_obs: np.ndarray, scene_obs: np.ndarray) -> Any:
+    if episode != self._now:
+      self._leave()
+    if episode in self._waiting:
+      self.table.discard(self._waiting.pop(episode))
+    self.table.reset(robot_obs, scene_obs)
+    self._now = episode
+    return self.table.state()
+
+  def step(self, episode: int, action: np.ndarray) -> Any:
+    self._enter(episode)
+    self.table.step(action)
+    return self.table.state()
+
+  def draw(self, episode: int) -> Any:
+    self._enter(episode)
+    return self.table.pictures()
+
+
+def serve(connection: Any, make: Callable[[], Any]) -> None:
+  """Life of a process: answers lists of calls until the other end closes. Prints nothing."""
+  os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # PyBullet and calvin_env print as they please
+  warnings.simplefilter("ignore")
+  try:
+    turns = _Turns(make())
+    connection.send((True, None))
+    while True:
+      method, calls = connection.recv()
+      connection.send((True, [getattr(turns, method)(*call) for call in calls]))
+  except (EOFError, KeyboardInterrupt):
+    pass
+  except Exception as error:
+    connection.send((False, f"{type(error).__name__}: {error}"))
