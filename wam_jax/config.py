@@ -239,7 +239,6 @@ _DEMO: dict[str, Any] = {
   "world_model.classes": 16,
   "world_model.hidden": 256,
   "world_model.inverse_dynamics_hidden": 256,
-  "world_model.kl_weight": 0.3,
   "world_model.embedding_image_weight": 1.0,
   "world_model.decode_fraction": 0.25,
   "world_model.batch_size": 16,
