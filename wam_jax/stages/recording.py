@@ -29,7 +29,7 @@ from wam_jax.envs import tasks as tasks_lib
 if TYPE_CHECKING:
   from wam_jax.envs.play_table.simulator import PlayTable
 
-SUCCESS_FRAMES = 8  # frames kept after a demo's success first holds: the classifier's positives
+SUCCESS_FRAMES = 10  # frames kept after a demo's success first holds: the classifier's positives
 MAX_ATTEMPTS = 50  # at one demo, before giving up
 _WANDER_RATE = 0.25  # share of play in which the arm wanders instead of trying a skill
 _WANDER_STEPS = (5, 20)
