@@ -7,17 +7,15 @@ from typing import Any
 
 from wam_jax.envs import base
 
-# name -> module and attribute of one environment, of the renderer, of many environments at once
+# name -> module and attribute of one environment and of the renderer
 _SIMULATORS = {
   "play_table": (
     "wam_jax.envs.play_table.simulator:PlayTable",
     "wam_jax.envs.play_table.renderer:make_renderer",
-    "wam_jax.envs.vector:VectorEnvironment",
   ),
   "calvin": (
     "wam_jax.envs.calvin:CalvinTable",
     "wam_jax.envs.calvin_pool:CalvinRenderer",
-    "wam_jax.envs.calvin_pool:CalvinVector",
   ),
 }
 NAMES = tuple(_SIMULATORS)
@@ -70,5 +68,10 @@ def make_vector(
   name: str, num: int, workers: int = 0, image_size: int = 64, root: str = ""
 ) -> base.VectorStepper:
   """`num` environments of the simulator `name`, stepped and drawn together; arguments of `make_renderer`."""
-  out: base.VectorStepper = _load(name, 2)(num, workers, image_size, **_place(name, root))
-  return out
+  if name == "calvin":  # one in a process
+    from wam_jax.envs import calvin_pool
+
+    return calvin_pool.CalvinVector(num, workers, image_size, root)
+  from wam_jax.envs import vector
+
+  return vector.VectorEnvironment(name, num, workers, image_size)
