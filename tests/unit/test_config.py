@@ -104,7 +104,7 @@ def test_all_problems_come_at_once(config):
     ("behaviour_cloning.ddim_steps", "21"),
     ("behaviour_cloning.ddim_steps", "-1"),
     ("behaviour_cloning.policy", "transformer"),
-    ("ppo.critic_warmup_iterations", "12"),
+    ("ppo.critic_warmup_iterations", "1000"),
     ("ppo.log_prob_min", "2"),
     ("ppo.clip_min", "0.5"),
     ("behaviour_cloning.batch_size", "3601"),  # 50 demos of 72 frames
