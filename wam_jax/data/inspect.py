@@ -26,7 +26,6 @@ from wam_jax.data.frames import (
   PICTURE_KEYS,
   VECTOR_KEYS,
   FrameReader,
-  ProgressFactory,
   frame_name,
   frame_path,
 )
@@ -63,7 +62,6 @@ def inspect_dataset(
   frames: int = SAMPLE,
   image_size: int = 64,
   workers: int = 0,
-  progress: ProgressFactory | None = None,
 ) -> dict[str, Any]:
   """Looks at everything that training relies on, and goes on after each problem.
 
@@ -73,7 +71,6 @@ def inspect_dataset(
     frames: how many to read per split, spread evenly; 0: all.
     image_size: side that pictures will be shrunk to [pixels].
     workers: threads; 0 means one per core.
-    progress: as in `calvin.read_frames`.
 
   Returns:
     {"source", "form", "splits": {name: what `_inspect_split` gives}, "problems": [{"file", "key", "rule",
@@ -84,9 +81,7 @@ def inspect_dataset(
   report: dict[str, Any] = {"source": str(root), "form": "", "splits": {}, "problems": problems}
   present = [name for name in SPLITS if (root / name).is_dir()]
   for name in present:
-    report["splits"][name] = _inspect_split(
-      root / name, tasks, frames, image_size, workers, progress, problems
-    )
+    report["splits"][name] = _inspect_split(root / name, tasks, frames, image_size, workers, problems)
   _note(problems, calvin.check_root, root)
   if "validation" in present:
     _inspect_starts(root, tasks, report["splits"]["validation"], problems)
@@ -117,7 +112,6 @@ def _inspect_split(
   frames: int,
   image_size: int,
   workers: int,
-  progress: ProgressFactory | None,
   problems: Problems,
 ) -> dict[str, Any]:
   """{"frames", "episodes", "ids", "episode_lengths", "missing", "windows": {task: {"count", "lengths"}},
@@ -151,7 +145,7 @@ def _inspect_split(
   ids = ids[there]
   if len(ids):
     picked = ids if not frames else ids[np.unique(np.linspace(0, len(ids) - 1, frames).astype(int))]
-    _inspect_frames(folder, picked, image_size, workers, progress, out, problems)
+    _inspect_frames(folder, picked, image_size, workers, out, problems)
   return out
 
 
@@ -194,7 +188,6 @@ def _inspect_frames(
   ids: np.ndarray,
   image_size: int,
   workers: int,
-  progress: ProgressFactory | None,
   out: dict[str, Any],
   problems: Problems,
 ) -> None:
@@ -223,7 +216,7 @@ def _inspect_frames(
       values = {key: array[row : row + 1] for key, array in vectors.items()}
       good[row] = _note(found, _read_one, reader, row, values | picture) is not None
 
-  reader.for_each_block(read, workers, progress)
+  reader.for_each_block(read, workers, None)
   out["read"], out["broken"] = skipped + len(ids), skipped + int((~good).sum())
   problems += sorted(found, key=lambda p: p["file"])[:LISTED]
   if len(found) > LISTED:

@@ -30,7 +30,6 @@ HOW_TO = """CALVIN's simulator and data take three steps:
   git clone https://github.com/mees/calvin_env, and --config.env.calvin_root=calvin_env or $CALVIN_ROOT
   dataset/download_data.sh of github.com/mees/calvin, and --config.data.calvin_path=FOLDER or $CALVIN_DATA"""
 _PACKAGES = {"pybullet": "pybullet", "hydra": "hydra-core", "omegaconf": "omegaconf", "scipy": "scipy"}
-_SUBSTEPS_SETTLED = 1  # physics steps after a reset, as calvin_env does
 
 
 class CalvinMissingError(RuntimeError):
@@ -154,8 +153,7 @@ class CalvinTable:
     robot.reset(None if robot_obs is None else np.asarray(robot_obs, np.float64))
     # calvin_env leaves the last gripper action of the episode before.
     robot.gripper_action = 1 if robot_obs is None or robot_obs[14] >= 0 else -1
-    for _ in range(_SUBSTEPS_SETTLED):
-      self._env.p.stepSimulation(physicsClientId=self._env.cid)
+    self._env.p.stepSimulation(physicsClientId=self._env.cid)  # as calvin_env does
 
   def step(self, action: np.ndarray) -> None:
     """One relative action [7] in [-1, 1], gripper exactly +1 or -1, for 1/30 s. Draws nothing."""

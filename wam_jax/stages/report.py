@@ -191,7 +191,9 @@ def draw_rollouts(
     episodes = {name: file[name] for name in file.files}
   env, size = config.env, config.report.animation_size
   if env.name == "calvin":
-    size = min(size, 84)  # of its wrist camera
+    from wam_jax.envs.calvin import PICTURE_SIZES
+
+    size = min(size, *PICTURE_SIZES.values())  # pictures are only shrunk
   render = envs.make_renderer(env.name, size, env.workers, env.calvin_root)
   steps = episodes["steps"].tolist()
   times = [np.unique(np.append(np.arange(0, n + 1, FRAME_STEP), n)) for n in steps]  # the last state always
