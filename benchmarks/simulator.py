@@ -12,6 +12,7 @@ import numpy as np
 
 from wam_jax import envs
 from wam_jax.envs import experts, tasks
+from wam_jax.envs.play_table import skills
 
 MAX_STEPS = 72
 
@@ -21,7 +22,7 @@ def physics(steps: int) -> float:
   rng, env = np.random.default_rng(0), envs.make_environment("play_table")
   spent = 0.0
   for _ in range(max(1, steps // MAX_STEPS)):
-    env.reset(*experts.sample_start(None, rng))
+    env.reset(*skills.sample_start(None, rng))
     actions = np.concatenate([rng.uniform(-1, 1, (MAX_STEPS, 6)), rng.choice([-1.0, 1.0], (MAX_STEPS, 1))], 1)
     begin = time.thread_time()
     for action in actions:
@@ -34,7 +35,7 @@ def physics(steps: int) -> float:
 def vector(num: int, steps: int, workers: int) -> float:
   """Control steps per second of wall time of `num` environments in `workers` threads."""
   rng, env = np.random.default_rng(0), envs.make_vector("play_table", num, workers)
-  robot_obs, scene_obs = zip(*(experts.sample_start(None, rng) for _ in range(num)), strict=True)
+  robot_obs, scene_obs = zip(*(skills.sample_start(None, rng) for _ in range(num)), strict=True)
   env.reset(np.stack(robot_obs), np.stack(scene_obs))
   begin = time.perf_counter()
   for _ in range(steps):
@@ -45,7 +46,7 @@ def vector(num: int, steps: int, workers: int) -> float:
 def pictures(image_size: int, frames: int) -> tuple[float, float]:
   """Pictures per CPU-second and per second of wall time on all cores; a frame is two pictures."""
   rng = np.random.default_rng(0)
-  robot_obs, scene_obs = zip(*(experts.sample_start(None, rng) for _ in range(frames)), strict=True)
+  robot_obs, scene_obs = zip(*(skills.sample_start(None, rng) for _ in range(frames)), strict=True)
   robot_obs, scene_obs = np.stack(robot_obs), np.stack(scene_obs)
   draw = envs.make_renderer("play_table", image_size)
   draw(robot_obs[:1], scene_obs[:1])  # compiles
@@ -59,7 +60,7 @@ def expert_success(task: str, starts: int, noise: float) -> list[int]:
   env, lengths = envs.make_environment("play_table"), []
   for seed in range(starts):
     rng = np.random.default_rng([seed, tasks.TASKS.index(task)])
-    env.reset(*experts.sample_start(task, rng))
+    env.reset(*skills.sample_start(task, rng))
     start, act = env.state()[1], experts.make_expert(task, env, rng)
     for step in range(MAX_STEPS):
       action = act()

@@ -322,20 +322,6 @@ class Rule:
 # {0} is the value of `path`, {1}, {2}, … those of `needs`.
 RULES: tuple[Rule, ...] = (
   Rule(
-    "data.source",
-    ("env.name",),
-    lambda source, env: source != "embedded" or env == "play_table",
-    "calvin with env.name={1}: scripted experts know the embedded table only",
-    "--config.data.source=calvin --config.data.calvin_path=FOLDER, or --config.env.name=play_table",
-  ),
-  Rule(
-    "evaluate.expert",
-    ("env.name",),
-    lambda expert, env: not expert or env == "play_table",
-    "False with env.name={1}: scripted experts know the embedded table only",
-    "--config.evaluate.expert=False",
-  ),
-  Rule(
     "env.image_size",
     ("env.name",),
     lambda size, env: size <= 84 or env != "calvin",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from wam_jax.envs import experts, tasks
-from wam_jax.envs.play_table import scene, simulator
+from wam_jax.envs.play_table import simulator, skills
 
 STARTS = 4
 
@@ -20,7 +20,7 @@ def env():
 def test_expert_succeeds_under_noise(env, task):
   for seed in range(STARTS):
     rng = np.random.default_rng([seed, 11])
-    env.reset(*experts.sample_start(task, rng))
+    env.reset(*skills.sample_start(task, rng))
     start, act = env.state()[1], experts.make_expert(task, env, rng)
     for _ in range(72):
       action = act()
@@ -36,7 +36,7 @@ def test_expert_succeeds_under_noise(env, task):
 def test_starts_are_varied_valid_and_unsolved(env, task):
   rng = np.random.default_rng(0)
   robot, things = (
-    np.stack(x) for x in zip(*(experts.sample_start(task, rng) for _ in range(12)), strict=True)
+    np.stack(x) for x in zip(*(skills.sample_start(task, rng) for _ in range(12)), strict=True)
   )
   for robot_obs, scene_obs in zip(robot, things, strict=True):
     env.reset(robot_obs, scene_obs)
@@ -47,11 +47,11 @@ def test_starts_are_varied_valid_and_unsolved(env, task):
       assert not tasks.success(task, scene_obs, got[1])
   assert (np.ptp(robot[:, :3], axis=0) > (0.2, 0.08, 0.06)).all()
   assert set(robot[:, 14]) == {-1.0, 1.0}
-  assert np.array_equal(things[:, 4], things[:, 3] > scene.BULB_THRESHOLD)
+  assert np.array_equal(things[:, 4], things[:, 3] > tasks.BULB_THRESHOLD)
   blocks = things[:, 6:].reshape(-1, 3, 6)[..., :2]
   for i, j in ((0, 1), (0, 2), (1, 2)):
     assert np.linalg.norm(blocks[:, i] - blocks[:, j], axis=-1).min() > 0.1
-  again = experts.sample_start(task, np.random.default_rng(0))
+  again = skills.sample_start(task, np.random.default_rng(0))
   assert np.array_equal(again[0], robot[0]) and np.array_equal(again[1], things[0])
 
 
@@ -63,12 +63,12 @@ def test_lamps_start_in_the_state_that_the_task_changes():
     ("turn_on_led", 5, 0),
     ("turn_off_led", 5, 1),
   ):
-    assert {experts.sample_start(task, rng)[1][index] for _ in range(10)} == {value}
+    assert {skills.sample_start(task, rng)[1][index] for _ in range(10)} == {value}
 
 
 def test_experts_can_be_chained(env):
   rng = np.random.default_rng(4)
-  env.reset(*experts.sample_start("open_drawer", rng))
+  env.reset(*skills.sample_start("open_drawer", rng))
   for task in ("open_drawer", "turn_on_lightbulb", "close_drawer", "turn_off_lightbulb"):
     robot_obs, scene_obs = env.state()
     if task == "turn_on_lightbulb":
@@ -86,7 +86,7 @@ def test_an_aim_error_displaces_the_whole_path(env):
   reached, solved = [], 0
   for seed in range(8):
     rng = np.random.default_rng([seed, 12])
-    env.reset(*experts.sample_start("turn_on_led", rng))
+    env.reset(*skills.sample_start("turn_on_led", rng))
     state, paths = env.state(), []
     for aim_error in (0.0, 0.04):
       env.reset(*state)
@@ -115,7 +115,7 @@ def test_noise_keeps_bounds_and_gripper():
 
 def test_wanderer_drifts_through_the_workspace(env):
   rng = np.random.default_rng(3)
-  env.reset(*experts.sample_start(None, rng))
+  env.reset(*skills.sample_start(None, rng))
   act = experts.make_wanderer(env, rng)
   path, grippers = [], set()
   for _ in range(200):
@@ -132,6 +132,6 @@ def test_wanderer_drifts_through_the_workspace(env):
 def test_unknown_task(env):
   rng = np.random.default_rng(0)
   with pytest.raises(ValueError, match="unknown task 'fly'"):
-    experts.sample_start("fly", rng)
+    skills.sample_start("fly", rng)
   with pytest.raises(ValueError, match="unknown task 'fly'"):
     experts.make_expert("fly", env, rng)

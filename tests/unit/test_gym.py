@@ -11,6 +11,7 @@ from gymnasium.utils import env_checker
 
 from wam_jax.envs import experts, tasks
 from wam_jax.envs.play_table import gym as play_table_gym
+from wam_jax.envs.play_table import skills
 
 
 def make(**kwargs):
@@ -27,7 +28,7 @@ def test_passes_gymnasiums_own_check():
 def test_reward_and_end_at_success_from_a_given_state():
   env = make(task="turn_on_led")
   rng = np.random.default_rng(0)
-  robot_obs, scene_obs = experts.sample_start("turn_on_led", rng)
+  robot_obs, scene_obs = skills.sample_start("turn_on_led", rng)
   observation, info = env.reset(options={"robot_obs": robot_obs, "scene_obs": scene_obs})
   np.testing.assert_allclose(observation["scene_obs"][:6], scene_obs[:6], atol=1e-9)
   assert info == {"success": False}

@@ -6,8 +6,7 @@ import mujoco
 import numpy as np
 import pytest
 
-from wam_jax.envs import experts
-from wam_jax.envs.play_table import renderer, scene, simulator
+from wam_jax.envs.play_table import renderer, scene, simulator, skills
 
 SIZE = 32
 
@@ -20,7 +19,7 @@ def draw():
 @pytest.fixture(scope="module")
 def states():
   rng = np.random.default_rng(0)
-  robot_obs, scene_obs = zip(*(experts.sample_start(None, rng) for _ in range(21)), strict=True)
+  robot_obs, scene_obs = zip(*(skills.sample_start(None, rng) for _ in range(21)), strict=True)
   return np.stack(robot_obs), np.stack(scene_obs)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from wam_jax import envs
-from wam_jax.envs import experts
+from wam_jax.envs import experts, tasks
 from wam_jax.envs.play_table import scene, simulator
 
 ANGLES_ROBOT = [3, 4, 5]
@@ -88,7 +88,7 @@ def test_resting_changes_nothing_and_the_lever_stays(env):
   rng = np.random.default_rng(2)
   for switch in (0.02, 0.06):
     robot_obs, scene_obs = experts.sample_start("turn_on_lightbulb", rng)
-    scene_obs[3], scene_obs[4] = switch, float(switch > scene.BULB_THRESHOLD)
+    scene_obs[3], scene_obs[4] = switch, float(switch > tasks.BULB_THRESHOLD)
     robot_obs[6], robot_obs[14] = 0.08, 1.0
     env.reset(robot_obs, scene_obs)
     for _ in range(60):

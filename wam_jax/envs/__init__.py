@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wam_jax.envs import base
 
-# name -> module and attribute of one environment and of the renderer
+if TYPE_CHECKING:
+  from wam_jax.envs import experts
+
+# name -> module and attribute of one environment and of the renderer, module of its experts' skills
 _SIMULATORS = {
   "play_table": (
     "wam_jax.envs.play_table.simulator:PlayTable",
     "wam_jax.envs.play_table.renderer:make_renderer",
+    "wam_jax.envs.play_table.skills",
   ),
   "calvin": (
     "wam_jax.envs.calvin:CalvinTable",
     "wam_jax.envs.calvin_pool:CalvinRenderer",
+    "wam_jax.envs.calvin_skills",
   ),
 }
 NAMES = tuple(_SIMULATORS)
@@ -24,8 +29,9 @@ NAMES = tuple(_SIMULATORS)
 def _load(name: str, part: int) -> Any:
   if name not in _SIMULATORS:
     raise ValueError(f"unknown simulator {name!r}; known: {', '.join(NAMES)}")
-  module, attribute = _SIMULATORS[name][part].split(":")
-  return getattr(importlib.import_module(module), attribute)
+  module, _, attribute = _SIMULATORS[name][part].partition(":")
+  loaded = importlib.import_module(module)
+  return getattr(loaded, attribute) if attribute else loaded
 
 
 def _place(name: str, root: str) -> dict[str, str]:
@@ -45,6 +51,12 @@ def make_environment(name: str, root: str = "") -> base.Environment:
     calvin.CalvinMissingError: CALVIN's simulator is not there.
   """
   out: base.Environment = _load(name, 0)(**_place(name, root))
+  return out
+
+
+def load_skills(name: str) -> experts.Skills:
+  """How the scripted experts do the tasks in the simulator `name`. Raises ValueError: unknown name."""
+  out: experts.Skills = _load(name, 2)
   return out
 
 

@@ -101,6 +101,7 @@ class Snapshot:
 class CalvinTable:
   """CALVIN's table as a `base.Environment`. One per process."""
 
+  name = "calvin"
   control_hz = 30
 
   def __init__(self, root: str = "", scene: str = "calvin_scene_D") -> None:
@@ -169,6 +170,17 @@ class CalvinTable:
     """(robot_obs [15], scene_obs [24]), float64."""
     found = self._env.get_state_obs()
     return np.array(found["robot_obs"], np.float64), np.array(found["scene_obs"], np.float64)
+
+  def target_pose(self) -> tuple[np.ndarray, np.ndarray]:
+    """Target position [3] in m and Euler angles [3] in rad of the tcp, moved by every action."""
+    robot = self._env.robot
+    return np.array(robot.target_pos, np.float64), np.array(robot.target_orn, np.float64)
+
+  @property
+  def surfaces(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Where the scene lets blocks start: name -> lowest and highest corner [3] in m."""
+    found = self._env.scene.surfaces
+    return {str(name): (np.array(low), np.array(high)) for name, (low, high) in found.items()}
 
   def pictures(self) -> dict[str, np.ndarray]:
     """'rgb_static' [200, 200, 3] and 'rgb_gripper' [84, 84, 3] uint8, of this very moment.

@@ -1,4 +1,4 @@
-"""Scripted experts, start states and wandering for the play table.
+"""Scripted experts, start states and wandering; where the furniture is, each simulator's `Skills` know.
 
 An expert sees the furniture when it is made and then only the target pose and the gripper's pose; it steers
 straight along a few waypoints with the gripper closed.
@@ -8,89 +8,107 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import threading
 from collections.abc import Callable
+from typing import Any, Protocol
 
 import numpy as np
 
+from wam_jax import envs
 from wam_jax.envs import base, tasks
-from wam_jax.envs.play_table import scene, simulator
 
 FINGERS_DOWN = (math.pi, 0.0, math.pi / 2)  # Euler angles of the hand in most skills
-LEVER_TILT = (math.pi - 0.5, 0.0, 2.1)  # at the lever a vertical hand is out of the arm's reach
 CLOSED, OPEN = -1.0, 1.0
 
-_WORKSPACE_LOW, _WORKSPACE_HIGH = np.array([-0.25, -0.30, 0.53]), np.array([0.25, -0.10, 0.70])
-_SAFE_HEIGHT = 0.55  # m, above everything that stands on the desk
 _REACHED_TARGET, _REACHED_TCP, _REACHED_ANGLE = 0.012, 0.03, 0.2
 _REACHED_LAST = 0.006
 _PATIENCE = 8  # steps without getting nearer before a waypoint is given up
 
-# Where furniture may start: anywhere from which the task can still be done, with a little to spare.
+# Where furniture may start [m]: anywhere from which the task can still be done, with a little to spare.
 _START_RANGE = {
-  "open_drawer": ("drawer", 0.0, 0.09),
-  "close_drawer": ("drawer", 0.13, 0.22),
-  "move_slider_left": ("slider", 0.0, 0.12),
-  "move_slider_right": ("slider", 0.16, 0.28),
-  "turn_on_lightbulb": ("switch", 0.0, 0.034),
-  "turn_off_lightbulb": ("switch", 0.054, 0.088),
+  "open_drawer": (tasks.DRAWER, 0.0, 0.09),
+  "close_drawer": (tasks.DRAWER, 0.13, 0.22),
+  "move_slider_left": (tasks.SLIDER, 0.0, 0.12),
+  "move_slider_right": (tasks.SLIDER, 0.16, 0.28),
+  "turn_on_lightbulb": (tasks.SWITCH, 0.0, 0.034),
+  "turn_off_lightbulb": (tasks.SWITCH, 0.054, 0.088),
 }
 
 _Act = Callable[[], "np.ndarray | None"]
-_cache = threading.local()
 
 
-def _arm() -> simulator.ArmKinematics:
-  if not hasattr(_cache, "arm"):
-    _cache.arm = simulator.ArmKinematics()
-  return _cache.arm
+@dataclasses.dataclass(frozen=True)
+class Skill:
+  """Waypoints [W, 3] of the tcp in m, in the order they are visited, and the hand's Euler angles [3]."""
+
+  waypoints: list[np.ndarray]
+  euler: tuple[float, float, float] = FINGERS_DOWN
 
 
-def _wrap(angle: np.ndarray) -> np.ndarray:
+class TaughtEnvironment(base.Environment, Protocol):
+  """A simulator that has scripted experts: it also tells its name and the pose that its controller follows."""
+
+  name: str
+
+  def target_pose(self) -> tuple[np.ndarray, np.ndarray]:
+    """Target position [3] in m and Euler angles [3] in rad of the tcp, moved by every action."""
+    ...
+
+
+class Skills(Protocol):
+  """What a simulator's module of skills holds (`envs.load_skills`).
+
+  Attributes:
+    WORKSPACE: lowest and highest corner [3] of the free space above the table, in m.
+  """
+
+  WORKSPACE: tuple[np.ndarray, np.ndarray]
+
+  def sample_start(
+    self, task: str | None, rng: np.random.Generator, env: Any
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """See the function of this name below."""
+    ...
+
+  def skill(self, task: str, scene_obs: np.ndarray, rng: np.random.Generator) -> Skill:
+    """The way to do a task with the furniture as in `scene_obs` [24], with small variation."""
+    ...
+
+  def way_out(self, tcp: np.ndarray) -> list[np.ndarray]:
+    """Waypoints from a place [3] among the furniture to the free space above the table."""
+    ...
+
+
+def wrap_angle(angle: np.ndarray) -> np.ndarray:
+  """The same angles [rad] in [-pi, pi)."""
   return (angle + np.pi) % (2 * np.pi) - np.pi
 
 
-def _sample_posture(rng: np.random.Generator) -> np.ndarray:
-  """robot_obs [15] with the gripper at a random reachable place above the desk."""
-  arm = _arm()
-  while True:
-    position = rng.uniform(_WORKSPACE_LOW, _WORKSPACE_HIGH)
-    euler = np.array(FINGERS_DOWN) + rng.uniform(-0.15, 0.15, 3)
-    joints = arm.inverse(np.array(scene.ARM_HOME), position, euler, iterations=40)
-    reached, reached_euler = arm.forward(joints)
-    if np.abs(reached - position).max() < 0.01 and np.abs(_wrap(reached_euler - euler)).max() < 0.05:
-      break
-  gripper = rng.choice([CLOSED, OPEN])
-  robot_obs = np.empty(base.ROBOT_OBS)
-  robot_obs[:3], robot_obs[3:6] = reached, reached_euler
-  robot_obs[6] = 2 * scene.FINGER_RANGE[1] if gripper == OPEN else 0.0
-  robot_obs[7:14], robot_obs[14] = joints, gripper
-  return robot_obs
+def sample_furniture(task: str | None, rng: np.random.Generator) -> np.ndarray:
+  """scene_obs [24] whose furniture is where `task` can start; its blocks are zero."""
+  scene_obs = np.zeros(base.SCENE_OBS)
+  for index in (tasks.SLIDER, tasks.DRAWER, tasks.SWITCH):
+    low, high = tasks.FURNITURE_RANGE[index]
+    # Closed and open ends are more frequent than chance would have them, as they are in use.
+    scene_obs[index] = np.clip(rng.uniform(low - 0.2 * (high - low), high + 0.2 * (high - low)), low, high)
+  if task in _START_RANGE:
+    index, low, high = _START_RANGE[task]
+    scene_obs[index] = rng.uniform(low, high)
+  scene_obs[tasks.BULB] = float(scene_obs[tasks.SWITCH] > tasks.BULB_THRESHOLD)
+  scene_obs[tasks.LED] = float(rng.integers(2))
+  if task in ("turn_on_led", "turn_off_led"):
+    scene_obs[tasks.LED] = float(task == "turn_off_led")
+  return scene_obs
 
 
-def _sample_blocks(rng: np.random.Generator) -> np.ndarray:
-  """[18] blocks lying on the desk, apart from each other, the button and the lever."""
-  blocks = np.zeros((3, 6))
-  placed: list[np.ndarray] = []
-  for block, name in zip(blocks, scene.BLOCKS, strict=True):
-    while True:
-      place = rng.uniform((-0.38, -0.14), (0.38, -0.04))
-      clear = np.linalg.norm(place - scene.BUTTON_XY) > 0.10
-      clear &= place[0] < scene.SWITCH_ORIGIN[0] - 0.12  # the hand comes to the lever low over the desk
-      if clear and all(np.linalg.norm(place - other) > 0.10 for other in placed):
-        break
-    placed.append(place)
-    block[:2], block[2] = place, scene.DESK_TOP + scene.BLOCK_HALF_SIZE[name][2]
-    block[5] = rng.uniform(-np.pi, np.pi)
-  return blocks.ravel()
-
-
-def sample_start(task: str | None, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def sample_start(
+  task: str | None, rng: np.random.Generator, env: TaughtEnvironment
+) -> tuple[np.ndarray, np.ndarray]:
   """A random state from which a task can be done.
 
   Args:
     task: one of `tasks.TASKS`; None for play, where everything may be anywhere.
     rng: source of randomness.
+    env: simulator that the state is for; afterwards it stands anywhere.
 
   Returns:
     robot_obs [15], scene_obs [24].
@@ -98,23 +116,13 @@ def sample_start(task: str | None, rng: np.random.Generator) -> tuple[np.ndarray
   Raises:
     ValueError: unknown task.
   """
+  _check(task)
+  return envs.load_skills(env.name).sample_start(task, rng, env)
+
+
+def _check(task: str | None) -> None:
   if task is not None and task not in tasks.PREDICATES:
     raise ValueError(f"unknown task {task!r}; known: {', '.join(tasks.TASKS)}")
-  scene_obs = np.zeros(base.SCENE_OBS)
-  for i, joint in enumerate(scene.FURNITURE_JOINTS):
-    if joint != "button":
-      low, high = scene.FURNITURE_RANGE[joint]
-      # Closed and open ends are more frequent than chance would have them, as they are in use.
-      scene_obs[i] = np.clip(rng.uniform(low - 0.2 * (high - low), high + 0.2 * (high - low)), low, high)
-  if task in _START_RANGE:
-    joint, low, high = _START_RANGE[task]
-    scene_obs[scene.FURNITURE_JOINTS.index(joint)] = rng.uniform(low, high)
-  scene_obs[tasks.BULB] = float(scene_obs[tasks.SWITCH] > scene.BULB_THRESHOLD)
-  scene_obs[tasks.LED] = float(rng.integers(2))
-  if task in ("turn_on_led", "turn_off_led"):
-    scene_obs[tasks.LED] = float(task == "turn_off_led")
-  scene_obs[6:] = _sample_blocks(rng)
-  return _sample_posture(rng), scene_obs
 
 
 def add_noise(action: np.ndarray, rng: np.random.Generator, std: float) -> np.ndarray:
@@ -133,75 +141,17 @@ def add_noise(action: np.ndarray, rng: np.random.Generator, std: float) -> np.nd
   return noisy
 
 
-@dataclasses.dataclass(frozen=True)
-class _Skill:
-  """Waypoints [W, 3] of the tcp in m, in the order they are visited, and the hand's Euler angles [3]."""
-
-  waypoints: list[np.ndarray]
-  euler: tuple[float, float, float] = FINGERS_DOWN
-
-
-def _drawer(task: str, opened: float, rng: np.random.Generator) -> _Skill:
-  x = scene.DRAWER_ORIGIN[0] + rng.uniform(-0.03, 0.03)
-  z = 0.349 + rng.uniform(-0.004, 0.004)
-  if task == "open_drawer":  # between front and handle, then pull
-    y = -0.221 - opened
-    return _Skill([np.array([x, y, 0.48]), np.array([x, y, z]), np.array([x, y - 0.24, z])])
-  y = -0.295 - opened  # before the handle, then push
-  return _Skill([np.array([x, y, 0.45]), np.array([x, y, z]), np.array([x, y + 0.26, z])])
-
-
-def _slider(task: str, opened: float, rng: np.random.Generator) -> _Skill:
-  handle = np.array(scene.SLIDER_ORIGIN) + 0.06 * scene.SLOPE_NORMAL - np.array([opened, 0, 0])
-  side = 1.0 if task == "move_slider_left" else -1.0
-  before = handle + np.array(
-    [side * (0.05 + rng.uniform(0, 0.01)), -0.10, 0.012 + rng.uniform(-0.006, 0.006)]
-  )
-  beside = before.copy()
-  beside[1] = handle[1] + rng.uniform(-0.004, 0.004)
-  beside -= 0.010 * scene.SLOPE_NORMAL  # deeper than the handle's middle, or a noisy hand slips off
-  return _Skill([before, beside, beside - np.array([side * 0.30, 0, 0])])
-
-
-def _lightbulb(task: str, position: float, rng: np.random.Generator) -> _Skill:
-  lever = np.array(scene.SWITCH_ORIGIN) + 0.05 * scene.SLOPE_NORMAL + position * scene.SLOPE_UP
-  lever[0] += rng.uniform(-0.02, 0.02)
-  # Strokes go a little deeper than the lever's middle, or a noisy hand slips off.
-  if task == "turn_on_lightbulb":  # from below, then up the slope
-    depth = 0.008 * scene.SLOPE_NORMAL
-    before, under = lever + np.array([0, -0.09, 0]), lever + np.array([0, -0.03, -0.008])
-    touching = lever + np.array([0, -0.012, -0.003]) - depth
-    return _Skill([before, under, touching, lever + 0.12 * scene.SLOPE_UP - depth], LEVER_TILT)
-  depth = 0.010 * scene.SLOPE_NORMAL
-  above, touching = lever + np.array([0, -0.03, 0.10]), lever + np.array([0, -0.002, 0.035]) - depth
-  return _Skill(
-    [above, touching, lever - 0.11 * scene.SLOPE_UP + np.array([0, -0.002, 0]) - depth], LEVER_TILT
-  )
-
-
-def _button(rng: np.random.Generator) -> _Skill:
-  above = np.array([*scene.BUTTON_XY, 0.54]) + np.append(rng.uniform(-0.01, 0.01, 2), 0)
-  return _Skill([above, above - np.array([0, 0, 0.08])])
-
-
-def _skill(task: str, scene_obs: np.ndarray, rng: np.random.Generator) -> _Skill:
-  if task in ("open_drawer", "close_drawer"):
-    return _drawer(task, scene_obs[tasks.DRAWER], rng)
-  if task in ("move_slider_left", "move_slider_right"):
-    return _slider(task, scene_obs[tasks.SLIDER], rng)
-  if task in ("turn_on_lightbulb", "turn_off_lightbulb"):
-    return _lightbulb(task, scene_obs[tasks.SWITCH], rng)
-  return _button(rng)
-
-
-def _way_out(tcp: np.ndarray) -> list[np.ndarray]:
-  """Waypoints from a place among the furniture to the free space above the desk."""
-  x, y, z = tcp
-  if z < 0.50 and y < -0.17:  # in front of the desk
-    return [np.array([x, y, _SAFE_HEIGHT])]
-  if z < 0.50 or y > -0.07:
-    return [np.array([x, min(y, -0.11), max(z, _SAFE_HEIGHT)])]
-  return []
+def steer(
+  env: TaughtEnvironment, place: np.ndarray, euler: np.ndarray, gripper: float, speed: float = 1.0
+) -> np.ndarray:
+  """The action [7] that moves the target pose straight towards another, at a share of full speed."""
+  position, angles = env.target_pose()
+  move = place - position
+  action = np.empty(base.ACTION)
+  action[:3] = speed * move / max(base.ACTION_TRANSLATION, float(np.abs(move).max()))
+  action[3:6] = np.clip(speed * wrap_angle(euler - angles) / base.ACTION_ROTATION, -1, 1)
+  action[6] = gripper
+  return action
 
 
 class WaypointExpert:
@@ -210,9 +160,9 @@ class WaypointExpert:
   Source: rules of the thumb; CALVIN's own demonstrations were teleoperated.
   """
 
-  def __init__(self, env: simulator.PlayTable, skill: _Skill) -> None:
+  def __init__(self, env: TaughtEnvironment, skill: Skill) -> None:
     self._env = env
-    self._waypoints = _way_out(env.state()[0][:3]) + skill.waypoints
+    self._waypoints = envs.load_skills(env.name).way_out(env.state()[0][:3]) + skill.waypoints
     self._euler = np.array(skill.euler)
     self._next = 0
     self._closest, self._waited = math.inf, 0
@@ -236,20 +186,15 @@ class WaypointExpert:
   def __call__(self) -> np.ndarray | None:
     """The next action [7], or None after the last waypoint."""
     position, euler = self._env.target_pose()
-    turn = _wrap(self._euler - euler)
+    turn = wrap_angle(self._euler - euler)
     self._advance(position, float(np.abs(turn).max()), self._env.state()[0][:3])
     if self._next == len(self._waypoints):
       return None
-    move = self._waypoints[self._next] - position
-    action = np.empty(base.ACTION)
-    action[:3] = move / max(simulator.ACTION_TRANSLATION, float(np.abs(move).max()))  # a straight line
-    action[3:6] = np.clip(turn / simulator.ACTION_ROTATION, -1, 1)
-    action[6] = CLOSED
-    return action
+    return steer(self._env, self._waypoints[self._next], self._euler, CLOSED)
 
 
 def make_expert(
-  task: str, env: simulator.PlayTable, rng: np.random.Generator, aim_error: float = 0.0
+  task: str, env: TaughtEnvironment, rng: np.random.Generator, aim_error: float = 0.0
 ) -> _Act:
   """An expert for one task, from wherever the environment is now.
 
@@ -266,16 +211,15 @@ def make_expert(
   Raises:
     ValueError: unknown task.
   """
-  if task not in tasks.PREDICATES:
-    raise ValueError(f"unknown task {task!r}; known: {', '.join(tasks.TASKS)}")
-  skill = _skill(task, env.state()[1], rng)
+  _check(task)
+  skill = envs.load_skills(env.name).skill(task, env.state()[1], rng)
   if aim_error:
     beside = rng.normal(0.0, aim_error, 3)
     skill = dataclasses.replace(skill, waypoints=[waypoint + beside for waypoint in skill.waypoints])
   return WaypointExpert(env, skill)
 
 
-def make_wanderer(env: simulator.PlayTable, rng: np.random.Generator) -> Callable[[], np.ndarray]:
+def make_wanderer(env: TaughtEnvironment, rng: np.random.Generator) -> Callable[[], np.ndarray]:
   """Smooth drifting through the workspace, for play.
 
   Args:
@@ -286,29 +230,25 @@ def make_wanderer(env: simulator.PlayTable, rng: np.random.Generator) -> Callabl
     act() -> action [7]; it never ends. Each destination is approached with a speed of its own; at some
     the gripper opens or closes.
   """
-  goals = [(place, np.array(FINGERS_DOWN), 1.0) for place in _way_out(env.state()[0][:3])]
+  skills = envs.load_skills(env.name)
+  low, high = skills.WORKSPACE
+  goals = [(place, np.array(FINGERS_DOWN), 1.0) for place in skills.way_out(env.state()[0][:3])]
   memory = {"gripper": float(env.state()[0][14]), "steps": 0}
 
   def new_goal() -> tuple[np.ndarray, np.ndarray, float]:
     if rng.random() < 0.3:
       memory["gripper"] = -memory["gripper"]
     memory["steps"] = 0
-    place = rng.uniform(_WORKSPACE_LOW - 0.05, _WORKSPACE_HIGH + 0.02)
+    place = rng.uniform(low - 0.05, high + 0.02)
     return place, np.array(FINGERS_DOWN) + rng.uniform(-0.3, 0.3, 3), rng.uniform(0.3, 1.0)
 
   def act() -> np.ndarray:
-    position, euler = env.target_pose()
     memory["steps"] += 1
     if not goals:
       goals.append(new_goal())
-    if np.linalg.norm(goals[0][0] - position) < 0.02 or memory["steps"] > 40:
+    if np.linalg.norm(goals[0][0] - env.target_pose()[0]) < 0.02 or memory["steps"] > 40:
       goals[:] = goals[1:] or [new_goal()]
     place, angles, speed = goals[0]
-    move = place - position
-    action = np.empty(base.ACTION)
-    action[:3] = speed * move / max(simulator.ACTION_TRANSLATION, float(np.abs(move).max()))
-    action[3:6] = np.clip(speed * _wrap(angles - euler) / simulator.ACTION_ROTATION, -1, 1)
-    action[6] = memory["gripper"]
-    return action
+    return steer(env, place, angles, memory["gripper"], speed)
 
   return act

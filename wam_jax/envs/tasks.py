@@ -11,6 +11,8 @@ from collections.abc import Callable
 import numpy as np
 
 SLIDER, DRAWER, BUTTON, SWITCH, BULB, LED = range(6)  # indices into scene_obs
+FURNITURE_RANGE = {SLIDER: (0.0, 0.28), DRAWER: (0.0, 0.22), BUTTON: (0.0, 0.02), SWITCH: (0.0, 0.088)}  # m
+BULB_THRESHOLD = 0.044  # m of the switch above which the bulb is lit
 
 
 def _moved(index: int, delta: float) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:

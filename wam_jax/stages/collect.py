@@ -1,7 +1,7 @@
 """Collects frames from the embedded simulator, or checks a dataset that is already there.
 
 States are recorded first, by worker processes, and kept as small files; pictures are drawn from them
-afterwards in large batches and written in CALVIN's format.
+afterwards in large batches and written in CALVIN's format. CALVIN's own simulator draws as it records.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import pathlib
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,7 @@ CONFIG: tuple[str, ...] = (
   "data.aim_error",
 )
 
+_VECTORS = ("actions", "rel_actions", "robot_obs", "scene_obs")
 _DRAW_BLOCK = 1024  # frames drawn and written at a time: 25 MB of pictures at 64x64
 
 
@@ -105,12 +106,27 @@ def make_jobs(config: Any) -> dict[str, list[Job]]:
   return jobs
 
 
+def _with_pictures(
+  episodes: Sequence[dict[str, Any]], jobs: Sequence[Job], states: pathlib.Path, renderer: Renderer | None
+) -> Iterator[dict[str, np.ndarray]]:
+  """All frames of the episodes in order, in blocks: those recorded with pictures one by one, else drawn."""
+  if renderer is None:
+    for job in jobs:
+      loaded = recording.load(states, job, pictures=True)
+      yield {name: loaded[name] for name in (*_VECTORS, "rgb_static", "rgb_gripper")}
+    return
+  frames = {name: np.concatenate([episode[name] for episode in episodes]) for name in _VECTORS}
+  for begin in range(0, len(frames["actions"]), _DRAW_BLOCK):
+    block = {name: array[begin : begin + _DRAW_BLOCK] for name, array in frames.items()}
+    yield {**block, **renderer(block["robot_obs"], block["scene_obs"])}
+
+
 def _draw_split(
   folder: pathlib.Path,
   jobs: Sequence[Job],
   states: pathlib.Path,
   first_id: int,
-  renderer: Renderer,
+  renderer: Renderer | None,
   config: Any,
   logger: Logger,
   extra: dict[str, dict[str, np.ndarray]],
@@ -120,10 +136,8 @@ def _draw_split(
   Returns:
     Seconds of drawing and of writing.
   """
-  names = ("actions", "rel_actions", "robot_obs", "scene_obs")
   episodes = [recording.load(states, job) for job in jobs]
   lengths = [len(episode["actions"]) for episode in episodes]
-  frames = {name: np.concatenate([episode[name] for episode in episodes]) for name in names}
   ends = np.cumsum(lengths)
   annotations = [
     (job.task, int(end) - length, int(end))
@@ -135,14 +149,13 @@ def _draw_split(
     calvin_writer.FrameWriter(folder, first_id, config.env.workers) as writer,
     logger.progress(int(ends[-1]), f"drawing {folder.name}") as bar,
   ):
-    for begin in range(0, int(ends[-1]), _DRAW_BLOCK):
-      block = {name: array[begin : begin + _DRAW_BLOCK] for name, array in frames.items()}
-      before = time.monotonic()
-      pictures = renderer(block["robot_obs"], block["scene_obs"])
+    before = time.monotonic()
+    for block in _with_pictures(episodes, jobs, states, renderer):
       between = time.monotonic()
-      writer.write(**block, **pictures)
+      writer.write(**block)
       drawing, writing = drawing + between - before, writing + time.monotonic() - between
       bar.update(len(block["actions"]))
+      before = time.monotonic()
     writer.commit(lengths, annotations, scene=config.env.name, extra=extra)
   return drawing, writing
 
@@ -199,6 +212,8 @@ def _collect(config: Any, workdir: pathlib.Path, logger: Logger) -> dict[str, An
     heldout_play_frames=data.heldout_play_frames,
     clumsy_attempt_rate=data.clumsy_attempt_rate,
     aim_error=data.aim_error,
+    calvin_root=config.env.calvin_root,
+    image_size=config.env.image_size,
   )
   jobs = make_jobs(config)
   everything = [job for part in jobs.values() for job in part]
@@ -226,7 +241,9 @@ def _collect(config: Any, workdir: pathlib.Path, logger: Logger) -> dict[str, An
     "scene_obs": np.concatenate([start["scene_obs"] for start in starts]),
   }
   first_id = 0
-  renderer = envs.make_renderer(config.env.name, config.env.image_size, config.env.workers)  # compiles once
+  renderer = None  # CALVIN's episodes were recorded with pictures
+  if config.env.name != "calvin":
+    renderer = envs.make_renderer(config.env.name, config.env.image_size, config.env.workers)  # compiles once
   for split in ("training", "validation", calvin.FAILED):
     if split not in jobs:
       continue

@@ -188,7 +188,7 @@ class PolicyRunner:
 
     return rollout.rollout_experts(
       **self._starts,
-      environment=envs.make_environment(self._config.env.name),
+      environment=envs.make_environment(self._config.env.name, self._config.env.calvin_root),
       make_expert=make_expert,
       seed=self._config.seed,
       max_steps=self._max_steps,

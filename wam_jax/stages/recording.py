@@ -1,6 +1,6 @@
 """Records episodes of the scripted experts as states and actions, without pictures.
 
-The experts bring their simulator along, so they are imported where they are used.
+Only a simulator that draws nothing but its present moment (CALVIN's) has its pictures recorded too.
 
 Run as a module it is a worker of the collect stage: jobs come in on stdin, one JSON object per line,
 and each is answered by one line on stdout. No JAX here, so that a worker starts in a moment.
@@ -27,7 +27,7 @@ from wam_jax import envs
 from wam_jax.envs import tasks as tasks_lib
 
 if TYPE_CHECKING:
-  from wam_jax.envs.play_table.simulator import PlayTable
+  from wam_jax.envs.experts import TaughtEnvironment
 
 SUCCESS_FRAMES = 10  # frames kept after a demo's success first holds: the classifier's positives
 MAX_ATTEMPTS = 50  # at one demo, before giving up
@@ -94,14 +94,16 @@ class Settings:
   heldout_play_frames: int = 0
   clumsy_attempt_rate: float = 0.0
   aim_error: float = 0.0
+  calvin_root: str = ""
+  image_size: int = 64  # of pictures recorded here
 
 
 class _Episode:
-  """Steps an environment and remembers every frame."""
+  """Steps an environment from where it is and remembers every frame."""
 
-  def __init__(self, env: PlayTable):
-    self._env = env
-    self._rows: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
+  def __init__(self, env: TaughtEnvironment, image_size: int):
+    self._env, self._image_size = env, image_size
+    self._rows: list[dict[str, np.ndarray]] = []
     self.state = env.state()
 
   def __len__(self) -> int:
@@ -109,14 +111,24 @@ class _Episode:
 
   def step(self, action: np.ndarray) -> None:
     robot_obs, scene_obs = self.state
+    pictures = self._pictures()
     self._env.step(action)
     self.state = self._env.state()
     target = np.concatenate([*self._env.target_pose(), action[6:]])
-    self._rows.append((target, action, robot_obs, scene_obs))
+    row = {"actions": target, "rel_actions": action, "robot_obs": robot_obs, "scene_obs": scene_obs}
+    self._rows.append(row | pictures)
+
+  def _pictures(self) -> dict[str, np.ndarray]:
+    """Both pictures of this moment, shrunk, if only this simulator in this moment can draw them."""
+    if not hasattr(self._env, "pictures"):
+      return {}
+    from wam_jax.core.image import area_resize  # brings JAX along, which other recordings do without
+
+    size = self._image_size
+    return {key: area_resize(picture, size, size) for key, picture in self._env.pictures().items()}
 
   def arrays(self) -> dict[str, np.ndarray]:
-    names = ("actions", "rel_actions", "robot_obs", "scene_obs")
-    return {name: np.stack(column) for name, column in zip(names, zip(*self._rows, strict=True), strict=True)}
+    return {name: np.stack([row[name] for row in self._rows]) for name in self._rows[0]}
 
 
 def possible_tasks(scene_obs: np.ndarray) -> list[str]:
@@ -141,7 +153,7 @@ def possible_tasks(scene_obs: np.ndarray) -> list[str]:
   return [task for task in tasks_lib.TASKS if possible(task)]
 
 
-def record_play(env: PlayTable, rng: np.random.Generator, frames: int, settings: Settings) -> dict[str, Any]:
+def record_play(env: TaughtEnvironment, rng: np.random.Generator, frames: int, settings: Settings) -> dict[str, Any]:
   """One episode of task-free play: skills at random, some clumsy, some broken off, and wandering.
 
   Args:
@@ -151,13 +163,15 @@ def record_play(env: PlayTable, rng: np.random.Generator, frames: int, settings:
     settings: noise and rates.
 
   Returns:
-    actions [frames, 7], rel_actions, robot_obs, scene_obs; `attempts` {task: [tried, succeeded]} of the
-    attempts neither clumsy nor broken off.
+    actions [frames, 7], rel_actions, robot_obs, scene_obs, from CALVIN's simulator also rgb_static and
+    rgb_gripper [frames, S, S, 3]; `attempts` {task: [tried, succeeded]} of the attempts neither clumsy nor
+    broken off.
   """
   from wam_jax.envs import experts
 
-  env.reset(*experts.sample_start(None, rng))
-  episode, attempts = _Episode(env), dict[str, tuple[int, int]]()
+  env.reset(*experts.sample_start(None, rng, env))
+  episode = _Episode(env, settings.image_size)
+  attempts: dict[str, tuple[int, int]] = {}
   while len(episode) < frames:
     possible, counted = possible_tasks(episode.state[1]), False
     if not possible or rng.random() < _WANDER_RATE:
@@ -187,13 +201,14 @@ def record_play(env: PlayTable, rng: np.random.Generator, frames: int, settings:
 
 
 def _attempt(
-  env: PlayTable, rng: np.random.Generator, task: str, settings: Settings, aim_error: float = 0.0
+  env: TaughtEnvironment, rng: np.random.Generator, task: str, settings: Settings, aim_error: float = 0.0
 ) -> tuple[dict[str, np.ndarray], bool]:
   """One attempt at a task, and whether success held at its end."""
   from wam_jax.envs import experts
 
-  env.reset(*experts.sample_start(task, rng))
-  episode, act = _Episode(env), experts.make_expert(task, env, rng, aim_error)
+  env.reset(*experts.sample_start(task, rng, env))
+  episode = _Episode(env, settings.image_size)
+  act = experts.make_expert(task, env, rng, aim_error)
   start, gripper = episode.state[1], episode.state[0][14]
   end, succeeded, resting = settings.max_steps, False, False
   while len(episode) < end:
@@ -210,7 +225,7 @@ def _attempt(
   return arrays, bool(tasks_lib.success(task, start, arrays["scene_obs"][-1]))
 
 
-def record_demo(env: PlayTable, rng: np.random.Generator, task: str, settings: Settings) -> dict[str, Any]:
+def record_demo(env: TaughtEnvironment, rng: np.random.Generator, task: str, settings: Settings) -> dict[str, Any]:
   """One successful demo from a varied start, cut a few frames after success first holds.
 
   Args:
@@ -235,7 +250,7 @@ def record_demo(env: PlayTable, rng: np.random.Generator, task: str, settings: S
   )
 
 
-def record_failure(env: PlayTable, rng: np.random.Generator, task: str, settings: Settings) -> dict[str, Any]:
+def record_failure(env: TaughtEnvironment, rng: np.random.Generator, task: str, settings: Settings) -> dict[str, Any]:
   """One attempt that never succeeded, of a hand that gets clumsier until it fails.
 
   Args:
@@ -257,8 +272,8 @@ def record_failure(env: PlayTable, rng: np.random.Generator, task: str, settings
   raise RuntimeError(f"{MAX_ATTEMPTS} clumsy attempts at {task} all succeeded; raise data.aim_error")
 
 
-def record(env: PlayTable, job: Job, settings: Settings) -> dict[str, Any]:
-  """Does one job. What comes out depends on job and settings only.
+def record(env: TaughtEnvironment, job: Job, settings: Settings) -> dict[str, Any]:
+  """Does one job. What comes out depends on job and settings only (PyBullet repeats itself to about 1e-3).
 
   Args:
     env: simulator to use; its state does not matter.
@@ -278,7 +293,7 @@ def record(env: PlayTable, job: Job, settings: Settings) -> dict[str, Any]:
     frames = min(settings.play_episode_frames, total - job.index * settings.play_episode_frames)
     return record_play(env, rng, frames, settings)
   if job.kind == "start":
-    robot_obs, scene_obs = experts.sample_start(job.task, rng)
+    robot_obs, scene_obs = experts.sample_start(job.task, rng, env)
     return {"robot_obs": robot_obs[None], "scene_obs": scene_obs[None], "attempts": {}}
   if job.kind == "failed":
     return record_failure(env, rng, job.task, settings)
@@ -295,16 +310,17 @@ def _save(path: pathlib.Path, recording: dict[str, Any]) -> None:
   os.replace(partial, path)
 
 
-def load(folder: pathlib.Path, job: Job) -> dict[str, Any]:
-  """Reads what a job left in `folder`."""
+def load(folder: pathlib.Path, job: Job, pictures: bool = False) -> dict[str, Any]:
+  """Reads what a job left in `folder`; its pictures, if it has any, only when asked for."""
   with np.load(folder / f"{job.name}.npz") as file:
-    recording: dict[str, Any] = {name: file[name] for name in file.files}
+    names = [name for name in file.files if pictures or not name.startswith("rgb_")]
+    recording: dict[str, Any] = {name: file[name] for name in names}
   recording["attempts"] = json.loads(str(recording["attempts"]))
   return recording
 
 
-def _make_environment(settings: Settings) -> PlayTable:
-  return cast("PlayTable", envs.make_environment(settings.env))  # the only simulator with scripted experts
+def _make_environment(settings: Settings) -> TaughtEnvironment:
+  return cast("TaughtEnvironment", envs.make_environment(settings.env, settings.calvin_root))
 
 
 def record_all(

@@ -11,8 +11,8 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from wam_jax.envs import base, experts, tasks
-from wam_jax.envs.play_table import renderer, scene, simulator
+from wam_jax.envs import base, tasks
+from wam_jax.envs.play_table import renderer, scene, simulator, skills
 
 ENV_ID = "wam_jax/PlayTable-v0"
 
@@ -98,7 +98,7 @@ class PlayTableEnv(gymnasium.Env):
     if given:
       state = options["robot_obs"], options["scene_obs"]
     else:
-      state = experts.sample_start(self.task, self.np_random)
+      state = skills.sample_start(self.task, self.np_random)
     self._env.reset(*state)
     self._start, self._steps = self._env.state()[1], 0
     return self._observe(), {"success": False}

@@ -12,6 +12,8 @@ import math
 
 import numpy as np
 
+from wam_jax.envs import tasks
+
 CONTROL_HZ = 30
 SUBSTEPS = 8  # physics steps per control step
 TIMESTEP = 1 / (CONTROL_HZ * SUBSTEPS)
@@ -19,12 +21,7 @@ TIMESTEP = 1 / (CONTROL_HZ * SUBSTEPS)
 ARM_JOINTS = tuple(f"arm{i}" for i in range(1, 8))
 FINGER_JOINTS = ("finger_left", "finger_right")
 FURNITURE_JOINTS = ("slider", "drawer", "button", "switch")  # the order of scene_obs
-FURNITURE_RANGE = {
-  "slider": (0.0, 0.28),
-  "drawer": (0.0, 0.22),
-  "button": (0.0, 0.02),
-  "switch": (0.0, 0.088),
-}
+FURNITURE_RANGE = {name: tasks.FURNITURE_RANGE[i] for i, name in enumerate(FURNITURE_JOINTS)}
 BLOCKS = ("red", "blue", "pink")
 BLOCK_HALF_SIZE = {"red": (0.025, 0.025, 0.025), "blue": (0.035, 0.02, 0.02), "pink": (0.045, 0.02, 0.02)}
 BLOCK_COLOUR = {"red": (0.9, 0.1, 0.1), "blue": (0.1, 0.2, 0.9), "pink": (0.95, 0.5, 0.7)}
@@ -41,7 +38,6 @@ ARM_RANGE = (
 )
 ARM_HOME = (-1.21779206, 1.03987646, 2.11978261, -2.34205014, -0.87015947, 1.64119353, 0.55344866)
 
-BULB_THRESHOLD = 0.044  # m of the switch above which the bulb is lit
 BUTTON_THRESHOLD = 0.010  # m of the button above which it counts as pressed
 
 DESK_TOP = 0.46  # height of the desk's surface

@@ -8,11 +8,9 @@ import math
 import mujoco
 import numpy as np
 
-from wam_jax.envs import base
+from wam_jax.envs import base, tasks
 from wam_jax.envs.play_table import scene
 
-ACTION_TRANSLATION = 0.02  # m of target motion per unit of action
-ACTION_ROTATION = 0.05  # rad
 TARGET_LEASH = 0.12  # m by which the target may run ahead of the gripper, so that pushing against a stop ends
 RESTING_ACTION = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0])
 
@@ -247,6 +245,7 @@ class PlayTable:
   identical to the bit.
   """
 
+  name = "play_table"
   control_hz = scene.CONTROL_HZ
 
   def __init__(self) -> None:
@@ -311,12 +310,12 @@ class PlayTable:
     """
     action = check_action(action)
     self._gripper = float(action[6])
-    ahead = self._target_position + ACTION_TRANSLATION * action[:3] - self._position
+    ahead = self._target_position + base.ACTION_TRANSLATION * action[:3] - self._position
     distance = math.sqrt(float(ahead @ ahead))
     if distance > TARGET_LEASH:
       ahead *= TARGET_LEASH / distance
     self._target_position = self._position + ahead
-    self._target_euler = self._target_euler + ACTION_ROTATION * action[3:6]
+    self._target_euler = self._target_euler + base.ACTION_ROTATION * action[3:6]
     self._joint_target = self._arm.inverse(self._joint_target, self._target_position, self._target_euler)
     self._data.ctrl[:7] = self._joint_target
     self._data.ctrl[7:9] = scene.FINGER_RANGE[1] if self._gripper > 0 else scene.FINGER_RANGE[0]
@@ -328,7 +327,7 @@ class PlayTable:
     if pressed and not self._pressed:
       self._led = 1.0 - self._led
     self._pressed = pressed
-    self._bulb = float(self._data.qpos[self._switch] > scene.BULB_THRESHOLD)
+    self._bulb = float(self._data.qpos[self._switch] > tasks.BULB_THRESHOLD)
 
   def state(self) -> tuple[np.ndarray, np.ndarray]:
     """robot_obs [15] and scene_obs [24], float64, of the present moment."""
