@@ -1,12 +1,14 @@
 """Speed of the embedded simulator and success of its scripted experts.
 
 python benchmarks/simulator.py --starts=50 --noise=0.3
+python benchmarks/simulator.py --calvin_root=calvin_env   # the experts on CALVIN's own simulator
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from typing import cast
 
 import numpy as np
 
@@ -55,12 +57,12 @@ def pictures(image_size: int, frames: int) -> tuple[float, float]:
   return 2 * frames / (time.process_time() - cpu), 2 * frames / (time.perf_counter() - wall)
 
 
-def expert_success(task: str, starts: int, noise: float) -> list[int]:
+def expert_success(env: experts.TaughtEnvironment, task: str, starts: int, noise: float) -> list[int]:
   """Steps to success of each successful episode."""
-  env, lengths = envs.make_environment("play_table"), []
+  lengths = []
   for seed in range(starts):
     rng = np.random.default_rng([seed, tasks.TASKS.index(task)])
-    env.reset(*skills.sample_start(task, rng))
+    env.reset(*experts.sample_start(task, rng, env))
     start, act = env.state()[1], experts.make_expert(task, env, rng)
     for step in range(MAX_STEPS):
       action = act()
@@ -84,20 +86,26 @@ def main() -> None:
   )
   parser.add_argument("--steps", type=int, default=3000, help="control steps for the speed of physics")
   parser.add_argument("--frames", type=int, default=512, help="frames for the speed of 64x64 pictures")
+  parser.add_argument("--calvin_root", default="", help="checkout of calvin_env: the experts there, only")
   arguments = parser.parse_args()
-  print(
-    f"physics              {physics(arguments.steps):7.0f} control steps per core-second, without pictures"
-  )
-  for workers in (1, 0):
-    speed, name = vector(64, max(1, arguments.steps // 64), workers), "1 thread" if workers else "all cores"
-    print(f"64 environments      {speed:7.0f} control steps per second, {name}")
-  for size, frames in ((64, arguments.frames), (200, max(1, arguments.frames // 8))):
-    cpu, wall = pictures(size, frames)
-    print(f"{size:3d}x{size:<3d} pictures     {cpu:7.0f} per core-second, {wall:.0f} per second on all cores")
+  env = envs.make_environment("calvin" if arguments.calvin_root else "play_table", arguments.calvin_root)
+  if not arguments.calvin_root:
+    speeds(arguments.steps, arguments.frames)
   for task in tasks.TASKS if arguments.starts else ():
-    lengths = expert_success(task, arguments.starts, arguments.noise)
+    lengths = expert_success(cast(experts.TaughtEnvironment, env), task, arguments.starts, arguments.noise)
     steps = f"steps {min(lengths)} to {max(lengths)}, mean {np.mean(lengths):.1f}" if lengths else ""
     print(f"{task:20s} {len(lengths):3d}/{arguments.starts} {steps}")
+
+
+def speeds(steps: int, frames: int) -> None:
+  """Prints the speed of physics and pictures."""
+  print(f"physics              {physics(steps):7.0f} control steps per core-second, without pictures")
+  for workers in (1, 0):
+    speed, name = vector(64, max(1, steps // 64), workers), "1 thread" if workers else "all cores"
+    print(f"64 environments      {speed:7.0f} control steps per second, {name}")
+  for size, drawn in ((64, frames), (200, max(1, frames // 8))):
+    cpu, wall = pictures(size, drawn)
+    print(f"{size:3d}x{size:<3d} pictures     {cpu:7.0f} per core-second, {wall:.0f} per second on all cores")
 
 
 if __name__ == "__main__":

@@ -60,8 +60,8 @@ def default_config() -> ConfigDict:
   c.env.workers = 0  # threads for physics and pictures; 0: one per core
 
   c.data = ConfigDict()
-  c.data.source = "calvin"  # embedded: scripted experts in env.name; calvin: a folder in CALVIN's format
-  c.data.calvin_path = ""  # folder with training/ and validation/; empty: $CALVIN_DATA
+  c.data.source = "calvin"  # embedded: scripted experts in env.name; calvin: a dataset on disk
+  c.data.calvin_path = ""  # folder with training/ and validation/, CALVIN's or converted; empty: $CALVIN_DATA
   c.data.play_frames = 512_000  # task-free frames to collect (embedded)
   c.data.play_episode_frames = 512  # frames per play episode (embedded)
   c.data.demos_per_task = 50
@@ -77,6 +77,7 @@ def default_config() -> ConfigDict:
   c.data.aim_error = 0.02  # m, standard deviation of these along each axis
   c.data.residency = "auto"  # of training frames: device, stream (from disk), auto: stream what does not fit
   c.data.memory_limit_gb = 0.0  # for frames and training, on the device that trains; 0: what is free there
+  c.data.skip_broken = False  # convert: leave out frames that cannot be read
   c.data.cache = ""  # folder for shrunk frames to stream from; empty: <workdir>/world_model/frames_cache
 
   w = c.world_model = ConfigDict()
@@ -208,7 +209,7 @@ def default_config() -> ConfigDict:
   e = c.evaluate = ConfigDict()
   e.episodes = 50  # per task and policy
   e.random_policy = True  # also measure a policy with random weights
-  e.expert = True  # also measure the scripted expert (embedded)
+  e.expert = True  # also measure the scripted expert
   e.imagined_episodes = 200  # dreams per task for the imagined success
 
   r = c.report = ConfigDict()

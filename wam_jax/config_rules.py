@@ -24,7 +24,7 @@ STAGES = (
   "evaluate",
   "report",
 )
-EXTRA_STAGES = ("online_ppo",)  # run only when asked for by name
+EXTRA_STAGES = ("convert", "online_ppo")  # run only when asked for by name
 TASKS = (
   "open_drawer",
   "close_drawer",
@@ -195,6 +195,7 @@ CHECKS: dict[str, Check] = {
   "data.residency": _choice("auto", "device", "stream"),
   "data.memory_limit_gb": _NOT_NEGATIVE,
   "data.cache": _TEXT,
+  "data.skip_broken": _FLAG,
   "world_model.vision": _choice("conv", "patch"),
   "world_model.cameras": _CAMERA_LIST,
   "world_model.depth": _count(),

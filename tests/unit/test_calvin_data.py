@@ -508,7 +508,7 @@ def test_inspect_counts_what_it_does_not_list(root):
 def test_inspect_names_windows_that_leave_their_episode(root):
   content = files.load_pickled(root / "training" / calvin.ANNOTATION_FILE)
   content["info"]["indx"][1] = (5, 9)
-  calvin_writer._save_pickled(root / "training" / calvin.ANNOTATION_FILE, content)
+  calvin_writer.save_pickled(root / "training" / calvin.ANNOTATION_FILE, content)
   report = inspect_lib.inspect_dataset(root, tasks=TWO, image_size=8)
   (problem,) = report["problems"]
   assert problem["key"] == "info.indx" and "(5, 9) of turn_on_led" in problem["rule"]

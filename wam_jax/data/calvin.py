@@ -13,15 +13,13 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from wam_jax.data.converted import open_reader
 from wam_jax.data.files import COPY_AGAIN, IDS_FILE, DatasetError, PathLike, load_pickled, read_npy, read_npz
 from wam_jax.data.frames import (
   VECTOR_KEYS,
-  FrameReader,
   Frames,
   ProgressFactory,
-  check_present,
   empty_frames,
-  frame_path,
 )
 
 ANNOTATION_FILE = "lang_annotations/auto_lang_ann.npy"
@@ -95,7 +93,7 @@ def _read_spans(
   folder: pathlib.Path, spans: np.ndarray, image_size: int, workers: int, progress: ProgressFactory | None
 ) -> Frames:
   """Frames of the spans [E, 2] of ids (both included), each span an episode."""
-  reader = FrameReader(folder, spans, image_size)
+  reader = open_reader(folder, spans, image_size)
   out = empty_frames(len(reader.ids), image_size)
   reader.for_each_block(
     lambda begin, stop: reader.read(begin, stop, {key: array[begin:stop] for key, array in out.items()}),
@@ -153,12 +151,11 @@ def read_robot_obs(folder: PathLike, workers: int = 0, progress: ProgressFactory
   Raises:
     DatasetError: a frame is missing or damaged.
   """
-  reader = FrameReader(folder, read_episode_ids(folder), 1)
+  reader = open_reader(folder, read_episode_ids(folder), 1)
   out = np.empty((len(reader.ids), VECTOR_KEYS["robot_obs"]), np.float32)
 
   def read(begin: int, stop: int) -> None:
-    for row in range(begin, stop):
-      out[row] = read_npz(frame_path(folder, reader.ids[row]), ("robot_obs",))["robot_obs"]
+    out[begin:stop] = reader.read_vectors(begin, stop, ("robot_obs",))["robot_obs"]
 
   reader.for_each_block(read, workers, progress)
   return out
@@ -361,10 +358,10 @@ def read_start_states(
     check_tasks(folder, (task for task, _, _ in raw), tasks)
     states = {}
     for task in tasks:
-      frames = [
-        read_npz(frame_path(folder, low), ("robot_obs", "scene_obs")) for name, low, _ in raw if name == task
-      ][:limit]
-      states[task] = (np.stack([f["robot_obs"] for f in frames]), np.stack([f["scene_obs"] for f in frames]))
+      first = np.array([low for name, low, _ in raw if name == task][:limit])
+      reader = open_reader(folder, np.stack([first, first], 1), 1)
+      found = reader.read_vectors(0, len(first), ("robot_obs", "scene_obs"))
+      states[task] = (found["robot_obs"], found["scene_obs"])
   for task, (robot_obs, scene_obs) in states.items():
     if not len(robot_obs):
       raise DatasetError(path, f"no start state of {task}.", key="task", fix="run the collect stage again.")
@@ -425,7 +422,7 @@ def check_dataset(
     spans = read_episode_ids(folder)
     ids = np.concatenate([np.arange(low, high + 1) for low, high in spans])
     annotations = read_annotations(folder, spans, tasks)
-    check_present(folder, spans)
+    open_reader(folder, spans, image_size)  # all frames are there
     picked = ids[np.unique(np.linspace(0, len(ids) - 1, min(samples, len(ids))).astype(int))]
     _read_spans(folder, np.stack([picked, picked], 1), image_size, 1, None)
     out[split] = {"frames": len(ids), "episodes": len(spans), "windows": len(annotations)}

@@ -183,9 +183,9 @@ class FrameWriter:
     folder = self._partial
     np.save(folder / IDS_FILE, np.stack([ends - np.asarray(lengths), ends - 1], 1))
     np.save(folder / "ep_lens.npy", np.asarray(lengths, np.int64))
-    _save_pickled(folder / "scene_info.npy", {scene: (self._first, self._next - 1)})
+    save_pickled(folder / "scene_info.npy", {scene: (self._first, self._next - 1)})
     (folder / ANNOTATION_FILE).parent.mkdir()
-    _save_pickled(
+    save_pickled(
       folder / ANNOTATION_FILE,
       {
         "language": {
@@ -214,7 +214,8 @@ class FrameWriter:
     self.close()
 
 
-def _save_pickled(path: pathlib.Path, content: dict[str, Any]) -> None:
+def save_pickled(path: pathlib.Path, content: dict[str, Any]) -> None:
+  """Writes an npy file that `files.load_pickled` reads, as CALVIN's annotations are."""
   holder = np.empty((), object)
   holder[()] = content
   np.save(path, holder, allow_pickle=True)

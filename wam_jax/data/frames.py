@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import mmap
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -197,7 +198,11 @@ def num_workers(workers: int) -> int:
 class FrameReader:
   """Reads frames of a split in any order, checked, pictures shrunk by area averaging.
 
+  `converted.ConvertedReader` is the same for the converted form; `converted.open_reader` takes the right one.
+
   Attributes:
+    folder: the split.
+    image_size: S.
     ids: [N] int64, number in each frame's file name.
     starts: [E] int64, first frame of each episode, an index into N.
     ends: [E] int64, one past the last frame of each episode.
@@ -215,12 +220,15 @@ class FrameReader:
       DatasetError: a frame without a file, or pictures that are too small.
     """
     self.folder, self.image_size = pathlib.Path(folder), image_size
-    check_present(self.folder, spans)
     self.ids = np.concatenate([np.arange(low, high + 1) for low, high in spans])
     lengths = spans[:, 1] - spans[:, 0] + 1
     self.ends = np.cumsum(lengths)
     self.starts = self.ends - lengths
-    self._shapes = _picture_shapes(self.folder, int(self.ids[0]), image_size)
+    self._open(spans)
+
+  def _open(self, spans: np.ndarray) -> None:
+    check_present(self.folder, spans)
+    self._shapes = _picture_shapes(self.folder, int(self.ids[0]), self.image_size)
 
   def read(self, begin: int, stop: int, out: dict[str, np.ndarray]) -> None:
     """Reads frames [begin, stop) into arrays of n = stop - begin rows.
@@ -228,17 +236,19 @@ class FrameReader:
     Args:
       begin: an index into N.
       stop: one past the last one.
-      out: VECTOR_KEYS -> float [n, ...], PICTURE_KEYS -> uint8 [n, S, S, 3]; written to.
+      out: VECTOR_KEYS -> float [n, ...], PICTURE_KEYS -> uint8 [n, S, S, 3]; written to. With 'actions'
+        [n, 7] the absolute ones too.
 
     Raises:
       DatasetError: names file, key and rule of the first thing wrong.
     """
     ids, size = self.ids[begin:stop], self.image_size
-    vectors = {key: np.empty((len(ids), width)) for key, width in VECTOR_KEYS.items()}
+    widths = {**VECTOR_KEYS, "actions": 7} if "actions" in out else VECTOR_KEYS
+    vectors = {key: np.empty((len(ids), width)) for key, width in widths.items()}
     for row, frame_id in enumerate(ids):
       path = frame_path(self.folder, frame_id)
-      arrays = read_npz(path, (*VECTOR_KEYS, *PICTURE_KEYS))
-      for key, width in VECTOR_KEYS.items():
+      arrays = read_npz(path, (*widths, *PICTURE_KEYS))
+      for key, width in widths.items():
         array = arrays[key]
         if array.shape != (width,) or array.dtype.kind != "f":
           raise DatasetError(
@@ -265,6 +275,36 @@ class FrameReader:
     check_vectors(self.folder, ids, vectors)
     for key, array in vectors.items():
       out[key][:] = array
+
+  def read_vectors(self, begin: int, stop: int, keys: Sequence[str]) -> dict[str, np.ndarray]:
+    """Some of VECTOR_KEYS of frames [begin, stop), as they are stored: key -> [n, ...].
+
+    Raises:
+      DatasetError: a frame is missing or damaged, or has another shape.
+    """
+    rows = [read_npz(frame_path(self.folder, frame_id), keys) for frame_id in self.ids[begin:stop]]
+    for frame_id, row in zip(self.ids[begin:stop], rows, strict=True):
+      for key, array in row.items():
+        if array.shape != (VECTOR_KEYS[key],):
+          rule = f"must be {VECTOR_KEYS[key]} numbers, not {list(array.shape)}."
+          raise DatasetError(
+            frame_path(self.folder, frame_id),
+            rule,
+            key=key,
+            fix="repair or remove the episode of this frame.",
+          )
+    return {key: np.stack([row[key] for row in rows]) for key in keys}
+
+  def signature(self) -> str:
+    """Changes with the size or time of any frame's file, and with the borders of the episodes."""
+    digest = hashlib.sha256(np.stack([self.starts, self.ends]).tobytes())
+    found = np.empty((len(self.ids), 3), np.int64)
+    folder = os.fspath(self.folder)
+    for row, frame_id in enumerate(self.ids.tolist()):
+      stat = os.stat(f"{folder}/{frame_name(frame_id)}")  # half a million times: no Path
+      found[row] = frame_id, stat.st_size, stat.st_mtime_ns
+    digest.update(found.tobytes())
+    return digest.hexdigest()
 
   def for_each_block(
     self, work: Callable[[int, int], None], workers: int, progress: ProgressFactory | None

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from wam_jax.data.calvin import read_episode_ids
+from wam_jax.data.converted import open_reader
 from wam_jax.data.files import DatasetError, PathLike, read_npz
 from wam_jax.data.frames import (
   PICTURE_KEYS,
@@ -32,7 +33,6 @@ from wam_jax.data.frames import (
   FrameVectors,
   ProgressFactory,
   empty,
-  frame_name,
 )
 
 VERSION = 1
@@ -135,11 +135,11 @@ def open_cache(
   folder, path = pathlib.Path(folder), cache_path(root, folder, image_size)
   spans = read_episode_ids(folder)
   with _locked(path):
-    reader = FrameReader(folder, spans, image_size)
+    reader = open_reader(folder, spans, image_size)
     manifest = {
       "version": VERSION,
       "split": str(folder.resolve()),
-      "files": _files_hash(reader),
+      "files": reader.signature(),
       "frames": len(reader.ids),
       "image_size": image_size,
     }
@@ -167,20 +167,6 @@ def _locked(path: pathlib.Path) -> Iterator[None]:
     with contextlib.suppress(OSError):  # a network disk without locks
       fcntl.flock(lock, fcntl.LOCK_EX)
     yield
-
-
-def _files_hash(reader: FrameReader) -> str:
-  """Changes with the size or time of any frame's file, and with the borders of the episodes."""
-  digest = hashlib.sha256(np.stack([reader.starts, reader.ends]).tobytes())
-  found = np.empty((len(reader.ids), 3), np.int64)
-  folder = os.fspath(reader.folder)
-  for row, frame_id in enumerate(reader.ids.tolist()):
-    stat = os.stat(
-      f"{folder}/{frame_name(frame_id)}"
-    )  # half a million times: a Path would take as long again
-    found[row] = frame_id, stat.st_size, stat.st_mtime_ns
-  digest.update(found.tobytes())
-  return digest.hexdigest()
 
 
 def _header(num_frames: int, image_size: int) -> bytes:

@@ -13,20 +13,18 @@ import argparse
 import json
 import pathlib
 import sys
-import zipfile
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from wam_jax.config_rules import TASKS
-from wam_jax.data import calvin
-from wam_jax.data.files import COPY_AGAIN, IDS_FILE, DatasetError, PathLike, read_npz
+from wam_jax.data import calvin, converted
+from wam_jax.data.files import COPY_AGAIN, IDS_FILE, DatasetError, PathLike
 from wam_jax.data.frames import (
   PICTURE_KEYS,
   VECTOR_KEYS,
   FrameReader,
-  frame_name,
   frame_path,
 )
 
@@ -87,6 +85,8 @@ def inspect_dataset(
     _inspect_starts(root, tasks, report["splits"]["validation"], problems)
   if any(split["frames"] for split in report["splits"].values()):
     report["form"] = "CALVIN: one npz per frame"
+    if (root / converted.MANIFEST).is_file():
+      report["form"] = "converted from CALVIN's: TFDS, array_record"
   report["trainable"] = not problems
   return report
 
@@ -127,9 +127,10 @@ def _inspect_split(
   out["ids"], out["episode_lengths"] = [int(spans[0, 0]), int(spans[-1, 1])], _spread(lengths)
   out["windows"] = _inspect_windows(folder, spans, tasks, problems)
 
-  names = {entry.name for entry in folder.iterdir()}
   ids = np.concatenate([np.arange(low, high + 1) for low, high in spans])
-  there = np.array([frame_name(i) in names for i in ids])
+  there = _note(problems, converted.present, folder, ids)
+  if there is None:
+    return out
   out["missing"] = int((~there).sum())
   if out["missing"]:
     gaps = ids[~there]
@@ -192,14 +193,16 @@ def _inspect_frames(
   problems: Problems,
 ) -> None:
   """Reads single frames: adds "keys", "pictures", "read", "broken" and "ranges" to `out`."""
-  first = next((arrays for i in ids[:LISTED] if (arrays := _shapes(folder, int(i))) is not None), None)
+  first = next(
+    (arrays for i in ids[:LISTED] if (arrays := converted.stored_shapes(folder, int(i))) is not None), None
+  )
   if first is not None:
     out["keys"] = sorted(first)
     out["pictures"] = {key: first[key] for key in PICTURE_KEYS if key in first}
   found: Problems = []
   reader = None
   for skipped in range(min(LISTED, len(ids))):  # all pictures must have the shape of the first good ones
-    reader = _note(found, FrameReader, folder, np.stack([ids, ids], 1)[skipped:], image_size)
+    reader = _note(found, converted.open_reader, folder, np.stack([ids, ids], 1)[skipped:], image_size)
     if reader is not None:
       break
   if reader is None:
@@ -232,16 +235,6 @@ def _inspect_frames(
 def _read_one(reader: FrameReader, row: int, out: dict[str, np.ndarray]) -> bool:
   reader.read(row, row + 1, out)
   return True
-
-
-def _shapes(folder: pathlib.Path, frame_id: int) -> dict[str, list[int]] | None:
-  """Shapes of all arrays of a frame; None if it cannot be read."""
-  path = frame_path(folder, frame_id)
-  try:
-    with np.load(path, allow_pickle=False) as file:
-      return {key: list(array.shape) for key, array in read_npz(path, file.files).items()}
-  except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-    return None
 
 
 def _inspect_starts(

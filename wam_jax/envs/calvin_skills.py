@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from wam_jax.envs import base, tasks
+from wam_jax.envs import tasks
 from wam_jax.envs.calvin import CalvinTable
 from wam_jax.envs.experts import CLOSED, FINGERS_DOWN, OPEN, Skill, sample_furniture, steer
 
@@ -34,7 +34,7 @@ def _sample_blocks(rng: np.random.Generator, env: CalvinTable) -> np.ndarray:
 def sample_start(
   task: str | None, rng: np.random.Generator, env: CalvinTable
 ) -> tuple[np.ndarray, np.ndarray]:
-  """See `experts.sample_start`: the hand is driven there from the neutral posture, while the blocks settle."""
+  """See `experts.sample_start`: the hand is driven there from the neutral posture; the blocks settle."""
   while True:
     scene_obs = sample_furniture(task, rng)
     scene_obs[6:] = _sample_blocks(rng, env)

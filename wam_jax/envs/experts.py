@@ -45,7 +45,7 @@ class Skill:
 
 
 class TaughtEnvironment(base.Environment, Protocol):
-  """A simulator that has scripted experts: it also tells its name and the pose that its controller follows."""
+  """A simulator with scripted experts: it also tells its name and the pose that its controller follows."""
 
   name: str
 
@@ -84,7 +84,8 @@ def wrap_angle(angle: np.ndarray) -> np.ndarray:
 
 
 def sample_furniture(task: str | None, rng: np.random.Generator) -> np.ndarray:
-  """scene_obs [24] whose furniture is where `task` can start; its blocks are zero."""
+  """scene_obs [24] whose furniture is where `task` can start; its blocks are zero. Raises ValueError."""
+  _check(task)
   scene_obs = np.zeros(base.SCENE_OBS)
   for index in (tasks.SLIDER, tasks.DRAWER, tasks.SWITCH):
     low, high = tasks.FURNITURE_RANGE[index]
@@ -116,7 +117,6 @@ def sample_start(
   Raises:
     ValueError: unknown task.
   """
-  _check(task)
   return envs.load_skills(env.name).sample_start(task, rng, env)
 
 
@@ -193,9 +193,7 @@ class WaypointExpert:
     return steer(self._env, self._waypoints[self._next], self._euler, CLOSED)
 
 
-def make_expert(
-  task: str, env: TaughtEnvironment, rng: np.random.Generator, aim_error: float = 0.0
-) -> _Act:
+def make_expert(task: str, env: TaughtEnvironment, rng: np.random.Generator, aim_error: float = 0.0) -> _Act:
   """An expert for one task, from wherever the environment is now.
 
   Args:

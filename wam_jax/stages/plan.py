@@ -25,7 +25,8 @@ STAGES = config_lib.STAGES
 # Seconds of each stage of the demo preset, measured on 2 CPU cores (BUILD.md, "Measured"); the estimates
 # of other sizes are scaled from them.
 DEMO_SECONDS: dict[str, float] = {
-  "collect": 60,
+  "convert": 15,
+  "collect": 98,
   "world_model": 620,
   "judge_world_model": 20,
   "featurize": 20,
@@ -36,6 +37,9 @@ DEMO_SECONDS: dict[str, float] = {
   "evaluate": 60,
   "report": 20,
 }
+
+
+_SLOWER = {"play_table": 1.0, "calvin": 18.0}  # recording and drawing of a frame, to the embedded simulator's
 
 
 class StageError(Exception):
@@ -293,6 +297,7 @@ def _size(config: ConfigDict, stage: str) -> str:
   return {
     "collect": f"{d.play_frames:,} frames of play, {tasks} x ({demos})",
     "world_model": f"{w.updates:,} updates of {w.batch_size} x {w.sequence_length} frames",
+    "convert": "all frames of the dataset, shrunk, as TFDS",
     "judge_world_model": f"{1 + len(j.compare)} x {j.windows} windows, {j.horizons[-1]} frames imagined",
     "featurize": f"{tasks} x ({demos})",
     "behaviour_cloning": f"{tasks} x {b.updates:,} updates of {b.batch_size} chunks",
@@ -334,8 +339,10 @@ def _work(config: ConfigDict, stage: str) -> float:
   dreaming = p.dreams * p.chunks_per_iteration * (4 * recurrent + denoised * policy)
   tuning = p.epochs * p.dreams * p.chunks_per_iteration * tuned * 3 * policy
   policies = 2 + e.random_policy + 0.2 * e.expert
+  frames = d.play_frames + d.heldout_play_frames + demo_frames
   return {
-    "collect": d.play_frames + d.heldout_play_frames + demo_frames if d.source == "embedded" else 1.0,
+    "collect": frames * _SLOWER[config.env.name] if d.source == "embedded" else 1.0,
+    "convert": frames,
     "world_model": 1.0
     if config.inputs.lumos_checkpoint
     else w.updates * w.batch_size * w.sequence_length * (recurrent + w.decode_fraction * vision),

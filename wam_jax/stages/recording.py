@@ -153,7 +153,9 @@ def possible_tasks(scene_obs: np.ndarray) -> list[str]:
   return [task for task in tasks_lib.TASKS if possible(task)]
 
 
-def record_play(env: TaughtEnvironment, rng: np.random.Generator, frames: int, settings: Settings) -> dict[str, Any]:
+def record_play(
+  env: TaughtEnvironment, rng: np.random.Generator, frames: int, settings: Settings
+) -> dict[str, Any]:
   """One episode of task-free play: skills at random, some clumsy, some broken off, and wandering.
 
   Args:
@@ -225,7 +227,9 @@ def _attempt(
   return arrays, bool(tasks_lib.success(task, start, arrays["scene_obs"][-1]))
 
 
-def record_demo(env: TaughtEnvironment, rng: np.random.Generator, task: str, settings: Settings) -> dict[str, Any]:
+def record_demo(
+  env: TaughtEnvironment, rng: np.random.Generator, task: str, settings: Settings
+) -> dict[str, Any]:
   """One successful demo from a varied start, cut a few frames after success first holds.
 
   Args:
@@ -250,7 +254,9 @@ def record_demo(env: TaughtEnvironment, rng: np.random.Generator, task: str, set
   )
 
 
-def record_failure(env: TaughtEnvironment, rng: np.random.Generator, task: str, settings: Settings) -> dict[str, Any]:
+def record_failure(
+  env: TaughtEnvironment, rng: np.random.Generator, task: str, settings: Settings
+) -> dict[str, Any]:
   """One attempt that never succeeded, of a hand that gets clumsier until it fails.
 
   Args:

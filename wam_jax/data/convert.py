@@ -1,0 +1,623 @@
+"""Converts a dataset in CALVIN's format to a TFDS dataset that is read many times as fast and stands for it.
+
+python -m wam_jax.data.convert --source=task_D_D --out=task_D_D_64
+python -m wam_jax.data.convert --source=task_D_D --out=task_D_D_64 --skip_broken  # leave broken frames out
+
+An interrupted conversion goes on where it was when the same command is given again. `--out` appears only when
+everything is written and has been read back; then it can be given wherever a CALVIN folder can.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import functools
+import json
+import os
+import pathlib
+import shutil
+import sys
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from wam_jax.data import calvin, converted
+from wam_jax.data.calvin_writer import save_pickled
+from wam_jax.data.files import DatasetError, PathLike, load_pickled
+from wam_jax.data.frames import (
+  PICTURE_KEYS,
+  VECTOR_KEYS,
+  FrameReader,
+  ProgressFactory,
+  frame_name,
+  num_workers,
+)
+
+EXAMPLE_FRAMES = 64
+SHARD_EXAMPLES = 64  # 100 MB of pictures at 64 x 64; what an interruption can cost
+_FIRST_FRAMES = 10  # of a split that may be broken
+_LISTED = 20  # broken frames that the summary names
+_SETTINGS, _LOCK, _SHARDS = "settings.json", ".lock", "shards"
+_OTHER_OUT = "choose another --out."
+_AGAIN = "give the same command again."
+
+Chunk = tuple[int, int, int]  # episode, first and last frame id
+
+
+# ---------------------------------------------------------------------------------------------
+# Reading a split example by example.
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitPlan:
+  """A split cut into chunks, each of which becomes an example (or several, where frames are left out).
+
+  Attributes:
+    folder: the split.
+    image_size: side that pictures are shrunk to.
+    skip_broken: leave out frames that cannot be read instead of raising.
+    spans: [E, 2] first and last id of each episode.
+    windows: annotated (task, first id, one past the last id).
+    chunks: in the order of the frames.
+    missing: ids of frames without a file; left out of the chunks.
+    reader: of all other frames.
+  """
+
+  folder: pathlib.Path
+  image_size: int
+  skip_broken: bool
+  spans: np.ndarray
+  windows: tuple[tuple[str, int, int], ...]
+  chunks: tuple[Chunk, ...]
+  missing: tuple[int, ...]
+  reader: FrameReader
+
+  def load(self, chunk: Chunk, broken: Callable[[int, str], None] | None = None) -> list[dict[str, Any]]:
+    """The chunk's examples.
+
+    Args:
+      chunk: one of `chunks`.
+      broken: called with id and rule for each frame left out.
+
+    Raises:
+      DatasetError: a frame is broken, and `skip_broken` is not set.
+    """
+    episode, first, last = chunk
+    ids = np.arange(first, last + 1)
+    try:
+      return [self._example(episode, ids)]
+    except DatasetError:
+      if not self.skip_broken:
+        raise
+    good = np.ones(len(ids), bool)
+    for row, frame_id in enumerate(ids):
+      try:
+        self._example(episode, ids[row : row + 1])
+      except DatasetError as error:
+        good[row] = False
+        if broken is not None:
+          broken(int(frame_id), error.rule)
+    ids = ids[good]
+    runs = np.split(ids, np.flatnonzero(np.diff(ids) != 1) + 1)
+    return [self._example(episode, run) for run in runs if len(run)]
+
+  def _example(self, episode: int, ids: np.ndarray) -> dict[str, Any]:
+    size, count = self.image_size, len(ids)
+    out = {key: np.empty((count, width)) for key, width in {**VECTOR_KEYS, "actions": 7}.items()}
+    out |= {key: np.empty((count, size, size, 3), np.uint8) for key in PICTURE_KEYS}
+    row = int(np.searchsorted(self.reader.ids, ids[0]))
+    self.reader.read(row, row + count, out)
+    mine = [(task, low, high) for task, low, high in self.windows if low <= ids[-1] and ids[0] < high]
+    return {
+      **out,
+      "frame_id": ids.astype(np.int64),
+      "episode": episode,
+      "window_task": [task for task, _, _ in mine],
+      "window": np.array([(low, high) for _, low, high in mine], np.int64).reshape(-1, 2),
+    }
+
+
+def plan_split(folder: PathLike, image_size: int = 64, skip_broken: bool = False) -> SplitPlan:
+  """Looks at ids, annotations and the names of the files; reads no frames but the first.
+
+  Args:
+    folder: training/, validation/ or failed/ of a dataset in CALVIN's format.
+    image_size: side that pictures are to be shrunk to, in pixels.
+    skip_broken: leave out frames that are missing or cannot be read.
+
+  Raises:
+    DatasetError: as `calvin.read_split`.
+  """
+  folder = pathlib.Path(folder)
+  spans = calvin.read_episode_ids(folder)
+  raw = calvin.read_raw_annotations(folder)
+  calvin.locate(folder, raw, spans)
+  missing: list[int] = []
+  if skip_broken:
+    names = set(os.listdir(folder))
+    missing = [i for low, high in spans.tolist() for i in range(low, high + 1) if frame_name(i) not in names]
+  for attempt in range(_FIRST_FRAMES):
+    pieces = _without(spans, missing)
+    if not len(pieces):
+      raise DatasetError(folder, "none of its frames can be read.", fix="copy or download them again.")
+    try:
+      reader = FrameReader(folder, pieces, image_size)  # looks at its first frame
+      break
+    except DatasetError:
+      if not skip_broken or attempt == _FIRST_FRAMES - 1:
+        raise
+      missing = sorted([*missing, int(pieces[0, 0])])
+  chunks = [
+    (int(np.searchsorted(spans[:, 0], low, side="right")) - 1, first, min(first + EXAMPLE_FRAMES - 1, high))
+    for low, high in pieces.tolist()
+    for first in range(low, high + 1, EXAMPLE_FRAMES)
+  ]
+  return SplitPlan(folder, image_size, skip_broken, spans, tuple(raw), tuple(chunks), tuple(missing), reader)
+
+
+def _without(spans: np.ndarray, gaps: Sequence[int]) -> np.ndarray:
+  """The spans [E, 2] of ids, cut at `gaps`."""
+  out = []
+  for low, high in spans.tolist():
+    inside = [g for g in gaps if low <= g <= high]
+    for begin, end in zip([low, *(g + 1 for g in inside)], [*(g - 1 for g in inside), high], strict=True):
+      if begin <= end:
+        out.append((begin, end))
+  return np.array(out, np.int64).reshape(-1, 2)
+
+
+# ---------------------------------------------------------------------------------------------
+# Writing.
+
+
+def convert(
+  source: PathLike,
+  out: PathLike,
+  *,
+  image_size: int = 64,
+  skip_broken: bool = False,
+  workers: int = 0,
+  progress: ProgressFactory | None = None,
+  log: Callable[[str], None] = print,
+) -> dict[str, Any]:
+  """Converts all splits of a dataset, or goes on with an interrupted conversion.
+
+  Args:
+    source: folder that holds training/ and validation/, perhaps failed/.
+    out: folder to be made; until everything is written and read back it is `out`.partial.
+    image_size: side that pictures are shrunk to, by area averaging [pixels].
+    skip_broken: leave out frames that are missing or cannot be read, and the annotated windows that hold
+      one; without it the first of them is an error.
+    workers: threads; 0 means one per core.
+    progress: as in `calvin.read_frames`.
+    log: called with lines of text.
+
+  Returns:
+    Manifest of the conversion (`convert.json`).
+
+  Raises:
+    DatasetError: the source breaks a rule, `out` or what is left of a conversion with other settings is in
+      the way, another process is converting to it, the disk has no room, or what was written cannot be
+      read back.
+  """
+  source, out = pathlib.Path(source).resolve(), pathlib.Path(os.path.abspath(out))
+  calvin.check_root(source)
+  if (source / converted.MANIFEST).is_file():
+    raise DatasetError(source, "is converted already.", fix="use it as it is.")
+  folders = [source / name for name in converted.TFDS_SPLITS if (source / name).is_dir()]
+  plans = {folder.name: plan_split(folder, image_size, skip_broken) for folder in folders}
+  settings = {
+    "version": converted.VERSION,
+    "source": str(source),
+    "image_size": image_size,
+    "skip_broken": skip_broken,
+    "files": {name: plan.reader.signature() for name, plan in plans.items()},
+  }
+  if out.exists():
+    return _already_there(out, settings)
+  partial = out.with_name(f"{out.name}.partial")
+  try:
+    with _locked(partial):
+      _begin(partial, settings)
+      _check_room(partial, plans)
+      shards = {
+        name: _write_split(partial, plan, num_workers(workers), progress) for name, plan in plans.items()
+      }
+      manifest = _finish(partial, settings, plans, shards, num_workers(workers), progress)
+      shutil.rmtree(partial / _SHARDS)
+      for name in (_SETTINGS, _LOCK):
+        (partial / name).unlink()
+      os.rename(partial, out)
+  except OSError as error:
+    raise _disk_error(partial, error) from None
+  log(f"{out}: {format_summary(manifest)}")
+  return manifest
+
+
+def _already_there(out: pathlib.Path, settings: dict[str, Any]) -> dict[str, Any]:
+  if (out / converted.MANIFEST).is_file():
+    manifest = converted.read_manifest(out)
+    if manifest.get("settings") == settings:
+      return manifest
+    raise DatasetError(out, "holds a conversion of other data or with other settings.", fix=_OTHER_OUT)
+  raise DatasetError(out, "is there already, and is no converted dataset.", fix=_OTHER_OUT)
+
+
+@contextlib.contextmanager
+def _locked(partial: pathlib.Path) -> Iterator[None]:
+  partial.mkdir(parents=True, exist_ok=True)
+  with open(partial / _LOCK, "w") as lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise DatasetError(partial, "another process is converting to it.", fix="wait for it.") from None
+    except OSError:  # a network disk without locks
+      pass
+    yield
+
+
+def _begin(partial: pathlib.Path, settings: dict[str, Any]) -> None:
+  """Makes the folders, or sees that what is there was begun in the same way."""
+  path = partial / _SETTINGS
+  if path.is_file():
+    begun = json.loads(path.read_text())
+    other = [key for key in settings if begun.get(key) != settings[key]]
+    if other:
+      raise DatasetError(
+        partial,
+        f"was begun with another {', '.join(other)}.",
+        fix="delete this folder to begin anew, or choose another --out.",
+      )
+  (partial / converted.TFDS_FOLDER).mkdir(parents=True, exist_ok=True)
+  (partial / _SHARDS).mkdir(exist_ok=True)
+  _write_json(path, settings)
+
+
+def _frame_bytes(image_size: int) -> int:
+  return 2 * 3 * image_size**2 + 8 * (7 + 7 + 15 + 24 + 1)
+
+
+def _check_room(partial: pathlib.Path, plans: dict[str, SplitPlan]) -> None:
+  frames = sum(last - first + 1 for plan in plans.values() for _, first, last in plan.chunks)
+  size = next(iter(plans.values())).image_size
+  there = sum(file.stat().st_size for file in (partial / converted.TFDS_FOLDER).iterdir())
+  needed = int(1.01 * frames * _frame_bytes(size)) + 2**20 - there
+  free = shutil.disk_usage(partial).free
+  if free < needed:
+    raise DatasetError(
+      partial,
+      f"no room: {needed / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free.",
+      fix="make room, or choose an --out on another disk; what is written already is kept.",
+    )
+
+
+def _disk_error(partial: pathlib.Path, error: OSError) -> DatasetError:
+  full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+  rule = "no room left on the disk." if full else f"cannot be written ({error.strerror or error})."
+  return DatasetError(
+    error.filename or partial, rule, fix="make room and give the same command again: it goes on where it was."
+  )
+
+
+def _write_json(path: pathlib.Path, content: Any) -> None:
+  beside = path.with_name(f".{path.name}.tmp")
+  with open(beside, "w") as file:
+    file.write(json.dumps(content, indent=2) + "\n")
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(beside, path)
+
+
+def _checksum(examples: Iterable[dict[str, Any]]) -> int:
+  """CRC-32 of the content of examples."""
+  crc = 0
+  for example in examples:
+    for key in (*PICTURE_KEYS, *VECTOR_KEYS, "actions", "frame_id"):
+      crc = zlib.crc32(np.ascontiguousarray(example[key]).view(np.uint8).data, crc)
+  return crc
+
+
+@functools.cache
+def _serializer() -> Callable[[dict[str, Any]], bytes]:
+  from tensorflow_datasets.core.example_serializer import ExampleSerializer
+
+  features = converted.example_features()
+  serializer = ExampleSerializer(features.get_serialized_info())
+  return lambda example: serializer.serialize_example(features.encode_example(example))
+
+
+def _write_split(
+  partial: pathlib.Path, plan: SplitPlan, workers: int, progress: ProgressFactory | None
+) -> list[dict[str, Any]]:
+  """Writes the shards that are not there yet; what is known of each, in order."""
+  name = plan.folder.name
+  parts = [plan.chunks[i : i + SHARD_EXAMPLES] for i in range(0, len(plan.chunks), SHARD_EXAMPLES)]
+  total = sum(last - first + 1 for _, first, last in plan.chunks)
+  out = []
+  bar = progress(total, f"converting {name}") if progress else contextlib.nullcontext()
+  with bar as shown, ThreadPoolExecutor(workers) as pool:
+    for number, part in enumerate(parts):
+      split = converted.TFDS_SPLITS[name]
+      file = f"calvin_play-{split}.array_record-{number:05d}-of-{len(parts):05d}"
+      about = partial / _SHARDS / f"{file}.json"
+      path = partial / converted.TFDS_FOLDER / file
+      done = _read_shard_facts(about, path)
+      if done is None:
+        done = _write_shard(path, plan, part, pool)
+        _write_json(about, done)
+      out.append(done)
+      if shown is not None:
+        shown.update(sum(last - first + 1 for _, first, last in part))
+  return out
+
+
+def _read_shard_facts(about: pathlib.Path, path: pathlib.Path) -> dict[str, Any] | None:
+  """What was written down of a finished shard; None if it must be written (again)."""
+  try:
+    facts: dict[str, Any] = json.loads(about.read_text())
+    return facts if path.stat().st_size == facts["bytes"] else None
+  except (OSError, ValueError, KeyError):
+    return None
+
+
+def _write_shard(
+  path: pathlib.Path, plan: SplitPlan, chunks: Sequence[Chunk], pool: ThreadPoolExecutor
+) -> dict[str, Any]:
+  from array_record.python.array_record_module import ArrayRecordWriter
+
+  broken: list[tuple[int, str]] = []
+  spans, crc = [], 0
+  beside = path.with_name(f".{path.name}.tmp")
+  beside.unlink(missing_ok=True)
+  writer = ArrayRecordWriter(str(beside), "group_size:1,uncompressed")
+  futures = [pool.submit(plan.load, chunk, lambda i, rule: broken.append((i, rule))) for chunk in chunks]
+  try:
+    for future in futures:
+      for example in future.result():
+        writer.write(_serializer()(example))
+        crc = zlib.crc32(_checksum([example]).to_bytes(4, "little"), crc)
+        spans.append([int(example["frame_id"][0]), int(example["frame_id"][-1])])
+    writer.close()
+  except BaseException as error:
+    for future in futures:
+      future.cancel()
+    with contextlib.suppress(Exception):
+      writer.close()
+    beside.unlink(missing_ok=True)
+    if isinstance(error, RuntimeError | ValueError) and not isinstance(error, DatasetError):
+      raise OSError(_errno_of(str(error), path), str(error)) from None  # array_record's words for a full disk
+    raise
+  with open(beside, "rb") as file:
+    os.fsync(file.fileno())
+  os.replace(beside, path)
+  return {
+    "file": path.name,
+    "examples": len(spans),
+    "bytes": path.stat().st_size,
+    "crc32": crc,
+    "spans": spans,
+    "broken": sorted(broken),
+  }
+
+
+def _errno_of(text: str, path: pathlib.Path) -> int:
+  full = "space" in text.lower() or shutil.disk_usage(path.parent).free < 2**20
+  return errno.ENOSPC if full else errno.EIO
+
+
+def _finish(
+  partial: pathlib.Path,
+  settings: dict[str, Any],
+  plans: dict[str, SplitPlan],
+  shards: dict[str, list[dict[str, Any]]],
+  workers: int,
+  progress: ProgressFactory | None,
+) -> dict[str, Any]:
+  """Writes all that is no frame, and reads everything back."""
+  manifest: dict[str, Any] = {
+    "version": converted.VERSION,
+    "image_size": settings["image_size"],
+    "settings": settings,
+    "splits": {},
+  }
+  for name, plan in plans.items():
+    folder = partial / name
+    folder.mkdir(exist_ok=True)
+    table = np.array([span for shard in shards[name] for span in shard["spans"]], np.int64).reshape(-1, 2)
+    np.save(folder / converted.EXAMPLES, table)
+    spans = _join(table, plan.spans)
+    np.save(folder / calvin.IDS_FILE, spans)
+    np.save(folder / "ep_lens.npy", spans[:, 1] - spans[:, 0] + 1)
+    windows = _write_annotations(plan, folder, spans)
+    for extra in (calvin.START_STATES_FILE, "scene_info.npy", "statistics.yaml"):
+      if (plan.folder / extra).is_file():
+        shutil.copyfile(plan.folder / extra, folder / extra)
+    broken = [(i, "missing") for i in plan.missing] + [tuple(b) for s in shards[name] for b in s["broken"]]
+    manifest["splits"][name] = {
+      "frames": int((spans[:, 1] - spans[:, 0] + 1).sum()),
+      "episodes": len(spans),
+      "windows": windows,
+      "skipped": {
+        "frames": len(broken),
+        "windows": len(plan.windows) - windows,
+        "listed": sorted(broken)[:_LISTED],
+      },
+      "shards": [
+        {key: shard[key] for key in ("file", "examples", "bytes", "crc32")} for shard in shards[name]
+      ],
+    }
+  _write_tfds(partial, manifest)
+  _write_json(partial / converted.MANIFEST, manifest)
+  try:
+    _verify(partial, manifest, workers, progress)
+  except DatasetError:
+    (partial / converted.MANIFEST).unlink()
+    raise
+  return manifest
+
+
+def _join(table: np.ndarray, episodes: np.ndarray) -> np.ndarray:
+  """Spans of examples as [E, 2] spans of episodes: joined where one follows the other in an episode."""
+  new = np.ones(len(table), bool)
+  if len(table) > 1:
+    same = np.searchsorted(episodes[:, 0], table[1:, 0], "right") == np.searchsorted(
+      episodes[:, 0], table[:-1, 0], "right"
+    )
+    new[1:] = (table[1:, 0] != table[:-1, 1] + 1) | ~same
+  first = np.flatnonzero(new)
+  return np.stack([table[first, 0], table[[*(first[1:] - 1), -1], 1]], 1)
+
+
+def _write_annotations(plan: SplitPlan, folder: pathlib.Path, spans: np.ndarray) -> int:
+  """Copies the annotated windows that lie in one episode still. Returns how many."""
+  content = load_pickled(plan.folder / calvin.ANNOTATION_FILE)
+  kept = []
+  for row, (_, low, high) in enumerate(plan.windows):
+    episode = int(np.searchsorted(spans[:, 0], low, side="right")) - 1
+    if episode >= 0 and high - 1 <= spans[episode, 1]:
+      kept.append(row)
+  if not kept:
+    raise DatasetError(plan.folder, "no annotated window is without a broken frame.", fix="repair the data.")
+  language = {
+    key: np.asarray(values)[kept] if isinstance(values, np.ndarray) else [values[row] for row in kept]
+    for key, values in content["language"].items()
+    if len(values) == len(plan.windows)
+  }
+  info = {**content["info"], "indx": [tuple(content["info"]["indx"][row]) for row in kept]}
+  path = folder / calvin.ANNOTATION_FILE
+  path.parent.mkdir(exist_ok=True)
+  save_pickled(path, {**content, "language": language, "info": info})
+  return len(kept)
+
+
+def _write_tfds(partial: pathlib.Path, manifest: dict[str, Any]) -> None:
+  """features.json and dataset_info.json."""
+  import tensorflow_datasets as tfds
+
+  from wam_jax.data import tfds_builder
+
+  folder = partial / converted.TFDS_FOLDER
+  infos = [
+    tfds.core.SplitInfo(
+      name=converted.TFDS_SPLITS[name],
+      shard_lengths=[shard["examples"] for shard in split["shards"]],
+      num_bytes=sum(shard["bytes"] for shard in split["shards"]),
+      filename_template=tfds.core.ShardedFileTemplate(
+        data_dir=folder,
+        dataset_name="calvin_play",
+        split=converted.TFDS_SPLITS[name],
+        filetype_suffix="array_record",
+      ),
+    )
+    for name, split in manifest["splits"].items()
+  ]
+  tfds.folder_dataset.write_metadata(
+    data_dir=folder,
+    features=converted.example_features(),
+    split_infos=infos,
+    version="1.0.0",
+    check_data=False,  # would need TensorFlow; _verify does more
+    description=tfds_builder.DESCRIPTION,
+    homepage=tfds_builder.HOMEPAGE,
+    citation=tfds_builder.CITATION,
+  )
+
+
+def _verify(
+  partial: pathlib.Path, manifest: dict[str, Any], workers: int, progress: ProgressFactory | None
+) -> None:
+  """Reads every example back and compares checksums and the number of frames."""
+  for name, split in manifest["splits"].items():
+    bar = progress(split["frames"], f"verifying {name}") if progress else contextlib.nullcontext()
+    with bar as shown, ThreadPoolExecutor(workers) as pool:
+      jobs = [
+        pool.submit(_verify_shard, partial / converted.TFDS_FOLDER / shard["file"], shard)
+        for shard in split["shards"]
+      ]
+      frames = 0
+      for job in jobs:
+        frames += job.result()
+        if shown is not None:
+          shown.update(job.result())
+    if frames != split["frames"]:
+      raise DatasetError(partial / name, f"{frames} frames were written of {split['frames']}.", fix=_AGAIN)
+
+
+def _verify_shard(path: pathlib.Path, facts: dict[str, Any]) -> int:
+  shard, frames, crc = converted.Shard(path, facts["examples"], facts["bytes"]), 0, 0
+  try:
+    for index in range(facts["examples"]):
+      example = shard.read(index)
+      frames += len(example["frame_id"])
+      crc = zlib.crc32(_checksum([example]).to_bytes(4, "little"), crc)
+    if crc != facts["crc32"]:
+      raise DatasetError(path, "does not hold what was written.", fix=_AGAIN)
+  except DatasetError:
+    path.unlink(missing_ok=True)  # so that it is written again
+    raise
+  return frames
+
+
+# ---------------------------------------------------------------------------------------------
+# For people.
+
+
+def format_summary(manifest: dict[str, Any]) -> str:
+  """One line: what was converted, and what was left out."""
+  parts = []
+  for name, split in manifest["splits"].items():
+    part = f"{name} {split['frames']:,} frames, {split['episodes']:,} episodes, {split['windows']:,} windows"
+    skipped = split["skipped"]
+    if skipped["frames"]:
+      ids = ", ".join(str(i) for i, _ in skipped["listed"])
+      more = ", ..." if skipped["frames"] > len(skipped["listed"]) else ""
+      part += f" (left out: {skipped['frames']} frames, {skipped['windows']} windows; {ids}{more})"
+    parts.append(part)
+  return "; ".join(parts)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+  """Converts. Returns the exit code."""
+  import tqdm
+
+  parser = argparse.ArgumentParser(
+    prog="python -m wam_jax.data.convert",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument("--source", required=True, help="folder that holds training/ and validation/")
+  parser.add_argument("--out", required=True, help="folder to be made")
+  parser.add_argument("--image_size", type=int, default=64, help="side that pictures are shrunk to")
+  parser.add_argument("--workers", type=int, default=0, help="threads; 0: one per core")
+  parser.add_argument("--skip_broken", action="store_true", help="leave out frames that cannot be read")
+  options = parser.parse_args(arguments)
+  if options.image_size < 1 or options.workers < 0:
+    parser.error("--image_size must be 1 or more, --workers 0 or more")
+  try:
+    manifest = convert(
+      options.source,
+      options.out,
+      image_size=options.image_size,
+      skip_broken=options.skip_broken,
+      workers=options.workers,
+      progress=lambda total, text: tqdm.tqdm(total=total, desc=text, unit="frame", unit_scale=True),
+      log=lambda text: None,
+    )
+  except DatasetError as error:
+    print(error, file=sys.stderr)
+    return 1
+  except KeyboardInterrupt:
+    print("interrupted; the same command goes on where it was", file=sys.stderr)
+    return 130
+  print(f"{options.out}: {format_summary(manifest)}")
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,231 @@
+"""Datasets converted by `data.convert`: read like those in CALVIN's format, but many times as fast.
+
+A converted root holds what CALVIN's does (training/, validation/, their ids and annotations), but the frames
+of all splits lie in a TFDS dataset, `calvin_play/1.0.0/`, as examples of consecutive frames:
+
+  convert.json                   what was converted, how, and what every file must be; written last
+  training/examples.npy          [K, 2] first and last frame id of each example, in their order
+  calvin_play/1.0.0/*.array_record-*
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import threading
+import zipfile
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from wam_jax.core import image as image_lib
+from wam_jax.data.files import DatasetError, PathLike, read_npy, read_npz
+from wam_jax.data.frames import (
+  PICTURE_KEYS,
+  VECTOR_KEYS,
+  FrameReader,
+  check_vectors,
+  frame_name,
+  frame_path,
+)
+
+MANIFEST, EXAMPLES = "convert.json", "examples.npy"
+VERSION = 1
+TFDS_FOLDER = "calvin_play/1.0.0"
+TFDS_SPLITS = {"training": "train", "validation": "validation", "failed": "failed"}
+_CONVERT_AGAIN = "convert the dataset again: python -m wam_jax.data.convert"
+
+
+def is_converted(folder: PathLike) -> bool:
+  """Whether a split lies in a converted dataset."""
+  return (pathlib.Path(folder).parent / MANIFEST).is_file()
+
+
+def open_reader(folder: PathLike, spans: np.ndarray, image_size: int) -> FrameReader:
+  """Reader of a split in either form; arguments and errors of `FrameReader`."""
+  return (ConvertedReader if is_converted(folder) else FrameReader)(folder, spans, image_size)
+
+
+def present(folder: PathLike, ids: np.ndarray) -> np.ndarray:
+  """[n] bool: which frames of a split, in either form, have a place in its files."""
+  if not is_converted(folder):
+    names = set(os.listdir(folder))
+    return np.array([frame_name(i) in names for i in ids.tolist()], bool)
+  return example_of(read_npy(pathlib.Path(folder) / EXAMPLES), ids) >= 0
+
+
+def stored_shapes(folder: PathLike, frame_id: int) -> dict[str, list[int]] | None:
+  """Shapes of all arrays of a frame as it is stored, in either form; None if it cannot be read."""
+  if not is_converted(folder):
+    path = frame_path(folder, frame_id)
+    try:
+      with np.load(path, allow_pickle=False) as file:
+        return {key: list(array.shape) for key, array in read_npz(path, file.files).items()}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+      return None
+  try:
+    return ConvertedReader(folder, np.array([[frame_id, frame_id]]), 1).shapes()
+  except DatasetError:
+    return None
+
+
+def example_of(table: np.ndarray, ids: np.ndarray) -> np.ndarray:
+  """[n] number of the example of `table` [K, 2] that holds each frame, -1 where there is none."""
+  example = np.searchsorted(table[:, 0], ids, side="right") - 1
+  held = (example >= 0) & (ids <= table[np.maximum(example, 0), 1])
+  return np.where(held, example, -1)
+
+
+def read_manifest(root: PathLike) -> dict[str, Any]:
+  """What `convert.json` says. Raises DatasetError if it is damaged or of another version."""
+  path = pathlib.Path(root) / MANIFEST
+  try:
+    manifest: dict[str, Any] = json.loads(path.read_text())
+    version = manifest["version"]
+    for split in manifest["splits"].values():
+      sizes = [(str(shard["file"]), int(shard["examples"]), int(shard["bytes"])) for shard in split["shards"]]
+      assert sizes
+    int(manifest["image_size"])
+  except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError):
+    raise DatasetError(path, "damaged: not the manifest of a conversion.", fix=_CONVERT_AGAIN) from None
+  if version != VERSION:
+    raise DatasetError(path, f"is of version {version}, this program reads {VERSION}.", fix=_CONVERT_AGAIN)
+  return manifest
+
+
+@functools.cache
+def example_features() -> Any:
+  """How an example is stored; see `tfds_builder` for what it holds. Imports tensorflow-datasets."""
+  import tensorflow_datasets as tfds
+
+  def tensor(dtype: Any, *shape: int | None) -> Any:
+    return tfds.features.Tensor(shape=(None, *shape), dtype=dtype, encoding="bytes")
+
+  return tfds.features.FeaturesDict(
+    {
+      "rgb_static": tensor(np.uint8, None, None, 3),
+      "rgb_gripper": tensor(np.uint8, None, None, 3),
+      "rel_actions": tensor(np.float64, 7),
+      "actions": tensor(np.float64, 7),
+      "robot_obs": tensor(np.float64, 15),
+      "scene_obs": tensor(np.float64, 24),
+      "frame_id": tensor(np.int64),
+      "episode": np.int64,
+      "window_task": tfds.features.Sequence(tfds.features.Text()),
+      "window": tensor(np.int64, 2),
+    }
+  )
+
+
+class Shard:
+  """One file of examples, opened when it is first read."""
+
+  def __init__(self, path: pathlib.Path, examples: int, size: int) -> None:
+    self.path, self._examples, self._size = path, examples, size
+    self._reader: Any = None
+    self._lock = threading.Lock()
+
+  def _open(self) -> Any:
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    with self._lock:
+      if self._reader is None:
+        if not self.path.is_file() or self.path.stat().st_size != self._size:
+          raise DatasetError(self.path, f"must be there and have {self._size:,} bytes.", fix=_CONVERT_AGAIN)
+        reader = ArrayRecordReader(str(self.path))
+        if reader.num_records() != self._examples:
+          raise DatasetError(self.path, f"must have {self._examples} examples.", fix=_CONVERT_AGAIN)
+        self._reader = reader
+      return self._reader
+
+  def read(self, index: int) -> dict[str, Any]:
+    """One example, decoded: key -> array. Raises DatasetError: the file is gone or damaged."""
+    try:
+      (data,) = self._open().read([index])
+      out: dict[str, Any] = example_features().deserialize_example_np(data)
+    except DatasetError:
+      raise
+    except Exception as error:  # array_record and protobuf raise as they please
+      raise DatasetError(
+        self.path, f"damaged at example {index} ({type(error).__name__}).", fix=_CONVERT_AGAIN
+      ) from None
+    return out
+
+
+class ConvertedReader(FrameReader):
+  """Reads frames of a split of a converted dataset."""
+
+  def _open(self, spans: np.ndarray) -> None:
+    root = self.folder.parent
+    manifest = read_manifest(root)
+    if self.folder.name not in manifest["splits"]:
+      raise DatasetError(root / MANIFEST, f"has no split {self.folder.name}.", fix=_CONVERT_AGAIN)
+    self.stored_size = int(manifest["image_size"])
+    if self.stored_size < self.image_size:
+      raise DatasetError(
+        root,
+        f"was converted to pictures of {self.stored_size} pixels a side, fewer than the {self.image_size} "
+        "that are wanted.",
+        fix="use a smaller env.image_size, or convert again with a larger --image_size.",
+      )
+    shards = manifest["splits"][self.folder.name]["shards"]
+    self._shards = [Shard(root / TFDS_FOLDER / s["file"], s["examples"], s["bytes"]) for s in shards]
+    self._shard_ends = np.cumsum([s["examples"] for s in shards])
+    path = self.folder / EXAMPLES
+    table = read_npy(path)
+    if table.shape != (self._shard_ends[-1], 2) or table.dtype != np.int64:
+      raise DatasetError(path, f"must be int64 [{self._shard_ends[-1]}, 2].", fix=_CONVERT_AGAIN)
+    self._table = table
+    example = example_of(table, self.ids)
+    if (example < 0).any():
+      absent = int(self.ids[int(np.argmax(example < 0))])
+      raise DatasetError(path, f"frame {absent} is in no example.", fix=_CONVERT_AGAIN)
+
+  def shapes(self) -> dict[str, list[int]]:
+    """Shapes of the arrays of the first frame."""
+    (_, _, example), *_ = self._parts(0, 1)
+    keys = (*PICTURE_KEYS, *VECTOR_KEYS, "actions")
+    return {key: list(example[key].shape[1:]) for key in keys}
+
+  def _parts(self, begin: int, stop: int) -> Iterator[tuple[slice, slice, dict[str, Any]]]:
+    """(rows among [begin, stop), rows inside the example, the example) that together are these frames."""
+    ids = self.ids[begin:stop]
+    example = example_of(self._table, ids)
+    # A new part where the example changes or frames do not follow each other.
+    cuts = np.flatnonzero((np.diff(example) != 0) | (np.diff(ids) != 1)) + 1
+    number, loaded = -1, {}
+    for low, high in zip([0, *cuts], [*cuts, len(ids)], strict=True):
+      if example[low] != number:
+        number = int(example[low])
+        shard = int(np.searchsorted(self._shard_ends, number, side="right"))
+        loaded = self._shards[shard].read(number - int(self._shard_ends[shard - 1] if shard else 0))
+      inside = int(ids[low] - self._table[number, 0])
+      yield slice(low, high), slice(inside, inside + high - low), loaded
+
+  def read(self, begin: int, stop: int, out: dict[str, np.ndarray]) -> None:
+    """See `FrameReader.read`."""
+    for rows, inside, example in self._parts(begin, stop):
+      for key in PICTURE_KEYS:
+        pictures = example[key][inside]
+        if self.stored_size != self.image_size:
+          pictures = np.stack([image_lib.area_resize(p, self.image_size, self.image_size) for p in pictures])
+        out[key][rows] = pictures
+      vectors = {key: np.array(example[key][inside]) for key in VECTOR_KEYS}
+      check_vectors(self.folder, self.ids[begin:stop][rows], vectors)
+      for key, array in vectors.items():
+        out[key][rows] = array
+
+  def read_vectors(self, begin: int, stop: int, keys: Sequence[str]) -> dict[str, np.ndarray]:
+    """See `FrameReader.read_vectors`."""
+    parts = [{key: example[key][inside] for key in keys} for _, inside, example in self._parts(begin, stop)]
+    return {key: np.concatenate([part[key] for part in parts]) for key in keys}
+
+  def signature(self) -> str:
+    """See `FrameReader.signature`."""
+    digest = hashlib.sha256(np.stack([self.starts, self.ends]).tobytes())
+    digest.update((self.folder.parent / MANIFEST).read_bytes())
+    return digest.hexdigest()
