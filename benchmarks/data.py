@@ -1,6 +1,7 @@
 """Speed and memory of the two sources of training windows: frames on the device, and streamed from disk.
 
 python benchmarks/data.py --frames=512000 --folder=FOLDER
+python benchmarks/data.py --convert=task_D_D --copies=100   # only conversion, of a dataset in CALVIN's format
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from wam_jax.data import calvin, calvin_writer, frames_cache, stream, windows
-from wam_jax.data.frames import PICTURE_KEYS
+from wam_jax.data import calvin, calvin_writer, convert, frames_cache, stream, windows
+from wam_jax.data.files import IDS_FILE, read_npz
+from wam_jax.data.frames import PICTURE_KEYS, VECTOR_KEYS, frame_path
 from wam_jax.data.frames_cache import FrameCache
 
 SIZE = 64
@@ -99,6 +101,52 @@ def make_cache(folder: pathlib.Path, root: pathlib.Path, size: int) -> dict[str,
   return {"frames_per_cpu_second": num / cpu, "again": num / again, "grown": peak_bytes() - before}
 
 
+def write_copies(root: pathlib.Path, folder: pathlib.Path, copies: int) -> None:
+  """A dataset whose splits are those of `root` many times over, as links to their files."""
+  first = 0
+  for split in ("training", "validation"):
+    spans = calvin.read_episode_ids(root / split)
+    lengths = spans[:, 1] - spans[:, 0] + 1
+    (folder / split / "lang_annotations").mkdir(parents=True)
+    task, low, high = calvin.read_raw_annotations(root / split)[0]
+    ids = np.concatenate([np.arange(a, b + 1) for a, b in spans])
+    links = [frame_path(root / split, i).resolve() for i in ids]
+    for number in range(copies * len(ids)):
+      frame_path(folder / split, first + number).symlink_to(links[number % len(ids)])
+    ends = first + np.cumsum(np.tile(lengths, copies))
+    np.save(folder / split / IDS_FILE, np.stack([ends - np.tile(lengths, copies), ends - 1], 1))
+    shift = first + int(np.searchsorted(ids, low)) - low
+    content = {"language": {"task": [task], "ann": [task]}, "info": {"indx": [(low + shift, high + shift)]}}
+    calvin_writer.save_pickled(folder / split / calvin.ANNOTATION_FILE, content)
+    first += copies * len(ids)
+
+
+def convert_dataset(root: pathlib.Path, out: pathlib.Path, size: int) -> dict[str, float]:
+  """Converts a dataset."""
+  before, cpu, wall = peak_bytes(), time.process_time(), time.perf_counter()
+  manifest = convert.convert(root, out, image_size=size, log=lambda text: None)
+  cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+  frames = sum(split["frames"] for split in manifest["splits"].values())
+  return {"frames": frames, "cpu": frames / cpu, "wall": frames / wall, "grown": peak_bytes() - before}
+
+
+def read_converted(folder: pathlib.Path, size: int) -> dict[str, float]:
+  """Reads a converted split into memory, the second time, from the page cache."""
+  calvin.read_frames(folder, size)
+  cpu, wall = time.process_time(), time.perf_counter()
+  num = calvin.read_frames(folder, size).num_frames
+  return {"cpu": num / (time.process_time() - cpu), "wall": num / (time.perf_counter() - wall)}
+
+
+def decompress(root: pathlib.Path) -> dict[str, float]:
+  """Reads all that a frame needs of its file, and nothing more: the bound of a conversion."""
+  ids = [i for low, high in calvin.read_episode_ids(root / "training") for i in range(low, high + 1)][:2000]
+  cpu = time.process_time()
+  for frame_id in ids:
+    read_npz(frame_path(root / "training", frame_id), (*VECTOR_KEYS, "actions", *PICTURE_KEYS))
+  return {"cpu": len(ids) / (time.process_time() - cpu)}
+
+
 def fresh_starts(num_frames: int, batch: int, length: int) -> stream.Starts:
   """Uniform windows, as training draws them."""
   key_of = lambda step: jax.random.fold_in(jax.random.key(0), step)
@@ -176,12 +224,29 @@ def main() -> None:
   parser.add_argument("--pause", type=float, default=0.25, help="seconds that an update takes")
   parser.add_argument("--split", type=pathlib.Path, help="an existing split instead of one of noise")
   parser.add_argument("--folder", type=pathlib.Path, help="where temporary files go")
+  parser.add_argument("--convert", type=pathlib.Path, help="a dataset to convert, instead of all else")
+  parser.add_argument("--copies", type=int, default=1, help="how often to repeat it before")
   arguments = parser.parse_args()
   shape = (arguments.batch, arguments.length, arguments.updates)
   per_update = arguments.batch * arguments.length
   mb = lambda value: f"{value / 1e6:,.0f} MB"
   with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
     folder = pathlib.Path(name)
+    if arguments.convert:
+      write_copies(arguments.convert, folder / "many", arguments.copies)
+      bound = alone(decompress, folder / "many")
+      got = alone(read_split, folder / "many/training", SIZE)
+      print(f"files to memory      {got['frames_per_cpu_second']:8,.0f} frames per CPU-second; ", end="")
+      print(f"unpacking alone {bound['cpu']:,.0f}")
+      got = alone(convert_dataset, folder / "many", folder / "out", SIZE)
+      print(
+        f"conversion           {got['cpu']:8,.0f} frames per CPU-second, {got['wall']:,.0f} per second, ",
+        end="",
+      )
+      print(f"of {got['frames']:,} frames, memory {mb(got['grown'])}")
+      got = alone(read_converted, folder / "out/training", SIZE)
+      print(f"converted to memory  {got['wall']:8,.0f} frames per second, {got['cpu']:,.0f} per CPU-second")
+      return
     if arguments.files or arguments.split:
       split = arguments.split or folder / "training"
       if not arguments.split:

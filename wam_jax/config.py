@@ -53,8 +53,9 @@ def default_config() -> ConfigDict:
   c.inputs.dppo_checkpoint = ""
 
   c.env = ConfigDict()
-  c.env.name = "play_table"  # play_table (embedded simulator), calvin (CALVIN's own, scene D)
+  c.env.name = "play_table"  # play_table (embedded simulator), calvin (CALVIN's own)
   c.env.calvin_root = ""  # checkout of mees/calvin_env, for calvin; empty: $CALVIN_ROOT
+  c.env.calvin_scene = "D"  # A, B, C or D; scripted experts know D only
   c.env.image_size = 64
   c.env.max_steps = 72  # control steps of an episode, at 30 Hz
   c.env.workers = 0  # threads for physics and pictures; 0: one per core

@@ -176,6 +176,7 @@ CHECKS: dict[str, Check] = {
   "inputs.dppo_checkpoint": _TEXT,
   "env.name": _choice("play_table", "calvin"),
   "env.calvin_root": _TEXT,
+  "env.calvin_scene": _choice("A", "B", "C", "D"),
   "env.image_size": _count(16, 256),
   "env.max_steps": _count(),
   "env.workers": _count(0),
@@ -322,6 +323,20 @@ class Rule:
 
 # {0} is the value of `path`, {1}, {2}, … those of `needs`.
 RULES: tuple[Rule, ...] = (
+  Rule(
+    "data.source",
+    ("env.name", "env.calvin_scene"),
+    lambda source, env, scene: source != "embedded" or env != "calvin" or scene == "D",
+    "calvin with env.calvin_scene={2}: scripted experts know scene D only",
+    "--config.data.source=calvin --config.data.calvin_path=FOLDER, or --config.env.calvin_scene=D",
+  ),
+  Rule(
+    "evaluate.expert",
+    ("env.name", "env.calvin_scene"),
+    lambda expert, env, scene: not expert or env != "calvin" or scene == "D",
+    "False with env.calvin_scene={2}: scripted experts know scene D only",
+    "--config.evaluate.expert=False",
+  ),
   Rule(
     "env.image_size",
     ("env.name",),

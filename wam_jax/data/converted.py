@@ -136,7 +136,7 @@ class Shard:
       if self._reader is None:
         if not self.path.is_file() or self.path.stat().st_size != self._size:
           raise DatasetError(self.path, f"must be there and have {self._size:,} bytes.", fix=_CONVERT_AGAIN)
-        reader = ArrayRecordReader(str(self.path))
+        reader = ArrayRecordReader(str(self.path), "readahead_buffer_size:0")  # one example at a time
         if reader.num_records() != self._examples:
           raise DatasetError(self.path, f"must have {self._examples} examples.", fix=_CONVERT_AGAIN)
         self._reader = reader

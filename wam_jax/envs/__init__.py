@@ -34,23 +34,24 @@ def _load(name: str, part: int) -> Any:
   return getattr(loaded, attribute) if attribute else loaded
 
 
-def _place(name: str, root: str) -> dict[str, str]:
+def _place(name: str, root: str, scene: str) -> dict[str, str]:
   """Arguments that say where a simulator is, for those that are not ours."""
-  return {"root": root} if name == "calvin" else {}
+  return {"root": root, "scene": scene} if name == "calvin" else {}
 
 
-def make_environment(name: str, root: str = "") -> base.Environment:
+def make_environment(name: str, root: str = "", scene: str = "D") -> base.Environment:
   """One environment of the simulator `name`; CALVIN's only once in a process.
 
   Args:
     name: one of NAMES.
     root: checkout of calvin_env, for `calvin`; empty: $CALVIN_ROOT.
+    scene: A, B, C or D of `calvin`.
 
   Raises:
     ValueError: unknown name.
     calvin.CalvinMissingError: CALVIN's simulator is not there.
   """
-  out: base.Environment = _load(name, 0)(**_place(name, root))
+  out: base.Environment = _load(name, 0)(**_place(name, root, scene))
   return out
 
 
@@ -60,7 +61,9 @@ def load_skills(name: str) -> experts.Skills:
   return out
 
 
-def make_renderer(name: str, image_size: int = 64, workers: int = 0, root: str = "") -> base.Renderer:
+def make_renderer(
+  name: str, image_size: int = 64, workers: int = 0, root: str = "", scene: str = "D"
+) -> base.Renderer:
   """The renderer of the simulator `name`.
 
   Args:
@@ -68,22 +71,23 @@ def make_renderer(name: str, image_size: int = 64, workers: int = 0, root: str =
     image_size: height and width in pixels.
     workers: threads, or processes for `calvin`; 0: one per core.
     root: as in `make_environment`.
+    scene: as in `make_environment`.
 
   Raises:
     ValueError: unknown name, or a number out of range.
   """
-  out: base.Renderer = _load(name, 1)(image_size, workers, **_place(name, root))
+  out: base.Renderer = _load(name, 1)(image_size, workers, **_place(name, root, scene))
   return out
 
 
 def make_vector(
-  name: str, num: int, workers: int = 0, image_size: int = 64, root: str = ""
+  name: str, num: int, workers: int = 0, image_size: int = 64, root: str = "", scene: str = "D"
 ) -> base.VectorStepper:
   """`num` environments of the simulator `name`, stepped and drawn together; arguments of `make_renderer`."""
   if name == "calvin":  # one in a process
     from wam_jax.envs import calvin_pool
 
-    return calvin_pool.CalvinVector(num, workers, image_size, root)
+    return calvin_pool.CalvinVector(num, workers, image_size, root, scene)
   from wam_jax.envs import vector
 
   return vector.VectorEnvironment(name, num, workers, image_size)

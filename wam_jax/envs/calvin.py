@@ -23,7 +23,7 @@ import numpy as np
 
 from wam_jax.envs import base
 
-SCENES = ("calvin_scene_A", "calvin_scene_B", "calvin_scene_C", "calvin_scene_D")
+SCENES = ("A", "B", "C", "D")
 PICTURE_SIZES = {"rgb_static": 200, "rgb_gripper": 84}
 HOW_TO = """CALVIN's simulator and data take three steps:
   pip install 'wam_jax[calvin]'
@@ -104,7 +104,7 @@ class CalvinTable:
   name = "calvin"
   control_hz = 30
 
-  def __init__(self, root: str = "", scene: str = "calvin_scene_D") -> None:
+  def __init__(self, root: str = "", scene: str = "D") -> None:
     """Loads the scene.
 
     Args:
@@ -128,7 +128,7 @@ class CalvinTable:
     config = omegaconf.OmegaConf.create(
       {
         "env": load("env/play_table_env"),
-        "scene": load(f"scene/{scene}"),
+        "scene": load(f"scene/calvin_scene_{scene}"),
         "robot": robot,
         "cameras": {name: load(f"cameras/cameras/{name}") for name in ("static", "gripper")},
         "use_vr": False,
@@ -233,7 +233,7 @@ class MakeTable:
   """Makes a `CalvinTable` inside a process."""
 
   root: str = ""
-  scene: str = "calvin_scene_D"
+  scene: str = "D"
 
   def __call__(self) -> CalvinTable:
     return CalvinTable(self.root, self.scene)

@@ -40,6 +40,7 @@ class CalvinVector:
     workers: int = 0,
     image_size: int = 64,
     root: str = "",
+    scene: str = "D",
     make: Callable[[], Any] | None = None,
   ) -> None:
     """Starts the processes.
@@ -49,6 +50,7 @@ class CalvinVector:
       workers: processes; 0: one per core.
       image_size: height and width of the pictures, shrunk by area averaging.
       root: checkout of calvin_env; empty: $CALVIN_ROOT.
+      scene: A, B, C or D.
       make: makes the table inside a process, instead of CALVIN's.
 
     Raises:
@@ -62,7 +64,7 @@ class CalvinVector:
     if make is None:
       find_root(root)  # the error should come from here
     self.num, self.restarts = num, 0
-    self._make, self._image_size = make or MakeTable(root), image_size
+    self._make, self._image_size = make or MakeTable(root, scene), image_size
     self._context = multiprocessing.get_context("spawn")  # JAX's threads do not survive a fork
     count = min(workers or len(os.sched_getaffinity(0)), num)
     self._owned = [list(range(w, num, count)) for w in range(count)]
@@ -224,11 +226,16 @@ class CalvinRenderer:
   """Draws recorded states on CALVIN's simulator, as a `base.Renderer`; see `CalvinTable.pictures`."""
 
   def __init__(
-    self, image_size: int = 64, workers: int = 0, root: str = "", make: Callable[[], Any] | None = None
+    self,
+    image_size: int = 64,
+    workers: int = 0,
+    root: str = "",
+    scene: str = "D",
+    make: Callable[[], Any] | None = None,
   ) -> None:
     """Args: as of `CalvinVector`."""
     count = workers or len(os.sched_getaffinity(0))
-    self._vector = CalvinVector(count, count, image_size, root, make)
+    self._vector = CalvinVector(count, count, image_size, root, scene, make)
 
   def __call__(self, robot_obs: np.ndarray, scene_obs: np.ndarray) -> dict[str, np.ndarray]:
     """robot_obs [N, 15], scene_obs [N, 24] -> 'rgb_static', 'rgb_gripper' [N, S, S, 3] uint8."""

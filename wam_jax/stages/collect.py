@@ -31,6 +31,7 @@ CONFIG: tuple[str, ...] = (
   "seed",
   "tasks",
   "env.name",
+  "env.calvin_scene",
   "env.image_size",
   "env.max_steps",
   "data.source",

@@ -32,6 +32,7 @@ CONFIG = (
   "seed",
   "tasks",
   "env.name",
+  "env.calvin_scene",
   "env.image_size",
   "env.max_steps",
   "evaluate",
@@ -186,9 +187,10 @@ class PolicyRunner:
     from wam_jax import envs
     from wam_jax.envs.experts import make_expert
 
+    env = self._config.env
     return rollout.rollout_experts(
       **self._starts,
-      environment=envs.make_environment(self._config.env.name, self._config.env.calvin_root),
+      environment=envs.make_environment(env.name, env.calvin_root, env.calvin_scene),
       make_expert=make_expert,
       seed=self._config.seed,
       max_steps=self._max_steps,
@@ -217,7 +219,9 @@ class PolicyRunner:
 
       model, params = world_model.load_world_model(self._inputs["world_model"])
       env = self._config.env
-      environment = envs.make_vector(env.name, self._num, env.workers, env.image_size, env.calvin_root)
+      environment = envs.make_vector(
+        env.name, self._num, env.workers, env.image_size, env.calvin_root, env.calvin_scene
+      )
       self._tools = (model, jax.device_put(params), environment)
     return self._tools
 

@@ -40,7 +40,7 @@ from wam_jax.train.tasks import over_tasks, task_keys, task_metrics
 from wam_jax.types import Dream, Params, features
 
 REQUIRES = ("collect", "world_model", "featurize", "behaviour_cloning", "classifier", "ppo")
-CONFIG = ("seed", "tasks", "env.name", "env.image_size", "env.max_steps", "ppo", "online")
+CONFIG = ("seed", "tasks", "env.name", "env.calvin_scene", "env.image_size", "env.max_steps", "ppo", "online")
 
 
 def run(config: Any, inputs: Mapping[str, Artifact], workdir: pathlib.Path, logger: Logger) -> None:
@@ -193,7 +193,9 @@ class Episodes:
     self._model, self._world_params, self._policy, self._base = model, world_params, policy, base
     self._chunks, self._horizon = p.chunks_per_iteration, p.horizon_steps // policy.chunk
     total = len(self._tasks) * self._num
-    self._environment = envs.make_vector(env.name, total, env.workers, env.image_size, env.calvin_root)
+    self._environment = envs.make_vector(
+      env.name, total, env.workers, env.image_size, env.calvin_root, env.calvin_scene
+    )
     self._starts = training_starts(config, collect)
     self._filter = jax.jit(functools.partial(filter_frame, model))
     self._act = over_tasks(self._make_act(config))

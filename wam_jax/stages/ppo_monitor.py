@@ -112,7 +112,9 @@ class Monitor:
     env = self._config.env
     if self._environment is None:
       count = robot_obs.shape[0] * robot_obs.shape[1]
-      self._environment = envs.make_vector(env.name, count, env.workers, env.image_size, env.calvin_root)
+      self._environment = envs.make_vector(
+        env.name, count, env.workers, env.image_size, env.calvin_root, env.calvin_scene
+      )
     episodes = rollout.rollout_policies(
       self._model,
       self._world_params,

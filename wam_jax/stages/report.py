@@ -194,7 +194,7 @@ def draw_rollouts(
     from wam_jax.envs.calvin import PICTURE_SIZES
 
     size = min(size, *PICTURE_SIZES.values())  # pictures are only shrunk
-  render = envs.make_renderer(env.name, size, env.workers, env.calvin_root)
+  render = envs.make_renderer(env.name, size, env.workers, env.calvin_root, env.calvin_scene)
   steps = episodes["steps"].tolist()
   times = [np.unique(np.append(np.arange(0, n + 1, FRAME_STEP), n)) for n in steps]  # the last state always
   states = [
