@@ -15,6 +15,7 @@ from wam_jax import config as config_lib
 from wam_jax.data import calvin, files
 from wam_jax.envs import tasks as tasks_lib
 from wam_jax.envs.base import ROBOT_OBS, SCENE_OBS
+from wam_jax.envs.play_table import simulator
 from wam_jax.io.logger import Logger
 from wam_jax.stages import collect, recording
 
@@ -124,6 +125,38 @@ def test_replaying_the_actions_gives_the_recorded_states(collected):
     np.testing.assert_allclose(robot_obs, episode["robot_obs"][t], atol=1e-6)
     np.testing.assert_allclose(scene_obs[:6], episode["scene_obs"][t][:6], atol=1e-6)
     env.step(action)
+
+
+class DrawsItself(simulator.PlayTable):
+  """As CALVIN's: pictures of the present moment only, larger than wanted. Here they show the drawer."""
+
+  def pictures(self):
+    level = np.uint8(1000 * self.state()[1][tasks_lib.DRAWER])
+    return {"rgb_static": np.full((20, 20, 3), level), "rgb_gripper": np.full((17, 17, 3), 255 - level)}
+
+
+def test_a_simulator_that_only_draws_the_present_is_recorded_with_pictures(collected, tmp_path, monkeypatch):
+  config = _config()
+  config.env.name, config.env.calvin_root = "calvin", "somewhere"
+  made = []
+
+  def make(name, root):
+    made.append((name, root))
+    return DrawsItself()
+
+  monkeypatch.setattr(recording.envs, "make_environment", make)
+  monkeypatch.setattr(recording.envs, "make_renderer", lambda *_: pytest.fail("drawn again"))
+  summary = _run(config, tmp_path)
+  assert made == [("calvin", "somewhere")]
+  assert summary["frames"] == collected[1]["frames"]
+  for split in ("training", "validation"):
+    frames = calvin.read_frames(collect.dataset_path(tmp_path) / split, 16)
+    np.testing.assert_array_equal(
+      frames.action, calvin.read_frames(collect.dataset_path(collected[0]) / split, 16).action
+    )
+    level = (1000 * frames.scene_obs[:, tasks_lib.DRAWER].astype(np.float64)).astype(np.uint8)
+    assert np.abs(frames.rgb_static[:, 5, 5, 0].astype(int) - level).max() <= 1 and np.ptp(level) > 100
+    assert (frames.rgb_static[:, 0, 0, 0] == 255 - frames.rgb_gripper[:, 15, 15, 2]).all()
 
 
 def _files(workdir: pathlib.Path) -> dict[str, bytes]:

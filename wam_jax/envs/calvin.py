@@ -9,6 +9,7 @@ many episodes.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib
 import importlib.util
 import os
@@ -17,6 +18,7 @@ import sys
 import types
 import warnings
 from collections.abc import Callable
+from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -58,6 +60,17 @@ def find_root(root: str = "") -> pathlib.Path:
   if absent:
     raise CalvinMissingError(f"not installed: {', '.join(absent)}.")
   return pathlib.Path(path).resolve()
+
+
+def describe(root: str = "", scene: str = "D") -> dict[str, str]:
+  """What to repeat a result here by: scene, versions, and a hash of calvin_env's code and data."""
+  folder, digest = find_root(root), hashlib.sha256()
+  for part in ("calvin_env", "conf", "data"):
+    for path in sorted((folder / part).rglob("*")):
+      if path.is_file() and path.suffix != ".pyc":
+        digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
+  versions = {package: metadata.version(package) for package in _PACKAGES.values()}
+  return {"scene": scene, "calvin_env_sha256": digest.hexdigest(), **versions}
 
 
 def _stand_in() -> None:

@@ -84,6 +84,7 @@ def run(config: Any, inputs: Mapping[str, Artifact], workdir: pathlib.Path, logg
       "sha256": digest,
       "in": "start_robot_obs of <policy>.npz",
     },
+    "simulator": _simulator(config.env),
     "simulator_restarts": runner.restarts,
     "provenance": provenance(),
     "config": json.loads(config.to_json_best_effort()),
@@ -277,6 +278,15 @@ def load_episodes(
   same = np.array_equal(stored.pop("start_robot_obs"), robot_obs)
   same &= np.array_equal(stored.pop("start_scene_obs"), scene_obs)
   return stored if same else None
+
+
+def _simulator(env: Any) -> dict[str, str]:
+  """Name and, where it is not ours, what to find the very same one by."""
+  if env.name != "calvin":
+    return {"name": env.name}
+  from wam_jax.envs import calvin as calvin_simulator
+
+  return {"name": env.name, **calvin_simulator.describe(env.calvin_root, env.calvin_scene)}
 
 
 def summarise(tasks: Sequence[str], episodes: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Any]:
