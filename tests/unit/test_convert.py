@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from wam_jax.data import calvin, calvin_writer, convert, converted, frames_cache, inspect
+from wam_jax.data import calvin, calvin_writer, convert, converted, examples, frames_cache, inspect
 from wam_jax.data.files import DatasetError
 from wam_jax.data.frames import frame_path
 from wam_jax.io.logger import Logger
@@ -24,7 +24,7 @@ FRAMES = ("rgb_static", "rgb_gripper", "action", "robot_obs", "scene_obs", "star
 
 @pytest.fixture(autouse=True)
 def _small_examples(monkeypatch):
-  monkeypatch.setattr(convert, "EXAMPLE_FRAMES", 4)
+  monkeypatch.setattr(examples, "EXAMPLE_FRAMES", 4)
   monkeypatch.setattr(convert, "SHARD_EXAMPLES", 2)
 
 
@@ -168,8 +168,8 @@ def test_an_interrupted_conversion_goes_on(source, tmp_path, monkeypatch):
 def test_killed_within_a_shard(source, tmp_path, at):
   program = f"""
 import os, signal
-from wam_jax.data import convert
-convert.EXAMPLE_FRAMES, convert.SHARD_EXAMPLES = 4, 2
+from wam_jax.data import convert, examples
+examples.EXAMPLE_FRAMES, convert.SHARD_EXAMPLES = 4, 2
 real, calls = convert._checksum, []
 def checksum(examples):
   calls.append(1)

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 
-from wam_jax.data import converted
+from wam_jax.data import converted, examples
 
 DESCRIPTION = """\
 Task-free play of a Franka Panda robot at a table with a drawer, a sliding door, a switch with a light bulb, a
@@ -77,9 +77,7 @@ class CalvinPlay(tfds.core.GeneratorBasedBuilder):
     }
 
   def _generate_examples(self, folder: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    from wam_jax.data import convert
-
-    split = convert.plan_split(folder, self._image_size)
+    split = examples.plan_split(folder, self._image_size)
     for chunk in split.chunks:
       for example in split.load(chunk):
         yield int(example["frame_id"][0]), example

@@ -1,0 +1,138 @@
+"""A split in CALVIN's format as examples of consecutive frames, for conversion and the TFDS builder."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from wam_jax.data import calvin
+from wam_jax.data.files import DatasetError, PathLike
+from wam_jax.data.frames import PICTURE_KEYS, VECTOR_KEYS, FrameReader, frame_name
+
+EXAMPLE_FRAMES = 64
+_FIRST_FRAMES = 10  # of a split that may be broken
+
+Chunk = tuple[int, int, int]  # episode, first and last frame id
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitPlan:
+  """A split cut into chunks, each of which becomes an example (or several, where frames are left out).
+
+  Attributes:
+    folder: the split.
+    image_size: side that pictures are shrunk to.
+    skip_broken: leave out frames that cannot be read instead of raising.
+    spans: [E, 2] first and last id of each episode.
+    windows: annotated (task, first id, one past the last id).
+    chunks: in the order of the frames.
+    missing: ids of frames without a file; left out of the chunks.
+    reader: of all other frames.
+  """
+
+  folder: pathlib.Path
+  image_size: int
+  skip_broken: bool
+  spans: np.ndarray
+  windows: tuple[tuple[str, int, int], ...]
+  chunks: tuple[Chunk, ...]
+  missing: tuple[int, ...]
+  reader: FrameReader
+
+  def load(self, chunk: Chunk, broken: Callable[[int, str], None] | None = None) -> list[dict[str, Any]]:
+    """The chunk's examples.
+
+    Args:
+      chunk: one of `chunks`.
+      broken: called with id and rule for each frame left out.
+
+    Raises:
+      DatasetError: a frame is broken, and `skip_broken` is not set.
+    """
+    episode, first, last = chunk
+    ids = np.arange(first, last + 1)
+    try:
+      return [self._example(episode, ids)]
+    except DatasetError:
+      if not self.skip_broken:
+        raise
+    good = np.ones(len(ids), bool)
+    for row, frame_id in enumerate(ids):
+      try:
+        self._example(episode, ids[row : row + 1])
+      except DatasetError as error:
+        good[row] = False
+        if broken is not None:
+          broken(int(frame_id), error.rule)
+    ids = ids[good]
+    runs = np.split(ids, np.flatnonzero(np.diff(ids) != 1) + 1)
+    return [self._example(episode, run) for run in runs if len(run)]
+
+  def _example(self, episode: int, ids: np.ndarray) -> dict[str, Any]:
+    size, count = self.image_size, len(ids)
+    out = {key: np.empty((count, width)) for key, width in {**VECTOR_KEYS, "actions": 7}.items()}
+    out |= {key: np.empty((count, size, size, 3), np.uint8) for key in PICTURE_KEYS}
+    row = int(np.searchsorted(self.reader.ids, ids[0]))
+    self.reader.read(row, row + count, out)
+    mine = [(task, low, high) for task, low, high in self.windows if low <= ids[-1] and ids[0] < high]
+    return {
+      **out,
+      "frame_id": ids.astype(np.int64),
+      "episode": episode,
+      "window_task": [task for task, _, _ in mine],
+      "window": np.array([(low, high) for _, low, high in mine], np.int64).reshape(-1, 2),
+    }
+
+
+def plan_split(folder: PathLike, image_size: int = 64, skip_broken: bool = False) -> SplitPlan:
+  """Looks at ids, annotations and the names of the files; reads no frames but the first.
+
+  Args:
+    folder: training/, validation/ or failed/ of a dataset in CALVIN's format.
+    image_size: side that pictures are to be shrunk to, in pixels.
+    skip_broken: leave out frames that are missing or cannot be read.
+
+  Raises:
+    DatasetError: as `calvin.read_split`.
+  """
+  folder = pathlib.Path(folder)
+  spans = calvin.read_episode_ids(folder)
+  raw = calvin.read_raw_annotations(folder)
+  calvin.locate(folder, raw, spans)
+  missing: list[int] = []
+  if skip_broken:
+    names = set(os.listdir(folder))
+    missing = [i for low, high in spans.tolist() for i in range(low, high + 1) if frame_name(i) not in names]
+  for attempt in range(_FIRST_FRAMES):
+    pieces = _without(spans, missing)
+    if not len(pieces):
+      raise DatasetError(folder, "none of its frames can be read.", fix="copy or download them again.")
+    try:
+      reader = FrameReader(folder, pieces, image_size)  # looks at its first frame
+      break
+    except DatasetError:
+      if not skip_broken or attempt == _FIRST_FRAMES - 1:
+        raise
+      missing = sorted([*missing, int(pieces[0, 0])])
+  chunks = [
+    (int(np.searchsorted(spans[:, 0], low, side="right")) - 1, first, min(first + EXAMPLE_FRAMES - 1, high))
+    for low, high in pieces.tolist()
+    for first in range(low, high + 1, EXAMPLE_FRAMES)
+  ]
+  return SplitPlan(folder, image_size, skip_broken, spans, tuple(raw), tuple(chunks), tuple(missing), reader)
+
+
+def _without(spans: np.ndarray, gaps: Sequence[int]) -> np.ndarray:
+  """The spans [E, 2] of ids, cut at `gaps`."""
+  out = []
+  for low, high in spans.tolist():
+    inside = [g for g in gaps if low <= g <= high]
+    for begin, end in zip([low, *(g + 1 for g in inside)], [*(g - 1 for g in inside), high], strict=True):
+      if begin <= end:
+        out.append((begin, end))
+  return np.array(out, np.int64).reshape(-1, 2)
