@@ -103,7 +103,6 @@ class _Episode:
 
   def __init__(self, env: TaughtEnvironment, image_size: int):
     self._env, self._image_size = env, image_size
-    self.wanted = True  # False: pictures are not worth their time any more
     self._rows: list[dict[str, np.ndarray]] = []
     self.state = env.state()
 
@@ -121,7 +120,7 @@ class _Episode:
 
   def _pictures(self) -> dict[str, np.ndarray]:
     """Both pictures of this moment, shrunk, if only this simulator in this moment can draw them."""
-    if not self.wanted or not hasattr(self._env, "pictures"):
+    if not hasattr(self._env, "pictures"):
       return {}
     from wam_jax.core.image import area_resize  # brings JAX along, which other recordings do without
 
@@ -129,7 +128,7 @@ class _Episode:
     return {key: area_resize(picture, size, size) for key, picture in self._env.pictures().items()}
 
   def arrays(self) -> dict[str, np.ndarray]:
-    return {name: np.stack([row[name] for row in self._rows]) for name in self._rows[-1]}
+    return {name: np.stack([row[name] for row in self._rows]) for name in self._rows[0]}
 
 
 def possible_tasks(scene_obs: np.ndarray) -> list[str]:
@@ -204,14 +203,9 @@ def record_play(
 
 
 def _attempt(
-  env: TaughtEnvironment,
-  rng: np.random.Generator,
-  task: str,
-  settings: Settings,
-  aim_error: float = 0.0,
-  wanted: bool = True,
+  env: TaughtEnvironment, rng: np.random.Generator, task: str, settings: Settings, aim_error: float = 0.0
 ) -> tuple[dict[str, np.ndarray], bool]:
-  """One attempt at a task, and whether success held at its end; `wanted`: whether a success is."""
+  """One attempt at a task, and whether success held at its end."""
   from wam_jax.envs import experts
 
   env.reset(*experts.sample_start(task, rng, env))
@@ -228,7 +222,7 @@ def _attempt(
     gripper = action[6]
     episode.step(experts.add_noise(action, rng, settings.action_noise))
     if not succeeded and tasks_lib.success(task, start, episode.state[1]):
-      succeeded, end, episode.wanted = True, len(episode) + SUCCESS_FRAMES, wanted
+      succeeded, end = True, len(episode) + SUCCESS_FRAMES
   arrays = episode.arrays()
   return arrays, bool(tasks_lib.success(task, start, arrays["scene_obs"][-1]))
 
@@ -278,7 +272,7 @@ def record_failure(
     RuntimeError: MAX_ATTEMPTS successes in a row.
   """
   for tried in range(MAX_ATTEMPTS):
-    arrays, _ = _attempt(env, rng, task, settings, settings.aim_error * (1 + tried / 10), wanted=False)
+    arrays, _ = _attempt(env, rng, task, settings, settings.aim_error * (1 + tried / 10))
     if not tasks_lib.success(task, arrays["scene_obs"][:1], arrays["scene_obs"]).any():
       return {**arrays, "attempts": {}}
   raise RuntimeError(f"{MAX_ATTEMPTS} clumsy attempts at {task} all succeeded; raise data.aim_error")
