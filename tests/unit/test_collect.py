@@ -138,6 +138,7 @@ class DrawsItself(simulator.PlayTable):
 def test_a_simulator_that_only_draws_the_present_is_recorded_with_pictures(collected, tmp_path, monkeypatch):
   config = _config()
   config.env.name, config.env.calvin_root = "calvin", "somewhere"
+  config.data.failed_takes_per_task = 1
   made = []
 
   def make(name, root):
@@ -148,7 +149,12 @@ def test_a_simulator_that_only_draws_the_present_is_recorded_with_pictures(colle
   monkeypatch.setattr(recording.envs, "make_renderer", lambda *_: pytest.fail("drawn again"))
   summary = _run(config, tmp_path)
   assert made == [("calvin", "somewhere")]
-  assert summary["frames"] == collected[1]["frames"]
+  assert summary["frames"]["failed"] and {**summary["frames"], "failed": 0, "total": 0} == {
+    **collected[1]["frames"],
+    "total": 0,
+  }
+  takes = calvin.read_frames(collect.dataset_path(tmp_path) / calvin.FAILED, 16)
+  assert (takes.rgb_static[:, 0, 0, 0] == 255 - takes.rgb_gripper[:, 15, 15, 2]).all()
   for split in ("training", "validation"):
     frames = calvin.read_frames(collect.dataset_path(tmp_path) / split, 16)
     np.testing.assert_array_equal(

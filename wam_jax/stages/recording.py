@@ -98,11 +98,16 @@ class Settings:
   image_size: int = 64  # of pictures recorded here
 
 
+def draws_itself(env: TaughtEnvironment) -> bool:
+  """Whether pictures must be taken while an episode is recorded; else its states are drawn afterwards."""
+  return hasattr(env, "pictures")
+
+
 class _Episode:
   """Steps an environment from where it is and remembers every frame."""
 
-  def __init__(self, env: TaughtEnvironment, image_size: int):
-    self._env, self._image_size = env, image_size
+  def __init__(self, env: TaughtEnvironment, image_size: int, drawn: bool = True):
+    self._env, self._image_size, self._drawn = env, image_size, drawn and draws_itself(env)
     self._rows: list[dict[str, np.ndarray]] = []
     self.state = env.state()
 
@@ -120,12 +125,12 @@ class _Episode:
 
   def _pictures(self) -> dict[str, np.ndarray]:
     """Both pictures of this moment, shrunk, if only this simulator in this moment can draw them."""
-    if not hasattr(self._env, "pictures"):
+    if not self._drawn:
       return {}
     from wam_jax.core.image import area_resize  # brings JAX along, which other recordings do without
 
-    size = self._image_size
-    return {key: area_resize(picture, size, size) for key, picture in self._env.pictures().items()}
+    size, pictures = self._image_size, cast(Any, self._env).pictures()
+    return {key: area_resize(picture, size, size) for key, picture in pictures.items()}
 
   def arrays(self) -> dict[str, np.ndarray]:
     return {name: np.stack([row[name] for row in self._rows]) for name in self._rows[0]}
@@ -203,13 +208,18 @@ def record_play(
 
 
 def _attempt(
-  env: TaughtEnvironment, rng: np.random.Generator, task: str, settings: Settings, aim_error: float = 0.0
+  env: TaughtEnvironment,
+  rng: np.random.Generator,
+  task: str,
+  settings: Settings,
+  aim_error: float = 0.0,
+  drawn: bool = True,
 ) -> tuple[dict[str, np.ndarray], bool]:
   """One attempt at a task, and whether success held at its end."""
   from wam_jax.envs import experts
 
   env.reset(*experts.sample_start(task, rng, env))
-  episode = _Episode(env, settings.image_size)
+  episode = _Episode(env, settings.image_size, drawn)
   act = experts.make_expert(task, env, rng, aim_error)
   start, gripper = episode.state[1], episode.state[0][14]
   end, succeeded, resting = settings.max_steps, False, False
@@ -271,9 +281,19 @@ def record_failure(
   Raises:
     RuntimeError: MAX_ATTEMPTS successes in a row.
   """
+
+  def failing(aim_error: float, drawn: bool) -> dict[str, np.ndarray] | None:
+    arrays, _ = _attempt(env, rng, task, settings, aim_error, drawn)
+    succeeded = tasks_lib.success(task, arrays["scene_obs"][:1], arrays["scene_obs"]).any()
+    return None if succeeded else arrays
+
   for tried in range(MAX_ATTEMPTS):
-    arrays, _ = _attempt(env, rng, task, settings, settings.aim_error * (1 + tried / 10))
-    if not tasks_lib.success(task, arrays["scene_obs"][:1], arrays["scene_obs"]).any():
+    aim_error, chance = settings.aim_error * (1 + tried / 10), rng.bit_generator.state
+    arrays = failing(aim_error, drawn=False)
+    if arrays is not None and draws_itself(env):  # most attempts succeed: pictures only of one that does not
+      rng.bit_generator.state = chance
+      arrays = failing(aim_error, drawn=True)
+    if arrays is not None:
       return {**arrays, "attempts": {}}
   raise RuntimeError(f"{MAX_ATTEMPTS} clumsy attempts at {task} all succeeded; raise data.aim_error")
 
