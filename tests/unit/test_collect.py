@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -215,6 +218,43 @@ def test_leftovers_of_other_settings_are_not_mixed_in(collected, tmp_path, monke
       _run(_config(seed=5), tmp_path)
   _run(_config(), tmp_path)
   assert _files(tmp_path) == _files(collected[0])
+
+
+def _workers() -> list[int]:
+  """Process ids of our recording workers."""
+  found = []
+  for entry in pathlib.Path("/proc").glob("[0-9]*"):
+    with contextlib.suppress(OSError, IndexError):
+      parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+      if parent == os.getpid() and b"wam_jax.stages.recording" in (entry / "cmdline").read_bytes():
+        found.append(int(entry.name))
+  return found
+
+
+def test_a_killed_worker_is_replaced_and_its_job_done_again(collected, tmp_path, monkeypatch):
+  real, killed = recording.record_all, []
+
+  def with_a_murder(jobs, settings, folder, workers, done):
+    def and_kill(count):
+      done(count)
+      if len(killed) < 2:
+        killed.append(_workers()[0])
+        os.kill(killed[-1], signal.SIGKILL)
+
+    return real(jobs, settings, folder, workers, and_kill)
+
+  monkeypatch.setattr(recording, "record_all", with_a_murder)
+  summary = _run(_config(workers=2), tmp_path)
+  assert summary["worker_restarts"] == 2
+  assert _files(tmp_path) == _files(collected[0])
+
+
+def test_a_worker_that_always_dies_is_an_error(tmp_path, monkeypatch):
+  monkeypatch.setattr(recording.sys, "executable", "/bin/false")
+  settings = recording.Settings(0, "play_table", 72, 10, 10, 0.3, 0.25)
+  jobs = [recording.Job("demo", "open_drawer", i) for i in range(2)]
+  with pytest.raises(RuntimeError, match=r"a worker died 3 times at demo-open_drawer-0000\d \(exit code 1\)"):
+    recording.record_all(jobs, settings, tmp_path, 2, lambda n: None)
 
 
 def test_a_failing_worker_says_what_failed(tmp_path):

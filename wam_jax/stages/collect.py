@@ -232,7 +232,7 @@ def _collect(config: Any, workdir: pathlib.Path, logger: Logger) -> dict[str, An
 
   begin = time.monotonic()
   with logger.progress(len(everything), "recording episodes") as bar:
-    recording.record_all(everything, settings, states, num_workers(config.env.workers), bar.update)
+    restarts = recording.record_all(everything, settings, states, num_workers(config.env.workers), bar.update)
   seconds = {"physics": time.monotonic() - begin, "drawing": 0.0, "writing": 0.0}
 
   starts = [recording.load(states, job) for job in jobs["starts"]]
@@ -258,7 +258,7 @@ def _collect(config: Any, workdir: pathlib.Path, logger: Logger) -> dict[str, An
       seconds["drawing"] += drawing
       seconds["writing"] += writing
     first_id += sum(len(recording.load(states, job)["actions"]) for job in jobs[split])
-  summary = _summarise(jobs, states, seconds)
+  summary = _summarise(jobs, states, seconds) | {"worker_restarts": restarts}
   _write_json(workdir / "summary.json", summary)
   shutil.rmtree(states)
   settings_file.unlink()

@@ -8,6 +8,7 @@ and each is answered by one line on stdout. No JAX here, so that a worker starts
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
   from wam_jax.envs.experts import TaughtEnvironment
 
 SUCCESS_FRAMES = 10  # frames kept after a demo's success first holds: the classifier's positives
+_WORKER_ATTEMPTS = 3  # at one job, before giving up
 MAX_ATTEMPTS = 50  # at one demo, before giving up
 _WANDER_RATE = 0.25  # share of play in which the arm wanders instead of trying a skill
 _WANDER_STEPS = (5, 20)
@@ -351,7 +353,7 @@ def _make_environment(settings: Settings) -> TaughtEnvironment:
 
 def record_all(
   jobs: Sequence[Job], settings: Settings, folder: pathlib.Path, workers: int, done: Callable[[int], Any]
-) -> None:
+) -> int:
   """Does all jobs whose file is not there yet, each into `folder`/<name>.npz.
 
   The simulator's Python holds the interpreter's lock, so workers are processes. They are started as
@@ -365,8 +367,11 @@ def record_all(
     workers: processes; with one the work is done here.
     done: called with 1 as each job is done, in this thread.
 
+  Returns:
+    How often a worker died and was replaced; it does its job once more.
+
   Raises:
-    RuntimeError: a worker failed; its own message is in it.
+    RuntimeError: a worker failed, its own message is in it; or three died at the same job.
   """
   todo = []
   for job in jobs:
@@ -380,7 +385,7 @@ def record_all(
       assert env is not None
       _save(folder / f"{job.name}.npz", record(env, job, settings))
       done(1)
-    return
+    return 0
 
   waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
   answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()
@@ -396,33 +401,48 @@ def record_all(
     json.dumps(dataclasses.asdict(settings)),
     str(folder),
   ]
-  processes = [
-    subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
-    for _ in range(min(workers, len(todo)))
-  ]
+  processes: list[subprocess.Popen[str]] = []
 
-  def feed(process: subprocess.Popen[str]) -> None:
-    """Gives a worker one job after the other; None to `answers` when there is nothing left."""
+  def start() -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+      command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    )
+    processes.append(process)
+    return process
+
+  def ask(process: subprocess.Popen[str], job: Job) -> str:
+    """Its answer to one job; empty: it has died."""
     assert process.stdin is not None and process.stdout is not None
     try:
-      while True:
-        try:
-          job = waiting.get_nowait()
-        except queue.Empty:
-          answers.put(None)
-          return
-        process.stdin.write(json.dumps(dataclasses.asdict(job)) + "\n")
-        process.stdin.flush()
-        line = process.stdout.readline()
-        answers.put(
-          line or json.dumps({"error": f"a worker died at {job.name} (exit code {process.wait()})"})
-        )
-        if not line:
-          return
+      process.stdin.write(json.dumps(dataclasses.asdict(job)) + "\n")
+      process.stdin.flush()
+      return process.stdout.readline()
     except (BrokenPipeError, ValueError):
-      answers.put(json.dumps({"error": "a worker died"}))
+      return ""
 
-  threads = [threading.Thread(target=feed, args=(process,), daemon=True) for process in processes]
+  def feed() -> None:
+    """Gives a worker one job after the other; None to `answers` when there is nothing left."""
+    process = start()
+    while not ended.is_set():
+      try:
+        job = waiting.get_nowait()
+      except queue.Empty:
+        break
+      for attempt in range(1, _WORKER_ATTEMPTS + 1):
+        line = ask(process, job)
+        if line or ended.is_set():
+          break
+        code = process.wait()
+        if attempt == _WORKER_ATTEMPTS:
+          line = json.dumps({"error": f"a worker died {attempt} times at {job.name} (exit code {code})"})
+        else:
+          restarts.append(job.name)
+          process = start()
+      answers.put(line)
+    answers.put(None)
+
+  ended, restarts = threading.Event(), list[str]()
+  threads = [threading.Thread(target=feed, daemon=True) for _ in range(min(workers, len(todo)))]
   try:
     for thread in threads:
       thread.start()
@@ -437,11 +457,14 @@ def record_all(
         raise RuntimeError(f"recording failed: {content['error']}")
       done(1)
   finally:
-    for process in processes:
+    ended.set()
+    for process in list(processes):
       if process.stdin is not None:
-        process.stdin.close()
+        with contextlib.suppress(OSError):
+          process.stdin.close()
       process.terminate()
       process.wait()
+  return len(restarts)
 
 
 def main(argv: Sequence[str]) -> None:
