@@ -7,7 +7,7 @@ import pytest
 
 from wam_jax import envs
 from wam_jax.envs import experts, tasks
-from wam_jax.envs.play_table import scene, simulator
+from wam_jax.envs.play_table import scene, simulator, skills
 
 ANGLES_ROBOT = [3, 4, 5]
 ANGLES_SCENE = [6 + 6 * block + i for block in range(3) for i in (3, 4, 5)]
@@ -30,7 +30,7 @@ def assert_same_state(got, wanted, angles, tolerance=1e-9):
 
 def run(env, seed):
   rng = np.random.default_rng(seed)
-  env.reset(*experts.sample_start(None, rng))
+  env.reset(*skills.sample_start(None, rng))
   states = []
   for action in random_actions(rng, 30):
     env.step(action)
@@ -50,7 +50,7 @@ def test_same_reset_and_actions_are_identical_to_the_bit(env):
 def test_reset_restores_states_met_in_random_play(env):
   rng = np.random.default_rng(5)
   for _ in range(6):
-    env.reset(*experts.sample_start(None, rng))
+    env.reset(*skills.sample_start(None, rng))
     for action in random_actions(rng, int(rng.integers(5, 40))):
       env.step(action)
     robot_obs, scene_obs = env.state()
@@ -87,7 +87,7 @@ def test_euler_angles_and_matrices_are_inverse():
 def test_resting_changes_nothing_and_the_lever_stays(env):
   rng = np.random.default_rng(2)
   for switch in (0.02, 0.06):
-    robot_obs, scene_obs = experts.sample_start("turn_on_lightbulb", rng)
+    robot_obs, scene_obs = skills.sample_start("turn_on_lightbulb", rng)
     scene_obs[3], scene_obs[4] = switch, float(switch > tasks.BULB_THRESHOLD)
     robot_obs[6], robot_obs[14] = 0.08, 1.0
     env.reset(robot_obs, scene_obs)
@@ -128,7 +128,7 @@ def test_the_target_does_not_run_away_from_a_blocked_gripper(env):
 
 def test_led_toggles_once_per_press_and_not_at_reset(env):
   rng = np.random.default_rng(1)
-  robot_obs, scene_obs = experts.sample_start("turn_on_led", rng)
+  robot_obs, scene_obs = skills.sample_start("turn_on_led", rng)
   env.reset(robot_obs, scene_obs)
   act, led = experts.make_expert("turn_on_led", env, rng), []
   while (action := act()) is not None:
@@ -198,7 +198,7 @@ def test_bad_shapes(env):
 
 def test_vector_environment_equals_single_ones():
   rng = np.random.default_rng(7)
-  states = [experts.sample_start(None, rng) for _ in range(3)]
+  states = [skills.sample_start(None, rng) for _ in range(3)]
   actions = np.stack([random_actions(rng, 5) for _ in range(3)], 1)
   vector = envs.make_vector("play_table", 3, workers=2, image_size=8)
   vector.reset(np.stack([s[0] for s in states]), np.stack([s[1] for s in states]))
