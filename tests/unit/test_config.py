@@ -142,6 +142,17 @@ def test_ddim_is_for_policies_that_denoise(config):
   assert "gaussian" in found["behaviour_cloning.ddim_steps"].rule
 
 
+def test_calvins_experts_know_scene_d_only(config, tmp_path, monkeypatch):
+  monkeypatch.delenv("CALVIN_ROOT", raising=False)
+  assert set(problems_of(config, ("env.name", "calvin"))) == {"env.calvin_root"}
+  (tmp_path / "calvin_env/envs").mkdir(parents=True)
+  (tmp_path / "calvin_env/envs/play_table_env.py").touch()
+  monkeypatch.setenv("CALVIN_ROOT", str(tmp_path))
+  assert config_lib.finalize(config).env.calvin_root == str(tmp_path)
+  found = problems_of(config, ("env.calvin_scene", "A"))
+  assert set(found) == {"data.source", "evaluate.expert"} and "scene D" in found["data.source"].rule
+
+
 def test_failed_starts_need_failed_takes(config):
   config.data.failed_takes_per_task = 0
   found = problems_of(config, ("ppo.failed_starts", "0.3"))
