@@ -194,9 +194,6 @@ def default_config() -> ConfigDict:
   p.target_kl = 1.0
   p.start_frames = 4  # first frames of a demo that dreams start from; 0: all before success
   p.failed_starts = 0.0  # share of dreams that start anywhere in failed takes, beside the handle
-  # Only in tasks of which the classifier calls at most this share of held-out failed takes, dreamt again, a
-  # success: where misses succeed in dreams, there is nothing to learn from them.
-  p.failed_starts_limit = 1.0
   p.bc_weight = 0.025  # alpha of the behaviour-cloning regulariser
   # Chains that it looks at: frozen_chains: the cloned policy's, under the one being trained;
   # current_chains: the other way round.

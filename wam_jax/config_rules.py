@@ -293,7 +293,6 @@ CHECKS: dict[str, Check] = {
   "ppo.target_kl": _POSITIVE,
   "ppo.start_frames": _count(0),
   "ppo.failed_starts": _RATE,
-  "ppo.failed_starts_limit": _RATE,
   "ppo.bc_weight": _NOT_NEGATIVE,
   "ppo.bc_form": _choice("frozen_chains", "current_chains"),
   "ppo.entropy_penalty": _NOT_NEGATIVE,

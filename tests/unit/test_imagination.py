@@ -214,15 +214,15 @@ def test_a_share_of_dreams_starts_in_failed_takes():
   mask[0, 1:] = False
   starts = imagination.make_starts(feature, np.zeros_like(mask), mask, frames=1)
   failed = np.arange(2 * 3 * 4, dtype=np.float32).reshape(2, 3, 4, 1) + 10 + 0 * feature
-  starts = imagination.add_failed_starts(starts, failed, mask, share=np.array([0.25, 0.75]))
+  starts = imagination.add_failed_starts(starts, failed, mask, share=0.25)
   assert starts.failed_count.tolist() == [4, 12]
   draws = jax.vmap(lambda s, k: s.draw(k, 4000))(starts, jax.random.split(jax.random.key(0)))
-  np.testing.assert_allclose((draws[..., 0] >= 10).mean(1), [0.25, 0.75], atol=0.03)
+  np.testing.assert_allclose((draws[..., 0] >= 10).mean(1), 0.25, atol=0.03)
   assert set(np.unique(draws[0, :, 0])) == {1, 10, 11, 12, 13}
   assert len(np.unique(draws[1, :, 0])) == 13
   mask[1] = False
   with pytest.raises(ValueError, match="task 1: no failed take"):
-    imagination.add_failed_starts(starts, failed, mask, share=np.zeros(2))
+    imagination.add_failed_starts(starts, failed, mask, share=0.25)
 
 
 def test_world_parameters_are_arguments():

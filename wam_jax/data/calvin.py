@@ -356,12 +356,14 @@ def read_start_states(
   else:
     raw = read_raw_annotations(folder)
     check_tasks(folder, (task for task, _, _ in raw), tasks)
-    states = {}
-    for task in tasks:
-      first = np.array([low for name, low, _ in raw if name == task][:limit])
-      reader = open_reader(folder, np.stack([first, first], 1), 1)
-      found = reader.read_vectors(0, len(first), ("robot_obs", "scene_obs"))
-      states[task] = (found["robot_obs"], found["scene_obs"])
+    first = {task: [low for name, low, _ in raw if name == task][:limit] for task in tasks}
+    ids = np.concatenate(list(first.values()))
+    found = open_reader(folder, np.stack([ids, ids], 1), 1).read_vectors(
+      0, len(ids), ("robot_obs", "scene_obs")
+    )
+    cuts = np.cumsum([len(part) for part in first.values()])[:-1]
+    parts = zip(*(np.split(found[key], cuts) for key in ("robot_obs", "scene_obs")), strict=True)
+    states = dict(zip(first, parts, strict=True))
   for task, (robot_obs, scene_obs) in states.items():
     if not len(robot_obs):
       raise DatasetError(path, f"no start state of {task}.", key="task", fix="run the collect stage again.")

@@ -29,7 +29,7 @@ import numpy as np
 from wam_jax.data import calvin, converted
 from wam_jax.data.calvin_writer import save_pickled
 from wam_jax.data.examples import Chunk, SplitPlan, plan_split
-from wam_jax.data.files import DatasetError, PathLike, load_pickled
+from wam_jax.data.files import DatasetError, PathLike, disk_full, load_pickled
 from wam_jax.data.frames import (
   PICTURE_KEYS,
   VECTOR_KEYS,
@@ -173,8 +173,9 @@ def _check_room(partial: pathlib.Path, plans: dict[str, SplitPlan]) -> None:
 
 
 def _disk_error(partial: pathlib.Path, error: OSError) -> DatasetError:
-  full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-  rule = "no room left on the disk." if full else f"cannot be written ({error.strerror or error})."
+  rule = (
+    "no room left on the disk." if disk_full(error) else f"cannot be written ({error.strerror or error})."
+  )
   return DatasetError(
     error.filename or partial, rule, fix="make room and give the same command again: it goes on where it was."
   )

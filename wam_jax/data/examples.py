@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from wam_jax.data import calvin
+from wam_jax.data import calvin, converted
 from wam_jax.data.files import DatasetError, PathLike
-from wam_jax.data.frames import PICTURE_KEYS, VECTOR_KEYS, FrameReader, frame_name
+from wam_jax.data.frames import PICTURE_KEYS, VECTOR_KEYS, FrameReader
 
 EXAMPLE_FRAMES = 64
 _FIRST_FRAMES = 10  # of a split that may be broken
@@ -106,8 +105,8 @@ def plan_split(folder: PathLike, image_size: int = 64, skip_broken: bool = False
   calvin.locate(folder, raw, spans)
   missing: list[int] = []
   if skip_broken:
-    names = set(os.listdir(folder))
-    missing = [i for low, high in spans.tolist() for i in range(low, high + 1) if frame_name(i) not in names]
+    ids = np.concatenate([np.arange(low, high + 1) for low, high in spans])
+    missing = ids[~converted.present(folder, ids)].tolist()
   for attempt in range(_FIRST_FRAMES):
     pieces = _without(spans, missing)
     if not len(pieces):

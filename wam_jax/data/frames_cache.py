@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import fcntl
 import hashlib
 import io
@@ -24,7 +23,7 @@ import numpy as np
 
 from wam_jax.data.calvin import read_episode_ids
 from wam_jax.data.converted import open_reader
-from wam_jax.data.files import DatasetError, PathLike, read_npz
+from wam_jax.data.files import DatasetError, PathLike, disk_full, read_npz
 from wam_jax.data.frames import (
   PICTURE_KEYS,
   VECTOR_KEYS,
@@ -224,7 +223,7 @@ def _make(
   except OSError as error:
     free = shutil.disk_usage(path.parent).free
     room = f"it needs {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB were free"
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    full = disk_full(error)
     raise DatasetError(
       path,
       f"the frames cache cannot be written: {room if full else error.strerror}.",

@@ -6,15 +6,16 @@ import math
 
 import numpy as np
 
-from wam_jax.envs import tasks
 from wam_jax.envs.calvin import CalvinTable
 from wam_jax.envs.experts import CLOSED, FINGERS_DOWN, OPEN, Skill, sample_furniture, steer
 
 WORKSPACE = np.array([-0.25, -0.30, 0.55]), np.array([0.28, -0.10, 0.68])  # m, lowest and highest corner
 _TILTED = (math.pi, -0.6, math.pi / 2)  # fingers point down and away from the robot's side, as at the switch
-_SAFE_HEIGHT = 0.56  # m, above all blocks
+SAFE_HEIGHT = 0.56  # m, above all blocks
+LOW_HEIGHT, FREE_Y = 0.52, -0.12
 _SLOPE_UP = np.array([0.0, 0.5, 0.866])  # the way the switch moves
 _BLOCK_DISTANCE = 0.08  # m between blocks at the start
+_START_ATTEMPTS = 100
 _DRIVE_STEPS = 60  # at most, from the neutral posture to where an episode starts
 
 
@@ -35,7 +36,7 @@ def sample_start(
   task: str | None, rng: np.random.Generator, env: CalvinTable
 ) -> tuple[np.ndarray, np.ndarray]:
   """See `experts.sample_start`: the hand is driven there from the neutral posture; the blocks settle."""
-  while True:
+  for _ in range(_START_ATTEMPTS):
     scene_obs = sample_furniture(task, rng)
     scene_obs[6:] = _sample_blocks(rng, env)
     env.reset(None, scene_obs)
@@ -53,9 +54,13 @@ def sample_start(
     # A hand that stuck, or furniture pushed by a block: another try.
     if np.linalg.norm(robot_obs[:3] - place) < 0.03 and np.abs(reached[:4] - scene_obs[:4]).max() < 0.005:
       return robot_obs, reached
+  raise RuntimeError(
+    f"no start of {task or 'play'} could be reached in {_START_ATTEMPTS} attempts; is calvin_env changed?"
+  )
 
 
-def _drawer(task: str, opened: float, rng: np.random.Generator) -> Skill:
+def drawer(task: str, opened: float, rng: np.random.Generator) -> Skill:
+  """See `experts.Skills`."""
   x, z = 0.18 + rng.uniform(-0.02, 0.02), 0.365 + rng.uniform(-0.004, 0.004)
   if task == "open_drawer":  # down between front and handle, then pull
     y = -0.212 - opened
@@ -64,7 +69,8 @@ def _drawer(task: str, opened: float, rng: np.random.Generator) -> Skill:
   return Skill([np.array(p) for p in ((x, y, 0.50), (x, y, z), (x, -0.24, z))])
 
 
-def _slider(task: str, opened: float, rng: np.random.Generator) -> Skill:
+def slider(task: str, opened: float, rng: np.random.Generator) -> Skill:
+  """See `experts.Skills`."""
   handle, side = 0.04 - opened, 1.0 if task == "move_slider_left" else -1.0
   x, z = handle + side * (0.085 + rng.uniform(0, 0.01)), 0.51 + rng.uniform(-0.004, 0.004)
   y = -0.008 + rng.uniform(-0.004, 0.004)  # deep beside the handle, or a noisy hand slips off
@@ -72,7 +78,8 @@ def _slider(task: str, opened: float, rng: np.random.Generator) -> Skill:
   return Skill([np.array(p) for p in ((x, -0.12, 0.60), (x, y, 0.60), (x, y, z), (end, y, z))])
 
 
-def _lightbulb(task: str, position: float, rng: np.random.Generator) -> Skill:
+def lightbulb(task: str, position: float, rng: np.random.Generator) -> Skill:
+  """See `experts.Skills`."""
   if task == "turn_on_lightbulb":  # from below, then up the slope
     under = np.array([0.30 + rng.uniform(-0.01, 0.01), 0.0, 0.480])
     before = under + np.array([0, -0.12, 0.06])
@@ -91,27 +98,7 @@ def _lightbulb(task: str, position: float, rng: np.random.Generator) -> Skill:
   )
 
 
-def _button(rng: np.random.Generator) -> Skill:
+def button(rng: np.random.Generator) -> Skill:
+  """See `experts.Skills`."""
   above = np.array([-0.12, -0.12, 0.56]) + np.append(rng.uniform(-0.01, 0.01, 2), 0)
   return Skill([above, above - np.array([0, 0, 0.10])])
-
-
-def skill(task: str, scene_obs: np.ndarray, rng: np.random.Generator) -> Skill:
-  """See `experts.Skills`."""
-  if task in ("open_drawer", "close_drawer"):
-    return _drawer(task, scene_obs[tasks.DRAWER], rng)
-  if task in ("move_slider_left", "move_slider_right"):
-    return _slider(task, scene_obs[tasks.SLIDER], rng)
-  if task in ("turn_on_lightbulb", "turn_off_lightbulb"):
-    return _lightbulb(task, scene_obs[tasks.SWITCH], rng)
-  return _button(rng)
-
-
-def way_out(tcp: np.ndarray) -> list[np.ndarray]:
-  """See `experts.Skills`."""
-  x, y, z = tcp
-  if z < 0.50 and y < -0.17:  # in front of the table
-    return [np.array([x, y, _SAFE_HEIGHT])]
-  if z < 0.52 or y > -0.07:
-    return [np.array([x, min(y, -0.12), max(z, _SAFE_HEIGHT)])]
-  return []

@@ -21,6 +21,7 @@ CLOSED, OPEN = -1.0, 1.0
 
 _REACHED_TARGET, _REACHED_TCP, _REACHED_ANGLE = 0.012, 0.03, 0.2
 _REACHED_LAST = 0.006
+_AMONG_FURNITURE_Y = -0.07  # m, beyond which a hand is among door, switch and lamp
 _PATIENCE = 8  # steps without getting nearer before a waypoint is given up
 
 # Where furniture may start [m]: anywhere from which the task can still be done, with a little to spare.
@@ -57,11 +58,19 @@ class TaughtEnvironment(base.Environment, Protocol):
 class Skills(Protocol):
   """What a simulator's module of skills holds (`envs.load_skills`).
 
+  A skill has small variation; its furniture stands at a joint's position in m.
+
   Attributes:
     WORKSPACE: lowest and highest corner [3] of the free space above the table, in m.
+    SAFE_HEIGHT: z [m] above everything that stands on the table.
+    LOW_HEIGHT: z [m] below which a hand is among the furniture.
+    FREE_Y: y [m] up to which a hand can rise freely.
   """
 
   WORKSPACE: tuple[np.ndarray, np.ndarray]
+  SAFE_HEIGHT: float
+  LOW_HEIGHT: float
+  FREE_Y: float
 
   def sample_start(
     self, task: str | None, rng: np.random.Generator, env: Any
@@ -69,12 +78,20 @@ class Skills(Protocol):
     """See the function of this name below."""
     ...
 
-  def skill(self, task: str, scene_obs: np.ndarray, rng: np.random.Generator) -> Skill:
-    """The way to do a task with the furniture as in `scene_obs` [24], with small variation."""
+  def drawer(self, task: str, opened: float, rng: np.random.Generator) -> Skill:
+    """open_drawer or close_drawer."""
     ...
 
-  def way_out(self, tcp: np.ndarray) -> list[np.ndarray]:
-    """Waypoints from a place [3] among the furniture to the free space above the table."""
+  def slider(self, task: str, opened: float, rng: np.random.Generator) -> Skill:
+    """move_slider_left or move_slider_right."""
+    ...
+
+  def lightbulb(self, task: str, position: float, rng: np.random.Generator) -> Skill:
+    """turn_on_lightbulb or turn_off_lightbulb, by the switch."""
+    ...
+
+  def button(self, rng: np.random.Generator) -> Skill:
+    """turn_on_led and turn_off_led."""
     ...
 
 
@@ -154,6 +171,25 @@ def steer(
   return action
 
 
+def _skill(skills: Skills, task: str, scene_obs: np.ndarray, rng: np.random.Generator) -> Skill:
+  """The way to do a task with the furniture as in `scene_obs` [24]."""
+  if task in ("open_drawer", "close_drawer"):
+    return skills.drawer(task, scene_obs[tasks.DRAWER], rng)
+  if task in ("move_slider_left", "move_slider_right"):
+    return skills.slider(task, scene_obs[tasks.SLIDER], rng)
+  if task in ("turn_on_lightbulb", "turn_off_lightbulb"):
+    return skills.lightbulb(task, scene_obs[tasks.SWITCH], rng)
+  return skills.button(rng)
+
+
+def _way_out(skills: Skills, tcp: np.ndarray) -> list[np.ndarray]:
+  """Waypoints from a place [3] among the furniture to the free space above the table."""
+  x, y, z = tcp
+  if z < skills.LOW_HEIGHT or y > _AMONG_FURNITURE_Y:
+    return [np.array([x, min(y, skills.FREE_Y), max(z, skills.SAFE_HEIGHT)])]
+  return []
+
+
 class WaypointExpert:
   """Steers the target pose along waypoints.
 
@@ -162,7 +198,7 @@ class WaypointExpert:
 
   def __init__(self, env: TaughtEnvironment, skill: Skill) -> None:
     self._env = env
-    self._waypoints = envs.load_skills(env.name).way_out(env.state()[0][:3]) + skill.waypoints
+    self._waypoints = _way_out(envs.load_skills(env.name), env.state()[0][:3]) + skill.waypoints
     self._euler = np.array(skill.euler)
     self._next = 0
     self._closest, self._waited = math.inf, 0
@@ -210,7 +246,7 @@ def make_expert(task: str, env: TaughtEnvironment, rng: np.random.Generator, aim
     ValueError: unknown task.
   """
   _check(task)
-  skill = envs.load_skills(env.name).skill(task, env.state()[1], rng)
+  skill = _skill(envs.load_skills(env.name), task, env.state()[1], rng)
   if aim_error:
     beside = rng.normal(0.0, aim_error, 3)
     skill = dataclasses.replace(skill, waypoints=[waypoint + beside for waypoint in skill.waypoints])
@@ -230,7 +266,7 @@ def make_wanderer(env: TaughtEnvironment, rng: np.random.Generator) -> Callable[
   """
   skills = envs.load_skills(env.name)
   low, high = skills.WORKSPACE
-  goals = [(place, np.array(FINGERS_DOWN), 1.0) for place in skills.way_out(env.state()[0][:3])]
+  goals = [(place, np.array(FINGERS_DOWN), 1.0) for place in _way_out(skills, env.state()[0][:3])]
   memory = {"gripper": float(env.state()[0][14]), "steps": 0}
 
   def new_goal() -> tuple[np.ndarray, np.ndarray, float]:

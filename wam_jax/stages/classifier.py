@@ -210,16 +210,6 @@ def check_gate(artifact: Artifact, tasks: tuple[str, ...], limit: float) -> None
     )
 
 
-def dreamt_failures(artifact: Artifact, tasks: tuple[str, ...]) -> np.ndarray:
-  """Share of held-out failed takes, dreamt again from their actions, that it calls a success: [K].
-
-  Raises:
-    KeyError: it was trained without failed takes.
-  """
-  quality = json.loads((artifact.path / "quality.json").read_text(encoding="utf-8"))["tasks"]
-  return np.array([quality[task]["heldout_failed_takes"]["dreamt"] for task in tasks])
-
-
 def load_classifier(artifact: Artifact) -> tuple[SuccessClassifier, Params]:
   """The classifier, and {"network", "threshold"} stacked over tasks."""
   params = checkpoint.load_params(artifact.path / "params")

@@ -73,13 +73,7 @@ def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger:
   starts = make_starts(demos.feature, demos.success, demos.mask, config.ppo.start_frames)
   if config.ppo.failed_starts:
     failed = load_features(inputs["featurize"].path / "failed.npz")
-    dreamt = classifier_stage.dreamt_failures(inputs["classifier"], demos.tasks)
-    share = np.where(dreamt <= config.ppo.failed_starts_limit, config.ppo.failed_starts, 0.0)
-    for k, task in enumerate(demos.tasks):
-      logger.info(
-        f"{task}: {dreamt[k]:.0%} of dreamt failures count as success; {share[k]:.0%} failed starts"
-      )
-    starts = add_failed_starts(starts, failed.feature, failed.mask, share)
+    starts = add_failed_starts(starts, failed.feature, failed.mask, config.ppo.failed_starts)
   frozen = jax.device_put(
     train.Frozen(
       base=cloned["base"],

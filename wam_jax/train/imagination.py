@@ -93,24 +93,23 @@ class StartFrames:
     count: scalar int32, how many count.
     failed: [S', F], frames of takes that failed, padded at the end; None without.
     failed_count: scalar int32, how many count.
-    failed_share: scalar, share of draws that take one of these; None without.
+    failed_share: share of draws that take one of these.
   """
 
   feature: jax.Array
   count: jax.Array
   failed: jax.Array | None = None
   failed_count: jax.Array | None = None
-  failed_share: jax.Array | None = None
+  failed_share: float = struct.field(pytree_node=False, default=0.0)
 
   def draw(self, key: jax.Array, num: int) -> jax.Array:
     """[num, F], with replacement."""
     drawn = self.feature[jax.random.randint(key, (num,), 0, self.count)]
-    if self.failed is None or self.failed_count is None or self.failed_share is None:
+    if self.failed is None or self.failed_count is None:
       return drawn
     row_key, choice_key = jax.random.split(jax.random.fold_in(key, 1))
     failed = self.failed[jax.random.randint(row_key, (num,), 0, self.failed_count)]
-    chosen = jax.random.uniform(choice_key, (num, 1)) < self.failed_share
-    return jnp.where(chosen, failed, drawn)
+    return jnp.where(jax.random.bernoulli(choice_key, self.failed_share, (num, 1)), failed, drawn)
 
 
 def make_starts(feature: np.ndarray, success: np.ndarray, mask: np.ndarray, frames: int = 1) -> StartFrames:
@@ -139,7 +138,7 @@ def make_starts(feature: np.ndarray, success: np.ndarray, mask: np.ndarray, fram
 
 
 def add_failed_starts(
-  starts: StartFrames, feature: np.ndarray, mask: np.ndarray, share: np.ndarray
+  starts: StartFrames, feature: np.ndarray, mask: np.ndarray, share: float
 ) -> StartFrames:
   """Lets a share of dreams start anywhere in takes that failed: where a policy finds itself after a miss.
 
@@ -147,7 +146,7 @@ def add_failed_starts(
     starts: stacked over K tasks.
     feature: [K, M, T, F] of takes without any success.
     mask: [K, M, T] bool.
-    share: [K] of the draws, in [0, 1].
+    share: of the draws, in [0, 1].
 
   Raises:
     ValueError: a task without a failed take.
@@ -156,9 +155,7 @@ def add_failed_starts(
   if min(len(r) for r in rows) == 0:
     raise ValueError(f"task {[len(r) for r in rows].index(0)}: no failed take")
   failed, count = _stack_rows(feature, rows)
-  return dataclasses.replace(
-    starts, failed=failed, failed_count=count, failed_share=jnp.asarray(share, jnp.float32)
-  )
+  return dataclasses.replace(starts, failed=failed, failed_count=count, failed_share=share)
 
 
 def _stack_rows(feature: np.ndarray, rows: list[np.ndarray]) -> tuple[jax.Array, jax.Array]:

@@ -7,13 +7,14 @@ import threading
 
 import numpy as np
 
-from wam_jax.envs import base, tasks
+from wam_jax.envs import base
 from wam_jax.envs.experts import CLOSED, FINGERS_DOWN, OPEN, Skill, sample_furniture, wrap_angle
 from wam_jax.envs.play_table import scene, simulator
 
 WORKSPACE = np.array([-0.25, -0.30, 0.53]), np.array([0.25, -0.10, 0.70])  # m, lowest and highest corner
 _LEVER_TILT = (math.pi - 0.5, 0.0, 2.1)  # at the lever a vertical hand is out of the arm's reach
-_SAFE_HEIGHT = 0.55  # m, above everything that stands on the desk
+SAFE_HEIGHT = 0.55  # m, above everything that stands on the desk
+LOW_HEIGHT, FREE_Y = 0.50, -0.11
 
 _cache = threading.local()
 
@@ -69,7 +70,8 @@ def sample_start(
   return _sample_posture(rng), scene_obs
 
 
-def _drawer(task: str, opened: float, rng: np.random.Generator) -> Skill:
+def drawer(task: str, opened: float, rng: np.random.Generator) -> Skill:
+  """See `experts.Skills`."""
   x = scene.DRAWER_ORIGIN[0] + rng.uniform(-0.03, 0.03)
   z = 0.349 + rng.uniform(-0.004, 0.004)
   if task == "open_drawer":  # between front and handle, then pull
@@ -79,7 +81,8 @@ def _drawer(task: str, opened: float, rng: np.random.Generator) -> Skill:
   return Skill([np.array([x, y, 0.45]), np.array([x, y, z]), np.array([x, y + 0.26, z])])
 
 
-def _slider(task: str, opened: float, rng: np.random.Generator) -> Skill:
+def slider(task: str, opened: float, rng: np.random.Generator) -> Skill:
+  """See `experts.Skills`."""
   handle = np.array(scene.SLIDER_ORIGIN) + 0.06 * scene.SLOPE_NORMAL - np.array([opened, 0, 0])
   side = 1.0 if task == "move_slider_left" else -1.0
   before = handle + np.array(
@@ -91,7 +94,8 @@ def _slider(task: str, opened: float, rng: np.random.Generator) -> Skill:
   return Skill([before, beside, beside - np.array([side * 0.30, 0, 0])])
 
 
-def _lightbulb(task: str, position: float, rng: np.random.Generator) -> Skill:
+def lightbulb(task: str, position: float, rng: np.random.Generator) -> Skill:
+  """See `experts.Skills`."""
   lever = np.array(scene.SWITCH_ORIGIN) + 0.05 * scene.SLOPE_NORMAL + position * scene.SLOPE_UP
   lever[0] += rng.uniform(-0.02, 0.02)
   # Strokes go a little deeper than the lever's middle, or a noisy hand slips off.
@@ -107,27 +111,7 @@ def _lightbulb(task: str, position: float, rng: np.random.Generator) -> Skill:
   )
 
 
-def _button(rng: np.random.Generator) -> Skill:
+def button(rng: np.random.Generator) -> Skill:
+  """See `experts.Skills`."""
   above = np.array([*scene.BUTTON_XY, 0.54]) + np.append(rng.uniform(-0.01, 0.01, 2), 0)
   return Skill([above, above - np.array([0, 0, 0.08])])
-
-
-def skill(task: str, scene_obs: np.ndarray, rng: np.random.Generator) -> Skill:
-  """See `experts.Skills`."""
-  if task in ("open_drawer", "close_drawer"):
-    return _drawer(task, scene_obs[tasks.DRAWER], rng)
-  if task in ("move_slider_left", "move_slider_right"):
-    return _slider(task, scene_obs[tasks.SLIDER], rng)
-  if task in ("turn_on_lightbulb", "turn_off_lightbulb"):
-    return _lightbulb(task, scene_obs[tasks.SWITCH], rng)
-  return _button(rng)
-
-
-def way_out(tcp: np.ndarray) -> list[np.ndarray]:
-  """See `experts.Skills`."""
-  x, y, z = tcp
-  if z < 0.50 and y < -0.17:  # in front of the desk
-    return [np.array([x, y, _SAFE_HEIGHT])]
-  if z < 0.50 or y > -0.07:
-    return [np.array([x, min(y, -0.11), max(z, _SAFE_HEIGHT)])]
-  return []
