@@ -92,7 +92,8 @@ def filter_demos(
   @jax.jit
   def filtered(params: Params, batch: Batch, key: jax.Array) -> jax.Array:
     embed = train.encode(model, params, batch)
-    posterior, _ = train.observe(model, params, embed, batch.prev_action, batch.is_first, key)
+    noise = train.latent_noise(model, key, batch.is_first.shape)
+    posterior, _ = train.observe(model, params, embed, batch.prev_action, batch.is_first, noise)
     return features(posterior)
 
   rows = [(k, m, window) for k, task in enumerate(tasks) for m, window in enumerate(spans[task])]

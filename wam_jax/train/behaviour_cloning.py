@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct
+from jax.sharding import Mesh
 
+from wam_jax.train import sharding
 from wam_jax.train.tasks import repeat
 from wam_jax.types import Metrics, Policy, TrainState
 
@@ -78,7 +80,11 @@ def sample_batch(
 
 
 def make_update(
-  policy: Policy, optimizer: optax.GradientTransformation, batch_size: int, ema_decay: float
+  policy: Policy,
+  optimizer: optax.GradientTransformation,
+  batch_size: int,
+  ema_decay: float,
+  mesh: Mesh | None = None,
 ) -> Callable[[TrainState, CloningData, jax.Array, jax.Array], tuple[TrainState, Metrics]]:
   """Builds `update(state, data, key, num)`: `num` gradient steps of one task in one program.
 
@@ -87,6 +93,7 @@ def make_update(
     optimizer: from `train.state`.
     batch_size: B.
     ema_decay: share of the average kept per step.
+    mesh: devices that the batch is divided over.
 
   Returns:
     A pure function, to be jitted and mapped over tasks; metrics are means over steps.
@@ -94,7 +101,7 @@ def make_update(
 
   def step(state: TrainState, data: CloningData, key: jax.Array) -> tuple[TrainState, Metrics]:
     batch_key, loss_key = jax.random.split(key)
-    feature, chunk = sample_batch(data, batch_key, batch_size, policy.chunk)
+    feature, chunk = sharding.split(sample_batch(data, batch_key, batch_size, policy.chunk), mesh)
     loss, grad = jax.value_and_grad(lambda p: policy.cloning_loss(p, feature, chunk, loss_key))(state.params)
     updates, opt_state = optimizer.update(grad, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)

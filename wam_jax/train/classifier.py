@@ -14,8 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct
+from jax.sharding import Mesh
 
 from wam_jax.nn.classifier import SuccessClassifier
+from wam_jax.train import sharding
 from wam_jax.train.imagination import World, imagine_actions, random_actions
 from wam_jax.train.tasks import repeat
 from wam_jax.types import Metrics, Params, TrainState
@@ -290,7 +292,10 @@ def classifier_loss(
 
 
 def make_update(
-  classifier: SuccessClassifier, optimizer: optax.GradientTransformation, config: Any
+  classifier: SuccessClassifier,
+  optimizer: optax.GradientTransformation,
+  config: Any,
+  mesh: Mesh | None = None,
 ) -> Callable[[TrainState, Pool, jax.Array, jax.Array], tuple[TrainState, Metrics]]:
   """Builds `update(state, pool, key, num)`: `num` gradient steps of one task in one program.
 
@@ -298,6 +303,7 @@ def make_update(
     classifier: sizes.
     optimizer: from `train.state`.
     config: `config.classifier`.
+    mesh: devices that the batch is divided over.
 
   Returns:
     A pure function, to be jitted and mapped over tasks; metrics are means over steps.
@@ -307,7 +313,7 @@ def make_update(
     return classifier_loss(
       classifier,
       member,
-      *sample_batch(pool, key, config.batch_size),
+      *sharding.split(sample_batch(pool, key, config.batch_size), mesh),
       temperature=config.temperature,
       contrastive_weight=config.contrastive_weight,
       cross_entropy_weight=config.cross_entropy_weight,

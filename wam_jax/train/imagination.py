@@ -16,11 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.sharding import Mesh
 
 from wam_jax.core import distributions, ppo
 from wam_jax.nn import rssm
 from wam_jax.nn.classifier import SuccessClassifier
 from wam_jax.nn.policy import executable
+from wam_jax.train import sharding
 from wam_jax.train import world_model as world_model_lib
 from wam_jax.types import Dream, Latent, Metrics, Params, Policy, features, latent_from_features
 
@@ -288,6 +290,7 @@ def dream(
   log_prob_max: float = 2.0,
   entropy_limit: jax.Array | float = 0.0,
   entropy_penalty: float = 0.0,
+  mesh: Mesh | None = None,
 ) -> tuple[DreamState, Dream, Metrics]:
   """Imagined rollout of E dreams over N chunks.
 
@@ -312,6 +315,7 @@ def dream(
     log_prob_max: the same, above.
     entropy_limit: nats; entropy of the prior that is not held against a dream (`familiar_entropy`).
     entropy_penalty: taken off the reward of a chunk per nat above.
+    mesh: devices that the dreams are divided over.
 
   Returns:
     The new state, the rollout, and metrics: imagined_success (share of the dreams ended here that
@@ -324,6 +328,7 @@ def dream(
     noise_key, world_key, start_key = jax.random.split(key, 3)
     time_left = 1 - state.step / horizon_chunks
     x_init, noise = policy.draw_noise(noise_key, (num_dreams,))
+    x_init, noise = sharding.split(x_init, mesh), sharding.split(noise, mesh, axis=1)
     chunk, chain = policy.sample_chain(policy_params, state.feature, x_init, noise)
     log_prob = policy.log_prob_of_noise(noise)
     log_prob = ppo.mean_log_prob(log_prob, log_prob_min, log_prob_max)
@@ -344,12 +349,14 @@ def dream(
       bootstrap_value=jnp.zeros(num_dreams),
       time_left=time_left,
     )
+    start = sharding.split(starts.draw(start_key, num_dreams), mesh)
     state = DreamState(
-      feature=jnp.where(ended[:, None], starts.draw(start_key, num_dreams), feature),
+      feature=jnp.where(ended[:, None], start, feature),
       step=jnp.where(ended, 0, step),
     )
     return state, (out, feature, jnp.stack([entropy.mean(), above.mean()]))
 
+  state = sharding.split(state, mesh)
   state, (out, reached, entropy) = jax.lax.scan(chunk_step, state, jax.random.split(key, num_chunks))
   values = value(out.feature, out.time_left)
   # A dream that goes on has the value of its next chunk; only at the cuts a value must be computed.

@@ -12,10 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct
+from jax.sharding import Mesh
 
 from wam_jax.core import ppo, returns
 from wam_jax.nn.classifier import SuccessClassifier
 from wam_jax.nn.policy import Critic
+from wam_jax.train import sharding
 from wam_jax.train.imagination import DreamState, StartFrames, World, dream, start_dreams
 from wam_jax.train.state import make_optimizer
 from wam_jax.types import Dream, Metrics, Params, Policy
@@ -277,7 +279,9 @@ Update = Callable[[PPOState, Frozen, DreamState, Dream, jax.Array, jax.Array], t
 Iteration = Callable[[PPOState, Frozen, Params, jax.Array], tuple[PPOState, Metrics]]
 
 
-def make_rollout(world: World, policy: Policy, classifier: SuccessClassifier, config: Any) -> Rollout:
+def make_rollout(
+  world: World, policy: Policy, classifier: SuccessClassifier, config: Any, mesh: Mesh | None = None
+) -> Rollout:
   """Builds the rollout of an iteration of one task, with values.
 
   Args:
@@ -285,6 +289,7 @@ def make_rollout(world: World, policy: Policy, classifier: SuccessClassifier, co
     policy: what acts.
     classifier: sizes.
     config: `config.ppo`.
+    mesh: devices that the dreams are divided over.
 
   Returns:
     `rollout(state, frozen, world_params, key) -> (dreams, dream, metrics)`.
@@ -311,6 +316,7 @@ def make_rollout(world: World, policy: Policy, classifier: SuccessClassifier, co
       log_prob_max=config.log_prob_max,
       entropy_limit=frozen.entropy_limit,
       entropy_penalty=config.entropy_penalty,
+      mesh=mesh,
     )
 
   return rollout
@@ -326,12 +332,13 @@ def _value_fn(config: Any) -> Callable[[Params, jax.Array, jax.Array], jax.Array
   return value
 
 
-def make_update(policy: Policy, config: Any) -> Update:
+def make_update(policy: Policy, config: Any, mesh: Mesh | None = None) -> Update:
   """Builds the update of an iteration of one task: advantages, then epochs of minibatches.
 
   Args:
     policy: what acts.
     config: `config.ppo`.
+    mesh: devices that minibatches are divided over.
 
   Returns:
     `update(state, frozen, dreams, rollout, chain_key, epoch_key) -> (state, metrics)`, with what
@@ -378,9 +385,11 @@ def make_update(policy: Policy, config: Any) -> Update:
         "target": target,
       },
     )
+    flat = sharding.split(flat, mesh)
     flat["regulariser"] = None
     if config.bc_weight > 0:
       x_init, noise = policy.draw_noise(key, (num_chunks,))
+      x_init, noise = sharding.split(x_init, mesh), sharding.split(noise, mesh, axis=1)
       if config.bc_form == "frozen_chains":
         cloned = {"base": frozen.base, "tuned": frozen.base}
         flat["regulariser"] = policy.sample_chain(cloned, flat["feature"], x_init, noise)[1]
@@ -401,7 +410,8 @@ def make_update(policy: Policy, config: Any) -> Update:
     return *apply("critic", grad, params, opt_state), loss
 
   def actor_step(params: Params, opt_state: Any, base: Params, sample: Sample) -> tuple[Params, Any, Metrics]:
-    grad, metrics = actor_gradient(policy, config, params, base, sample)
+    block = len(sample.feature) if mesh is not None else None  # blocks would not lie on one device each
+    grad, metrics = actor_gradient(policy, config, params, base, sample, block)
     new = apply("actor", grad, params, opt_state)
     # How far the actor has moved already decides whether it may move further.
     far = metrics["kl"] > config.target_kl
@@ -438,7 +448,7 @@ def make_update(policy: Policy, config: Any) -> Update:
     def run(carry: Carry, rows: jax.Array) -> tuple[Carry, Metrics]:
       # The whole batch needs no order, and its features no copy.
       whole = config.minibatches == 1
-      part = sample if whole else jax.tree.map(lambda x: x[rows], sample)
+      part = sharding.split(sample if whole else jax.tree.map(lambda x: x[rows], sample), mesh)
       return minibatch_step(carry, frozen.base, part, warm)
 
     keys = jax.random.split(epoch_key, config.epochs)
@@ -455,7 +465,9 @@ def make_update(policy: Policy, config: Any) -> Update:
   return update
 
 
-def make_iteration(world: World, policy: Policy, classifier: SuccessClassifier, config: Any) -> Iteration:
+def make_iteration(
+  world: World, policy: Policy, classifier: SuccessClassifier, config: Any, mesh: Mesh | None = None
+) -> Iteration:
   """Builds one iteration of one task: rollout, advantages, epochs of minibatches.
 
   Args:
@@ -463,13 +475,14 @@ def make_iteration(world: World, policy: Policy, classifier: SuccessClassifier, 
     policy: what acts.
     classifier: sizes.
     config: `config.ppo`.
+    mesh: devices that dreams and minibatches are divided over.
 
   Returns:
     `iteration(state, frozen, world_params, key) -> (state, metrics)`, a pure function to be jitted
     and mapped over tasks.
   """
-  make_dreams = make_rollout(world, policy, classifier, config)
-  update = make_update(policy, config)
+  make_dreams = make_rollout(world, policy, classifier, config, mesh)
+  update = make_update(policy, config, mesh)
 
   def iteration(
     state: PPOState, frozen: Frozen, world_params: Params, key: jax.Array

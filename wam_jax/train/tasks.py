@@ -11,6 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
+
+from wam_jax.train import sharding
 
 
 def repeat(
@@ -49,16 +52,20 @@ def task_keys(key: jax.Array, num_tasks: int) -> jax.Array:
   return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(num_tasks))
 
 
-def over_tasks(fn: Callable[[Any, Any], Any], threads: int | None = None) -> Callable[[Any, Any], Any]:
+def over_tasks(
+  fn: Callable[[Any, Any], Any], threads: int | None = None, mesh: Mesh | None = None
+) -> Callable[[Any, Any], Any]:
   """Compiles `fn(task, shared)` for all tasks at once.
 
   On an accelerator the tasks are one vmapped program. On a CPU they run one after the other inside a
   program (a batched product of small matrices is no faster there than one at a time), and the tasks
   are dealt out to one such program per core, in threads: small matrices leave cores idle otherwise.
+  With a mesh there is one program on all its devices, and `fn` says what they divide.
 
   Args:
     fn: (task, shared) -> tree of arrays. `task` is the tree of one task, without the task axis.
-    threads: programs side by side; None: one per core on a CPU, otherwise one.
+    threads: programs side by side; None: one per core on a CPU, otherwise one; without meaning with a mesh.
+    mesh: devices to run on; arguments and results are whole on each of them.
 
   Returns:
     Function of (task with a leading task axis, shared) to results with a leading task axis.
@@ -75,7 +82,9 @@ def over_tasks(fn: Callable[[Any, Any], Any], threads: int | None = None) -> Cal
     one = lambda i: fn(take_task(task, i), shared)
     return jax.lax.map(one, rows) if on_cpu else jax.vmap(one)(rows)
 
-  jitted = jax.jit(mapped)
+  if mesh is not None:
+    threads = 1
+  jitted = jax.jit(lambda *args: sharding.whole(mapped(*args), mesh))
   compiled: dict[Any, Any] = {}
   lock = threading.Lock()
 
@@ -93,6 +102,8 @@ def over_tasks(fn: Callable[[Any, Any], Any], threads: int | None = None) -> Cal
     if len(sizes) != 1:
       raise ValueError(f"leading task axes differ: {sorted(sizes)}")
     (num_tasks,) = sizes
+    if mesh is not None:
+      return jax.block_until_ready(jitted(task, jnp.arange(num_tasks), shared))
     shards = np.array_split(np.arange(num_tasks, dtype=np.int32), min(threads, num_tasks))
     run = lambda rows: jax.block_until_ready(program(task, rows, shared)(task, rows, shared))
     if len(shards) == 1:
@@ -108,6 +119,7 @@ def make_task_update(
   update_task: Callable[[Any, Any, jax.Array, jax.Array], tuple[Any, dict[str, jax.Array]]],
   data: Any,
   tasks: Sequence[str],
+  mesh: Mesh | None = None,
 ) -> Callable[[Any, jax.Array, int], tuple[Any, dict[str, Any]]]:
   """Turns the updates of one task into those of all, as `stages.training_loop.train_loop` calls them.
 
@@ -115,6 +127,7 @@ def make_task_update(
     update_task: (state, data, key, num) -> (state, metrics) of one task.
     data: what each task learns from, stacked over K tasks.
     tasks: K names.
+    mesh: devices to run on.
 
   Returns:
     `update(state, key, num)` on states stacked over K tasks; metrics as `task_metrics`.
@@ -124,10 +137,12 @@ def make_task_update(
     state, data, key = task
     return update_task(state, data, key, num)
 
-  update_tasks = over_tasks(one)
+  update_tasks = over_tasks(one, mesh=mesh)
+  data = sharding.put(data, mesh)
 
   def update(state: Any, key: jax.Array, num: int) -> tuple[Any, dict[str, Any]]:
-    state, metrics = update_tasks((state, data, task_keys(key, len(tasks))), jnp.int32(num))
+    keys, num_updates = sharding.put((task_keys(key, len(tasks)), np.int32(num)), mesh)
+    state, metrics = update_tasks((state, data, keys), num_updates)
     return state, task_metrics(tasks, metrics)
 
   return update

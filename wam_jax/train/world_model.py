@@ -9,10 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from flax import struct
+from jax.sharding import Mesh
 
 from wam_jax.core import distributions
 from wam_jax.nn import vision
 from wam_jax.nn.world_model import ROBOT_OBS, WorldModel
+from wam_jax.train import sharding
 from wam_jax.train.state import make_optimizer as make_adamw
 from wam_jax.types import Batch, Latent, Metrics, Params, TrainState, features
 
@@ -62,7 +65,8 @@ def decode(model: WorldModel, params: Params, feature: jax.Array) -> dict[str, j
   return _apply(model, params, "decode", feature)
 
 
-def _noise(model: WorldModel, key: jax.Array | None, lead: tuple[int, ...]) -> jax.Array | None:
+def latent_noise(model: WorldModel, key: jax.Array | None, lead: tuple[int, ...]) -> jax.Array | None:
+  """Noise [*lead, S, C] for samples of z, or None for modes (no key)."""
   return None if key is None else distributions.gumbel(key, (*lead, model.stoch, model.classes))
 
 
@@ -89,7 +93,7 @@ def observe(
   embed: jax.Array,
   prev_action: jax.Array,
   is_first: jax.Array,
-  key: jax.Array | None,
+  noise: jax.Array | None,
   initial: Latent | None = None,
   remat: bool = False,
 ) -> tuple[Latent, Latent]:
@@ -101,7 +105,7 @@ def observe(
     embed: [B, T, E + P].
     prev_action: [B, T, 7], the action that led to each frame.
     is_first: [B, T] bool; the state is set to zero before such a frame.
-    key: for samples, or None for modes.
+    noise: [B, T, S, C], `latent_noise` for samples, or None for modes.
     initial: [B, ...], state before the first frame; None: `initial_latent`.
     remat: compute the steps again in the backward pass instead of keeping what is inside them.
 
@@ -120,7 +124,6 @@ def observe(
       f"{list(is_first.shape)} must agree in [B, T]"
     )
   terms = (_apply(model, params, "embed_term", embed), _apply(model, params, "action_term", prev_action))
-  noise = _noise(model, key, (batch, length))
   inputs = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), (*terms, is_first, noise))
 
   def step(latent: Latent, frame: tuple) -> tuple[Latent, Latent]:
@@ -144,7 +147,7 @@ def filter_step(
   key: jax.Array | None,
 ) -> Latent:
   """One frame of `observe`: latent [B, ...], embed [B, E], prev_action [B, 7], is_first [B]."""
-  noise = _noise(model, key, embed.shape[:1])
+  noise = latent_noise(model, key, embed.shape[:1])
   terms = (_apply(model, params, "embed_term", embed), _apply(model, params, "action_term", prev_action))
   return _posterior_step(model, params, latent, *terms, is_first, noise)
 
@@ -249,12 +252,42 @@ def is_probe(config: Any) -> bool:
   return config.inverse_dynamics_weight == 0
 
 
+@struct.dataclass
+class Draws:
+  """What is random in an update's loss, drawn for the whole batch, whose parts may be worked on anywhere.
+
+  Attributes:
+    noise: [B, T, S, C] of the posterior's samples.
+    decoded: [B, n] int32, the frames of each window that are decoded; None: all.
+  """
+
+  noise: jax.Array
+  decoded: jax.Array | None
+
+
+def draw(model: WorldModel, config: Any, key: jax.Array, batch_size: int, length: int) -> Draws:
+  """Draws of an update.
+
+  Args:
+    model: the networks.
+    config: `config.world_model`; `decode_fraction` of each window's frames are decoded, at least one.
+    key: random key.
+    batch_size: B.
+    length: T.
+  """
+  noise = distributions.gumbel(jax.random.fold_in(key, 0), (batch_size, length, model.stoch, model.classes))
+  if config.decode_fraction == 1:
+    return Draws(noise, None)
+  order = jnp.argsort(jax.random.uniform(jax.random.fold_in(key, 1), (batch_size, length)))
+  return Draws(noise, order[:, : max(1, round(config.decode_fraction * length))])
+
+
 def world_model_loss(
   model: WorldModel,
   config: Any,
   params: Params,
   batch: Batch,
-  key: jax.Array | None,
+  draws: Draws | None,
   initial: Latent | None = None,
   num_pairs: jax.Array | None = None,
 ) -> tuple[jax.Array, tuple[Metrics, Latent]]:
@@ -268,7 +301,7 @@ def world_model_loss(
     config: `config.world_model`.
     params: parameters.
     batch: windows [B, T].
-    key: for samples, or None for modes (then all frames are decoded).
+    draws: of these windows, or None for modes and all frames decoded.
     initial: [B, ...], state before the windows; None: `initial_latent`.
     num_pairs: as in `inverse_dynamics_loss`.
 
@@ -277,25 +310,24 @@ def world_model_loss(
 
   Source: WAM (arXiv 2603.28955) on DreamerV2's terms (arXiv 2010.02193, equation 2):
   w_img * 1/2 |x^ - x|^2 + w_kl * balanced KL + w_act * inverse dynamics. Deviation: an optional term
-  reconstructs the pictures straight from e_t, and a random share of the frames may be decoded.
+  reconstructs the pictures straight from e_t, and a random share of each window's frames may be decoded.
   """
   over_frames = functools.partial(_over_frames, remat=config.remat)
   num_frames = batch.is_first.size
   flat = lambda x: x.reshape(num_frames, *x.shape[2:])
-  sample_key = None if key is None else jax.random.fold_in(key, 0)
   pictures = {camera: flat(getattr(batch, camera)) for camera in model.cameras}
   encode_frames = lambda params, *seen: _apply(model, params, "encode", *seen)
   embed = over_frames(encode_frames, params, pictures, flat(batch.robot_obs))
   embed = embed.reshape(*batch.is_first.shape, -1)
+  noise = None if draws is None else draws.noise
   posterior, prior = observe(
-    model, params, embed, batch.prev_action, batch.is_first, sample_key, initial, config.remat
+    model, params, embed, batch.prev_action, batch.is_first, noise, initial, config.remat
   )
   feature = features(posterior)
 
   picked = flat
-  if key is not None and config.decode_fraction < 1:
-    num_decoded = max(1, round(config.decode_fraction * num_frames))
-    chosen = jax.random.permutation(jax.random.fold_in(key, 1), num_frames)[:num_decoded]
+  if draws is not None and draws.decoded is not None:
+    chosen = (jnp.arange(len(draws.decoded))[:, None] * batch.is_first.shape[1] + draws.decoded).reshape(-1)
     picked = lambda x: flat(x)[chosen]
   target = {camera: picked(getattr(batch, camera)) for camera in model.cameras}
 
@@ -338,11 +370,14 @@ def world_model_loss(
   }
   metrics["latent/posterior_entropy"] = distributions.entropy(posterior.logits).mean()
   metrics["latent/prior_entropy"] = distributions.entropy(prior.logits).mean()
-  # PSNR of pictures whose range is 2, all cameras together.
-  pixel_error = means["image"] * 2 / (len(model.cameras) * 3 * model.image_size**2)
-  metrics["image/psnr"] = 10 * jnp.log10(4.0 / jnp.maximum(pixel_error, 1e-12))
   last = jax.tree.map(lambda x: jax.lax.stop_gradient(x[:, -1]), posterior)
   return total + means["inverse_dynamics"] * is_probe(config), (metrics, last)
+
+
+def psnr(model: WorldModel, image_loss: jax.Array) -> jax.Array:
+  """PSNR [dB] of pictures whose range is 2, all cameras together, of the mean image loss."""
+  pixel_error = image_loss * 2 / (len(model.cameras) * 3 * model.image_size**2)
+  return 10 * jnp.log10(4.0 / jnp.maximum(pixel_error, 1e-12))
 
 
 def make_optimizer(config: Any, params: Params) -> optax.GradientTransformation:
@@ -380,11 +415,65 @@ def step_keys(key: jax.Array, step: jax.Array | int) -> tuple[jax.Array, jax.Arr
   return sample_key, loss_key
 
 
+def make_gradients(
+  model: WorldModel, config: Any, mesh: Mesh | None = None
+) -> Callable[[Params, Batch, Draws | None, Latent | None], tuple[Params, tuple[Metrics, Latent]]]:
+  """Builds `gradients(params, batch, draws, carry) -> (gradient, (metrics, last posterior [B, ...]))`.
+
+  The gradient is that of the whole batch, however it is worked through: in `config.accumulate` parts one
+  after the other, and divided over the devices of a mesh.
+
+  Args:
+    model: the networks.
+    config: `config.world_model`.
+    mesh: from `sharding.make_mesh`; its devices and `accumulate` together divide B.
+  """
+  parts = config.accumulate
+
+  def loss_fn(params: Params, batch: Batch, draws: Draws | None, carry: Latent | None, pairs: Any) -> Any:
+    return world_model_loss(model, config, params, batch, draws, carry, pairs)
+
+  grad_fn = jax.grad(loss_fn, has_aux=True)
+
+  def in_parts(params: Params, batch: Batch, draws: Draws | None, carry: Any, pairs: jax.Array) -> Any:
+    """Mean gradient, metrics, and last state [B, ...]; `pairs` of inverse dynamics are in the batch."""
+    if parts == 1:
+      return grad_fn(params, batch, draws, carry, pairs)
+    split = lambda x: x.reshape(parts, x.shape[0] // parts, *x.shape[1:])
+
+    def one(total: Params, inputs: tuple) -> tuple[Params, Any]:
+      grads, aux = grad_fn(params, *inputs, pairs / parts)
+      return jax.tree.map(jnp.add, total, grads), aux
+
+    zero = jax.tree.map(jnp.zeros_like, params)
+    total, (metrics, last) = jax.lax.scan(one, zero, jax.tree.map(split, (batch, draws, carry)))
+    join = lambda x: x.reshape(-1, *x.shape[2:])
+    mean = lambda tree: jax.tree.map(lambda x: x.mean(0), tree)
+    return jax.tree.map(lambda x: x / parts, total), (mean(metrics), jax.tree.map(join, last))
+
+  def of_device(*inputs: Any) -> Any:
+    grads, (metrics, last) = in_parts(*inputs)
+    return sharding.mean_over_devices((grads, metrics)), last
+
+  def gradients(params: Params, batch: Batch, draws: Draws | None, carry: Latent | None) -> Any:
+    pairs = valid_pairs(batch.is_first).sum().astype(jnp.float32)
+    if mesh is None:
+      grads, (metrics, last) = in_parts(params, batch, draws, carry, pairs)
+    else:
+      # Not left to the partitioner: it would sum gradients over devices at every frame of the backward scan.
+      run = sharding.over_devices(of_device, mesh, split=(False, True, True, True, False))
+      (grads, metrics), last = run(params, batch, draws, carry, pairs / mesh.size)
+    return grads, (metrics | {"image/psnr": psnr(model, metrics["loss/image"])}, last)
+
+  return gradients
+
+
 def make_update(
   model: WorldModel,
   config: Any,
   optimizer: optax.GradientTransformation,
   sample: Callable[[Any, jax.Array, jax.Array, jax.Array], Batch],
+  mesh: Mesh | None = None,
 ) -> Callable[[TrainState, Any, jax.Array, int], tuple[TrainState, Metrics]]:
   """Builds `update(state, source, key, num)`: `num` gradient steps in one compiled program.
 
@@ -394,48 +483,29 @@ def make_update(
     optimizer: from `make_optimizer`.
     sample: (source, key, step, i) -> Batch, called inside jit with the first of `step_keys`; `step`
       counts the updates of the run, `i` those of this call.
+    mesh: devices that the batch is divided over; then all arguments are on each of them (`sharding.put`).
 
   Returns:
     Function to (state, metrics [num]). The old state is donated; `num` is static. An update depends on
     `key` and its number alone: it does not matter how a run is cut into calls. If `state.carry` is a
     Latent, windows go on from it, else each starts afresh.
   """
-  parts = config.accumulate
-
-  def loss_fn(params: Params, batch: Batch, key: jax.Array, carry: Latent | None, pairs: jax.Array) -> Any:
-    return world_model_loss(model, config, params, batch, key, carry, pairs)
-
-  def gradients(params: Params, batch: Batch, key: jax.Array, carry: Latent | None) -> Any:
-    """Mean gradient, metrics, and last state [B, ...], from `parts` parts of the batch one by one."""
-    pairs = valid_pairs(batch.is_first).sum().astype(jnp.float32) / parts
-    grad_fn = jax.grad(loss_fn, has_aux=True)
-    if parts == 1:
-      return grad_fn(params, batch, key, carry, pairs)
-    split = lambda x: x.reshape(parts, x.shape[0] // parts, *x.shape[1:])
-
-    def one(total: Params, inputs: tuple) -> tuple[Params, Any]:
-      grads, aux = grad_fn(params, *inputs, pairs)
-      return jax.tree.map(jnp.add, total, grads), aux
-
-    zero = jax.tree.map(jnp.zeros_like, params)
-    inputs = (jax.tree.map(split, batch), jax.random.split(key, parts), jax.tree.map(split, carry))
-    total, (metrics, last) = jax.lax.scan(one, zero, inputs)
-    join = lambda x: x.reshape(-1, *x.shape[2:])
-    mean = lambda tree: jax.tree.map(lambda x: x.mean(0), tree)
-    return jax.tree.map(lambda x: x / parts, total), (mean(metrics), jax.tree.map(join, last))
+  gradients = make_gradients(model, config, mesh)
 
   def step(state: TrainState, source: Any, key: jax.Array, i: jax.Array) -> tuple[TrainState, Metrics]:
     sample_key, loss_key = step_keys(key, state.step)
-    batch = sample(source, sample_key, state.step, i)
-    grads, (metrics, last) = gradients(state.params, batch, loss_key, state.carry)
+    batch = sharding.split(sample(source, sample_key, state.step, i), mesh)
+    draws = sharding.split(draw(model, config, loss_key, *batch.is_first.shape), mesh)
+    grads, (metrics, last) = gradients(state.params, batch, draws, state.carry)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     model_grads = {name: g for name, g in grads.items() if name != HEAD or not is_probe(config)}
     metrics["optimizer/grad_norm"] = optax.tree.norm(model_grads)
     params = optax.apply_updates(state.params, updates)
-    carry = None if state.carry is None else last
+    carry = None if state.carry is None else sharding.whole(last, mesh)
     return state.replace(step=state.step + 1, params=params, opt_state=opt_state, carry=carry), metrics
 
   def update(state: TrainState, source: Any, key: jax.Array, num: int) -> tuple[TrainState, Metrics]:
-    return jax.lax.scan(lambda state, i: step(state, source, key, i), state, jnp.arange(num))
+    state, metrics = jax.lax.scan(lambda state, i: step(state, source, key, i), state, jnp.arange(num))
+    return sharding.whole(state, mesh), sharding.whole(metrics, mesh)
 
   return jax.jit(update, static_argnums=3, donate_argnums=0)

@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+import os
+import pathlib
+import subprocess
+import sys
+
+TESTS = pathlib.Path(__file__).parents[1]
+
+
+def test_eight_devices_equal_one():
+  """In a process of its own: the number of virtual devices is fixed when JAX starts."""
+  environ = os.environ | {
+    "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=8",
+    "NPROC": "32",  # many virtual devices on few threads wait for each other for ever
+  }
+  command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--noconftest"]
+  done = subprocess.run(
+    [*command, str(TESTS / "eight_devices.py")], env=environ, capture_output=True, text=True, timeout=500
+  )
+  assert done.returncode == 0, done.stdout[-5000:]
+  assert "passed" in done.stdout and "skipped" not in done.stdout
