@@ -2,14 +2,15 @@
 
 python launch/local_multiprocess.py --processes=2 [--cores_each=1] [--restarts=0] -- ARGUMENTS OF wam_jax.main
 
-Process 0 writes to the terminal as if it ran alone; lines of the others begin with their number. SIGINT and SIGTERM
-go to all. When one process fails, the others get --grace seconds to end by themselves. The exit code is that of the
-first process that failed (128 + number of the signal that ended it).
+Process 0 writes to the terminal as if it ran alone; lines of the others begin with their number. SIGINT and
+SIGTERM go to all. When one process fails, the others get --grace seconds to end by themselves. The exit code
+is that of the first process that failed (128 + number of the signal that ended it).
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import signal
@@ -70,6 +71,7 @@ class Launcher:
         for i, process in enumerate(self.running):
           if i not in codes and process.poll() is not None:
             codes[i] = process.returncode if process.returncode >= 0 else 128 - process.returncode
+            _kill_group(process.pid)  # what it started and left
             if codes[i] and any(each.poll() is None for each in self.running):
               _say(f"process {i} ended with {codes[i]}; {self.options.grace:g} s for the others to end")
               self.end_within(self.options.grace)
@@ -128,15 +130,17 @@ class Launcher:
     for i, process in enumerate(self.running):
       if process.poll() is None:
         _say(f"process {i} has not ended; killing it")
-      try:
-        os.killpg(process.pid, signal.SIGKILL)  # with what it started
-      except ProcessLookupError:
-        continue
-      process.wait()
+        _kill_group(process.pid)
+        process.wait()
 
 
 def _say(text: str) -> None:
   print(f"local_multiprocess: {text}", file=sys.stderr, flush=True)
+
+
+def _kill_group(leader: int) -> None:
+  with contextlib.suppress(ProcessLookupError):
+    os.killpg(leader, signal.SIGKILL)
 
 
 def _free_port() -> int:
