@@ -138,6 +138,7 @@ spec:
         podFailurePolicy:
           rules:
           - action: FailJob
+            onPodConditions: []
             onExitCodes:
               containerName: main
               operator: NotIn
