@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import os
 import re
 import signal
@@ -149,7 +150,7 @@ def _free_port() -> int:
     return probe.getsockname()[1]
 
 
-def _pass_on(prefix: str, stream: IO[bytes], out: IO[str]) -> None:
+def _pass_on(prefix: str, stream: io.BufferedReader, out: IO[str]) -> None:
   """Copies lines with a prefix; a progress bar's carriage returns count as ends of lines."""
   rest = b""
   while part := stream.read1():
