@@ -43,6 +43,7 @@ def default_config() -> ConfigDict:
   c.workdir = ""  # empty: runs/<experiment>_<preset>
   c.seed = 0
   c.tasks = TASKS
+  c.profile = False  # record a jax.profiler trace of two calls of each training stage
 
   # Finished artifacts of other runs to use instead of running the stage: folders holding DONE.
   c.inputs = ConfigDict({stage: "" for stage in STAGES if stage != "report"})
@@ -219,6 +220,7 @@ def default_config() -> ConfigDict:
   t = c.training = ConfigDict()
   t.log_every = 50  # updates between metric lines
   t.checkpoint_minutes = 2.0  # between checkpoints of a running stage
+  t.devices = 0  # that batches and dreams are divided over; 0: all there are, on all hosts
   return c
 
 
@@ -604,6 +606,47 @@ def _check_amount(config: ConfigDict) -> list[Problem]:
     return []
   rule = f"batch_size * sequence_length ({w.batch_size} * {w.sequence_length}) at most {where} ({frames})"
   return [Problem("world_model.batch_size", w.batch_size, rule, f"at most {frames // w.sequence_length}")]
+
+
+# What is divided over the devices, by the stage that divides it, and what else must divide it.
+_DIVIDED = (
+  ("world_model.batch_size", "world_model.accumulate"),
+  ("behaviour_cloning.batch_size", ""),
+  ("classifier.batch_size", ""),
+  ("ppo.dreams", ""),
+)
+
+
+def device_problems(config: Any, num_devices: int, num_processes: int = 1) -> list[Problem]:
+  """Batches that the devices of a run cannot share evenly.
+
+  Args:
+    config: from `finalize`.
+    num_devices: that there are, of all processes.
+    num_processes: of the run.
+  """
+  wanted = config.training.devices
+  if wanted > num_devices:
+    rule = f"at most the {num_devices} devices that there are"
+    return [Problem("training.devices", wanted, rule, "leave it at 0 to use all of them")]
+  if num_processes > 1 and wanted not in (0, num_devices):
+    rule = f"0 or all {num_devices} devices, with {num_processes} processes"
+    return [Problem("training.devices", wanted, rule, "leave it at 0, or start fewer processes")]
+  devices = wanted or num_devices
+  fields = flatten(config)
+  problems = []
+  for path, other in _DIVIDED:
+    size, unit = fields[path], devices * (fields[other] if other else 1)
+    if size % unit:
+      low, high = size // unit * unit, (size // unit + 1) * unit
+      nearest = " or ".join(str(one) for one in (low, high) if one)
+      what = f"{devices} devices" + (f" times {other}" if other and fields[other] > 1 else "")
+      fix = f"--config.{path}={nearest}"
+      fewer = max(n for n in range(1, devices + 1) if size % (n * unit // devices) == 0)
+      if num_processes == 1:
+        fix += f", or --config.training.devices={fewer}"
+      problems.append(Problem(path, size, f"a multiple of {unit} ({what})", fix))
+  return problems
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -171,6 +171,7 @@ CHECKS: dict[str, Check] = {
   "workdir": _TEXT,
   "seed": _count(0, 2**31 - 1),
   "tasks": _TASK_LIST,
+  "profile": _FLAG,
   **{f"inputs.{stage}": _TEXT for stage in STAGES if stage != "report"},
   "inputs.lumos_checkpoint": _TEXT,
   "inputs.dppo_checkpoint": _TEXT,
@@ -307,6 +308,7 @@ CHECKS: dict[str, Check] = {
   "report.animation_size": _count(32, 1024),
   "training.log_every": _count(),
   "training.checkpoint_minutes": _NOT_NEGATIVE,
+  "training.devices": _count(0),
 }
 
 

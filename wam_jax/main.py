@@ -1,6 +1,8 @@
 """Runs an experiment.
 
 python -m wam_jax.main --config=experiments/calvin_wam.py[:demo|small|paper] [--config.GROUP.FIELD=VALUE]
+
+On several hosts the same command runs on each of them: docs/CLUSTER.md. Exit codes: wam_jax/stages/entry.py.
 """
 
 from __future__ import annotations
@@ -9,15 +11,22 @@ import sys
 from collections.abc import Sequence
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from wam_jax import config as config_lib
 from wam_jax.config import ConfigError, Problem
-from wam_jax.stages import runner
+from wam_jax.stages import entry
 
 EXPERIMENT = "experiments/calvin_wam.py"
 # config_flags loads the file; overrides are not its business (sys_argv), see `split_overrides`.
 _CONFIG = config_flags.DEFINE_config_file("config", None, f"Experiment file, as {EXPERIMENT}.", sys_argv=[""])
+_COORDINATOR = flags.DEFINE_string(
+  "coordinator",
+  "",
+  "host:port of the first of several processes; empty: as SLURM, Open MPI or the TPU pod say.",
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", 0, "Processes of this run, with --coordinator.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", -1, "Of this process, from 0, with --coordinator.")
 _overrides: list[tuple[str, str]] = []
 
 
@@ -56,35 +65,24 @@ def parse(argv: Sequence[str]) -> list[str]:
     config_lib.flatten(_CONFIG.value)  # a file that could not be read raises only when looked at
     return unparsed
   except (ConfigError, flags.Error) as error:
-    sys.exit(_report(error, 2))
+    sys.exit(entry.report(error, 2))
   except OSError as error:
     given = next((word.partition("=")[2] for word in rest if word.startswith("--config=")), EXPERIMENT)
     fix = f"{str(error).strip().splitlines()[-1].strip()}; run from the repository, or give the path"
-    sys.exit(_report(ConfigError([Problem("--config", given, "an experiment file[:preset]", fix)]), 2))
+    sys.exit(entry.report(ConfigError([Problem("--config", given, "an experiment file[:preset]", fix)]), 2))
 
 
 def main(argv: Sequence[str]) -> int:
   if len(argv) > 1:
-    return _report(f"not understood: {' '.join(argv[1:])} (fields are set by --config.GROUP.FIELD=VALUE)", 2)
+    words = " ".join(argv[1:])
+    return entry.report(f"not understood: {words} (fields are set by --config.GROUP.FIELD=VALUE)", 2)
   logging.set_verbosity(logging.WARNING)  # Orbax reports every step of its work otherwise
-  try:
-    config = _CONFIG.value
-    problems = config_lib.apply_overrides(config, _overrides)
-    runner.run(config_lib.finalize(config, problems))
-  except ConfigError as error:
-    return _report(error, 2)
-  except KeyboardInterrupt:
-    return _report("interrupted; the same command goes on from here", 130)
-  except Exception as error:
-    if not type(error).__module__.startswith("wam_jax."):
-      raise
-    return _report(error, 1)  # our own errors say what to do; a traceback would hide it
-  return 0
+  return entry.run(_config, _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
 
 
-def _report(error: object, code: int) -> int:
-  print(f"\n{error}", file=sys.stderr)
-  return code
+def _config() -> ConfigDict:
+  config = _CONFIG.value
+  return config_lib.finalize(config, config_lib.apply_overrides(config, _overrides))
 
 
 if __name__ == "__main__":

@@ -56,7 +56,12 @@ def test_shapes_of_both_vision_forms(kind):
   embed = jax.jit(lambda p, b: train.encode(model, p, b))(params, batch)
   assert embed.shape == (B, T, 16)
   posterior, prior = train.observe(
-    model, params, embed, batch.prev_action, batch.is_first, train.latent_noise(model, jax.random.key(1), (B, T))
+    model,
+    params,
+    embed,
+    batch.prev_action,
+    batch.is_first,
+    train.latent_noise(model, jax.random.key(1), (B, T)),
   )
   assert posterior.deter.shape == (B, T, 12) and posterior.stoch.shape == prior.logits.shape == (B, T, 3, 4)
   assert features(posterior).shape == (B, T, model.feature_size)
@@ -304,9 +309,9 @@ def test_an_episode_start_forgets_everything_before():
 def test_features_invert():
   _, model, params = tiny()
   batch = random_batch()
-  posterior, _ = train.observe(
-    model, params, train.encode(model, params, batch), batch.prev_action, batch.is_first, jax.random.key(0)
-  )
+  noise = train.latent_noise(model, jax.random.key(0), (B, T))
+  embed = train.encode(model, params, batch)
+  posterior, _ = train.observe(model, params, embed, batch.prev_action, batch.is_first, noise)
   back = latent_from_features(features(posterior), model.stoch, model.classes)
   np.testing.assert_array_equal(back.deter, posterior.deter)
   np.testing.assert_array_equal(back.stoch, posterior.stoch)

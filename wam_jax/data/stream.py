@@ -94,7 +94,13 @@ def host_bytes(root: PathLike = "/") -> int:
 
 
 def choose_source(
-  num_frames: int, image_size: int, *, residency: str = "auto", limit_gb: float = 0.0, reserve: int = 0
+  num_frames: int,
+  image_size: int,
+  *,
+  residency: str = "auto",
+  limit_gb: float = 0.0,
+  reserve: int = 0,
+  processes: int = 1,
 ) -> tuple[str, str]:
   """Whether frames stay on the device or are streamed.
 
@@ -104,6 +110,7 @@ def choose_source(
     residency: `config.data.residency`: auto, device or stream.
     limit_gb: `config.data.memory_limit_gb`, GB (1e9 bytes) for frames and training together; 0: what is free.
     reserve: bytes that must stay free for training, `training_bytes`.
+    processes: of the run. With several, auto streams: each then reads its own windows only.
 
   Returns:
     ('device' | 'stream', a line for the log that says why).
@@ -113,6 +120,11 @@ def choose_source(
   """
   if residency not in RESIDENCIES:
     raise ValueError(f"residency must be one of {', '.join(RESIDENCIES)}, not {residency!r}")
+  if processes > 1 and residency == "auto":
+    return (
+      "stream",
+      f"{num_frames:,} frames are streamed from disk: {processes} processes read their own windows",
+    )
   needed = estimate_bytes(num_frames, image_size)
   if limit_gb:
     room, what = int(limit_gb * 1e9), "allowed by data.memory_limit_gb"
@@ -198,8 +210,17 @@ def starts_on_host(sampler: Sampler, key_of: Callable[[jax.Array], jax.Array]) -
 class _Pieces:
   """grain's random-access source: piece i holds the updates from borders[i] to borders[i + 1], stacked."""
 
-  def __init__(self, cache: FrameCache, starts: Starts, batch_size: int, length: int, borders: np.ndarray):
+  def __init__(
+    self,
+    cache: FrameCache,
+    starts: Starts,
+    batch_size: int,
+    rows: slice,
+    length: int,
+    borders: np.ndarray,
+  ):
     self._cache, self._starts, self._batch_size, self._length = cache, starts, batch_size, length
+    self._own = rows
     self._borders, self._is_first = borders, cache.is_first
     self._is_first[0] = True
 
@@ -214,6 +235,7 @@ class _Pieces:
       raise ValueError(
         f"updates {updates}: expected {self._batch_size} starts of windows in [0, {last}], got {start}"
       )
+    start = start[:, self._own]
     rows = start[..., None] + np.arange(self._length)  # [num, B, T]
     is_first = self._is_first[rows]
     previous = cache.action[rows - 1]  # frame 0 is a first one, so that row -1 does not matter
@@ -271,6 +293,7 @@ class WindowStream:
     total: int,
     per_call: int,
     stops: Sequence[int] = (),
+    rows: slice = slice(None),
     put: Callable[[Batch], Any] = jax.device_put,
     threads: int = 2,
   ):
@@ -284,6 +307,7 @@ class WindowStream:
       total: updates of the whole run.
       per_call: updates of a call, as in `train_loop`.
       stops: updates that a call must end at, as in `train_loop`.
+      rows: of the B windows, those to read.
       put: run on each piece by the thread that read it; puts it on the device.
       threads: that read; 0: no reading ahead.
 
@@ -302,7 +326,7 @@ class WindowStream:
     if len(self._borders) > 1:
       ahead = int(np.clip(AHEAD_BYTES // (self.per_piece * update_bytes), 1, 8)) if threads else 0
       options = grain.ReadOptions(num_threads=min(threads, ahead), prefetch_buffer_size=ahead)
-      pieces = _Pieces(cache, starts, batch_size, length, self._borders)
+      pieces = _Pieces(cache, starts, batch_size, rows, length, self._borders)
       self._iterator = iter(grain.MapDataset.source(pieces).map(put).to_iter_dataset(options))
       self._iterator.start_prefetch()
 

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from wam_jax.config_rules import STAGES
+from wam_jax.io import processes
 
 FORMAT = 1  # of artifact.json
 
@@ -137,7 +138,9 @@ def load_artifact(path: str | os.PathLike[str], stage: str | None = None) -> Art
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-  """Writes a file whole or not at all."""
+  """Writes a file whole or not at all; only in the first process of a run."""
+  if not processes.is_first():
+    return
   temporary = path.with_name(path.name + ".tmp")
   temporary.write_text(text, encoding="utf-8")
   temporary.replace(path)

@@ -12,18 +12,28 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from wam_jax.io import processes
+
 PLAIN_SECONDS = 10.0  # between progress lines when the output is not a terminal
 SHOWN = 3  # metrics shown beside the bar
 
 
 class Progress:
-  """A bar on a terminal, otherwise a line now and then. Made by `Logger.progress`."""
+  """A bar on a terminal, otherwise a line now and then. Made by `Logger.progress`.
 
-  def __init__(self, total: int, description: str, initial: int, interactive: bool):
+  Args:
+    total: units of work.
+    description: shown beside them.
+    initial: units that are done already.
+    interactive: whether to draw a bar; None: nothing is shown.
+  """
+
+  def __init__(self, total: int, description: str, initial: int, interactive: bool | None):
     self._total, self._done, self._initial = total, initial, initial
     self._description = description
     self._note = ""
     self._start = self._printed = time.monotonic()
+    self._silent = interactive is None
     self._shown = -1  # what the last plain line said was done
     self._bar = None
     if interactive:
@@ -52,6 +62,8 @@ class Progress:
       self._line()
 
   def _line(self) -> None:
+    if self._silent:
+      return
     self._printed, self._shown = time.monotonic(), self._done
     speed = (self._done - self._initial) / max(self._printed - self._start, 1e-9)
     left = duration((self._total - self._done) / speed) if speed > 0 else "?"
@@ -61,7 +73,7 @@ class Progress:
 
 
 class Logger:
-  """Where a stage's numbers go.
+  """Where a stage's numbers go. In a run of several processes only the first one writes and prints.
 
   Args:
     workdir: the stage's folder; gets `metrics.jsonl` and `tensorboard/`.
@@ -72,6 +84,7 @@ class Logger:
   def __init__(self, workdir: str | os.PathLike[str], stage: str, interactive: bool | None = None):
     self.workdir = pathlib.Path(workdir)
     self.stage = stage
+    self._writes = processes.is_first()
     self._interactive = sys.stderr.isatty() if interactive is None else interactive
     self._path = self.workdir / "metrics.jsonl"
     self._tensorboard: Any = None
@@ -85,6 +98,8 @@ class Logger:
       metrics: name (`stage/group/name`) to scalar; anything that `float` takes. NaN and infinity
         become null in the JSONL file.
     """
+    if not self._writes:
+      return
     values = {name: float(value) for name, value in metrics.items()}
     line: dict[str, Any] = {"step": int(step), "time": round(time.time(), 3)}
     line |= {name: value if math.isfinite(value) else None for name, value in values.items()}
@@ -101,7 +116,8 @@ class Logger:
   @contextlib.contextmanager
   def progress(self, total: int, description: str, initial: int = 0) -> Iterator[Progress]:
     """Shows how far `total` units of work are; call `.update(n)` on what it yields."""
-    outer, self._progress = self._progress, Progress(total, description, initial, self._interactive)
+    shown = self._interactive if self._writes else None
+    outer, self._progress = self._progress, Progress(total, description, initial, shown)
     try:
       yield self._progress
     finally:
@@ -110,6 +126,8 @@ class Logger:
 
   def info(self, text: str) -> None:
     """Prints one line for people, without breaking a bar."""
+    if not self._writes:
+      return
     line = f"[{self.stage}] {text}"
     if self._interactive:
       import tqdm
@@ -127,7 +145,7 @@ class Logger:
       step: last step to keep.
       prefix: only lines whose metrics all begin with it are dropped, for stages of several loops.
     """
-    if not self._path.exists():
+    if not self._writes or not self._path.exists():
       return
 
     def stays(line: dict[str, Any]) -> bool:

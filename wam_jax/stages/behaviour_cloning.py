@@ -19,11 +19,13 @@ from wam_jax.io.logger import Logger
 from wam_jax.nn.policy import DiffusionPolicy, GaussianPolicy
 from wam_jax.stages.training_loop import train_loop
 from wam_jax.train import behaviour_cloning as train
+from wam_jax.train.sharding import make_mesh
 from wam_jax.train.state import make_optimizer, make_train_state
 from wam_jax.train.tasks import make_task_update, over_tasks, task_keys
 from wam_jax.types import Params, Policy
 
 REQUIRES = ("featurize",)
+TOGETHER = True
 # All of behaviour_cloning but ddim_steps, which only says how the evaluation samples.
 CONFIG = (
   "seed",
@@ -136,18 +138,20 @@ def _train(
   state = jax.jit(jax.vmap(lambda k: make_train_state(policy.init(k), optimizer, ema=True)))(
     task_keys(init_key, len(tasks))
   )
-  update_task = train.make_update(policy, optimizer, cloning.batch_size, cloning.ema_decay)
+  mesh = make_mesh(config.training.devices)
+  update_task = train.make_update(policy, optimizer, cloning.batch_size, cloning.ema_decay, mesh)
   state = train_loop(
     state=state,
-    update=make_task_update(update_task, data, tasks),
+    update=make_task_update(update_task, data, tasks, mesh),
     total=cloning.updates,
     per_call=config.training.log_every,
     key=train_key,
     workdir=workdir,
     logger=logger,
     description="cloning",
-    checkpoint_minutes=config.training.checkpoint_minutes,
+    config=config,
     metric_prefix="behaviour_cloning",
+    mesh=mesh,
   )
   return state.ema_params
 

@@ -20,11 +20,13 @@ from wam_jax.stages.training_loop import train_loop
 from wam_jax.stages.world_model import load_world_model
 from wam_jax.train import classifier as train
 from wam_jax.train.imagination import World, make_starts, make_world
+from wam_jax.train.sharding import make_mesh
 from wam_jax.train.state import make_optimizer, make_train_state
 from wam_jax.train.tasks import make_task_update, over_tasks, task_keys
 from wam_jax.types import Params
 
 REQUIRES = ("world_model", "featurize")
+TOGETHER = True
 CONFIG = (
   "seed",
   "tasks",
@@ -86,19 +88,21 @@ def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger:
   state = jax.jit(jax.vmap(lambda k: make_train_state(classifier.init(k), optimizer)))(
     task_keys(init_key, num_tasks)
   )
-  update_task = train.make_update(classifier, optimizer, part)
+  mesh = make_mesh(config.training.devices)
+  update_task = train.make_update(classifier, optimizer, part, mesh)
 
   state = train_loop(
     state=state,
-    update=make_task_update(update_task, pool, demos.tasks),
+    update=make_task_update(update_task, pool, demos.tasks, mesh),
     total=part.updates,
     per_call=config.training.log_every,
     key=train_key,
     workdir=workdir,
     logger=logger,
     description="success classifiers",
-    checkpoint_minutes=config.training.checkpoint_minutes,
+    config=config,
     metric_prefix="classifier",
+    mesh=mesh,
   )
 
   margins = over_tasks(

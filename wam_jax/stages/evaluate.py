@@ -2,6 +2,7 @@
 
 All policies start from the same held-out states. Files: `results.json`, `rollouts.npz` (one episode
 per task of the final policy) and `<policy>.npz` (all episodes; a policy that has one is not run again).
+The processes of a run share the episodes; the noise of an episode depends on which others run beside it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 from wam_jax.core import intervals
 from wam_jax.data import calvin
 from wam_jax.data.files import DatasetError
+from wam_jax.io import processes
 from wam_jax.io.artifact import Artifact, write_text
 from wam_jax.io.logger import Logger
 from wam_jax.io.provenance import provenance
@@ -28,6 +30,7 @@ from wam_jax.stages.ppo_monitor import read_selection
 from wam_jax.stages.rollout import Rollouts
 
 REQUIRES = ("collect", "world_model", "featurize", "behaviour_cloning", "classifier", "ppo")
+TOGETHER = True
 CONFIG = (
   "seed",
   "tasks",
@@ -56,14 +59,18 @@ def run(config: Any, inputs: Mapping[str, Artifact], workdir: pathlib.Path, logg
   tasks = tuple(config.tasks)
   workdir.mkdir(parents=True, exist_ok=True)
   robot_obs, scene_obs = start_states(inputs["collect"], tasks, config.evaluate.episodes)
-  runner = PolicyRunner(config, inputs, tasks, robot_obs, scene_obs, logger)
+  shares = [robot_obs.shape[1] * i // processes.count() for i in range(processes.count() + 1)]
+  own = slice(*shares[processes.index() : processes.index() + 2])
+  runner = PolicyRunner(config, inputs, tasks, robot_obs[:, own], scene_obs[:, own], logger)
   episodes: dict[str, dict[str, np.ndarray]] = {}
   names = policies(config, inputs["ppo"], logger)
   for name in names:
     path = workdir / f"{name}.npz"
     stored = load_episodes(path, robot_obs, scene_obs)
     if stored is None:
-      stored = runner.run(name)
+      stored = run_shared(runner, name, workdir)
+      if stored is None:
+        continue  # the first process goes on with it
       _save_npz(path, stored | {"start_robot_obs": robot_obs, "start_scene_obs": scene_obs})
     else:
       logger.info(f"{LABELS[name]}: taken from {path.name}")
@@ -72,6 +79,8 @@ def run(config: Any, inputs: Mapping[str, Artifact], workdir: pathlib.Path, logg
     dreamed = f", {stored['imagined'].mean():.0%} imagined" if "imagined" in stored else ""
     logger.info(f"{LABELS[name]}: {rate:.1%} of {stored['success'].size} episodes{dreamed}")
 
+  if not processes.is_first():
+    return
   results = summarise(tasks, episodes)
   digest = hashlib.sha256(robot_obs.tobytes() + scene_obs.tobytes()).hexdigest()
   results |= {
@@ -92,6 +101,32 @@ def run(config: Any, inputs: Mapping[str, Artifact], workdir: pathlib.Path, logg
   write_text(workdir / "results.json", json.dumps(results, indent=2) + "\n")
   _save_npz(workdir / "rollouts.npz", shown_episodes(tasks, episodes["ppo"]))
   logger.write(0, {f"evaluate/{name}/success": episodes[name]["success"].mean() for name in episodes})
+
+
+def run_shared(runner: PolicyRunner, name: str, workdir: pathlib.Path) -> dict[str, np.ndarray] | None:
+  """Episodes of one policy from all processes, in the order of their starts; None but in the first one."""
+  arrays = runner.run(name) if runner.num else None
+  if processes.count() == 1:
+    return arrays
+  part = lambda i: workdir / f"{name}.part{i}.npz"
+  if arrays is not None:
+    _save_npz(part(processes.index()), arrays)
+  ran = processes.gather(arrays is not None)
+  if not processes.is_first():
+    return None
+  parts = []
+  for path in (part(i) for i, one in enumerate(ran) if one):
+    with np.load(path, allow_pickle=False) as file:
+      parts.append({key: file[key] for key in file.files})
+    path.unlink()
+  out = {}
+  for key, x in parts[0].items():
+    values = [one[key] for one in parts]
+    if x.ndim > 1:
+      out[key] = np.concatenate(values, 1)  # [K, M, ...]
+    else:  # imagined success [K]; seconds, which the processes spent at the same time
+      out[key] = np.mean(values, 0) if x.ndim else np.max(values)
+  return out
 
 
 def policies(config: Any, ppo: Artifact, logger: Logger) -> tuple[str, ...]:
@@ -153,7 +188,7 @@ class PolicyRunner:
   ):
     self._config, self._inputs, self._tasks, self._logger = config, inputs, tasks, logger
     self._starts: dict[str, Any] = {"tasks": tasks, "robot_obs": robot_obs, "scene_obs": scene_obs}
-    self._num = robot_obs.shape[0] * robot_obs.shape[1]
+    self.num = robot_obs.shape[0] * robot_obs.shape[1]
     self._max_steps = config.env.max_steps
     self._tools: tuple[Any, ...] | None = None
 
@@ -161,7 +196,7 @@ class PolicyRunner:
     """Episodes of one policy as arrays to store; with a classifier, its imagined success too."""
     began = time.perf_counter()
     if name == "expert":
-      with self._logger.progress(self._num, LABELS[name]) as progress:
+      with self._logger.progress(self.num, LABELS[name]) as progress:
         arrays = _arrays(self._expert(progress.update))
     else:
       policy, params = self._policy(name)
@@ -221,7 +256,7 @@ class PolicyRunner:
       model, params = world_model.load_world_model(self._inputs["world_model"])
       env = self._config.env
       environment = envs.make_vector(
-        env.name, self._num, env.workers, env.image_size, env.calvin_root, env.calvin_scene
+        env.name, self.num, env.workers, env.image_size, env.calvin_root, env.calvin_scene
       )
       self._tools = (model, jax.device_put(params), environment)
     return self._tools

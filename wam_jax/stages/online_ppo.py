@@ -105,7 +105,7 @@ def run(config: Any, inputs: Mapping[str, Artifact], workdir: pathlib.Path, logg
     workdir=workdir,
     logger=logger,
     description="PPO in the simulator",
-    checkpoint_minutes=config.training.checkpoint_minutes,
+    config=config,
     metric_prefix="online",
     started=monitor,
     batch_done=monitor,

@@ -67,16 +67,18 @@ class StagePlan:
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-  """What a stage module says about itself in its constants REQUIRES, CONFIG, SCHEMA and ADDS.
+  """What a stage module says about itself in its constants REQUIRES, CONFIG, SCHEMA, ADDS and TOGETHER.
 
   ADDS: config fields that, when set, ask for more from a stage that is finished; they change nothing of
-  what is there already, and are no part of its fingerprint.
+  what is there already, and are no part of its fingerprint. TOGETHER: all processes of a run work on the
+  stage; otherwise the first one does.
   """
 
   requires: tuple[str, ...]
   config: tuple[str, ...]
   schema: int = 1
   adds: tuple[str, ...] = ()
+  together: bool = False
 
 
 @functools.cache
@@ -85,14 +87,18 @@ def stage_spec(stage: str) -> Spec:
   found = importlib.util.find_spec(f"wam_jax.stages.{stage}")
   if found is None or found.origin is None:
     raise StageError(f"wam_jax/stages/{stage}.py is missing")
-  constants: dict[str, Any] = {"SCHEMA": 1, "ADDS": ()}
+  constants: dict[str, Any] = {"REQUIRES": (), "CONFIG": (), "SCHEMA": 1, "ADDS": (), "TOGETHER": False}
   for node in ast.parse(pathlib.Path(found.origin).read_text(encoding="utf-8")).body:
     if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
       target = node.targets[0] if isinstance(node, ast.Assign) else node.target
-      if isinstance(target, ast.Name) and target.id in ("REQUIRES", "CONFIG", "SCHEMA", "ADDS"):
+      if isinstance(target, ast.Name) and target.id in constants:
         constants[target.id] = ast.literal_eval(node.value)
   return Spec(
-    tuple(constants["REQUIRES"]), tuple(constants["CONFIG"]), constants["SCHEMA"], tuple(constants["ADDS"])
+    tuple(constants["REQUIRES"]),
+    tuple(constants["CONFIG"]),
+    constants["SCHEMA"],
+    tuple(constants["ADDS"]),
+    constants["TOGETHER"],
   )
 
 

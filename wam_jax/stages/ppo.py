@@ -17,6 +17,7 @@ from wam_jax.data.features import DemoFeatures, load_features
 from wam_jax.io import checkpoint
 from wam_jax.io.artifact import Artifact, write_text
 from wam_jax.io.logger import Logger
+from wam_jax.io.processes import is_first
 from wam_jax.nn.classifier import SuccessClassifier
 from wam_jax.stages import behaviour_cloning, ppo_monitor
 from wam_jax.stages import classifier as classifier_stage
@@ -31,10 +32,12 @@ from wam_jax.train.imagination import (
   make_starts,
   make_world,
 )
+from wam_jax.train.sharding import make_mesh, put
 from wam_jax.train.tasks import over_tasks, repeat, task_keys, task_metrics
 from wam_jax.types import Params, Policy
 
 REQUIRES = ("collect", "world_model", "featurize", "behaviour_cloning", "classifier")
+TOGETHER = True
 CONFIG = (
   "seed",
   "tasks",
@@ -87,17 +90,20 @@ def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger:
   state = jax.jit(jax.vmap(lambda f, k: train.init_state(policy, config.ppo, f, k)))(
     frozen, task_keys(init_key, num_tasks)
   )
-  iterate_task = train.make_iteration(world, policy, classifier, config.ppo)
+  mesh = make_mesh(config.training.devices)
+  iterate_task = train.make_iteration(world, policy, classifier, config.ppo, mesh)
 
   def iterate(task: Any, shared: Any) -> Any:
     (state, frozen, key), (world_params, num) = task, shared
     return repeat(lambda state, key: iterate_task(state, frozen, world_params, key), state, key, num)
 
-  iterate_tasks = over_tasks(iterate)
+  iterate_tasks = over_tasks(iterate, mesh=mesh)
+  frozen_everywhere, world_everywhere = put((frozen, world_params), mesh)
 
   def update(state: Any, key: jax.Array, num: int) -> tuple[Any, dict[str, Any]]:
-    task = state, frozen, task_keys(key, num_tasks)
-    after, metrics = iterate_tasks(task, (world_params, jnp.int32(num)))
+    keys, count = put((task_keys(key, num_tasks), np.int32(num)), mesh)
+    after, metrics = iterate_tasks((state, frozen_everywhere, keys), (world_everywhere, count))
+    metrics = jax.device_get(metrics)
     problem = train.not_finite(demos.tasks, metrics)
     if problem:
       raise NotFiniteError(problem)
@@ -105,7 +111,7 @@ def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger:
 
   heldout = load_features(inputs["featurize"].path / "heldout.npz")
   monitor = None
-  if config.ppo.eval_every:
+  if config.ppo.eval_every and is_first():
     monitor = ppo_monitor.Monitor(
       config,
       inputs,
@@ -130,8 +136,9 @@ def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger:
     workdir=workdir,
     logger=logger,
     description="PPO in imagination",
-    checkpoint_minutes=config.training.checkpoint_minutes,
+    config=config,
     metric_prefix="ppo",
+    mesh=mesh,
     started=monitor,
     batch_done=monitor,
   )

@@ -9,13 +9,16 @@ import importlib
 import os
 import pathlib
 import resource
+import secrets
 import sys
 import time
 from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
+from wam_jax import config as config_lib
 from wam_jax.io import artifact as artifact_lib
+from wam_jax.io import processes
 from wam_jax.io.artifact import Artifact
 from wam_jax.io.logger import Logger, duration
 from wam_jax.stages import plan as plan_lib
@@ -35,8 +38,10 @@ def run(config: ConfigDict) -> dict[str, Artifact]:
     StageError: the work folder holds results of other settings, is in use, or a stage's inputs are missing.
     ArtifactError: an artifact cannot be read.
   """
+  first = processes.is_first()
   plans = plan_lib.make_plan(config)
-  print(plan_lib.format_plan(config, plans), flush=True)
+  if first:
+    print(plan_lib.format_plan(config, plans), flush=True)
   if config.stage == "plan":
     return {}
   plan_lib.check_conflicts(config, plans)
@@ -44,16 +49,79 @@ def run(config: ConfigDict) -> dict[str, Artifact]:
   wanted = plan_lib.wanted_stages(config)
   _check_inputs(config, plans, wanted)
   use_compilation_cache()
-  with lock(pathlib.Path(config.workdir)):
+  _check_devices(config)
+  workdir = pathlib.Path(config.workdir)
+  with lock(workdir) if first else contextlib.nullcontext():
+    _check_processes(config, workdir)
     plans = plan_lib.make_plan(config)  # another process may have worked here until now
+    processes.gather(None)  # before anything is written that would change the others' plans
     artifacts: dict[str, Artifact] = {}
     for stage, plan in plans.items():
-      if plan.action in ("skip", "use") or stage not in wanted:
-        artifacts[stage] = plan.artifact
-      else:
-        artifacts[stage] = run_stage(config, plan, artifacts)
-  print(closing_text(config, artifacts), flush=True)
+      artifacts[stage] = plan.artifact
+      if plan.action not in ("skip", "use") and stage in wanted:
+        if first or plan_lib.stage_spec(stage).together:
+          artifacts[stage] = run_stage(config, plan, artifacts)
+        processes.gather(stage)
+  if first:
+    print(closing_text(config, artifacts), flush=True)
   return artifacts
+
+
+def _check_devices(config: ConfigDict) -> None:
+  """Batches must divide over the devices there are.
+
+  Raises:
+    ConfigError: they do not, or `training.devices` are not there.
+  """
+  import jax
+
+  # Not asked for where there are none but the CPU: opening the devices takes a moment, which plans spare.
+  problems = config_lib.device_problems(config, jax.device_count(), processes.count())
+  if problems:
+    raise config_lib.ConfigError(problems)
+
+
+def _check_processes(config: ConfigDict, workdir: pathlib.Path) -> None:
+  """All processes must have the same settings and see the same work folder.
+
+  Raises:
+    StageError: they do not; says which.
+  """
+  if processes.count() == 1:
+    return
+  settings = processes.gather(config_lib.flatten(config))
+  for i, other in enumerate(settings):
+    different = sorted(path for path in settings[0] if settings[0][path] != other.get(path))
+    if different:
+      raise StageError(
+        f"the processes of this run have different settings: {', '.join(different)} of process {i} "
+        f"({', '.join(str(other.get(path)) for path in different)}) and of process 0 "
+        f"({', '.join(str(settings[0][path]) for path in different)}). Start all with the same command."
+      )
+  mark = workdir / f".seen-by-all-{secrets.token_hex(8) if processes.is_first() else ''}"
+  mark = workdir / processes.gather(mark.name)[0]
+  if processes.is_first():
+    mark.touch()
+  processes.gather(None)
+  seen = processes.gather(_appears(mark))
+  if processes.is_first():
+    mark.unlink()
+  blind = [i for i, one in enumerate(seen) if not one]
+  if blind:
+    raise StageError(
+      f"processes {', '.join(map(str, blind))} do not see what process 0 writes in {workdir.absolute()}: the "
+      "work folder must be on storage that all hosts share (NFS, Lustre, a mounted bucket): --config.workdir"
+    )
+
+
+def _appears(path: pathlib.Path, seconds: float = 10.0) -> bool:
+  """Whether a file is there, or comes: shared storage may take a moment."""
+  deadline = time.monotonic() + seconds
+  while not path.exists():
+    if time.monotonic() > deadline:
+      return False
+    time.sleep(0.2)
+  return True
 
 
 def _check_inputs(config: ConfigDict, plans: dict[str, StagePlan], wanted: tuple[str, ...]) -> None:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import os
 import pathlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
+from wam_jax.io import processes
 from wam_jax.io.checkpoint import Checkpointer
 from wam_jax.io.logger import Logger
+from wam_jax.stages import stopping
+from wam_jax.train import sharding
 
 
 class TrainingError(Exception):
@@ -20,6 +27,75 @@ class TrainingError(Exception):
 
 class NotFiniteError(TrainingError):
   """Raised by an `update` that has left the state it was given alive: that state is saved."""
+
+
+@dataclasses.dataclass
+class Clock:
+  """Where the time of training goes, from one metric line to the next.
+
+  Attributes:
+    data: seconds spent waiting for data.
+    compute: seconds spent in updates, without that.
+    checkpoint: seconds that checkpoints kept the updates waiting.
+  """
+
+  data: float = 0.0
+  compute: float = 0.0
+  checkpoint: float = 0.0
+  _began: float = dataclasses.field(default_factory=time.monotonic)
+
+  @contextlib.contextmanager
+  def count(self, name: str) -> Iterator[None]:
+    """Adds the time spent inside."""
+    began = time.monotonic()
+    try:
+      yield
+    finally:
+      setattr(self, name, getattr(self, name) + time.monotonic() - began)
+
+  def metrics(self, updates: int, frames: int) -> dict[str, float]:
+    """Per update, and begins anew.
+
+    Args:
+      updates: since the last line.
+      frames: of an update; 0: not said.
+
+    Returns:
+      `time/update`, `time/data`, `time/compute`, `time/checkpoint` in seconds per update, and
+      `speed/updates_per_second`, `speed/frames_per_second`.
+    """
+    now = time.monotonic()
+    whole = max(now - self._began, 1e-9)
+    out = {name: getattr(self, name) / updates for name in ("data", "compute", "checkpoint")}
+    out = {f"time/{name}": value for name, value in (("update", whole / updates), *out.items())}
+    out["speed/updates_per_second"] = updates / whole
+    if frames:
+      out["speed/frames_per_second"] = updates * frames / whole
+    self.data = self.compute = self.checkpoint = 0.0
+    self._began = now
+    return out
+
+
+def memory_metrics() -> dict[str, float]:
+  """GiB that the process and, where the backend tells, its fullest device hold."""
+  out = {"memory/process": resident_bytes() / 2**30}
+  stats = [device.memory_stats() for device in jax.local_devices() if device.platform != "cpu"]
+  known = [one for one in stats if one and "bytes_in_use" in one]
+  if known:
+    out["memory/device"] = max(one["bytes_in_use"] for one in known) / 2**30
+    out["memory/device_peak"] = max(one.get("peak_bytes_in_use", 0) for one in known) / 2**30
+    if all(one.get("bytes_limit") for one in known):
+      out["memory/device_share"] = max(one["bytes_in_use"] / one["bytes_limit"] for one in known)
+  return out
+
+
+def resident_bytes() -> int:
+  """Memory that this process holds now; 0 where the system does not tell."""
+  try:
+    fields = pathlib.Path("/proc/self/statm").read_text().split()
+  except OSError:
+    return 0
+  return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def train_loop(
@@ -32,8 +108,11 @@ def train_loop(
   workdir: pathlib.Path,
   logger: Logger,
   description: str,
-  checkpoint_minutes: float,
+  config: Any,
   metric_prefix: str,
+  mesh: Mesh | None = None,
+  frames: int = 0,
+  clock: Clock | None = None,
   on_metrics: Callable[[int, dict[str, float]], None] | None = None,
   started: Callable[[int, Any], None] | None = None,
   batch_done: Callable[[int, Any], None] | None = None,
@@ -42,7 +121,8 @@ def train_loop(
   """Runs updates until `state.step` is `total`, from the newest checkpoint if there is one.
 
   2N updates equal N updates, an interruption and N more to the bit, because the key of a call is
-  `fold_in(key, state.step)` and a checkpoint is only written between calls.
+  `fold_in(key, state.step)` and a checkpoint is only written between calls. SIGTERM and SIGINT are answered
+  between calls: all processes save the same step and stop.
 
   Args:
     state: pytree with an integer `step`, scalar or one per task; its buffers may be donated by `update`.
@@ -52,14 +132,17 @@ def train_loop(
     total: updates in all.
     per_call: updates per dispatch; also the spacing of metric lines.
     key: random key of this stage and seed.
-    workdir: the stage's folder; checkpoints go to `ckpt/`.
+    workdir: the stage's folder; checkpoints go to `ckpt/`, with `config.profile` a trace to `profile/`.
     logger: gets the metrics, one line per call.
     description: shown beside the bar.
-    checkpoint_minutes: time between checkpoints.
+    config: of the run; `training` and `profile`.
     metric_prefix: put in front of each metric's name, with a slash.
+    mesh: devices of the run. The state is put on all of them; the callbacks and the caller get it on one.
+    frames: that an update works on, for the speed.
+    clock: that `update` counts its waiting for data with.
     on_metrics: called with (step, metrics) after each call.
-    started: called with (0, state) before the first update; not when a run goes on.
-    batch_done: called with (step, state) after each call, for work between programs.
+    started: called with (0, state) before the first update, in the first process; not when a run goes on.
+    batch_done: called with (step, state) after each call, in the first process, for work between programs.
     stops: updates that a call must end at, so that `batch_done` sees their state.
 
   Returns:
@@ -67,42 +150,90 @@ def train_loop(
 
   Raises:
     TrainingError: a metric is not finite. Says which, at which update, and where the last checkpoint is.
-    CheckpointError: the checkpoint there is of another structure.
+    CheckpointError: no checkpoint there is good, they are of another structure, or one cannot be written.
+    Stopped: after a signal, when the state is saved.
   """
-  with Checkpointer(pathlib.Path(workdir) / "ckpt") as checkpointer:
+  clock = clock or Clock()
+  state = sharding.put(state, mesh)
+  first = processes.is_first()
+  local = sharding.on_this_process if mesh is not None else lambda state: state
+  with (
+    Checkpointer(pathlib.Path(workdir) / "ckpt", on_damage=logger.info) as checkpointer,
+    stopping.deferred(),
+  ):
     if checkpointer.latest_step() is not None:
       state = checkpointer.restore(state)
       logger.info(f"resumed at update {_step(state)} of {total}")
     step = _step(state)
     logger.truncate_after(step or -1, prefix=f"{metric_prefix}/")
-    if step == 0 and started is not None:
-      started(step, state)
+    if step == 0 and started is not None and first:
+      started(step, local(state))
     saved = time.monotonic()
+    profiler = _Profiler(workdir / "profile" if config.profile and first else None, logger)
+    clock.metrics(1, 0)  # from here
     with logger.progress(total, description, initial=step) as progress:
       while step < total:
         num = min(per_call, *(stop - step for stop in (*stops, total) if stop > step))
+        waited = clock.data
         try:
-          state, metrics = update(state, jax.random.fold_in(key, step), num)
+          with clock.count("compute"), profiler.call():
+            state, metrics = update(state, jax.random.fold_in(key, step), num)
+            metrics = jax.device_get(metrics)
         except NotFiniteError as error:
           checkpointer.save(step, state)
+          checkpointer.wait()
           raise TrainingError(
             f"update {step + 1}: {error}; the last good state is {checkpointer.path / str(step)}. The same "
             "command would take the same step again: lower the learning rates (in another workdir), or look "
             "for broken data."
           ) from None
+        clock.compute -= clock.data - waited
         step += num
-        values = _finite(jax.device_get(metrics), step, checkpointer)
-        logger.write(step, {f"{metric_prefix}/{name}": value for name, value in values.items()})
+        values = _finite(metrics, step, checkpointer)
+        measured = clock.metrics(num, frames) | memory_metrics()
+        logger.write(step, {f"{metric_prefix}/{name}": value for name, value in (values | measured).items()})
         progress.update(num)
         if on_metrics is not None:
           on_metrics(step, values)
-        if batch_done is not None:
-          batch_done(step, state)
-        if step < total and time.monotonic() - saved > 60 * checkpoint_minutes:
-          checkpointer.save(step, state)
+        if batch_done is not None and first:
+          batch_done(step, local(state))
+        due = step < total and time.monotonic() - saved > 60 * config.training.checkpoint_minutes
+        # The clocks and signals of processes differ; the first one's clock counts, and any signal does.
+        said = processes.gather([due, stopping.requested()])
+        signum = max(one[1] for one in said)
+        if said[0][0] or signum:
+          with clock.count("checkpoint"):
+            checkpointer.save(step, state)
           saved = time.monotonic()
+        if signum and step < total:
+          checkpointer.wait()
+          raise stopping.Stopped(signum)
     checkpointer.save(step, state)
-  return state
+    checkpointer.wait()
+  return local(state)
+
+
+class _Profiler:
+  """Records the calls after the first of this process, which compiles."""
+
+  CALLS = 2  # recorded
+
+  def __init__(self, folder: pathlib.Path | None, logger: Logger):
+    self._folder, self._logger, self._seen = folder, logger, 0
+
+  @contextlib.contextmanager
+  def call(self) -> Iterator[None]:
+    """Around one call."""
+    self._seen += 1
+    if self._folder is not None and self._seen == 2:
+      jax.profiler.start_trace(self._folder)
+    try:
+      yield
+    finally:
+      if self._folder is not None and self._seen == 1 + self.CALLS:
+        jax.profiler.stop_trace()
+        self._logger.info(f"trace of {self.CALLS} calls: tensorboard --logdir={self._folder}")
+        self._folder = None
 
 
 def _step(state: Any) -> int:

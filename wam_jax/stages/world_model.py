@@ -11,20 +11,23 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from wam_jax.data import calvin, frames_cache, statistics, stream, windows
 from wam_jax.io import artifact as artifact_lib
-from wam_jax.io import checkpoint, lumos
+from wam_jax.io import checkpoint, lumos, processes
 from wam_jax.io.artifact import Artifact
 from wam_jax.io.logger import Logger
 from wam_jax.nn.world_model import WorldModel, make_world_model
 from wam_jax.stages.collect import dataset_path
-from wam_jax.stages.training_loop import train_loop
+from wam_jax.stages.training_loop import Clock, train_loop
+from wam_jax.train import sharding
 from wam_jax.train import state as train_state
 from wam_jax.train import world_model as train
 from wam_jax.types import Params
 
 REQUIRES = ("collect",)
+TOGETHER = True
 CONFIG = ("seed", "world_model", "env.image_size", "inputs.lumos_checkpoint")
 
 STATISTICS = "statistics.json"  # mean and deviation of the robot state, where the model needs them
@@ -44,13 +47,19 @@ def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger:
   at_once = math.ceil(w.batch_size / w.accumulate / (train.REMAT_PARTS if w.remat else 1))
   reserve = stream.training_bytes(num_params, at_once, w.sequence_length, size)
   source, why = stream.choose_source(
-    num_frames, size, residency=config.data.residency, limit_gb=config.data.memory_limit_gb, reserve=reserve
+    num_frames,
+    size,
+    residency=config.data.residency,
+    limit_gb=config.data.memory_limit_gb,
+    reserve=reserve,
+    processes=processes.count(),
   )
   logger.info(why)
   cache = None
   if source == "stream" or config.data.cache:
     root = pathlib.Path(config.data.cache or workdir / "frames_cache")
-    cache = frames_cache.open_cache(root, folder, size, config.env.workers, logger.progress, logger.info)
+    with processes.first_goes_first():
+      cache = frames_cache.open_cache(root, folder, size, config.env.workers, logger.progress, logger.info)
   if source == "device":
     frames = (
       cache.load(logger.progress)
@@ -58,7 +67,6 @@ def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger:
       else calvin.read_frames(folder, image_size=size, workers=config.env.workers, progress=logger.progress)
     )
     known: Any = frames
-    store = windows.make_store(frames)
   else:
     known = cache
   warning = stream.check_windows(folder, known.starts, known.ends, w.sequence_length)
@@ -78,15 +86,18 @@ def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger:
       save_snapshot(workdir, step, state.params)
       logger.info(f"snapshot of update {step}: {workdir / 'snapshots' / str(step)}")
 
+  mesh, clock = sharding.make_mesh(config.training.devices), Clock()
+  keys = sharding.put(train_key, mesh)
   with contextlib.ExitStack() as stack:
     if source == "device":
+      store = sharding.put(windows.make_store(frames), mesh)
       update_resident = train.make_update(
-        model, w, optimizer, lambda store, key, step, i: sampler.sample(store, key, step)
+        model, w, optimizer, lambda store, key, step, i: sampler.sample(store, key, step), mesh
       )
-      update: Any = lambda state, _, num: update_resident(state, store, train_key, num)
+      update: Any = lambda state, _, num: update_resident(state, store, keys, num)
     else:
       assert cache is not None
-      update = Streamed(config, sampler, model, optimizer, cache, train_key, stack)
+      update = Streamed(config, sampler, model, optimizer, cache, train_key, stack, mesh, clock)
     state = train_loop(
       state=state,
       update=update,
@@ -96,8 +107,11 @@ def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger:
       workdir=workdir,
       logger=logger,
       description="world model",
-      checkpoint_minutes=config.training.checkpoint_minutes,
+      config=config,
       metric_prefix="world_model",
+      mesh=mesh,
+      frames=w.batch_size * w.sequence_length,
+      clock=clock,
       batch_done=keep_snapshot,
       stops=w.snapshots,
     )
@@ -119,15 +133,18 @@ class Streamed:
     cache: frames_cache.FrameCache,
     key: jax.Array,
     stack: contextlib.ExitStack,
+    mesh: Mesh | None,
+    clock: Clock,
   ):
-    self._config, self._cache, self._key, self._stack = config, cache, key, stack
+    self._config, self._cache, self._stack, self._mesh, self._clock = config, cache, stack, mesh, clock
+    self._key = sharding.put(key, mesh)
     self._length = sampler.sequence_length
     self._stream: stream.WindowStream | None = None
 
     def sample(pieces: Any, key: jax.Array, step: jax.Array, i: jax.Array) -> Any:
       return sampler.finish(jax.tree.map(lambda x: x[i], pieces), key, step)
 
-    self._update = train.make_update(model, config.world_model, optimizer, sample)
+    self._update = train.make_update(model, config.world_model, optimizer, sample, mesh)
     self._starts = stream.starts_on_host(sampler, lambda step: train.step_keys(key, step)[0])
 
   def __call__(self, state: Any, _: jax.Array, num: int) -> tuple[Any, dict[str, np.ndarray]]:
@@ -137,6 +154,8 @@ class Streamed:
           self._cache,
           self._starts,
           self._length,
+          rows=sharding.own_rows(self._config.world_model.batch_size, self._mesh),
+          put=lambda batch: sharding.put_rows(batch, self._mesh, axis=1),
           first_update=int(state.step),
           total=self._config.world_model.updates,
           per_call=self._config.training.log_every,
@@ -144,9 +163,14 @@ class Streamed:
         )
       )
     parts = []
-    for piece in self._stream.take(num):
+    pieces = self._stream.take(num)
+    while True:
+      with self._clock.count("data"):
+        piece = next(pieces, None)
+      if piece is None:
+        break
       state, metrics = self._update(state, piece, self._key, piece.mask.shape[0])
-      parts.append(metrics)
+      parts.append(jax.device_get(metrics))
     return state, {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 

@@ -1,7 +1,7 @@
 """One mesh over all devices of a run: batches are split along it, everything else is on each of them.
 
-Programs are written for the whole batch; `split` says where it is divided, and XLA adds the sums over devices.
-Random numbers do not depend on the division, so that N devices compute what one does, up to rounding.
+Programs are written for the whole batch; `split` says where it is divided, and XLA adds the sums over
+devices. Random numbers do not depend on the division: N devices compute what one does, up to rounding.
 """
 
 from __future__ import annotations
@@ -18,13 +18,19 @@ Tree = TypeVar("Tree")
 AXIS = "data"
 
 
-def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh | None:
-  """A one-dimensional mesh; None if there is one device only.
+def make_mesh(num_devices: int = 0) -> Mesh | None:
+  """A one-dimensional mesh over the devices of all processes; None for one device.
 
   Args:
-    devices: of all processes; None: all there are.
+    num_devices: how many of them; 0: all there are.
+
+  Raises:
+    ValueError: there are fewer.
   """
-  devices = jax.devices() if devices is None else devices
+  devices = jax.devices()
+  if num_devices > len(devices):
+    raise ValueError(f"num_devices: {num_devices} wanted, there are {len(devices)}")
+  devices = devices[: num_devices or None]
   if len(devices) == 1:
     return None
   return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
@@ -40,7 +46,9 @@ def split(tree: Tree, mesh: Mesh | None, axis: int = 0) -> Tree:
 
 def whole(tree: Tree, mesh: Mesh | None) -> Tree:
   """Inside jit: has all arrays on each device. Without a mesh nothing changes."""
-  return tree if mesh is None else jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec()))
+  return (
+    tree if mesh is None else jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec()))
+  )
 
 
 def over_devices(

@@ -1,0 +1,326 @@
+"""The processes of a run: usually one; on several hosts, or by launch/local_multiprocess.py, several.
+
+JAX connects the devices. Beside that every process holds a connection to the first one, by which they wait
+for each other and agree, answering signals meanwhile, and by which a process that is gone is noticed: at once
+when the system closes its connection, otherwise when it has been silent for SILENCE_SECONDS. JAX notices
+too, later, and aborts with a stack dump.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NoReturn
+
+BEAT_SECONDS = 3.0
+SILENCE_SECONDS = 30.0
+LOST = 75  # exit code when another process is gone: the same command goes on from the last checkpoint
+CONNECT_SECONDS = 300
+
+
+class ProcessesError(Exception):
+  """The processes of a run do not find each other or do not belong together."""
+
+
+class _Connection:
+  """Lines of JSON over a socket; may be written to by several threads."""
+
+  def __init__(self, sock: socket.socket):
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.settimeout(SILENCE_SECONDS)
+    self._socket, self._lock = sock, threading.Lock()
+    self._lines = sock.makefile("rb")
+
+  def send(self, kind: str, *content: Any) -> None:
+    data = json.dumps([kind, *content]).encode() + b"\n"
+    with self._lock, contextlib.suppress(OSError):  # the reader notices that the other side is gone
+      self._socket.sendall(data)
+
+  def receive(self) -> list[Any] | None:
+    """The next line but heartbeats; None when the other side is gone or has been silent for too long."""
+    try:
+      while True:
+        line = self._lines.readline()
+        if not line:
+          return None
+        message: list[Any] = json.loads(line)
+        if message[0] != "beat":
+          return message
+    except (OSError, ValueError):
+      return None
+
+
+class _Group:
+  """The connections between the processes, and what they have told each other."""
+
+  def __init__(self, index: int, count: int, lost: Callable[[int, int | None], None]):
+    self.index, self.count = index, count
+    self._lost = lost
+    self._ending = False
+    self._round = 0
+    self._said: dict[int, dict[int, Any]] = {}  # round -> process -> value (first process only)
+    self._agreed: dict[int, list[Any]] = {}  # round -> values of all
+    self._change = threading.Condition()
+    self._connections: dict[int, _Connection] = {}
+
+  def serve(self, server: socket.socket, token: str) -> None:
+    """First process: takes the others' connections.
+
+    Raises:
+      ProcessesError: some did not come.
+    """
+    server.settimeout(CONNECT_SECONDS)
+    while len(self._connections) < self.count - 1:
+      try:
+        connection = _Connection(server.accept()[0])
+      except TimeoutError:
+        missing = sorted(set(range(1, self.count)) - set(self._connections))
+        raise ProcessesError(
+          f"processes {missing} did not connect to process 0 within {CONNECT_SECONDS} s: the hosts must be "
+          f"able to reach port {server.getsockname()[1]} of this one"
+        ) from None
+      hello = connection.receive()
+      if hello is not None and hello[:2] == ["hello", token]:  # anything may knock at an open port
+        self._connections[hello[2]] = connection
+    server.close()
+    self._start()
+
+  def connect(self, address: tuple[str, int], token: str) -> None:
+    """Other processes: connects to the first.
+
+    Raises:
+      ProcessesError: it cannot be reached.
+    """
+    try:
+      connection = _Connection(socket.create_connection(address, CONNECT_SECONDS))
+    except OSError as error:
+      raise ProcessesError(f"process 0 cannot be reached at {address[0]}:{address[1]}: {error}") from error
+    connection.send("hello", token, self.index)
+    self._connections[0] = connection
+    self._start()
+
+  def _start(self) -> None:
+    for other in self._connections:
+      threading.Thread(target=self._listen, args=(other,), daemon=True).start()
+    threading.Thread(target=self._beat, daemon=True).start()
+
+  def _beat(self) -> None:
+    while True:
+      for connection in self._connections.values():
+        connection.send("beat")
+      time.sleep(BEAT_SECONDS)
+
+  def _listen(self, other: int) -> None:
+    connection, code = self._connections[other], None
+    while (message := connection.receive()) is not None:
+      kind, *content = message
+      with self._change:
+        if kind == "value":
+          self._said.setdefault(content[0], {})[other] = content[1]
+        elif kind == "agreed":
+          self._agreed[content[0]] = content[1]
+        elif kind == "end":  # of a process, and its exit code
+          other, code = content
+          break
+        self._change.notify_all()
+    if self._ending or code == 0:
+      return
+    for connection in self._connections.values() if self.index == 0 else ():
+      connection.send("end", other, LOST if code is None else code)
+    self._lost(other, code)
+
+  def gather(self, value: Any) -> list[Any]:
+    """Values of all processes, by their index; all must call this in the same order."""
+    self._round += 1
+    with self._change:
+      if self.index == 0:
+        said = self._said.setdefault(self._round, {})
+        while len(said) < self.count - 1:
+          self._change.wait(0.5)  # shortly, so that Python answers signals
+        values = [value, *(said[i] for i in range(1, self.count))]
+        del self._said[self._round]
+      else:
+        self._connections[0].send("value", self._round, value)
+        while self._round not in self._agreed:
+          self._change.wait(0.5)
+        values = self._agreed.pop(self._round)
+    if self.index == 0:
+      for connection in self._connections.values():
+        connection.send("agreed", self._round, values)
+    return values
+
+  def end(self, code: int) -> None:
+    """Tells the others that this process ends."""
+    self._ending = True
+    for connection in self._connections.values():
+      connection.send("end", self.index, code)
+
+
+_group: _Group | None = None
+
+
+def index() -> int:
+  """Of this process, from 0."""
+  return _group.index if _group else 0
+
+
+def count() -> int:
+  """Processes of this run."""
+  return _group.count if _group else 1
+
+
+def is_first() -> bool:
+  """Whether this process writes what the run writes once."""
+  return index() == 0
+
+
+def gather(value: Any) -> list[Any]:
+  """What each process says, by index; waits for all. All processes must call this in the same order.
+
+  Args:
+    value: anything that JSON takes.
+  """
+  return _group.gather(value) if _group else [value]
+
+
+@contextlib.contextmanager
+def first_goes_first() -> Iterator[None]:
+  """Lets the first process go through a block alone; the others follow when it has."""
+  if not is_first():
+    gather(None)
+  yield
+  if is_first():
+    gather(None)
+
+
+def wanted(coordinator: str, environ: Mapping[str, str] = os.environ) -> bool:
+  """Whether this process is one of several, by the flags or by what SLURM, Open MPI or a TPU pod tell.
+
+  Args:
+    coordinator: the flag, may be empty.
+    environ: environment variables.
+  """
+
+  def number(name: str) -> int:
+    text = environ.get(name, "")
+    return int(text) if text.isdigit() else 0
+
+  # Inside a batch script, beside the steps that srun starts, SLURM_STEP_NUM_TASKS is not there or 1.
+  several = max(number("SLURM_STEP_NUM_TASKS"), number("OMPI_COMM_WORLD_SIZE")) > 1
+  hosts = environ.get("TPU_PROCESS_ADDRESSES") or environ.get("TPU_WORKER_HOSTNAMES") or ""
+  return bool(coordinator) or several or "," in hosts or _on_tpu(environ)
+
+
+def _on_tpu(environ: Mapping[str, str]) -> bool:
+  """A Cloud TPU machine: whether its slice has more hosts only JAX can ask."""
+  platforms = environ.get("JAX_PLATFORMS", "tpu")
+  return "tpu" in platforms and any(os.path.exists(path) for path in ("/dev/accel0", "/dev/vfio/0"))
+
+
+def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -> None:
+  """Connects this process to the others, before JAX is used.
+
+  Args:
+    coordinator: host:port of the first process; empty: as SLURM, Open MPI or the TPU pod say.
+    num_processes: of the run, with `coordinator`.
+    process_id: of this one, from 0, with `coordinator`.
+
+  Raises:
+    ProcessesError: the arguments are not complete, or the others are not there.
+  """
+  global _group
+  if coordinator and not (num_processes >= 1 and 0 <= process_id < num_processes):
+    raise ProcessesError(
+      "--coordinator=HOST:PORT needs --num_processes=N and --process_id=I, from 0 to N - 1, "
+      f"not N={num_processes}, I={process_id}"
+    )
+  import jax
+  import numpy as np
+
+  try:
+    if coordinator:
+      jax.distributed.initialize(coordinator, num_processes, process_id)
+    else:
+      jax.distributed.initialize()
+    if jax.process_count() == 1:
+      return
+    from jax._src.distributed import global_state  # nothing public says where the first process is
+    from jax.experimental import multihost_utils
+
+    host = str(global_state.coordinator_address).rsplit(":", 1)[0].strip("[]")
+    token = np.frombuffer(secrets.token_bytes(16), np.uint8).astype(np.int32)
+    server = socket.create_server(("", 0)) if jax.process_index() == 0 else None
+    port = server.getsockname()[1] if server else 0
+    # Also the first exchange between devices: JAX sets it up within 30 seconds or fails, and the processes
+    # are never again as close together.
+    port, *token = multihost_utils.broadcast_one_to_all(np.array([port, *token], np.int32)).tolist()
+  except (RuntimeError, ValueError, OSError) as error:
+    raise ProcessesError(f"the processes of this run do not find each other: {error}") from error
+  group = _Group(jax.process_index(), jax.process_count(), _end_with)
+  secret = bytes(token).hex()
+  if server:
+    group.serve(server, secret)
+  else:
+    group.connect((host, port), secret)
+  _group = group
+
+
+def _end_with(other: int, code: int | None) -> None:
+  """Ends this process because another one did: what is computed together cannot go on."""
+  if code is None or code == LOST:
+    text = f"process {other} is gone; the same command in all processes goes on from the last checkpoint"
+    code = LOST
+  elif code > 128:
+    text = f"process {other} was stopped; the same command in all processes goes on from what is saved"
+  else:
+    text = f"process {other} ended with code {code}; its own message says why"
+  _exit(code, text)
+
+
+def _exit(code: int, text: str = "") -> NoReturn:
+  """Without JAX's own end, which waits for all processes."""
+  with contextlib.suppress(Exception):
+    if text:
+      print(f"\n{text}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+  os._exit(code)
+
+
+def finish(code: int) -> int:
+  """Ends this process's part in the run, before it exits.
+
+  Args:
+    code: its exit code. If that is not 0 and there are other processes, this one ends here.
+
+  Returns:
+    The code.
+  """
+  global _group
+  if _group is None:
+    return code
+  if code:
+    _group.end(code)
+    _exit(code)
+  gather(None)
+  _group.end(0)
+  _group = None
+  import jax
+
+  jax.distributed.shutdown()
+  return code
+
+
+def failed(error: BaseException) -> None:
+  """To be called when JAX raised: if that was because another process is gone, this does not return."""
+  if _group is not None and type(error).__module__.startswith("jax"):
+    time.sleep(
+      SILENCE_SECONDS + 5
+    )  # the thread that listens to the others ends this process with its message

@@ -1,0 +1,67 @@
+"""From a config to an exit code: connects the processes of a run, answers signals, reports what went wrong.
+
+Exit codes: 0 done; 1 an error whose text says what to do; 2 the config has problems; 130 and 143 stopped by
+SIGINT and SIGTERM, and saved; 75 another process of the run is gone. After the last three the same command
+goes on.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable
+
+from ml_collections import ConfigDict
+
+from wam_jax.config import ConfigError
+from wam_jax.io import processes
+from wam_jax.stages import runner, stopping
+
+
+def run(
+  make_config: Callable[[], ConfigDict], coordinator: str = "", num_processes: int = 0, process_id: int = -1
+) -> int:
+  """Carries a config out.
+
+  Args:
+    make_config: gives the finished config, or raises ConfigError.
+    coordinator: as for `processes.start`.
+    num_processes: likewise.
+    process_id: likewise.
+
+  Returns:
+    Exit code. In a run of several processes, one that does not end with 0 exits here.
+  """
+  return processes.finish(_run(make_config, coordinator, num_processes, process_id))
+
+
+def _run(make_config: Callable[[], ConfigDict], coordinator: str, num_processes: int, process_id: int) -> int:
+  try:
+    stopping.install()
+    config = make_config()
+    if config.stage != "plan" and processes.wanted(coordinator):
+      runner.use_compilation_cache()
+      processes.start(coordinator, num_processes, process_id)
+      stopping.install()  # JAX has taken SIGTERM
+    runner.run(config)
+  except ConfigError as error:
+    return report(error, 2)
+  except stopping.Stopped as stop:
+    return report(stop, stop.code)
+  except KeyboardInterrupt:
+    return report("interrupted; the same command goes on from here", 130)
+  except Exception as error:
+    processes.failed(error)
+    if type(error).__module__.startswith("wam_jax."):
+      return report(error, 1)  # our own errors say what to do; a traceback would hide it
+    if processes.count() == 1:
+      raise
+    traceback.print_exc()
+    return 1
+  return 0
+
+
+def report(error: object, code: int) -> int:
+  """Prints what went wrong; returns the code."""
+  print(f"\n{error}", file=sys.stderr)
+  return code
