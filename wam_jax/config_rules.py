@@ -68,7 +68,8 @@ class ConfigError(Exception):
     lines = [f"{count} problem{'s' if count > 1 else ''} in the configuration; nothing was started."]
     for problem in self.problems:
       shown = "" if problem.value is None else f" = {_shortened(repr(problem.value))}"
-      lines += [f"  {_shortened(problem.path)}{shown}", f"    rule: {problem.rule}", f"    fix:  {problem.fix}"]
+      lines += [f"  {_shortened(problem.path)}{shown}"]
+      lines += [f"    rule: {_shortened(problem.rule, 1000)}", f"    fix:  {_shortened(problem.fix, 1000)}"]
     super().__init__("\n".join(lines))
 
 

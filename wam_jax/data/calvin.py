@@ -14,7 +14,16 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from wam_jax.data.converted import open_reader
-from wam_jax.data.files import COPY_AGAIN, IDS_FILE, MAX_ID, DatasetError, PathLike, load_pickled, read_ids, read_npz
+from wam_jax.data.files import (
+  COPY_AGAIN,
+  IDS_FILE,
+  MAX_ID,
+  DatasetError,
+  PathLike,
+  load_pickled,
+  read_ids,
+  read_npz,
+)
 from wam_jax.data.frames import (
   VECTOR_KEYS,
   Frames,

@@ -15,7 +15,6 @@ import hashlib
 import json
 import pathlib
 import threading
-import zipfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -59,11 +58,9 @@ def present(folder: PathLike, ids: np.ndarray) -> np.ndarray:
 def stored_shapes(folder: PathLike, frame_id: int) -> dict[str, list[int]] | None:
   """Shapes of all arrays of a frame as it is stored, in either form; None if it cannot be read."""
   if not is_converted(folder):
-    path = frame_path(folder, frame_id)
     try:
-      with np.load(path, allow_pickle=False) as file:
-        return {key: list(array.shape) for key, array in read_npz(path, file.files).items()}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+      return {key: list(array.shape) for key, array in read_npz(frame_path(folder, frame_id)).items()}
+    except DatasetError:
       return None
   try:
     return ConvertedReader(folder, np.array([[frame_id, frame_id]]), 1).shapes()
@@ -229,7 +226,7 @@ class ConvertedReader(FrameReader):
     ids = np.asarray(example["frame_id"])
     picture = (len(ids), self.stored_size, self.stored_size, 3)
     shapes = {**{key: (len(ids), width) for key, width in VECTOR_KEYS.items()}, "actions": (len(ids), 7)}
-    shapes |= {key: picture for key in PICTURE_KEYS}
+    shapes |= dict.fromkeys(PICTURE_KEYS, picture)
     wrong = [key for key, shape in shapes.items() if np.shape(example[key]) != shape]
     if len(ids) != last - first + 1 or (ids != first + np.arange(len(ids))).any():
       wrong = ["frame_id"]

@@ -50,7 +50,7 @@ COPY_AGAIN = "copy or download this file again."
 
 
 MAX_HEADER = 10_000  # bytes of an npy file's header, NumPy's own limit
-MAX_INFLATED = 2**28  # bytes that a compressed array may unpack to: a picture of 9,000 x 9,000 pixels
+MAX_INFLATED = 2**26  # bytes that a compressed array may unpack to: a picture of 4,700 x 4,700 pixels
 MAX_ID = 9_999_999  # of a frame: its file is episode_%07d.npz
 
 
@@ -124,12 +124,12 @@ def _directory(data: bytes, path: PathLike) -> dict[str, tuple[int, int, int, in
   return members
 
 
-def read_npz(path: PathLike, keys: Sequence[str]) -> dict[str, np.ndarray]:
+def read_npz(path: PathLike, keys: Sequence[str] | None = None) -> dict[str, np.ndarray]:
   """Named arrays of an npz file (up to 4 GB), each checked against its CRC; the others are not touched.
 
   Args:
     path: the file.
-    keys: names of arrays.
+    keys: names of arrays; None: all.
 
   Returns:
     name -> read-only array.
@@ -147,7 +147,7 @@ def read_npz(path: PathLike, keys: Sequence[str]) -> dict[str, np.ndarray]:
   except OSError as error:
     raise DatasetError(path, f"cannot be read ({error.strerror}).", fix=COPY_AGAIN) from None
   members, view, out = _directory(data, path), memoryview(data), {}
-  for key in keys:
+  for key in members if keys is None else keys:
     if key not in members:
       raise DatasetError(
         path,
@@ -221,7 +221,9 @@ def read_ids(path: pathlib.Path) -> np.ndarray:
 
 
 def _plain_dtype(code: Any, *_: Any) -> np.dtype[Any]:
-  if not isinstance(code, str | bytes) or not _CODE.fullmatch(code if isinstance(code, str) else code.decode()):
+  if not isinstance(code, str | bytes) or not _CODE.fullmatch(
+    code if isinstance(code, str) else code.decode()
+  ):
     raise pickle.UnpicklingError(f"dtype {str(code)[:40]}")
   return np.dtype(code if isinstance(code, str) else code.decode(), align=False, copy=True)
 

@@ -107,7 +107,7 @@ def present_ids(folder: PathLike) -> np.ndarray:
 def check_present(folder: pathlib.Path, spans: np.ndarray) -> None:
   """Raises if a frame of the spans [E, 2] (both included) has no file."""
   there = present_ids(folder)
-  borders = np.searchsorted(there, spans + (0, 1))
+  borders = np.searchsorted(there, np.stack([spans[:, 0], spans[:, 1] + 1], 1))
   count = int((spans[:, 1] - spans[:, 0] + 1).sum() - (borders[:, 1] - borders[:, 0]).sum())
   if count:
     known = set(there.tolist())
