@@ -42,6 +42,8 @@ def _audit(event: str, args: tuple[object, ...]) -> None:
   if not writes and event not in _FORBIDDEN:
     return
   place = next((os.fsdecode(a) for a in args if isinstance(a, str | bytes | os.PathLike)), "")
+  if event in ("shutil.copyfile", "shutil.move", "os.rename"):
+    place = os.fsdecode(args[1])  # type: ignore[arg-type]
   directory = args[-1]
   if (
     event == "os.remove" and isinstance(directory, int) and directory >= 0

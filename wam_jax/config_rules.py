@@ -544,7 +544,7 @@ def check_field(path: str, value: Any, default: Any) -> list[Problem]:
   if fits and isinstance(value, str):
     fix = did_you_mean(value, re.split(r"[ ,]+", check.rule)) or fix
   if fits and path == "tasks":
-    unknown = [task for task in value if task not in TASKS]
+    unknown = [str(task) for task in value if task not in TASKS]
     better = [f"{task}: {did_you_mean(task, TASKS)}" for task in unknown if suggest(task, TASKS)]
     fix = "; ".join(better) or ("remove the repeated one" if value and not unknown else fix)
   return [Problem(path, value, check.rule, fix)]

@@ -360,12 +360,13 @@ def _write_annotations(plan: SplitPlan, folder: pathlib.Path, spans: np.ndarray)
       kept.append(row)
   if not kept:
     raise DatasetError(plan.folder, "no annotated window is without a broken frame.", fix="repair the data.")
-  language = {
-    key: np.asarray(values)[kept] if isinstance(values, np.ndarray) else [values[row] for row in kept]
-    for key, values in content["language"].items()
-    if len(values) == len(plan.windows)
-  }
-  info = {**content["info"], "indx": [tuple(content["info"]["indx"][row]) for row in kept]}
+  language: dict[str, Any] = {"task": [plan.windows[row][0] for row in kept]}
+  for key, values in content["language"].items():  # what has no value for each window is left out
+    if isinstance(values, np.ndarray) and values.shape[:1] == (len(plan.windows),):
+      language[key] = values[kept]
+    elif isinstance(values, list | tuple) and len(values) == len(plan.windows):
+      language[key] = [values[row] for row in kept]
+  info = {**content["info"], "indx": [plan.windows[row][1:] for row in kept]}
   path = folder / calvin.ANNOTATION_FILE
   path.parent.mkdir(exist_ok=True)
   save_pickled(path, {**content, "language": language, "info": info})

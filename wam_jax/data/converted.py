@@ -52,7 +52,7 @@ def present(folder: PathLike, ids: np.ndarray) -> np.ndarray:
   """[n] bool: which frames of a split, in either form, have a place in its files."""
   if not is_converted(folder):
     return np.isin(ids, present_ids(folder))
-  return example_of(read_npy(pathlib.Path(folder) / EXAMPLES), ids) >= 0
+  return example_of(_read_table(folder), ids) >= 0
 
 
 def stored_shapes(folder: PathLike, frame_id: int) -> dict[str, list[int]] | None:
@@ -66,6 +66,17 @@ def stored_shapes(folder: PathLike, frame_id: int) -> dict[str, list[int]] | Non
     return ConvertedReader(folder, np.array([[frame_id, frame_id]]), 1).shapes()
   except DatasetError:
     return None
+
+
+def _read_table(folder: PathLike) -> np.ndarray:
+  """[K, 2] int64, first and last frame id of each example of a split, K at least 1."""
+  path = pathlib.Path(folder) / EXAMPLES
+  table = read_npy(path)
+  if table.ndim != 2 or table.shape[1:] != (2,) or table.dtype != np.int64 or not len(table):
+    raise DatasetError(path, "must be int64 [examples, 2].", fix=_CONVERT_AGAIN)
+  if (table < 0).any() or (table[:, 1] < table[:, 0]).any() or (table[1:, 0] <= table[:-1, 1]).any():
+    raise DatasetError(path, "examples must follow each other without overlap.", fix=_CONVERT_AGAIN)
+  return table
 
 
 def example_of(table: np.ndarray, ids: np.ndarray) -> np.ndarray:
@@ -185,12 +196,9 @@ class ConvertedReader(FrameReader):
     shards = manifest["splits"][self.folder.name]["shards"]
     self._shards = [Shard(root / TFDS_FOLDER / s["file"], s["examples"], s["bytes"]) for s in shards]
     self._shard_ends = np.cumsum([s["examples"] for s in shards])
-    path = self.folder / EXAMPLES
-    table = read_npy(path)
-    if table.shape != (self._shard_ends[-1], 2) or table.dtype != np.int64:
-      raise DatasetError(path, f"must be int64 [{self._shard_ends[-1]}, 2].", fix=_CONVERT_AGAIN)
-    if (table < 0).any() or (table[:, 1] < table[:, 0]).any() or (table[1:, 0] <= table[:-1, 1]).any():
-      raise DatasetError(path, "examples must follow each other without overlap.", fix=_CONVERT_AGAIN)
+    path, table = self.folder / EXAMPLES, _read_table(self.folder)
+    if len(table) != self._shard_ends[-1]:
+      raise DatasetError(path, f"must have {self._shard_ends[-1]} rows.", fix=_CONVERT_AGAIN)
     self._table = table
     example = example_of(table, self.ids)
     if (example < 0).any():
@@ -225,7 +233,8 @@ class ConvertedReader(FrameReader):
     first, last = self._table[number].tolist()
     ids = np.asarray(example["frame_id"])
     picture = (len(ids), self.stored_size, self.stored_size, 3)
-    shapes = {**{key: (len(ids), width) for key, width in VECTOR_KEYS.items()}, "actions": (len(ids), 7)}
+    shapes: dict[str, tuple[int, ...]] = {key: (len(ids), width) for key, width in VECTOR_KEYS.items()}
+    shapes["actions"] = (len(ids), 7)
     shapes |= dict.fromkeys(PICTURE_KEYS, picture)
     wrong = [key for key, shape in shapes.items() if np.shape(example[key]) != shape]
     if len(ids) != last - first + 1 or (ids != first + np.arange(len(ids))).any():

@@ -13,7 +13,7 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -255,8 +255,12 @@ def _plain_buffer(content: Any, dtype: Any, shape: Any, order: Any) -> np.ndarra
 _NDARRAY = object()  # stands for np.ndarray, which must not be called: it takes memory by its arguments alone
 
 
-class _PlainUnpickler(pickle._Unpickler):  # type: ignore[name-defined,misc]
+class _PlainUnpickler(pickle._Unpickler):
   """Admits NumPy arrays, dtypes and scalars and plain containers; refuses all else by name."""
+
+  stack: list[Any]
+  read: Callable[[int], bytes]
+  append: Callable[[Any], None]
 
   # NumPy 1 wrote numpy.core, NumPy 2 writes numpy._core: both are read with the installed one.
   _ALLOWED: ClassVar[dict[tuple[str, str], Any]] = {
@@ -274,7 +278,7 @@ class _PlainUnpickler(pickle._Unpickler):  # type: ignore[name-defined,misc]
 
   dispatch: ClassVar[dict[int, Any]] = {
     code: step
-    for code, step in pickle._Unpickler.dispatch.items()  # type: ignore[attr-defined]
+    for code, step in pickle._Unpickler.dispatch.items()
     if bytes([code])
     not in (
       *(pickle.NEXT_BUFFER, pickle.READONLY_BUFFER, pickle.PERSID, pickle.BINPERSID),
@@ -295,20 +299,22 @@ class _PlainUnpickler(pickle._Unpickler):  # type: ignore[name-defined,misc]
     self.stack[-1] = function(*arguments)
 
   def _build(self) -> None:
-    state, target = self.stack.pop(), self.stack[-1]
+    state: Any = self.stack.pop()
+    target = self.stack[-1]
+    fill: Any = getattr(target, "__setstate__", None)
     if isinstance(target, np.ndarray) and len(state) == 5:
       _, shape, dtype, fortran, content = state
       if not isinstance(dtype, np.dtype) or not dtype.itemsize:  # sizes of nothing cost nothing to claim
         raise pickle.UnpicklingError("an array of nothing")
       if dtype.hasobject != isinstance(content, list):
         raise pickle.UnpicklingError("an array with another kind of content")
-      target.__setstate__((1, shape, dtype, bool(fortran), content))
+      fill((1, shape, dtype, bool(fortran), content))
     elif isinstance(target, np.dtype) and len(state) >= 7 and all(part is None for part in state[2:5]):
       order, size = state[1], state[5]
       if order not in ("<", ">", "|", "=") or size not in (-1, target.itemsize):
         raise pickle.UnpicklingError("a dtype of another size")
       size, alignment = (target.itemsize, target.alignment) if target.kind in "SU" else (-1, -1)
-      target.__setstate__((3, order, None, None, None, size, alignment, target.flags))
+      fill((3, order, None, None, None, size, alignment, target.flags))
     else:
       raise pickle.UnpicklingError("an object that is filled")
 
