@@ -265,6 +265,15 @@ def test_overrides_in_all_spellings():
   ]
 
 
+def test_no_is_for_flags_without_a_value(config):
+  words = ["--noconfig.seed", "3", "--noconfig.evaluate.expert=True", "--noconfig.evaluate.random_policy"]
+  rest, overrides = split_overrides(words)
+  assert rest == ["3"]
+  found = problems_of(config, *overrides)
+  assert set(found) == {"noconfig.seed", "noconfig.evaluate.expert"}
+  assert "evaluate.expert?" in found["noconfig.evaluate.expert"].fix
+
+
 def test_flatten_keeps_tuples():
   assert config_lib.flatten(ConfigDict({"a": {"b": (1, 2)}, "c": 3})) == {"a.b": (1, 2), "c": 3}
 
