@@ -220,6 +220,16 @@ def test_no_window_left(source, tmp_path):
     _convert(source, tmp_path / "out", skip_broken=True)
 
 
+def test_no_frame_left(source, tmp_path):
+  """All pictures must have the shape of the first, and here that is the broken one."""
+  path = frame_path(source / "training", 0)
+  with np.load(path) as file:
+    content = {**file, "rgb_static": np.zeros((20, 20, 3), np.uint8), "robot_obs": np.full(15, np.nan)}
+  np.savez(path, **content)
+  with pytest.raises(DatasetError, match="none of its frames can be read; of frame 0: must be finite"):
+    _convert(source, tmp_path / "out", skip_broken=True)
+
+
 def test_what_is_in_the_way(source, tmp_path):
   out = tmp_path / "out"
   _convert(source, out)

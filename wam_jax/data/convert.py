@@ -306,6 +306,13 @@ def _finish(
     folder = partial / name
     folder.mkdir(exist_ok=True)
     table = np.array([span for shard in shards[name] for span in shard["spans"]], np.int64).reshape(-1, 2)
+    if not len(table):
+      broken_id, rule = min(tuple(b) for shard in shards[name] for b in shard["broken"])
+      raise DatasetError(
+        plan.folder,
+        f"none of its frames can be read; of frame {broken_id}: {rule}",
+        fix="repair the data; if only the first frame has pictures of another size, remove it.",
+      )
     np.save(folder / converted.EXAMPLES, table)
     spans = _join(table, plan.spans)
     np.save(folder / calvin.IDS_FILE, spans)
