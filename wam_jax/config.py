@@ -8,18 +8,19 @@ DPPO (2409.00588), LUMOS.
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from wam_jax.config_rules import (
   CAMERAS,
   CHECKS,
+  EMPTY_LISTS,
   PRESETS,
   RULES,
   STAGES,
@@ -31,6 +32,7 @@ from wam_jax.config_rules import (
   did_you_mean,
   shown,
 )
+from wam_jax.data.files import IDS_FILE, DatasetError, read_ids
 
 
 def default_config() -> ConfigDict:
@@ -378,7 +380,9 @@ def apply_overrides(config: ConfigDict, overrides: Iterable[tuple[str, str]]) ->
       problems.append(Problem(path, text, "a field of the config", known or better))
       continue
     try:
-      config.update_from_flattened_dict({path: _parse(text, fields[path])})
+      # An empty list does not show what belongs in it; its check does.
+      example = fields[path] if fields[path] != () else EMPTY_LISTS.get(path, ())
+      config.update_from_flattened_dict({path: _parse(text, example)})
     except (ValueError, SyntaxError, TypeError):
       kind = _type_name(fields[path])
       problems.append(Problem(path, text, kind, f"--config.{path}={shown(fields[path])} is the value it had"))
@@ -400,9 +404,11 @@ def _parse(text: str, example: Any) -> Any:
   if isinstance(example, float):
     return float(text)
   if isinstance(example, tuple):
-    items = [item.strip().strip("'\"") for item in text.strip("()[] ").split(",")]
-    first = example[0] if example else 0 if all(item.isdigit() for item in items) else ""
-    return tuple(_parse(item, first) for item in items if item)
+    text = text.strip()
+    if text[:1] + text[-1:] in ("()", "[]"):  # only both: a folder's name may end with a bracket
+      text = text[1:-1]
+    items = [item.strip().strip("'\"") for item in text.split(",")]
+    return tuple(_parse(item, example[0] if example else "") for item in items if item)
   return text
 
 
@@ -472,38 +478,67 @@ def _check_structure(config: ConfigDict) -> list[Problem]:
 
 
 def _place_workdir(config: ConfigDict) -> list[Problem]:
-  config.workdir = os.path.expanduser(config.workdir) or f"runs/{config.experiment}_{config.preset}"
+  config.workdir = _expand(config.workdir) or f"runs/{config.experiment}_{config.preset}"
   workdir = pathlib.Path(config.workdir).absolute()
-  parent = next(path for path in (workdir, *workdir.parents) if path.exists())
-  if not parent.is_dir():
+  why = _impossible(workdir)
+  if why:
+    fix = f"{why}: name another place"
+    return [Problem("workdir", config.workdir, "a path that this system can have", fix)]
+  parent = next(path for path in (workdir, *workdir.parents) if os.path.exists(path))
+  if not os.path.isdir(parent):
     return [Problem("workdir", config.workdir, "a folder", f"{parent} is a file: name another place")]
   if not os.access(parent, os.W_OK | os.X_OK):
     return [Problem("workdir", config.workdir, "a writable place", f"you may not write in {parent}")]
   return []
 
 
+def _expand(path: str) -> str:
+  """`path` with ~ replaced. Text that no path can hold (null characters) is left for the checks."""
+  try:
+    return os.path.expanduser(path)
+  except ValueError:
+    return path
+
+
+def _impossible(path: pathlib.Path) -> str:
+  """Why the system cannot have this path, whatever is on the disk; '' if it can."""
+  try:
+    os.lstat(path)
+  except ValueError:  # also what cannot be encoded
+    return "it holds a null character or another that no name of a file can hold"
+  except OSError as error:
+    if error.errno in (errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP):
+      return os.strerror(error.errno)
+  long = any(len(os.fsencode(part)) > 255 for part in path.parts)  # also below folders that are not there yet
+  return os.strerror(errno.ENAMETOOLONG) if long else ""
+
+
+def _exists(*parts: str | os.PathLike[str]) -> bool:
+  """Whether there is such a file; False where pathlib raises (too long, may not be looked at)."""
+  return os.path.exists(os.path.join(*parts))
+
+
 def _check_inputs(config: ConfigDict) -> list[Problem]:
   problems = []
   for stage in STAGES[:-1]:
     text = config.inputs[stage]
-    config.inputs[stage] = os.path.expanduser(text)
-    path = pathlib.Path(config.inputs[stage])
-    if text and not ((path / "DONE").exists() or (path / stage / "DONE").exists()):
+    path = config.inputs[stage] = _expand(text)
+    if text and not (_exists(path, "DONE") or _exists(path, stage, "DONE")):
       rule = f"a finished artifact of {stage}: a folder holding DONE, or the work folder above it"
-      fix = "that run has not finished" if path.is_dir() else "check the path: there is no such folder"
+      fix = "that run has not finished" if os.path.isdir(path) else "check the path: there is no such folder"
       problems.append(Problem(f"inputs.{stage}", text, rule, fix))
   return problems
 
 
 def _check_lumos(config: ConfigDict) -> list[Problem]:
   """A world model of LUMOS: the file is there, and the networks are of its kind."""
-  path = config.inputs.lumos_checkpoint = os.path.expanduser(config.inputs.lumos_checkpoint)
+  path = config.inputs.lumos_checkpoint = _expand(config.inputs.lumos_checkpoint)
   if not path:
     return []
   w = config.world_model
   w.learned_initial_state = True  # LUMOS's weights hold one
   problems = []
-  if not pathlib.Path(path).is_file():
+  if not os.path.isfile(path):
     fix = "give the path of a .ckpt of LUMOS or DiWA, or of an npz of its state dict"
     problems.append(Problem("inputs.lumos_checkpoint", path, "a file", fix))
   if w.vision != "conv":
@@ -522,12 +557,12 @@ def dppo_file(config: Any, task: str) -> str:
 
 def _check_dppo(config: ConfigDict) -> list[Problem]:
   """Policies of DPPO: a file for each task, and the policy is of their kind."""
-  path = config.inputs.dppo_checkpoint = os.path.expanduser(config.inputs.dppo_checkpoint)
+  path = config.inputs.dppo_checkpoint = _expand(config.inputs.dppo_checkpoint)
   if not path:
     return []
   problems = []
   files = [dppo_file(config, task) for task in config.tasks]
-  missing = [file for file in files if not pathlib.Path(file).is_file()]
+  missing = [file for file in files if not os.path.isfile(file)]
   if len(config.tasks) > 1 and "{task}" not in path:
     rule = f"a path with {{task}} in it: there are {len(config.tasks)} tasks, each with a policy of its own"
     problems.append(Problem("inputs.dppo_checkpoint", path, rule, "for instance policies/{task}.pt"))
@@ -542,19 +577,18 @@ def _check_dppo(config: ConfigDict) -> list[Problem]:
 
 
 def _check_compare(config: ConfigDict) -> list[Problem]:
-  config.judge.compare = tuple(os.path.expanduser(text) for text in config.judge.compare)
-  paths = [pathlib.Path(text) for text in config.judge.compare]
-  missing = [path for path in paths if not any((p / "DONE").exists() for p in (path, path / "world_model"))]
+  paths = config.judge.compare = tuple(_expand(text) for text in config.judge.compare)
+  missing = [p for p in paths if not (_exists(p, "DONE") or _exists(p, "world_model", "DONE"))]
   if not missing:
     return []
   rule = "finished artifacts of world_model: folders holding DONE, or the work folders above them"
-  return [Problem("judge.compare", config.judge.compare, rule, f"not so: {', '.join(map(str, missing))}")]
+  return [Problem("judge.compare", config.judge.compare, rule, f"not so: {', '.join(missing)}")]
 
 
 def _find_calvin(config: ConfigDict) -> list[Problem]:
   if config.data.source != "calvin":
     return []
-  path = os.path.expanduser(config.data.calvin_path or os.environ.get("CALVIN_DATA", ""))
+  path = _expand(config.data.calvin_path or os.environ.get("CALVIN_DATA", ""))
   config.data.calvin_path = path
   if config.inputs.collect:
     return []
@@ -576,7 +610,7 @@ def _find_calvin(config: ConfigDict) -> list[Problem]:
 def _find_calvin_env(config: ConfigDict) -> list[Problem]:
   if config.env.name != "calvin":
     return []
-  path = os.path.expanduser(config.env.calvin_root or os.environ.get("CALVIN_ROOT", ""))
+  path = _expand(config.env.calvin_root or os.environ.get("CALVIN_ROOT", ""))
   config.env.calvin_root = path
   if os.path.isfile(f"{path}/calvin_env/envs/play_table_env.py"):
     return []
@@ -593,14 +627,11 @@ def _check_amount(config: ConfigDict) -> list[Problem]:
   frames, where = config.data.play_frames, "data.play_frames"
   if config.data.source == "calvin":
     where = f"the frames in {config.data.calvin_path}/training"
-    file = pathlib.Path(config.data.calvin_path) / "training" / "ep_start_end_ids.npy"
-    if not file.exists():
-      return []  # reading the dataset reports it
     try:
-      episodes = np.load(file, allow_pickle=False)
-      frames = int((episodes[:, 1] - episodes[:, 0] + 1).sum())
-    except (ValueError, IndexError, OSError):
+      ids = read_ids(pathlib.Path(config.data.calvin_path) / "training" / IDS_FILE)
+    except DatasetError:
       return []  # reading the dataset reports it
+    frames = int((ids[:, 1] - ids[:, 0] + 1).sum())
   w = config.world_model
   if w.batch_size * w.sequence_length <= frames:
     return []

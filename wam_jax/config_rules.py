@@ -24,6 +24,7 @@ STAGES = (
   "evaluate",
   "report",
 )
+MOST = 2**31 - 1  # of whole numbers: more does not fit JAX's integers
 EXTRA_STAGES = ("convert", "online_ppo")  # run only when asked for by name
 TASKS = (
   "open_drawer",
@@ -54,6 +55,10 @@ class Problem:
   fix: str
 
 
+def _shortened(text: str, most: int = 400) -> str:
+  return text if len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"
+
+
 class ConfigError(Exception):
   """The config cannot be used. Its text lists every problem found."""
 
@@ -62,8 +67,9 @@ class ConfigError(Exception):
     count = len(self.problems)
     lines = [f"{count} problem{'s' if count > 1 else ''} in the configuration; nothing was started."]
     for problem in self.problems:
-      shown = "" if problem.value is None else f" = {problem.value!r}"
-      lines += [f"  {problem.path}{shown}", f"    rule: {problem.rule}", f"    fix:  {problem.fix}"]
+      shown = "" if problem.value is None else f" = {_shortened(repr(problem.value))}"
+      lines += [f"  {_shortened(problem.path)}{shown}"]
+      lines += [f"    rule: {_shortened(problem.rule, 1000)}", f"    fix:  {_shortened(problem.fix, 1000)}"]
     super().__init__("\n".join(lines))
 
 
@@ -113,7 +119,7 @@ def _number(low: float, high: float = math.inf, *, open_low: bool = False, whole
   )
 
 
-def _count(low: int = 1, high: float = math.inf) -> Check:
+def _count(low: int = 1, high: int = MOST) -> Check:
   return _number(low, high, whole=True)
 
 
@@ -162,6 +168,9 @@ _TASK_LIST = Check(
   (tuple, list),
 )
 
+# Lists that may be empty, with an example of what they hold.
+EMPTY_LISTS: dict[str, tuple[Any, ...]] = {"judge.compare": ("",), "world_model.snapshots": (1,)}
+
 # One line for every field there is.
 CHECKS: dict[str, Check] = {
   "experiment": _NAME,
@@ -169,7 +178,7 @@ CHECKS: dict[str, Check] = {
   "preset_reason": _TEXT,
   "stage": _choice("all", "plan", *STAGES, *EXTRA_STAGES),
   "workdir": _TEXT,
-  "seed": _count(0, 2**31 - 1),
+  "seed": _count(0),
   "tasks": _TASK_LIST,
   "profile": _FLAG,
   **{f"inputs.{stage}": _TEXT for stage in STAGES if stage != "report"},
@@ -528,16 +537,25 @@ def check_field(path: str, value: Any, default: Any) -> list[Problem]:
   """Problems of one field by itself; `default` is shown as an example."""
   check = CHECKS[path]
   fits = isinstance(value, check.types) and (bool in check.types or not isinstance(value, bool))
-  if fits and check.holds(value):
-    return []
+  try:
+    if fits and check.holds(value):
+      return []
+  except (TypeError, OverflowError):  # of an experiment file: [[]] among names, 10**400
+    pass
   fix = f"for instance --config.{path}={shown(default)}" if shown(default) else "see wam_jax/config.py"
   if fits and isinstance(value, str):
     fix = did_you_mean(value, re.split(r"[ ,]+", check.rule)) or fix
   if fits and path == "tasks":
-    unknown = [task for task in value if task not in TASKS]
+    unknown = [str(task) for task in value if task not in TASKS]
     better = [f"{task}: {did_you_mean(task, TASKS)}" for task in unknown if suggest(task, TASKS)]
     fix = "; ".join(better) or ("remove the repeated one" if value and not unknown else fix)
   return [Problem(path, value, check.rule, fix)]
+
+
+def _divisor(whole: int, most: int) -> int:
+  """A divisor of `whole`, at most `most` and close to it where one is found quickly."""
+  near = range(most, max(most - 10_000, 0), -1)
+  return next((n for n in near if whole % n == 0), math.gcd(whole, most))
 
 
 def check_rule(rule: Rule, values: list[Any]) -> list[Problem]:
@@ -549,8 +567,7 @@ def check_rule(rule: Rule, values: list[Any]) -> list[Problem]:
     hints["down"] = max(values[0] // values[1], 1) * values[1]
     hints["up"] = (values[0] // values[1] + 1) * values[1]
   if "{divisor}" in rule.fix:
-    whole = values[1] * values[2]
-    hints["divisor"] = next(n for n in range(values[0], 0, -1) if whole % n == 0)
+    hints["divisor"] = _divisor(values[1] * values[2], values[0])
   if "{even}" in rule.fix:
     hints["even"] = values[0] + 1
   text = [part.format(*values, **hints) for part in (rule.rule, rule.fix)]

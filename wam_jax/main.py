@@ -47,10 +47,12 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str
     if not word.startswith("-") or not name.startswith(("config.", "noconfig.")):
       rest.append(word)
       continue
-    path = name.split(".", 1)[1]
-    if not equals:
-      flag = isinstance(fields.get(path), bool)
-      value = str(not name.startswith("no")) if flag else next(words, "")
+    negated, path = name.startswith("no"), name.split(".", 1)[1]
+    flag = isinstance(fields.get(path), bool)
+    if negated and (equals or not flag):
+      path = name  # --noconfig.seed=3 says nothing: `apply_overrides` finds no such field
+    elif not equals:
+      value = str(not negated) if flag else next(words, "")
     overrides.append((path, value))
   return rest, overrides
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
 import pickle
+import resource
 import shutil
+import struct
+import zipfile
+import zlib
 
 import numpy as np
 import pytest
 
 from wam_jax.core import image
-from wam_jax.data import calvin, calvin_writer, files
+from wam_jax.data import calvin, calvin_writer, files, frames_cache
 from wam_jax.data import inspect as inspect_lib
 from wam_jax.data.files import DatasetError
 from wam_jax.data.frames import frame_path
@@ -341,6 +346,151 @@ def test_annotations_without_their_keys(root):
   path.unlink()
   with pytest.raises(DatasetError, match="no such file"):
     calvin.read_split(root / "training", 8)
+
+
+@pytest.mark.parametrize("ids", [[[0, 10_000_000]], [[0, 2**63 - 1]], [[-(2**63), 3]]])
+def test_ids_that_no_file_can_have(root, ids):
+  np.save(root / "training" / calvin.IDS_FILE, np.array(ids, np.int64))
+  with pytest.raises(DatasetError, match="seven digits"):
+    calvin.count_frames(root / "training")
+
+
+def test_far_more_ids_than_files_are_refused_quickly(root):
+  np.save(root / "training" / calvin.IDS_FILE, np.array([[0, 9_999_999]]))
+  with pytest.raises(DatasetError, match=r"episode_0000018.npz: missing frame.*9999982 frames are missing"):
+    calvin.read_frames(root / "training", 8)
+  with pytest.raises(DatasetError, match="missing frame"):
+    calvin.check_dataset(root, ("open_drawer",), 8)
+  (problem,) = inspect_lib.inspect_dataset(root, tasks=("open_drawer",), image_size=8)["problems"]
+  assert "9999982 of 10000000" in problem["rule"]
+
+
+_LAUGHS: object = "x"
+for _ in range(60):
+  _LAUGHS = [_LAUGHS] * 2  # a name of 2^60 letters, if anyone asks for its text
+
+
+@pytest.mark.parametrize(
+  ("content", "rule"),
+  [
+    (np.zeros(3), "language.task"),
+    ("text", "language.task"),
+    ({"language": {"task": [_LAUGHS]}, "info": {"indx": [(0, 5)]}}, "language.task"),
+    ({"language": {"task": [3]}, "info": {"indx": [(0, 5)]}}, "language.task"),
+    ({"language": {"task": ["open_drawer"]}, "info": {"indx": [(0, np.inf)]}}, "whole numbers"),
+    ({"language": {"task": ["open_drawer"]}, "info": {"indx": [(-1, 10**30)]}}, "whole numbers"),
+    ({"language": {"task": ["open_drawer"]}, "info": {"indx": [("0", "5")]}}, "whole numbers"),
+  ],
+)
+def test_annotations_of_the_wrong_kind(root, content, rule):
+  calvin_writer.save_pickled(root / "training" / calvin.ANNOTATION_FILE, content)
+  with pytest.raises(DatasetError, match=rule):
+    calvin.read_split(root / "training", 8, tasks=("open_drawer",))
+
+
+_EMPTY = b"cnumpy._core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntVb\ntR"
+
+
+@pytest.mark.parametrize(
+  "steps",
+  [
+    b"\x80\x05\x96" + (2**36).to_bytes(8, "little") + b"x.",  # 64 GB
+    b"cnumpy\nndarray\n(I10000000000\ntR.",
+    b"cnumpy._core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I10000000000\ntVb\ntR.",
+    _EMPTY + b"(I1\n(I1000000000000\ntcnumpy\ndtype\n(VS0\nI00\nI01\ntRI00\nC\0tb.",  # 10^12 empty texts
+    b"cnumpy\ndtype\n(VV8\nI00\nI01\ntR.",  # fields anywhere in memory
+  ],
+)
+def test_pickles_that_ask_for_memory(tmp_path, steps):
+  np.save(tmp_path / "x.npy", None, allow_pickle=True)
+  header = (tmp_path / "x.npy").read_bytes()[:128]
+  (tmp_path / "x.npy").write_bytes(header + steps)
+  with memory(2**28), pytest.raises(DatasetError, match="damaged"):
+    files.load_pickled(tmp_path / "x.npy")
+  # Nothing, remembered as number 2^31: 32 GB of the unpickler in C.
+  (tmp_path / "x.npy").write_bytes(header + b"\x80\x04Nr\xff\xff\xff\x7f.")
+  with memory(2**28):
+    assert files.load_pickled(tmp_path / "x.npy") is None
+
+
+@contextlib.contextmanager
+def memory(more: int):
+  """Lets the process take this many bytes more."""
+  before = resource.getrlimit(resource.RLIMIT_AS)
+  taken = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+  resource.setrlimit(resource.RLIMIT_AS, (taken + more, before[1]))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+@pytest.mark.parametrize("declared", [0, 2**20, 2**29, 2**32 - 2])
+def test_archives_that_unpack_to_more_than_they_say(tmp_path, declared):
+  content = zlib.compress(bytes(2**29), wbits=-15)  # half a megabyte
+  common = struct.pack("<HHHHHIIIHH", 20, 0, 8, 0, 33, 0, len(content), declared, 5, 0)
+  body = b"PK\x03\x04" + common + b"a.npy" + content
+  directory = b"PK\x01\x02" + struct.pack("<H", 20) + common + struct.pack("<HHHII", 0, 0, 0, 0, 0) + b"a.npy"
+  end = struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, 1, 1, len(directory), len(body), 0)
+  (tmp_path / "x.npz").write_bytes(body + directory + end)
+  with memory(2**27), pytest.raises(DatasetError, match="checksum|would unpack"):
+    files.read_npz(tmp_path / "x.npz", ("a",))
+
+
+@pytest.mark.parametrize(
+  "header",
+  [
+    "{'descr': '<f8', 'fortran_order': False, 'shape': (0, 10**30)}",
+    f"{{'descr': '<f8', 'fortran_order': False, 'shape': (0, {10**30})}}",
+    "{'descr': '<f8', 'fortran_order': False, 'shape': (-2, -4)}",
+    "{'descr': '<f8', 'fortran_order': False, 'shape': (10000000000, 'abcdefgh')}",
+    "{'descr': ('<f8', (1000000000,)), 'fortran_order': False, 'shape': ()}",
+    "{'descr': '<f8', 'fortran_order': 'no', 'shape': (8,)}",
+    "(" * 9000,
+    "-" * 9000,
+    "[" * 60_000,
+  ],
+)
+def test_headers_that_describe_no_array(tmp_path, header):
+  text = header.encode()
+  content = b"\x93NUMPY\x01\0" + struct.pack("<H", len(text)) + text + bytes(64)
+  (tmp_path / "x.npy").write_bytes(content)
+  with zipfile.ZipFile(tmp_path / "x.npz", "w") as file:
+    file.writestr("a.npy", content)
+  with memory(2**28):
+    with pytest.raises(DatasetError, match="npy file"):
+      files.read_npy(tmp_path / "x.npy")
+    with pytest.raises(DatasetError, match="not a NumPy array"):
+      files.read_npz(tmp_path / "x.npz", ("a",))
+
+
+@pytest.mark.parametrize("value", [1e39, -1.7e308])
+def test_numbers_too_large_for_float32(root, value):
+  _edit(root / "training", 8, robot_obs=np.r_[np.ones(14), value])
+  with pytest.raises(DatasetError, match="finite as float32, but number 14"):
+    calvin.read_frames(root / "training", 8)
+
+
+def test_states_that_are_no_floats(root):
+  _edit(root / "training", 8, robot_obs=np.array(["x"] * 15))
+  with pytest.raises(DatasetError, match="15 floats"):
+    calvin.read_robot_obs(root / "training")
+
+
+@pytest.mark.parametrize("task", [np.array("open_drawer"), np.arange(3), np.array([["open_drawer"] * 3] * 3)])
+def test_start_states_without_names(root, task):
+  states = {"task": task, "robot_obs": np.ones((3, 15)), "scene_obs": np.ones((3, 24))}
+  np.savez(root / "validation" / calvin.START_STATES_FILE, **states)
+  with pytest.raises(DatasetError, match="key 'task': must be names"):
+    calvin.read_start_states(root, ("open_drawer",))
+
+
+def test_a_frame_that_links_to_nowhere(root):
+  path = frame_path(root / "training", 8)
+  path.unlink()
+  path.symlink_to("nowhere")
+  with pytest.raises(DatasetError, match="episode_0000008.npz"):
+    frames_cache.open_cache(root / "cache", root / "training", 8)
 
 
 class _Malicious:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -263,5 +265,89 @@ def test_overrides_in_all_spellings():
   ]
 
 
+def test_no_is_for_flags_without_a_value(config):
+  words = ["--noconfig.seed", "3", "--noconfig.evaluate.expert=True", "--noconfig.evaluate.random_policy"]
+  rest, overrides = split_overrides(words)
+  assert rest == ["3"]
+  found = problems_of(config, *overrides)
+  assert set(found) == {"noconfig.seed", "noconfig.evaluate.expert"}
+  assert "evaluate.expert?" in found["noconfig.evaluate.expert"].fix
+
+
 def test_flatten_keeps_tuples():
   assert config_lib.flatten(ConfigDict({"a": {"b": (1, 2)}, "c": 3})) == {"a.b": (1, 2), "c": 3}
+
+
+@pytest.mark.parametrize(
+  ("path", "text"),
+  [
+    ("workdir", "a\0b"),
+    ("workdir", "\ud800"),
+    ("workdir", "a" * 300),
+    ("workdir", "not/there/" + "a" * 300),
+    ("workdir", "a/" * 3000),
+    ("workdir", "loop/run"),
+    ("experiment", "a" * 300),
+    ("experiment", "a\0b"),
+    *((f"inputs.{name}", "a" * 300) for name in ("collect", "lumos_checkpoint", "dppo_checkpoint")),
+    ("inputs.collect", "~\0"),
+    ("inputs.ppo", "~\ud800"),
+    ("judge.compare", "a" * 300),
+    ("world_model.updates", "1e300"),
+    ("seed", str(2**31)),
+  ],
+)
+def test_what_no_system_takes_is_a_problem(config, tmp_path, path, text):
+  (tmp_path / "loop").symlink_to("loop")
+  found = problems_of(config, (path, text))
+  assert found.keys() & {path, "workdir"} and all(p.rule and p.fix for p in found.values())
+
+
+def test_a_divisor_is_found_quickly(config):
+  found = problems_of(config, ("ppo.dreams", str(2**31 - 1)), ("ppo.minibatches", "2147483646"))  # a prime
+  assert "for instance" in found["ppo.minibatches"].fix
+  assert config_rules._divisor(900, 7) == 6 and config_rules._divisor(2**61 - 1, 10**9) == 1
+
+
+@pytest.mark.parametrize("folder", ["2024", "run(1)", "[a", "7", "a b"])
+def test_folders_that_look_like_something_else(config, tmp_path, folder):
+  (tmp_path / folder).mkdir()
+  (tmp_path / folder / "DONE").touch()
+  assert config_lib.apply_overrides(config, [("judge.compare", folder)]) == []
+  assert config_lib.finalize(config).judge.compare == (folder,)
+  assert config_lib.apply_overrides(config, [("judge.compare", f"({folder}, 3)")]) == []
+  assert config.judge.compare == (folder, "3")
+
+
+def test_empty_lists_know_what_they_hold(config):
+  assert config_lib.apply_overrides(config, [("world_model.snapshots", "[10, 1e2]")]) == []
+  assert config.world_model.snapshots == (10, 100)
+  assert "world_model.snapshots" in problems_of(config, ("world_model.snapshots", "ten"))
+  assert {
+    path for path, value in config_lib.flatten(config_lib.default_config()).items() if value == ()
+  } == set(config_rules.EMPTY_LISTS)
+
+
+def test_values_of_an_experiment_file_that_no_check_expects(config):
+  config.seed, config.tasks = 10**400, (["open_drawer"],)
+  assert set(problems_of(config)) == {"seed", "tasks"}
+
+
+def test_long_values_are_cut_in_the_message(config):
+  with pytest.raises(ConfigError) as error:
+    config_lib.finalize(config, config_lib.apply_overrides(config, [("x" * 10**5, "y" * 10**6)]))
+  assert len(str(error.value)) < 2000 and "characters)" in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x93NUMPY\x01\0", "huge"])
+def test_damaged_ids_are_left_to_the_reader(config, tmp_path, content):
+  for split in ("training", "validation", "failed"):
+    (tmp_path / split).mkdir()
+  if content == "huge":
+    file = io.BytesIO()
+    header = {"descr": "<i8", "fortran_order": False, "shape": (2**50, 2)}
+    np.lib.format.write_array_header_1_0(file, header)
+    content = file.getvalue()
+  (tmp_path / "training" / "ep_start_end_ids.npy").write_bytes(content)
+  config.data.source, config.data.calvin_path = "calvin", str(tmp_path)
+  config_lib.finalize(config)

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from wam_jax.data import calvin, calvin_writer, convert, converted, examples, frames_cache, inspect
+from wam_jax.data import calvin, calvin_writer, convert, converted, examples, files, frames_cache, inspect
 from wam_jax.data.files import DatasetError
 from wam_jax.data.frames import frame_path
 from wam_jax.io.logger import Logger
@@ -220,6 +220,16 @@ def test_no_window_left(source, tmp_path):
     _convert(source, tmp_path / "out", skip_broken=True)
 
 
+def test_no_frame_left(source, tmp_path):
+  """All pictures must have the shape of the first, and here that is the broken one."""
+  path = frame_path(source / "training", 0)
+  with np.load(path) as file:
+    content = {**file, "rgb_static": np.zeros((20, 20, 3), np.uint8), "robot_obs": np.full(15, np.nan)}
+  np.savez(path, **content)
+  with pytest.raises(DatasetError, match="none of its frames can be read; of frame 0: must be finite"):
+    _convert(source, tmp_path / "out", skip_broken=True)
+
+
 def test_what_is_in_the_way(source, tmp_path):
   out = tmp_path / "out"
   _convert(source, out)
@@ -361,3 +371,72 @@ def test_stage(source, tmp_path):
   work.mkdir()
   stage.run(config, {"collect": made}, work, Logger(work, "convert"))
   _same(calvin.read_frames(source / "training", 8), calvin.read_frames(work / "dataset/training", 8))
+
+
+@pytest.mark.parametrize(
+  ("keys", "value"),
+  [
+    (("image_size",), "8"),
+    (("image_size",), True),
+    (("splits", "training", "shards"), []),
+    (("splits", "training", "shards", 0, "file"), "../../../elsewhere"),
+    (("splits", "training", "shards", 0, "examples"), "2"),
+    (("splits", "training", "shards", 0, "examples"), -2),
+    (("splits", "training", "shards", 0, "bytes"), 10**30),
+  ],
+)
+def test_manifest_with_values_of_the_wrong_kind(source, tmp_path, keys, value):
+  manifest = _convert(source, tmp_path / "out")
+  part = manifest
+  for key in keys[:-1]:
+    part = part[key]
+  part[keys[-1]] = value
+  (tmp_path / "out" / converted.MANIFEST).write_text(json.dumps(manifest))
+  with pytest.raises(DatasetError, match=r"convert.json: damaged"):
+    calvin.read_frames(tmp_path / "out/training", 8)
+
+
+def test_manifest_nested_too_deeply(source, tmp_path):
+  _convert(source, tmp_path / "out")
+  (tmp_path / "out" / converted.MANIFEST).write_text("[" * 100_000)
+  with pytest.raises(DatasetError, match=r"convert.json: damaged"):
+    calvin.read_frames(tmp_path / "out/training", 8)
+
+
+def test_examples_that_are_not_where_the_table_says(source, tmp_path):
+  _convert(source, tmp_path / "out")
+  path = tmp_path / "out/training" / converted.EXAMPLES
+  table = np.load(path)
+  np.save(path, table[::-1])
+  with pytest.raises(DatasetError, match="without overlap"):
+    calvin.read_frames(tmp_path / "out/training", 8)
+  folder = tmp_path / "out" / converted.TFDS_FOLDER
+  first, second = (folder / f"calvin_play-train.array_record-{i:05d}-of-00004" for i in (2, 3))
+  assert first.is_file() and second.is_file()
+  np.save(path, table)
+  content = first.read_bytes()
+  first.write_bytes(second.read_bytes())
+  second.write_bytes(content)
+  with pytest.raises(DatasetError, match="array_record"):
+    calvin.read_frames(tmp_path / "out/training", 8)
+
+
+@pytest.mark.parametrize("table", [np.zeros((0, 2), np.int64), np.array([["0", "3"]]), np.arange(4)])
+def test_a_table_of_something_else(source, tmp_path, table):
+  _convert(source, tmp_path / "out")
+  np.save(tmp_path / "out/training" / converted.EXAMPLES, table)
+  with pytest.raises(DatasetError, match=r"examples.npy: must be int64 \[examples, 2\]"):
+    calvin.read_frames(tmp_path / "out/training", 8)
+  report = inspect.inspect_dataset(tmp_path / "out", tasks=TASKS, image_size=8)
+  assert any("examples.npy" in problem["file"] for problem in report["problems"])
+
+
+def test_annotations_with_other_keys(source, tmp_path):
+  """What is no list with a value for each window stands in nobody's way."""
+  path = source / "training" / calvin.ANNOTATION_FILE
+  content = files.load_pickled(path)
+  content["language"] |= {"note": None, "by": {1: 2, 3: 4, 5: 6}, "emb": np.float64(2)}
+  content["info"]["indx"] = np.array(content["info"]["indx"])
+  calvin_writer.save_pickled(path, content)
+  _convert(source, tmp_path / "out")
+  assert len(calvin.read_demos(tmp_path / "out/training", TASKS, image_size=8).annotations) == 3

@@ -470,6 +470,25 @@ def test_statistics_to_normalise_with(split, cache):
   )
 
 
+_LAUGHS = "a0: &a0 [1, 1]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40))
+
+
+@pytest.mark.parametrize(
+  "text",
+  [
+    f"robot_obs:\n- mean: [{', '.join(['1' * 400] * 15)}]\n  std: [{', '.join(['1'] * 15)}]\n",
+    _LAUGHS + "robot_obs:\n- mean: *a39\n  std: *a39\n",  # 2^40 numbers, if anyone makes an array of them
+    "[" * 3000,
+    "a: !!bool x",
+    "a: !!int ''",
+  ],
+)
+def test_statistics_that_mean_harm(split, text):
+  (split / "statistics.yaml").write_text(text)
+  with pytest.raises(DatasetError, match="statistics.yaml"):
+    statistics.read_statistics(split)
+
+
 def test_statistics_of_other_data(split, cache):
   mean, std = statistics.read_statistics(split)
   wrong = mean.copy()

@@ -14,7 +14,16 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from wam_jax.data.converted import open_reader
-from wam_jax.data.files import COPY_AGAIN, IDS_FILE, DatasetError, PathLike, load_pickled, read_npy, read_npz
+from wam_jax.data.files import (
+  COPY_AGAIN,
+  IDS_FILE,
+  MAX_ID,
+  DatasetError,
+  PathLike,
+  load_pickled,
+  read_ids,
+  read_npz,
+)
 from wam_jax.data.frames import (
   VECTOR_KEYS,
   Frames,
@@ -77,16 +86,7 @@ def read_episode_ids(folder: PathLike) -> np.ndarray:
   path = folder / IDS_FILE
   if not path.is_file():
     raise DatasetError(folder, f"not a split of a CALVIN dataset: it has no {IDS_FILE}.", fix=fix)
-  ids = read_npy(path)
-  if ids.ndim != 2 or ids.shape[1:] != (2,) or not np.issubdtype(ids.dtype, np.integer) or not len(ids):
-    raise DatasetError(
-      path, f"must be integers [episodes, 2], not {ids.dtype} {list(ids.shape)}.", fix=COPY_AGAIN
-    )
-  ids = ids.astype(np.int64)
-  ids = ids[np.argsort(ids[:, 0], kind="stable")]
-  if (ids < 0).any() or (ids[:, 1] < ids[:, 0]).any() or (ids[1:, 0] <= ids[:-1, 1]).any():
-    raise DatasetError(path, "each episode must end after it starts, and no two may overlap.", fix=COPY_AGAIN)
-  return ids
+  return read_ids(path)
 
 
 def _read_spans(
@@ -166,12 +166,20 @@ def read_raw_annotations(folder: pathlib.Path) -> list[tuple[str, int, int]]:
   path = folder / ANNOTATION_FILE
   content = load_pickled(path)
   try:
-    tasks = [str(task) for task in content["language"]["task"]]
-    spans = [(int(low), int(high)) for low, high in content["info"]["indx"]]
-  except (KeyError, TypeError, ValueError):
+    language, info = content["language"], content["info"]
+    tasks, spans = list(language["task"]), [(low, high) for low, high in info["indx"]]
+    whole = isinstance(language, dict) and isinstance(info, dict)
+  except (LookupError, TypeError, ValueError):
+    whole = False
+  if not whole or not all(isinstance(task, str) for task in tasks):
     raise DatasetError(
       path, "must hold language.task and info.indx, as CALVIN's annotations do.", fix=COPY_AGAIN
-    ) from None
+    )
+  for span in spans:
+    if not all(isinstance(i, int | np.integer) and 0 <= i <= MAX_ID + 1 for i in span):
+      raise DatasetError(
+        path, f"frame ids must be whole numbers from 0 to {MAX_ID}.", key="info.indx", fix=COPY_AGAIN
+      )
   if len(tasks) != len(spans):
     raise DatasetError(
       path,
@@ -186,7 +194,7 @@ def read_raw_annotations(folder: pathlib.Path) -> list[tuple[str, int, int]]:
       key="info.indx",
       fix="use a dataset with language annotations.",
     )
-  return [(task, low, high) for task, (low, high) in zip(tasks, spans, strict=True)]
+  return [(str(task), int(low), int(high)) for task, (low, high) in zip(tasks, spans, strict=True)]
 
 
 def check_tasks(folder: pathlib.Path, found: Iterable[str], tasks: Iterable[str]) -> None:
@@ -342,6 +350,9 @@ def read_start_states(
   if path.is_file():
     arrays = read_npz(path, ("task", "robot_obs", "scene_obs"))
     names = arrays["task"]
+    if names.ndim != 1 or names.dtype.kind != "U":
+      rule = f"must be names [states], not {names.dtype} {list(names.shape)}."
+      raise DatasetError(path, rule, key="task", fix=COPY_AGAIN)
     for key in ("robot_obs", "scene_obs"):
       if arrays[key].shape != (len(names), VECTOR_KEYS[key]) or arrays[key].dtype.kind != "f":
         raise DatasetError(
@@ -422,9 +433,8 @@ def check_dataset(
   for split in ("training", "validation"):
     folder = root / split
     spans = read_episode_ids(folder)
-    ids = np.concatenate([np.arange(low, high + 1) for low, high in spans])
     annotations = read_annotations(folder, spans, tasks)
-    open_reader(folder, spans, image_size)  # all frames are there
+    ids = open_reader(folder, spans, image_size).ids  # all frames are there
     picked = ids[np.unique(np.linspace(0, len(ids) - 1, min(samples, len(ids))).astype(int))]
     _read_spans(folder, np.stack([picked, picked], 1), image_size, 1, None)
     out[split] = {"frames": len(ids), "episodes": len(spans), "windows": len(annotations)}

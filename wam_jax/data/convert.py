@@ -306,6 +306,13 @@ def _finish(
     folder = partial / name
     folder.mkdir(exist_ok=True)
     table = np.array([span for shard in shards[name] for span in shard["spans"]], np.int64).reshape(-1, 2)
+    if not len(table):
+      broken_id, rule = min(tuple(b) for shard in shards[name] for b in shard["broken"])
+      raise DatasetError(
+        plan.folder,
+        f"none of its frames can be read; of frame {broken_id}: {rule}",
+        fix="repair the data; if only the first frame has pictures of another size, remove it.",
+      )
     np.save(folder / converted.EXAMPLES, table)
     spans = _join(table, plan.spans)
     np.save(folder / calvin.IDS_FILE, spans)
@@ -360,12 +367,13 @@ def _write_annotations(plan: SplitPlan, folder: pathlib.Path, spans: np.ndarray)
       kept.append(row)
   if not kept:
     raise DatasetError(plan.folder, "no annotated window is without a broken frame.", fix="repair the data.")
-  language = {
-    key: np.asarray(values)[kept] if isinstance(values, np.ndarray) else [values[row] for row in kept]
-    for key, values in content["language"].items()
-    if len(values) == len(plan.windows)
-  }
-  info = {**content["info"], "indx": [tuple(content["info"]["indx"][row]) for row in kept]}
+  language: dict[str, Any] = {"task": [plan.windows[row][0] for row in kept]}
+  for key, values in content["language"].items():  # what has no value for each window is left out
+    if isinstance(values, np.ndarray) and values.shape[:1] == (len(plan.windows),):
+      language[key] = values[kept]
+    elif isinstance(values, list | tuple) and len(values) == len(plan.windows):
+      language[key] = [values[row] for row in kept]
+  info = {**content["info"], "indx": [plan.windows[row][1:] for row in kept]}
   path = folder / calvin.ANNOTATION_FILE
   path.parent.mkdir(exist_ok=True)
   save_pickled(path, {**content, "language": language, "info": info})

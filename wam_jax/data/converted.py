@@ -13,10 +13,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
 import pathlib
 import threading
-import zipfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -29,8 +27,8 @@ from wam_jax.data.frames import (
   VECTOR_KEYS,
   FrameReader,
   check_vectors,
-  frame_name,
   frame_path,
+  present_ids,
 )
 
 MANIFEST, EXAMPLES = "convert.json", "examples.npy"
@@ -53,24 +51,32 @@ def open_reader(folder: PathLike, spans: np.ndarray, image_size: int) -> FrameRe
 def present(folder: PathLike, ids: np.ndarray) -> np.ndarray:
   """[n] bool: which frames of a split, in either form, have a place in its files."""
   if not is_converted(folder):
-    names = set(os.listdir(folder))
-    return np.array([frame_name(i) in names for i in ids.tolist()], bool)
-  return example_of(read_npy(pathlib.Path(folder) / EXAMPLES), ids) >= 0
+    return np.isin(ids, present_ids(folder))
+  return example_of(_read_table(folder), ids) >= 0
 
 
 def stored_shapes(folder: PathLike, frame_id: int) -> dict[str, list[int]] | None:
   """Shapes of all arrays of a frame as it is stored, in either form; None if it cannot be read."""
   if not is_converted(folder):
-    path = frame_path(folder, frame_id)
     try:
-      with np.load(path, allow_pickle=False) as file:
-        return {key: list(array.shape) for key, array in read_npz(path, file.files).items()}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+      return {key: list(array.shape) for key, array in read_npz(frame_path(folder, frame_id)).items()}
+    except DatasetError:
       return None
   try:
     return ConvertedReader(folder, np.array([[frame_id, frame_id]]), 1).shapes()
   except DatasetError:
     return None
+
+
+def _read_table(folder: PathLike) -> np.ndarray:
+  """[K, 2] int64, first and last frame id of each example of a split, K at least 1."""
+  path = pathlib.Path(folder) / EXAMPLES
+  table = read_npy(path)
+  if table.ndim != 2 or table.shape[1:] != (2,) or table.dtype != np.int64 or not len(table):
+    raise DatasetError(path, "must be int64 [examples, 2].", fix=_CONVERT_AGAIN)
+  if (table < 0).any() or (table[:, 1] < table[:, 0]).any() or (table[1:, 0] <= table[:-1, 1]).any():
+    raise DatasetError(path, "examples must follow each other without overlap.", fix=_CONVERT_AGAIN)
+  return table
 
 
 def example_of(table: np.ndarray, ids: np.ndarray) -> np.ndarray:
@@ -87,14 +93,29 @@ def read_manifest(root: PathLike) -> dict[str, Any]:
     manifest: dict[str, Any] = json.loads(path.read_text())
     version = manifest["version"]
     for split in manifest["splits"].values():
-      sizes = [(str(shard["file"]), int(shard["examples"]), int(shard["bytes"])) for shard in split["shards"]]
-      assert sizes
-    int(manifest["image_size"])
-  except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError):
+      _check_shards(split["shards"])
+    _check_count(manifest["image_size"])
+  except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
     raise DatasetError(path, "damaged: not the manifest of a conversion.", fix=_CONVERT_AGAIN) from None
   if version != VERSION:
     raise DatasetError(path, f"is of version {version}, this program reads {VERSION}.", fix=_CONVERT_AGAIN)
   return manifest
+
+
+def _check_count(number: Any) -> None:
+  if type(number) is not int or not 0 < number < 2**63:
+    raise ValueError(number)
+
+
+def _check_shards(shards: Any) -> None:
+  """Raises ValueError or the like where shards are not described as `convert` does."""
+  for shard in shards:
+    _check_count(shard["examples"])
+    _check_count(shard["bytes"])
+    if shard["file"] != pathlib.Path(shard["file"]).name:  # it lies in TFDS_FOLDER and nowhere else
+      raise ValueError(shard["file"])
+  if not 0 < sum(shard["examples"] for shard in shards) < 2**63:
+    raise ValueError(shards)
 
 
 @functools.cache
@@ -175,10 +196,9 @@ class ConvertedReader(FrameReader):
     shards = manifest["splits"][self.folder.name]["shards"]
     self._shards = [Shard(root / TFDS_FOLDER / s["file"], s["examples"], s["bytes"]) for s in shards]
     self._shard_ends = np.cumsum([s["examples"] for s in shards])
-    path = self.folder / EXAMPLES
-    table = read_npy(path)
-    if table.shape != (self._shard_ends[-1], 2) or table.dtype != np.int64:
-      raise DatasetError(path, f"must be int64 [{self._shard_ends[-1]}, 2].", fix=_CONVERT_AGAIN)
+    path, table = self.folder / EXAMPLES, _read_table(self.folder)
+    if len(table) != self._shard_ends[-1]:
+      raise DatasetError(path, f"must have {self._shard_ends[-1]} rows.", fix=_CONVERT_AGAIN)
     self._table = table
     example = example_of(table, self.ids)
     if (example < 0).any():
@@ -201,10 +221,28 @@ class ConvertedReader(FrameReader):
     for low, high in zip([0, *cuts], [*cuts, len(ids)], strict=True):
       if example[low] != number:
         number = int(example[low])
-        shard = int(np.searchsorted(self._shard_ends, number, side="right"))
-        loaded = self._shards[shard].read(number - int(self._shard_ends[shard - 1] if shard else 0))
+        loaded = self._example(number)
       inside = int(ids[low] - self._table[number, 0])
       yield slice(low, high), slice(inside, inside + high - low), loaded
+
+  def _example(self, number: int) -> dict[str, Any]:
+    """Example `number`, checked to hold the frames that the table says, in the shapes that it must have."""
+    which = int(np.searchsorted(self._shard_ends, number, side="right"))
+    shard = self._shards[which]
+    example = shard.read(number - int(self._shard_ends[which - 1] if which else 0))
+    first, last = self._table[number].tolist()
+    ids = np.asarray(example["frame_id"])
+    picture = (len(ids), self.stored_size, self.stored_size, 3)
+    shapes: dict[str, tuple[int, ...]] = {key: (len(ids), width) for key, width in VECTOR_KEYS.items()}
+    shapes["actions"] = (len(ids), 7)
+    shapes |= dict.fromkeys(PICTURE_KEYS, picture)
+    wrong = [key for key, shape in shapes.items() if np.shape(example[key]) != shape]
+    if len(ids) != last - first + 1 or (ids != first + np.arange(len(ids))).any():
+      wrong = ["frame_id"]
+    if wrong:
+      rule = f"its example of frames {first} to {last} is of other frames or has other shapes."
+      raise DatasetError(shard.path, rule, key=wrong[0], fix=_CONVERT_AGAIN)
+    return example
 
   def read(self, begin: int, stop: int, out: dict[str, np.ndarray]) -> None:
     """See `FrameReader.read`."""

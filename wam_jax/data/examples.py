@@ -11,7 +11,7 @@ import numpy as np
 
 from wam_jax.data import calvin, converted
 from wam_jax.data.files import DatasetError, PathLike
-from wam_jax.data.frames import PICTURE_KEYS, VECTOR_KEYS, FrameReader
+from wam_jax.data.frames import PICTURE_KEYS, VECTOR_KEYS, FrameReader, ids_of
 
 EXAMPLE_FRAMES = 64
 _FIRST_FRAMES = 10  # of a split that may be broken
@@ -105,7 +105,7 @@ def plan_split(folder: PathLike, image_size: int = 64, skip_broken: bool = False
   calvin.locate(folder, raw, spans)
   missing: list[int] = []
   if skip_broken:
-    ids = np.concatenate([np.arange(low, high + 1) for low, high in spans])
+    ids = ids_of(spans)
     missing = ids[~converted.present(folder, ids)].tolist()
   for attempt in range(_FIRST_FRAMES):
     pieces = _without(spans, missing)
@@ -128,10 +128,10 @@ def plan_split(folder: PathLike, image_size: int = 64, skip_broken: bool = False
 
 def _without(spans: np.ndarray, gaps: Sequence[int]) -> np.ndarray:
   """The spans [E, 2] of ids, cut at `gaps`."""
-  out = []
+  holes, out = np.array(gaps, np.int64), []
   for low, high in spans.tolist():
-    inside = [g for g in gaps if low <= g <= high]
-    for begin, end in zip([low, *(g + 1 for g in inside)], [*(g - 1 for g in inside), high], strict=True):
-      if begin <= end:
-        out.append((begin, end))
-  return np.array(out, np.int64).reshape(-1, 2)
+    first, last = np.searchsorted(holes, (low, high + 1))
+    inside = holes[first:last]
+    pieces = np.stack([np.append(low, inside + 1), np.append(inside - 1, high)], 1)
+    out.append(pieces[pieces[:, 0] <= pieces[:, 1]])
+  return np.concatenate(out)

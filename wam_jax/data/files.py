@@ -5,14 +5,16 @@ from __future__ import annotations
 import ast
 import errno
 import functools
+import io
 import os
 import pathlib
 import pickle
+import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -47,10 +49,25 @@ _TRUNCATED = "not a whole npz archive: the file is truncated or damaged."
 COPY_AGAIN = "copy or download this file again."
 
 
+MAX_HEADER = 10_000  # bytes of an npy file's header, NumPy's own limit
+MAX_INFLATED = 2**26  # bytes that a compressed array may unpack to: a picture of 4,700 x 4,700 pixels
+MAX_ID = 9_999_999  # of a frame: its file is episode_%07d.npz
+
+
 @functools.lru_cache(maxsize=256)
 def _npy_header(text: bytes) -> tuple[np.dtype[Any], tuple[int, ...], bool]:
-  fields = ast.literal_eval(text.decode("latin1"))
-  return np.dtype(fields["descr"]), tuple(fields["shape"]), bool(fields["fortran_order"])
+  """dtype, shape and order, as `ValueError` if they cannot be made out or belong to no array."""
+  try:
+    fields = ast.literal_eval(text.decode("latin1"))
+    dtype, shape, fortran = np.dtype(fields["descr"]), tuple(fields["shape"]), fields["fortran_order"]
+  except Exception as error:  # brackets without end are a MemoryError, and NumPy raises as it pleases
+    raise ValueError("header") from error
+  # NumPy multiplies sizes without looking: two negative ones would pass as an array.
+  if any(type(size) is not int or not 0 <= size < 2**63 for size in shape) or type(fortran) is not bool:
+    raise ValueError("shape")
+  if dtype.subdtype is not None:
+    raise ValueError("dtype")
+  return dtype, shape, fortran
 
 
 def _parse_npy(data: bytes | memoryview, path: PathLike, key: str) -> np.ndarray:
@@ -60,6 +77,8 @@ def _parse_npy(data: bytes | memoryview, path: PathLike, key: str) -> np.ndarray
   wide = data[6] > 1
   start = 12 if wide else 10
   (length,) = struct.unpack_from("<I" if wide else "<H", data, 8)
+  if length > MAX_HEADER:
+    raise ValueError("header")
   dtype, shape, fortran = _npy_header(bytes(data[start : start + length]))
   if dtype.hasobject:
     raise DatasetError(
@@ -105,12 +124,12 @@ def _directory(data: bytes, path: PathLike) -> dict[str, tuple[int, int, int, in
   return members
 
 
-def read_npz(path: PathLike, keys: Sequence[str]) -> dict[str, np.ndarray]:
+def read_npz(path: PathLike, keys: Sequence[str] | None = None) -> dict[str, np.ndarray]:
   """Named arrays of an npz file (up to 4 GB), each checked against its CRC; the others are not touched.
 
   Args:
     path: the file.
-    keys: names of arrays.
+    keys: names of arrays; None: all.
 
   Returns:
     name -> read-only array.
@@ -128,7 +147,7 @@ def read_npz(path: PathLike, keys: Sequence[str]) -> dict[str, np.ndarray]:
   except OSError as error:
     raise DatasetError(path, f"cannot be read ({error.strerror}).", fix=COPY_AGAIN) from None
   members, view, out = _directory(data, path), memoryview(data), {}
-  for key in keys:
+  for key in members if keys is None else keys:
     if key not in members:
       raise DatasetError(
         path,
@@ -140,7 +159,11 @@ def read_npz(path: PathLike, keys: Sequence[str]) -> dict[str, np.ndarray]:
     content: bytes | memoryview = view[begin : begin + packed]
     try:
       if method == zipfile.ZIP_DEFLATED:
-        content = zlib.decompress(content, wbits=-15, bufsize=size)
+        if size > MAX_INFLATED:
+          rule = f"would unpack to {size:,} bytes, of which an array may have {MAX_INFLATED:,}."
+          raise DatasetError(path, rule, key=key, fix="store smaller pictures, or do not use this file.")
+        # A byte more than declared is enough to see that there are more, however many.
+        content = zlib.decompressobj(-15).decompress(content, size + 1)
       elif method != zipfile.ZIP_STORED:
         raise zlib.error("unknown method")
       if len(content) != size or zlib.crc32(content) != crc:
@@ -169,24 +192,139 @@ def read_npy(path: pathlib.Path) -> np.ndarray:
     raise DatasetError(path, "not a whole npy file: truncated or damaged.", fix=COPY_AGAIN) from None
 
 
-class _PlainUnpickler(pickle.Unpickler):
+def read_ids(path: pathlib.Path) -> np.ndarray:
+  """First and last frame id of each episode, out of a split's IDS_FILE.
+
+  Returns:
+    [E, 2] int64, both included, ascending and without overlap, none above MAX_ID.
+
+  Raises:
+    DatasetError: no such file, damaged, or ids of wrong shape, dtype or order.
+  """
+  ids = read_npy(path)
+  if ids.ndim != 2 or ids.shape[1:] != (2,) or ids.dtype.kind not in "iu" or not len(ids):
+    raise DatasetError(
+      path, f"must be integers [episodes, 2], not {ids.dtype} {list(ids.shape)}.", fix=COPY_AGAIN
+    )
+  if (ids < 0).any() or (ids > MAX_ID).any():  # before any arithmetic: it could overflow
+    raise DatasetError(path, f"frame ids must lie in [0, {MAX_ID}], seven digits.", fix=COPY_AGAIN)
+  ids = ids.astype(np.int64)
+  ids = ids[np.argsort(ids[:, 0], kind="stable")]
+  if (ids[:, 1] < ids[:, 0]).any() or (ids[1:, 0] <= ids[:-1, 1]).any():
+    raise DatasetError(path, "each episode must end after it starts, and no two may overlap.", fix=COPY_AGAIN)
+  return ids
+
+
+# Pickles. Python's own unpickler in C takes memory that a few bytes ask for (LONG_BINPUT, BYTEARRAY8), and
+# NumPy's dtypes and arrays believe the state that they are given; so this is the one in Python, with the few
+# steps that annotations need, each looked at.
+
+
+def _plain_dtype(code: Any, *_: Any) -> np.dtype[Any]:
+  if not isinstance(code, str | bytes) or not _CODE.fullmatch(
+    code if isinstance(code, str) else code.decode()
+  ):
+    raise pickle.UnpicklingError(f"dtype {str(code)[:40]}")
+  return np.dtype(code if isinstance(code, str) else code.decode(), align=False, copy=True)
+
+
+_CODE = re.compile(r"[<>|=]?(b1|[?]|[iu][1248]|f[248]|c8|c16|O8?|[SU][0-9]{0,6})")
+
+
+def _plain_array(kind: Any, shape: Any, code: Any) -> np.ndarray:
+  """An empty array, which the pickle fills afterwards."""
+  if kind is not _NDARRAY or shape != (0,) or code not in (b"b", "b"):
+    raise pickle.UnpicklingError("an array that does not begin empty")
+  return np.empty(0, np.int8)
+
+
+def _plain_scalar(dtype: Any, content: Any = b"") -> Any:
+  if not isinstance(dtype, np.dtype) or dtype.hasobject or not isinstance(content, bytes):
+    raise pickle.UnpicklingError("a scalar that is no plain number or text")
+  if len(content) != dtype.itemsize or not content:
+    raise pickle.UnpicklingError("a scalar of another size")
+  return np.frombuffer(content, dtype)[0]
+
+
+def _plain_buffer(content: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
+  if not isinstance(dtype, np.dtype) or not isinstance(content, bytes | bytearray):
+    raise pickle.UnpicklingError("an array that is not made of bytes")
+  return np.frombuffer(content, dtype).reshape(shape, order=order)
+
+
+_NDARRAY = object()  # stands for np.ndarray, which must not be called: it takes memory by its arguments alone
+
+
+class _PlainUnpickler(pickle._Unpickler):
   """Admits NumPy arrays, dtypes and scalars and plain containers; refuses all else by name."""
 
-  _ALLOWED = frozenset(
-    {("numpy", "ndarray"), ("numpy", "dtype"), ("builtins", "set"), ("builtins", "frozenset")}
-    | {
-      (module, name)
-      for module in ("numpy.core.multiarray", "numpy._core.multiarray")
-      for name in ("_reconstruct", "scalar")
-    }
-    | {(module, "_frombuffer") for module in ("numpy.core.numeric", "numpy._core.numeric")}
-  )
+  stack: list[Any]
+  read: Callable[[int], bytes]
+  append: Callable[[Any], None]
+
+  # NumPy 1 wrote numpy.core, NumPy 2 writes numpy._core: both are read with the installed one.
+  _ALLOWED: ClassVar[dict[tuple[str, str], Any]] = {
+    ("numpy", "ndarray"): _NDARRAY,
+    ("numpy", "dtype"): _plain_dtype,
+    ("builtins", "set"): set,
+    ("builtins", "frozenset"): frozenset,
+    **{
+      (f"numpy.{core}.multiarray", name): make
+      for core in ("core", "_core")
+      for name, make in (("_reconstruct", _plain_array), ("scalar", _plain_scalar))
+    },
+    **{(f"numpy.{core}.numeric", "_frombuffer"): _plain_buffer for core in ("core", "_core")},
+  }
+
+  dispatch: ClassVar[dict[int, Any]] = {
+    code: step
+    for code, step in pickle._Unpickler.dispatch.items()
+    if bytes([code])
+    not in (
+      *(pickle.NEXT_BUFFER, pickle.READONLY_BUFFER, pickle.PERSID, pickle.BINPERSID),
+      *(pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.INST, pickle.OBJ, pickle.NEWOBJ, pickle.NEWOBJ_EX),
+    )
+  }
 
   def find_class(self, module: str, name: str) -> Any:
-    if (module, name) not in self._ALLOWED:
-      raise pickle.UnpicklingError(f"refused: {module}.{name}")
-    # NumPy 1 wrote numpy.core, NumPy 2 writes numpy._core: both are read with the installed one.
-    return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+    try:
+      return self._ALLOWED[module, name]
+    except KeyError:
+      raise pickle.UnpicklingError(f"refused: {module}.{name}") from None
+
+  def _reduce(self) -> None:
+    arguments, function = self.stack.pop(), self.stack[-1]
+    if not any(function is known for known in self._ALLOWED.values()) or function is _NDARRAY:
+      raise pickle.UnpicklingError("a call of what is no function")
+    self.stack[-1] = function(*arguments)
+
+  def _build(self) -> None:
+    state: Any = self.stack.pop()
+    target = self.stack[-1]
+    fill: Any = getattr(target, "__setstate__", None)
+    if isinstance(target, np.ndarray) and len(state) == 5:
+      _, shape, dtype, fortran, content = state
+      if not isinstance(dtype, np.dtype) or not dtype.itemsize:  # sizes of nothing cost nothing to claim
+        raise pickle.UnpicklingError("an array of nothing")
+      if dtype.hasobject != isinstance(content, list):
+        raise pickle.UnpicklingError("an array with another kind of content")
+      fill((1, shape, dtype, bool(fortran), content))
+    elif isinstance(target, np.dtype) and len(state) >= 7 and all(part is None for part in state[2:5]):
+      order, size = state[1], state[5]
+      if order not in ("<", ">", "|", "=") or size not in (-1, target.itemsize):
+        raise pickle.UnpicklingError("a dtype of another size")
+      size, alignment = (target.itemsize, target.alignment) if target.kind in "SU" else (-1, -1)
+      fill((3, order, None, None, None, size, alignment, target.flags))
+    else:
+      raise pickle.UnpicklingError("an object that is filled")
+
+  def _bytearray(self) -> None:
+    (size,) = struct.unpack("<Q", self.read(8))
+    self.append(bytearray(self.read(size)))  # what there is, and not as much as is claimed
+
+  dispatch[pickle.BYTEARRAY8[0]] = _bytearray
+  dispatch[pickle.REDUCE[0]] = _reduce
+  dispatch[pickle.BUILD[0]] = _build
 
 
 def load_pickled(path: PathLike) -> Any:
@@ -211,7 +349,7 @@ def load_pickled(path: PathLike) -> Any:
       _, _, dtype = read_header(file)
       if not dtype.hasobject:
         raise DatasetError(path, "expected a pickled dictionary, found a plain array.", fix=COPY_AGAIN)
-      array = _PlainUnpickler(file).load()
+      array = _PlainUnpickler(io.BytesIO(file.read())).load()
   except DatasetError:
     raise
   except FileNotFoundError:

@@ -8,6 +8,7 @@ import hashlib
 import mmap
 import os
 import pathlib
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -15,13 +16,14 @@ from typing import Any
 import numpy as np
 
 from wam_jax.core import image as image_lib
-from wam_jax.data.files import IDS_FILE, DatasetError, PathLike, read_npz
+from wam_jax.data.files import COPY_AGAIN, IDS_FILE, DatasetError, PathLike, read_npz
 
 ProgressFactory = Callable[[int, str], contextlib.AbstractContextManager[Any]]
 
 VECTOR_KEYS = {"rel_actions": 7, "robot_obs": 15, "scene_obs": 24}
 PICTURE_KEYS = ("rgb_static", "rgb_gripper")
 ACTION_TOLERANCE = 1e-4  # of rel_actions beyond [-1, 1]: rounding in CALVIN's own recording
+FLOAT_MAX = float(np.finfo(np.float32).max)
 BLOCK = 256  # frames per unit of work: large enough to hide the thread pool, small enough for a smooth bar
 
 
@@ -83,23 +85,36 @@ def frame_name(frame_id: int) -> str:
   return f"episode_{frame_id:07d}.npz"
 
 
+_FRAME_NAME = re.compile(r"episode_([0-9]{7})\.npz")
+
+
 def frame_path(folder: PathLike, frame_id: int) -> pathlib.Path:
   """File of one frame."""
   return pathlib.Path(folder) / frame_name(frame_id)
 
 
+def ids_of(spans: np.ndarray) -> np.ndarray:
+  """[N] int64, all frame ids of the spans [E, 2], both included."""
+  return np.concatenate([np.arange(low, high + 1) for low, high in spans])
+
+
+def present_ids(folder: PathLike) -> np.ndarray:
+  """[n] int64, ids of the frames that have a file in the folder, ascending."""
+  found = (_FRAME_NAME.fullmatch(name) for name in os.listdir(folder))
+  return np.array(sorted(int(match[1]) for match in found if match), np.int64)
+
+
 def check_present(folder: pathlib.Path, spans: np.ndarray) -> None:
   """Raises if a frame of the spans [E, 2] (both included) has no file."""
-  present = set(os.listdir(folder))
-  missing = [
-    (i, low, high)
-    for low, high in spans.tolist()
-    for i in range(low, high + 1)
-    if frame_name(i) not in present
-  ]
-  if missing:
-    first, low, high = missing[0]
-    more = f" ({len(missing)} frames are missing in all)" if len(missing) > 1 else ""
+  there = present_ids(folder)
+  borders = np.searchsorted(there, np.stack([spans[:, 0], spans[:, 1] + 1], 1))
+  count = int((spans[:, 1] - spans[:, 0] + 1).sum() - (borders[:, 1] - borders[:, 0]).sum())
+  if count:
+    known = set(there.tolist())
+    first, low, high = next(
+      (i, low, high) for low, high in spans.tolist() for i in range(low, high + 1) if i not in known
+    )
+    more = f" ({count} frames are missing in all)" if count > 1 else ""
     raise DatasetError(
       frame_path(folder, first),
       f"missing frame: {IDS_FILE} has an episode from {low} to {high}{more}.",
@@ -137,12 +152,12 @@ def check_vectors(folder: pathlib.Path, ids: np.ndarray, values: dict[str, np.nd
     return int(row), int(column)
 
   for key, array in values.items():
-    bad = ~np.isfinite(array)
+    bad = ~(np.abs(array) <= FLOAT_MAX)  # also NaN
     if bad.any():
       row, column = first(bad)
       raise DatasetError(
         frame_path(folder, ids[row]),
-        f"must be finite, but number {column} is {array[row, column]}.",
+        f"must be finite as float32, but number {column} is {array[row, column]}.",
         key=key,
         fix="repair or remove the episode of this frame.",
       )
@@ -220,7 +235,7 @@ class FrameReader:
       DatasetError: a frame without a file, or pictures that are too small.
     """
     self.folder, self.image_size = pathlib.Path(folder), image_size
-    self.ids = np.concatenate([np.arange(low, high + 1) for low, high in spans])
+    self.ids = ids_of(spans)
     lengths = spans[:, 1] - spans[:, 0] + 1
     self.ends = np.cumsum(lengths)
     self.starts = self.ends - lengths
@@ -285,8 +300,8 @@ class FrameReader:
     rows = [read_npz(frame_path(self.folder, frame_id), keys) for frame_id in self.ids[begin:stop]]
     for frame_id, row in zip(self.ids[begin:stop], rows, strict=True):
       for key, array in row.items():
-        if array.shape != (VECTOR_KEYS[key],):
-          rule = f"must be {VECTOR_KEYS[key]} numbers, not {list(array.shape)}."
+        if array.shape != (VECTOR_KEYS[key],) or array.dtype.kind != "f":
+          rule = f"must be {VECTOR_KEYS[key]} floats, not {array.dtype} {list(array.shape)}."
           raise DatasetError(
             frame_path(self.folder, frame_id),
             rule,
@@ -301,7 +316,12 @@ class FrameReader:
     found = np.empty((len(self.ids), 3), np.int64)
     folder = os.fspath(self.folder)
     for row, frame_id in enumerate(self.ids.tolist()):
-      stat = os.stat(f"{folder}/{frame_name(frame_id)}")  # half a million times: no Path
+      try:
+        stat = os.stat(f"{folder}/{frame_name(frame_id)}")  # half a million times: no Path
+      except OSError as error:  # a link to nowhere
+        raise DatasetError(
+          frame_path(folder, frame_id), f"cannot be read ({error.strerror}).", fix=COPY_AGAIN
+        ) from None
       found[row] = frame_id, stat.st_size, stat.st_mtime_ns
     digest.update(found.tobytes())
     return digest.hexdigest()

@@ -26,6 +26,7 @@ from wam_jax.data.frames import (
   VECTOR_KEYS,
   FrameReader,
   frame_path,
+  ids_of,
 )
 
 SPLITS = ("training", "validation", calvin.FAILED)
@@ -127,7 +128,7 @@ def _inspect_split(
   out["ids"], out["episode_lengths"] = [int(spans[0, 0]), int(spans[-1, 1])], _spread(lengths)
   out["windows"] = _inspect_windows(folder, spans, tasks, problems)
 
-  ids = np.concatenate([np.arange(low, high + 1) for low, high in spans])
+  ids = ids_of(spans)
   there = _note(problems, converted.present, folder, ids)
   if there is None:
     return out

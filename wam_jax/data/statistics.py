@@ -39,7 +39,7 @@ def read_statistics(folder: PathLike) -> tuple[np.ndarray, np.ndarray]:
     raise DatasetError(
       path, "no such file.", fix="copy it from the dataset: CALVIN has one in each split."
     ) from None
-  except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError) as error:
+  except Exception as error:  # besides its own errors PyYAML lets through what a damaged file leads to
     first = str(error).splitlines()[0] if str(error) else type(error).__name__
     raise DatasetError(path, f"not YAML of plain values ({first}).", fix=COPY_AGAIN) from None
   entries = content.get("robot_obs") if isinstance(content, dict) else None
@@ -52,9 +52,11 @@ def read_statistics(folder: PathLike) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _numbers(path: pathlib.Path, values: object, name: str) -> np.ndarray:
+  # Looked at before NumPy does: lists of the same list, over and over, would fill the memory.
+  plain = isinstance(values, list) and all(isinstance(x, int | float) for x in values)
   try:
-    array = np.asarray(values, np.float64)
-  except (TypeError, ValueError):
+    array = np.asarray(values if plain else (), np.float64)
+  except OverflowError:
     array = np.empty(0)
   if array.shape != (len(NAMES),) or not np.isfinite(array).all() or (name == "std" and (array < 0).any()):
     rule = f"{name} must be {len(NAMES)} finite numbers{', none negative' if name == 'std' else ''}."
