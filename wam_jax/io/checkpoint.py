@@ -66,7 +66,7 @@ class Checkpointer:
     path: folder, created if needed.
   """
 
-  def __init__(self, path: str | os.PathLike[str], on_damage=None):
+  def __init__(self, path: str | os.PathLike[str]):
     import orbax.checkpoint as ocp
 
     self.path = pathlib.Path(path).absolute()
@@ -81,9 +81,6 @@ class Checkpointer:
       return
     self._manager.save(step, args=ocp.args.StandardSave(state))
     self._manager.wait_until_finished()
-
-  def wait(self) -> None:
-    pass
 
   def latest_step(self) -> int | None:
     """Step of the newest checkpoint, or None."""

@@ -89,14 +89,14 @@ def _check_processes(config: ConfigDict, workdir: pathlib.Path) -> None:
   """
   if processes.count() == 1:
     return
-  settings = processes.gather(config_lib.flatten(config))
+  settings = processes.gather({path: str(value) for path, value in config_lib.flatten(config).items()})
   for i, other in enumerate(settings):
     different = sorted(path for path in settings[0] if settings[0][path] != other.get(path))
     if different:
       raise StageError(
         f"the processes of this run have different settings: {', '.join(different)} of process {i} "
-        f"({', '.join(str(other.get(path)) for path in different)}) and of process 0 "
-        f"({', '.join(str(settings[0][path]) for path in different)}). Start all with the same command."
+        f"({', '.join(other.get(path, '') for path in different)}) and of process 0 "
+        f"({', '.join(settings[0][path] for path in different)}). Start all with the same command."
       )
   mark = workdir / f".seen-by-all-{secrets.token_hex(8) if processes.is_first() else ''}"
   mark = workdir / processes.gather(mark.name)[0]
