@@ -46,8 +46,8 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def save_params(path: str | os.PathLike[str], tree: Any) -> None:
   """Writes final parameters, replacing what is there.
 
-  Killed at any moment, it leaves the old parameters or the new ones whole. In a run of many processes one
-  alone may call it: it waits for no other.
+  Killed at any moment, it leaves the old parameters or the new ones whole. In a run of many processes the
+  first one alone may call it; it waits for no other.
 
   Args:
     path: folder to create.
@@ -55,7 +55,11 @@ def save_params(path: str | os.PathLike[str], tree: Any) -> None:
 
   Raises:
     CheckpointError: it cannot be written, for instance because the disk is full. The old ones are kept.
+    RuntimeError: called in another process than the first.
   """
+  if jax.process_index() != 0:
+    # Orbax would write a folder without the numbers: host arrays are the first process's to write.
+    raise RuntimeError(f"save_params({path}) in process {jax.process_index()}: only process 0 may write")
   path = pathlib.Path(path).resolve()  # a link stays a link
   new, old = _beside(path, ".new"), _beside(path, ".old")
   host = jax.tree.map(np.asarray, jax.device_get(tree))
@@ -531,21 +535,23 @@ def _remove(path: pathlib.Path, ignore_errors: bool = False) -> None:
 
 def _cannot_write(error: BaseException) -> str:
   """A sentence or two: why something could not be written."""
+  full = _full(error)
+  if full is not None:
+    return f"could not be written: the disk is full ({full}). Free space and run the same command again."
   text = " ".join(_first_lines(error, 3).split())
-  if _is_full(error):
-    return f"could not be written: the disk is full ({text:.400}). Free space and run the same command again."
   return f"could not be written: {text:.600}."
 
 
-def _is_full(error: BaseException | None) -> bool:
-  """Whether a full disk, quota or file-size limit is behind an error. Orbax has it as text only."""
+def _full(error: BaseException | None) -> str | None:
+  """The system's words if a full disk, quota or file-size limit is behind an error. Orbax has only them."""
   seen: set[int] = set()
   while error is not None and id(error) not in seen:
     seen.add(id(error))
-    if getattr(error, "errno", None) in _FULL or any(os.strerror(number) in str(error) for number in _FULL):
-      return True
+    for number in _FULL:
+      if getattr(error, "errno", None) == number or os.strerror(number) in str(error):
+        return os.strerror(number)
     error = error.__cause__ or error.__context__
-  return False
+  return None
 
 
 def _on_first(function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
