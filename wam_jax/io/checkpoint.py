@@ -1,129 +1,598 @@
-"""Parameters and training states on disk, by Orbax.
+"""Parameters and training states on disk, by Orbax, with checksums.
 
-Orbax writes into a temporary folder and renames it, so that a killed process leaves either the whole
-checkpoint or none.
+A step's folder is written by Orbax under a temporary name and renamed; then, last of all, its manifest is
+written (`wam_jax.io.checksums`). So a killed process leaves a whole checkpoint or one that is seen not to
+be, and damage on the disk is found before anything is read.
+
+Layout of a `Checkpointer`'s folder:
+
+    format.json            {"format": 2}
+    <step>/                written by Orbax
+    <step>/manifest.json   size and sha256 of every file, the step and its score
+    <step>.damaged/        set aside: not read again, never deleted by wam_jax
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import errno
+import functools
+import json
+import math
 import os
 import pathlib
+import re
+import shutil
+import threading
 import warnings
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, TypeVar
 
 import jax
 import numpy as np
 
+from wam_jax.io import checksums
+from wam_jax.io.checksums import FORMAT, MANIFEST, MARKER, CheckpointError, NewerFormatError
+
 State = TypeVar("State")
 KEEP = 2  # checkpoints kept of a running stage
-
-
-class CheckpointError(Exception):
-  """A checkpoint is missing, unreadable, or of another structure than asked for."""
+_WRITING = ".orbax-checkpoint-tmp"  # Orbax's suffix of what it has not finished
+_PRUNED = ".pruned"  # renamed before it is deleted, so that half a step never looks like a step
+_DAMAGED = ".damaged"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def save_params(path: str | os.PathLike[str], tree: Any) -> None:
   """Writes final parameters, replacing what is there.
 
+  Killed at any moment, it leaves the old parameters or the new ones whole. In a run of many processes the
+  first one alone may call it; it waits for no other.
+
   Args:
     path: folder to create.
     tree: nested dicts of arrays. Saved as host arrays, so that any machine can read them.
-  """
-  import orbax.checkpoint as ocp
 
+  Raises:
+    CheckpointError: it cannot be written, for instance because the disk is full. The old ones are kept.
+    RuntimeError: called in another process than the first.
+  """
+  if jax.process_index() != 0:
+    # Orbax would write a folder without the numbers: host arrays are the first process's to write.
+    raise RuntimeError(f"save_params({path}) in process {jax.process_index()}: only process 0 may write")
+  path = pathlib.Path(path).resolve()  # a link stays a link
+  new, old = _beside(path, ".new"), _beside(path, ".old")
   host = jax.tree.map(np.asarray, jax.device_get(tree))
-  with ocp.StandardCheckpointer() as checkpointer:
-    checkpointer.save(pathlib.Path(path).absolute(), host, force=True)
-    checkpointer.wait_until_finished()
+  try:
+    if not path.exists() and (whole := _whole_params(path)) is not None:
+      os.replace(whole, path)  # of a process killed between the two renames below
+    for rest in (new, old, _beside(new, _WRITING)):
+      _remove(rest)
+    with _params_checkpointer() as checkpointer:
+      checkpointer.save(new, host)
+      checkpointer.wait_until_finished()
+    checksums.write_json(new / MARKER, {"format": FORMAT})
+    checksums.write_manifest(new)
+    if path.exists():
+      os.replace(path, old)
+    os.replace(new, path)
+    checksums.sync_folder(path.parent)
+    _remove(old)
+  except Exception as error:  # Orbax raises whatever its layers raise
+    if path.exists():  # else the new ones may be all there is
+      for rest in (new, _beside(new, _WRITING)):
+        _remove(rest, ignore_errors=True)
+    kept = " The parameters that were there before are kept." if path.exists() else ""
+    raise CheckpointError(f"{path}: {_cannot_write(error)}{kept}") from error
 
 
 def load_params(path: str | os.PathLike[str]) -> Any:
-  """Reads what `save_params` wrote.
+  """Reads what `save_params` wrote, once every file is found to be what was written.
+
+  Folders of format 1 have no manifest and are read as they are.
 
   Returns:
     Nested dicts of NumPy arrays.
 
   Raises:
-    CheckpointError: nothing there, or Orbax cannot read it.
+    CheckpointError: nothing there, damaged (names the file), written by a newer version, or Orbax cannot
+      read it.
   """
-  import orbax.checkpoint as ocp
-
   path = pathlib.Path(path).absolute()
   if not path.is_dir():
-    raise CheckpointError(f"{path}: no parameters here")
+    whole = _whole_params(path)
+    if whole is None:
+      raise CheckpointError(f"{path}: no parameters here")
+    path = whole
+  if os.path.lexists(path / MANIFEST) or os.path.lexists(path / MARKER):
+    try:
+      checksums.verify(path)
+    except NewerFormatError:
+      raise
+    except CheckpointError as error:
+      raise CheckpointError(
+        f"{path}: cannot be read: {error}. Take these parameters from a copy, or delete the folder and run "
+        "the stage that made it again."
+      ) from error
   try:
-    with ocp.StandardCheckpointer() as checkpointer, warnings.catch_warnings():
+    with _params_checkpointer() as checkpointer, warnings.catch_warnings():
       warnings.filterwarnings("ignore", message="Sharding info not provided")
       return jax.tree.map(np.asarray, checkpointer.restore(path))
   except Exception as error:  # Orbax raises whatever its layers raise
     raise CheckpointError(f"{path}: cannot be read: {_first_lines(error)}") from error
 
 
+def _params_checkpointer() -> Any:
+  """An Orbax checkpointer that meets no other process at a barrier."""
+  import orbax.checkpoint as ocp
+
+  process = jax.process_index()
+  options = ocp.options.MultiprocessingOptions(
+    primary_host=process, active_processes={process}, barrier_sync_key_prefix=f"params_{process}"
+  )
+  return ocp.StandardCheckpointer(multiprocessing_options=options)
+
+
+def _whole_params(path: pathlib.Path) -> pathlib.Path | None:
+  """What a process killed while it replaced parameters left whole beside `path`, the newer first."""
+  for rest in (_beside(path, ".new"), _beside(path, ".old")):
+    if (rest / MANIFEST).exists() or (rest.suffix == ".old" and rest.is_dir()):
+      return rest
+  return None
+
+
 class Checkpointer:
-  """Checkpoints of a running stage, one folder per step, the last two kept.
+  """Checkpoints of a running stage, one folder per step: the last few and the best one.
+
+  Written in the background. In a run of many processes all of them call every method, in the same order,
+  on a file system that they share; the first decides, and alone writes manifests, renames and deletes.
 
   Args:
-    path: folder, created if needed.
+    path: folder, created if needed. One of format 1 gets manifests (`MIGRATIONS`).
+    keep: how many of the newest to keep, at least 1.
+    best: "max" or "min": also keep the one whose score is the highest or lowest. None: by age alone.
+    on_damage: called with one line about every checkpoint that is set aside: which, why, what is used
+      instead and how many updates are lost. Also about a folder of format 1. None: a Python warning.
+
+  Raises:
+    CheckpointError: the folder is of a newer format, or cannot be written.
   """
 
-  def __init__(self, path: str | os.PathLike[str]):
-    import orbax.checkpoint as ocp
-
+  def __init__(
+    self,
+    path: str | os.PathLike[str],
+    keep: int = KEEP,
+    best: Literal["max", "min"] | None = None,
+    on_damage: Callable[[str], None] | None = None,
+  ):
+    if keep < 1:
+      raise ValueError(f"keep is {keep}, at least 1 is needed")
+    if best not in ("max", "min", None):
+      raise ValueError(f"best is {best!r}, not 'max', 'min' or None")
     self.path = pathlib.Path(path).absolute()
-    options = ocp.CheckpointManagerOptions(max_to_keep=KEEP, enable_async_checkpointing=False)
-    self._manager = ocp.CheckpointManager(self.path, options=options)
+    self._keep, self._best, self._on_damage = keep, best, on_damage
+    self._pending: _Pending | None = None
+    self._orbax: Any = None
+    opened = _on_first(lambda: _open(self.path))
+    # Step -> score. Every process has the same, whatever its view of the file system.
+    self._steps: dict[int, float | None] = {int(step): score for step, score in opened["steps"].items()}
+    self._tell(opened["lines"])
 
-  def save(self, step: int, state: Any) -> None:
-    """Writes `state` (any pytree of arrays) and returns when it is on disk."""
-    import orbax.checkpoint as ocp
+  def save(self, step: int, state: Any, score: float | None = None) -> None:
+    """Copies `state` to the host, returns, and writes it in the background.
 
-    if step in self._manager.all_steps():
-      return
-    self._manager.save(step, args=ocp.args.StandardSave(state))
-    self._manager.wait_until_finished()
-
-  def latest_step(self) -> int | None:
-    """Step of the newest checkpoint, or None."""
-    return self._manager.latest_step()
-
-  def restore(self, example: State, step: int | None = None) -> State:
-    """Reads a checkpoint.
+    Its buffers may be donated at once. Waits for an earlier save first. Does nothing if there is a
+    checkpoint of this step.
 
     Args:
-      example: pytree of the wanted structure, with arrays or ShapeDtypeStructs as leaves.
-      step: which one; None: the newest.
+      step: number of updates behind `state`, at least 0.
+      state: any pytree of arrays.
+      score: what `best` compares; one that is not finite is never the best.
+
+    Raises:
+      CheckpointError: this or an earlier save failed, for instance because the disk is full.
+    """
+    import orbax.checkpoint as ocp
+
+    self.wait()
+    if step in self._steps:
+      return
+    score = None if score is None or not math.isfinite(score) else float(score)
+    pending = self._pending = _Pending(step, score)
+    try:
+      self._writer().save(
+        self.path / str(step), args=ocp.args.Composite(default=ocp.args.StandardSave(state))
+      )
+    except Exception as error:  # Orbax raises whatever its layers raise
+      pending.error = error
+      self.wait()
+    known = dict(self._steps)
+    pending.thread = threading.Thread(target=self._finish, args=(pending, known), name="checkpoint")
+    pending.thread.start()
+
+  def wait(self) -> None:
+    """Returns when the last `save` is on disk, with its manifest.
+
+    Raises:
+      CheckpointError: it could not be written. Says why and which earlier steps are valid; what was written
+        of it is removed. Raised once.
+    """
+    pending = self._pending
+    if pending is None:
+      return
+    if pending.thread is not None:
+      pending.thread.join()
+    self._pending = None
+    step = pending.step
+    failed = _first_word("" if pending.error is None else _cannot_write(pending.error))
+    if failed:
+      self._orbax = None  # its own state after an error is not known
+      if jax.process_index() == 0:
+        for rest in (self.path / str(step), self.path / f"{step}{_WRITING}"):
+          _remove(rest, ignore_errors=True)
+      valid = ", ".join(map(str, sorted(self._steps)))
+      valid = f"Valid checkpoints: {valid}; a run goes on from the newest." if valid else "There is no other."
+      raise CheckpointError(f"{self.path / str(step)}: step {step} {failed} {valid}") from pending.error
+    self._steps[step] = pending.score
+    for old in self._outdated(self._steps):
+      del self._steps[old]
+    if pending.not_pruned is not None:
+      raise CheckpointError(
+        f"{self.path}: an older checkpoint cannot be deleted: {pending.not_pruned}. Step {step} is valid."
+      ) from pending.not_pruned
+
+  def latest_step(self) -> int | None:
+    """Step of the newest checkpoint that was finished, or None. Waits for a save in the background."""
+    self.wait()
+    return max(self._steps, default=None)
+
+  def best_step(self) -> int | None:
+    """Step of the best score, the newest of equals; None without scores or without `best`."""
+    self.wait()
+    return self._best_of(self._steps)
+
+  def restore(self, example: State, step: int | None = None) -> State:
+    """Reads a checkpoint, once every file of it is found to be what was written.
+
+    Args:
+      example: pytree of the wanted structure, with arrays or ShapeDtypeStructs as leaves. The result has the
+        shardings of its jax.Arrays, on however many devices; a leaf without one comes as it was saved.
+      step: which one. None: the newest good one. Newer damaged ones are set aside as `<step>.damaged`.
 
     Returns:
       The same structure with the stored values.
 
     Raises:
-      CheckpointError: no checkpoint, or one of another structure, shape or dtype.
+      CheckpointError: none; all of them damaged (nothing is touched then); the one asked for damaged;
+        written by a newer version; of another structure, shape or dtype than `example`.
     """
     import orbax.checkpoint as ocp
 
-    step = self.latest_step() if step is None else step
-    if step is None:
-      raise CheckpointError(f"{self.path}: no checkpoint here")
+    self.wait()
+    if step is not None and step not in self._steps:
+      there = ", ".join(map(str, sorted(self._steps))) or "none"
+      raise CheckpointError(f"{self.path}: no checkpoint of step {step}; there are: {there}")
+    chosen = _on_first(self._choose if step is None else functools.partial(self._check, step))
+    for damaged in chosen["damaged"]:
+      del self._steps[damaged]
+    self._tell(chosen["lines"])
+    folder = self.path / str(chosen["step"])
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, example)
     try:
-      restored = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+      return self._writer().restore(
+        folder, args=ocp.args.Composite(default=ocp.args.StandardRestore(abstract))
+      )["default"]
     except Exception as error:  # Orbax raises whatever its layers raise
-      raise CheckpointError(
-        f"{self.path / str(step)}: does not fit the state of this run: {_first_lines(error)}"
-      ) from error
-    return restored
+      raise CheckpointError(f"{folder}: does not fit the state of this run: {_first_lines(error)}") from error
 
   def close(self) -> None:
-    self._manager.close()
+    """Waits for a save in the background.
+
+    Raises:
+      CheckpointError: it could not be written.
+    """
+    try:
+      self.wait()
+    finally:
+      if self._orbax is not None:
+        self._orbax.close()
+        self._orbax = None
 
   def __enter__(self) -> Checkpointer:
     return self
 
-  def __exit__(self, *unused: object) -> None:
-    self.close()
+  def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+    if error is None:
+      self.close()
+    elif jax.process_count() > 1:
+      # The others may not come here, so no word with them. What is not finished is set aside at the next
+      # start.
+      if self._pending is not None and self._pending.thread is not None:
+        self._pending.thread.join()
+    else:
+      try:
+        self.close()
+      except CheckpointError as other:  # the first error is the cause of the end
+        error.add_note(str(other))
+
+  def _writer(self) -> Any:
+    import orbax.checkpoint as ocp
+
+    if self._orbax is None:
+      handler = ocp.CompositeCheckpointHandler(default=ocp.StandardCheckpointHandler())
+      self._orbax = ocp.AsyncCheckpointer(handler)
+    return self._orbax
+
+  def _finish(self, pending: _Pending, known: dict[int, float | None]) -> None:
+    """In the background: the manifest once Orbax has renamed the folder, then no more of the oldest steps."""
+    # Not Orbax's post_finalization_callback, which it calls before it has written its last file.
+    try:
+      self._orbax.wait_until_finished()
+      if jax.process_index() == 0:
+        checksums.write_manifest(self.path / str(pending.step), pending.step, pending.score)
+    except BaseException as error:  # raised by wait()
+      pending.error = error
+      return
+    if jax.process_index() == 0:
+      try:
+        for old in self._outdated(known | {pending.step: pending.score}):
+          pruned = self.path / f"{old}{_PRUNED}"
+          _remove(pruned)
+          os.replace(self.path / str(old), pruned)
+          _remove(pruned)
+      except OSError as error:
+        pending.not_pruned = error
+
+  def _best_of(self, steps: dict[int, float | None]) -> int | None:
+    sign = -1 if self._best == "min" else 1
+    scored = [(sign * score, step) for step, score in steps.items() if score is not None]
+    return max(scored)[1] if scored and self._best is not None else None
+
+  def _outdated(self, steps: dict[int, float | None]) -> list[int]:
+    """Steps that are neither among the newest nor the best, oldest first."""
+    best = self._best_of(steps)
+    return [step for step in sorted(steps)[: -self._keep] if step != best]
+
+  def _choose(self) -> dict[str, Any]:
+    """The newest good step, once the bad ones newer than it are set aside."""
+    bad: dict[int, str] = {}
+    for step in sorted(self._steps, reverse=True):
+      try:
+        checksums.verify(self.path / str(step), step)
+      except NewerFormatError:
+        raise
+      except CheckpointError as error:
+        bad[step] = str(error)
+        continue
+      lines = [
+        f"checkpoint of step {damaged} is damaged: {reason}; set aside as "
+        f"{_set_aside(self.path, damaged)}; step {step} is used instead, {damaged - step} updates are lost"
+        for damaged, reason in bad.items()
+      ]
+      return {"step": step, "damaged": list(bad), "lines": lines}
+    if not bad:
+      raise CheckpointError(f"{self.path}: no checkpoint here")
+    raise CheckpointError(_all_damaged(self.path, bad))
+
+  def _check(self, step: int) -> dict[str, Any]:
+    try:
+      checksums.verify(self.path / str(step), step)
+    except NewerFormatError:
+      raise
+    except CheckpointError as error:
+      others = ", ".join(str(other) for other in sorted(self._steps) if other != step) or "none"
+      raise CheckpointError(
+        f"checkpoint of step {step} is damaged: {error}; other steps here: {others}"
+      ) from error
+    return {"step": step, "damaged": [], "lines": []}
+
+  def _tell(self, lines: Iterable[str]) -> None:
+    for line in lines:
+      if self._on_damage is None:
+        warnings.warn(line, RuntimeWarning, stacklevel=3)
+      else:
+        self._on_damage(line)
 
 
-def _first_lines(error: Exception, count: int = 12) -> str:
+@dataclasses.dataclass
+class _Pending:
+  """A save in the background. Its thread writes the last two, which are read after it has ended."""
+
+  step: int
+  score: float | None
+  thread: threading.Thread | None = None
+  error: BaseException | None = None
+  not_pruned: OSError | None = None
+
+
+def _open(path: pathlib.Path) -> dict[str, Any]:
+  """Makes a folder ready and lists it: {"steps": {step: score}, "lines": what happened}."""
+  lines: list[str] = []
+  path.mkdir(parents=True, exist_ok=True)
+  marker = path / MARKER
+  marked = os.path.lexists(marker)
+  version = FORMAT
+  if marked:
+    # A marker that cannot be read leaves the strict rules in force: without a manifest nothing is believed.
+    with contextlib.suppress(CheckpointError):
+      version = checksums.read_json(marker).get("format", FORMAT)
+    try:
+      checksums.check_format(version, marker)
+    except NewerFormatError:
+      raise
+    except CheckpointError:
+      version = FORMAT
+  elif _folders(path):
+    version = 1
+  for entry in path.iterdir():
+    if re.fullmatch(rf"\d+({re.escape(_WRITING)}|{re.escape(_PRUNED)})", entry.name):
+      _remove(entry)  # of a process killed while it wrote or deleted
+  for old in range(version, FORMAT):
+    lines += MIGRATIONS[old](path)
+  if version < FORMAT or not marked:
+    checksums.write_json(marker, {"format": FORMAT})
+  steps = _folders(path)
+  if steps and not os.path.lexists(path / str(steps[-1]) / MANIFEST):
+    # A kill leaves only the newest so: the next save begins after the manifest. In others it is damage.
+    last = steps.pop()
+    then = "there is no other: training begins anew"
+    if steps:
+      then = f"step {steps[-1]} is used instead, {last - steps[-1]} updates are lost"
+    aside = _set_aside(path, last)
+    lines.append(
+      f"checkpoint of step {last} is not finished: {path / str(last) / MANIFEST} is missing, the process was "
+      f"killed before it was written; set aside as {aside}; {then}"
+    )
+  scores: dict[str, float | None] = {}
+  for step in steps:
+    scores[str(step)] = None
+    with contextlib.suppress(CheckpointError):  # restore says what is wrong
+      scores[str(step)] = checksums.read_manifest(path / str(step)).score
+  return {"steps": scores, "lines": lines}
+
+
+def _from_format_1(path: pathlib.Path) -> list[str]:
+  """Gives every step of a folder without manifests one. Returns lines for `on_damage`.
+
+  Raises:
+    CheckpointError: Orbax can read none of them. Nothing is changed then.
+  """
+  steps = _folders(path)
+  unknown = [step for step in steps if not os.path.lexists(path / str(step) / MANIFEST)]
+  # Nothing says what the files held, but what Orbax cannot read must not be called good.
+  bad = {step: reason for step in unknown if (reason := _unreadable(path / str(step)))}
+  if bad and len(bad) == len(steps):
+    raise CheckpointError(_all_damaged(path, bad))
+  lines = []
+  for step, reason in bad.items():
+    aside = _set_aside(path, step)
+    lines.append(f"checkpoint of step {step} is damaged: {reason}; set aside as {aside}")
+  good = [step for step in unknown if step not in bad]
+  for step in good:
+    checksums.write_manifest(path / str(step), step)
+  if good:
+    lines.append(
+      f"{path}: checkpoints of format 1, which has no checksums: {', '.join(map(str, good))} taken as they "
+      f"are, and given some"
+    )
+  return lines
+
+
+# Format -> what makes a folder of it one of the next format, told on the lines it returns. A kill in the
+# middle must leave what the same function can go on from.
+MIGRATIONS: dict[int, Callable[[pathlib.Path], list[str]]] = {1: _from_format_1}
+
+
+def _unreadable(step_folder: pathlib.Path) -> str | None:
+  """Why Orbax cannot read a step, on one line, or None."""
+  import orbax.checkpoint as ocp
+
+  process = jax.process_index()
+  options = ocp.options.MultiprocessingOptions(
+    primary_host=process, active_processes={process}, barrier_sync_key_prefix=f"migrate_{process}"
+  )
+  handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=options)
+  try:
+    with ocp.Checkpointer(handler, multiprocessing_options=options) as checkpointer:
+      tree = checkpointer.metadata(step_folder / "default").item_metadata
+      wanted = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+      checkpointer.restore(step_folder / "default", args=ocp.args.PyTreeRestore(restore_args=wanted))
+  except Exception as error:  # Orbax raises whatever its layers raise
+    return " ".join(_first_lines(error, 3).split())
+  return None
+
+
+def _folders(path: pathlib.Path) -> list[int]:
+  """Steps that have a folder, oldest first."""
+  names = (entry.name for entry in path.iterdir() if entry.is_dir())
+  return sorted(int(name) for name in names if re.fullmatch(r"0|[1-9][0-9]{0,17}", name))
+
+
+def _set_aside(path: pathlib.Path, step: int) -> str:
+  """Renames a step so that it is not in the way of saving it again. Returns the new name."""
+  name, number = f"{step}{_DAMAGED}", 1
+  while os.path.lexists(path / name):
+    number += 1
+    name = f"{step}{_DAMAGED}-{number}"
+  os.replace(path / str(step), path / name)
+  return name
+
+
+def _all_damaged(path: pathlib.Path, reasons: dict[int, str]) -> str:
+  lines = [f"  step {step}: {reason}" for step, reason in sorted(reasons.items(), reverse=True)]
+  text = f"Nothing was changed. Put back a copy of them, or delete {path} to begin anew."
+  return "\n".join([f"{path}: every checkpoint is damaged:", *lines, text])
+
+
+def _beside(path: pathlib.Path, suffix: str) -> pathlib.Path:
+  return path.with_name(path.name + suffix)
+
+
+def _remove(path: pathlib.Path, ignore_errors: bool = False) -> None:
+  if os.path.lexists(path):
+    shutil.rmtree(path, ignore_errors=ignore_errors)
+
+
+def _cannot_write(error: BaseException) -> str:
+  """A sentence or two: why something could not be written."""
+  full = _full(error)
+  if full is not None:
+    return f"could not be written: the disk is full ({full}). Free space and run the same command again."
+  text = " ".join(_first_lines(error, 3).split())
+  return f"could not be written: {text:.600}."
+
+
+def _full(error: BaseException | None) -> str | None:
+  """The system's words if a full disk, quota or file-size limit is behind an error. Orbax has only them."""
+  seen: set[int] = set()
+  while error is not None and id(error) not in seen:
+    seen.add(id(error))
+    for number in _FULL:
+      if getattr(error, "errno", None) == number or os.strerror(number) in str(error):
+        return os.strerror(number)
+    error = error.__cause__ or error.__context__
+  return None
+
+
+def _on_first(function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+  """What `function` returns (as JSON has it) or raises in the first process, in every process."""
+  answer: dict[str, Any] = {}
+  cause: Exception | None = None
+  if jax.process_index() == 0:
+    try:
+      answer = {"value": function()}
+    except (CheckpointError, OSError) as error:
+      cause = error
+      answer = {"error": str(error), "newer": isinstance(error, NewerFormatError)}
+  if jax.process_count() > 1:
+    answer = json.loads(_from_first(json.dumps(answer).encode()))
+  if "error" in answer:
+    raise (NewerFormatError if answer["newer"] else CheckpointError)(answer["error"]) from cause
+  return answer["value"]
+
+
+def _from_first(text: bytes) -> bytes:
+  """The first process's bytes, in every process."""
+  from jax.experimental import multihost_utils
+
+  size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
+  mine = np.frombuffer(text.ljust(size)[:size], np.uint8)
+  return np.asarray(multihost_utils.broadcast_one_to_all(mine), np.uint8).tobytes()
+
+
+def _first_word(text: str, size: int = 2048) -> str:
+  """The text of the first process that has one, in every process."""
+  if jax.process_count() == 1:
+    return text
+  from jax.experimental import multihost_utils
+
+  mine = np.frombuffer(text.encode()[:size].ljust(size), np.uint8)
+  rows = np.asarray(multihost_utils.process_allgather(mine), np.uint8)
+  words = [row.tobytes().decode(errors="replace").strip() for row in rows]
+  return next((word for word in words if word), "")
+
+
+def _first_lines(error: BaseException, count: int = 12) -> str:
   lines = [line for line in str(error).splitlines() if line.strip()]
   return "\n".join(lines[:count]) or type(error).__name__
 

@@ -1,0 +1,235 @@
+"""Manifests: what every file of a checkpoint folder holds, so that a damaged one is told from a whole one.
+
+Orbax notices a truncated file, but reads overwritten bytes as wrong numbers. A manifest is written last:
+a folder without one is not finished.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import pathlib
+import re
+from typing import Any
+
+FORMAT = 2  # of checkpoint folders; 1 had no manifests
+MANIFEST = "manifest.json"
+MARKER = "format.json"  # in a folder that has manifests, so that a missing one is told from format 1
+_LARGEST = 64 * 2**20  # bytes of a manifest; ours have 200 per file
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+class CheckpointError(Exception):
+  """A checkpoint is missing, damaged, unreadable, or of another structure than asked for."""
+
+
+class NewerFormatError(CheckpointError):
+  """A folder is of a format that this version does not know. It is not damaged."""
+
+
+@dataclasses.dataclass(frozen=True)
+class File:
+  """One file: its size in bytes and the sha256 of its content, 64 hexadecimal digits."""
+
+  bytes: int
+  sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+  """What a checkpoint folder holds.
+
+  Attributes:
+    files: path relative to the folder, with slashes -> its size and hash.
+    step: number of updates behind the checkpoint; None for parameters.
+    score: what `best` compares, if there is one.
+  """
+
+  files: dict[str, File]
+  step: int | None = None
+  score: float | None = None
+
+
+def write_manifest(
+  folder: str | os.PathLike[str], step: int | None = None, score: float | None = None
+) -> Manifest:
+  """Writes the manifest of a finished folder, whole or not at all.
+
+  Args:
+    folder: every regular file in it, at any depth, is listed but the manifest itself.
+    step: number of updates behind it.
+    score: finite; what `best` compares.
+  """
+  folder = pathlib.Path(folder)
+  files = {}
+  for file in sorted(folder.rglob("*")):
+    name = file.relative_to(folder).as_posix()
+    if name not in (MANIFEST, MANIFEST + ".tmp") and file.is_file() and not file.is_symlink():
+      files[name] = File(file.stat().st_size, _sha256(file))
+  manifest = Manifest(files, step, score)
+  body = {"format": FORMAT} | dataclasses.asdict(manifest)
+  write_json(folder / MANIFEST, body | {"sha256": digest(body)})
+  return manifest
+
+
+def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
+  """Reads a manifest and believes nothing of it: paths must stay inside the folder, types must be right.
+
+  Raises:
+    NewerFormatError: written by a newer version.
+    CheckpointError: not there or not a manifest. Says what is wrong with it, on one line.
+  """
+  file = pathlib.Path(folder) / MANIFEST
+  record = read_json(file)
+  check_format(record.get("format"), file)
+  kept = record.pop("sha256", None)
+  try:
+    same = kept == digest(record)
+  except (ValueError, RecursionError) as error:  # for instance lone surrogates
+    raise CheckpointError(f"{file}: content differs from what was written ({error})") from error
+  if not same:
+    raise CheckpointError(f"{file}: content differs from what was written (its own sha256)")
+  step, score, files = record.get("step"), record.get("score"), record.get("files")
+  if step is not None and (type(step) is not int or step < 0):
+    raise CheckpointError(f"{file}: step is {step!r:.40}, not a number of updates")
+  if score is not None and (type(score) not in (int, float) or not _finite(score)):
+    raise CheckpointError(f"{file}: score is {score!r:.40}, not a finite number")
+  if not isinstance(files, dict) or not files:
+    raise CheckpointError(f"{file}: lists no files")
+  return Manifest(
+    {name: _listed(file, name, entry) for name, entry in files.items()},
+    step,
+    None if score is None else float(score),
+  )
+
+
+def verify(folder: str | os.PathLike[str], step: int | None = None) -> Manifest:
+  """Compares every listed file with the manifest.
+
+  Args:
+    folder: with a manifest.
+    step: what the manifest must name.
+
+  Raises:
+    NewerFormatError: written by a newer version.
+    CheckpointError: damaged. Names the first bad file and what is wrong with it, on one line.
+  """
+  folder = pathlib.Path(folder)
+  manifest = read_manifest(folder)
+  if manifest.step != step:
+    raise CheckpointError(f"{folder / MANIFEST}: of step {manifest.step}, not of step {step}")
+  root = os.path.realpath(folder)
+  for name, wanted in manifest.files.items():
+    file = folder / name
+    try:
+      # A link may lead outside; Orbax makes none.
+      if os.path.realpath(file) != os.path.join(root, name):
+        raise CheckpointError(f"{file}: is a link")
+      if not file.exists():
+        raise CheckpointError(f"{file}: missing")
+      if not file.is_file():
+        raise CheckpointError(f"{file}: not a file")
+      size = file.stat().st_size
+      if size != wanted.bytes:
+        what = "truncated" if size < wanted.bytes else "too long"
+        raise CheckpointError(f"{file}: {what}: {size} bytes found, {wanted.bytes} expected")
+      if _sha256(file) != wanted.sha256:
+        raise CheckpointError(f"{file}: content differs from what was written (sha256)")
+    except (OSError, ValueError) as error:
+      raise CheckpointError(f"{file}: cannot be read ({error})") from error
+  return manifest
+
+
+def check_format(version: Any, file: pathlib.Path) -> int:
+  """Raises if a format is not known.
+
+  Raises:
+    NewerFormatError: newer than this version.
+    CheckpointError: not a version.
+  """
+  if type(version) is not int or version < 1:
+    raise CheckpointError(f"{file}: format is {version!r:.40}, not a version")
+  if version > FORMAT:
+    raise NewerFormatError(
+      f"{file}: written by a newer wam_jax: format {min(version, 10**9)}, this version reads up to "
+      f"{FORMAT}; update wam_jax"
+    )
+  return version
+
+
+def read_json(file: pathlib.Path) -> dict[str, Any]:
+  """Reads a JSON object.
+
+  Raises:
+    CheckpointError: missing, or not a JSON object. On one line.
+  """
+  try:
+    if not os.path.lexists(file):
+      raise CheckpointError(f"{file}: missing")
+    if file.is_symlink() or not file.is_file():
+      raise CheckpointError(f"{file}: not a file")
+    if (size := file.stat().st_size) > _LARGEST:
+      raise CheckpointError(f"{file}: {size} bytes, which nothing here writes")
+    record = json.loads(file.read_bytes().decode("utf-8"))
+  except (OSError, ValueError, RecursionError) as error:
+    reason = " ".join(str(error).split())
+    raise CheckpointError(f"{file}: content differs from what was written ({reason:.200})") from error
+  if not isinstance(record, dict):
+    raise CheckpointError(f"{file}: content differs from what was written (not a JSON object)")
+  return record
+
+
+def write_json(file: pathlib.Path, record: dict[str, Any]) -> None:
+  """Writes a JSON file whole or not at all, and has it on the disk before it has its name."""
+  temporary = file.with_name(file.name + ".tmp")
+  with open(temporary, "w", encoding="utf-8") as stream:
+    stream.write(json.dumps(record, indent=2) + "\n")
+    stream.flush()
+    os.fsync(stream.fileno())
+  os.replace(temporary, file)
+  sync_folder(file.parent)
+
+
+def sync_folder(folder: pathlib.Path) -> None:
+  """Has renames in a folder on the disk, where the system can."""
+  try:
+    handle = os.open(folder, os.O_RDONLY)
+  except OSError:  # Windows opens no folders
+    return
+  try:
+    os.fsync(handle)
+  finally:
+    os.close(handle)
+
+
+def digest(body: dict[str, Any]) -> str:
+  """sha256 of a manifest without its own: a flipped bit in a score would be valid JSON."""
+  text = json.dumps(body, sort_keys=True, separators=(",", ":"))
+  return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def _listed(manifest: pathlib.Path, name: str, entry: Any) -> File:
+  parts = name.split("/")
+  # A name with a backslash or a drive is a path outside on Windows.
+  outside = any(part in ("", ".", "..") for part in parts) or any(sign in name for sign in "\\:\0")
+  if outside or name == MANIFEST:
+    raise CheckpointError(f"{manifest}: lists {name!r:.80}, which is not a file of this folder")
+  size, sha256 = (entry.get("bytes"), entry.get("sha256")) if isinstance(entry, dict) else (None, None)
+  if type(size) is not int or size < 0 or not isinstance(sha256, str) or not _DIGEST.fullmatch(sha256):
+    raise CheckpointError(f"{manifest}: no size and sha256 of {name!r:.80}")
+  return File(size, sha256)
+
+
+def _finite(number: int | float) -> bool:
+  try:
+    return math.isfinite(number)
+  except OverflowError:
+    return False
+
+
+def _sha256(file: pathlib.Path) -> str:
+  with open(file, "rb") as stream:
+    return hashlib.file_digest(stream, "sha256").hexdigest()
