@@ -15,6 +15,7 @@ import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from wam_jax.config_rules import (
@@ -32,7 +33,6 @@ from wam_jax.config_rules import (
   did_you_mean,
   shown,
 )
-from wam_jax.data.files import IDS_FILE, DatasetError, read_ids
 
 
 def default_config() -> ConfigDict:
@@ -222,6 +222,8 @@ def default_config() -> ConfigDict:
   t = c.training = ConfigDict()
   t.log_every = 50  # updates between metric lines
   t.checkpoint_minutes = 2.0  # between checkpoints of a running stage
+  t.keep_checkpoints = 2  # of a running stage, the newest; and the one with the best loss or imagined success
+  t.restore = "newest"  # checkpoint that a stage goes on from: newest, best
   t.devices = 0  # that batches and dreams are divided over; 0: all there are, on all hosts
   return c
 
@@ -627,16 +629,27 @@ def _check_amount(config: ConfigDict) -> list[Problem]:
   frames, where = config.data.play_frames, "data.play_frames"
   if config.data.source == "calvin":
     where = f"the frames in {config.data.calvin_path}/training"
-    try:
-      ids = read_ids(pathlib.Path(config.data.calvin_path) / "training" / IDS_FILE)
-    except DatasetError:
-      return []  # reading the dataset reports it
-    frames = int((ids[:, 1] - ids[:, 0] + 1).sum())
+    frames = _count_frames(pathlib.Path(config.data.calvin_path) / "training" / "ep_start_end_ids.npy")
+    if not frames:
+      return []  # reading the dataset reports what is wrong
   w = config.world_model
   if w.batch_size * w.sequence_length <= frames:
     return []
   rule = f"batch_size * sequence_length ({w.batch_size} * {w.sequence_length}) at most {where} ({frames})"
   return [Problem("world_model.batch_size", w.batch_size, rule, f"at most {frames // w.sequence_length}")]
+
+
+def _count_frames(file: pathlib.Path) -> int:
+  """Frames by a split's table of episodes; 0 if it is not there or not as it should be."""
+  try:
+    # Mapped, not loaded: a damaged header may promise terabytes.
+    ids: np.ndarray = np.lib.format.open_memmap(file, mode="r")
+  except (OSError, ValueError, EOFError, SyntaxError, MemoryError, OverflowError):
+    return 0
+  if ids.ndim != 2 or ids.shape[1] != 2 or ids.dtype.kind not in "iu" or len(ids) == 0:
+    return 0
+  lengths = ids[:, 1].astype(np.float64) - ids[:, 0] + 1
+  return int(lengths.sum()) if lengths.min() > 0 and lengths.sum() < 1e9 else 0
 
 
 # What is divided over the devices, by the stage that divides it, and what else must divide it.

@@ -317,6 +317,8 @@ CHECKS: dict[str, Check] = {
   "report.animation_size": _count(32, 1024),
   "training.log_every": _count(),
   "training.checkpoint_minutes": _NOT_NEGATIVE,
+  "training.keep_checkpoints": _count(),
+  "training.restore": _choice("newest", "best"),
   "training.devices": _count(0),
 }
 

@@ -24,8 +24,9 @@ def update(state, key, num):
   return state, jax.tree.map(jnp.mean, metrics)
 
 
-CONFIG = ConfigDict({"profile": False, "training": {"checkpoint_minutes": 0.0, "devices": 0}})
-RARELY = ConfigDict({"profile": False, "training": {"checkpoint_minutes": 1e9, "devices": 0}})
+TRAINING = {"checkpoint_minutes": 0.0, "devices": 0, "keep_checkpoints": 2, "restore": "newest"}
+CONFIG = ConfigDict({"profile": False, "training": TRAINING})
+RARELY = ConfigDict({"profile": False, "training": TRAINING | {"checkpoint_minutes": 1e9}})
 MEASURED = ("time", "speed/", "time/", "memory/")
 
 

@@ -32,7 +32,7 @@ from typing import Any, Literal, TypeVar
 import jax
 import numpy as np
 
-from wam_jax.io import checksums
+from wam_jax.io import checksums, processes
 from wam_jax.io.checksums import FORMAT, MANIFEST, MARKER, CheckpointError, NewerFormatError
 
 State = TypeVar("State")
@@ -47,7 +47,7 @@ def save_params(path: str | os.PathLike[str], tree: Any) -> None:
   """Writes final parameters, replacing what is there.
 
   Killed at any moment, it leaves the old parameters or the new ones whole. In a run of many processes the
-  first one alone may call it; it waits for no other.
+  first one writes, and waits for no other.
 
   Args:
     path: folder to create.
@@ -55,11 +55,9 @@ def save_params(path: str | os.PathLike[str], tree: Any) -> None:
 
   Raises:
     CheckpointError: it cannot be written, for instance because the disk is full. The old ones are kept.
-    RuntimeError: called in another process than the first.
   """
-  if jax.process_index() != 0:
-    # Orbax would write a folder without the numbers: host arrays are the first process's to write.
-    raise RuntimeError(f"save_params({path}) in process {jax.process_index()}: only process 0 may write")
+  if not processes.is_first():
+    return
   path = pathlib.Path(path).resolve()  # a link stays a link
   new, old = _beside(path, ".new"), _beside(path, ".old")
   host = jax.tree.map(np.asarray, jax.device_get(tree))

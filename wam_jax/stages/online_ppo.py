@@ -107,6 +107,7 @@ def run(config: Any, inputs: Mapping[str, Artifact], workdir: pathlib.Path, logg
     description="PPO in the simulator",
     config=config,
     metric_prefix="online",
+    best=("success", "max"),
     started=monitor,
     batch_done=monitor,
   )

@@ -139,6 +139,7 @@ def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger:
     config=config,
     metric_prefix="ppo",
     mesh=mesh,
+    best=("imagined_success", "max"),
     started=monitor,
     batch_done=monitor,
   )

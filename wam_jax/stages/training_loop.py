@@ -8,7 +8,7 @@ import os
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -113,6 +113,7 @@ def train_loop(
   mesh: Mesh | None = None,
   frames: int = 0,
   clock: Clock | None = None,
+  best: tuple[str, Literal["max", "min"]] = ("loss", "min"),
   on_metrics: Callable[[int, dict[str, float]], None] | None = None,
   started: Callable[[int, Any], None] | None = None,
   batch_done: Callable[[int, Any], None] | None = None,
@@ -140,6 +141,7 @@ def train_loop(
     mesh: devices of the run. The state is put on all of them; the callbacks and the caller get it on one.
     frames: that an update works on, for the speed.
     clock: that `update` counts its waiting for data with.
+    best: metric by which a checkpoint is the best one, which is kept beside the newest.
     on_metrics: called with (step, metrics) after each call.
     started: called with (0, state) before the first update, in the first process; not when a run goes on.
     batch_done: called with (step, state) after each call, in the first process, for work between programs.
@@ -157,12 +159,11 @@ def train_loop(
   state = sharding.put(state, mesh)
   first = processes.is_first()
   local = sharding.on_this_process if mesh is not None else lambda state: state
-  with (
-    Checkpointer(pathlib.Path(workdir) / "ckpt", on_damage=logger.info) as checkpointer,
-    stopping.deferred(),
-  ):
+  folder, keep = pathlib.Path(workdir) / "ckpt", config.training.keep_checkpoints
+  with Checkpointer(folder, keep, best[1], logger.info) as checkpointer, stopping.deferred():
     if checkpointer.latest_step() is not None:
-      state = checkpointer.restore(state)
+      chosen = checkpointer.best_step() if config.training.restore == "best" else None
+      state = checkpointer.restore(state, chosen)
       logger.info(f"resumed at update {_step(state)} of {total}")
     step = _step(state)
     logger.truncate_after(step or -1, prefix=f"{metric_prefix}/")
@@ -203,7 +204,7 @@ def train_loop(
         signum = max(one[1] for one in said)
         if said[0][0] or signum:
           with clock.count("checkpoint"):
-            checkpointer.save(step, state)
+            checkpointer.save(step, state, values.get(best[0]))
           saved = time.monotonic()
         if signum and step < total:
           checkpointer.wait()

@@ -112,6 +112,7 @@ def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger:
       mesh=mesh,
       frames=w.batch_size * w.sequence_length,
       clock=clock,
+      best=("loss/total", "min"),
       batch_done=keep_snapshot,
       stops=w.snapshots,
     )
