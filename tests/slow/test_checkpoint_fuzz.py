@@ -37,6 +37,7 @@ OUTSIDE = (
   "a\0",
   "//a",
 )
+LINKS = ("link/secret", "linked", "d")  # names that only a look at the disk finds wrong
 
 scalars = st.one_of(
   st.none(),
@@ -191,6 +192,10 @@ def test_known_traps(folder, opened, content):
 def test_paths_outside(folder, opened, name):
   record = {"format": 2, "step": 5, "files": true_files | {name: {"bytes": 6, "sha256": "0" * 64}}}
   assert check(folder, opened, signed(record).encode()) is None
+  with pytest.raises(
+    CheckpointError, match="not a file of this folder" if name not in LINKS else "is a link|not a file"
+  ):
+    checksums.verify(folder, step=5)
 
 
 def test_the_prepared_folder_is_good(folder, opened):

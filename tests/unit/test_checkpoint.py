@@ -121,7 +121,7 @@ def test_latest_step_and_close_wait(tmp_path):
 def test_a_saved_step_is_not_written_again(tmp_path):
   with Checkpointer(tmp_path / "ckpt") as checkpointer:
     checkpointer.save(1, make_state(1))
-    checkpointer.save(1, make_state(2))
+    checkpointer.save(np.int64(1), make_state(2))
     jax.tree.map(np.testing.assert_array_equal, checkpointer.restore(make_state(0)), make_state(1))
 
 
@@ -152,14 +152,25 @@ def test_nothing_is_pruned_before_the_newer_one_has_its_manifest(tmp_path, monke
   write = checksums.write_manifest
 
   def watched(folder, *arguments):
-    seen.append(sorted(entry.name for entry in folder.parent.iterdir() if entry.is_dir()))
+    seen.append(sorted(entry.name for entry in folder.parent.iterdir() if entry.name.isdigit()))
     return write(folder, *arguments)
 
   with Checkpointer(tmp_path / "ckpt", keep=1) as checkpointer:
     monkeypatch.setattr(checksums, "write_manifest", watched)
     for step in (1, 2, 3):
       checkpointer.save(step, make_state(step))
-  assert seen == [["1"], ["1", "2"], ["2", "3"]]
+  assert seen == [[], ["1"], ["2"]]
+
+
+def test_a_save_that_orbax_refuses(tmp_path):
+  with Checkpointer(tmp_path / "ckpt") as checkpointer:
+    checkpointer.save(1, make_state(1))
+    with pytest.raises(CheckpointError, match=r"step 2 could not be written: .*Valid checkpoints: 1;"):
+      checkpointer.save(2, {"w": object()})
+      checkpointer.wait()
+    checkpointer.save(np.int64(3), make_state(3), score=np.float32(0.5))
+    jax.tree.map(np.testing.assert_array_equal, checkpointer.restore(make_state(0)), make_state(3))
+  assert {entry.name for entry in (tmp_path / "ckpt").iterdir()} == {"1", "3", "format.json"}
 
 
 def test_arguments_are_checked(tmp_path):
@@ -309,6 +320,9 @@ def meet(name):
 
 
 lines = []
+with Checkpointer(path / "old", on_damage=lines.append) as checkpointer:  # of format 1
+  assert checkpointer.latest_step() == 4 and "format 1" in lines.pop()
+  assert checksums.verify(path / "old" / "4", 4)
 with Checkpointer(path / "ckpt", keep=2, best="max", on_damage=lines.append) as checkpointer:
   for step, score in ((1, 3.0), (2, 1.0), (3, None), (4, None)):
     checkpointer.save(step, make_state(step), score=score)
@@ -380,6 +394,7 @@ def test_many_processes(tmp_path):
   with socket.socket() as server:
     server.bind(("127.0.0.1", 0))
     port = server.getsockname()[1]
+  save_as_format_1(tmp_path / "old", (3, 4))
   processes = [run_python(PROCESSES, index, port, tmp_path, devices=2) for index in range(2)]
   for process in processes:
     check_ok(process)

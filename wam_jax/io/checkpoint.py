@@ -1,15 +1,16 @@
 """Parameters and training states on disk, by Orbax, with checksums.
 
-A step's folder is written by Orbax under a temporary name and renamed; then, last of all, its manifest is
-written (`wam_jax.io.checksums`). So a killed process leaves a whole checkpoint or one that is seen not to
-be, and damage on the disk is found before anything is read.
+Orbax writes into a folder of its own for every attempt; its manifest is written (`wam_jax.io.checksums`);
+then one rename gives it its name. So a killed process leaves a whole checkpoint or none, and damage on the
+disk is found before anything is read.
 
 Layout of a `Checkpointer`'s folder:
 
     format.json            {"format": 2}
-    <step>/                written by Orbax
+    <step>/                as Orbax wrote it
     <step>/manifest.json   size and sha256 of every file, the step and its score
-    <step>.damaged/        set aside: not read again, never deleted by wam_jax
+    <step>.writing-<n>*    not finished; removed at the next start
+    <step>.damaged         set aside: not read again, never deleted by wam_jax
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import contextlib
 import dataclasses
 import errno
 import functools
+import itertools
 import json
 import math
 import os
@@ -25,6 +27,7 @@ import pathlib
 import re
 import shutil
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, TypeVar
@@ -37,9 +40,12 @@ from wam_jax.io.checksums import FORMAT, MANIFEST, MARKER, CheckpointError, Newe
 
 State = TypeVar("State")
 KEEP = 2  # checkpoints kept of a running stage
-_WRITING = ".orbax-checkpoint-tmp"  # Orbax's suffix of what it has not finished
+# When one of Orbax's writers fails, others go on writing for a while. A second attempt must not share a
+# folder with them, or it would be called good with their numbers in it.
+_WRITING = ".writing-"
 _PRUNED = ".pruned"  # renamed before it is deleted, so that half a step never looks like a step
 _DAMAGED = ".damaged"
+_attempts = itertools.count()
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -60,25 +66,29 @@ def save_params(path: str | os.PathLike[str], tree: Any) -> None:
     return
   path = pathlib.Path(path).resolve()  # a link stays a link
   new, old = _beside(path, ".new"), _beside(path, ".old")
+  writing = _beside(path, f"{_WRITING}{os.getpid()}-{next(_attempts)}")
   host = jax.tree.map(np.asarray, jax.device_get(tree))
   try:
+    path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists() and (whole := _whole_params(path)) is not None:
-      os.replace(whole, path)  # of a process killed between the two renames below
-    for rest in (new, old, _beside(new, _WRITING)):
+      os.replace(whole, path)  # of a process killed between the last two renames below
+    for rest in (new, old, *_unfinished(path.parent, re.escape(path.name))):
       _remove(rest)
     with _params_checkpointer() as checkpointer:
-      checkpointer.save(new, host)
+      checkpointer.save(writing, host)
       checkpointer.wait_until_finished()
-    checksums.write_json(new / MARKER, {"format": FORMAT})
-    checksums.write_manifest(new)
+    checksums.write_json(writing / MARKER, {"format": FORMAT})
+    checksums.write_manifest(writing)
+    os.replace(writing, new)  # `new` is whole whenever it is there
     if path.exists():
       os.replace(path, old)
     os.replace(new, path)
     checksums.sync_folder(path.parent)
     _remove(old)
   except Exception as error:  # Orbax raises whatever its layers raise
-    if path.exists():  # else the new ones may be all there is
-      for rest in (new, _beside(new, _WRITING)):
+    _join_orbax()
+    if path.parent.is_dir():
+      for rest in _unfinished(path.parent, re.escape(path.name)):
         _remove(rest, ignore_errors=True)
     kept = " The parameters that were there before are kept." if path.exists() else ""
     raise CheckpointError(f"{path}: {_cannot_write(error)}{kept}") from error
@@ -133,10 +143,7 @@ def _params_checkpointer() -> Any:
 
 def _whole_params(path: pathlib.Path) -> pathlib.Path | None:
   """What a process killed while it replaced parameters left whole beside `path`, the newer first."""
-  for rest in (_beside(path, ".new"), _beside(path, ".old")):
-    if (rest / MANIFEST).exists() or (rest.suffix == ".old" and rest.is_dir()):
-      return rest
-  return None
+  return next((rest for rest in (_beside(path, ".new"), _beside(path, ".old")) if rest.is_dir()), None)
 
 
 class Checkpointer:
@@ -171,6 +178,7 @@ class Checkpointer:
     self._keep, self._best, self._on_damage = keep, best, on_damage
     self._pending: _Pending | None = None
     self._orbax: Any = None
+    self._attempt = 0  # the same in every process
     opened = _on_first(lambda: _open(self.path))
     # Step -> score. Every process has the same, whatever its view of the file system.
     self._steps: dict[int, float | None] = {int(step): score for step, score in opened["steps"].items()}
@@ -193,20 +201,24 @@ class Checkpointer:
     import orbax.checkpoint as ocp
 
     self.wait()
+    step = int(step)
     if step in self._steps:
       return
     score = None if score is None or not math.isfinite(score) else float(score)
-    pending = self._pending = _Pending(step, score)
+    self._attempt += 1
+    pending = _Pending(step, score, self.path / f"{step}{_WRITING}{self._attempt}")
     try:
-      self._writer().save(
-        self.path / str(step), args=ocp.args.Composite(default=ocp.args.StandardSave(state))
-      )
+      self._writer().save(pending.folder, args=ocp.args.Composite(default=ocp.args.StandardSave(state)))
     except Exception as error:  # Orbax raises whatever its layers raise
       pending.error = error
-      self.wait()
-    known = dict(self._steps)
-    pending.thread = threading.Thread(target=self._finish, args=(pending, known), name="checkpoint")
-    pending.thread.start()
+    else:
+      arguments = (pending, dict(self._steps))
+      pending.thread = threading.Thread(target=self._finish, args=arguments, name="checkpoint")
+    self._pending = pending
+    if pending.thread is None:
+      self.wait()  # raises
+    else:
+      pending.thread.start()
 
   def wait(self) -> None:
     """Returns when the last `save` is on disk, with its manifest.
@@ -225,9 +237,8 @@ class Checkpointer:
     failed = _first_word("" if pending.error is None else _cannot_write(pending.error))
     if failed:
       self._orbax = None  # its own state after an error is not known
-      if jax.process_index() == 0:
-        for rest in (self.path / str(step), self.path / f"{step}{_WRITING}"):
-          _remove(rest, ignore_errors=True)
+      _join_orbax()
+      self._sweep()
       valid = ", ".join(map(str, sorted(self._steps)))
       valid = f"Valid checkpoints: {valid}; a run goes on from the newest." if valid else "There is no other."
       raise CheckpointError(f"{self.path / str(step)}: step {step} {failed} {valid}") from pending.error
@@ -267,6 +278,7 @@ class Checkpointer:
     import orbax.checkpoint as ocp
 
     self.wait()
+    step = None if step is None else int(step)
     if step is not None and step not in self._steps:
       there = ", ".join(map(str, sorted(self._steps))) or "none"
       raise CheckpointError(f"{self.path}: no checkpoint of step {step}; there are: {there}")
@@ -295,6 +307,7 @@ class Checkpointer:
       if self._orbax is not None:
         self._orbax.close()
         self._orbax = None
+      self._sweep()
 
   def __enter__(self) -> Checkpointer:
     return self
@@ -313,21 +326,34 @@ class Checkpointer:
       except CheckpointError as other:  # the first error is the cause of the end
         error.add_note(str(other))
 
+  def _sweep(self) -> None:
+    """Removes what failed saves left."""
+    if jax.process_index() == 0 and self.path.is_dir():
+      for rest in _unfinished(self.path, r"\d+"):
+        _remove(rest, ignore_errors=True)
+
   def _writer(self) -> Any:
     import orbax.checkpoint as ocp
 
     if self._orbax is None:
-      handler = ocp.CompositeCheckpointHandler(default=ocp.StandardCheckpointHandler())
-      self._orbax = ocp.AsyncCheckpointer(handler)
+      # Else a folder may be made after a save that failed at once was cleaned up.
+      options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
+      handler = ocp.CompositeCheckpointHandler(
+        composite_options=ocp.CompositeOptions(async_options=options),
+        default=ocp.StandardCheckpointHandler(),
+      )
+      self._orbax = ocp.AsyncCheckpointer(handler, async_options=options)
     return self._orbax
 
   def _finish(self, pending: _Pending, known: dict[int, float | None]) -> None:
-    """In the background: the manifest once Orbax has renamed the folder, then no more of the oldest steps."""
+    """In the background: once Orbax is done the manifest, then the name, then no more of the oldest steps."""
     # Not Orbax's post_finalization_callback, which it calls before it has written its last file.
     try:
       self._orbax.wait_until_finished()
       if jax.process_index() == 0:
-        checksums.write_manifest(self.path / str(pending.step), pending.step, pending.score)
+        checksums.write_manifest(pending.folder, pending.step, pending.score)
+        os.replace(pending.folder, self.path / str(pending.step))
+        checksums.sync_folder(self.path)
     except BaseException as error:  # raised by wait()
       pending.error = error
       return
@@ -398,6 +424,7 @@ class _Pending:
 
   step: int
   score: float | None
+  folder: pathlib.Path
   thread: threading.Thread | None = None
   error: BaseException | None = None
   not_pruned: OSError | None = None
@@ -422,24 +449,23 @@ def _open(path: pathlib.Path) -> dict[str, Any]:
       version = FORMAT
   elif _folders(path):
     version = 1
-  for entry in path.iterdir():
-    if re.fullmatch(rf"\d+({re.escape(_WRITING)}|{re.escape(_PRUNED)})", entry.name):
-      _remove(entry)  # of a process killed while it wrote or deleted
+  for entry in [*_unfinished(path, r"\d+"), *_matching(path, rf"\d+{re.escape(_PRUNED)}")]:
+    _remove(entry)  # of a process killed while it wrote or deleted
   for old in range(version, FORMAT):
     lines += MIGRATIONS[old](path)
   if version < FORMAT or not marked:
     checksums.write_json(marker, {"format": FORMAT})
   steps = _folders(path)
   if steps and not os.path.lexists(path / str(steps[-1]) / MANIFEST):
-    # A kill leaves only the newest so: the next save begins after the manifest. In others it is damage.
+    # A copy that was cut short, not a kill of ours. Only the newest can be one; in others it is damage.
     last = steps.pop()
     then = "there is no other: training begins anew"
     if steps:
       then = f"step {steps[-1]} is used instead, {last - steps[-1]} updates are lost"
     aside = _set_aside(path, last)
     lines.append(
-      f"checkpoint of step {last} is not finished: {path / str(last) / MANIFEST} is missing, the process was "
-      f"killed before it was written; set aside as {aside}; {then}"
+      f"checkpoint of step {last} is not finished: {path / str(last) / MANIFEST} is missing; set aside as "
+      f"{aside}; {then}"
     )
   scores: dict[str, float | None] = {}
   for step in steps:
@@ -504,6 +530,26 @@ def _folders(path: pathlib.Path) -> list[int]:
   """Steps that have a folder, oldest first."""
   names = (entry.name for entry in path.iterdir() if entry.is_dir())
   return sorted(int(name) for name in names if re.fullmatch(r"0|[1-9][0-9]{0,17}", name))
+
+
+def _unfinished(path: pathlib.Path, name: str) -> list[pathlib.Path]:
+  """Folders that an attempt at `name` (a regular expression) was written to, in Orbax's hands or in ours."""
+  # Without an attempt's number: of format 1.
+  return _matching(path, rf"{name}({re.escape(_WRITING)}[\d-]+)?(\.orbax-checkpoint-tmp)?", but=name)
+
+
+def _matching(path: pathlib.Path, pattern: str, but: str = "") -> list[pathlib.Path]:
+  names = [entry.name for entry in path.iterdir()]
+  return [path / name for name in names if re.fullmatch(pattern, name) and not re.fullmatch(but, name)]
+
+
+def _join_orbax(seconds: float = 10.0) -> None:
+  """Waits for those of Orbax's threads that go on writing when one has failed, so that all can be removed."""
+  deadline = time.monotonic() + seconds
+  for thread in threading.enumerate():
+    if type(thread).__module__.startswith("orbax."):
+      # Orbax's own join raises what ended the thread, which is known.
+      threading.Thread.join(thread, max(0.0, deadline - time.monotonic()))
 
 
 def _set_aside(path: pathlib.Path, step: int) -> str:
