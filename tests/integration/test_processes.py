@@ -1,0 +1,249 @@
+"""Runs of two processes, as on two hosts: they compute what one does, stop together, and notice a loss."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from wam_jax.io.checkpoint import load_params
+from wam_jax.io.logger import read_metrics
+
+ROOT = pathlib.Path(__file__).parents[2]
+CONFIG = {
+  "tasks": "open_drawer,turn_on_led",
+  "data.play_frames": 256,
+  "data.play_episode_frames": 64,
+  "data.demos_per_task": 3,
+  "data.heldout_demos_per_task": 1,
+  "data.heldout_starts_per_task": 3,
+  "data.failed_takes_per_task": 1,
+  "data.heldout_play_frames": 60,
+  "judge.horizons": "1,5",
+  "judge.windows": 3,
+  "judge.probe_frames": 100,
+  "world_model.depth": 8,
+  "world_model.embed": 32,
+  "world_model.deter": 16,
+  "world_model.stoch": 4,
+  "world_model.classes": 4,
+  "world_model.hidden": 16,
+  "world_model.inverse_dynamics_hidden": 16,
+  "world_model.batch_size": 4,
+  "world_model.sequence_length": 8,
+  "world_model.updates": 12,
+  "world_model.warmup_updates": 2,
+  "behaviour_cloning.hidden": 32,
+  "behaviour_cloning.batch_size": 16,
+  "behaviour_cloning.updates": 8,
+  "behaviour_cloning.warmup_updates": 1,
+  "classifier.embed": "16,8",
+  "classifier.hidden": 16,
+  "classifier.batch_size": 16,
+  "classifier.updates": 8,
+  "classifier.enforce_gate": "false",
+  "ppo.iterations": 2,
+  "ppo.critic_warmup_iterations": 1,
+  "ppo.dreams": 4,
+  "ppo.epochs": 1,
+  "ppo.value_hidden": "16",
+  "evaluate.episodes": 3,
+  "evaluate.imagined_episodes": 4,
+  "report.animation_size": 48,
+  "training.log_every": 4,
+}
+
+
+def flags(workdir, **changes):
+  settings = (
+    CONFIG | {"workdir": workdir} | {name.replace("__", "."): value for name, value in changes.items()}
+  )
+  return ["--config=experiments/calvin_wam.py:demo", *(f"--config.{k}={v}" for k, v in settings.items())]
+
+
+@pytest.fixture(scope="module")
+def environ(tmp_path_factory):
+  """Optimisation off, as in the other tests: these programs compute little."""
+  return os.environ | {"JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))}
+
+
+def launcher(workdir, *options, processes=2, **changes):
+  command = [sys.executable, "launch/local_multiprocess.py", f"--processes={processes}", *options, "--"]
+  return [*command, *flags(workdir, **changes)]
+
+
+def run(command, environ, timeout=300):
+  return subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=timeout)
+
+
+@pytest.fixture(scope="module")
+def both(environ, tmp_path_factory):
+  """Work folders of the same run by one process and by two."""
+  folders = [tmp_path_factory.mktemp(name) / "run" for name in ("one", "two")]
+  one = run([sys.executable, "-m", "wam_jax.main", *flags(folders[0])], environ)
+  assert one.returncode == 0, one.stderr[-3000:]
+  two = run(launcher(folders[1]), environ)
+  assert two.returncode == 0, two.stdout[-3000:] + two.stderr[-3000:]
+  return (*folders, two.stdout)
+
+
+def test_two_processes_train_what_one_does(both):
+  one, two, out = both
+  for stage in ("world_model", "behaviour_cloning", "classifier", "ppo"):
+    a, b = (load_params(folder / stage / "params") for folder in (one, two))
+    for (path, x), y in zip(jax.tree.leaves_with_path(a), jax.tree.leaves(b), strict=True):
+      np.testing.assert_allclose(y, x, rtol=1e-4, atol=1e-5, err_msg=stage + jax.tree_util.keystr(path))
+    steps = [[line["step"] for line in read_metrics(folder / stage)] for folder in (one, two)]
+    assert steps[0] == steps[1]  # only the first process writes them
+  assert "2 processes read their own windows" in out
+  assert out.count("Time per stage") == 1 and "[1] [" not in out.replace("[1] [Gloo]", "")
+  assert not list(two.glob("evaluate/*.part*")) and not list(two.glob(".seen*"))
+  with np.load(two / "evaluate" / "cloned.npz") as file:
+    assert file["success"].shape == (2, 3) and file["robot_obs"].shape[:2] == (2, 3)
+    starts = file["robot_obs"][:, :, 0]
+    np.testing.assert_allclose(starts[..., :3], file["start_robot_obs"][..., :3], atol=1e-3)
+  assert (two / "report" / "report.html").exists()
+
+
+def test_the_number_of_processes_may_change(both, environ, tmp_path):
+  """Stopped with two processes, continued with one, and the other way round."""
+  one, _, _ = both
+  changes = {"stage": "world_model", "inputs__collect": one, "world_model__updates": 60}
+  changes |= {"training__checkpoint_minutes": 0, "training__log_every": 2}
+  whole = tmp_path / "whole"
+  assert run([sys.executable, "-m", "wam_jax.main", *flags(whole, **changes)], environ).returncode == 0
+  parts = tmp_path / "parts"
+  stopped = stop_after(launcher(parts, **changes), environ, parts / "world_model", signal.SIGTERM)
+  assert stopped.returncode == 143
+  assert not (parts / "world_model" / "DONE").exists()
+  last = read_metrics(parts / "world_model")[-1]["step"]
+  again = run([sys.executable, "-m", "wam_jax.main", *flags(parts, **changes)], environ)
+  assert again.returncode == 0 and f"resumed at update {last} of 60" in again.stdout, again.stdout
+  a, b = (load_params(folder / "world_model" / "params") for folder in (whole, parts))
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(y, x, rtol=1e-3, atol=1e-4), a, b)
+  lines = [line["step"] for line in read_metrics(parts / "world_model")]
+  assert lines == list(range(2, 61, 2))
+
+
+def stop_after(command, environ, stage, signum, lines=3, only=None):
+  """Starts, and after some metric lines signals the launcher, or the process `only`."""
+  process = subprocess.Popen(
+    command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+  )
+  deadline = time.monotonic() + 200
+  while len(read_metrics(stage)) < lines:
+    assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+    time.sleep(0.02)
+  os.kill(process.pid if only is None else child(process.pid, only), signum)
+  out, error = process.communicate(timeout=90)
+  return subprocess.CompletedProcess(command, process.returncode, out, error)
+
+
+def child(launcher_pid, index):
+  """Process number of a child of the launcher by its --process_id."""
+  for pid in map(int, pathlib.Path(f"/proc/{launcher_pid}/task/{launcher_pid}/children").read_text().split()):
+    if f"--process_id={index}" in pathlib.Path(f"/proc/{pid}/cmdline").read_text().split("\0"):
+      return pid
+  raise AssertionError(f"no process {index}")
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_lost_process_ends_the_other_which_says_so(both, environ, tmp_path, lost):
+  changes = {"stage": "world_model", "inputs__collect": both[0], "world_model__updates": 3000}
+  changes |= {"training__checkpoint_minutes": 0, "training__log_every": 2}
+  began = time.monotonic()
+  command = launcher(tmp_path / "run", "--grace=60", **changes)
+  stopped = stop_after(command, environ, tmp_path / "run" / "world_model", signal.SIGKILL, only=lost)
+  assert stopped.returncode in (75, 137) and time.monotonic() - began < 150
+  text = stopped.stdout + stopped.stderr
+  assert f"process {lost} is gone; the same command in all processes goes on" in text, text[-3000:]
+  changes["world_model__updates"] = 3000  # the same command: it goes on from a checkpoint
+  again = stop_after(
+    launcher(tmp_path / "run", **changes), environ, tmp_path / "run" / "world_model", signal.SIGINT
+  )
+  assert again.returncode == 130 and "resumed at update" in again.stdout
+
+
+def test_one_process_signalled_stops_both(both, environ, tmp_path):
+  changes = {"stage": "world_model", "inputs__collect": both[0], "world_model__updates": 3000}
+  command = launcher(tmp_path / "run", **(changes | {"training__log_every": 2}))
+  stopped = stop_after(command, environ, tmp_path / "run" / "world_model", signal.SIGTERM, only=1)
+  assert stopped.returncode == 143, stopped
+  last = read_metrics(tmp_path / "run" / "world_model")[-1]["step"]
+  assert [int(path.name) for path in (tmp_path / "run/world_model/ckpt").glob("[0-9]*")] == [last]
+
+
+def test_mistakes_are_said_at_once(environ, tmp_path):
+  uneven = run(launcher(tmp_path, world_model__batch_size=5, ppo__dreams=7), environ)
+  assert uneven.returncode == 2, uneven
+  assert (
+    "world_model.batch_size = 5" in uneven.stderr
+    and "--config.world_model.batch_size=4 or 6" in uneven.stderr
+  )
+  assert "--config.ppo.dreams=6 or 8" in uneven.stderr
+  alone = [
+    sys.executable,
+    "-m",
+    "wam_jax.main",
+    *flags(tmp_path),
+    "--coordinator=localhost:1",
+    "--num_processes=2",
+  ]
+  half = run(alone, environ)
+  assert half.returncode == 1 and "--process_id=I, from 0 to N - 1" in half.stderr
+  port = free_port()
+  different = [
+    subprocess.Popen(
+      [
+        *(sys.executable, "-m", "wam_jax.main", *flags(tmp_path / "run", seed=i)),
+        *(f"--coordinator=127.0.0.1:{port}", "--num_processes=2", f"--process_id={i}"),
+      ],
+      cwd=ROOT,
+      env=environ,
+      stderr=subprocess.PIPE,
+      stdout=subprocess.DEVNULL,
+      text=True,
+    )
+    for i in (0, 1)
+  ]
+  texts = [process.communicate(timeout=100)[1] for process in different]
+  assert [process.returncode for process in different] == [1, 1]
+  assert "different settings: seed of process 1 (1) and of process 0 (0)" in "".join(texts)
+  apart = run_apart(environ, tmp_path)
+  assert "do not see what process 0 writes" in apart
+
+
+def free_port():
+  import socket
+
+  with socket.socket() as sock:
+    sock.bind(("127.0.0.1", 0))
+    return sock.getsockname()[1]
+
+
+def run_apart(environ, tmp_path):
+  """Two processes whose work folder has the same name but is not the same: a relative one elsewhere."""
+  port = free_port()
+  processes = []
+  for i in (0, 1):
+    place = tmp_path / f"host{i}"
+    place.mkdir()
+    (place / "experiments").symlink_to(ROOT / "experiments")
+    command = [sys.executable, "-m", "wam_jax.main", *flags("run")]
+    command += [f"--coordinator=127.0.0.1:{port}", "--num_processes=2", f"--process_id={i}"]
+    here = environ | {"PYTHONPATH": str(ROOT)}
+    processes.append(
+      subprocess.Popen(
+        command, cwd=place, env=here, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+      )
+    )
+  text = "".join(process.communicate(timeout=100)[1] for process in processes)
+  assert [process.returncode for process in processes] == [1, 1], text
+  return text
