@@ -356,7 +356,8 @@ def test_full_disk(small_disk):
 
 
 def test_the_same_step_again_after_a_full_disk(small_disk):
-  # Orbax's other writers go on when one has failed; they must not reach into the second attempt.
+  # Orbax's other writers go on when one has failed, and their errors must not be raised instead of ours. This
+  # does not prove that attempts need folders of their own: it passes when they share one.
   rng = np.random.default_rng(0)
   with Checkpointer(small_disk / "ckpt", keep=1) as checkpointer:
     for step in range(1, 6):

@@ -40,8 +40,9 @@ from wam_jax.io.checksums import FORMAT, MANIFEST, MARKER, CheckpointError, Newe
 
 State = TypeVar("State")
 KEEP = 2  # checkpoints kept of a running stage
-# When one of Orbax's writers fails, others go on writing for a while. A second attempt must not share a
-# folder with them, or it would be called good with their numbers in it.
+# When one of Orbax's writers fails, others go on writing for a while (seen: files that came back after they
+# were removed). A second attempt has another folder, so that none of them can reach it; that one did was not
+# seen.
 _WRITING = ".writing-"
 _PRUNED = ".pruned"  # renamed before it is deleted, so that half a step never looks like a step
 _DAMAGED = ".damaged"
