@@ -55,6 +55,8 @@ CONFIG = {
   "ppo.epochs": 1,
   "ppo.value_hidden": "16",
   "evaluate.episodes": 3,
+  "evaluate.random_policy": "false",
+  "evaluate.expert": "false",
   "evaluate.imagined_episodes": 4,
   "report.animation_size": 48,
   "training.log_every": 4,
@@ -137,8 +139,8 @@ def stop_after(command, environ, stage, signum, lines=3, only=None):
   process = subprocess.Popen(
     command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
   )
-  deadline = time.monotonic() + 200
-  while len(read_metrics(stage)) < lines:
+  deadline, before = time.monotonic() + 200, len(read_metrics(stage))
+  while len(read_metrics(stage)) < before + lines:
     assert process.poll() is None and time.monotonic() < deadline, process.communicate()
     time.sleep(0.02)
   os.kill(process.pid if only is None else child(process.pid, only), signum)
