@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("WAM_JAX_TRANSFER_GUARD", "disallow")
 # Tests compile much and compute little: less optimisation makes them a third faster.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 

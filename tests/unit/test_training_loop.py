@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import functools
+import os
+import signal
+import time
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +12,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from wam_jax.io.logger import Logger, read_metrics
-from wam_jax.stages.training_loop import NotFiniteError, TrainingError, train_loop
+from wam_jax.stages import stopping
+from wam_jax.stages.training_loop import Clock, NotFiniteError, TrainingError, train_loop
 from wam_jax.types import TrainState
 
 
@@ -28,6 +32,16 @@ TRAINING = {"checkpoint_minutes": 0.0, "devices": 0, "keep_checkpoints": 2, "res
 CONFIG = ConfigDict({"profile": False, "training": TRAINING})
 RARELY = ConfigDict({"profile": False, "training": TRAINING | {"checkpoint_minutes": 1e9}})
 MEASURED = ("time", "speed/", "time/", "memory/")
+
+
+def freely(fn):
+  """Numbers may travel to the device inside."""
+
+  def call(*args):
+    with jax.transfer_guard("allow"):
+      return fn(*args)
+
+  return call
 
 
 def start():
@@ -89,6 +103,7 @@ def test_total_need_not_be_a_multiple_and_finished_runs_nothing(tmp_path):
 
 
 def test_not_finite_stops_and_names_step_and_term(tmp_path):
+  @freely
   def broken(state, key, num):
     state, metrics = update(state, key, num)
     return state, metrics | {"kl": jnp.where(state.step >= 8, jnp.nan, 1.0)}
@@ -98,6 +113,7 @@ def test_not_finite_stops_and_names_step_and_term(tmp_path):
 
 
 def test_one_number_per_update_names_the_very_update(tmp_path):
+  @freely
   def broken(state, key, num):
     state, _ = update(state, key, num)
     steps = state.step - num + 1 + jnp.arange(num)
@@ -115,6 +131,7 @@ def test_calls_end_at_the_stops(tmp_path):
 
 
 def test_the_loss_is_named_and_not_what_follows_from_it(tmp_path):
+  @freely
   def broken(state, key, num):
     state, _ = update(state, key, num)
     bad = jnp.where(state.step - num + 1 + jnp.arange(num) >= 6, jnp.nan, 1.0)
@@ -138,3 +155,78 @@ def test_update_that_gives_up_leaves_its_last_good_state(tmp_path):
   assert (tmp_path / "ckpt" / "8").is_dir()
   resumed = loop(tmp_path, 12)
   np.testing.assert_array_equal(resumed.params, loop(tmp_path / "whole", 12).params)
+
+
+def test_hidden_transfers_are_refused_under_test(tmp_path):
+  def careless(state, key, num):
+    state, metrics = update(state, key, num)
+    return state.replace(params=state.params + np.float32([1, 2, 3])), metrics
+
+  with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+    loop(tmp_path, 8, update=careless)
+
+
+def test_time_and_memory_are_measured(tmp_path):
+  clock = Clock()
+
+  def waits(state, key, num):
+    with clock.count("data"):
+      time.sleep(0.2)
+    return update(state, key, num)
+
+  loop(tmp_path, 8, update=waits, clock=clock, frames=5)
+  for line in read_metrics(tmp_path):
+    assert 0.05 <= line["stage/time/data"] < 0.1 < 0.2 + line["stage/time/compute"]
+    parts = [line[f"stage/time/{name}"] for name in ("data", "compute", "checkpoint")]
+    assert min(parts) >= 0 and sum(parts) <= line["stage/time/update"]
+    assert line["stage/speed/frames_per_second"] == pytest.approx(5 * line["stage/speed/updates_per_second"])
+    assert 0.05 < line["stage/memory/process"] < 100
+
+
+def test_profile_records_calls_after_the_first(tmp_path):
+  profiled = ConfigDict({"profile": True, "training": TRAINING})
+  loop(tmp_path, 8, config=profiled)  # two calls
+  (trace,) = tmp_path.glob("profile/plugins/profile/*/*.xplane.pb")
+  assert trace.stat().st_size > 1000
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_stops(tmp_path, signum, monkeypatch):
+  monkeypatch.setattr(stopping._State, "signum", 0)
+  before = [signal.getsignal(each) for each in stopping.SIGNALS]
+  whole = loop(tmp_path / "whole", 16)
+  try:
+    stopping.install()
+
+    def kill(step, state):
+      if step == 8:
+        os.kill(os.getpid(), signum)
+
+    with pytest.raises(stopping.Stopped) as stopped:
+      loop(tmp_path / "parts", 16, config=RARELY, batch_done=kill)
+  finally:
+    for each, handler in zip(stopping.SIGNALS, before, strict=True):
+      signal.signal(each, handler)
+  assert stopped.value.code == 128 + signum
+  assert [line["step"] for line in read_metrics(tmp_path / "parts")] == [4, 8]
+  stopping._State.timer.cancel()
+  stopping._State.signum = 0  # a new process
+  resumed = loop(tmp_path / "parts", 16)
+  np.testing.assert_array_equal(resumed.params, whole.params)
+  assert [line["step"] for line in read_metrics(tmp_path / "parts")] == [4, 8, 12, 16]
+
+
+def test_goes_on_from_the_best_checkpoint_when_asked(tmp_path):
+  """The loss falls to its least at 8 and rises; from there another seed takes another way."""
+
+  @freely
+  def shaped(state, key, num):
+    state, metrics = update(state, key, num)
+    return state, metrics | {"loss": jnp.abs(state.step - 8).astype(jnp.float32)}
+
+  loop(tmp_path, 16, update=shaped)
+  assert sorted(int(p.name) for p in (tmp_path / "ckpt").glob("[0-9]*")) == [8, 12, 16]
+  best = ConfigDict({"profile": False, "training": TRAINING | {"restore": "best"}})
+  seen = []
+  loop(tmp_path, 20, update=shaped, config=best, batch_done=lambda step, state: seen.append(step))
+  assert seen == [12, 16, 20]

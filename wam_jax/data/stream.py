@@ -198,7 +198,7 @@ def starts_on_host(sampler: Sampler, key_of: Callable[[jax.Array], jax.Array]) -
 
   def starts(update: int) -> np.ndarray:
     with jax.default_device(host):
-      return np.asarray(draw(np.int32(update)))
+      return np.asarray(jax.device_get(draw(jax.device_put(np.int32(update)))))
 
   return starts
 

@@ -101,7 +101,7 @@ def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger:
   frozen_everywhere, world_everywhere = put((frozen, world_params), mesh)
 
   def update(state: Any, key: jax.Array, num: int) -> tuple[Any, dict[str, Any]]:
-    keys, count = put((task_keys(key, num_tasks), np.int32(num)), mesh)
+    keys, count = put((task_keys(key, num_tasks), jax.device_put(np.int32(num))), mesh)
     after, metrics = iterate_tasks((state, frozen_everywhere, keys), (world_everywhere, count))
     metrics = jax.device_get(metrics)
     problem = train.not_finite(demos.tasks, metrics)

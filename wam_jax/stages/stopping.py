@@ -34,6 +34,7 @@ class _State:
 
   signum = 0
   deferred = 0
+  timer: threading.Timer | None = None
 
 
 def install() -> None:
@@ -47,9 +48,9 @@ def _handle(signum: int, frame: Any) -> None:
     os._exit(128 + signum)
   _State.signum = signum
   _say(f"{signal.Signals(signum).name}: saving and ending; a second one ends at once")
-  timer = threading.Timer(GRACE_SECONDS, _give_up)
-  timer.daemon = True
-  timer.start()
+  _State.timer = threading.Timer(GRACE_SECONDS, _give_up)
+  _State.timer.daemon = True
+  _State.timer.start()
   if not _State.deferred:
     raise Stopped(signum)
 

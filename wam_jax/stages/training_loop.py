@@ -20,6 +20,9 @@ from wam_jax.io.logger import Logger
 from wam_jax.stages import stopping
 from wam_jax.train import sharding
 
+# Whether arrays may travel between host and device unasked inside updates; tests say disallow.
+TRANSFERS = os.environ.get("WAM_JAX_TRANSFER_GUARD", "allow")
+
 
 class TrainingError(Exception):
   """Training cannot go on, for instance because a loss is not finite."""
@@ -172,13 +175,14 @@ def train_loop(
     saved = time.monotonic()
     profiler = _Profiler(workdir / "profile" if config.profile and first else None, logger)
     clock.metrics(1, 0)  # from here
-    with logger.progress(total, description, initial=step) as progress:
+    with logger.progress(total, description, initial=step) as progress, profiler:
       while step < total:
         num = min(per_call, *(stop - step for stop in (*stops, total) if stop > step))
         waited = clock.data
         try:
-          with clock.count("compute"), profiler.call():
-            state, metrics = update(state, jax.random.fold_in(key, step), num)
+          call_key = jax.random.fold_in(key, step)
+          with clock.count("compute"), profiler.call(), jax.transfer_guard(TRANSFERS):
+            state, metrics = update(state, call_key, num)
             metrics = jax.device_get(metrics)
         except NotFiniteError as error:
           checkpointer.save(step, state)
@@ -215,12 +219,12 @@ def train_loop(
 
 
 class _Profiler:
-  """Records the calls after the first of this process, which compiles."""
+  """Records the calls after the first of this process, which compiles; a context that ends the recording."""
 
   CALLS = 2  # recorded
 
   def __init__(self, folder: pathlib.Path | None, logger: Logger):
-    self._folder, self._logger, self._seen = folder, logger, 0
+    self._folder, self._logger, self._seen, self._runs = folder, logger, 0, False
 
   @contextlib.contextmanager
   def call(self) -> Iterator[None]:
@@ -228,13 +232,22 @@ class _Profiler:
     self._seen += 1
     if self._folder is not None and self._seen == 2:
       jax.profiler.start_trace(self._folder)
-    try:
-      yield
-    finally:
-      if self._folder is not None and self._seen == 1 + self.CALLS:
-        jax.profiler.stop_trace()
-        self._logger.info(f"trace of {self.CALLS} calls: tensorboard --logdir={self._folder}")
-        self._folder = None
+      self._runs = True
+    yield
+    if self._seen == 1 + self.CALLS:
+      self._stop()
+
+  def _stop(self) -> None:
+    if self._runs:
+      jax.profiler.stop_trace()
+      self._runs = False
+      self._logger.info(f"trace of {self._seen - 1} calls: tensorboard --logdir={self._folder}")
+
+  def __enter__(self) -> _Profiler:
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self._stop()
 
 
 def _step(state: Any) -> int:

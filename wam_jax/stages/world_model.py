@@ -157,7 +157,7 @@ class Streamed:
           self._length,
           rows=sharding.own_rows(self._config.world_model.batch_size, self._mesh),
           put=lambda batch: sharding.put_rows(batch, self._mesh, axis=1),
-          first_update=int(state.step),
+          first_update=int(jax.device_get(state.step)),
           total=self._config.world_model.updates,
           per_call=self._config.training.log_every,
           stops=self._config.world_model.snapshots,

@@ -103,9 +103,14 @@ def over_tasks(
       raise ValueError(f"leading task axes differ: {sorted(sizes)}")
     (num_tasks,) = sizes
     if mesh is not None:
-      return jax.block_until_ready(jitted(task, jnp.arange(num_tasks), shared))
+      rows = sharding.put(np.arange(num_tasks, dtype=np.int32), mesh)
+      return jax.block_until_ready(jitted(task, rows, shared))
     shards = np.array_split(np.arange(num_tasks, dtype=np.int32), min(threads, num_tasks))
-    run = lambda rows: jax.block_until_ready(program(task, rows, shared)(task, rows, shared))
+
+    def run(rows: np.ndarray) -> Any:
+      args = task, jax.device_put(rows), shared
+      return jax.block_until_ready(program(*args)(*args))
+
     if len(shards) == 1:
       return run(shards[0])
     with ThreadPoolExecutor(len(shards)) as pool:
@@ -141,7 +146,7 @@ def make_task_update(
   data = sharding.put(data, mesh)
 
   def update(state: Any, key: jax.Array, num: int) -> tuple[Any, dict[str, Any]]:
-    keys, num_updates = sharding.put((task_keys(key, len(tasks)), np.int32(num)), mesh)
+    keys, num_updates = sharding.put((task_keys(key, len(tasks)), jax.device_put(np.int32(num))), mesh)
     state, metrics = update_tasks((state, data, keys), num_updates)
     return state, task_metrics(tasks, metrics)
 
