@@ -72,7 +72,8 @@ def run(config: Any, inputs: Mapping[str, Artifact], workdir: pathlib.Path, logg
   def update(state: train.PPOState, key: jax.Array, num: int) -> tuple[train.PPOState, dict[str, Any]]:
     assert num == 1  # per_call
     rollout_key, chain_key, epoch_key = jax.random.split(key, 3)
-    ends, rollout, real = episodes.rollout(state, rollout_key)
+    with jax.transfer_guard("allow"):  # pictures and actions travel at every step, by nature
+      ends, rollout, real = episodes.rollout(state, rollout_key)
     keys = task_keys(chain_key, num_tasks), task_keys(epoch_key, num_tasks)
     after, metrics = update_tasks((state, frozen, ends, rollout, *keys), None)
     problem = train.not_finite(demos.tasks, metrics)
