@@ -533,14 +533,14 @@ def _remove(path: pathlib.Path, ignore_errors: bool = False) -> None:
 
 def _cannot_write(error: BaseException) -> str:
   """A sentence or two: why something could not be written."""
-  full = _full(error)
+  full = disk_full(error)
   if full is not None:
     return f"could not be written: the disk is full ({full}). Free space and run the same command again."
   text = " ".join(_first_lines(error, 3).split())
   return f"could not be written: {text:.600}."
 
 
-def _full(error: BaseException | None) -> str | None:
+def disk_full(error: BaseException | None) -> str | None:
   """The system's words if a full disk, quota or file-size limit is behind an error. Orbax has only them."""
   seen: set[int] = set()
   while error is not None and id(error) not in seen:
@@ -548,6 +548,8 @@ def _full(error: BaseException | None) -> str | None:
     for number in _FULL:
       if getattr(error, "errno", None) == number or os.strerror(number) in str(error):
         return os.strerror(number)
+    if isinstance(error, OSError) and re.fullmatch(r"\d+ requested and \d+ written", str(error)):
+      return f"{error} bytes"  # NumPy's words, without a number
     error = error.__cause__ or error.__context__
   return None
 
