@@ -232,10 +232,16 @@ class Table:
 
   def publish(self):
     print("\n" + self.markdown())
-    if os.environ.get("WAM_FAULT_TABLE"):
-      path = pathlib.Path(os.environ["WAM_FAULT_TABLE"])
-      path.parent.mkdir(parents=True, exist_ok=True)
-      path.write_text(self.markdown())
+    if not os.environ.get("WAM_FAULT_TABLE"):
+      return
+    path = pathlib.Path(os.environ["WAM_FAULT_TABLE"])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    old = Table()
+    for line in path.read_text().splitlines()[2:] if path.exists() else ():
+      fault, *numbers = (cell.strip() for cell in line.strip("|").split("|"))
+      old.rows[fault] = [None if number == "-" else int(number) for number in numbers]
+    old.rows |= self.rows
+    path.write_text(old.markdown())
 
 
 def last_update(workdir, stage):

@@ -1,14 +1,15 @@
 """Faults at random moments of every stage: the same command goes on, and ends as if nothing had been.
 
-About 20 minutes on one core. WAM_FAULT_TABLE=FILE also writes the table that is printed at the end. Faults of
-several processes are tests/slow's and docs/CLUSTER.md's; a simulator killed in mid-episode is
-tests/unit/test_collect.py's.
+Half an hour on one core. WAM_FAULT_TABLE=FILE also writes the table that is printed at the end, and adds to what
+is there; WAM_FAULT_WHOLE=FOLDER keeps the uninterrupted run and compiled programs for the next time: with both,
+a few tests at a time (-k) make up the whole. A simulator killed in mid-episode is in tests/unit/test_collect.py.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
+import pathlib
 import shutil
 import time
 
@@ -44,8 +45,14 @@ KILLS = int(os.environ.get("WAM_FAULT_KILLS", "6"))  # of each stage
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-  return tmp_path_factory.mktemp("cache")
+def kept(tmp_path_factory):
+  folder = os.environ.get("WAM_FAULT_WHOLE")
+  return pathlib.Path(folder) if folder else tmp_path_factory.mktemp("whole")
+
+
+@pytest.fixture(scope="module")
+def cache(kept):
+  return kept / "cache"
 
 
 @pytest.fixture(scope="module")
@@ -56,13 +63,13 @@ def table():
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, cache):
+def whole(kept, cache):
   """An uninterrupted run, and seconds of its stages when everything is compiled."""
-  folder = tmp_path_factory.mktemp("whole")
-  finish(folder / "logs", cache, folder / "run", **LONG)
-  finish(folder / "logs", cache, folder / "again" / "run", **LONG)
-  assert_equal(folder / "run", folder / "again" / "run", STAGES)  # else nothing below means anything
-  return folder / "run", seconds_of(folder / "again" / "run")
+  one, two = kept / "run", kept / "again" / "run"
+  for workdir in (one, two):
+    finish(kept / "logs", cache, workdir, **LONG)
+  assert_equal(one, two, STAGES)  # else nothing below means anything
+  return one, seconds_of(two)
 
 
 @pytest.fixture
@@ -107,7 +114,8 @@ def test_killed_just_before_it_was_done(whole, workdir, cache, table):
 @pytest.mark.parametrize("stage", STAGES)
 def test_signalled(whole, workdir, cache, table, stage):
   run, seconds = whole
-  shake(run, workdir, cache, stage, [TERM, INT, TERM, INT], seconds[stage], table, rng_of(f"signal {stage}"))
+  faults = [TERM, INT] * (2 if stage in TRAINING else 1)
+  shake(run, workdir, cache, stage, faults, seconds[stage], table, rng_of(f"signal {stage}"))
 
 
 @pytest.mark.parametrize("stage", ["world_model", "evaluate"])
@@ -221,7 +229,8 @@ def test_disk_that_is_full(whole, tmp_path, cache, table, stage):
     workdir = disk / "run"
     started_copy(run, workdir, stage)
     lost = None
-    for leave in (0, *(int(size * rng.uniform(0.05, 0.7)) for _ in range(3))):
+    leaves = (0, *(int(size * rng.uniform(0.05, 0.7)) for _ in range(2 if stage in TRAINING else 1)))
+    for leave in leaves:
       fill(disk, leave)
       table.tried(fault)
       process = Process(logs, cache, workdir, stage=stage, **LONG)
@@ -234,7 +243,7 @@ def test_disk_that_is_full(whole, tmp_path, cache, table, stage):
     assert_equal(run, workdir, before)
     finish(logs, cache, workdir, stage=stage, **LONG)
     assert_equal(run, workdir, [stage])
-    table.survived(fault, lost, 4)
+    table.survived(fault, lost, len(leaves))
 
 
 @pytest.mark.parametrize("stage", TRAINING)
