@@ -1,8 +1,8 @@
 """Faults at random moments of every stage: the same command goes on, and ends as if nothing had been.
 
-Half an hour on one core. WAM_FAULT_TABLE=FILE also writes the table that is printed at the end, and adds to what
-is there; WAM_FAULT_WHOLE=FOLDER keeps the uninterrupted run and compiled programs for the next time: with both,
-a few tests at a time (-k) make up the whole. A simulator killed in mid-episode is in tests/unit/test_collect.py.
+Half an hour on one core. WAM_FAULT_TABLE=FILE also writes the table that is printed at the end, and adds to
+what is there; WAM_FAULT_WHOLE=FOLDER keeps the uninterrupted run and compiled programs for the next time:
+with both, a few tests at a time (-k) make up the whole. tests/unit/test_collect.py kills simulators.
 """
 
 from __future__ import annotations
