@@ -286,9 +286,10 @@ def shake(whole, workdir, cache, stage, faults, seconds, table, rng, settings=LO
     settings: of both runs.
   """
   logs, todo = workdir.parent / "logs" / stage, list(faults)
-  lost_at = None  # (fault, update it had come to) of the last fault: lost is known when the run goes on
+  pending = []  # (fault, update it had come to): what was lost is known when the run has gone on
   started_copy(whole, workdir, stage)
   while True:
+    had = bool(steps(workdir / stage))
     process = Process(logs, cache, workdir, stage=stage, **settings)
     fault = todo[0] if todo else None
     if fault and process.said(rf"\[{stage}\] (starts|goes on)"):
@@ -300,26 +301,22 @@ def shake(whole, workdir, cache, stage, faults, seconds, table, rng, settings=LO
       code = send(process, fault, rng)
     else:
       code = process.wait()
-    if lost_at is not None:
-      before, update = lost_at
-      # Without these words it may have been struck before it came to them: then nothing is known.
-      if stage not in TRAINING:
-        table.survived(f"{before} in {stage}")
-      elif re.search(r"resumed at update", process.out) or code == 0 or last_update(workdir, stage):
-        lost = max(update - process.resumed(), 0) if "resumed at" in process.out or not update else update
-        if before != KILL:
-          assert lost == 0, (update, process.words)
+    if pending and (process.resumed() or code == 0 or not had):
+      for before, update in pending:
+        lost = None if update is None else max(update - process.resumed(), 0)
+        assert before == KILL or not lost, (before, update, process.words)
         table.survived(f"{before} in {stage}", lost)
-      else:
-        table.survived(f"{before} in {stage}")
-      lost_at = None
+      pending = []
     assert "Traceback" not in process.err, process.words
     if struck and code != 0:  # 0: it was done before the signal came
       assert code == CODES[fault], process.words
       todo.pop(0)
-      lost_at = (fault, last_update(workdir, stage) if stage in TRAINING else 0)
-      if fault != KILL and stage in TRAINING and lost_at[1]:
-        assert steps(workdir / stage)[-1] == lost_at[1], process.words
+      # Before it has gone on from its checkpoint, the lines are those of the process before.
+      known = stage in TRAINING and (process.resumed() or not had)
+      reached = last_update(workdir, stage) if known else None
+      pending.append((fault, reached))
+      if fault != KILL and reached:
+        assert steps(workdir / stage)[-1] == reached, process.words
       continue
     if struck:
       table.rows[f"{fault} in {stage}"][0] -= 1

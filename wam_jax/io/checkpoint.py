@@ -19,11 +19,13 @@ import dataclasses
 import errno
 import functools
 import json
+import logging
 import math
 import os
 import pathlib
 import re
 import shutil
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable
@@ -124,6 +126,7 @@ def _params_checkpointer() -> Any:
   """An Orbax checkpointer that meets no other process at a barrier."""
   import orbax.checkpoint as ocp
 
+  _quiet_when_full()
   process = jax.process_index()
   options = ocp.options.MultiprocessingOptions(
     primary_host=process, active_processes={process}, barrier_sync_key_prefix=f"params_{process}"
@@ -317,6 +320,7 @@ class Checkpointer:
     import orbax.checkpoint as ocp
 
     if self._orbax is None:
+      _quiet_when_full()
       handler = ocp.CompositeCheckpointHandler(default=ocp.StandardCheckpointHandler())
       self._orbax = ocp.AsyncCheckpointer(handler)
     return self._orbax
@@ -552,6 +556,25 @@ def disk_full(error: BaseException | None) -> str | None:
       return f"{error} bytes"  # NumPy's words, without a number
     error = error.__cause__ or error.__context__
   return None
+
+
+@functools.cache
+def _quiet_when_full() -> None:
+  """Keeps the tracebacks of Orbax's threads out of sight when the disk is full: CheckpointError says all."""
+
+  def wanted(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and disk_full(record.exc_info[1]))
+
+  for name in ("absl", "asyncio"):  # what Orbax and its event loops log to
+    logging.getLogger(name).addFilter(wanted)
+  before = sys.excepthook
+
+  def hook(kind: type[BaseException], error: BaseException, where: Any) -> None:
+    # Printed by TensorStore when it is done with a write whose event loop has failed.
+    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
+      before(kind, error, where)
+
+  sys.excepthook = hook
 
 
 def _on_first(function: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -59,7 +59,11 @@ def _run(make_config: Callable[[], ConfigDict], coordinator: str, num_processes:
 
     full = checkpoint.disk_full(error)
     if full is not None:
-      where = getattr(error, "filename", None) or (config.workdir if config is not None else "")
+      where = (
+        getattr(error, "filename2", None)
+        or getattr(error, "filename", None)
+        or (config.workdir if config is not None else "")
+      )
       return report(
         f"{where}: could not be written: the disk is full ({full}). Free space and run the same command "
         "again: it goes on from what is saved.",
