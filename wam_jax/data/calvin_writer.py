@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import pathlib
@@ -147,7 +148,10 @@ class FrameWriter:
       for row in range(begin, min(begin + BLOCK, n)):
         data = template.fill({key: array[row] for key, array in block.items()})
         with open(frame_path(self._partial, ids[row]), "wb", buffering=0) as file:
-          file.write(data)
+          done = file.write(data)
+          if done < len(data):  # the disk is full; the next write says so, unless room was made meanwhile
+            file.write(memoryview(data)[done:])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file.name)
 
     list(self._pool.map(write_rows, range(0, n, BLOCK)))
     for key, parts in self._states.items():

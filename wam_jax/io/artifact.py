@@ -18,6 +18,8 @@ from wam_jax.config_rules import STAGES
 from wam_jax.io import processes
 
 FORMAT = 1  # of artifact.json
+# What a process leaves that ends (killed, or the disk is full) before artifact.json is there.
+BEGUN = ("config.json", "config.json.tmp", "artifact.json.tmp")
 
 
 class ArtifactError(Exception):

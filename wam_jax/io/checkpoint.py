@@ -21,11 +21,13 @@ import errno
 import functools
 import itertools
 import json
+import logging
 import math
 import os
 import pathlib
 import re
 import shutil
+import sys
 import threading
 import time
 import warnings
@@ -135,6 +137,7 @@ def _params_checkpointer() -> Any:
   """An Orbax checkpointer that meets no other process at a barrier."""
   import orbax.checkpoint as ocp
 
+  _quiet_when_full()
   process = jax.process_index()
   options = ocp.options.MultiprocessingOptions(
     primary_host=process, active_processes={process}, barrier_sync_key_prefix=f"params_{process}"
@@ -337,6 +340,7 @@ class Checkpointer:
     import orbax.checkpoint as ocp
 
     if self._orbax is None:
+<<<<<<< HEAD
       # Else a folder may be made after a save that failed at once was cleaned up.
       options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
       handler = ocp.CompositeCheckpointHandler(
@@ -344,6 +348,11 @@ class Checkpointer:
         default=ocp.StandardCheckpointHandler(),
       )
       self._orbax = ocp.AsyncCheckpointer(handler, async_options=options)
+=======
+      _quiet_when_full()
+      handler = ocp.CompositeCheckpointHandler(default=ocp.StandardCheckpointHandler())
+      self._orbax = ocp.AsyncCheckpointer(handler)
+>>>>>>> faults
     return self._orbax
 
   def _finish(self, pending: _Pending, known: dict[int, float | None]) -> None:
@@ -580,14 +589,14 @@ def _remove(path: pathlib.Path, ignore_errors: bool = False) -> None:
 
 def _cannot_write(error: BaseException) -> str:
   """A sentence or two: why something could not be written."""
-  full = _full(error)
+  full = disk_full(error)
   if full is not None:
     return f"could not be written: the disk is full ({full}). Free space and run the same command again."
   text = " ".join(_first_lines(error, 3).split())
   return f"could not be written: {text:.600}."
 
 
-def _full(error: BaseException | None) -> str | None:
+def disk_full(error: BaseException | None) -> str | None:
   """The system's words if a full disk, quota or file-size limit is behind an error. Orbax has only them."""
   seen: set[int] = set()
   while error is not None and id(error) not in seen:
@@ -595,8 +604,29 @@ def _full(error: BaseException | None) -> str | None:
     for number in _FULL:
       if getattr(error, "errno", None) == number or os.strerror(number) in str(error):
         return os.strerror(number)
+    if isinstance(error, OSError) and re.fullmatch(r"\d+ requested and \d+ written", str(error)):
+      return f"{error} bytes"  # NumPy's words, without a number
     error = error.__cause__ or error.__context__
   return None
+
+
+@functools.cache
+def _quiet_when_full() -> None:
+  """Keeps the tracebacks of Orbax's threads out of sight when the disk is full: CheckpointError says all."""
+
+  def wanted(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and disk_full(record.exc_info[1]))
+
+  for name in ("absl", "asyncio"):  # what Orbax and its event loops log to
+    logging.getLogger(name).addFilter(wanted)
+  before = sys.excepthook
+
+  def hook(kind: type[BaseException], error: BaseException, where: Any) -> None:
+    # Printed by TensorStore when it is done with a write whose event loop has failed.
+    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
+      before(kind, error, where)
+
+  sys.excepthook = hook
 
 
 def _on_first(function: Callable[[], dict[str, Any]]) -> dict[str, Any]:

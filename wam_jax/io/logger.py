@@ -7,6 +7,9 @@ import json
 import math
 import os
 import pathlib
+import secrets
+import socket
+import struct
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -87,7 +90,7 @@ class Logger:
     self._writes = processes.is_first()
     self._interactive = sys.stderr.isatty() if interactive is None else interactive
     self._path = self.workdir / "metrics.jsonl"
-    self._tensorboard: Any = None
+    self._tensorboard: _Events | None = None
     self._progress: Progress | None = None
 
   def write(self, step: int, metrics: Mapping[str, Any]) -> None:
@@ -106,9 +109,9 @@ class Logger:
     self.workdir.mkdir(parents=True, exist_ok=True)
     with self._path.open("a", encoding="utf-8") as file:
       file.write(json.dumps(line) + "\n")
-    writer = self._writer()
-    for name, value in values.items():
-      writer.add_scalar(name, value, int(step))
+    if self._tensorboard is None:
+      self._tensorboard = _Events(self.workdir / "tensorboard")
+    self._tensorboard.write(int(step), values)
     if self._progress is not None:
       shown = sorted(values.items(), key=lambda item: "/loss/" not in item[0])[:SHOWN]  # losses first
       self._progress.note("  ".join(f"{name.rsplit('/', 1)[-1]} {value:.4g}" for name, value in shown))
@@ -159,17 +162,45 @@ class Logger:
     temporary.replace(self._path)
 
   def close(self) -> None:
-    """Flushes and closes the TensorBoard file."""
+    """Closes the TensorBoard file."""
     if self._tensorboard is not None:
       self._tensorboard.close()
       self._tensorboard = None
 
-  def _writer(self) -> Any:
-    if self._tensorboard is None:
-      import tensorboardX
 
-      self._tensorboard = tensorboardX.SummaryWriter(str(self.workdir / "tensorboard"))
-    return self._tensorboard
+class _Events:
+  """A file for TensorBoard.
+
+  Written at once and in this thread: tensorboardX's own thread dies when the disk is full or the clock is
+  set back by weeks, and ten numbers later the run stands still.
+  """
+
+  def __init__(self, folder: pathlib.Path):
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{secrets.token_hex(4)}"
+    self._file = open(folder / name, "xb", buffering=0)  # noqa: SIM115
+    self._add(file_version="brain.Event:2")
+
+  def write(self, step: int, values: Mapping[str, float]) -> None:
+    """Adds the values of a step."""
+    from tensorboardX.proto.summary_pb2 import Summary
+
+    parts = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+    self._add(step=step, summary=Summary(value=parts))
+
+  def close(self) -> None:
+    self._file.close()
+
+  def _add(self, **content: Any) -> None:
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.record_writer import masked_crc32c
+
+    data = Event(wall_time=time.time(), **content).SerializeToString()
+    length = struct.pack("<Q", len(data))
+    checks = [struct.pack("<I", masked_crc32c(part)) for part in (length, data)]
+    record = memoryview(length + checks[0] + data + checks[1])
+    while record:
+      record = record[self._file.write(record) :]
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:

@@ -109,9 +109,9 @@ def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger:
   for name, split in (("train", data), ("heldout", heldout)):
     losses = jax.device_get(loss_tasks((networks, split, task_keys(test_key, len(tasks))), None))
     result[f"loss_{name}"] = dict(zip(tasks, losses.tolist(), strict=True))
-  logger.write(
-    updates, {f"behaviour_cloning/final/{n}": sum(v.values()) / len(tasks) for n, v in result.items()}
-  )
+  final = "behaviour_cloning/final/"
+  logger.truncate_after(-1, prefix=final)  # of a run that was killed just before it was done
+  logger.write(updates, {f"{final}{n}": sum(v.values()) / len(tasks) for n, v in result.items()})
   checkpoint.save_params(workdir / "params", networks)
   write_text(workdir / "result.json", json.dumps(result, indent=2) + "\n")
 

@@ -36,6 +36,7 @@ def run(
 
 
 def _run(make_config: Callable[[], ConfigDict], coordinator: str, num_processes: int, process_id: int) -> int:
+  config: ConfigDict | None = None
   try:
     stopping.install()
     config = make_config()
@@ -54,6 +55,20 @@ def _run(make_config: Callable[[], ConfigDict], coordinator: str, num_processes:
     processes.failed(error)
     if type(error).__module__.startswith("wam_jax."):
       return report(error, 1)  # our own errors say what to do; a traceback would hide it
+    from wam_jax.io import checkpoint  # brings JAX along, which a plan does without
+
+    full = checkpoint.disk_full(error)
+    if full is not None:
+      where = (
+        getattr(error, "filename2", None)
+        or getattr(error, "filename", None)
+        or (config.workdir if config is not None else "")
+      )
+      return report(
+        f"{where}: could not be written: the disk is full ({full}). Free space and run the same command "
+        "again: it goes on from what is saved.",
+        1,
+      )
     if processes.count() == 1:
       raise
     traceback.print_exc()

@@ -100,6 +100,7 @@ def run(config: Any, inputs: Mapping[str, Artifact], workdir: pathlib.Path, logg
   }
   write_text(workdir / "results.json", json.dumps(results, indent=2) + "\n")
   _save_npz(workdir / "rollouts.npz", shown_episodes(tasks, episodes["ppo"]))
+  logger.truncate_after(-1)  # of a run that was killed just before it was done
   logger.write(0, {f"evaluate/{name}/success": episodes[name]["success"].mean() for name in episodes})
 
 

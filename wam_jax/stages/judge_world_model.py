@@ -90,6 +90,7 @@ def run(config: Any, inputs: Mapping[str, Artifact], workdir: pathlib.Path, logg
     media.save_png(workdir / "strip.png", strip)
     media.save_animation(workdir / "strip.webp", animation, FPS)
     write_text(workdir / "judge.md", markdown(judge))
+    logger.truncate_after(-1)  # of a run that was killed just before it was done
     logger.write(0, metrics(judge))
     write_text(workdir / "judge.json", json.dumps(judge, indent=2) + "\n")
   logger.info("\n" + tables.markdown_table(tables.open_loop_rows(judge)))

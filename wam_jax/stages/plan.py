@@ -163,7 +163,7 @@ def _plan_stage(config: ConfigDict, stage: str, plans: dict[str, StagePlan]) -> 
     seconds=made.seconds if made else 0.0,
     peak_bytes=made.peak_bytes if made else 0,
   )
-  if made is None and path.is_dir() and any(path.iterdir()):
+  if made is None and path.is_dir() and any(file.name not in artifact_lib.BEGUN for file in path.iterdir()):
     note = "the folder holds files, but no artifact.json: not made by wam_jax, or by another version"
     return StagePlan(stage, "conflict", artifact, (note,), True)
   if made is None:

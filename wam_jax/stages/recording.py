@@ -333,7 +333,8 @@ def record(env: TaughtEnvironment, job: Job, settings: Settings) -> dict[str, An
 
 
 def _save(path: pathlib.Path, recording: dict[str, Any]) -> None:
-  partial = path.with_name(f".{path.name}.partial.npz")
+  # Of this process alone: the worker of a killed run may still be at the same job.
+  partial = path.with_name(f".{path.name}.{os.getpid()}.partial.npz")
   np.savez(partial, **{**recording, "attempts": np.array(json.dumps(recording["attempts"]))})
   os.replace(partial, path)
 

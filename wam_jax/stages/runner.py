@@ -166,7 +166,9 @@ def run_stage(config: ConfigDict, plan: StagePlan, artifacts: dict[str, Artifact
       seconds=artifact.seconds + time.monotonic() - start,
       peak_bytes=max(artifact.peak_bytes, peak_bytes()),
     )
-    artifact_lib.write_artifact(artifact, done=done)
+    # After an error the record of time is worth less than the error, which a full disk must not replace.
+    with contextlib.nullcontext() if done else contextlib.suppress(OSError):
+      artifact_lib.write_artifact(artifact, done=done)
   logger.info(f"done in {duration(artifact.seconds)}, memory up to {artifact.peak_bytes / 2**30:.1f} GiB")
   _free_memory()
   return artifact

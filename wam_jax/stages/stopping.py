@@ -34,32 +34,50 @@ class _State:
 
   signum = 0
   deferred = 0
-  timer: threading.Timer | None = None
+  watched = False
 
 
 def install() -> None:
   """Takes SIGTERM and SIGINT over, from JAX too. In the main thread only."""
   for signum in SIGNALS:
     signal.signal(signum, _handle)
+  if not _State.watched:
+    _State.watched = True
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    threading.Thread(target=_watch, args=(reading,), daemon=True).start()
 
 
 def _handle(signum: int, frame: Any) -> None:
-  if _State.signum:
-    os._exit(128 + signum)
-  _State.signum = signum
-  _say(f"{signal.Signals(signum).name}: saving and ending; a second one ends at once")
-  _State.timer = threading.Timer(GRACE_SECONDS, _give_up)
-  _State.timer.daemon = True
-  _State.timer.start()
-  if not _State.deferred:
-    raise Stopped(signum)
+  if not _State.signum:
+    _State.signum = signum
+    if not _State.deferred:
+      raise Stopped(signum)
 
 
-def _give_up() -> None:
+def _watch(reading: int) -> None:
+  """Counts the grace time, and answers a second signal. In a thread of its own, because Python runs handlers
+  between its own instructions only, and one call of a compiled program may take longer than that."""
+  first = 0
+  while True:
+    for signum in os.read(reading, 16):
+      if signum not in SIGNALS:
+        continue
+      if first:
+        os._exit(128 + signum)
+      first = signum
+      _say(f"{signal.Signals(signum).name}: saving and ending; a second one ends at once")
+      timer = threading.Timer(GRACE_SECONDS, _give_up, (signum,))
+      timer.daemon = True
+      timer.start()
+
+
+def _give_up(signum: int) -> None:
   _say(
     f"not done within {GRACE_SECONDS:.0f} s; what was saved before stays, the same command goes on from it"
   )
-  os._exit(128 + _State.signum)
+  os._exit(128 + signum)
 
 
 def _say(text: str) -> None:
@@ -69,12 +87,14 @@ def _say(text: str) -> None:
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-  """Inside, a signal only makes `requested` true; outside it raises Stopped where the process is."""
+  """Inside, a signal only makes `requested` true; outside, and at the end, it raises Stopped."""
   _State.deferred += 1
   try:
     yield
   finally:
     _State.deferred -= 1
+  if _State.signum and not _State.deferred:
+    raise Stopped(_State.signum)
 
 
 def requested() -> int:
