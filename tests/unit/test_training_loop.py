@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import signal
 import time
 
@@ -190,27 +189,16 @@ def test_profile_records_calls_after_the_first(tmp_path):
   assert trace.stat().st_size > 1000
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_stops(tmp_path, signum, monkeypatch):
-  monkeypatch.setattr(stopping._State, "signum", 0)
-  before = [signal.getsignal(each) for each in stopping.SIGNALS]
+def test_a_signal_saves_and_stops(tmp_path, monkeypatch):
+  """Whole processes are signalled in tests/integration."""
   whole = loop(tmp_path / "whole", 16)
-  try:
-    stopping.install()
-
-    def kill(step, state):
-      if step == 8:
-        os.kill(os.getpid(), signum)
-
-    with pytest.raises(stopping.Stopped) as stopped:
-      loop(tmp_path / "parts", 16, config=RARELY, batch_done=kill)
-  finally:
-    for each, handler in zip(stopping.SIGNALS, before, strict=True):
-      signal.signal(each, handler)
-  assert stopped.value.code == 128 + signum
+  came = []
+  monkeypatch.setattr(stopping, "requested", lambda: signal.SIGTERM if came else 0)
+  with pytest.raises(stopping.Stopped, match="SIGTERM") as stopped:
+    loop(tmp_path / "parts", 16, config=RARELY, batch_done=lambda step, _: came.extend([step] * (step == 8)))
+  assert stopped.value.code == 143
   assert [line["step"] for line in read_metrics(tmp_path / "parts")] == [4, 8]
-  stopping._State.timer.cancel()
-  stopping._State.signum = 0  # a new process
+  came.clear()
   resumed = loop(tmp_path / "parts", 16)
   np.testing.assert_array_equal(resumed.params, whole.params)
   assert [line["step"] for line in read_metrics(tmp_path / "parts")] == [4, 8, 12, 16]
