@@ -340,7 +340,7 @@ class Checkpointer:
     import orbax.checkpoint as ocp
 
     if self._orbax is None:
-<<<<<<< HEAD
+      _quiet_when_full()
       # Else a folder may be made after a save that failed at once was cleaned up.
       options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
       handler = ocp.CompositeCheckpointHandler(
@@ -348,11 +348,6 @@ class Checkpointer:
         default=ocp.StandardCheckpointHandler(),
       )
       self._orbax = ocp.AsyncCheckpointer(handler, async_options=options)
-=======
-      _quiet_when_full()
-      handler = ocp.CompositeCheckpointHandler(default=ocp.StandardCheckpointHandler())
-      self._orbax = ocp.AsyncCheckpointer(handler)
->>>>>>> faults
     return self._orbax
 
   def _finish(self, pending: _Pending, known: dict[int, float | None]) -> None:
