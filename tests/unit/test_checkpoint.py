@@ -341,11 +341,8 @@ with Checkpointer(path / "ckpt", keep=2, best="max", on_damage=lines.append) as 
   meet("params")
   if index == 1:
     np.testing.assert_array_equal(load_params(path / "params")["w"], numbers)
-    try:
-      save_params(path / "params", {"w": numbers})
-      raise SystemExit("no error")
-    except RuntimeError as error:
-      assert "only process 0" in str(error), error
+    save_params(path / "params", {"w": 0 * numbers})  # writes nothing
+    np.testing.assert_array_equal(load_params(path / "params")["w"], numbers)
 
   # What fails in one is raised in all, and the folder stays good.
   write = checksums.write_manifest

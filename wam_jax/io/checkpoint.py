@@ -37,7 +37,7 @@ from typing import Any, Literal, TypeVar
 import jax
 import numpy as np
 
-from wam_jax.io import checksums, processes
+from wam_jax.io import checksums
 from wam_jax.io.checksums import FORMAT, MANIFEST, MARKER, CheckpointError, NewerFormatError
 
 State = TypeVar("State")
@@ -65,7 +65,7 @@ def save_params(path: str | os.PathLike[str], tree: Any) -> None:
   Raises:
     CheckpointError: it cannot be written, for instance because the disk is full. The old ones are kept.
   """
-  if not processes.is_first():
+  if jax.process_index() != 0:
     return
   path = pathlib.Path(path).resolve()  # a link stays a link
   new, old = _beside(path, ".new"), _beside(path, ".old")
