@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 
 import numpy as np
 import pytest
@@ -67,7 +68,7 @@ def test_second_signal_ends_at_once(start):
   process.popen.terminate()
   assert process.said("SIGTERM: saving and ending")
   process.popen.terminate()
-  assert process.wait(5) == 143
+  assert process.wait(5) in (143, -signal.SIGTERM)  # the other one on its way out: shells say 143 of both
 
 
 def test_weight_that_is_not_a_number_then_a_damaged_checkpoint(whole, start, tmp_path):

@@ -10,7 +10,9 @@ from __future__ import annotations
 import itertools
 import os
 import pathlib
+import re
 import shutil
+import signal
 import time
 
 import numpy as np
@@ -21,6 +23,7 @@ from faults import (
   LONG,
   TERM,
   TRAINING,
+  UPDATES,
   Process,
   Table,
   assert_equal,
@@ -130,7 +133,8 @@ def test_second_signal_ends_at_once(whole, workdir, cache, table, stage):
   assert process.said("SIGTERM: saving and ending")
   process.popen.terminate()
   began = time.monotonic()
-  assert process.wait() == 143 and time.monotonic() - began < 5
+  # The other one where it came when Python was on its way out already; shells say 143 of both.
+  assert process.wait() in (143, -signal.SIGTERM) and time.monotonic() - began < 5
   finish(workdir.parent / "logs", cache, workdir, stage=stage, **LONG)
   assert_equal(run, workdir, [stage])
   table.survived(fault)
@@ -146,7 +150,8 @@ def test_weight_that_is_not_a_number(whole, workdir, cache, table, stage):
   process = Process(workdir.parent / "logs", cache, workdir, f"nan:{stage}:{after}", stage=stage, **LONG)
   assert process.wait() == 1, process.words
   assert "Traceback" not in process.err
-  assert f"update {after + 1}: " in process.err, process.words
+  found = re.search(r"update (\d+): (.+)", process.err)  # some stages tell the means of a call only
+  assert found and after < int(found[1]) <= after + 4, process.words
   assert str(workdir / stage / "ckpt" / str(after)) in process.err, process.words
   again = finish(workdir.parent / "logs", cache, workdir, stage=stage, **LONG)
   assert again.resumed() == after
@@ -197,16 +202,16 @@ def test_frame_that_is_not_a_number(whole, workdir, cache, table, key):
 
 @pytest.mark.parametrize("stage", TRAINING)
 def test_clock_that_goes_backwards(whole, workdir, cache, table, stage):
-  run, seconds = whole
+  run, _ = whole
   fault, rng = f"clock set back again and again, kill -9 in {stage}", rng_of(f"clock {stage}")
   started_copy(run, workdir, stage)
   table.tried(fault)
   process = Process(workdir.parent / "logs", cache, workdir, "clock", stage=stage, **LONG)
   assert process.said(rf"\[{stage}\] starts")
-  while not steps(workdir / stage):
+  until = rng.uniform(0.2, 0.7) * UPDATES[stage]
+  while last_update(workdir, stage) < until or not steps(workdir / stage):
     assert process.popen.poll() is None, process.words
     time.sleep(0.02)
-  time.sleep(rng.uniform(0, seconds[stage] / 4))
   send(process, KILL, rng)
   reached = last_update(workdir, stage)
   process = Process(workdir.parent / "logs", cache, workdir, "clock", stage=stage, **LONG)

@@ -614,14 +614,14 @@ def _quiet_when_full() -> None:
 
   for name in ("absl", "asyncio"):  # what Orbax and its event loops log to
     logging.getLogger(name).addFilter(wanted)
-  before = sys.excepthook
+  before = sys.unraisablehook
 
-  def hook(kind: type[BaseException], error: BaseException, where: Any) -> None:
-    # Printed by TensorStore when it is done with a write whose event loop has failed.
-    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
-      before(kind, error, where)
+  def hook(unraisable: Any) -> None:
+    # TensorStore says so when it is done with a write whose event loop has failed.
+    if str(unraisable.exc_value) != "Event loop is closed":
+      before(unraisable)
 
-  sys.excepthook = hook
+  sys.unraisablehook = hook
 
 
 def _on_first(function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
