@@ -47,6 +47,17 @@ def install() -> None:
     os.set_blocking(writing, False)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     threading.Thread(target=_watch, args=(reading,), daemon=True).start()
+    signal.signal(signal.SIGALRM, _again)
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+      # Nothing can be raised out of a finalizer or a callback of the garbage collector.
+      if isinstance(unraisable.exc_value, Stopped):
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+      else:
+        before(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def _handle(signum: int, frame: Any) -> None:
@@ -54,6 +65,12 @@ def _handle(signum: int, frame: Any) -> None:
     _State.signum = signum
     if not _State.deferred:
       raise Stopped(signum)
+
+
+def _again(signum: int, frame: Any) -> None:
+  """Raises what could not be raised where the first signal came."""
+  if not _State.deferred:
+    raise Stopped(_State.signum)
 
 
 def _watch(reading: int) -> None:
