@@ -27,7 +27,7 @@ from faults import (
 )
 
 STAGE = "world_model"
-SETTINGS = {"training__checkpoint_minutes": 0, "world_model__updates": 60}
+SETTINGS = {"training__checkpoint_minutes": 0, "world_model__updates": 32}
 
 
 @pytest.fixture(scope="module")

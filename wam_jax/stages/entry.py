@@ -7,6 +7,7 @@ goes on.
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -30,9 +31,15 @@ def run(
     process_id: likewise.
 
   Returns:
-    Exit code. In a run of several processes, one that does not end with 0 exits here.
+    Exit code. A process that was stopped exits here, and in a run of several every one that failed.
   """
-  return processes.finish(_run(make_config, coordinator, num_processes, process_id))
+  code = processes.finish(_run(make_config, coordinator, num_processes, process_id))
+  if code > 128:
+    # JAX, stopped while it traced or compiled, may crash when Python takes it down.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+  return code
 
 
 def _run(make_config: Callable[[], ConfigDict], coordinator: str, num_processes: int, process_id: int) -> int:
