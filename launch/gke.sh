@@ -168,6 +168,9 @@ YAML
               command: ["bash", "-c", $(json "exec $PYTHON -m wam_jax.main \"\$@\"$find"), "wam_jax"]
               args:
 $(printf '              - %s\n' "${args[@]}")
+              env:
+              - name: WAM_JAX_GRACE_SECONDS # after which the program ends without what it could not save
+                value: "$((GRACE_SECONDS > 10 ? GRACE_SECONDS - 5 : GRACE_SECONDS))"
               ports:
               - containerPort: 8471
               - containerPort: 8476

@@ -305,7 +305,7 @@ host_run() { # starts the run, unless this start has done so; shows its log; ret
     # Apart from the connection: it goes on without one.
     setsid bash -c 'dir=$1; shift; "$@" > "$dir/log" 2>&1 & echo $! > "$dir/pid.new"; mv "$dir/pid.new" "$dir/pid"
       wait $!; echo $? > "$dir/code.new"; mv "$dir/code.new" "$dir/code"' \
-      run "$dir" env PYTHONUNBUFFERED=1 "${WAM_PYTHON:-$HOME/wam_jax_env/bin/python}" -m wam_jax.main "$@" \
+      run "$dir" env PYTHONUNBUFFERED=1 WAM_JAX_GRACE_SECONDS=110 "${WAM_PYTHON:-$HOME/wam_jax_env/bin/python}" -m wam_jax.main "$@" \
       < /dev/null > /dev/null 2>&1 &
     until [ -s "$dir/pid" ]; do sleep 0.1; done
   fi

@@ -223,7 +223,7 @@ def default_config() -> ConfigDict:
   t.log_every = 50  # updates between metric lines
   t.checkpoint_minutes = 2.0  # between checkpoints of a running stage
   t.keep_checkpoints = 2  # of a running stage, the newest; and the one with the best loss or imagined success
-  t.restore = "newest"  # checkpoint that a stage goes on from: newest, best
+  t.restore = "newest"  # checkpoint that a stage goes on from: newest; best: goes back to the best one, once
   t.devices = 0  # that batches and dreams are divided over; 0: all there are, on all hosts
   return c
 
@@ -679,6 +679,9 @@ def device_problems(config: Any, num_devices: int, num_processes: int = 1) -> li
   devices = wanted or num_devices
   fields = flatten(config)
   problems = []
+  if num_processes > 1 and config.stage == "online_ppo":
+    rule = "not online_ppo with several processes: its simulators are one machine's"
+    problems.append(Problem("stage", config.stage, rule, "start one process"))
   for path, other in _DIVIDED:
     size, unit = fields[path], devices * (fields[other] if other else 1)
     if size % unit:

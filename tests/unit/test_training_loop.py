@@ -218,3 +218,9 @@ def test_goes_on_from_the_best_checkpoint_when_asked(tmp_path):
   seen = []
   loop(tmp_path, 20, update=shaped, config=best, batch_done=lambda step, state: seen.append(step))
   assert seen == [12, 16, 20]
+  left = sorted(p.name for p in (tmp_path / "ckpt").iterdir() if p.name.endswith(".left"))
+  assert left == ["12.left", "16.left"]
+  seen.clear()
+  loop(tmp_path, 24, update=shaped, config=best, batch_done=lambda step, state: seen.append(step))
+  assert seen == [24]  # once
+  assert [line["step"] for line in read_metrics(tmp_path)] == [4, 8, 12, 16, 20, 24]

@@ -299,6 +299,44 @@ class Checkpointer:
     except Exception as error:  # Orbax raises whatever its layers raise
       raise CheckpointError(f"{folder}: does not fit the state of this run: {_first_lines(error)}") from error
 
+  def go_back_to_best(self, example: State) -> State:
+    """Reads the best checkpoint, from which another way is taken: newer ones become `<step>.left`.
+
+    Done once for a best one: after that the newest is read, which has gone on from there.
+
+    Args:
+      example: as for `restore`.
+
+    Raises:
+      CheckpointError: as `restore`; no checkpoint has a score.
+    """
+    self.wait()
+    best = self.best_step()
+    if best is None:
+      raise CheckpointError(f"{self.path}: no checkpoint has a score to be the best by")
+    marker = self.path / "went_back_to.json"
+    read = lambda: {"done": marker.exists() and marker.read_text(encoding="utf-8") == str(best)}
+    if _on_first(read)["done"]:
+      return self.restore(example)
+    state = self.restore(example, best)
+    newer = [step for step in sorted(self._steps) if step > best]
+
+    def leave() -> dict[str, Any]:
+      for step in newer:
+        left = _beside(self.path / str(step), ".left")
+        _remove(left)
+        os.replace(self.path / str(step), left)
+      marker.write_text(str(best), encoding="utf-8")
+      return {}
+
+    _on_first(leave)
+    for step in newer:
+      del self._steps[step]
+    if newer:
+      text = ", ".join(map(str, newer))
+      self._tell([f"went back to the best checkpoint, step {best}; step {text} set aside as <step>.left"])
+    return state
+
   def close(self) -> None:
     """Waits for a save in the background.
 

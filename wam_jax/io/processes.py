@@ -9,6 +9,7 @@ too, later, and aborts with a stack dump.
 from __future__ import annotations
 
 import contextlib
+import hmac
 import json
 import os
 import secrets
@@ -23,6 +24,9 @@ BEAT_SECONDS = 3.0
 SILENCE_SECONDS = 30.0
 LOST = 75  # exit code when another process is gone: the same command goes on from the last checkpoint
 CONNECT_SECONDS = 300
+STOP_SECONDS = 10.0  # between a stopped process's end and that of the others
+HELLO_SECONDS = 5.0  # for who connects to say who it is
+MOST_BYTES = 1 << 24  # of a line
 
 
 class ProcessesError(Exception):
@@ -47,14 +51,22 @@ class _Connection:
     """The next line but heartbeats; None when the other side is gone or has been silent for too long."""
     try:
       while True:
-        line = self._lines.readline()
-        if not line:
+        line = self._lines.readline(MOST_BYTES)
+        message: Any = json.loads(line) if line else None
+        if not (isinstance(message, list) and message):
           return None
-        message: list[Any] = json.loads(line)
         if message[0] != "beat":
           return message
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
       return None
+
+  def close(self) -> None:
+    with contextlib.suppress(OSError):
+      self._socket.close()
+
+  def wait_for(self, seconds: float) -> None:
+    """How long the other side may be silent."""
+    self._socket.settimeout(seconds)
 
 
 class _Group:
@@ -76,9 +88,11 @@ class _Group:
     Raises:
       ProcessesError: some did not come.
     """
-    server.settimeout(CONNECT_SECONDS)
+    deadline = time.monotonic() + CONNECT_SECONDS
+    threading.Thread(target=self._beat, daemon=True).start()
     while len(self._connections) < self.count - 1:
       try:
+        server.settimeout(max(deadline - time.monotonic(), 0.01))
         connection = _Connection(server.accept()[0])
       except TimeoutError:
         missing = sorted(set(range(1, self.count)) - set(self._connections))
@@ -86,9 +100,13 @@ class _Group:
           f"processes {missing} did not connect to process 0 within {CONNECT_SECONDS} s: the hosts must be "
           f"able to reach port {server.getsockname()[1]} of this one"
         ) from None
+      connection.wait_for(HELLO_SECONDS)  # anything may knock at an open port
       hello = connection.receive()
-      if hello is not None and hello[:2] == ["hello", token]:  # anything may knock at an open port
-        self._connections[hello[2]] = connection
+      if hello is None or len(hello) != 3 or not hmac.compare_digest(str(hello[1]), token):
+        connection.close()
+        continue
+      connection.wait_for(SILENCE_SECONDS)
+      self._connections[hello[2]] = connection
     server.close()
     self._start()
 
@@ -104,16 +122,16 @@ class _Group:
       raise ProcessesError(f"process 0 cannot be reached at {address[0]}:{address[1]}: {error}") from error
     connection.send("hello", token, self.index)
     self._connections[0] = connection
+    threading.Thread(target=self._beat, daemon=True).start()
     self._start()
 
   def _start(self) -> None:
     for other in self._connections:
       threading.Thread(target=self._listen, args=(other,), daemon=True).start()
-    threading.Thread(target=self._beat, daemon=True).start()
 
   def _beat(self) -> None:
     while True:
-      for connection in self._connections.values():
+      for connection in list(self._connections.values()):
         connection.send("beat")
       time.sleep(BEAT_SECONDS)
 
@@ -201,13 +219,16 @@ def first_goes_first() -> Iterator[None]:
 
 
 def wanted(coordinator: str, environ: Mapping[str, str] = os.environ) -> bool:
-  """Whether this process is one of several, by the flags or by what SLURM, Open MPI or a TPU pod tell.
+  """Whether this process may be one of several, by the flags or by what SLURM, Open MPI or a TPU pod tell.
 
   Args:
     coordinator: the flag, may be empty.
     environ: environment variables.
   """
+  return bool(coordinator) or _told_of_others(environ) or _on_tpu(environ)
 
+
+def _told_of_others(environ: Mapping[str, str]) -> bool:
   def number(name: str) -> int:
     text = environ.get(name, "")
     return int(text) if text.isdigit() else 0
@@ -215,12 +236,12 @@ def wanted(coordinator: str, environ: Mapping[str, str] = os.environ) -> bool:
   # Inside a batch script, beside the steps that srun starts, SLURM_STEP_NUM_TASKS is not there or 1.
   several = max(number("SLURM_STEP_NUM_TASKS"), number("OMPI_COMM_WORLD_SIZE")) > 1
   hosts = environ.get("TPU_PROCESS_ADDRESSES") or environ.get("TPU_WORKER_HOSTNAMES") or ""
-  return bool(coordinator) or several or "," in hosts or _on_tpu(environ)
+  return several or "," in hosts
 
 
 def _on_tpu(environ: Mapping[str, str]) -> bool:
   """A Cloud TPU machine: whether its slice has more hosts only JAX can ask."""
-  platforms = environ.get("JAX_PLATFORMS", "tpu")
+  platforms = environ.get("JAX_PLATFORMS") or "tpu"
   return "tpu" in platforms and any(os.path.exists(path) for path in ("/dev/accel0", "/dev/vfio/0"))
 
 
@@ -248,7 +269,12 @@ def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -
     if coordinator:
       jax.distributed.initialize(coordinator, num_processes, process_id)
     else:
-      jax.distributed.initialize()
+      try:
+        jax.distributed.initialize()
+      except (ValueError, OSError):
+        if _told_of_others(os.environ):
+          raise
+        return  # a TPU or the like that belongs to no pod
     if jax.process_count() == 1:
       return
     from jax._src.distributed import global_state  # nothing public says where the first process is
@@ -256,7 +282,7 @@ def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -
 
     host = str(global_state.coordinator_address).rsplit(":", 1)[0].strip("[]")
     token = np.frombuffer(secrets.token_bytes(16), np.uint8).astype(np.int32)
-    server = socket.create_server(("", 0)) if jax.process_index() == 0 else None
+    server = _open_port() if jax.process_index() == 0 else None
     port = server.getsockname()[1] if server else 0
     # Also the first exchange between devices: JAX sets it up within 30 seconds or fails, and the processes
     # are never again as close together.
@@ -272,12 +298,20 @@ def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -
   _group = group
 
 
+def _open_port() -> socket.socket:
+  """A server at any free port, for both kinds of addresses where the system has both."""
+  if socket.has_dualstack_ipv6():
+    return socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True)
+  return socket.create_server(("", 0))
+
+
 def _end_with(other: int, code: int | None) -> None:
   """Ends this process because another one did: what is computed together cannot go on."""
   if code is None or code == LOST:
     text = f"process {other} is gone; the same command in all processes goes on from the last checkpoint"
     code = LOST
   elif code > 128:
+    time.sleep(STOP_SECONDS)  # this one was perhaps stopped too, and has its own end to come to
     text = f"process {other} was stopped; the same command in all processes goes on from what is saved"
   else:
     text = f"process {other} ended with code {code}; its own message says why"

@@ -7,6 +7,7 @@ goes on.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import traceback
@@ -33,7 +34,9 @@ def run(
   Returns:
     Exit code. A process that was stopped exits here, and in a run of several every one that failed.
   """
-  code = processes.finish(_run(make_config, coordinator, num_processes, process_id))
+  code = _run(make_config, coordinator, num_processes, process_id)
+  with contextlib.suppress(stopping.Stopped), stopping.deferred():  # a signal now changes nothing any more
+    code = processes.finish(code)
   if code > 128:
     # JAX, stopped while it traced or compiled, may crash when Python takes it down.
     sys.stdout.flush()

@@ -67,11 +67,13 @@ def run(config: Any, inputs: Mapping[str, Artifact], workdir: pathlib.Path, logg
   for name in names:
     path = workdir / f"{name}.npz"
     stored = load_episodes(path, robot_obs, scene_obs)
-    if stored is None:
+    if not processes.gather(stored is not None)[0]:
       stored = run_shared(runner, name, workdir)
       if stored is None:
         continue  # the first process goes on with it
       _save_npz(path, stored | {"start_robot_obs": robot_obs, "start_scene_obs": scene_obs})
+    elif stored is None:
+      continue  # the first process has it
     else:
       logger.info(f"{LABELS[name]}: taken from {path.name}")
     episodes[name] = stored
@@ -126,7 +128,8 @@ def run_shared(runner: PolicyRunner, name: str, workdir: pathlib.Path) -> dict[s
     if x.ndim > 1:
       out[key] = np.concatenate(values, 1)  # [K, M, ...]
     else:  # imagined success [K]; seconds, which the processes spent at the same time
-      out[key] = np.mean(values, 0) if x.ndim else np.max(values)
+      episodes = [one["success"].shape[1] for one in parts]
+      out[key] = np.average(values, 0, weights=episodes) if x.ndim else np.max(values)
   return out
 
 

@@ -54,14 +54,16 @@ def run(config: ConfigDict) -> dict[str, Artifact]:
   with lock(workdir) if first else contextlib.nullcontext():
     _check_processes(config, workdir)
     plans = plan_lib.make_plan(config)  # another process may have worked here until now
-    processes.gather(None)  # before anything is written that would change the others' plans
+    # Shared storage may show the processes different things for a while: what the first sees, counts.
+    actions = processes.gather({stage: plan.action for stage, plan in plans.items()})[0]
     artifacts: dict[str, Artifact] = {}
     for stage, plan in plans.items():
       artifacts[stage] = plan.artifact
-      if plan.action not in ("skip", "use") and stage in wanted:
+      if actions[stage] not in ("skip", "use") and stage in wanted:
         if first or plan_lib.stage_spec(stage).together:
           artifacts[stage] = run_stage(config, plan, artifacts)
         processes.gather(stage)
+        _appears(plan.artifact.path / "DONE", 60.0)
   if first:
     print(closing_text(config, artifacts), flush=True)
   return artifacts
@@ -90,6 +92,8 @@ def _check_processes(config: ConfigDict, workdir: pathlib.Path) -> None:
   if processes.count() == 1:
     return
   settings = processes.gather({path: str(value) for path, value in config_lib.flatten(config).items()})
+  for one in settings:
+    del one["env.workers"]  # of each host
   for i, other in enumerate(settings):
     different = sorted(path for path in settings[0] if settings[0][path] != other.get(path))
     if different:

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-GRACE_SECONDS = (
-  25.0  # after which a process ends without what it could not save: 30 are what hosts often give
-)
+# After which a process ends without what it could not save. 30 seconds are what hosts often give; launchers
+# of those that give more say so.
+GRACE_SECONDS = float(os.environ.get("WAM_JAX_GRACE_SECONDS") or 25)
 
 
 class Stopped(BaseException):

@@ -165,8 +165,8 @@ def train_loop(
   folder, keep = pathlib.Path(workdir) / "ckpt", config.training.keep_checkpoints
   with Checkpointer(folder, keep, best[1], logger.info) as checkpointer, stopping.deferred():
     if checkpointer.latest_step() is not None:
-      chosen = checkpointer.best_step() if config.training.restore == "best" else None
-      state = checkpointer.restore(state, chosen)
+      back = config.training.restore == "best"
+      state = checkpointer.go_back_to_best(state) if back else checkpointer.restore(state)
       logger.info(f"resumed at update {_step(state)} of {total}")
     step = _step(state)
     logger.truncate_after(step or -1, prefix=f"{metric_prefix}/")

@@ -33,7 +33,9 @@ def make_mesh(num_devices: int = 0) -> Mesh | None:
   devices = devices[: num_devices or None]
   if len(devices) == 1:
     return None
-  return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+  # Not jax.make_mesh, which orders a TPU pod's devices by its torus: `own_rows` are consecutive.
+  ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
+  return Mesh(np.array(ordered), (AXIS,), axis_types=(AxisType.Auto,))
 
 
 def split(tree: Tree, mesh: Mesh | None, axis: int = 0) -> Tree:

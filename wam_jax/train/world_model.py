@@ -203,7 +203,7 @@ def inverse_dynamics_loss(
     predicted: [B, T-1, 7], from frames t and t + 1.
     action: [B, T, 7], taken at t.
     is_first: [B, T] bool; a pair whose second frame is an episode's first is left out.
-    num_pairs: scalar to divide by instead of the number of valid pairs here; for parts of a batch.
+    num_pairs: scalar above 0 to divide by instead of the number of valid pairs here; for parts of a batch.
 
   Returns:
     (scalar, metrics: the error per dimension of the action). The mean is over valid pairs and dimensions,
@@ -220,7 +220,7 @@ def inverse_dynamics_loss(
     )
   valid = valid_pairs(is_first).astype(predicted.dtype)[..., None]
   error = jnp.square(predicted - action[:, :-1]) * valid
-  pairs = jnp.maximum(valid.sum() if num_pairs is None else num_pairs, 1.0)
+  pairs = jnp.maximum(valid.sum(), 1.0) if num_pairs is None else num_pairs
   per_dimension = error.sum((0, 1)) / pairs
   metrics = {f"inverse_dynamics/error_{name}": per_dimension[i] for i, name in enumerate(ACTION_NAMES)}
   return per_dimension.mean(), metrics
@@ -456,7 +456,7 @@ def make_gradients(
     return sharding.mean_over_devices((grads, metrics)), last
 
   def gradients(params: Params, batch: Batch, draws: Draws | None, carry: Latent | None) -> Any:
-    pairs = valid_pairs(batch.is_first).sum().astype(jnp.float32)
+    pairs = jnp.maximum(valid_pairs(batch.is_first).sum().astype(jnp.float32), 1.0)
     if mesh is None:
       grads, (metrics, last) = in_parts(params, batch, draws, carry, pairs)
     else:
