@@ -39,7 +39,8 @@ def break_weight(stage: str, after: int) -> None:
     def broken(state, key, num):
       if int(np.ravel(state.step)[0]) >= after:
         leaves, tree = jax.tree.flatten(state.params)
-        leaves[-1] = leaves[-1].at[(0,) * leaves[-1].ndim].set(np.nan)
+        with jax.transfer_guard("allow"):
+          leaves[-1] = leaves[-1].at[(0,) * leaves[-1].ndim].set(np.nan)
         state = state.replace(params=tree.unflatten(leaves))
       return update(state, key, num)
 
