@@ -27,6 +27,7 @@ import re
 import shutil
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, TypeVar
@@ -230,7 +231,11 @@ class Checkpointer:
       self._orbax = None  # its own state after an error is not known
       if jax.process_index() == 0:
         for rest in (self.path / str(step), self.path / f"{step}{_WRITING}"):
-          _remove(rest, ignore_errors=True)
+          for _ in range(20):  # other threads of Orbax may still be at their files
+            _remove(rest, ignore_errors=True)
+            if not os.path.lexists(rest):
+              break
+            time.sleep(0.05)
       valid = ", ".join(map(str, sorted(self._steps)))
       valid = f"Valid checkpoints: {valid}; a run goes on from the newest." if valid else "There is no other."
       raise CheckpointError(f"{self.path / str(step)}: step {step} {failed} {valid}") from pending.error
