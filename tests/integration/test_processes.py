@@ -12,68 +12,34 @@ import time
 import jax
 import numpy as np
 import pytest
+from integration.test_pipeline import ROOT, command, environment
 
 from wam_jax.io.checkpoint import load_params
 from wam_jax.io.logger import read_metrics
 
-ROOT = pathlib.Path(__file__).parents[2]
-CONFIG = {
-  "tasks": "open_drawer,turn_on_led",
-  "data.play_frames": 256,
-  "data.play_episode_frames": 64,
-  "data.demos_per_task": 3,
-  "data.heldout_demos_per_task": 1,
-  "data.heldout_starts_per_task": 3,
-  "data.failed_takes_per_task": 1,
-  "data.heldout_play_frames": 60,
-  "judge.horizons": "1,5",
-  "judge.windows": 3,
-  "judge.probe_frames": 100,
-  "world_model.depth": 8,
-  "world_model.embed": 32,
-  "world_model.deter": 16,
-  "world_model.stoch": 4,
-  "world_model.classes": 4,
-  "world_model.hidden": 16,
-  "world_model.inverse_dynamics_hidden": 16,
-  "world_model.batch_size": 4,
-  "world_model.sequence_length": 8,
-  "world_model.updates": 12,
-  "world_model.warmup_updates": 2,
-  "behaviour_cloning.hidden": 32,
-  "behaviour_cloning.batch_size": 16,
-  "behaviour_cloning.updates": 8,
-  "behaviour_cloning.warmup_updates": 1,
-  "classifier.embed": "16,8",
-  "classifier.hidden": 16,
-  "classifier.batch_size": 16,
-  "classifier.updates": 8,
-  "classifier.enforce_gate": "false",
-  "ppo.iterations": 2,
-  "ppo.critic_warmup_iterations": 1,
-  "ppo.dreams": 4,
-  "ppo.epochs": 1,
-  "ppo.value_hidden": "16",
-  "evaluate.episodes": 3,
-  "evaluate.random_policy": "false",
-  "evaluate.expert": "false",
-  "evaluate.imagined_episodes": 4,
-  "report.animation_size": 48,
-  "training.log_every": 4,
+# The small run of test_pipeline, a little smaller, with episodes enough to share.
+SMALLER = {
+  "data__heldout_starts_per_task": 3,
+  "data__heldout_play_frames": 60,
+  "judge__horizons": "1,5",
+  "judge__probe_frames": 100,
+  "ppo__iterations": 2,
+  "ppo__critic_warmup_iterations": 1,
+  "ppo__failed_starts": 0,
+  "ppo__eval_every": 0,
+  "evaluate__episodes": 3,
+  "evaluate__random_policy": "false",
+  "evaluate__expert": "false",
 }
 
 
 def flags(workdir, **changes):
-  settings = (
-    CONFIG | {"workdir": workdir} | {name.replace("__", "."): value for name, value in changes.items()}
-  )
-  return ["--config=experiments/calvin_wam.py:demo", *(f"--config.{k}={v}" for k, v in settings.items())]
+  return command(workdir, **SMALLER | changes)[3:]  # after python -m wam_jax.main
 
 
 @pytest.fixture(scope="module")
 def environ(tmp_path_factory):
-  """Optimisation off, as in the other tests: these programs compute little."""
-  return os.environ | {"JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))}
+  return environment(tmp_path_factory.mktemp("cache"))
 
 
 def launcher(workdir, *options, processes=2, **changes):

@@ -290,7 +290,8 @@ PROCESSES = """
 import errno, pathlib, sys
 import jax, numpy as np
 index, port, path = int(sys.argv[1]), sys.argv[2], pathlib.Path(sys.argv[3])
-jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=index)
+from wam_jax.io import processes
+processes.start(f"127.0.0.1:{port}", 2, index)
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from wam_jax.io import checksums

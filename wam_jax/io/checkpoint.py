@@ -20,7 +20,6 @@ import dataclasses
 import errno
 import functools
 import itertools
-import json
 import logging
 import math
 import os
@@ -37,7 +36,7 @@ from typing import Any, Literal, TypeVar
 import jax
 import numpy as np
 
-from wam_jax.io import checksums
+from wam_jax.io import checksums, processes
 from wam_jax.io.checksums import FORMAT, MANIFEST, MARKER, CheckpointError, NewerFormatError
 
 State = TypeVar("State")
@@ -65,7 +64,7 @@ def save_params(path: str | os.PathLike[str], tree: Any) -> None:
   Raises:
     CheckpointError: it cannot be written, for instance because the disk is full. The old ones are kept.
   """
-  if jax.process_index() != 0:
+  if not processes.is_first():
     return
   path = pathlib.Path(path).resolve()  # a link stays a link
   new, old = _beside(path, ".new"), _beside(path, ".old")
@@ -238,7 +237,8 @@ class Checkpointer:
       pending.thread.join()
     self._pending = None
     step = pending.step
-    failed = _first_word("" if pending.error is None else _cannot_write(pending.error))
+    said = processes.gather("" if pending.error is None else _cannot_write(pending.error))
+    failed = next((text for text in said if text), "")
     if failed:
       self._orbax = None  # its own state after an error is not known
       _join_orbax()
@@ -357,7 +357,7 @@ class Checkpointer:
   def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
     if error is None:
       self.close()
-    elif jax.process_count() > 1:
+    elif processes.count() > 1:
       # The others may not come here, so no word with them. What is not finished is set aside at the next
       # start.
       if self._pending is not None and self._pending.thread is not None:
@@ -370,7 +370,7 @@ class Checkpointer:
 
   def _sweep(self) -> None:
     """Removes what failed saves left."""
-    if jax.process_index() == 0 and self.path.is_dir():
+    if processes.is_first() and self.path.is_dir():
       for rest in _unfinished(self.path, r"\d+"):
         _remove(rest, ignore_errors=True)
 
@@ -393,14 +393,14 @@ class Checkpointer:
     # Not Orbax's post_finalization_callback, which it calls before it has written its last file.
     try:
       self._orbax.wait_until_finished()
-      if jax.process_index() == 0:
+      if processes.is_first():
         checksums.write_manifest(pending.folder, pending.step, pending.score)
         os.replace(pending.folder, self.path / str(pending.step))
         checksums.sync_folder(self.path)
     except BaseException as error:  # raised by wait()
       pending.error = error
       return
-    if jax.process_index() == 0:
+    if processes.is_first():
       try:
         for old in self._outdated(known | {pending.step: pending.score}):
           pruned = self.path / f"{old}{_PRUNED}"
@@ -666,38 +666,16 @@ def _on_first(function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
   """What `function` returns (as JSON has it) or raises in the first process, in every process."""
   answer: dict[str, Any] = {}
   cause: Exception | None = None
-  if jax.process_index() == 0:
+  if processes.is_first():
     try:
       answer = {"value": function()}
     except (CheckpointError, OSError) as error:
       cause = error
       answer = {"error": str(error), "newer": isinstance(error, NewerFormatError)}
-  if jax.process_count() > 1:
-    answer = json.loads(_from_first(json.dumps(answer).encode()))
+  answer = processes.gather(answer)[0]
   if "error" in answer:
     raise (NewerFormatError if answer["newer"] else CheckpointError)(answer["error"]) from cause
   return answer["value"]
-
-
-def _from_first(text: bytes) -> bytes:
-  """The first process's bytes, in every process."""
-  from jax.experimental import multihost_utils
-
-  size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
-  mine = np.frombuffer(text.ljust(size)[:size], np.uint8)
-  return np.asarray(multihost_utils.broadcast_one_to_all(mine), np.uint8).tobytes()
-
-
-def _first_word(text: str, size: int = 2048) -> str:
-  """The text of the first process that has one, in every process."""
-  if jax.process_count() == 1:
-    return text
-  from jax.experimental import multihost_utils
-
-  mine = np.frombuffer(text.encode()[:size].ljust(size), np.uint8)
-  rows = np.asarray(multihost_utils.process_allgather(mine), np.uint8)
-  words = [row.tobytes().decode(errors="replace").strip() for row in rows]
-  return next((word for word in words if word), "")
 
 
 def _first_lines(error: BaseException, count: int = 12) -> str:

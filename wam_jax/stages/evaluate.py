@@ -81,6 +81,7 @@ def run(config: Any, inputs: Mapping[str, Artifact], workdir: pathlib.Path, logg
     dreamed = f", {stored['imagined'].mean():.0%} imagined" if "imagined" in stored else ""
     logger.info(f"{LABELS[name]}: {rate:.1%} of {stored['success'].size} episodes{dreamed}")
 
+  restarts = sum(processes.gather(runner.restarts))
   if not processes.is_first():
     return
   results = summarise(tasks, episodes)
@@ -96,7 +97,7 @@ def run(config: Any, inputs: Mapping[str, Artifact], workdir: pathlib.Path, logg
       "in": "start_robot_obs of <policy>.npz",
     },
     "simulator": _simulator(config.env),
-    "simulator_restarts": runner.restarts,
+    "simulator_restarts": restarts,
     "provenance": provenance(),
     "config": json.loads(config.to_json_best_effort()),
   }

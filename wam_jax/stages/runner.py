@@ -49,7 +49,7 @@ def run(config: ConfigDict) -> dict[str, Artifact]:
   wanted = plan_lib.wanted_stages(config)
   _check_inputs(config, plans, wanted)
   use_compilation_cache()
-  _check_devices(config)
+  _check_devices(config, plans, wanted)
   workdir = pathlib.Path(config.workdir)
   with lock(workdir) if first else contextlib.nullcontext():
     _check_processes(config, workdir)
@@ -63,21 +63,26 @@ def run(config: ConfigDict) -> dict[str, Artifact]:
         if first or plan_lib.stage_spec(stage).together:
           artifacts[stage] = run_stage(config, plan, artifacts)
         processes.gather(stage)
-        _appears(plan.artifact.path / "DONE", 60.0)
+        if not _appears(plan.artifact.path / "DONE", 60.0):
+          raise StageError(
+            f"{plan.artifact.path}: what process 0 wrote has not come in a minute: shared storage?"
+          )
   if first:
     print(closing_text(config, artifacts), flush=True)
   return artifacts
 
 
-def _check_devices(config: ConfigDict) -> None:
-  """Batches must divide over the devices there are.
+def _check_devices(config: ConfigDict, plans: dict[str, StagePlan], wanted: tuple[str, ...]) -> None:
+  """Batches must divide over the devices there are, where a stage that divides them is to run.
 
   Raises:
     ConfigError: they do not, or `training.devices` are not there.
   """
+  left = [stage for stage in wanted if plans[stage].action not in ("skip", "use")]
+  if processes.count() == 1 and not any(plan_lib.stage_spec(stage).together for stage in left):
+    return  # opening the devices takes a moment
   import jax
 
-  # Not asked for where there are none but the CPU: opening the devices takes a moment, which plans spare.
   problems = config_lib.device_problems(config, jax.device_count(), processes.count())
   if problems:
     raise config_lib.ConfigError(problems)

@@ -82,8 +82,6 @@ def over_tasks(
     one = lambda i: fn(take_task(task, i), shared)
     return jax.lax.map(one, rows) if on_cpu else jax.vmap(one)(rows)
 
-  if mesh is not None:
-    threads = 1
   jitted = jax.jit(lambda *args: sharding.whole(mapped(*args), mesh))
   compiled: dict[Any, Any] = {}
   lock = threading.Lock()
