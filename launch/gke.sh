@@ -38,6 +38,13 @@ DRY_RUN=${DRY_RUN:-0}
 SETTINGS="NAME NAMESPACE IMAGE ACCELERATOR TOPOLOGY CHIPS_PER_HOST HOSTS GPUS BUCKET CLAIM MOUNT WORKDIR \
 SERVICE_ACCOUNT SPOT QUEUE MAX_RESTARTS GRACE_SECONDS PYTHON DRY_RUN"
 
+FLAGS="DRY_RUN SPOT"
+HELP="bash launch/gke.sh help"
+case ${BASH_SOURCE[0]} in
+  */*) source "${BASH_SOURCE[0]%/*}/settings.sh" ;;
+  *) source ./settings.sh ;;
+esac
+
 fail() { printf 'gke: %s\n' "$@" >&2; exit 2; }
 
 call() { # runs a command, or prints it
@@ -54,26 +61,7 @@ json() { # a string for YAML; a $ doubled, or Kubernetes would fill in $(NAME)
 }
 
 settle() {
-  local word name
-  while [ $# -gt 0 ]; do
-    word=$1
-    shift
-    case $word in
-      --) main_args=("$@"); break ;;
-      --dry-run | --dry_run) DRY_RUN=1 ;;
-      --spot) SPOT=1 ;;
-      --*=*)
-        name=${word%%=*}
-        name=${name#--}
-        name=${name//-/_}
-        name=${name^^}
-        case " $SETTINGS " in
-          *" $name "*) printf -v "$name" '%s' "${word#*=}" ;;
-          *) fail "no setting $word (bash launch/gke.sh help; arguments of wam_jax.main come after --)" ;;
-        esac ;;
-      *) fail "not understood: $word (settings are --name=value; arguments of wam_jax.main come after --)" ;;
-    esac
-  done
+  read_settings "$@"
   [[ $NAME =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] || fail "--name=$NAME: small letters, digits and -, at most 40"
 }
 
@@ -221,7 +209,6 @@ submit() {
   kubectl apply --filename=- <<< "$manifest"
 }
 
-main_args=()
 command=${1:-help}
 [ $# -eq 0 ] || shift
 case $command in

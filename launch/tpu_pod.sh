@@ -40,6 +40,13 @@ FOLDER=wam_jax            # on the hosts, in the home folder
 STATE=.wam_jax_run        # there, of the run: id, pid, log, exit code
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
+FLAGS="DRY_RUN SPOT QUEUED"
+HELP="bash launch/tpu_pod.sh settings"
+case ${BASH_SOURCE[0]} in
+  */*) source "${BASH_SOURCE[0]%/*}/settings.sh" ;;
+  *) source ./settings.sh ;;
+esac
+
 fail() { printf 'tpu_pod: %s\n' "$@" >&2; exit 2; }
 say() { printf 'tpu_pod: %s\n' "$@" >&2; }
 quoted() { local text; printf -v text '%q ' "$@"; printf '%s' "${text% }"; }
@@ -52,27 +59,7 @@ call() { # runs a command, or prints it so that it can be pasted
 
 place=()
 settle() { # reads flags; what follows -- goes into main_args
-  local word name
-  while [ $# -gt 0 ]; do
-    word=$1
-    shift
-    case $word in
-      --) main_args=("$@"); break ;;
-      --dry-run | --dry_run) DRY_RUN=1 ;;
-      --spot) SPOT=1 ;;
-      --queued) QUEUED=1 ;;
-      --*=*)
-        name=${word%%=*}
-        name=${name#--}
-        name=${name//-/_}
-        name=${name^^}
-        case " $SETTINGS " in
-          *" $name "*) printf -v "$name" '%s' "${word#*=}" ;;
-          *) fail "no setting $word (bash launch/tpu_pod.sh settings; arguments of wam_jax.main come after --)" ;;
-        esac ;;
-      *) fail "not understood: $word (settings are --name=value; arguments of wam_jax.main come after --)" ;;
-    esac
-  done
+  read_settings "$@"
   [[ $NAME =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] || fail "--name=$NAME: small letters, digits and -, a letter first"
   if [ -z "$VERSION" ]; then
     case $ACCELERATOR in
@@ -316,7 +303,6 @@ host_run() { # starts the run, unless this start has done so; shows its log; ret
   return "$code"
 }
 
-main_args=()
 command=${1:-help}
 [ $# -eq 0 ] || shift
 case $command in

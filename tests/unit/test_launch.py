@@ -318,7 +318,8 @@ def host(tools, tmp_path):
   """A home folder as on a TPU host, with this script installed and a stand-in for the program."""
   home = tmp_path / "home"
   (home / "wam_jax/launch").mkdir(parents=True)
-  shutil.copy(LAUNCH / "tpu_pod.sh", home / "wam_jax/launch")
+  for name in ("tpu_pod.sh", "settings.sh"):
+    shutil.copy(LAUNCH / name, home / "wam_jax/launch")
   # The words after the ID, one a line, once; the code is in a file.
   program = f"""#!{tools.path}/bash
 trap 'echo saved; exit 143' TERM
