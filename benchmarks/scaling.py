@@ -1,6 +1,6 @@
 """Updates per second of the world model by the number of processes, and what a model of it predicts.
 
-python benchmarks/scaling.py --processes=1,2 [--preset=demo] [--updates=100] [--repeats=3]
+python benchmarks/scaling.py --processes=1,2 [--preset=demo] [--batch_size=0] [--updates=100] [--repeats=3]
 
 Each process has one core of its own. Runs of all numbers of processes take turns. The model: an update of N
 processes takes 1/N of the work of one, what does not divide (the optimiser, measured alone), and the exchange
@@ -50,6 +50,7 @@ def train(
     f"--config.world_model.updates={args.updates}",
     f"--config.training.log_every={LOG_EVERY}",
     "--config.data.residency=stream",
+    *([f"--config.world_model.batch_size={args.batch_size}"] if args.batch_size else []),
   )
   lines = [json.loads(line) for line in (folder / "world_model" / "metrics.jsonl").read_text().splitlines()][
     2:
@@ -148,6 +149,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--processes", default="1,2")
   parser.add_argument("--preset", default="demo")
+  parser.add_argument("--batch_size", type=int, default=0, help="0: the preset's")
   parser.add_argument("--updates", type=int, default=100)
   parser.add_argument("--repeats", type=int, default=3)
   args = parser.parse_args()

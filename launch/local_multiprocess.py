@@ -39,7 +39,8 @@ class Launcher:
   def run(self) -> int:
     """Starts all processes, again if a host was lost and restarts are left; returns the exit code."""
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-      signal.signal(each, self.forward)
+      if not (each == signal.SIGHUP and signal.getsignal(each) == signal.SIG_IGN):  # as nohup sets it
+        signal.signal(each, self.forward)
     for left in range(self.options.restarts, -1, -1):
       code, go_on = self.run_once()
       if code == 0 or not go_on or self.signals or not left:
@@ -115,9 +116,11 @@ class Launcher:
       os.sched_setaffinity(0, before)
 
   def forward(self, number: int, _) -> None:
-    self.signals += 1
     if number == signal.SIGHUP:  # the terminal was closed: they have no terminal, and would stay
+      if self.signals:
+        return  # kernel and shell both send one; a second signal would end them unsaved
       number = signal.SIGTERM
+    self.signals += 1
     if self.signals > 1:
       self.end_within(self.options.grace)
     for process in self.running:
@@ -136,7 +139,8 @@ class Launcher:
 
 
 def _say(text: str) -> None:
-  print(f"local_multiprocess: {text}", file=sys.stderr, flush=True)
+  with contextlib.suppress(OSError):  # the terminal may have been closed
+    print(f"local_multiprocess: {text}", file=sys.stderr, flush=True)
 
 
 def _kill_group(leader: int) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.machinery
 import os
+import sys
+import types
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("WAM_JAX_TRANSFER_GUARD", "disallow")
@@ -21,6 +24,48 @@ def _free_compiled_programs():
   """Keeps the memory of a whole test run at that of its largest module."""
   yield
   jax.clear_caches()
+
+
+class WandbOfTests(types.ModuleType):
+  """Stands for the package wandb; keeps the runs that are opened. `broken` holds methods that raise."""
+
+  def __init__(self):
+    super().__init__("wandb")
+    self.__spec__ = importlib.machinery.ModuleSpec("wandb", None, origin="tests/conftest.py")
+    self.runs, self.broken = [], set()
+
+  def init(self, **arguments):
+    self.fail("init")
+    self.runs.append(types.SimpleNamespace(arguments=arguments, defined={}, logged=[], exit_code=None))
+    run = self.runs[-1]
+
+    def define_metric(name, step_metric):
+      run.defined[name] = step_metric
+
+    def log(values):
+      self.fail("log")
+      run.logged.append(values)
+
+    def finish(exit_code):
+      self.fail("finish")
+      run.exit_code = exit_code
+
+    run.define_metric, run.log, run.finish = define_metric, log, finish
+    return run
+
+  def fail(self, name):
+    if name in self.broken:
+      raise RuntimeError(f"no {name}")
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+  """The package wandb, without network."""
+  for name in [name for name in os.environ if name.startswith("WANDB_")]:
+    monkeypatch.delenv(name)
+  made = WandbOfTests()
+  monkeypatch.setitem(sys.modules, "wandb", made)
+  return made
 
 
 @pytest.fixture(scope="session")

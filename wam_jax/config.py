@@ -1,6 +1,6 @@
 """Defaults, presets and checks of the experiment configuration. No JAX here.
 
-A config is made by an experiment file (`experiments/*.py`), changed on the command line
+A config is made by an experiment file (`wam_jax/experiments/*.py`), changed on the command line
 (`--config.world_model.updates=500`), and then checked and completed once by `finalize`.
 Values of `paper` are published ones: WAM (arXiv 2603.28955), DiWA (2508.03645),
 DPPO (2409.00588), LUMOS.
@@ -33,18 +33,19 @@ from wam_jax.config_rules import (
   did_you_mean,
   shown,
 )
+from wam_jax.machine import available_cores, find_accelerator
 
 
 def default_config() -> ConfigDict:
   """The `paper` preset: published sizes. The other presets are differences from it."""
   c = ConfigDict()
-  c.experiment = "calvin_wam"
-  c.preset = "paper"
+  c.experiment = "calvin_wam"  # name of the run, part of the default workdir
+  c.preset = "paper"  # set by the experiment file: experiments/NAME.py:PRESET
   c.preset_reason = ""  # why this preset was chosen; printed in the plan
   c.stage = "all"  # all, plan, or one of STAGES and EXTRA_STAGES
   c.workdir = ""  # empty: runs/<experiment>_<preset>
-  c.seed = 0
-  c.tasks = TASKS
+  c.seed = 0  # of all that is random
+  c.tasks = TASKS  # skills, one policy each
   c.profile = False  # record a jax.profiler trace of two calls of each training stage
 
   # Finished artifacts of other runs to use instead of running the stage: folders holding DONE.
@@ -59,7 +60,7 @@ def default_config() -> ConfigDict:
   c.env.name = "play_table"  # play_table (embedded simulator), calvin (CALVIN's own)
   c.env.calvin_root = ""  # checkout of mees/calvin_env, for calvin; empty: $CALVIN_ROOT
   c.env.calvin_scene = "D"  # A, B, C or D; scripted experts know D only
-  c.env.image_size = 64
+  c.env.image_size = 64  # side of the pictures, in pixels, as models see them
   c.env.max_steps = 72  # control steps of an episode, at 30 Hz
   c.env.workers = 0  # threads for physics and pictures; 0: one per core
 
@@ -68,8 +69,8 @@ def default_config() -> ConfigDict:
   c.data.calvin_path = ""  # folder with training/ and validation/, CALVIN's or converted; empty: $CALVIN_DATA
   c.data.play_frames = 512_000  # task-free frames to collect (embedded)
   c.data.play_episode_frames = 512  # frames per play episode (embedded)
-  c.data.demos_per_task = 50
-  c.data.heldout_demos_per_task = 10
+  c.data.demos_per_task = 50  # the first so many annotated windows of training/
+  c.data.heldout_demos_per_task = 10  # of validation/; no training sees them
   c.data.failed_takes_per_task = (
     0  # labelled failures beside the demos, for the classifier and as starts of dreams
   )
@@ -92,22 +93,23 @@ def default_config() -> ConfigDict:
   w.deter = 1024  # D
   w.stoch = 32  # S
   w.classes = 32  # C
-  w.hidden = 1000
+  w.hidden = 1000  # width of the layers around the recurrent unit
   # Robot state beside the embedding. sincos: 18 numbers, angles as sine and cosine; zscore: LUMOS's 15
   # numbers by the data's mean and deviation, for its checkpoints (the roll jumps at +-pi).
   w.proprio = "none"
   w.learned_initial_state = False  # LUMOS: learn the state before the first frame; else zero
   w.norm_eps = 1e-3  # of the layer norms
   w.inverse_dynamics_input = "embedding"  # feature: to show why not; h_{t+1} holds a_t already
-  w.inverse_dynamics_hidden = 512
-  w.image_weight = 1.0
+  w.inverse_dynamics_hidden = 512  # width of its layers
+  w.image_weight = 1.0  # of the pictures' error in the loss
   w.kl_weight = 3.0  # WAM; LUMOS has 0.3
   w.kl_balance = 0.8  # share of the KL that trains the prior
   w.inverse_dynamics_weight = 1000.0  # 0: plain DreamerV2
   w.embedding_image_weight = 0.0  # also reconstruct the pictures straight from e_t (not in the paper)
+  w.robot_obs_weight = 0.0  # also reconstruct the robot state from the features (not in the paper)
   w.decode_fraction = 1.0  # share of frames decoded per update
-  w.batch_size = 50
-  w.sequence_length = 50
+  w.batch_size = 50  # windows per update
+  w.sequence_length = 50  # frames of a window
   w.carry_state = False  # true: each window goes on from the state of the one before it (LUMOS)
   w.reset_probability = 0.01  # with carry_state: of a zero state before a frame
   w.updates = 230_000
@@ -116,8 +118,8 @@ def default_config() -> ConfigDict:
   w.adam_betas = (0.9, 0.999)
   w.adam_eps = 1e-5
   w.weight_decay = 0.05
-  w.grad_clip = 100.0
-  w.warmup_updates = 0
+  w.grad_clip = 100.0  # global norm
+  w.warmup_updates = 0  # of linear warm-up
   w.final_learning_rate_scale = 1.0  # cosine decay to this share of learning_rate by the last update
   w.compute_dtype = "auto"  # float32, bfloat16 (parameters and loss stay float32), auto: by the device
   w.accumulate = 1  # parts that a batch is worked through in, for small memories
@@ -135,9 +137,9 @@ def default_config() -> ConfigDict:
   b = c.behaviour_cloning = ConfigDict()
   b.policy = "diffusion"  # diffusion, or gaussian: one Gaussian around the output of a network, no denoising
   b.chunk = 4  # H, actions per chunk, all executed
-  b.hidden = 512
+  b.hidden = 512  # width of the network
   b.blocks = 1  # residual blocks of two layers
-  b.time_dim = 16
+  b.time_dim = 16  # width of the embedding of the denoising step
   b.denoising_steps = 20  # K
   b.ddim_steps = (
     0  # denoising steps when evaluated, by DDIM without noise; 0: all K of DDPM. PPO dreams with all K
@@ -148,14 +150,14 @@ def default_config() -> ConfigDict:
   b.final_learning_rate = 1e-5
   b.warmup_updates = 100
   b.weight_decay = 1e-6
-  b.ema_decay = 0.995
+  b.ema_decay = 0.995  # of the averaged weights, which are the ones that act
 
   k = c.classifier = ConfigDict()
   k.embed = (1024, 256)  # layers of the embedding, the last one its size
-  k.hidden = 1024
+  k.hidden = 1024  # width of the head behind the embedding
   k.temperature = 0.5  # of NT-Xent
-  k.contrastive_weight = 1.0
-  k.cross_entropy_weight = 0.5
+  k.contrastive_weight = 1.0  # of NT-Xent in the loss
+  k.cross_entropy_weight = 0.5  # of the cross-entropy in the loss
   k.batch_size = 256
   k.updates = 5_000
   k.learning_rate = 3e-4
@@ -163,7 +165,7 @@ def default_config() -> ConfigDict:
   k.ensemble = 1  # networks; success is what all of them call so
   k.threshold = 0.5  # probability above which a feature counts as success
   k.max_false_positives = 0.05  # in random-action dreams; above it PPO refuses to start
-  k.enforce_gate = True
+  k.enforce_gate = True  # false: PPO starts also above max_false_positives
 
   p = c.ppo = ConfigDict()
   p.iterations = 800
@@ -171,30 +173,31 @@ def default_config() -> ConfigDict:
   p.chunks_per_iteration = 18  # N
   p.horizon_steps = 72  # actions until a dream is cut
   p.horizon = (
-    "bootstrap"  # bootstrap: value of the last feature; terminal: the end, with the time left as input
+    "bootstrap"  # bootstrap: value of the last feature; terminal: the end, with the time left as input;
+    # diwa: value of the next dream's first feature, their leak
   )
   p.fine_tuned_steps = 10  # K'; a gaussian policy has one step
   p.min_sampling_std = 0.1  # of each denoising step; of a gaussian policy the standard deviation itself
   p.min_log_prob_std = 0.1  # the same, in log-probabilities
-  p.log_prob_min = -5.0
-  p.log_prob_max = 2.0
-  p.clip_min = 0.001
-  p.clip_max = 0.01
-  p.clip_rate = 3.0
-  p.denoising_discount = 0.99
-  p.gamma = 0.999
+  p.log_prob_min = -5.0  # clamp of the log-probability of each number of a chunk
+  p.log_prob_max = 2.0  # the same, above
+  p.clip_min = 0.001  # clip range of the noisiest fine-tuned step
+  p.clip_max = 0.01  # of the last step
+  p.clip_rate = 3.0  # how strongly the range bends between them
+  p.denoising_discount = 0.99  # of the advantage, per denoising step before the last
+  p.gamma = 0.999  # discount per chunk
   p.gae_lambda = 0.95
-  p.value_hidden = (256, 256, 256)
+  p.value_hidden = (256, 256, 256)  # an odd number of equal widths
   p.value_weight = 0.5
-  p.reward_clip = 10.0
+  p.reward_clip = 10.0  # bound of rewards after scaling
   p.actor_learning_rate = 1e-5
   p.critic_learning_rate = 1e-3
   p.weight_decay = 0.0
   p.grad_clip = 0.0  # 0: none
-  p.critic_warmup_iterations = 2
-  p.epochs = 10
+  p.critic_warmup_iterations = 2  # first iterations in which only the critic learns
+  p.epochs = 10  # over the chunks of an iteration
   p.minibatches = 1  # per epoch; each holds dreams * chunks_per_iteration / minibatches chunks
-  p.target_kl = 1.0
+  p.target_kl = 1.0  # above it the actor rests for the remainder of the iteration
   p.start_frames = 4  # first frames of a demo that dreams start from; 0: all before success
   p.failed_starts = 0.0  # share of dreams that start anywhere in failed takes, beside the handle
   p.bc_weight = 0.025  # alpha of the behaviour-cloning regulariser
@@ -208,7 +211,7 @@ def default_config() -> ConfigDict:
 
   o = c.online = ConfigDict()  # stage online_ppo: PPO in the simulator, with the settings of `ppo`
   o.iterations = 50  # of ppo.dreams * ppo.chunks_per_iteration real chunks per task
-  o.eval_every = 5
+  o.eval_every = 5  # iterations between measurements in the simulator
 
   e = c.evaluate = ConfigDict()
   e.episodes = 50  # per task and policy
@@ -217,7 +220,13 @@ def default_config() -> ConfigDict:
   e.imagined_episodes = 200  # dreams per task for the imagined success
 
   r = c.report = ConfigDict()
-  r.animation_size = 160
+  r.animation_size = 160  # side of the animations, in pixels
+
+  s = c.study = ConfigDict()
+  s.seeds = ()  # with seeds, the run is a study: stage all runs its pieces, report makes its page
+  s.arms = ()  # of config_study.ARMS
+  s.results = "docs/results"  # folder that takes a file for each finished piece
+  s.page = "docs/RESULTS.md"  # file that report writes
 
   t = c.training = ConfigDict()
   t.log_every = 50  # updates between metric lines
@@ -225,6 +234,7 @@ def default_config() -> ConfigDict:
   t.keep_checkpoints = 2  # of a running stage, the newest; and the one with the best loss or imagined success
   t.restore = "newest"  # checkpoint that a stage goes on from: newest; best: goes back to the best one, once
   t.devices = 0  # that batches and dreams are divided over; 0: all there are, on all hosts
+  t.wandb_project = ""  # of Weights & Biases, that metrics are sent to as well; empty: nothing is sent
   return c
 
 
@@ -248,6 +258,7 @@ _DEMO: dict[str, Any] = {
   "world_model.hidden": 256,
   "world_model.inverse_dynamics_hidden": 256,
   "world_model.embedding_image_weight": 1.0,
+  "world_model.robot_obs_weight": 1000.0,
   "world_model.decode_fraction": 0.25,
   "world_model.batch_size": 16,
   "world_model.sequence_length": 24,
@@ -276,22 +287,46 @@ _DEMO: dict[str, Any] = {
 }
 PRESET_CHANGES: dict[str, dict[str, Any]] = {
   "demo": _DEMO,
-  # The demo's networks with more data, longer training and more PPO: one seed of all tasks in an hour.
+  # The demo's networks with more data, longer training and more PPO: one seed of all tasks in 40 minutes on
+  # one core.
   "small": {
     **_DEMO,
     "data.play_frames": 100_000,
     "data.failed_takes_per_task": 40,
     "data.heldout_play_frames": 8_000,
+    "data.heldout_starts_per_task": 70,
     "judge.windows": 128,
     "judge.probe_frames": 12_000,
     "world_model.updates": 4_500,
     "classifier.updates": 1_200,
-    "ppo.iterations": 40,
-    "evaluate.episodes": 40,
+    "ppo.iterations": 60,
+    "ppo.start_frames": 0,
+    "ppo.failed_starts": 0.3,
+    "ppo.eval_every": 20,
+    "evaluate.episodes": 50,
     "evaluate.imagined_episodes": 200,
   },
   "paper": {},
 }
+
+
+def own_experiments() -> dict[str, pathlib.Path]:
+  """The files of `wam_jax/experiments`, by name."""
+  files = sorted((pathlib.Path(__file__).parent / "experiments").glob("[!_]*.py"))
+  return {file.stem: file for file in files}
+
+
+def experiment_file(value: str) -> str:
+  """The value of --config, with the path of one of our own experiments where only its name was given.
+
+  Args:
+    value: PATH[:preset]. Where there is no such file, experiments/NAME.py or NAME is the experiment that is
+      installed with the package, so that commands work outside of a checkout too.
+  """
+  path, colon, preset = value.partition(":")
+  name = path.removeprefix("experiments/").removesuffix(".py")
+  found = None if os.path.exists(path) else own_experiments().get(name)
+  return f"{found}{colon}{preset}" if found else value
 
 
 def preset_config(preset: str = "auto", experiment: str = "calvin_wam") -> ConfigDict:
@@ -328,38 +363,15 @@ def detect_preset(
   Returns:
     (preset, why).
   """
-  device, note = _find_accelerator(environ, pathlib.Path(root))
+  device, why_not, fix = find_accelerator(environ, root)
   cores = available_cores()
   if not device:
+    note = f"{why_not} ({fix})" if fix else why_not
     return "demo", f"{note}; {cores} CPU core{'s' if cores > 1 else ''}"
   data = environ.get("CALVIN_DATA", "")
   if data and (pathlib.Path(data) / "training").is_dir():
     return "paper", f"{device} and CALVIN's data in {data}"
   return "small", f"{device}, and no CALVIN data ($CALVIN_DATA names no folder with training/)"
-
-
-def _find_accelerator(environ: Mapping[str, str], root: pathlib.Path) -> tuple[str, str]:
-  """('NVIDIA GPU' | 'TPU' | '', why not). A device that this JAX cannot drive does not count."""
-  platforms = environ.get("JAX_PLATFORMS", "")
-  if platforms and not {"cuda", "gpu", "tpu"} & set(platforms.split(",")):
-    return "", f"JAX_PLATFORMS={platforms}"
-  dev = root / "dev"
-  gpu = any(dev.glob("nvidia[0-9]*")) and environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1")
-  tpu = any(dev.glob("accel[0-9]*")) or any(name in environ for name in ("TPU_NAME", "TPU_WORKER_ID"))
-  for found, device, extra, plugins in (
-    (gpu, "NVIDIA GPU", "cuda", ("jax_cuda12_plugin", "jax_cuda13_plugin")),
-    (tpu, "TPU", "tpu", ("libtpu",)),
-  ):
-    if found and any(importlib.util.find_spec(plugin) for plugin in plugins):
-      return device, ""
-    if found:
-      return "", f"{device} found, but JAX's support for it is not installed (pip install -e '.[{extra}]')"
-  return "", "no accelerator found"
-
-
-def available_cores() -> int:
-  """CPU cores this process may use."""
-  return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def apply_overrides(config: ConfigDict, overrides: Iterable[tuple[str, str]]) -> list[Problem]:
@@ -455,6 +467,7 @@ def finalize(config: ConfigDict, problems: Sequence[Problem] = ()) -> ConfigDict
     (("inputs.dppo_checkpoint", "tasks", "behaviour_cloning.policy"), _check_dppo),
     (("env.name", "env.calvin_root"), _find_calvin_env),
     (("data.source", "data.calvin_path", "data.failed_takes_per_task", "inputs.collect"), _find_calvin),
+    (("training.wandb_project",), _find_wandb),
     (("world_model.batch_size", "world_model.sequence_length", *_AMOUNT), _check_amount),
   )
   for needs, derive in derived:
@@ -619,6 +632,17 @@ def _find_calvin_env(config: ConfigDict) -> list[Problem]:
   rule = "a checkout of CALVIN's simulator, with env.name=calvin"
   fix = "git clone https://github.com/mees/calvin_env and name its folder, here or in $CALVIN_ROOT"
   return [Problem("env.calvin_root", path, rule, fix)]
+
+
+def _find_wandb(config: ConfigDict) -> list[Problem]:
+  project = config.training.wandb_project
+  if not project:
+    return []
+  found = importlib.util.find_spec("wandb")
+  if found is not None and found.origin is not None:  # a folder `wandb`, as W&B makes them, has no origin
+    return []
+  rule = "empty where the package wandb is not installed"
+  return [Problem("training.wandb_project", project, rule, "pip install 'wam_jax[wandb]'")]
 
 
 _AMOUNT = ("data.source", "data.calvin_path", "data.play_frames")

@@ -12,6 +12,8 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from wam_jax.config_study import ARMS, MAIN
+
 PRESETS = ("demo", "small", "paper")
 STAGES = (
   "collect",
@@ -25,7 +27,7 @@ STAGES = (
   "report",
 )
 MOST = 2**31 - 1  # of whole numbers: more does not fit JAX's integers
-EXTRA_STAGES = ("convert", "online_ppo")  # run only when asked for by name
+EXTRA_STAGES = ("convert", "online_ppo", "evaluate_cloned")  # run only when asked for by name
 TASKS = (
   "open_drawer",
   "close_drawer",
@@ -134,6 +136,11 @@ _TEXT = Check(lambda value: True, "a word", (str,))
 _NAME = Check(
   lambda value: bool(value) and value == value.strip() and "/" not in value, "a name without /", (str,)
 )
+_PROJECT = Check(
+  lambda value: len(value) <= 128 and value == value.strip() and not set(value) & set("/\\#?%:"),
+  "a name of at most 128 letters without any of / \\ # ? % :",
+  (str,),
+)
 _FLAG = Check(lambda value: True, "true or false", (bool,))
 _WIDTHS = Check(
   lambda value: len(value) > 0 and all(type(width) is int and width > 0 for width in value),
@@ -148,6 +155,16 @@ _UPDATES = Check(
 _HORIZONS = Check(
   lambda value: len(value) > 0 and _UPDATES.holds(value),
   "one or more frames, each at least 1, ascending",
+  (tuple, list),
+)
+_SEEDS = Check(
+  lambda value: all(type(x) is int and 0 <= x <= MOST for x in value) and len(set(value)) == len(value),
+  "different seeds, each at least 0",
+  (tuple, list),
+)
+_ARMS = Check(
+  lambda value: len(set(value)) == len(value) and set(value) <= set(ARMS),
+  f"different arms out of {', '.join(ARMS)}",
   (tuple, list),
 )
 _FOLDERS = Check(lambda value: all(isinstance(x, str) for x in value), "folders", (tuple, list))
@@ -169,7 +186,12 @@ _TASK_LIST = Check(
 )
 
 # Lists that may be empty, with an example of what they hold.
-EMPTY_LISTS: dict[str, tuple[Any, ...]] = {"judge.compare": ("",), "world_model.snapshots": (1,)}
+EMPTY_LISTS: dict[str, tuple[Any, ...]] = {
+  "judge.compare": ("",),
+  "world_model.snapshots": (1,),
+  "study.seeds": (1,),
+  "study.arms": ("",),
+}
 
 # One line for every field there is.
 CHECKS: dict[str, Check] = {
@@ -225,6 +247,7 @@ CHECKS: dict[str, Check] = {
   "world_model.kl_balance": _RATE,
   "world_model.inverse_dynamics_weight": _NOT_NEGATIVE,
   "world_model.embedding_image_weight": _NOT_NEGATIVE,
+  "world_model.robot_obs_weight": _NOT_NEGATIVE,
   "world_model.decode_fraction": _number(0, 1, open_low=True),
   "world_model.batch_size": _count(),
   "world_model.sequence_length": _count(2),
@@ -315,11 +338,16 @@ CHECKS: dict[str, Check] = {
   "evaluate.expert": _FLAG,
   "evaluate.imagined_episodes": _count(),
   "report.animation_size": _count(32, 1024),
+  "study.seeds": _SEEDS,
+  "study.arms": _ARMS,
+  "study.results": _TEXT,
+  "study.page": _TEXT,
   "training.log_every": _count(),
   "training.checkpoint_minutes": _NOT_NEGATIVE,
   "training.keep_checkpoints": _count(),
   "training.restore": _choice("newest", "best"),
   "training.devices": _count(0),
+  "training.wandb_project": _PROJECT,
 }
 
 
@@ -524,6 +552,20 @@ RULES: tuple[Rule, ...] = (
     lambda episodes, starts, source: source != "embedded" or episodes <= starts,
     "at most data.heldout_starts_per_task ({1}): every episode has a start of its own",
     "lower it to {1}, or raise data.heldout_starts_per_task",
+  ),
+  Rule(
+    "study.arms",
+    ("study.seeds",),
+    lambda arms, seeds: bool(arms) or not seeds,
+    "one arm or more, as there are study.seeds",
+    f"for instance --config.study.arms={','.join(MAIN)}",
+  ),
+  Rule(
+    "stage",
+    ("study.seeds",),
+    lambda stage, seeds: not seeds or stage in ("all", "plan", "report"),
+    "all, plan or report in a study (study.seeds = {1})",
+    "run a single stage with another experiment file",
   ),
   Rule(
     "env.image_size",

@@ -192,13 +192,19 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument(
     "--platforms", help=f"comma-separated, of {','.join(PLATFORMS)}; default: this machine's"
   )
+  parser.add_argument("--ddim_steps", type=int, default=0, help="denoising steps, by DDIM; default: all")
   parser.add_argument("--batch", type=int, default=1, help="robots side by side")
   arguments = parser.parse_args(argv)
   if arguments.batch < 1:
     parser.error(f"--batch: expected at least 1, got {arguments.batch}")
   platforms = arguments.platforms.split(",") if arguments.platforms else None
   try:
-    policy = acting.load_policy(arguments.workdir, arguments.task, arguments.which, arguments.world_model)
+    try:
+      policy = acting.load_policy(
+        arguments.workdir, arguments.task, arguments.which, arguments.world_model, arguments.ddim_steps
+      )
+    except ValueError as error:
+      parser.error(str(error))
     out = export_policy(policy, arguments.out, platforms, arguments.batch)
   except (PolicyError, ExportError, ArtifactError, CheckpointError) as error:
     print(f"\n{error}", file=sys.stderr)

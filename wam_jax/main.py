@@ -2,7 +2,8 @@
 
 python -m wam_jax.main --config=experiments/calvin_wam.py[:demo|small|paper] [--config.GROUP.FIELD=VALUE]
 
-On several hosts the same command runs on each of them: docs/CLUSTER.md. Exit codes: wam_jax/stages/entry.py.
+Our own experiments are found by that name, or by calvin_wam[:demo], from every folder. On several hosts the
+same command runs on each of them: docs/CLUSTER.md. Exit codes: wam_jax/stages/entry.py.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str
   absl stops at the first that it does not know; `config.apply_overrides` finds all that is wrong.
 
   Returns:
-    The other arguments, and (dotted path, text) pairs.
+    The other arguments, with --config as the path of a file, and (dotted path, text) pairs.
   """
   rest: list[str] = []
   overrides: list[tuple[str, str]] = []
@@ -44,6 +45,9 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str
   words = iter(argv)
   for word in words:
     name, equals, value = word.lstrip("-").partition("=")
+    if word.startswith("-") and name == "config":
+      rest.append(f"--config={config_lib.experiment_file(value if equals else next(words, ''))}")
+      continue
     if not word.startswith("-") or not name.startswith(("config.", "noconfig.")):
       rest.append(word)
       continue
@@ -63,14 +67,15 @@ def parse(argv: Sequence[str]) -> list[str]:
   try:
     unparsed = flags.FLAGS(rest)
     if _CONFIG.value is None:
-      flags.FLAGS["config"].parse(EXPERIMENT)
+      flags.FLAGS["config"].parse(config_lib.experiment_file(EXPERIMENT))
     config_lib.flatten(_CONFIG.value)  # a file that could not be read raises only when looked at
     return unparsed
   except (ConfigError, flags.Error) as error:
     sys.exit(entry.report(error, 2))
   except OSError as error:
     given = next((word.partition("=")[2] for word in rest if word.startswith("--config=")), EXPERIMENT)
-    fix = f"{str(error).strip().splitlines()[-1].strip()}; run from the repository, or give the path"
+    known = ", ".join(config_lib.own_experiments())
+    fix = f"{str(error).strip().splitlines()[-1].strip()}; give the path of a file, or one of {known}"
     sys.exit(entry.report(ConfigError([Problem("--config", given, "an experiment file[:preset]", fix)]), 2))
 
 

@@ -13,12 +13,16 @@ import time
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
+import wam_jax
+from wam_jax import pack, play
+from wam_jax import report as report_command
 from wam_jax.config import STAGES
 from wam_jax.io.artifact import load_artifact
 from wam_jax.io.checkpoint import load_params
 from wam_jax.io.logger import read_metrics
-from wam_jax.stages import report
+from wam_jax.stages import acting, report
 
 ROOT = pathlib.Path(__file__).parents[2]
 TASKS = ("open_drawer", "turn_on_led")
@@ -242,6 +246,48 @@ def test_world_models_compared_in_a_finished_run(finished, cache):
   assert "difference" in compared.stdout and "calvin_wam (run) 2" in compared.stdout
   assert (workdir / "judge_world_model" / "comparison.md").exists()
   assert (workdir / "judge_world_model" / "judge.json").read_bytes() == before
+
+
+def test_page_of_a_finished_run_made_anew(finished, tmp_path, capsys):
+  workdir, first = finished
+  assert first.returncode == 0
+  assert report_command.main([f"--workdir={workdir}", f"--out={tmp_path / 'page.html'}"]) == 0
+  assert "Note" not in capsys.readouterr().out
+  made, again = (
+    (folder / name).read_text()
+    for folder, name in ((workdir / "report", "report.html"), (tmp_path, "page.html"))
+  )
+  assert again.count('src="data:image/webp') == made.count('src="data:image/webp') == 1 + len(TASKS)
+  started = json.loads((workdir / "evaluate" / "results.json").read_text())["provenance"]["date"]
+  assert started in again
+
+
+def test_packed_policies_act_as_those_of_the_run(finished, tmp_path, capsys):
+  finished, _ = finished
+  out = tmp_path / "tiny.npz"
+  assert pack.main([f"--workdir={finished}", f"--out={out}"]) == 0
+  card = out.with_suffix(".md").read_text(encoding="utf-8")
+  assert "256 frames of play" in card and "| **Mean**" in card and str(finished.parent) not in card
+  rng = np.random.default_rng(0)
+  for task in TASKS:
+    packed, whole = wam_jax.load_policy(out, task), wam_jax.load_policy(finished, task)
+    assert packed.made_from == whole.made_from
+    for _ in range(6):
+      seen = {camera: rng.integers(0, 256, (64, 64, 3), np.uint8) for camera in whole.cameras}
+      np.testing.assert_allclose(packed.act(seen), whole.act(seen), atol=0.02)
+  animation = tmp_path / "led.webp"
+  flags = [f"--policy={out}", "--task=turn_on_led", f"--out={animation}", "--max_steps=6", "--size=64"]
+  assert play.main(flags) == 0
+  assert "0 of 1 succeeded" in capsys.readouterr().out
+  with Image.open(animation) as image:
+    assert image.n_frames == 4
+  assert play.main([f"--policy={out}", "--task=close_drawer", f"--out={animation}"]) == 1
+  assert "open_drawer, turn_on_led" in capsys.readouterr().err
+  best = wam_jax.load_policy(finished, "open_drawer", "ppo_imagined")
+  assert best.made_from == wam_jax.load_policy(finished, "open_drawer").made_from
+  (tmp_path / "cut.npz").write_bytes(out.read_bytes()[:1000])
+  with pytest.raises(acting.PolicyError, match=r"cut\.npz"):
+    wam_jax.load_policy(tmp_path / "cut.npz", "open_drawer")
 
 
 def test_bad_config_stops_before_anything_runs(cache, tmp_path):

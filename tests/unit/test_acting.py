@@ -122,8 +122,8 @@ class Recorded:
 
 
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("which", ["ppo", "cloned"])
-def test_the_actions_are_those_of_a_rollout(run, task, which):
+@pytest.mark.parametrize(("which", "ddim_steps"), [("ppo", 0), ("cloned", 0), ("ppo", 2)])
+def test_the_actions_are_those_of_a_rollout(run, task, which, ddim_steps):
   steps, batch, seed = 10, 3, 7
   seen = observations(steps, batch)
   stage = ppo if which == "ppo" else behaviour_cloning
@@ -133,7 +133,7 @@ def test_the_actions_are_those_of_a_rollout(run, task, which):
   episodes = rollout.rollout_policies(
     model,
     model_params,
-    policy,
+    behaviour_cloning.for_acting(policy, ddim_steps),
     jax.tree.map(lambda x: x[k : k + 1], params),
     tasks=(task,),
     robot_obs=seen[0]["robot_obs"][None],
@@ -143,7 +143,7 @@ def test_the_actions_are_those_of_a_rollout(run, task, which):
     max_steps=steps,
     chunk=CHUNK,
   )
-  acted = wam_jax.load_policy(run, task, which)
+  acted = wam_jax.load_policy(run, task, which, ddim_steps=ddim_steps)
   acted.reset(batch_size=batch, seed=seed)
   actions = episode(acted, seen)
   assert actions.shape == (steps, batch, 7) and actions.dtype == np.float32
@@ -172,11 +172,14 @@ def test_a_work_folder_gives_the_ppo_policy_if_finished_else_the_cloned_one(run,
     wam_jax.load_policy(tmp_path, TASKS[0])
   with pytest.raises(ValueError, match="which: expected one of ppo, cloned"):
     wam_jax.load_policy(run, TASKS[0], "best")
+  with pytest.raises(PolicyError, match="there is no ppo_imagined"):
+    wam_jax.load_policy(run, TASKS[0], "ppo_imagined")
 
 
 def test_an_artifacts_folder_will_do(run):
   seen = observations(3)
-  for which, stage in acting.POLICIES.items():
+  for which in ("ppo", "cloned"):
+    stage = acting.POLICIES[which]
     by_run, by_folder = (wam_jax.load_policy(p, TASKS[1], which) for p in (run, run / stage))
     np.testing.assert_array_equal(episode(by_run, seen), episode(by_folder, seen))
 
@@ -213,7 +216,7 @@ def test_a_world_model_taken_from_elsewhere_is_found(run, tmp_path):
     artifact = artifact_lib.load_artifact(tmp_path / "run", stage)
     artifact.config["inputs"]["world_model"] = str(tmp_path / "elsewhere")
     artifact_lib.write_artifact(artifact, done=True)
-  for which in acting.POLICIES:
+  for which in ("ppo", "cloned"):
     assert wam_jax.load_policy(tmp_path / "run", TASKS[0], which).made_from["world_model"] == "1" * 64
   # A run that took the cloned policy from the first one.
   shutil.move(tmp_path / "run" / "behaviour_cloning", tmp_path / "run" / "moved")
@@ -250,6 +253,8 @@ def test_seed_and_reset(run):
   assert (goes_on != first).any()
   policy.reset(seed=1)
   assert (episode(policy, seen) != first).any()
+  with pytest.raises(ValueError, match="ddim_steps"):
+    wam_jax.load_policy(run, TASKS[0], ddim_steps=1000)
   for seed in (-1, 2**31):
     with pytest.raises(ValueError, match="seed"):
       policy.reset(seed=seed)
@@ -321,8 +326,9 @@ def test_only_what_the_model_reads_is_needed(tmp_path):
   assert set(json.loads((folder / "policy.json").read_text())["observation"]) == {"rgb_gripper"}
 
 
-def test_importing_the_package_imports_no_jax():
-  code = "import sys, wam_jax; assert callable(wam_jax.load_policy); sys.exit('jax' in sys.modules)"
+def test_importing_the_package_imports_no_jax_and_no_other_package():
+  code = "import sys, wam_jax; assert callable(wam_jax.load_policy)\n"
+  code += "sys.exit(bool({'jax', 'numpy', 'ml_collections', 'absl'} & set(sys.modules)))"
   assert subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT).returncode == 0
 
 

@@ -57,7 +57,7 @@ def clone(featurized, path, **changes) -> tuple[Artifact, list[str]]:
   config = make_config(**changes)
   artifact = Artifact(stage="behaviour_cloning", path=path, fingerprint="1", config=config.to_dict())
   artifact_lib.write_artifact(artifact, done=False)
-  logger = Logger(path, "behaviour_cloning", interactive=False)
+  logger = Logger(path, "behaviour_cloning")
   lines: list[str] = []
   logger.info = lines.append
   try:

@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from wam_jax.io import charts
+from wam_jax.io import charts, page_parts
 
 
 def test_higher_values_are_drawn_higher():
@@ -55,3 +55,18 @@ def test_interval_positions():
   assert float(first.find("circle").get("cx")) == 8 + 0.5 * 200
   assert (float(first.find("line").get("x1")), float(first.find("line").get("x2"))) == (58.0, 158.0)
   assert float(second.find("circle").get("cx")) == 208.0
+
+
+def test_a_chart_of_the_report_as_a_file_of_its_own():
+  one = {"name": "imagined & more", "x": [0, 1], "y": [0.1, 0.9], "style": "imagined"}
+  other = one | {"name": "held out", "style": "imagined dashed"}
+  dots = one | {"name": "real", "x": [1], "y": [0.5], "style": "ppo", "dots": True}
+  chart = {"title": "PPO: <mean>", "x_label": "iteration", "series": [one, other, dots], "percent": True}
+  text = page_parts.chart_file(chart)
+  root = ElementTree.fromstring(text)
+  words = ["".join(each.itertext()) for each in root.iter("{http://www.w3.org/2000/svg}text")]
+  assert {"PPO: <mean>", "imagined & more", "held out", "real"} <= set(words)
+  assert ".line.imagined{stroke:#e0760f}" in text and ".dashed{stroke-dasharray" in text
+  alone = page_parts.chart_file(chart | {"series": [one]})
+  assert "imagined &amp; more</text>" not in alone and "dashed" not in alone  # one curve needs no legend
+  assert page_parts.chart_file(chart | {"series": [one | {"y": [None, None]}]}) == ""

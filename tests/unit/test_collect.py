@@ -37,7 +37,7 @@ def _config(seed: int = 3, workers: int = 1) -> ConfigDict:
 
 
 def _run(config: ConfigDict, workdir: pathlib.Path) -> dict:
-  collect.run(config, {}, workdir, Logger(workdir, "collect", interactive=False))
+  collect.run(config, {}, workdir, Logger(workdir, "collect"))
   return json.loads((workdir / "summary.json").read_text())
 
 

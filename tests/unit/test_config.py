@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import importlib.util
 import io
+import pathlib
+import sys
 
 import numpy as np
 import pytest
@@ -10,6 +13,8 @@ from wam_jax import config as config_lib
 from wam_jax import config_rules
 from wam_jax.config import ConfigError
 from wam_jax.main import split_overrides
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -214,12 +219,10 @@ def test_preset_from_the_machine(tmp_path, monkeypatch):
   assert detect({}, tmp_path)[0] == "demo"
   (tmp_path / "dev").mkdir()
   (tmp_path / "dev" / "nvidia0").touch()
-  monkeypatch.setattr(config_lib.importlib.util, "find_spec", lambda name: None)
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
   preset, why = detect({}, tmp_path)
   assert preset == "demo" and "[cuda]" in why  # a GPU that this JAX cannot drive
-  monkeypatch.setattr(
-    config_lib.importlib.util, "find_spec", lambda name: name == "jax_cuda12_plugin" or None
-  )
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "jax_cuda12_plugin" or None)
   assert detect({}, tmp_path)[0] == "small"
   assert detect({"JAX_PLATFORMS": "cpu"}, tmp_path)[0] == "demo"
   assert detect({"CUDA_VISIBLE_DEVICES": ""}, tmp_path)[0] == "demo"
@@ -229,13 +232,8 @@ def test_preset_from_the_machine(tmp_path, monkeypatch):
 
 
 def test_baseline_differs_in_one_field_only(monkeypatch):
-  import importlib.util
-  import pathlib
-
-  experiments = pathlib.Path(__file__).parents[2] / "experiments"
-
   def flat(name):
-    spec = importlib.util.spec_from_file_location(name, experiments / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, config_lib.own_experiments()[name])
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return config_lib.flatten(module.get_config("demo"))
@@ -244,6 +242,33 @@ def test_baseline_differs_in_one_field_only(monkeypatch):
   different = {path for path in ours if ours[path] != baseline[path]}
   assert different == {"experiment", "world_model.inverse_dynamics_weight"}
   assert baseline["world_model.inverse_dynamics_weight"] == 0.0
+
+
+def test_own_experiments_are_found_by_name_from_every_folder(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  find, own = config_lib.experiment_file, config_lib.own_experiments()
+  assert set(own) == {"calvin_wam", "calvin_dreamerv2", "reproduction"}
+  wam = str(own["calvin_wam"])
+  assert find("experiments/calvin_wam.py:demo") == find("calvin_wam:demo") == f"{wam}:demo"
+  assert find("calvin_wam.py") == find("experiments/calvin_wam.py") == wam
+  for other in (
+    "elsewhere/calvin_wam.py:demo",
+    "calvin_wm:demo",
+    "",
+    "/experiments/calvin_wam.py",
+    "a.py:b:c",
+  ):
+    assert find(other) == other
+  (tmp_path / "experiments").mkdir()
+  (tmp_path / "experiments" / "calvin_wam.py").touch()  # one's own comes first
+  assert find("experiments/calvin_wam.py:demo") == "experiments/calvin_wam.py:demo"
+  for words in (["--config", "calvin_wam:demo"], ["-config=calvin_wam:demo"], ["--config=calvin_wam:demo"]):
+    assert split_overrides(["main", *words]) == (["main", f"--config={wam}:demo"], [])
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="archives of the source leave links out")
+def test_the_folder_at_the_top_leads_to_the_packages_experiments():
+  assert (ROOT / "experiments").resolve() == ROOT / "wam_jax" / "experiments"
 
 
 def test_overrides_in_all_spellings():
@@ -317,6 +342,20 @@ def test_folders_that_look_like_something_else(config, tmp_path, folder):
   assert config_lib.finalize(config).judge.compare == (folder,)
   assert config_lib.apply_overrides(config, [("judge.compare", f"({folder}, 3)")]) == []
   assert config.judge.compare == (folder, "3")
+
+
+def test_wandb_must_be_there_to_be_used(config, wandb, monkeypatch, tmp_path):
+  config_lib.apply_overrides(config, [("training.wandb_project", "robots")])
+  assert config_lib.finalize(config).training.wandb_project == "robots"
+  assert set(problems_of(config, ("training.wandb_project", "a/b"))) == {"training.wandb_project"}
+  monkeypatch.delitem(sys.modules, "wandb")
+  (tmp_path / "wandb" / "run-1").mkdir(parents=True)  # as W&B makes them where one works
+  monkeypatch.setattr(sys, "path", [str(tmp_path)])
+  found = problems_of(config, ("training.wandb_project", "robots"), ("seed", "-1"))
+  assert set(found) == {"seed", "training.wandb_project"}
+  assert found["training.wandb_project"].fix == "pip install 'wam_jax[wandb]'"
+  config_lib.apply_overrides(config, [("training.wandb_project", ""), ("seed", "0")])
+  config_lib.finalize(config)
 
 
 def test_empty_lists_know_what_they_hold(config):

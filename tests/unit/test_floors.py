@@ -9,12 +9,15 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
 PACKAGE = ROOT / "wam_jax"
-BASE = {"types", "config", "config_rules"}
+BASE = {"types", "machine", "config", "config_rules", "config_study"}
 # room -> rooms it may import, besides itself
 ALLOWED = {
   "types": set(),
-  "config_rules": set(),
-  "config": {"config_rules"},
+  "machine": set(),
+  "config_study": set(),
+  "config_reference": {"config", "config_rules"},
+  "config_rules": {"config_study"},
+  "config": {"machine", "config_rules", "config_study"},
   "core": BASE,
   "nn": BASE | {"core"},
   "train": BASE | {"core", "nn"},
@@ -22,9 +25,15 @@ ALLOWED = {
   "envs": BASE | {"core"},
   "io": BASE | {"core"},
   "stages": BASE | {"core", "nn", "train", "data", "envs", "io"},
+  "experiments": {"config", "config_study"},
   "main": BASE | {"stages"},
   "export": BASE | {"nn", "io", "stages"},
+  "pack": BASE | {"io", "stages"},
+  "play": BASE | {"envs", "io", "stages"},
+  "report": {"io", "stages"},
   "run_exported": set(),
+  "doctor": {"machine", "doctor_jobs"},
+  "doctor_jobs": {"envs"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -89,3 +89,16 @@ def test_paired_difference_keeps_a_width_and_mirrors():
 def test_paired_difference_rejects_unlike_episodes(before, after):
   with pytest.raises(ValueError, match="same episodes"):
     intervals.paired_difference(before, after)
+
+
+def test_independent_difference_is_newcombes():
+  """Newcombe 1998, table II, method 10: the examples 56/70 - 48/80 and 0/10 - 0/10."""
+  interval = lambda s, n: (s / n, *intervals.wilson_interval(s, n))
+  found = intervals.independent_difference(interval(48, 80), interval(56, 70))
+  assert found == pytest.approx((0.2, 0.0524, 0.3339), abs=1e-4)
+  found = intervals.independent_difference(interval(0, 10), interval(0, 10))
+  assert found == pytest.approx((0.0, -0.2775, 0.2775), abs=1e-4)
+  found = intervals.independent_difference(interval(0, 10), interval(10, 10))
+  assert found[0] == 1.0 and 0 < found[1] < found[2] == 1.0
+  with pytest.raises(ValueError, match="low <= rate"):
+    intervals.independent_difference((0.5, 0.6, 0.7), interval(1, 2))

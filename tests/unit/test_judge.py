@@ -77,6 +77,37 @@ def test_psnr_by_hand_and_equal_pictures():
   assert judging.compare_pictures(true[:, :, :8, :8], true[:, :, :8, :8], [0])[1] is None
 
 
+def test_actions_read_off_two_embeddings_by_a_matrix():
+  rng = np.random.default_rng(0)
+  matrix, frames = rng.normal(size=(6, 7)), 25
+  features, found = {}, {}
+  for name, windows in (("fit_embed", 12), ("embed", 4)):
+    embed = rng.normal(size=(windows, frames, 3))
+    action = np.zeros((windows, frames, 7))
+    action[:, :-1] = np.concatenate([embed[:, :-1], embed[:, 1:]], -1) @ matrix + 0.5
+    features[name] = embed
+    ends = np.arange(1, windows + 1) * frames
+    zeros = lambda *shape, n=windows * frames: np.zeros((n, *shape))
+    found[name] = judge.Windows(
+      judge.Frames(
+        rgb_static=zeros(1, 1, 3),
+        rgb_gripper=zeros(1, 1, 3),
+        ids=zeros(),
+        robot_obs=zeros(15),
+        scene_obs=zeros(24),
+        action=action.reshape(-1, 7),
+        starts=ends - frames,
+        ends=ends,
+      ),
+      frames,
+      "play",
+    )
+  features["action"] = np.zeros((4, frames - 1, 7))
+  errors = judge.judge_actions(features, found["embed"], found["fit_embed"])
+  for dimension, error in errors.items():
+    assert error["linear"] < 1e-8 < 0.1 < min(error["error"], error["mean_action"]), dimension
+
+
 # --- the stage ------------------------------------------------------------------------------------
 
 
@@ -136,7 +167,7 @@ def inputs(tmp_path_factory):
 
 
 def run(config, inputs, workdir):
-  judge.run(config_lib.finalize(config), inputs, workdir, Logger(workdir, "judge", interactive=False))
+  judge.run(config_lib.finalize(config), inputs, workdir, Logger(workdir, "judge"))
   return json.loads((workdir / "judge.json").read_text())
 
 
@@ -204,7 +235,7 @@ def test_comparison_table_by_hand():
       "open_loop": {"rgb_static": at | {"reconstruction_psnr": 30.0, "reconstruction_ssim": 0.9}},
       "repeated": {"rgb_static": at},
       "probes": {"led": {"posterior": "constant", "imagined": [value / 100, None]}},
-      "inverse_dynamics": {"x": {"error": value / 1000}},
+      "inverse_dynamics": {"x": {"error": value / 1000, "linear": 0.1}},
     }
 
   comparison = {

@@ -170,6 +170,23 @@ def test_signals_go_to_all_each_time_and_nothing_is_started_again(launch, number
   assert len(launch.starts(0)) == 1
 
 
+def test_a_closed_terminal_counts_once(launch):
+  before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup would have set otherwise
+  try:
+    run = launch("--processes=2", mode="wait", patience=2)
+  finally:
+    signal.signal(signal.SIGHUP, before)
+  run.wait_for("hello", 2)
+  run.process.send_signal(signal.SIGHUP)
+  run.wait_for("signal", 2)
+  run.process.send_signal(signal.SIGHUP)
+  time.sleep(0.5)
+  assert run.process.poll() is None
+  run.process.send_signal(signal.SIGTERM)
+  code, out, _ = run.wait()
+  assert code == 143 and out.count("signal 15") == 4
+
+
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [

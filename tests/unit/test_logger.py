@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import io
 import json
+import os
+import sys
 
 import pytest
 
+from wam_jax.io import live_view
 from wam_jax.io import logger as logger_lib
 
 
 @pytest.fixture
 def logger(tmp_path):
-  made = logger_lib.Logger(tmp_path, "stage", interactive=False)
+  made = logger_lib.Logger(tmp_path, "stage")
   yield made
   made.close()
 
@@ -45,13 +49,36 @@ def test_plain_progress_says_percent_and_time_left(logger, capsys, monkeypatch):
   assert "loss 0.25" in out
 
 
-def test_interactive_draws_a_bar(tmp_path, capsys):
-  logger = logger_lib.Logger(tmp_path, "stage", interactive=True)
-  with logger.progress(2, "drawing") as progress:
+def test_a_view_shows_progress_and_metrics_instead_of_lines(tmp_path, capsys, monkeypatch):
+  monkeypatch.setenv("TERM", "xterm")
+  monkeypatch.setattr(logger_lib, "PLAIN_SECONDS", 0.0)
+  file = io.StringIO()
+  console = live_view.make_console(file, width=80, height=24)
+  with live_view.LiveView("", [live_view.StageLine("stage", "runs")], console) as view:
+    logger = logger_lib.Logger(tmp_path, "stage", view)
+    with logger.progress(2, "drawing", note="2 tasks side by side") as progress:
+      logger.info("hello [/]")
+      logger.write(1, {"stage/loss/total": 0.25})
+      progress.update(2)
+  logger.close()
+  drawn = file.getvalue()
+  assert "drawing, 2 tasks side by side" in drawn and "2/2" in drawn and "total 0.25" in drawn
+  assert "[stage] hello [/]" in drawn
+  assert capsys.readouterr() == ("", "")
+
+
+def test_a_terminal_that_has_gone_away_stops_nothing(logger, monkeypatch):
+  ours, theirs = os.openpty()
+  os.close(ours)
+  with open(theirs, "w") as gone, monkeypatch.context() as patch:
+    patch.setattr(sys, "stdout", gone)
     logger.info("hello")
-    progress.update(2)
-  captured = capsys.readouterr()
-  assert "drawing: 100%" in captured.err and "[stage] hello" in captured.out
+    with logger.progress(2, "drawing") as progress:
+      progress.update(2)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), theirs)  # so that it can be closed
+  monkeypatch.setattr("builtins.print", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "full")))
+  with pytest.raises(OSError):  # that is for people to mend
+    logger.info("hello")
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(5.2, "0:05"), (65, "1:05"), (3725, "1:02:05")])

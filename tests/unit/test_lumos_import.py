@@ -32,7 +32,9 @@ def expected_shapes(**changes):
   """Shapes of our parameters, with the networks that LUMOS has not."""
   c = default_config().world_model
   c.update(
-    {"learned_initial_state": True, "embedding_image_weight": 1.0, "compute_dtype": "float32"} | changes
+    {"learned_initial_state": True, "compute_dtype": "float32"}
+    | {"embedding_image_weight": 1.0, "robot_obs_weight": 1.0}
+    | changes
   )
   model = make_world_model(c)
   return jax.eval_shape(lambda: wm.init_params(model, jax.random.key(0)))

@@ -3,14 +3,18 @@ from __future__ import annotations
 import json
 import multiprocessing
 import pathlib
+import re
+import signal
+import subprocess
 import sys
+import time
 import types
 
 import pytest
 
 from wam_jax import config as config_lib
 from wam_jax.io.artifact import Artifact, read_artifact, write_artifact
-from wam_jax.stages import plan, runner
+from wam_jax.stages import plan, runner, stopping
 from wam_jax.stages.plan import Spec, StageError, StagePlan
 
 SPECS = {
@@ -146,6 +150,166 @@ def test_foreign_files_are_not_touched(ran):
   with pytest.raises(StageError, match="not made by wam_jax"):
     runner.run(make())
   assert [path.name for path in folder.iterdir()] == ["thesis.txt"]
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+  """Lets runs draw their picture; into stdout, which pytest keeps."""
+  from wam_jax.io import live_view
+
+  monkeypatch.setenv("TERM", "xterm")
+  monkeypatch.setenv("COLUMNS", "80")
+  monkeypatch.setattr(live_view, "suits", lambda *_: True)
+
+
+def test_a_picture_on_a_terminal(ran, terminal, capsys, monkeypatch):
+  with pytest.raises(KeyboardInterrupt):
+    runner.run(make(experiment="breaks"))
+  out = capsys.readouterr().out
+  assert "breaks demo, 8 tasks" in out and "[world_model] starts" in out
+  last = out[out.rindex("breaks demo") :]
+  assert re.search(r"collect +\S*done", last) and re.search(r"world_model +\S*stopped", last)
+  assert re.search(r"report +waits", last) and "about 0:20" in last
+
+  whole = make(("workdir", "runs/breaks_demo"))
+  runner.run(whole, quiet=True)
+  out = capsys.readouterr().out
+  assert "8 tasks" not in out and "collect" not in out  # only what it works on
+  assert re.search(r"world_model +\S*done", out) and re.search(r"report +\S*done", out)
+  runner.run(whole, quiet=True)
+  assert capsys.readouterr().out == ""  # nothing to do, nothing to draw
+
+
+def test_what_is_said_about_signals_stands_above_the_picture(capfd):
+  said = []
+  with stopping.told_through(said.append):
+    stopping._say("saving and ending")
+  assert said == ["saving and ending"] and capfd.readouterr().err == ""
+  stopping._say("again")
+  assert len(said) == 1 and "again" in capfd.readouterr().err
+
+
+STOPPING = """
+import signal, sys, time
+from wam_jax.stages import stopping
+signal.signal(signal.SIGHUP, signal.{hangup})
+stopping.GRACE_SECONDS = 3.0
+stopping.install()
+{body}
+"""
+READY = 'print("ready", flush=True)'
+
+
+def stopped(body, signals, hangup="SIG_DFL"):
+  """Code of a process that is sent signals once it is ready. SIG_IGN is what nohup sets."""
+  code = STOPPING.format(body=body, hangup=hangup)
+  process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+  try:
+    assert process.stdout.readline() == b"ready\n"
+    for each in signals:
+      process.send_signal(each)
+      time.sleep(0.3)
+    return process.wait(20)
+  finally:
+    process.kill()
+
+
+def test_a_closed_terminal_stops_a_run_as_other_signals_do_but_not_under_nohup():
+  body = f"""
+try:
+  {READY}
+  time.sleep(60)
+except stopping.Stopped as stop:
+  sys.exit(stop.code)
+"""
+  assert stopped(body, [signal.SIGHUP]) == 129
+  assert stopped(body, [signal.SIGHUP, signal.SIGTERM], "SIG_IGN") == 143
+
+
+def test_a_closed_terminal_may_say_so_twice_while_what_runs_is_saved():
+  body = f"""
+try:
+  with stopping.deferred():
+    {READY}
+    while not stopping.requested():
+      time.sleep(0.01)
+    time.sleep(0.7)
+except stopping.Stopped:
+  sys.exit(7)  # saved
+"""
+  assert stopped(body, [signal.SIGHUP, signal.SIGHUP]) == 7
+  assert stopped(body, [signal.SIGTERM, signal.SIGHUP]) == 7
+  assert stopped(body, [signal.SIGHUP, signal.SIGTERM]) == 143  # at once
+
+
+@pytest.mark.parametrize("tell", ["lambda text: time.sleep(60)", "lambda text: 1 / 0"])
+def test_a_message_that_cannot_be_shown_keeps_no_signal_waiting(tell):
+  body = f"""
+with stopping.told_through({tell}), stopping.deferred():
+  {READY}
+  while True:
+    time.sleep(0.1)
+"""
+  assert stopped(body, [signal.SIGTERM]) == 143  # after the grace time
+  assert stopped(body, [signal.SIGTERM, signal.SIGINT]) == 130  # at once
+
+
+def test_what_is_taken_from_elsewhere_is_said_in_the_picture(ran, terminal, capsys):
+  runner.run(make())
+  capsys.readouterr()
+  other = make(("workdir", "other"), ("inputs.world_model", "runs/calvin_wam_demo"), ("stage", "report"))
+  runner.run(other)
+  out = capsys.readouterr().out
+  assert re.search(r"world_model +\S*given.*from runs/calvin_wam_demo/world_model", out)
+
+
+def test_of_several_processes_none_draws_and_the_first_sends(ran, terminal, wandb, monkeypatch):
+  config, actions = make(("training.wandb_project", "robots")), dict.fromkeys(SPECS, "run")
+  plans = plan.make_plan(config)
+  pathlib.Path(config.workdir).mkdir(parents=True)
+  with runner._live_view(config, plans, actions, True, False) as view:
+    assert view is not None
+  monkeypatch.setattr(runner.processes, "count", lambda: 2)
+  for index in (0, 1):
+    monkeypatch.setattr(runner.processes, "is_first", lambda index=index: index == 0)
+    with (
+      runner._live_view(config, plans, actions, True, False) as view,
+      runner._wandb_run(config, True) as sent,
+    ):
+      assert view is None and (sent is not None) == (index == 0)
+  assert len(wandb.runs) == 1
+
+
+def test_a_run_at_wandb(ran, wandb, monkeypatch):
+  """The numbers of all stages, in one run that goes on after an interruption."""
+  for name in SPECS:
+    module = sys.modules[f"wam_jax.stages.{name}"]
+
+    def run(config, inputs, workdir, logger, name=name, before=module.run):
+      logger.write(7, {f"{name}/loss": 0.5})
+      before(config, inputs, workdir, logger)
+
+    monkeypatch.setattr(module, "run", run)
+  project = ("training.wandb_project", "robots")
+  with pytest.raises(KeyboardInterrupt):
+    runner.run(make(project, experiment="breaks"))
+  first, whole = wandb.runs[0], ("workdir", "runs/breaks_demo")
+  assert first.logged == [
+    {"collect/loss": 0.5, "collect/step": 7},
+    {"world_model/loss": 0.5, "world_model/step": 7},
+  ]
+  assert first.exit_code == 1 and first.arguments["config"]["world_model"]["updates"]
+  runner.run(make(project, whole))
+  second = wandb.runs[1]
+  assert second.arguments["id"] == first.arguments["id"] and second.exit_code == 0
+  assert [sorted(line) for line in second.logged] == [
+    ["world_model/loss", "world_model/step"],
+    ["report/loss", "report/step"],
+  ]
+  runner.run(make(project, whole))
+  assert len(wandb.runs) == 2  # nothing to do, nothing to send
+  # Without it, no stage is another one.
+  assert {each.action for each in plan.make_plan(make(whole)).values()} == {"skip"}
 
 
 def _hold(workdir, ready, stop):

@@ -48,7 +48,7 @@ def start():
 
 
 def loop(workdir, total, **changes):
-  logger = Logger(workdir, "stage", interactive=False)
+  logger = Logger(workdir, "stage")
   settings = {
     "state": start(),
     "update": update,

@@ -188,6 +188,32 @@ def test_memory_savers_save_memory(changes, least):
   assert temporary_bytes() > least * temporary_bytes(**changes)
 
 
+def test_the_robot_state_shapes_the_features():
+  config, model, params = tiny(robot_obs_weight=2.0)
+  assert "robot_decoder" in params and "robot_decoder" not in tiny()[2]
+  batch = random_batch()
+  off = tiny_config(robot_obs_weight=1e-30)
+
+  def loss_and_grads(config):
+    loss = lambda p: train.world_model_loss(model, config, p, batch, None)
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+
+  (total, (metrics, _)), grads = loss_and_grads(config)
+  (without, _), plain = loss_and_grads(off)
+  embed = train.encode(model, params, batch)
+  posterior, _ = train.observe(model, params, embed, batch.prev_action, batch.is_first, None)
+  decoded = model.apply({"params": params}, features(posterior), method="decode_robot_obs")
+  error = np.asarray(decoded, np.float64) - np.asarray(proprio_features(batch.robot_obs), np.float64)
+  by_hand = 0.5 * np.square(error).sum(-1).mean()
+  assert float(metrics["loss/robot_obs"]) == pytest.approx(by_hand, rel=1e-5)
+  assert float(total - without) == pytest.approx(2 * by_hand, rel=1e-3)
+  for name in ("encoder_rgb_static", "rssm"):  # it reaches what makes the features
+    assert any(
+      np.abs(a - b).max() > 1e-6
+      for a, b in zip(jax.tree.leaves(grads[name]), jax.tree.leaves(plain[name]), strict=True)
+    )
+
+
 def test_carried_state_goes_on_where_the_last_window_ended():
   config = tiny_config(batch_size=B, sequence_length=T // 2, updates=10, carry_state=True)
   model = make_world_model(config)

@@ -51,7 +51,7 @@ def train(collected, path, until=None, **changes):
     stage="world_model", path=path, fingerprint="1", config=config.to_dict(), part=part, inputs={}, schema=1
   )
   artifact_lib.write_artifact(artifact, done=False)
-  logger = Logger(path, "world_model", interactive=False)
+  logger = Logger(path, "world_model")
   lines: list[str] = []
   logger.info = lines.append
   write = logger.write

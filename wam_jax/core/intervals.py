@@ -103,3 +103,30 @@ def paired_difference(
   centre = (gained - lost) / total
   spread = z * math.sqrt((gained + lost + 1) / total - centre * centre) / math.sqrt(total)
   return (gained - lost) / len(before), max(-1.0, centre - spread), min(1.0, centre + spread)
+
+
+def independent_difference(
+  before: tuple[float, float, float], after: tuple[float, float, float]
+) -> tuple[float, float, float]:
+  """Change of a rate between two policies run from different start states.
+
+  Args:
+    before: (rate, low, high), as from `mean_interval`.
+    after: the same of the other policy.
+
+  Returns:
+    (difference, low, high), in [-1, 1]; of the same confidence as the two intervals.
+
+  Raises:
+    ValueError: a rate outside its interval.
+
+  Source: Newcombe, Interval estimation for the difference between independent proportions, Statistics in
+  Medicine 1998, method 10.
+  """
+  for rate, low, high in (before, after):
+    if not low <= rate <= high:
+      raise ValueError(f"expected low <= rate <= high, got {low}, {rate}, {high}")
+  difference = after[0] - before[0]
+  below = math.hypot(after[0] - after[1], before[2] - before[0])
+  above = math.hypot(after[2] - after[0], before[0] - before[1])
+  return difference, difference - below, difference + above

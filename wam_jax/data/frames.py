@@ -17,6 +17,7 @@ import numpy as np
 
 from wam_jax.core import image as image_lib
 from wam_jax.data.files import COPY_AGAIN, IDS_FILE, DatasetError, PathLike, read_npz
+from wam_jax.machine import available_cores
 
 ProgressFactory = Callable[[int, str], contextlib.AbstractContextManager[Any]]
 
@@ -205,9 +206,7 @@ def empty_frames(num_frames: int, image_size: int) -> dict[str, np.ndarray]:
 
 def num_workers(workers: int) -> int:
   """`workers`, or one per usable core if it is 0."""
-  if workers:
-    return workers
-  return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+  return workers or available_cores()
 
 
 class FrameReader:

@@ -7,8 +7,6 @@ its number alone, so that a run may stop, go on elsewhere, and change its source
 
 from __future__ import annotations
 
-import os
-import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -19,6 +17,7 @@ from wam_jax.data.files import DatasetError, PathLike
 from wam_jax.data.frames import PICTURE_KEYS, empty
 from wam_jax.data.frames_cache import FrameCache
 from wam_jax.data.windows import REST_ACTION, Sampler
+from wam_jax.machine import host_bytes
 from wam_jax.types import Batch
 
 RESIDENCIES = ("auto", "device", "stream")
@@ -55,42 +54,6 @@ def available_bytes() -> tuple[int, str]:
   if stats and "bytes_limit" in stats:
     return int(stats["bytes_limit"] - stats.get("bytes_in_use", 0)), f"free on the {device.device_kind}"
   return host_bytes(), "free on this machine"
-
-
-def host_bytes(root: PathLike = "/") -> int:
-  """Free memory of the machine, or what the control group leaves if that is less.
-
-  Args:
-    root: where /proc and /sys are; for tests.
-  """
-  root = pathlib.Path(root)
-  try:
-    lines = (root / "proc/meminfo").read_text().splitlines()
-    fields = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if ":" in line}
-    free = fields["MemAvailable"]
-  except (OSError, KeyError, ValueError, IndexError):
-    free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-  try:
-    groups = [line.split(":", 2) for line in (root / "proc/self/cgroup").read_text().splitlines()]
-  except OSError:
-    groups = []
-  for _, kinds, name in groups:
-    if kinds == "memory":  # version 1 of control groups
-      top, files = root / "sys/fs/cgroup/memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
-    elif kinds == "":
-      top, files = root / "sys/fs/cgroup", ("memory.max", "memory.current")
-    else:
-      continue
-    own = top / name.lstrip("/")
-    for group in [own, *own.parents][: len(own.parts) - len(top.parts) + 1]:
-      try:
-        most, used = (int((group / file).read_text()) for file in files)  # 'max', no limit, is no number
-        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-      except (OSError, ValueError):
-        continue
-      cached = int(stat.get("total_inactive_file", stat.get("inactive_file", 0)))  # given back on demand
-      free = min(free, max(most - used + cached, 0))
-  return free
 
 
 def choose_source(

@@ -83,6 +83,7 @@ def line_chart(
   y_range: tuple[float, float] | None = None,
   log_y: bool = False,
   percent: bool = False,
+  x_ticks: Sequence[float] = (),
   height: int = HEIGHT,
   width: int = WIDTH,
 ) -> str:
@@ -95,6 +96,7 @@ def line_chart(
     y_range: fixed limits; None fits the points.
     log_y: logarithmic axis if the values span more than LOG_RATIO; points that are not positive are left out.
     percent: y in [0, 1] shown as percent.
+    x_ticks: all that are marked; the axis is then logarithmic.
     height: in user units; the page scales the width.
     width: in user units.
 
@@ -124,9 +126,11 @@ def line_chart(
 
   left, right, top, bottom = 46, width - 10, 8, height - 36
   scale = math.log10 if log_y else float
+  scale_x = math.log10 if x_ticks else float
 
   def px(x: float) -> float:
-    return left + (x - x_low) / (x_high - x_low) * (right - left)
+    share = (scale_x(x) - scale_x(x_low)) / (scale_x(x_high) - scale_x(x_low))
+    return left + share * (right - left)
 
   def py(y: float) -> float:
     share = (scale(y) - scale(y_low)) / (scale(y_high) - scale(y_low))
@@ -138,7 +142,7 @@ def line_chart(
     text = f"{tick:.0%}" if percent else number(tick)
     parts.append(f'<line class="grid" x1="{left}" y1="{y:.1f}" x2="{right}" y2="{y:.1f}"/>')
     parts.append(f'<text class="tick" x="{left - 7}" y="{y + 4:.1f}" text-anchor="end">{text}</text>')
-  for tick in nice_ticks(x_low, x_high, 5 if width > 300 else 3):
+  for tick in x_ticks or nice_ticks(x_low, x_high, 5 if width > 300 else 3):
     anchor = "end" if px(tick) > right - 12 else "middle"
     parts.append(
       f'<text class="tick" x="{px(tick):.1f}" y="{bottom + 15}" text-anchor="{anchor}">{number(tick)}</text>'
@@ -158,6 +162,47 @@ def line_chart(
       path = " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in points)
       parts.append(f'<polyline class="line {one.style}" points="{path}">{name}</polyline>')
   return "".join(parts) + "</svg>"
+
+
+_ALONE = """
+text { font: 11.5px system-ui, -apple-system, "Segoe UI", Roboto, Arial, sans-serif; fill: #5d6676; }
+.title { font-size: 14px; font-weight: 600; fill: #1c2230; }
+.line { fill: none; stroke-width: 1.8; stroke-linejoin: round; } .dots { fill-opacity: .45; }
+line.grid { stroke: #e9ecf1; } .axis { stroke: #5d6676; }
+"""
+
+
+def standalone(svg: str, title: str, legend: Sequence[tuple[str, str, str]]) -> str:
+  """A chart as a file of its own, on white, with its title and a legend below.
+
+  Args:
+    svg: from `line_chart`, of its default size.
+    title: above.
+    legend: (name, first word of the style, colour) of each style that the chart uses; without a name it is
+      only coloured.
+  """
+  inner = svg[svg.index(">") + 1 : svg.rindex("</svg>")]
+  rules = [
+    f".line.{style}{{stroke:{colour}}}.dots.{style},.key.{style}{{fill:{colour}}}"
+    for _, style, colour in legend
+  ]
+  if " dashed" in inner:
+    rules.append(".dashed{stroke-dasharray:5 4}")
+  keys, x = [], 46.0
+  for name, style, _ in legend:
+    if name:
+      keys.append(f'<rect class="key {style}" x="{x:.0f}" y="{HEIGHT + 33}" width="11" height="11" rx="3"/>')
+      keys.append(f'<text x="{x + 16:.0f}" y="{HEIGHT + 43}">{html.escape(name)}</text>')
+      x += 34 + 6.3 * len(name)
+  width, height = max(WIDTH, round(x)), HEIGHT + 54
+  return (
+    f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
+    f'viewBox="0 0 {width} {height}">'
+    f"<style>{_ALONE}{''.join(rules)}</style>"
+    f'<rect width="{width}" height="{height}" fill="#ffffff"/>'
+    f'<text class="title" x="12" y="20">{html.escape(title)}</text>'
+    f'<g transform="translate(0 26)">{inner}</g>{"".join(keys)}</svg>\n'
+  )
 
 
 def interval_chart(

@@ -1,8 +1,9 @@
-"""Metrics to JSONL and TensorBoard, progress for people. The only place that prints while a stage runs."""
+"""Metrics to JSONL and TensorBoard, progress for people: plain lines, or the live view where there is one."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -10,58 +11,50 @@ import pathlib
 import secrets
 import socket
 import struct
-import sys
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wam_jax.io import processes
 
+if TYPE_CHECKING:
+  from wam_jax.io.live_view import LiveView, Loop
+  from wam_jax.io.wandb_run import WandbRun
+
 PLAIN_SECONDS = 10.0  # between progress lines when the output is not a terminal
-SHOWN = 3  # metrics shown beside the bar
+SHOWN = 3  # metrics shown in these lines
 
 
 class Progress:
-  """A bar on a terminal, otherwise a line now and then. Made by `Logger.progress`.
+  """A line now and then. Made by `Logger.progress`.
 
   Args:
     total: units of work.
     description: shown beside them.
     initial: units that are done already.
-    interactive: whether to draw a bar; None: nothing is shown.
+    silent: whether to print nothing.
   """
 
-  def __init__(self, total: int, description: str, initial: int, interactive: bool | None):
+  def __init__(self, total: int, description: str, initial: int, silent: bool):
     self._total, self._done, self._initial = total, initial, initial
     self._description = description
     self._note = ""
     self._start = self._printed = time.monotonic()
-    self._silent = interactive is None
-    self._shown = -1  # what the last plain line said was done
-    self._bar = None
-    if interactive:
-      import tqdm
-
-      self._bar = tqdm.tqdm(total=total, initial=initial, desc=description, dynamic_ncols=True)
+    self._silent = silent
+    self._shown = -1  # what the last line said was done
 
   def update(self, n: int = 1) -> None:
     """Counts `n` more units as done."""
     self._done += n
-    if self._bar is not None:
-      self._bar.update(n)
-    elif time.monotonic() - self._printed >= PLAIN_SECONDS:
+    if time.monotonic() - self._printed >= PLAIN_SECONDS:
       self._line()
 
   def note(self, text: str) -> None:
-    """Sets the text shown beside the bar."""
+    """Sets the text shown at the end of the line."""
     self._note = text
-    if self._bar is not None:
-      self._bar.set_postfix_str(text, refresh=False)
 
   def close(self) -> None:
-    if self._bar is not None:
-      self._bar.close()
-    elif self._shown != self._done:
+    if self._shown != self._done:
       self._line()
 
   def _line(self) -> None:
@@ -72,7 +65,7 @@ class Progress:
     left = duration((self._total - self._done) / speed) if speed > 0 else "?"
     percent = 100 * self._done // max(self._total, 1)
     text = f"  {self._description}: {percent} % ({self._done}/{self._total}, {speed:.3g}/s, {left} left)"
-    print(f"{text}  {self._note}".rstrip(), flush=True)
+    _print(f"{text}  {self._note}".rstrip())
 
 
 class Logger:
@@ -81,14 +74,21 @@ class Logger:
   Args:
     workdir: the stage's folder; gets `metrics.jsonl` and `tensorboard/`.
     stage: name shown in front of lines.
-    interactive: whether to draw a bar; None: if stderr is a terminal.
+    view: on a terminal, shows progress and metrics instead of lines.
+    wandb: gets the metrics too.
   """
 
-  def __init__(self, workdir: str | os.PathLike[str], stage: str, interactive: bool | None = None):
+  def __init__(
+    self,
+    workdir: str | os.PathLike[str],
+    stage: str,
+    view: LiveView | None = None,
+    wandb: WandbRun | None = None,
+  ):
     self.workdir = pathlib.Path(workdir)
     self.stage = stage
     self._writes = processes.is_first()
-    self._interactive = sys.stderr.isatty() if interactive is None else interactive
+    self._view, self._wandb = view, wandb
     self._path = self.workdir / "metrics.jsonl"
     self._tensorboard: _Events | None = None
     self._progress: Progress | None = None
@@ -112,15 +112,31 @@ class Logger:
     if self._tensorboard is None:
       self._tensorboard = _Events(self.workdir / "tensorboard")
     self._tensorboard.write(int(step), values)
+    if self._wandb is not None:
+      self._wandb.send(int(step), values)
+    if self._view is not None:
+      self._view.show_metrics(values)
     if self._progress is not None:
       shown = sorted(values.items(), key=lambda item: "/loss/" not in item[0])[:SHOWN]  # losses first
       self._progress.note("  ".join(f"{name.rsplit('/', 1)[-1]} {value:.4g}" for name, value in shown))
 
   @contextlib.contextmanager
-  def progress(self, total: int, description: str, initial: int = 0) -> Iterator[Progress]:
-    """Shows how far `total` units of work are; call `.update(n)` on what it yields."""
-    shown = self._interactive if self._writes else None
-    outer, self._progress = self._progress, Progress(total, description, initial, shown)
+  def progress(
+    self, total: int, description: str, initial: int = 0, note: str = ""
+  ) -> Iterator[Progress | Loop]:
+    """Shows how far `total` units of work are; call `.update(n)` on what it yields.
+
+    Args:
+      total: units of work.
+      description: of them.
+      initial: units that are done already.
+      note: on a terminal, shown behind the description.
+    """
+    if self._view is not None:
+      with self._view.loop(total, f"{description}, {note}" if note else description, initial) as loop:
+        yield loop
+      return
+    outer, self._progress = self._progress, Progress(total, description, initial, not self._writes)
     try:
       yield self._progress
     finally:
@@ -128,16 +144,9 @@ class Logger:
       self._progress = outer
 
   def info(self, text: str) -> None:
-    """Prints one line for people, without breaking a bar."""
-    if not self._writes:
-      return
-    line = f"[{self.stage}] {text}"
-    if self._interactive:
-      import tqdm
-
-      tqdm.tqdm.write(line, file=sys.stdout)
-    else:
-      print(line, flush=True)
+    """Prints one line for people."""
+    if self._writes:
+      _print(f"[{self.stage}] {text}")  # with a live view, stdout prints above it
 
   def truncate_after(self, step: int, prefix: str = "") -> None:
     """Drops what was written for steps after `step`, so that a resumed stage leaves no line twice.
@@ -215,6 +224,15 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     with contextlib.suppress(json.JSONDecodeError):
       lines.append(json.loads(text))
   return lines
+
+
+def _print(text: str) -> None:
+  """Prints a line; a terminal that has gone away is no reason to stop."""
+  try:
+    print(text, flush=True)
+  except OSError as error:
+    if error.errno != errno.EIO:
+      raise
 
 
 def duration(seconds: float) -> str:

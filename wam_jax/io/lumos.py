@@ -19,7 +19,7 @@ Tree = dict[str, Any]
 
 CAMERAS = {"static": "rgb_static", "gripper": "rgb_gripper"}
 ROBOT_OBS = 15  # numbers of robot state that LUMOS appends to the embedding
-OURS_ALONE = ("inverse_dynamics_head", "embedding_decoder")  # LUMOS has no such networks
+OURS_ALONE = ("inverse_dynamics_head", "embedding_decoder", "robot_decoder")  # LUMOS has no such networks
 FROM_LUMOS = "use a checkpoint of LUMOS's world model (scripts/train_wm.py), or save its state_dict()."
 
 

@@ -163,6 +163,13 @@ def tile(pictures: np.ndarray, columns: int, gap: int = 4) -> np.ndarray:
   return grid
 
 
+def side_by_side(episodes: Sequence[np.ndarray], columns: int) -> np.ndarray:
+  """One animation [T, H, W, 3] of several [T', h, w, 3]; those that end earlier keep their last frame."""
+  longest = max(len(frames) for frames in episodes)
+  padded = [np.concatenate([f, np.repeat(f[-1:], longest - len(f), 0)]) for f in episodes]
+  return np.stack([tile(np.stack([f[t] for f in padded]), columns) for t in range(longest)])
+
+
 def png_bytes(picture: np.ndarray) -> bytes:
   """PNG file of [H, W, 3] uint8."""
   buffer = io.BytesIO()

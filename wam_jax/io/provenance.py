@@ -6,6 +6,7 @@ import datetime
 import os
 import pathlib
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -60,6 +61,11 @@ def _version(package: str) -> str | None:
     return None
 
 
+def without_folders(text: str) -> str:
+  """A command whose absolute paths have lost all but their last part: the others may name a user."""
+  return re.sub(r"(^|[=,\s'])/(?:[^,/\s]*/)*([^,/\s]*)", r"\1…/\2", text)
+
+
 def provenance() -> dict[str, Any]:
   """Facts to repeat a result by; plain values, fit for JSON. Holds no user or machine name."""
   import jax
@@ -76,5 +82,5 @@ def provenance() -> dict[str, Any]:
     "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
     "devices": [device.device_kind for device in jax.devices()],
     "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    "command": shlex.join([*start, *sys.argv[1:]]),
+    "command": without_folders(shlex.join([*start, *sys.argv[1:]])),
   }

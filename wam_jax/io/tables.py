@@ -62,13 +62,17 @@ def probe_rows(judge: Mapping[str, Any]) -> Rows:
 
 
 def inverse_dynamics_rows(judge: Mapping[str, Any]) -> Rows:
-  """Squared error of the predicted action by dimension, of the first model and of the mean action."""
+  """Squared error of the action by dimension: inverse dynamics, a linear map, and the mean action."""
   errors = judge["models"][0]["inverse_dynamics"]
-  return [
-    ["Squared error of the action", *errors],
-    ["inverse dynamics", *(number(e["error"], 4) for e in errors.values())],
-    ["  always the mean action", *(number(e["mean_action"], 4) for e in errors.values())],
-  ]
+  rows = [["Squared error of the action", *errors]]
+  for name, key in (
+    ("inverse dynamics", "error"),
+    ("  linear, from the embeddings", "linear"),
+    ("  always the mean action", "mean_action"),
+  ):
+    if all(key in e for e in errors.values()):  # runs of older versions have no linear map
+      rows.append([name, *(number(e[key], 4) for e in errors.values())])
+  return rows
 
 
 def measured(judge: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, tuple[Value, int]]:
@@ -94,6 +98,8 @@ def measured(judge: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, tu
       out[f"{head}, {horizon} imagined"] = (value, 3)
   for dimension, errors in model["inverse_dynamics"].items():
     out[f"action {dimension}: squared error"] = (errors["error"], 4)
+    if "linear" in errors:
+      out[f"action {dimension}: the same, linear"] = (errors["linear"], 4)
   return out
 
 
@@ -105,16 +111,25 @@ def comparison_rows(comparison: Mapping[str, Any]) -> Rows:
   """
   models = comparison["models"]
   columns = [measured(comparison, model) for model in models]
-  heads = [text for model in models[1:] for text in (model["name"], "difference")]
-  rows = [["", models[0]["name"], *heads]]
-  for label, (first, digits) in columns[0].items():
-    cells = [number(first, digits)]
-    for column in columns[1:]:
-      other, _ = column[label]
+  return difference_rows([model["name"] for model in models], columns)
+
+
+def difference_rows(names: Sequence[str], columns: Sequence[Mapping[str, tuple[Value, int]]]) -> Rows:
+  """Numbers side by side, and behind each other column its difference from the first.
+
+  Args:
+    names: of the columns.
+    columns: from `measured`; where one lacks a number, the cell says so.
+  """
+  rows = [["", names[0], *(text for name in names[1:] for text in (name, "difference"))]]
+  for label in dict.fromkeys(label for column in columns for label in column):
+    first, cells = columns[0].get(label, (NOTHING, 0))[0], []
+    for k, column in enumerate(columns):
+      other, digits = column.get(label, (NOTHING, 0))
       cells.append(number(other, digits))
-      if isinstance(first, float) and isinstance(other, float):
+      if k and isinstance(first, float) and isinstance(other, float):
         cells.append(number(other - first, digits, sign=True))
-      else:
+      elif k:
         cells.append(NOTHING)
     rows.append([label, *cells])
   return rows

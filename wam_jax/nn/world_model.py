@@ -84,6 +84,7 @@ class WorldModel(nn.Module):
   inverse_dynamics_input: str
   inverse_dynamics_hidden: int
   decode_embedding: bool
+  decode_robot: bool
   learned_initial_state: bool
   norm_eps: float
   image_size: int
@@ -121,6 +122,8 @@ class WorldModel(nn.Module):
     self.inverse_dynamics_head = MLP((width, width), ACTION, self.dtype)
     if self.decode_embedding:
       self.embedding_decoder = Decoder(self.vision, self.cameras, self.depth, self.image_size, self.dtype)
+    if self.decode_robot:
+      self.robot_decoder = MLP((self.hidden,), PROPRIO_SIZES["sincos"], self.dtype)
 
   def encode(self, pictures: dict[str, jax.Array], robot_obs: jax.Array) -> jax.Array:
     """Embedding e_t of {camera: [..., S, S, 3]} and robot_obs [..., 15]: [..., E + P]."""
@@ -147,6 +150,10 @@ class WorldModel(nn.Module):
   def decode_from_embedding(self, embed: jax.Array) -> dict[str, jax.Array]:
     """[..., E + P] -> {camera: [..., S, S, 3]}; exists only with `decode_embedding`."""
     return _over_leading(self.embedding_decoder, embed[..., : self.embed])
+
+  def decode_robot_obs(self, feature: jax.Array) -> jax.Array:
+    """[..., F] -> robot state as `proprio_features` [..., 18]; exists only with `decode_robot`."""
+    return self.robot_decoder(feature).astype(feature.dtype)
 
   def inverse_dynamics(self, first: jax.Array, second: jax.Array) -> jax.Array:
     """Action between two frames, from their embeddings [..., E + P] or features [..., F]: [..., 7]."""
@@ -184,6 +191,8 @@ class WorldModel(nn.Module):
     feature = jnp.concatenate([deter, stoch.reshape(*lead, -1)], -1)
     if self.decode_embedding:
       self.decode_from_embedding(embed)
+    if self.decode_robot:
+      self.decode_robot_obs(feature)
     source = embed if self.inverse_dynamics_input == "embedding" else feature
     self.inverse_dynamics(source, source)
     return self.decode(feature)
@@ -220,6 +229,7 @@ def make_world_model(
     inverse_dynamics_input=config.inverse_dynamics_input,
     inverse_dynamics_hidden=config.inverse_dynamics_hidden,
     decode_embedding=config.embedding_image_weight > 0,
+    decode_robot=config.get("robot_obs_weight", 0.0) > 0,  # absent in models of earlier versions
     learned_initial_state=config.learned_initial_state,
     norm_eps=config.norm_eps,
     image_size=image_size,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -26,7 +26,8 @@ from wam_jax.nn.world_model import ROBOT_OBS
 from wam_jax.train import world_model as wm
 from wam_jax.types import Latent, Params, features
 
-POLICIES = {"ppo": "ppo", "cloned": "behaviour_cloning"}  # name -> stage that made it, best first
+# Name -> stage that made it; without a name the first that is there.
+POLICIES = {"ppo": "ppo", "cloned": "behaviour_cloning", "ppo_imagined": "ppo", "ppo_real": "ppo"}
 MAX_SEED = 2**31 - 1
 
 State = dict[str, jax.Array]
@@ -309,40 +310,74 @@ class ActingPolicy:
 
 
 def load_policy(
-  path: Any, task: str | None = None, which: str | None = None, world_model: Any = None
+  path: Any = None,
+  task: str | None = None,
+  which: str | None = None,
+  world_model: Any = None,
+  ddim_steps: int = 0,
 ) -> ActingPolicy:
   """A trained policy, with the world model that it was trained on.
 
   Args:
-    path: a run's work folder, or the folder of a finished ppo or behaviour_cloning artifact.
+    path: a run's work folder, the folder of a finished ppo or behaviour_cloning artifact, or a packed file;
+      None: the policies that come with the package.
     task: one of the policy's; None: its only one.
-    which: 'ppo' or 'cloned'; None: the ppo stage's if it is finished, else the cloned one.
+    which: 'ppo', the last; 'ppo_imagined' or 'ppo_real', of each task the best by dreams or by simulator,
+      where PPO was monitored; 'cloned'; None: 'ppo' if it is finished, else 'cloned'.
     world_model: folder of the world model, where it is neither beside the policy nor where the run had it.
+    ddim_steps: of a diffusion policy, so many denoising steps by DDIM; 0: all that it was trained with.
 
   Raises:
     PolicyError: no finished policy there, no such task, or the world model that it was trained on is not
       to be found.
     ArtifactError, CheckpointError: files that cannot be read.
+    ValueError: `which` or `ddim_steps` out of range.
   """
-  from wam_jax.stages import behaviour_cloning, ppo
+  from wam_jax.stages import behaviour_cloning, packed
   from wam_jax.stages.world_model import load_world_model
+
+  if path is None or pathlib.Path(path).is_file():
+    if world_model is not None:
+      raise PolicyError("world_model: packed policies bring their own")
+    return packed.load(packed.SHIPPED if path is None else pathlib.Path(path), task, which, ddim_steps)
+  artifact, policy, params, tasks = load_stacked(path, which)
+  k = index_of(artifact.path, tasks, task)
+  world = find_world_model(artifact, world_model)
+  model, model_params = load_world_model(world)
+  params = jax.tree.map(lambda x: x[k : k + 1], params)
+  made_from = {artifact.stage: artifact.fingerprint, "world_model": world.fingerprint}
+  policy = behaviour_cloning.for_acting(policy, ddim_steps)
+  return ActingPolicy(model, model_params, policy, params, tasks[k], made_from)
+
+
+def index_of(path: Any, tasks: Sequence[str], task: str | None) -> int:
+  """Place of a task among those of a policy; of None the only one.
+
+  Raises:
+    PolicyError: there is no such task, or one must be named.
+  """
+  if task is None and len(tasks) == 1:
+    return 0
+  if task is None or task not in tasks:
+    problem = "name the task" if task is None else f"no policy for {task!r}"
+    raise PolicyError(f"{path}: {problem}; it has {', '.join(tasks)}")
+  return list(tasks).index(task)
+
+
+def load_stacked(path: Any, which: str | None = None) -> tuple[Artifact, Any, Params, tuple[str, ...]]:
+  """(artifact, policy, parameters stacked over tasks, tasks in that order) of `load_policy`'s path."""
+  from wam_jax.stages import behaviour_cloning, ppo
 
   artifact = find_policy(path, which)
   result = json.loads((artifact.path / "result.json").read_text(encoding="utf-8"))
-  tasks = tuple(next(iter(result.values())))  # in the order that the parameters are stacked in
-  if task is None and len(tasks) == 1:
-    task = tasks[0]
-  if task is None or task not in tasks:
-    problem = "name the task" if task is None else f"no policy for {task!r}"
-    raise PolicyError(f"{artifact.path}: {problem}; it has {', '.join(tasks)}")
-  world = find_world_model(artifact, world_model)
-  model, model_params = load_world_model(world)
-  stage: Any = ppo if artifact.stage == "ppo" else behaviour_cloning
-  policy, params = stage.load_policy(artifact)
-  k = tasks.index(task)
-  params = jax.tree.map(lambda x: x[k : k + 1], params)
-  made_from = {artifact.stage: artifact.fingerprint, "world_model": world.fingerprint}
-  return ActingPolicy(model, model_params, policy, params, task, made_from)
+  if artifact.stage == "ppo":
+    selected = (which or "").removeprefix("ppo").removeprefix("_")
+    if selected and not (artifact.path / "selected" / selected).is_dir():
+      raise PolicyError(f"{artifact.path}: PPO was not monitored (ppo.eval_every): there is no {which}")
+    policy, params = ppo.load_policy(artifact, selected)
+  else:
+    policy, params = behaviour_cloning.load_policy(artifact)
+  return artifact, policy, params, tuple(next(iter(result.values())))
 
 
 def find_policy(path: Any, which: str | None = None) -> Artifact:
@@ -355,7 +390,7 @@ def find_policy(path: Any, which: str | None = None) -> Artifact:
   path = pathlib.Path(path).expanduser()
   if which is not None and which not in POLICIES:
     raise ValueError(f"which: expected one of {', '.join(POLICIES)}, got {which!r}")
-  wanted = [stage for name, stage in POLICIES.items() if which in (None, name)]
+  wanted = list(dict.fromkeys(stage for name, stage in POLICIES.items() if which in (None, name)))
   artifact = artifact_lib.read_artifact(path)
   if artifact is not None:
     if artifact.stage not in wanted:

@@ -1,8 +1,8 @@
 """From a config to an exit code: connects the processes of a run, answers signals, reports what went wrong.
 
-Exit codes: 0 done; 1 an error whose text says what to do; 2 the config has problems; 130 and 143 stopped by
-SIGINT and SIGTERM, and saved; 75 another process of the run is gone. After the last three the same command
-goes on.
+Exit codes: 0 done; 1 an error whose text says what to do; 2 the config has problems; 129, 130 and 143 stopped
+by SIGHUP, SIGINT and SIGTERM, and saved; 75 another process of the run is gone. After the last four the same
+command goes on.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from wam_jax.config import ConfigError
 from wam_jax.io import processes
-from wam_jax.stages import runner, stopping
+from wam_jax.stages import runner, stopping, study
 
 
 def run(
@@ -39,8 +39,9 @@ def run(
     code = processes.finish(code)
   if code > 128:
     # JAX, stopped while it traced or compiled, may crash when Python takes it down.
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+      with contextlib.suppress(OSError):
+        stream.flush()
     os._exit(code)
   return code
 
@@ -54,7 +55,7 @@ def _run(make_config: Callable[[], ConfigDict], coordinator: str, num_processes:
       runner.use_compilation_cache()
       processes.start(coordinator, num_processes, process_id)
       stopping.install()  # JAX has taken SIGTERM
-    runner.run(config)
+    study.run(config) if config.study.seeds else runner.run(config)
   except ConfigError as error:
     return report(error, 2)
   except stopping.Stopped as stop:
@@ -88,5 +89,6 @@ def _run(make_config: Callable[[], ConfigDict], coordinator: str, num_processes:
 
 def report(error: object, code: int) -> int:
   """Prints what went wrong; returns the code."""
-  print(f"\n{error}", file=sys.stderr)
+  with contextlib.suppress(OSError):  # the terminal may have been closed
+    print(f"\n{error}", file=sys.stderr)
   return code

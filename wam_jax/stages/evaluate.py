@@ -56,6 +56,31 @@ COMPARED = ("cloned", "ppo")  # policies whose difference is reported
 
 def run(config: Any, inputs: Mapping[str, Artifact], workdir: pathlib.Path, logger: Logger) -> None:
   """Evaluates all policies and writes results.json and rollouts.npz."""
+  names = policies(config, inputs["ppo"], logger)
+  episodes = measure(config, inputs, workdir, logger, names)
+  if processes.is_first():
+    _save_npz(workdir / "rollouts.npz", shown_episodes(config.tasks, episodes["ppo"]))
+
+
+def measure(
+  config: Any,
+  inputs: Mapping[str, Artifact],
+  workdir: pathlib.Path,
+  logger: Logger,
+  names: Sequence[str],
+) -> dict[str, dict[str, np.ndarray]]:
+  """Runs policies, or takes what an interrupted run has left of them, and writes results.json.
+
+  Args:
+    config: the run's.
+    inputs: artifacts that the policies are made of; with a classifier they are also imagined.
+    workdir: of the stage.
+    logger: shows progress, takes the success of each.
+    names: of policies, of LABELS.
+
+  Returns:
+    policy -> arrays of its episodes; in processes but the first, less.
+  """
   tasks = tuple(config.tasks)
   workdir.mkdir(parents=True, exist_ok=True)
   robot_obs, scene_obs = start_states(inputs["collect"], tasks, config.evaluate.episodes)
@@ -63,7 +88,6 @@ def run(config: Any, inputs: Mapping[str, Artifact], workdir: pathlib.Path, logg
   own = slice(*shares[processes.index() : processes.index() + 2])
   runner = PolicyRunner(config, inputs, tasks, robot_obs[:, own], scene_obs[:, own], logger)
   episodes: dict[str, dict[str, np.ndarray]] = {}
-  names = policies(config, inputs["ppo"], logger)
   for name in names:
     path = workdir / f"{name}.npz"
     stored = load_episodes(path, robot_obs, scene_obs)
@@ -83,7 +107,7 @@ def run(config: Any, inputs: Mapping[str, Artifact], workdir: pathlib.Path, logg
 
   restarts = sum(processes.gather(runner.restarts))
   if not processes.is_first():
-    return
+    return episodes
   results = summarise(tasks, episodes)
   digest = hashlib.sha256(robot_obs.tobytes() + scene_obs.tobytes()).hexdigest()
   results |= {
@@ -102,9 +126,9 @@ def run(config: Any, inputs: Mapping[str, Artifact], workdir: pathlib.Path, logg
     "config": json.loads(config.to_json_best_effort()),
   }
   write_text(workdir / "results.json", json.dumps(results, indent=2) + "\n")
-  _save_npz(workdir / "rollouts.npz", shown_episodes(tasks, episodes["ppo"]))
   logger.truncate_after(-1)  # of a run that was killed just before it was done
   logger.write(0, {f"evaluate/{name}/success": episodes[name]["success"].mean() for name in episodes})
+  return episodes
 
 
 def run_shared(runner: PolicyRunner, name: str, workdir: pathlib.Path) -> dict[str, np.ndarray] | None:
@@ -206,7 +230,8 @@ class PolicyRunner:
     else:
       policy, params = self._policy(name)
       model, model_params, environment = self._open()
-      with self._logger.progress(self._max_steps, LABELS[name]) as progress:
+      note = f"{self.num} episodes side by side"
+      with self._logger.progress(self._max_steps, LABELS[name], note=note) as progress:
         episodes = rollout.rollout_policies(
           model,
           model_params,

@@ -37,7 +37,8 @@ from wam_jax.types import Batch
 REQUIRES = ("collect", "world_model")
 CONFIG = ("seed", "judge.context", "judge.horizons", "judge.windows", "judge.probe_frames")
 ADDS = ("judge.compare",)
-FORMAT = 1  # of judge.json and comparison.json
+SCHEMA = 2
+FORMAT = 2  # of judge.json and comparison.json
 
 WINDOWS_PER_CALL = 16
 STRIP_FRAMES = 4  # imagined frames shown beside those of the horizons
@@ -345,7 +346,8 @@ def judge_model(
     size = min(WINDOWS_PER_CALL, len(of))
     return [[min(i, len(of) - 1) for i in range(first, first + size)] for first in range(0, len(of), size)]
 
-  out: dict[str, list[Any]] = {"fit": [], "posterior": [], "action": [], "imagined": []}
+  names = ("fit", "fit_embed", "posterior", "embed", "action", "imagined")
+  out: dict[str, list[Any]] = {name: [] for name in names}
   per_camera: dict[str, list[Any]] = {camera: [] for camera in model.cameras}
   shown_row, shown = _most_moved(heldout), {}
   with logger.progress(len(fit) + len(heldout), f"judging {_name(artifact)}") as progress:
@@ -354,6 +356,7 @@ def judge_model(
       filtered = filter_windows(params, batch, jax.random.fold_in(key, number))
       new = len(set(rows))
       out["fit"].append(np.asarray(filtered["feature"][:new, context:]))
+      out["fit_embed"].append(np.asarray(filtered["embed"][:new]))
       progress.update(new)
     for number, rows in enumerate(parts(heldout)):
       batch = jax.tree.map(jnp.asarray, heldout.batch(rows))
@@ -362,6 +365,7 @@ def judge_model(
       imagined = imagine_windows(params, batch, filtered["feature"], filtered["last"], imagine_key)
       new = len(set(rows))
       out["posterior"].append(np.asarray(filtered["feature"][:new, context - 1 :]))
+      out["embed"].append(np.asarray(filtered["embed"][:new]))
       out["action"].append(np.asarray(filtered["action"][:new]))
       out["imagined"].append(np.asarray(imagined["feature"][:new]))
       for camera in model.cameras:
@@ -395,7 +399,7 @@ def judge_model(
     own, repeated = summarise_pictures(joined, heldout.mask[:, context:], config.judge.horizons)
     numbers["open_loop"][camera], numbers["repeated"][camera] = own, repeated
   numbers["probes"] = judge_probes(features, data, context, config.judge.horizons)
-  numbers["inverse_dynamics"] = judge_actions(features["action"], heldout, fit)
+  numbers["inverse_dynamics"] = judge_actions(features, heldout, fit)
   numbers["seconds"] = round(time.perf_counter() - began, 2)
   return numbers, shown
 
@@ -499,14 +503,36 @@ def judge_probes(
   }
 
 
-def judge_actions(predicted: np.ndarray, heldout: Windows, fit: Windows) -> dict[str, dict[str, float]]:
-  """Squared error of the predictions [W, T-1, 7] by dimension, and of the training data's mean action."""
-  pairs = heldout.mask[:, 1:]
-  action = heldout.padded(heldout.frames.action)[:, :-1][pairs]
-  errors = np.square(predicted[pairs].astype(np.float64) - action).mean(0)
-  mean = np.square(action - fit.frames.action.mean(0, dtype=np.float64)).mean(0)
+def judge_actions(
+  features: Mapping[str, np.ndarray], heldout: Windows, fit: Windows
+) -> dict[str, dict[str, float]]:
+  """Squared error of the action between two frames, by dimension.
+
+  Args:
+    features: `action` [W, T-1, 7], the inverse dynamics' predictions; `embed` [W, T, E] and `fit_embed`
+      [W', T', E].
+    heldout: the windows that are predicted.
+    fit: windows of the training split.
+
+  Returns:
+    dimension -> `error` of the inverse dynamics, `linear`: of ridge regression on both embeddings, and
+    `mean_action`: of the training data's mean.
+  """
+  pairs, fitted = heldout.mask[:, 1:], fit.mask[:, 1:]
+  both = lambda embed: np.concatenate([embed[:, :-1], embed[:, 1:]], -1)
+  action, known = (of.padded(of.frames.action)[:, :-1] for of in (heldout, fit))
+  action, known = action[pairs], known[fitted]
+  groups = np.broadcast_to(np.arange(len(fitted))[:, None], fitted.shape)[fitted]
+  linear = probes.fit(both(features["fit_embed"])[fitted], known, np.zeros(known.shape[1], bool), groups)
+  readings = {
+    "error": features["action"][pairs].astype(np.float64),
+    "linear": linear.read(both(features["embed"])[pairs]),
+    "mean_action": fit.frames.action.mean(0, dtype=np.float64),
+  }
+  errors = {name: np.square(reading - action).mean(0) for name, reading in readings.items()}
   return {
-    name: {"error": float(errors[i]), "mean_action": float(mean[i])} for i, name in enumerate(ACTION_NAMES)
+    dimension: {name: float(error[i]) for name, error in errors.items()}
+    for i, dimension in enumerate(ACTION_NAMES)
   }
 
 

@@ -35,6 +35,7 @@ DEMO_SECONDS: dict[str, float] = {
   "ppo": 95,
   "online_ppo": 3_000,
   "evaluate": 60,
+  "evaluate_cloned": 25,
   "report": 20,
 }
 
@@ -311,6 +312,7 @@ def _size(config: ConfigDict, stage: str) -> str:
     "ppo": f"{tasks} x {p.iterations} iterations of {p.dreams} x {p.chunks_per_iteration} chunks",
     "online_ppo": f"{tasks} x {config.online.iterations} x {p.dreams} x {p.chunks_per_iteration} real chunks",
     "evaluate": f"{tasks} x {e.episodes} episodes of at most {config.env.max_steps} steps",
+    "evaluate_cloned": f"{tasks} x {e.episodes} episodes of at most {config.env.max_steps} steps",
     "report": "tables, curves, animations",
   }[stage]
 
@@ -361,5 +363,6 @@ def _work(config: ConfigDict, stage: str) -> float:
     "ppo": tasks * p.iterations * (dreaming + tuning),
     "online_ppo": tasks * config.online.iterations * p.dreams * p.chunks_per_iteration,
     "evaluate": tasks * e.episodes * config.env.max_steps * policies,
+    "evaluate_cloned": tasks * e.episodes * config.env.max_steps,
     "report": 1.0,
   }[stage]

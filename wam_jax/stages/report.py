@@ -15,11 +15,14 @@ from typing import Any
 
 import numpy as np
 
+import wam_jax
 from wam_jax.io import media, report_page, tables
-from wam_jax.io.artifact import Artifact, write_text
+from wam_jax.io.artifact import Artifact, read_artifact, write_text
 from wam_jax.io.logger import Logger, duration, read_metrics
+from wam_jax.io.page_parts import title_of
 from wam_jax.io.provenance import provenance
 from wam_jax.io.tables import markdown_table
+from wam_jax.stages.finished_run import Run
 from wam_jax.train.world_model import ACTION_NAMES
 
 REQUIRES = (
@@ -57,6 +60,32 @@ def run(config: Any, inputs: Mapping[str, Artifact], workdir: pathlib.Path, logg
     progress.update()
 
 
+def rebuild(found: Run, out: pathlib.Path) -> list[str]:
+  """Makes the page of a finished run anew; no stage runs, nothing else is written.
+
+  Args:
+    found: the run.
+    out: file to write.
+
+  Returns:
+    What is missing on the page, and why.
+  """
+  missing = list(found.missing)
+  shown: list[dict[str, Any]] = []
+  animations: dict[str, bytes] = {}
+  try:
+    shown, animations, _ = draw_rollouts(found.config, found.inputs["evaluate"].path / "rollouts.npz")
+  except (ImportError, OSError, ValueError, RuntimeError) as error:  # a simulator that is not here
+    missing.append(f"no animations of episodes: {str(error).strip().splitlines()[0]}")
+  made = read_artifact(found.workdir / "report")
+  seconds = made.seconds if made is not None and made.done else None
+  report = build(found.config, found.inputs, shown, seconds, found.results.get("provenance"))
+  report["notes"].append(f"Page made anew from the run's files, by wam_jax {wam_jax.__version__}.")
+  report["notes"] += [f"Missing here: {line}." for line in missing]
+  write_text(out, report_page.render_page(report, found.strips(), animations))
+  return missing
+
+
 def write_report(
   workdir: pathlib.Path,
   report: Mapping[str, Any],
@@ -77,7 +106,11 @@ def write_report(
 
 
 def build(
-  config: Any, inputs: Mapping[str, Artifact], rollouts: Sequence[Mapping[str, Any]], seconds: float
+  config: Any,
+  inputs: Mapping[str, Artifact],
+  rollouts: Sequence[Mapping[str, Any]],
+  seconds: float | None,
+  facts: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
   """All that the report says, as plain values.
 
@@ -85,17 +118,18 @@ def build(
     config: the run's.
     inputs: stage -> artifact.
     rollouts: from `draw_rollouts`.
-    seconds: spent on the report itself.
+    seconds: spent on the report itself; None: not known.
+    facts: where the run came from; None: from here and now.
 
   Returns:
     Nested dicts and lists, fit for JSON.
   """
   results = json.loads((inputs["evaluate"].path / "results.json").read_text(encoding="utf-8"))
   judge = json.loads((inputs["judge_world_model"].path / "judge.json").read_text(encoding="utf-8"))
-  facts = provenance()
   results = {key: value for key, value in results.items() if key != "config"}
   stages = [{"name": name, "seconds": a.seconds, "peak_bytes": a.peak_bytes} for name, a in inputs.items()]
-  stages.append({"name": "report", "seconds": seconds, "peak_bytes": 0})
+  if seconds is not None:
+    stages.append({"name": "report", "seconds": seconds, "peak_bytes": 0})
   return {
     "format": FORMAT,
     "title": TITLE,
@@ -111,7 +145,7 @@ def build(
     "classifier": classifier_quality(inputs["classifier"].path / "quality.json"),
     "curves": curves(inputs, results),
     "notes": notes(config, results),
-    "provenance": facts,
+    "provenance": dict(facts or provenance()),
     "fingerprints": {name: artifact.fingerprint for name, artifact in inputs.items()},
     "config": json.loads(config.to_json_best_effort()),
   }
@@ -172,6 +206,36 @@ def notes(config: Any, results: Mapping[str, Any]) -> list[str]:
 # --- pictures -------------------------------------------------------------------------------------
 
 
+def draw_episodes(
+  config: Any, robot_obs: Sequence[np.ndarray], scene_obs: Sequence[np.ndarray], steps: Sequence[int]
+) -> dict[str, list[np.ndarray]]:
+  """Pictures of recorded episodes, every `FRAME_STEP`-th frame and the last.
+
+  Args:
+    config: the run's, or a study's.
+    robot_obs: of each episode [T+1, 15].
+    scene_obs: of each episode [T+1, 24].
+    steps: that each took.
+
+  Returns:
+    camera -> of each episode [T', S, S, 3] uint8, S = `report.animation_size` or what there is.
+  """
+  from wam_jax import envs
+
+  env, size = config.env, config.report.animation_size
+  if env.name == "calvin":
+    from wam_jax.envs.calvin import PICTURE_SIZES
+
+    size = min(size, *PICTURE_SIZES.values())  # pictures are only shrunk
+  render = envs.make_renderer(env.name, size, env.workers, env.calvin_root, env.calvin_scene)
+  times = [np.unique(np.append(np.arange(0, n + 1, FRAME_STEP), n)) for n in steps]  # the last state always
+  states = [
+    np.concatenate([own[t] for own, t in zip(of, times, strict=True)]) for of in (robot_obs, scene_obs)
+  ]
+  borders = np.cumsum([len(t) for t in times])[:-1]
+  return {camera: np.split(frames, borders) for camera, frames in render(*states).items()}
+
+
 def draw_rollouts(
   config: Any, path: pathlib.Path
 ) -> tuple[list[dict[str, Any]], dict[str, bytes], np.ndarray]:
@@ -185,23 +249,10 @@ def draw_rollouts(
     (facts per episode, task -> animated WebP of both cameras, all tasks' static pictures side by side
     [T, H, W, 3] uint8).
   """
-  from wam_jax import envs
-
   with np.load(path, allow_pickle=False) as file:
     episodes = {name: file[name] for name in file.files}
-  env, size = config.env, config.report.animation_size
-  if env.name == "calvin":
-    from wam_jax.envs.calvin import PICTURE_SIZES
-
-    size = min(size, *PICTURE_SIZES.values())  # pictures are only shrunk
-  render = envs.make_renderer(env.name, size, env.workers, env.calvin_root, env.calvin_scene)
   steps = episodes["steps"].tolist()
-  times = [np.unique(np.append(np.arange(0, n + 1, FRAME_STEP), n)) for n in steps]  # the last state always
-  states = [
-    np.concatenate([episodes[name][k, t] for k, t in enumerate(times)]) for name in ("robot_obs", "scene_obs")
-  ]
-  borders = np.cumsum([len(t) for t in times])[:-1]
-  pictures = {camera: np.split(frames, borders) for camera, frames in render(*states).items()}
+  pictures = draw_episodes(config, episodes["robot_obs"], episodes["scene_obs"], steps)
   static = pictures["rgb_static"]
   facts, animations = [], {}
   for k, task in enumerate(episodes["task"].tolist()):
@@ -209,17 +260,15 @@ def draw_rollouts(
     animations[task] = media.animation_bytes(both, CONTROL_HZ / FRAME_STEP, kind="webp")
     success, episode = bool(episodes["success"][k]), int(episodes["episode"][k])
     facts.append({"task": task, "success": success, "steps": steps[k], "episode": episode})
-  longest = max(len(frames) for frames in static)
-  padded = [np.concatenate([f, np.repeat(f[-1:], longest - len(f), 0)]) for f in static]
-  columns = min(4, len(padded))
-  grid = np.stack([media.tile(np.stack([f[t] for f in padded]), columns) for t in range(longest)])
-  return facts, animations, grid
+  return facts, animations, media.side_by_side(static, min(4, len(static)))
 
 
 # --- curves ---------------------------------------------------------------------------------------
 
 
-def _series(lines: Sequence[Mapping[str, Any]], name: str, label: str, style: str) -> dict[str, Any] | None:
+def metric_series(
+  lines: Sequence[Mapping[str, Any]], name: str, label: str, style: str
+) -> dict[str, Any] | None:
   points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
   if not points:
     return None
@@ -241,7 +290,7 @@ def _per_task(
   found = []
   for k, task in enumerate(tasks):
     matching = sorted(n for n in names if re.fullmatch(pattern.format(task=task), n))
-    found += [_series(lines, n, report_page.title_of(task), f"s{k % 8}") for n in matching[:1]]
+    found += [metric_series(lines, n, title_of(task), f"s{k % 8}") for n in matching[:1]]
   return found
 
 
@@ -258,48 +307,39 @@ def curves(inputs: Mapping[str, Artifact], results: Mapping[str, Any]) -> list[d
     "World model: picture loss",
     "update",
     [
-      _series(w, prefix + "loss/image", "from features", "s0"),
-      _series(w, prefix + "loss/embedding_image", "from embeddings", "s1"),
+      metric_series(w, prefix + "loss/image", "from features", "s0"),
+      metric_series(w, prefix + "loss/embedding_image", "from embeddings", "s1"),
     ],
     log_y=True,
   )
   charts += _chart(
-    "World model: KL, nats", "update", [_series(w, prefix + "loss/kl", "balanced KL", "s0")], log_y=True
+    "World model: KL, nats", "update", [metric_series(w, prefix + "loss/kl", "balanced KL", "s0")], log_y=True
   )
   charts += _chart(
     "World model: inverse dynamics, squared error",
     "update",
     [
-      _series(w, f"{prefix}inverse_dynamics/error_{name}", name, f"s{i}")
+      metric_series(w, f"{prefix}inverse_dynamics/error_{name}", name, f"s{i}")
       for i, name in enumerate(ACTION_NAMES)
     ],
     log_y=True,
   )
   charts += _chart(
-    "World model: PSNR of reconstructions, dB", "update", [_series(w, prefix + "image/psnr", "PSNR", "s2")]
+    "World model: PSNR of reconstructions, dB",
+    "update",
+    [metric_series(w, prefix + "image/psnr", "PSNR", "s2")],
   )
   for stage, title in (
-    ("behaviour_cloning", "Cloning: loss"),
-    ("classifier", "Classifier: loss"),
+    ("behaviour_cloning", "Cloning and classifier: loss of cloning"),
+    ("classifier", "Cloning and classifier: loss of the classifier"),
   ):
     of_tasks = _per_task(lines[stage], stage + r"/{task}/(loss|loss/total)", tasks)
-    of_all = [_series(lines[stage], f"{stage}/{name}", "all tasks", "s0") for name in ("loss", "loss/total")]
-    charts += _chart(title, "update", of_tasks if any(of_tasks) else of_all, log_y=True)
-  ppo = lines["ppo"]
-  last = max((line["step"] for line in ppo), default=0)
-  for task in tasks:
-    imagined = _series(ppo, f"ppo/{task}/imagined_success", "imagined, exploring", "imagined")
-    if imagined is None:
-      continue
-    monitored = _series(ppo, f"ppo/monitor/{task}/imagined_success", "imagined, held-out starts", "random")
-    real = _series(ppo, f"ppo/monitor/{task}/real_success", "real, monitored", "ppo")
-    rates = {name: results["policies"][name]["per_task"][task]["rate"] for name in ("cloned", "ppo")}
-    dots = [
-      {"name": "real, cloned", "x": [0], "y": [rates["cloned"]], "style": "cloned", "dots": True},
-      {"name": "real, after PPO", "x": [last], "y": [rates["ppo"]], "style": "ppo", "dots": True},
+    of_all = [
+      metric_series(lines[stage], f"{stage}/{name}", "all tasks", "s0") for name in ("loss", "loss/total")
     ]
-    title = f"PPO: {report_page.title_of(task)}"
-    charts += _chart(title, "iteration", [imagined, monitored, real, *dots], percent=True, y_range=[0, 1])
+    charts += _chart(title, "update", of_tasks if any(of_tasks) else of_all, log_y=True)
+  charts += [chart for task in (None, *tasks) for chart in ppo_chart(lines["ppo"], results, task)]
+  ppo = lines["ppo"]
   for name, title in (
     ("kl_to_cloned", "PPO: divergence from the cloned policy, nats"),
     ("gap", "PPO: imagined minus real success"),
@@ -307,11 +347,41 @@ def curves(inputs: Mapping[str, Artifact], results: Mapping[str, Any]) -> list[d
     of_tasks = _per_task(ppo, "ppo/monitor/{task}/" + name, tasks)
     charts += _chart(title, "iteration", of_tasks)
   scores = [
-    _series(ppo, f"ppo/monitor/score/{name}", label, style)
+    metric_series(ppo, f"ppo/monitor/score/{name}", label, style)
     for name, label, style in (("p05", "5 %", "s0"), ("p50", "median", "s1"), ("p95", "95 %", "s2"))
   ]
   charts += _chart("PPO: classifier's score of dreams, log-odds above threshold", "iteration", scores)
   return charts
+
+
+def ppo_chart(
+  lines: Sequence[Mapping[str, Any]], results: Mapping[str, Any], task: str | None
+) -> list[dict[str, Any]]:
+  """Success over the iterations of PPO, imagined and real: one chart, or none.
+
+  Args:
+    lines: metrics of stage ppo.
+    results: of stage evaluate.
+    task: its name; None: the mean of all.
+  """
+  own = "" if task is None else f"{task}/"
+  imagined = metric_series(lines, f"ppo/{own}imagined_success", "imagined, exploring", "imagined")
+  if imagined is None:
+    return []
+  last = max(line["step"] for line in lines)
+  held_out = ("imagined, held-out starts", "imagined dashed")
+  monitored = metric_series(lines, f"ppo/monitor/{own}imagined_success", *held_out)
+  real = metric_series(lines, f"ppo/monitor/{own}real_success", "real, monitored", "ppo")
+  rows = {name: results["policies"][name] for name in ("cloned", "ppo")}
+  rates = {
+    name: (row["mean"] if task is None else row["per_task"][task])["rate"] for name, row in rows.items()
+  }
+  dots = [
+    {"name": "real, cloned", "x": [0], "y": [rates["cloned"]], "style": "cloned", "dots": True},
+    {"name": "real, after PPO", "x": [last], "y": [rates["ppo"]], "style": "ppo", "dots": True},
+  ]
+  title = f"PPO: {'Mean of all tasks' if task is None else title_of(task)}"
+  return _chart(title, "iteration", [imagined, monitored, real, *dots], percent=True, y_range=[0, 1])
 
 
 # --- Markdown -------------------------------------------------------------------------------------

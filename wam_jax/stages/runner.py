@@ -12,24 +12,36 @@ import resource
 import secrets
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from ml_collections import ConfigDict
 
 from wam_jax import config as config_lib
+from wam_jax import machine
 from wam_jax.io import artifact as artifact_lib
 from wam_jax.io import processes
 from wam_jax.io.artifact import Artifact
 from wam_jax.io.logger import Logger, duration
 from wam_jax.stages import plan as plan_lib
+from wam_jax.stages import stopping
 from wam_jax.stages.plan import StageError, StagePlan
 
+if TYPE_CHECKING:
+  from wam_jax.io.live_view import LiveView
+  from wam_jax.io.wandb_run import WandbRun
 
-def run(config: ConfigDict) -> dict[str, Artifact]:
+
+class InUseError(StageError):
+  """Another process is running in the work folder."""
+
+
+def run(config: ConfigDict, quiet: bool = False) -> dict[str, Artifact]:
   """Prints the plan and carries it out.
 
   Args:
     config: from `config.finalize`; `config.stage` says what to do.
+    quiet: print neither the plan nor the closing text.
 
   Returns:
     The finished artifacts by stage; empty for `plan`.
@@ -40,7 +52,7 @@ def run(config: ConfigDict) -> dict[str, Artifact]:
   """
   first = processes.is_first()
   plans = plan_lib.make_plan(config)
-  if first:
+  if first and not quiet:
     print(plan_lib.format_plan(config, plans), flush=True)
   if config.stage == "plan":
     return {}
@@ -57,17 +69,19 @@ def run(config: ConfigDict) -> dict[str, Artifact]:
     # Shared storage may show the processes different things for a while: what the first sees, counts.
     actions = processes.gather({stage: plan.action for stage, plan in plans.items()})[0]
     artifacts: dict[str, Artifact] = {}
-    for stage, plan in plans.items():
-      artifacts[stage] = plan.artifact
-      if actions[stage] not in ("skip", "use") and stage in wanted:
-        if first or plan_lib.stage_spec(stage).together:
-          artifacts[stage] = run_stage(config, plan, artifacts)
-        processes.gather(stage)
-        if not _appears(plan.artifact.path / "DONE", 60.0):
-          raise StageError(
-            f"{plan.artifact.path}: what process 0 wrote has not come in a minute: shared storage?"
-          )
-  if first:
+    work = any(actions[stage] not in ("skip", "use") for stage in wanted)
+    with _wandb_run(config, work) as wandb, _live_view(config, plans, actions, work, quiet) as view:
+      for stage, plan in plans.items():
+        artifacts[stage] = plan.artifact
+        if actions[stage] not in ("skip", "use") and stage in wanted:
+          if first or plan_lib.stage_spec(stage).together:
+            artifacts[stage] = run_stage(config, plan, artifacts, view, wandb)
+          processes.gather(stage)
+          if not _appears(plan.artifact.path / "DONE", 60.0):
+            raise StageError(
+              f"{plan.artifact.path}: what process 0 wrote has not come in a minute: shared storage?"
+            )
+  if first and not quiet:
     print(closing_text(config, artifacts), flush=True)
   return artifacts
 
@@ -148,20 +162,74 @@ def _check_inputs(config: ConfigDict, plans: dict[str, StagePlan], wanted: tuple
     raise StageError("\n".join(lines))
 
 
-def run_stage(config: ConfigDict, plan: StagePlan, artifacts: dict[str, Artifact]) -> Artifact:
+def _wandb_run(config: ConfigDict, work: bool) -> contextlib.AbstractContextManager[WandbRun | None]:
+  """A run at W&B, if asked for and there is work to do; of all processes only the first sends."""
+  project = config.training.wandb_project
+  if not (project and work and processes.is_first()):
+    return contextlib.nullcontext()
+  from wam_jax.io.wandb_run import WandbRun
+
+  return WandbRun(
+    project, pathlib.Path(config.workdir), config.to_dict(), lambda text: print(text, flush=True)
+  )
+
+
+@contextlib.contextmanager
+def _live_view(
+  config: ConfigDict, plans: Mapping[str, StagePlan], actions: Mapping[str, str], work: bool, quiet: bool
+) -> Iterator[LiveView | None]:
+  """Where there is something to do and a terminal: a picture of the run, with its stages.
+
+  A quiet run is a piece of a larger one, which prints what it consists of: only what it works on is shown.
+  """
+  from wam_jax.io import live_view
+
+  # Of several processes on one terminal the others write into the picture.
+  if not (work and processes.count() == 1 and live_view.suits(sys.stdout, sys.stderr)):
+    yield None
+    return
+  words = {"skip": "done", "use": "given"}
+  lines = [
+    live_view.StageLine(
+      stage,
+      words.get(actions[stage], "waits"),
+      plan.artifact.seconds,
+      plan_lib.estimate(config, stage),
+      f"from {plan.artifact.path}" if actions[stage] == "use" else "",
+    )
+    for stage, plan in plans.items()
+    if not (quiet and actions[stage] in words)
+  ]
+  tasks = config.tasks[0] if len(config.tasks) == 1 else f"{len(config.tasks)} tasks"
+  title = "" if quiet else f"{config.experiment} {config.preset}, {tasks}"
+  with live_view.LiveView(title, lines) as view, stopping.told_through(view.message):
+    yield view
+
+
+def run_stage(
+  config: ConfigDict,
+  plan: StagePlan,
+  artifacts: dict[str, Artifact],
+  view: LiveView | None = None,
+  wandb: WandbRun | None = None,
+) -> Artifact:
   """Runs one stage and marks it as done.
 
   Args:
     config: the run's config.
     plan: of this stage, with action 'run' or 'resume'.
     artifacts: finished artifacts by stage; holds at least what the stage requires.
+    view: of the run, on a terminal.
+    wandb: of the run, if asked for.
 
   Returns:
     The finished artifact, with the time and memory it took.
   """
   artifact = plan.artifact
   artifact_lib.write_artifact(artifact, done=False)
-  logger = Logger(artifact.path, plan.stage)
+  logger = Logger(artifact.path, plan.stage, view, wandb)
+  if view is not None:
+    view.begin(plan.stage)
   logger.info("goes on" if plan.action == "resume" else "starts")
   inputs = {name: artifacts[name] for name in plan_lib.stage_spec(plan.stage).requires}
   start, done = time.monotonic(), False
@@ -179,6 +247,8 @@ def run_stage(config: ConfigDict, plan: StagePlan, artifacts: dict[str, Artifact
     with contextlib.nullcontext() if done else contextlib.suppress(OSError):
       artifact_lib.write_artifact(artifact, done=done)
   logger.info(f"done in {duration(artifact.seconds)}, memory up to {artifact.peak_bytes / 2**30:.1f} GiB")
+  if view is not None:
+    view.finish(plan.stage, artifact.seconds)
   _free_memory()
   return artifact
 
@@ -198,8 +268,7 @@ def _free_memory() -> None:
 
 def use_compilation_cache() -> None:
   """Lets JAX keep compiled programs between processes. Must come before JAX is imported."""
-  base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-  os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(base, "wam_jax", "jax"))
+  os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", machine.compilation_cache())
 
 
 @contextlib.contextmanager
@@ -222,7 +291,7 @@ def lock(workdir: pathlib.Path) -> Iterator[None]:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-      raise StageError(
+      raise InUseError(
         f"another process is running in {workdir}; wait for it, or choose another --config.workdir"
       ) from error
     yield
@@ -236,10 +305,24 @@ def closing_text(config: ConfigDict, artifacts: dict[str, Artifact]) -> str:
   if "report" in artifacts:
     folder = artifacts["report"].path
     table = first_table((folder / "report.md").read_text(encoding="utf-8"))
-    lines += ["", "Result", *table, "", f"Report: {(folder / 'report.html').absolute()}"]
+    lines += ["", "Result", *table, "", f"Report: {(folder / 'report.html').absolute()}", "", "Next"]
+    lines += [f"  {what:<28} {command}" for what, command in _next(config)]
   else:
     lines += ["", *(f"Finished: {artifacts[stage].path}" for stage in plan_lib.wanted_stages(config))]
   return "\n".join(lines)
+
+
+def _next(config: ConfigDict) -> list[tuple[str, str]]:
+  """What one may do with a finished run: (what, command)."""
+  main = f"python -m wam_jax.main --config=experiments/{config.experiment}.py:{config.preset}"
+  steps = [
+    ("another seed", f"{main} --config.seed={config.seed + 1} --config.workdir=FOLDER"),
+    ("take the policies along", f"python -m wam_jax.pack --workdir={config.workdir} --out=policies.npz"),
+  ]
+  if config.env.name == "play_table":
+    watch = f"python -m wam_jax.play --policy={config.workdir} --task={config.tasks[0]}"
+    steps.insert(0, ("watch a policy", watch))
+  return steps
 
 
 def first_table(markdown: str) -> list[str]:

@@ -1,4 +1,5 @@
-"""SIGTERM and SIGINT: what runs saves and ends. Exit code 128 + signal; a second signal ends at once."""
+"""SIGTERM, SIGINT and SIGHUP (a closed terminal): what runs saves and ends. Exit code 128 + signal; a second
+SIGTERM or SIGINT ends at once."""
 
 from __future__ import annotations
 
@@ -7,10 +8,10 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # After which a process ends without what it could not save. 30 seconds are what hosts often give; launchers
 # of those that give more say so.
 GRACE_SECONDS = float(os.environ.get("WAM_JAX_GRACE_SECONDS") or 25)
@@ -35,12 +36,14 @@ class _State:
   signum = 0
   deferred = 0
   watched = False
+  tell: Callable[[str], None] | None = None
 
 
 def install() -> None:
-  """Takes SIGTERM and SIGINT over, from JAX too. In the main thread only."""
+  """Takes SIGNALS over, from JAX too. In the main thread only. Under nohup SIGHUP stays ignored."""
   for signum in SIGNALS:
-    signal.signal(signum, _handle)
+    if not (signum == signal.SIGHUP and signal.getsignal(signum) == signal.SIG_IGN):
+      signal.signal(signum, _handle)
   if not _State.watched:
     _State.watched = True
     reading, writing = os.pipe()
@@ -81,23 +84,43 @@ def _watch(reading: int) -> None:
     for signum in os.read(reading, 16):
       if signum not in SIGNALS:
         continue
+      if first and signum == signal.SIGHUP:
+        continue  # nobody's impatience: of a closed terminal the kernel and the shell both send one
       if first:
         os._exit(128 + signum)
       first = signum
-      _say(f"{signal.Signals(signum).name}: saving and ending; a second one ends at once")
       timer = threading.Timer(GRACE_SECONDS, _give_up, (signum,))
       timer.daemon = True
       timer.start()
+      text = f"{signal.Signals(signum).name}: saving and ending; a second one ends at once"
+      # In a thread of its own: a terminal that stands still (Ctrl-S) must not keep the second signal waiting.
+      threading.Thread(target=_say, args=(text,), daemon=True).start()
 
 
 def _give_up(signum: int) -> None:
-  _say(
-    f"not done within {GRACE_SECONDS:.0f} s; what was saved before stays, the same command goes on from it"
-  )
+  text = f"not done within {GRACE_SECONDS:.0f} s; what was saved before stays, the same command goes on"
+  saying = threading.Thread(target=_say, args=(text,), daemon=True)
+  saying.start()
+  saying.join(1.0)
   os._exit(128 + signum)
 
 
+@contextlib.contextmanager
+def told_through(tell: Callable[[str], None]) -> Iterator[None]:
+  """Inside, what is said about signals goes through `tell`, from another thread, instead of to stderr."""
+  _State.tell = tell
+  try:
+    yield
+  finally:
+    _State.tell = None
+
+
 def _say(text: str) -> None:
+  tell = _State.tell
+  if tell is not None:
+    with contextlib.suppress(Exception):
+      tell(text)
+    return
   with contextlib.suppress(OSError):  # print is not to be used in a signal handler
     os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"\n{text}\n".encode())
 

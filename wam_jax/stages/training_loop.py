@@ -175,7 +175,9 @@ def train_loop(
     saved = time.monotonic()
     profiler = _Profiler(workdir / "profile" if config.profile and first else None, logger)
     clock.metrics(1, 0)  # from here
-    with logger.progress(total, description, initial=step) as progress, profiler:
+    tasks = np.size(state.step)
+    note = f"{tasks} tasks side by side" if tasks > 1 else ""
+    with logger.progress(total, description, initial=step, note=note) as progress, profiler:
       while step < total:
         num = min(per_call, *(stop - step for stop in (*stops, total) if stop > step))
         waited = clock.data

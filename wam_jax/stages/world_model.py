@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -247,9 +248,7 @@ def load_world_model(artifact: Artifact) -> tuple[WorldModel, Params]:
     content = json.loads((artifact.path / STATISTICS).read_text(encoding="utf-8"))
     statistics = (content["mean"], content["std"])
   try:
-    model = make_world_model(
-      _Attributes(artifact.config["world_model"]), artifact.config["env"]["image_size"], statistics
-    )
+    model = model_of(artifact.config, statistics)
   except (KeyError, AttributeError) as error:
     raise checkpoint.CheckpointError(
       f"{artifact.path}: its config has no {error}: made by another version of wam_jax; train it again"
@@ -259,6 +258,11 @@ def load_world_model(artifact: Artifact) -> tuple[WorldModel, Params]:
     params, jax.eval_shape(lambda: train.init_params(model, jax.random.key(0))), artifact.path
   )
   return model, params
+
+
+def model_of(config: Mapping[str, Any], statistics: tuple[Any, Any] | None) -> WorldModel:
+  """The networks of a config as plain dicts, with the mean and deviation of the robot state."""
+  return make_world_model(_Attributes(config["world_model"]), config["env"]["image_size"], statistics)
 
 
 class _Attributes(dict):

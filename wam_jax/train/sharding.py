@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 Tree = TypeVar("Tree")
@@ -71,10 +72,15 @@ def over_devices(
 
 
 def mean_over_devices(tree: Tree) -> Tree:
-  """Inside `over_devices`: the mean of float arrays over devices, in one exchange for all of them."""
-  flat, rebuild = ravel_pytree(tree)
-  mean: Tree = rebuild(jax.lax.pmean(flat, AXIS))
-  return mean
+  """Inside `over_devices`: the mean of float32 arrays over devices, in one exchange for all of them."""
+  leaves, structure = jax.tree.flatten(tree)
+  chex.assert_type(leaves, jnp.float32)
+  ends = np.cumsum([leaf.size for leaf in leaves])
+  flat = jnp.zeros(ends[-1], jnp.float32)
+  for leaf, end in zip(leaves, ends, strict=True):  # on CPUs three times as fast as a concatenation
+    flat = jax.lax.dynamic_update_slice(flat, leaf.reshape(-1), (end - leaf.size,))
+  parts = jnp.split(jax.lax.pmean(flat, AXIS), ends[:-1])
+  return jax.tree.unflatten(structure, [p.reshape(leaf.shape) for p, leaf in zip(parts, leaves, strict=True)])
 
 
 def put(tree: Tree, mesh: Mesh | None) -> Tree:

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from wam_jax.core import distributions
 from wam_jax.nn import vision
-from wam_jax.nn.world_model import ROBOT_OBS, WorldModel
+from wam_jax.nn.world_model import ROBOT_OBS, WorldModel, proprio_features
 from wam_jax.train import sharding
 from wam_jax.train.state import make_optimizer as make_adamw
 from wam_jax.types import Batch, Latent, Metrics, Params, TrainState, features
@@ -309,8 +309,9 @@ def world_model_loss(
     (scalar, (metrics, last posterior [B, ...], without gradient)).
 
   Source: WAM (arXiv 2603.28955) on DreamerV2's terms (arXiv 2010.02193, equation 2):
-  w_img * 1/2 |x^ - x|^2 + w_kl * balanced KL + w_act * inverse dynamics. Deviation: an optional term
-  reconstructs the pictures straight from e_t, and a random share of each window's frames may be decoded.
+  w_img * 1/2 |x^ - x|^2 + w_kl * balanced KL + w_act * inverse dynamics. Deviations: optional terms rebuild
+  the pictures straight from e_t and the robot state from f_t, and a random share of the frames of each window
+  may be decoded.
   """
   over_frames = functools.partial(_over_frames, remat=config.remat)
   num_frames = batch.is_first.size
@@ -350,6 +351,10 @@ def world_model_loss(
   if model.decode_embedding:
     losses["embedding_image"] = image_loss("decode_from_embedding", picked(embed))
     weights["embedding_image"] = config.embedding_image_weight
+  if model.decode_robot:
+    error = _apply(model, params, "decode_robot_obs", feature) - proprio_features(batch.robot_obs)
+    losses["robot_obs"] = 0.5 * jnp.square(error).sum(-1)
+    weights["robot_obs"] = config.robot_obs_weight
   if losses["kl"].shape != batch.is_first.shape or losses["image"].ndim != 1:
     raise ValueError(f"loss terms have shapes { {name: list(x.shape) for name, x in losses.items()} }")
 

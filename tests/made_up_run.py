@@ -1,0 +1,159 @@
+"""A small finished run of random numbers, written as the stages write theirs, but the report."""
+
+import hashlib
+import json
+
+import numpy as np
+
+from wam_jax import config as config_lib
+from wam_jax.io import media
+from wam_jax.io.artifact import Artifact, write_artifact
+from wam_jax.stages import evaluate, plan, report
+from wam_jax.train.world_model import ACTION_NAMES
+
+TASKS = ("open_drawer", "turn_on_led")
+RATES = {"expert": 1.0, "random": 0.0, "cloned": 0.5, "ppo": 0.7}
+
+
+def judged(rng):
+  """What the judge stage writes, with random numbers; one horizon was too long for the data."""
+  at = lambda: [rng.uniform(15, 25), rng.uniform(15, 25), None]
+  pictures = lambda: {
+    "psnr": at(),
+    "ssim": at(),
+    "psnr_curve": rng.uniform(15, 25, 12).tolist(),
+    "mean_psnr": rng.uniform(15, 25),
+  }
+  cameras = ("rgb_static", "rgb_gripper")
+  seen = {"reconstruction_psnr": 27.125, "reconstruction_ssim": 0.9}
+  probe = lambda: {"posterior": 0.875, "imagined": [0.5, "constant", None], "kept": [0.25, 0.125, None]}
+  model = {
+    "name": "calvin_wam (a)",
+    "open_loop": {camera: pictures() | seen for camera in cameras},
+    "repeated": {camera: pictures() for camera in cameras},
+    "probes": {"drawer": probe(), "led": probe()},
+    "inverse_dynamics": {
+      name: {"error": 0.0625, "linear": 0.125, "mean_action": 0.5} for name in ("x", "gripper")
+    },
+  }
+  return {
+    "format": 1,
+    "context": 5,
+    "horizons": [1, 10, 50],
+    "targets": {"drawer": {"score": "R²"}, "led": {"score": "balanced accuracy"}},
+    "data": {
+      "kind": "play",
+      "windows": 40,
+      "windows_asked": 64,
+      "frames": 17,
+      "probe_frames": 6000,
+      "probe_kind": "play",
+    },
+    "models": [model],
+    "provenance": {"left": "out"},
+  }
+
+
+def write_run(folder, rng, tasks=TASKS, episodes=10, start=0, **settings):
+  """Writes a run.
+
+  Args:
+    folder: to make.
+    rng: numbers come from it.
+    tasks: evaluated.
+    episodes: of each task and policy.
+    start: runs with the same one share their start states.
+    **settings: of the config, with __ for dots.
+
+  Returns:
+    (config, stage -> artifact).
+  """
+  config = config_lib.default_config()
+  config.tasks, config.preset, config.seed = tasks, "demo", 3
+  for name, value in settings.items():
+    config.update_from_flattened_dict({name.replace("__", "."): value})
+  inputs = {}
+  for i, stage in enumerate(report.REQUIRES):
+    spec = plan.stage_spec(stage)
+    part = {
+      path: value
+      for path, value in config_lib.flatten(config).items()
+      if any(path == name or path.startswith(name + ".") for name in spec.config)
+    }
+    prints = {name: inputs[name].fingerprint for name in spec.requires}
+    fingerprint = hashlib.sha256(f"{stage}{part}{prints}{folder}".encode()).hexdigest()
+    inputs[stage] = Artifact(
+      stage,
+      folder / stage,
+      fingerprint,
+      config.to_dict(),
+      part,
+      prints,
+      seconds=10.0 + i,
+      peak_bytes=2_000_000_000,
+    )
+    write_artifact(inputs[stage], done=True)
+  _write_metrics(folder, rng, tasks)
+  _write_judge(folder, rng)
+  _write_episodes(folder, rng, tasks, episodes, start)
+  return config, inputs
+
+
+def _write_metrics(folder, rng, tasks):
+  def lines(stage, count, row):
+    text = "".join(json.dumps({"step": i, "time": 0.0} | row(i)) + "\n" for i in range(count))
+    (folder / stage / "metrics.jsonl").write_text(text)
+
+  errors = [f"inverse_dynamics/error_{name}" for name in ACTION_NAMES]
+  world = ("loss/image", "loss/kl", *errors, "image/psnr")
+  lines("world_model", 30, lambda i: {f"world_model/{name}": rng.uniform(1, 9) for name in world})
+  lines("behaviour_cloning", 5, lambda i: {f"behaviour_cloning/{task}/loss": rng.uniform() for task in tasks})
+  lines("ppo", 7, lambda i: {f"ppo/{task}/imagined_success": rng.uniform() for task in tasks})
+  shares = lambda: {"precision": rng.uniform(), "recall": None, "calibration_error": 0.0625}
+  quality = {
+    task: {
+      "heldout_demos": shares(),
+      "heldout_demo_dreams": shares(),
+      "random_dreams": {"false_positives": 0.0123, "count": 9},
+    }
+    for task in tasks
+  }
+  (folder / "classifier" / "quality.json").write_text(json.dumps({"tasks": quality}))
+
+
+def _write_judge(folder, rng):
+  (folder / "judge_world_model" / "judge.json").write_text(json.dumps(judged(rng)))
+  frames = rng.integers(0, 256, (3, 8, 16, 3), dtype=np.uint8)
+  media.save_png(folder / "judge_world_model" / "strip.png", frames[0])
+  media.save_animation(folder / "judge_world_model" / "strip.webp", frames, 10)
+
+
+def _write_episodes(folder, rng, tasks, num, start):
+  episodes = {}
+  states = np.random.default_rng(start)
+  robot, scene = (states.normal(size=(len(tasks), num, size)) for size in (15, 24))
+  for name, rate in RATES.items():
+    success = rng.random((len(tasks), num)) < rate
+    episodes[name] = {"success": success, "steps": np.where(success, 30, 72)}
+    arrays = episodes[name] | {"start_robot_obs": robot, "start_scene_obs": scene}
+    np.savez(folder / "evaluate" / f"{name}.npz", **arrays)
+  episodes["ppo"]["imagined"] = rng.uniform(size=len(tasks))
+  results = evaluate.summarise(tasks, episodes) | {"max_steps": 72, "seed": 3, "config": {"left": "out"}}
+  (folder / "evaluate" / "results.json").write_text(json.dumps(results))
+
+
+def animations(rng, tasks=TASKS):
+  """task -> a small animated WebP."""
+  frames = rng.integers(0, 256, (3, 8, 16, 3), dtype=np.uint8)
+  return {task: media.animation_bytes(frames, 15, kind="webp") for task in tasks}
+
+
+def shown(tasks=TASKS):
+  """What `report.draw_rollouts` says of the episodes."""
+  return [{"task": task, "success": i == 0, "steps": 30, "episode": i} for i, task in enumerate(tasks)]
+
+
+def write_report_stage(folder, seconds):
+  """A finished stage report, without its files."""
+  artifact = Artifact("report", folder / "report", "f" * 64, {}, seconds=seconds)
+  write_artifact(artifact, done=True)

@@ -1,0 +1,48 @@
+"""The policies that come with the package."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import wam_jax
+from wam_jax import play
+from wam_jax.config import TASKS
+from wam_jax.stages import packed
+from wam_jax.stages.acting import PolicyError
+
+MOST = 15e6  # bytes
+
+
+def test_the_shipped_file_is_small_and_says_what_it_is():
+  assert packed.SHIPPED.stat().st_size < MOST
+  card = packed.SHIPPED.with_suffix(".md").read_text(encoding="utf-8")
+  for task in TASKS:
+    assert f"| {task} " in card
+  assert "Command: `python -m wam_jax.main" in card and "/tmp" not in card
+
+
+def test_shipped_policies_open_the_drawer():
+  """From a single start they may fail (success is 72 %), not from all of five."""
+  policy = wam_jax.load_policy(task="open_drawer")
+  assert any(play.play(policy, seed, 72)["success"] for seed in range(5))
+
+
+def test_actions_are_executable():
+  policy = wam_jax.load_policy(task="turn_on_led")
+  rng = np.random.default_rng(0)
+  for _ in range(5):
+    action = policy.act({c: rng.integers(0, 256, (64, 64, 3), np.uint8) for c in policy.cameras})
+    assert np.abs(action[:6]).max() <= 1 and action[6] in (-1.0, 1.0)
+
+
+def test_a_task_must_be_named():
+  with pytest.raises(PolicyError, match="name the task"):
+    wam_jax.load_policy()
+
+
+def test_other_policies_than_those_packed_are_refused():
+  with pytest.raises(PolicyError, match="holds the policies ppo, not cloned"):
+    wam_jax.load_policy(task="open_drawer", which="cloned")
+  with pytest.raises(PolicyError, match="bring their own"):
+    wam_jax.load_policy(task="open_drawer", world_model="elsewhere")

@@ -1,0 +1,302 @@
+"""Results of a study: what is run for a piece, what is read back, and the page that is made from it."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+import types
+import xml.etree.ElementTree
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from wam_jax import config as config_lib
+from wam_jax.config import ConfigError
+from wam_jax.config_study import ARMS, MAIN
+from wam_jax.experiments import reproduction
+from wam_jax.io import study_page, study_results
+from wam_jax.stages import plan as plan_lib
+from wam_jax.stages import study
+from wam_jax.stages.plan import StageError
+
+TASKS = ("open_drawer", "turn_on_led")
+UPDATES = (10, 20, 40)
+EPISODES = 40
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  c = config_lib.preset_config("demo", experiment="reproduction")
+  c.study.seeds, c.study.arms = (3, 4), MAIN
+  c.study.results, c.study.page = "docs/results", "docs/RESULTS.md"
+  c.world_model.snapshots = (500, 1000)
+  c.world_model.robot_obs_weight = 0.0  # the published recipe, as experiments/reproduction.py
+  return config_lib.finalize(c)
+
+
+def digits(rng, rate):
+  return "".join("01"[int(x)] for x in rng.random(EPISODES) < rate)
+
+
+def make_piece(arm, seed, rate, settings=None):
+  """A result as `study.gather` makes it, of policies that succeed at `rate`, 0.1 more after PPO."""
+  rng = np.random.default_rng(seed * 100 + list(ARMS).index(arm))
+  policy = lambda r: {
+    "success": {task: digits(rng, r) for task in TASKS},
+    "imagined": dict.fromkeys(TASKS, 0.9),
+  }
+  piece = {
+    "format": study_results.FORMAT,
+    "experiment": "reproduction",
+    "preset": "demo",
+    "arm": arm,
+    "title": ARMS[arm].title,
+    "base": ARMS[arm].base,
+    "changes": dict(ARMS[arm].changes),
+    "seed": seed,
+    "tasks": list(TASKS),
+    "simulator": {"name": "play_table"},
+    "start_states": f"states of seed {seed}",
+    "episodes": EPISODES,
+    "policies": {"cloned": policy(rate), "ppo": policy(rate + 0.1)},
+    "seconds": {"collect": 10.0, "world_model": 100.0},
+    "peak_bytes": 2**30,
+    "settings": settings or {},
+    "commits": ["0123456789abcdef"],
+    "provenance": {"cpu": "a CPU", "cores": 2, "devices": ["cpu"], "commit": "0123456789abcdef"},
+  }
+  if ARMS[arm].snapshots:
+    early = {str(u): {task: digits(rng, rate / 2) for task in TASKS} for u in UPDATES[:-1]}
+    piece["by_update"] = early | {str(UPDATES[-1]): piece["policies"]["cloned"]["success"]}
+    piece["ppo"] = {"imagined": [[0, 0.8], [5, 0.9]], "real": [[0, 0.5], [5, 0.6]]}
+  return piece
+
+
+def write(folder, piece):
+  folder.mkdir(parents=True, exist_ok=True)
+  path = folder / f"{piece['arm']}_seed{piece['seed']}.json"
+  path.write_text(json.dumps(piece), encoding="utf-8")
+  return path
+
+
+@pytest.fixture
+def results(tmp_path):
+  folder = tmp_path / "docs" / "results" / "reproduction_demo"
+  for seed in (3, 4, 5):
+    write(folder, make_piece("wam", seed, 0.7))
+    write(folder, make_piece("dreamerv2", seed, 0.4))
+  write(folder, make_piece("demos_10", 3, 0.3))
+  return folder
+
+
+# --- the page -------------------------------------------------------------------------------------
+
+
+def cells(page, row):
+  line = next(line for line in page.splitlines() if line.startswith(f"| {row} "))
+  return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_page_says_what_the_files_say(results, tmp_path):
+  page = study_page.write_page(tmp_path / "docs" / "RESULTS.md", results, (3, 4, 5)).read_text()
+  for arm in MAIN:
+    pieces = [json.loads((results / f"{arm}_seed{seed}.json").read_text()) for seed in (3, 4, 5)]
+    ones = sum(
+      text.count("1") for piece in pieces for text in piece["policies"]["cloned"]["success"].values()
+    )
+    rate = 100 * ones / (3 * len(TASKS) * EPISODES)
+    assert cells(page, f"{ARMS[arm].title}, cloned")[2] == f"{rate:.1f}"
+  got = cells(page, "WAM minus DreamerV2, cloned")
+  rates = [float(cells(page, f"{ARMS[arm].title}, cloned")[2]) for arm in MAIN]
+  assert float(got[2]) == pytest.approx(rates[0] - rates[1], abs=0.11)
+  low, high = map(float, got[3].split(" to "))
+  assert low < float(got[2]) < high and low > 0  # 30 points are no chance in 240 episodes
+  assert got[1] == "+11.8"
+  assert "WAM, 10 demos" in page and "`demos_10`): seed 4, 5" in page  # run for one seed of three
+  assert "`weight_100`): no seed" in page
+  assert "times fewer updates" in page
+
+
+def test_pictures_and_charts_of_the_page_exist(results, tmp_path):
+  (results / "wam_seed4_policies.webp").write_bytes(b"")
+  (results / "dreamerv2_seed3_policies.webp").write_bytes(b"")
+  page = study_page.write_page(tmp_path / "docs" / "RESULTS.md", results)
+  links = re.findall(r"!\[[^]]*\]\(([^)]+)\)", page.read_text())
+  assert len(links) == 5
+  for link in links:
+    assert (page.parent / link).exists(), link
+    if link.endswith(".svg"):
+      xml.etree.ElementTree.parse(page.parent / link)
+
+
+def test_the_same_files_make_the_same_page(results, tmp_path):
+  pages = [study_page.write_page(tmp_path / "docs" / name, results).read_text() for name in ("a.md", "b.md")]
+  assert pages[0] == pages[1]
+
+
+def test_page_of_one_seed_and_of_none(tmp_path):
+  folder = tmp_path / "results"
+  page = tmp_path / "RESULTS.md"
+  assert "No result yet" in study_page.write_page(page, folder).read_text()
+  write(folder, make_piece("wam", 3, 0.5))
+  assert "one seed" in study_page.write_page(page, folder).read_text()
+  write(folder, make_piece("dreamerv2", 3, 0.5))
+  text = study_page.write_page(page, folder).read_text()
+  assert "What this study can tell" not in text and "WAM minus DreamerV2, cloned" in text
+
+
+def test_seeds_with_other_start_states_are_not_compared(results):
+  piece = make_piece("dreamerv2", 4, 0.4) | {"start_states": "others"}
+  write(results, piece)
+  found = study_results.read_results(results)
+  assert study_results.common_seeds(found, MAIN) == [3, 5]
+  assert study_results.difference(found, ("wam", "cloned"), ("dreamerv2", "cloned"))["seeds"] == [3, 5]
+
+
+def test_hand_written_parts_are_taken_in(results, tmp_path):
+  (results / "reading.md").write_text("## What it means\n\nNothing.\n", encoding="utf-8")
+  assert "## What it means" in study_page.write_page(tmp_path / "docs" / "R.md", results).read_text()
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 99}', '{"format": 1, "arm": "wam"}'])
+def test_broken_results_are_named(results, tmp_path, content):
+  path = results / "wam_seed3.json"
+  path.write_text(content, encoding="utf-8")
+  with pytest.raises(study_results.ResultError, match="wam_seed3"):
+    study_page.write_page(tmp_path / "docs" / "RESULTS.md", results)
+
+
+# --- pieces ---------------------------------------------------------------------------------------
+
+
+def test_finished_pieces_are_skipped_and_others_refused(config, tmp_path):
+  folder = study.results_folder(config)
+  piece = study.Piece("wam", 3, pathlib.Path(config.workdir))
+  settings = study.settings_of(config, piece)
+  assert study.read_result(folder, piece, settings) is None
+  write(folder, make_piece("wam", 3, 0.5, json.loads(json.dumps(settings))))
+  assert study.read_result(folder, piece, settings)["seed"] == 3
+  early = {name: value for name, value in settings.items() if name != "world_model.robot_obs_weight"}
+  write(folder, make_piece("wam", 3, 0.5, json.loads(json.dumps(early))))
+  assert study.read_result(folder, piece, settings) is not None  # a field that is off did not exist then
+  changed = ConfigDict(config.to_dict())
+  changed.world_model.robot_obs_weight = 1.0
+  with pytest.raises(StageError, match="robot_obs_weight: 0.0 -> 1.0"):
+    study.read_result(folder, piece, study.settings_of(changed, piece))
+  changed = ConfigDict(config.to_dict())
+  changed.ppo.gamma = 0.9
+  with pytest.raises(StageError, match=r"ppo\.gamma: 0\.999 -> 0\.9"):
+    study.read_result(folder, piece, study.settings_of(changed, piece))
+
+
+def test_results_in_the_repository_are_of_the_settings_that_the_experiment_has():
+  results = pathlib.Path(__file__).parents[2] / "docs" / "results" / "reproduction_small"
+  files = sorted(results.glob("*_seed*.json"))
+  assert files
+  config = config_lib.finalize(reproduction.get_config("small"))
+  for file in files:
+    arm, seed = file.stem.split("_seed")
+    piece = study.Piece(arm, int(seed), pathlib.Path(config.workdir))
+    assert study.read_result(results, piece, study.settings_of(config, piece)), file.name
+
+
+def test_settings_of_arms_differ_by_their_changes_alone(config):
+  of = lambda arm: study.settings_of(config, study.Piece(arm, 3, pathlib.Path("x")))
+  base = of("wam")
+  for arm, spec in ARMS.items():
+    other = of(arm)
+    different = {path for path in base if base[path] != other[path]}
+    assert different == set(spec.changes), arm
+    assert {path: other[path] for path in different} == dict(spec.changes)
+
+
+def test_all_arms_of_a_seed_share_frames(config):
+  for arm in ARMS:
+    piece = study.Piece(arm, 3, pathlib.Path("x"))
+    c = study.run_config(config, piece, "collect", piece.data)
+    assert c.data.demos_per_task == config.data.demos_per_task and c.seed == 3
+    assert piece.data == pathlib.Path("x/seed3/data")
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_an_arm_and_its_base_make_all_that_its_stages_need(arm):
+  spec = ARMS[arm]
+  have = {"collect", *(study._taken(spec) if spec.base else ())}
+  for stage in spec.stages:
+    assert set(plan_lib.stage_spec(stage).requires) <= have, stage
+    have.add(stage)
+  if spec.base:
+    taken = {path for stage in study._taken(spec) for path in plan_lib.stage_spec(stage).config}
+    assert not [path for path in spec.changes if path in taken], "the base would have made something else"
+
+
+def test_stages_run_in_the_right_folders_from_the_right_inputs(config, monkeypatch):
+  ran = []
+
+  def make_plan(run):
+    done = (run.workdir, run.stage) in [(one.workdir, one.stage) for one in ran]
+    return {run.stage: types.SimpleNamespace(action="skip" if done else "run")}
+
+  monkeypatch.setattr(study.plan_lib, "make_plan", make_plan)
+
+  def run_stage(run, quiet):
+    ran.append(run)
+    folder = pathlib.Path(run.workdir) / run.stage
+    folder.mkdir(parents=True)
+    (folder / "DONE").touch()  # which the config of what comes after asks for
+
+  monkeypatch.setattr(study.runner, "run", run_stage)
+  root = pathlib.Path("study")
+  study.run_piece(config, study.Piece("no_regulariser", 3, root))
+  base, own = root / "seed3" / "wam", root / "seed3" / "no_regulariser"
+  taken = ("world_model", "featurize", "behaviour_cloning", "classifier")
+  expected = [(root / "seed3" / "data", "collect"), *((base, stage) for stage in taken)]
+  expected += [(own, "ppo"), (own, "evaluate")]
+  assert [(pathlib.Path(run.workdir), run.stage) for run in ran] == expected
+  assert [run.ppo.bc_weight for run in ran[1:]] == [config.ppo.bc_weight] * 4 + [0, 0]
+  for stage in taken:
+    assert ran[-1].inputs[stage] == str(base / stage)
+  assert ran[-1].inputs.ppo == str(own / "ppo")
+
+
+def test_waits_while_another_process_is_in_the_folder(config, monkeypatch, capsys):
+  tries = []
+
+  def make_plan(run):
+    return {run.stage: types.SimpleNamespace(action="skip" if len(tries) > 2 else "run")}
+
+  def busy(run, quiet):
+    tries.append(run)
+    raise study.runner.InUseError("another process is running there")
+
+  monkeypatch.setattr(study.plan_lib, "make_plan", make_plan)
+  monkeypatch.setattr(study.runner, "run", busy)
+  monkeypatch.setattr(study, "WAIT_SECONDS", 0.0)
+  study._run_stages(config, study.Piece("wam", 3, pathlib.Path("x")), ("collect",), pathlib.Path("x"), {})
+  assert len(tries) == 3 and capsys.readouterr().out.count("waits") == 1
+
+
+def test_plan_says_what_is_there(config, capsys, tmp_path):
+  piece = study.Piece("wam", 4, pathlib.Path(config.workdir))
+  settings = json.loads(json.dumps(study.settings_of(config, piece)))
+  write(study.results_folder(config), make_piece("wam", 4, 0.5, settings))
+  c = ConfigDict(config.to_dict())
+  c.stage = "plan"
+  study.run(config_lib.finalize(c))
+  lines = capsys.readouterr().out.splitlines()
+  assert [line.split()[-1] for line in lines if "_seed" in line].count("done") == 1
+  assert not (tmp_path / "docs" / "RESULTS.md").exists()
+
+
+def test_a_study_without_arms_or_with_a_single_stage_is_refused(config):
+  c = ConfigDict(config.to_dict())
+  c.study.arms, c.stage = (), "ppo"
+  with pytest.raises(ConfigError) as error:
+    config_lib.finalize(c)
+  assert {problem.path for problem in error.value.problems} == {"study.arms", "stage"}
+  c.study.arms = ("wam", "wan")
+  with pytest.raises(ConfigError, match="wam"):
+    config_lib.finalize(c)

@@ -1,0 +1,32 @@
+"""Success of cloned policies alone, where no PPO follows, for instance on snapshots of a world model.
+
+Same starts, noise and files as stage evaluate.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from wam_jax.io.artifact import Artifact
+from wam_jax.io.logger import Logger
+from wam_jax.stages import evaluate
+
+REQUIRES = ("collect", "world_model", "featurize", "behaviour_cloning")
+TOGETHER = True
+CONFIG = (
+  "seed",
+  "tasks",
+  "env.name",
+  "env.calvin_scene",
+  "env.image_size",
+  "env.max_steps",
+  "evaluate.episodes",
+  "behaviour_cloning.ddim_steps",
+)
+
+
+def run(config: Any, inputs: Mapping[str, Artifact], workdir: pathlib.Path, logger: Logger) -> None:
+  """Writes results.json and cloned.npz."""
+  evaluate.measure(config, inputs, workdir, logger, ("cloned",))
