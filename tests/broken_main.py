@@ -1,7 +1,7 @@
 """wam_jax.main with something broken: `python broken_main.py FAULT ARGUMENTS`.
 
-FAULT is `clock` (time.time jumps back by 40 days again and again) or `nan:STAGE:N` (one weight of a stage is
-NaN from update N on).
+FAULT is `clock` (time.time jumps back by 40 days again and again), `nan:STAGE:N` (one weight of a stage is
+NaN from update N on) or `stuck:STAGE:N` (update N of a stage takes ten minutes).
 """
 
 from __future__ import annotations
@@ -22,13 +22,11 @@ def break_clock() -> None:
   time.time_ns = lambda: int(jumping() * 1e9)
 
 
-def break_weight(stage: str, after: int) -> None:
+def break_update(stage: str, after: int, broken) -> None:
+  """Gives the states of a stage from update `after` on to `broken`, and updates what that returns."""
   from wam_jax.stages import runner
 
   runner.use_compilation_cache()
-  import jax
-  import numpy as np
-
   from wam_jax.stages import training_loop
 
   loop = training_loop.train_loop
@@ -36,19 +34,35 @@ def break_weight(stage: str, after: int) -> None:
   def train_loop(**settings):
     update = settings["update"]
 
-    def broken(state, key, num):
-      if int(np.ravel(state.step)[0]) >= after:
-        leaves, tree = jax.tree.flatten(state.params)
-        with jax.transfer_guard("allow"):
-          leaves[-1] = leaves[-1].at[(0,) * leaves[-1].ndim].set(np.nan)
-        state = state.replace(params=tree.unflatten(leaves))
-      return update(state, key, num)
+    def maybe_broken(state, key, num):
+      return update(broken(state) if _step(state) >= after else state, key, num)
 
     if settings["metric_prefix"] == stage:
-      settings["update"] = broken
+      settings["update"] = maybe_broken
     return loop(**settings)
 
   training_loop.train_loop = train_loop
+
+
+def _step(state) -> int:
+  import numpy as np
+
+  return int(np.ravel(state.step)[0])
+
+
+def with_nan(state):
+  import jax
+  import numpy as np
+
+  leaves, tree = jax.tree.flatten(state.params)
+  with jax.transfer_guard("allow"):
+    leaves[-1] = leaves[-1].at[(0,) * leaves[-1].ndim].set(np.nan)
+  return state.replace(params=tree.unflatten(leaves))
+
+
+def after_ten_minutes(state):
+  time.sleep(600)
+  return state
 
 
 if __name__ == "__main__":
@@ -56,6 +70,7 @@ if __name__ == "__main__":
   if name == "clock":
     break_clock()
   else:
-    break_weight(details[0], int(details[1]))
+    broken = {"nan": with_nan, "stuck": after_ten_minutes}[name]
+    break_update(details[0], int(details[1]), broken)
   sys.argv = ["wam_jax/main.py", *sys.argv[2:]]
   runpy.run_module("wam_jax.main", run_name="__main__", alter_sys=True)

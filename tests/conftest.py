@@ -26,6 +26,13 @@ def _free_compiled_programs():
   jax.clear_caches()
 
 
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+  """XDG_CACHE_HOME of runs: what one compiled is there for the others, those of other workers too."""
+  folder = tmp_path_factory.getbasetemp()
+  return (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "cache"
+
+
 class WandbOfTests(types.ModuleType):
   """Stands for the package wandb; keeps the runs that are opened. `broken` holds methods that raise."""
 

@@ -81,6 +81,22 @@ class Process:
       time.sleep(0.02)
     return code
 
+  def ends_at_once(self, stage_folder):
+    """Of a process that is stuck after the stage's first checkpoint: the second SIGTERM ends it."""
+    self.until(lambda: steps(stage_folder))
+    self.popen.terminate()
+    assert self.said("SIGTERM: saving and ending"), self.words
+    self.popen.terminate()
+    began = time.monotonic()
+    assert self.wait() == 143 and time.monotonic() - began < 20, self.words
+
+  def until(self, true, seconds=180):
+    """Waits until `true()`, which must come before it ends."""
+    deadline = time.monotonic() + seconds
+    while not true():
+      assert self.popen.poll() is None and time.monotonic() < deadline, self.words
+      time.sleep(0.02)
+
   @property
   def words(self):
     return self.out[-3000:] + self.err[-5000:]

@@ -82,11 +82,6 @@ def environment(cache):
   return os.environ | {"JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(cache)}
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-  return tmp_path_factory.mktemp("cache")
-
-
 def run(cache, workdir, **overrides):
   return subprocess.run(
     command(workdir, **overrides),

@@ -38,8 +38,8 @@ def flags(workdir, **changes):
 
 
 @pytest.fixture(scope="module")
-def environ(tmp_path_factory):
-  return environment(tmp_path_factory.mktemp("cache"))
+def environ(cache):
+  return environment(cache)
 
 
 def launcher(workdir, *options, processes=2, **changes):
