@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib.machinery
 import os
+import shutil
 import sys
+import tempfile
 import types
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("WAM_JAX_TRANSFER_GUARD", "disallow")
 # Tests compile much and compute little: less optimisation makes them a third faster.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# Many tests compile the same programs: all processes of a run of tests, and those they start, share them.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="wam_jax_tests_")
+  os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+  atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import jax
 import numpy as np
@@ -24,13 +32,6 @@ def _free_compiled_programs():
   """Keeps the memory of a whole test run at that of its largest module."""
   yield
   jax.clear_caches()
-
-
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory):
-  """XDG_CACHE_HOME of runs: what one compiled is there for the others, those of other workers too."""
-  folder = tmp_path_factory.getbasetemp()
-  return (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "cache"
 
 
 class WandbOfTests(types.ModuleType):

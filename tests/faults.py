@@ -49,9 +49,10 @@ class Process:
     words = command(workdir, **settings)
     if broken:  # python -m wam_jax.main ... -> python broken_main.py FAULT ...
       words = [sys.executable, BROKEN, broken, *words[3:]]
+    environ = environment(JAX_COMPILATION_CACHE_DIR=str(cache))
     with self._out.open("w") as out, self._err.open("w") as err:
       self.popen = subprocess.Popen(
-        words, cwd=ROOT, env=environment(cache), stdout=out, stderr=err, start_new_session=True
+        words, cwd=ROOT, env=environ, stdout=out, stderr=err, start_new_session=True
       )
 
   @property

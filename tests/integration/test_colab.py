@@ -159,14 +159,13 @@ def test_the_short_size_fits_a_free_runtime():
 # --- the whole --------------------------------------------------------------------------------------
 
 
-def test_it_runs_from_top_to_bottom(tmp_path, monkeypatch, cache):
+def test_it_runs_from_top_to_bottom(tmp_path, monkeypatch):
   """Nothing is downloaded: the package is there."""
   monkeypatch.setenv(
     "PYTHONPATH", os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
   )
   monkeypatch.setenv("WAM_JAX_COLAB_SIZE", "smallest")
-  monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
-  for name in ("IPYTHONDIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR"):
+  for name in ("XDG_CACHE_HOME", "IPYTHONDIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR"):
     monkeypatch.setenv(name, str(tmp_path / name.lower()))
   notebook = read_notebook()
   client = nbclient.NotebookClient(notebook, timeout=500, resources={"metadata": {"path": str(tmp_path)}})

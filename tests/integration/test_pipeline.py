@@ -78,15 +78,15 @@ def command(workdir, **overrides):
   return [sys.executable, "-m", "wam_jax.main", "--config=experiments/calvin_wam.py:demo", *flags]
 
 
-def environment(cache):
-  return os.environ | {"JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(cache)}
+def environment(**changes):
+  return os.environ | {"JAX_PLATFORMS": "cpu"} | changes
 
 
-def run(cache, workdir, **overrides):
+def run(workdir, **overrides):
   return subprocess.run(
     command(workdir, **overrides),
     cwd=ROOT,
-    env=environment(cache),
+    env=environment(),
     capture_output=True,
     text=True,
     timeout=540,
@@ -99,9 +99,9 @@ def files(folder):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, cache):
+def finished(tmp_path_factory):
   workdir = tmp_path_factory.mktemp("pipeline") / "run"
-  return workdir, run(cache, workdir)
+  return workdir, run(workdir)
 
 
 def test_every_stage(finished):
@@ -162,21 +162,21 @@ def test_report_draws_every_curve_of_the_world_model(finished):
   assert series["World model: PSNR of reconstructions, dB"] == 1
 
 
-def test_repeated_does_nothing(finished, cache):
+def test_repeated_does_nothing(finished):
   workdir, first = finished
   assert first.returncode == 0
   before = files(workdir)
-  again = run(cache, workdir)
+  again = run(workdir)
   assert again.returncode == 0, again.stderr[-3000:]
   assert files(workdir) == before
   assert again.stdout.split("Result")[-1] == first.stdout.split("Result")[-1]
 
 
-def test_changed_config_names_the_difference(finished, cache):
+def test_changed_config_names_the_difference(finished):
   workdir, first = finished
   assert first.returncode == 0
   before = files(workdir)
-  changed = run(cache, workdir, world_model__updates=13)
+  changed = run(workdir, world_model__updates=13)
   assert changed.returncode == 1 and "Traceback" not in changed.stderr
   assert "world_model.updates: 12 -> 13" in changed.stderr
   assert "made from another world_model" in changed.stderr
@@ -184,19 +184,19 @@ def test_changed_config_names_the_difference(finished, cache):
   assert files(workdir) == before
 
 
-def test_killed_and_repeated_equals_uninterrupted(finished, cache, tmp_path):
+def test_killed_and_repeated_equals_uninterrupted(finished, tmp_path):
   workdir, first = finished
   assert first.returncode == 0
   settings = {
     "inputs__collect": workdir,
     "stage": "world_model",
     "training__checkpoint_minutes": 0,
-    "world_model__updates": 400,
+    "world_model__updates": 120,
   }
   whole, parts = tmp_path / "whole", tmp_path / "parts"
-  assert run(cache, whole, **settings).returncode == 0
+  assert run(whole, **settings).returncode == 0
   process = subprocess.Popen(
-    command(parts, **settings), cwd=ROOT, env=environment(cache), stdout=subprocess.DEVNULL
+    command(parts, **settings), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL
   )
   saved = parts / "world_model" / "ckpt"
   deadline = time.monotonic() + 120
@@ -206,7 +206,7 @@ def test_killed_and_repeated_equals_uninterrupted(finished, cache, tmp_path):
   process.send_signal(signal.SIGKILL)
   assert process.wait() == -signal.SIGKILL
   assert not (parts / "world_model" / "DONE").exists()
-  resumed = run(cache, parts, **settings)
+  resumed = run(parts, **settings)
   assert resumed.returncode == 0 and "resumed at update" in resumed.stdout
   one, two = (load_params(folder / "world_model" / "params") for folder in (whole, parts))
   jax.tree.map(np.testing.assert_array_equal, one, two)
@@ -214,10 +214,10 @@ def test_killed_and_repeated_equals_uninterrupted(finished, cache, tmp_path):
   assert steps[0] == steps[1]
 
 
-def test_ppo_in_the_simulator_beside_that_in_imagination(finished, cache):
+def test_ppo_in_the_simulator_beside_that_in_imagination(finished):
   workdir, first = finished
   assert first.returncode == 0
-  online = run(cache, workdir, stage="online_ppo", online__iterations=3, online__eval_every=3)
+  online = run(workdir, stage="online_ppo", online__iterations=3, online__eval_every=3)
   assert online.returncode == 0, online.stderr[-3000:]
   assert "real steps to match" in online.stdout
   found = json.loads((workdir / "online_ppo" / "online.json").read_text())
@@ -232,11 +232,11 @@ def test_ppo_in_the_simulator_beside_that_in_imagination(finished, cache):
   assert 0 < max(jax.tree.leaves(moved)) < 0.1
 
 
-def test_world_models_compared_in_a_finished_run(finished, cache):
+def test_world_models_compared_in_a_finished_run(finished):
   workdir, first = finished
   assert first.returncode == 0
   before = (workdir / "judge_world_model" / "judge.json").read_bytes()
-  compared = run(cache, workdir, stage="judge_world_model", judge__compare=workdir)
+  compared = run(workdir, stage="judge_world_model", judge__compare=workdir)
   assert compared.returncode == 0, compared.stderr[-3000:]
   assert "difference" in compared.stdout and "calvin_wam (run) 2" in compared.stdout
   assert (workdir / "judge_world_model" / "comparison.md").exists()
@@ -285,14 +285,14 @@ def test_packed_policies_act_as_those_of_the_run(finished, tmp_path, capsys):
     wam_jax.load_policy(tmp_path / "cut.npz", "open_drawer")
 
 
-def test_bad_config_stops_before_anything_runs(cache, tmp_path):
-  bad = run(cache, tmp_path / "run", world_modle__updates=3, ppo__horizon_steps=73)
+def test_bad_config_stops_before_anything_runs(tmp_path):
+  bad = run(tmp_path / "run", world_modle__updates=3, ppo__horizon_steps=73)
   assert bad.returncode == 2 and "Traceback" not in bad.stderr
   assert "did you mean world_model.updates?" in bad.stderr and "ppo.horizon_steps = 73" in bad.stderr
   assert not (tmp_path / "run").exists()
 
 
-def test_plan_only(cache, tmp_path):
-  plan = run(cache, tmp_path / "run", stage="plan")
+def test_plan_only(tmp_path):
+  plan = run(tmp_path / "run", stage="plan")
   assert plan.returncode == 0 and "256" in plan.stdout and "about" in plan.stdout
   assert not (tmp_path / "run").exists()

@@ -38,8 +38,8 @@ def flags(workdir, **changes):
 
 
 @pytest.fixture(scope="module")
-def environ(cache):
-  return environment(cache)
+def environ():
+  return environment()
 
 
 def launcher(workdir, *options, processes=2, **changes):
@@ -83,7 +83,7 @@ def test_two_processes_train_what_one_does(both):
 def test_the_number_of_processes_may_change(both, environ, tmp_path):
   """Stopped with two processes, continued with one, and the other way round."""
   one, _, _ = both
-  changes = {"stage": "world_model", "inputs__collect": one, "world_model__updates": 60}
+  changes = {"stage": "world_model", "inputs__collect": one, "world_model__updates": 40}
   changes |= {"training__checkpoint_minutes": 0, "training__log_every": 2}
   whole = tmp_path / "whole"
   assert run([sys.executable, "-m", "wam_jax.main", *flags(whole, **changes)], environ).returncode == 0
@@ -93,11 +93,11 @@ def test_the_number_of_processes_may_change(both, environ, tmp_path):
   assert not (parts / "world_model" / "DONE").exists()
   last = read_metrics(parts / "world_model")[-1]["step"]
   again = run([sys.executable, "-m", "wam_jax.main", *flags(parts, **changes)], environ)
-  assert again.returncode == 0 and f"resumed at update {last} of 60" in again.stdout, again.stdout
+  assert again.returncode == 0 and f"resumed at update {last} of 40" in again.stdout, again.stdout
   a, b = (load_params(folder / "world_model" / "params") for folder in (whole, parts))
   jax.tree.map(lambda x, y: np.testing.assert_allclose(y, x, rtol=1e-3, atol=1e-4), a, b)
   lines = [line["step"] for line in read_metrics(parts / "world_model")]
-  assert lines == list(range(2, 61, 2))
+  assert lines == list(range(2, 41, 2))
 
 
 def stop_after(command, environ, stage, signum, lines=3, only=None):

@@ -24,21 +24,19 @@ SMALLER = {
 }
 
 
-def run(folder, cache, **overrides):
+def run(folder, **overrides):
   settings = SHRUNK | SMALLER | {key.replace("__", "."): value for key, value in overrides.items()}
   settings |= {"workdir": folder / "runs", "study.results": folder / "results", "study.page": folder / "R.md"}
 
   flags = [f"--config.{path}={value}" for path, value in settings.items()]
   command = [sys.executable, "-m", "wam_jax.main", "--config=experiments/reproduction.py:demo", *flags]
-  return subprocess.run(
-    command, cwd=ROOT, env=environment(cache), capture_output=True, text=True, timeout=900
-  )
+  return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=900)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, cache):
+def folder(tmp_path_factory):
   folder = tmp_path_factory.mktemp("study")
-  done = run(folder, cache)
+  done = run(folder)
   assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
   return folder
 
@@ -69,11 +67,11 @@ def test_pictures_move(folder):
   assert "wam_seed10_policies.webp" in page and "(`dreamerv2`): no seed" in page
 
 
-def test_once_more_runs_nothing_and_other_settings_are_refused(folder, cache):
+def test_once_more_runs_nothing_and_other_settings_are_refused(folder):
   page = (folder / "R.md").read_text(encoding="utf-8")
-  done = run(folder, cache)
+  done = run(folder)
   assert done.returncode == 0 and "===" not in done.stdout
   assert (folder / "R.md").read_text(encoding="utf-8") == page
-  refused = run(folder, cache, ppo__gamma=0.9)
+  refused = run(folder, ppo__gamma=0.9)
   assert refused.returncode == 1 and "ppo.gamma" in refused.stderr
   assert pathlib.Path(folder / "results" / "reproduction_demo" / "wam_seed10.json").exists()
