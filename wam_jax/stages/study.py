@@ -31,7 +31,6 @@ from wam_jax.stages import plan as plan_lib
 from wam_jax.stages import report, runner
 from wam_jax.stages.plan import StageError
 
-FORMAT = 1  # of the JSON files
 DATA = "data"  # folder of the frames that all arms of a seed share
 # Where things are on a machine: no part of what was measured.
 PLACES = ("data.calvin_path", "inputs.lumos_checkpoint", "inputs.dppo_checkpoint", "judge.compare")
@@ -262,7 +261,7 @@ def gather(config: Any, piece: Piece) -> dict[str, Any]:
   seconds["collect"] = load_artifact(piece.data, "collect").seconds
   measured = [evaluated["provenance"], provenance()]
   result: dict[str, Any] = {
-    "format": FORMAT,
+    "format": study_results.FORMAT,
     "experiment": config.experiment,
     "preset": config.preset,
     "arm": piece.arm,
