@@ -28,7 +28,7 @@ from jax import export as jax_export
 
 import wam_jax
 from wam_jax.io.artifact import ArtifactError
-from wam_jax.io.checkpoint import CheckpointError
+from wam_jax.io.checksums import CheckpointError
 from wam_jax.nn.policy import ACTION
 from wam_jax.nn.world_model import ROBOT_OBS
 from wam_jax.stages import acting

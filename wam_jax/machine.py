@@ -5,9 +5,11 @@ So that it can be asked without JAX, and when packages are missing or broken.
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import os
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -99,3 +101,20 @@ def writable(folder: str) -> bool:
   path = pathlib.Path(folder).absolute()
   above = next(place for place in (path, *path.parents) if os.path.exists(place))
   return os.path.isdir(above) and os.access(above, os.W_OK | os.X_OK)
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def disk_full(error: BaseException | None) -> str | None:
+  """The system's words if a full disk, quota or file-size limit is behind an error. Orbax has only them."""
+  seen: set[int] = set()
+  while error is not None and id(error) not in seen:
+    seen.add(id(error))
+    for number in _FULL:
+      if getattr(error, "errno", None) == number or os.strerror(number) in str(error):
+        return os.strerror(number)
+    if isinstance(error, OSError) and re.fullmatch(r"\d+ requested and \d+ written", str(error)):
+      return f"{error} bytes"  # NumPy's words, without a number
+    error = error.__cause__ or error.__context__
+  return None

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from wam_jax.io.artifact import ArtifactError
-from wam_jax.io.checkpoint import CheckpointError
+from wam_jax.io.checksums import CheckpointError
 from wam_jax.stages import packed
 from wam_jax.stages.acting import POLICIES, PolicyError
 

@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
   import wam_jax
   from wam_jax.io.artifact import ArtifactError
-  from wam_jax.io.checkpoint import CheckpointError
+  from wam_jax.io.checksums import CheckpointError
   from wam_jax.stages.runner import use_compilation_cache
 
   use_compilation_cache()

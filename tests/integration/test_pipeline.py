@@ -20,8 +20,8 @@ from wam_jax import pack, play
 from wam_jax import report as report_command
 from wam_jax.config import STAGES
 from wam_jax.io.artifact import load_artifact
-from wam_jax.io.checkpoint import load_params
 from wam_jax.io.logger import read_metrics
+from wam_jax.io.saved_params import load_params
 from wam_jax.stages import acting, report
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -19,8 +19,8 @@ from wam_jax import config as config_lib
 from wam_jax import export
 from wam_jax.core.image import area_resize
 from wam_jax.io import artifact as artifact_lib
-from wam_jax.io import checkpoint
 from wam_jax.io.artifact import Artifact
+from wam_jax.io.saved_params import save_params
 from wam_jax.nn.world_model import make_world_model
 from wam_jax.stages import acting, behaviour_cloning, ppo, rollout
 from wam_jax.stages import world_model as world_model_stage
@@ -45,7 +45,7 @@ def make_config(**changes):
 def write(artifact, params=None, result=None, done=True):
   artifact_lib.write_artifact(artifact, done=False)
   if params is not None:
-    checkpoint.save_params(artifact.path / "params", params)
+    save_params(artifact.path / "params", params)
   if result is not None:
     (artifact.path / "result.json").write_text(json.dumps(result))
   artifact_lib.write_artifact(artifact, done=done)

@@ -13,9 +13,11 @@ import pytest
 from wam_jax import config as config_lib
 from wam_jax.data.features import DemoFeatures, save_features
 from wam_jax.io import artifact as artifact_lib
-from wam_jax.io import checkpoint, dppo
+from wam_jax.io import dppo
 from wam_jax.io.artifact import Artifact, load_artifact
+from wam_jax.io.checksums import CheckpointError
 from wam_jax.io.logger import Logger
+from wam_jax.io.saved_params import check_params, save_params
 from wam_jax.nn.policy import DiffusionPolicy, GaussianPolicy
 from wam_jax.stages import behaviour_cloning as stage
 from wam_jax.stages import evaluate, plan, ppo
@@ -74,14 +76,14 @@ def test_an_artifact_loads_back_as_what_it_is(featurized, tmp_path, kind, cls):
   policy, params = stage.load_policy(artifact)
   assert type(policy) is cls and policy.feature_size == F and policy.chunk == 4 and policy.hidden == 8
   shapes = jax.eval_shape(jax.vmap(policy.init), jax.random.split(jax.random.key(0), len(TASKS)))
-  checkpoint.check_params(params["base"], shapes, artifact.path)
+  check_params(params["base"], shapes, artifact.path)
   chunk = jax.vmap(lambda p: policy.sample(p, np.ones((3, F), np.float32), jax.random.key(0), True))(params)
   assert chunk.shape == (len(TASKS), 3, 4, 7) and np.isfinite(chunk).all()
   assert not np.allclose(chunk[0], chunk[1])  # each task has its own
   result = json.loads((artifact.path / "result.json").read_text())
   assert set(result["loss_train"]) == set(result["loss_heldout"]) == set(TASKS)
   # An artifact of PPO holds the same trees and a critic.
-  checkpoint.save_params(tmp_path / "ppo" / "params", params | {"critic": {"w": np.ones(2)}})
+  save_params(tmp_path / "ppo" / "params", params | {"critic": {"w": np.ones(2)}})
   made = Artifact(stage="ppo", path=tmp_path / "ppo", fingerprint="2", config=artifact.config)
   assert ppo.load_policy(made)[0] == policy
   # The evaluation samples a policy that denoises in fewer steps, if told.
@@ -99,7 +101,7 @@ def test_an_artifact_loads_back_as_what_it_is(featurized, tmp_path, kind, cls):
   assert getattr(policy, "ddim_steps", 0) == 0
   # A config of the time before there were two kinds.
   del artifact.config["behaviour_cloning"]["policy"]
-  with pytest.raises(checkpoint.CheckpointError, match="another version"):
+  with pytest.raises(CheckpointError, match="another version"):
     stage.load_policy(artifact)
 
 

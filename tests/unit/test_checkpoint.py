@@ -15,7 +15,8 @@ import orbax.checkpoint as ocp
 import pytest
 
 from wam_jax.io import checksums
-from wam_jax.io.checkpoint import Checkpointer, CheckpointError, load_params, save_params
+from wam_jax.io.checkpoint import Checkpointer, CheckpointError
+from wam_jax.io.saved_params import load_params, save_params
 from wam_jax.types import TrainState
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -295,7 +296,8 @@ processes.start(f"127.0.0.1:{port}", 2, index)
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from wam_jax.io import checksums
-from wam_jax.io.checkpoint import Checkpointer, CheckpointError, load_params, save_params
+from wam_jax.io.checkpoint import Checkpointer, CheckpointError
+from wam_jax.io.saved_params import load_params, save_params
 
 assert jax.process_count() == 2 and jax.device_count() == 4
 mesh = Mesh(np.array(jax.devices()), ("data",))

@@ -12,7 +12,8 @@ import pytest
 from torch_writer import Call, tensor, write_archive
 
 from wam_jax.io import dppo
-from wam_jax.io.checkpoint import CheckpointError, check_params
+from wam_jax.io.checksums import CheckpointError
+from wam_jax.io.saved_params import check_params
 from wam_jax.nn.policy import DiffusionPolicy
 
 FIXTURES = pathlib.Path(os.environ.get("WAM_FIXTURES", pathlib.Path(__file__).parents[1] / "golden/fixtures"))

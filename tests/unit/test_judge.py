@@ -11,9 +11,10 @@ from wam_jax import config as config_lib
 from wam_jax.data import calvin_writer
 from wam_jax.data.files import DatasetError
 from wam_jax.io import artifact as artifact_lib
-from wam_jax.io import checkpoint, tables
+from wam_jax.io import tables
 from wam_jax.io.artifact import Artifact
 from wam_jax.io.logger import Logger, read_metrics
+from wam_jax.io.saved_params import save_params
 from wam_jax.nn.world_model import make_world_model
 from wam_jax.stages import judge_world_model as judge
 from wam_jax.stages import plan
@@ -148,7 +149,7 @@ def make_model(folder, config, digit, inputs=None):
   artifact = Artifact("world_model", folder / "world_model", digit * 64, c.to_dict(), inputs=inputs or {})
   artifact_lib.write_artifact(artifact, done=False)
   model = make_world_model(c.world_model, c.env.image_size)
-  checkpoint.save_params(artifact.path / "params", train.init_params(model, jax.random.key(0)))
+  save_params(artifact.path / "params", train.init_params(model, jax.random.key(0)))
   artifact_lib.write_artifact(artifact, done=True)
   return artifact_lib.load_artifact(artifact.path)
 

@@ -19,7 +19,7 @@ from torch_writer import Call, function, tensor, write_archive
 
 from wam_jax.config import default_config
 from wam_jax.io import lumos
-from wam_jax.io.checkpoint import CheckpointError
+from wam_jax.io.checksums import CheckpointError
 from wam_jax.nn.world_model import make_world_model
 from wam_jax.train import world_model as wm
 

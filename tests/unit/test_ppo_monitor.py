@@ -5,7 +5,7 @@ import json
 import jax
 import numpy as np
 
-from wam_jax.io.checkpoint import load_params
+from wam_jax.io.saved_params import load_params
 from wam_jax.nn.policy import DiffusionPolicy
 from wam_jax.stages import ppo_monitor
 

@@ -13,9 +13,11 @@ import pytest
 from wam_jax import config as config_lib
 from wam_jax.data.files import DatasetError
 from wam_jax.io import artifact as artifact_lib
-from wam_jax.io import checkpoint, lumos
+from wam_jax.io import lumos
 from wam_jax.io.artifact import Artifact, load_artifact
+from wam_jax.io.checksums import CheckpointError
 from wam_jax.io.logger import Logger
+from wam_jax.io.saved_params import load_params
 from wam_jax.stages import world_model as stage
 
 SIZE, LENGTHS = 16, (20, 9, 31)
@@ -71,7 +73,7 @@ def train(collected, path, until=None, **changes):
 
 
 def params_of(artifact):
-  return checkpoint.load_params(artifact.path / "params")
+  return load_params(artifact.path / "params")
 
 
 def assert_equal(a, b):
@@ -110,13 +112,13 @@ def test_an_artifact_with_other_parameters_is_refused_with_the_difference(collec
   config = json.loads((artifact.path / "config.json").read_text())
   config["world_model"] |= {"deter": 9, "embedding_image_weight": 0.0}
   (artifact.path / "config.json").write_text(json.dumps(config))
-  with pytest.raises(checkpoint.CheckpointError) as error:
+  with pytest.raises(CheckpointError) as error:
     stage.load_world_model(load_artifact(artifact.path))
   assert "rssm/gru/recurrent/kernel: [6, 18], wanted [9, 27]" in str(error.value)
   assert "embedding_decoder/rgb_static/grid/kernel [8, 64]: not wanted" in str(error.value)
   del config["world_model"]["cameras"]
   (artifact.path / "config.json").write_text(json.dumps(config))
-  with pytest.raises(checkpoint.CheckpointError, match="cameras.*another version"):
+  with pytest.raises(CheckpointError, match="cameras.*another version"):
     stage.load_world_model(load_artifact(artifact.path))
 
 

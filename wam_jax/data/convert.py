@@ -29,13 +29,14 @@ import numpy as np
 from wam_jax.data import calvin, converted
 from wam_jax.data.calvin_writer import save_pickled
 from wam_jax.data.examples import Chunk, SplitPlan, plan_split
-from wam_jax.data.files import DatasetError, PathLike, disk_full, load_pickled
+from wam_jax.data.files import DatasetError, PathLike, load_pickled
 from wam_jax.data.frames import (
   PICTURE_KEYS,
   VECTOR_KEYS,
   ProgressFactory,
   num_workers,
 )
+from wam_jax.machine import disk_full
 
 SHARD_EXAMPLES = 64  # 100 MB of pictures at 64 x 64; what an interruption can cost
 _LISTED = 20  # broken frames that the summary names

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import errno
 import functools
 import io
 import os
@@ -30,11 +29,6 @@ class DatasetError(ValueError):
     self.file, self.key, self.rule, self.fix = pathlib.Path(file), key, rule, fix
     where = f"{self.file}" + (f", key '{key}'" if key else "")
     super().__init__(f"{where}: {rule}" + (f" What to do: {fix}" if fix else ""))
-
-
-def disk_full(error: OSError) -> bool:
-  """Whether something could not be written for want of room."""
-  return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 # ---------------------------------------------------------------------------------------------

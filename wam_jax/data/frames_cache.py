@@ -23,7 +23,7 @@ import numpy as np
 
 from wam_jax.data.calvin import read_episode_ids
 from wam_jax.data.converted import open_reader
-from wam_jax.data.files import DatasetError, PathLike, disk_full, read_npz
+from wam_jax.data.files import DatasetError, PathLike, read_npz
 from wam_jax.data.frames import (
   PICTURE_KEYS,
   VECTOR_KEYS,
@@ -33,6 +33,7 @@ from wam_jax.data.frames import (
   ProgressFactory,
   empty,
 )
+from wam_jax.machine import disk_full
 
 VERSION = 1
 _VECTORS = ("action", "robot_obs", "scene_obs", "starts", "ends", "ids")

@@ -1,4 +1,4 @@
-"""Parameters and training states on disk, by Orbax, with checksums.
+"""Training states on disk, by Orbax, with checksums: checkpoints of a running stage.
 
 Orbax writes into a folder of its own for every attempt; its manifest is written (`wam_jax.io.checksums`);
 then one rename gives it its name. So a killed process leaves a whole checkpoint or none, and damage on the
@@ -17,18 +17,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import functools
-import itertools
-import logging
 import math
 import os
 import pathlib
 import re
-import shutil
-import sys
 import threading
-import time
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, TypeVar
@@ -38,115 +32,22 @@ import numpy as np
 
 from wam_jax.io import checksums, processes
 from wam_jax.io.checksums import FORMAT, MANIFEST, MARKER, CheckpointError, NewerFormatError
+from wam_jax.io.orbax_edge import (
+  WRITING,
+  beside,
+  cannot_write,
+  first_lines,
+  join_writers,
+  matching,
+  quiet_when_full,
+  remove,
+  unfinished,
+)
 
 State = TypeVar("State")
 KEEP = 2  # checkpoints kept of a running stage
-# When one of Orbax's writers fails, others go on writing for a while (seen: files that came back after they
-# were removed). A second attempt has another folder, so that none of them can reach it; that one did was not
-# seen.
-_WRITING = ".writing-"
 _PRUNED = ".pruned"  # renamed before it is deleted, so that half a step never looks like a step
 _DAMAGED = ".damaged"
-_attempts = itertools.count()
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-def save_params(path: str | os.PathLike[str], tree: Any) -> None:
-  """Writes final parameters, replacing what is there.
-
-  Killed at any moment, it leaves the old parameters or the new ones whole. In a run of many processes the
-  first one writes, and waits for no other.
-
-  Args:
-    path: folder to create.
-    tree: nested dicts of arrays. Saved as host arrays, so that any machine can read them.
-
-  Raises:
-    CheckpointError: it cannot be written, for instance because the disk is full. The old ones are kept.
-  """
-  if not processes.is_first():
-    return
-  path = pathlib.Path(path).resolve()  # a link stays a link
-  new, old = _beside(path, ".new"), _beside(path, ".old")
-  writing = _beside(path, f"{_WRITING}{os.getpid()}-{next(_attempts)}")
-  host = jax.tree.map(np.asarray, jax.device_get(tree))
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists() and (whole := _whole_params(path)) is not None:
-      os.replace(whole, path)  # of a process killed between the last two renames below
-    for rest in (new, old, *_unfinished(path.parent, re.escape(path.name))):
-      _remove(rest)
-    with _params_checkpointer() as checkpointer:
-      checkpointer.save(writing, host)
-      checkpointer.wait_until_finished()
-    checksums.write_json(writing / MARKER, {"format": FORMAT})
-    checksums.write_manifest(writing)
-    os.replace(writing, new)  # `new` is whole whenever it is there
-    if path.exists():
-      os.replace(path, old)
-    os.replace(new, path)
-    checksums.sync_folder(path.parent)
-    _remove(old)
-  except Exception as error:  # Orbax raises whatever its layers raise
-    _join_orbax()
-    if path.parent.is_dir():
-      for rest in _unfinished(path.parent, re.escape(path.name)):
-        _remove(rest, ignore_errors=True)
-    kept = " The parameters that were there before are kept." if path.exists() else ""
-    raise CheckpointError(f"{path}: {_cannot_write(error)}{kept}") from error
-
-
-def load_params(path: str | os.PathLike[str]) -> Any:
-  """Reads what `save_params` wrote, once every file is found to be what was written.
-
-  Folders of format 1 have no manifest and are read as they are.
-
-  Returns:
-    Nested dicts of NumPy arrays.
-
-  Raises:
-    CheckpointError: nothing there, damaged (names the file), written by a newer version, or Orbax cannot
-      read it.
-  """
-  path = pathlib.Path(path).absolute()
-  if not path.is_dir():
-    whole = _whole_params(path)
-    if whole is None:
-      raise CheckpointError(f"{path}: no parameters here")
-    path = whole
-  if os.path.lexists(path / MANIFEST) or os.path.lexists(path / MARKER):
-    try:
-      checksums.verify(path)
-    except NewerFormatError:
-      raise
-    except CheckpointError as error:
-      raise CheckpointError(
-        f"{path}: cannot be read: {error}. Take these parameters from a copy, or delete the folder and run "
-        "the stage that made it again."
-      ) from error
-  try:
-    with _params_checkpointer() as checkpointer, warnings.catch_warnings():
-      warnings.filterwarnings("ignore", message="Sharding info not provided")
-      return jax.tree.map(np.asarray, checkpointer.restore(path))
-  except Exception as error:  # Orbax raises whatever its layers raise
-    raise CheckpointError(f"{path}: cannot be read: {_first_lines(error)}") from error
-
-
-def _params_checkpointer() -> Any:
-  """An Orbax checkpointer that meets no other process at a barrier."""
-  import orbax.checkpoint as ocp
-
-  _quiet_when_full()
-  process = jax.process_index()
-  options = ocp.options.MultiprocessingOptions(
-    primary_host=process, active_processes={process}, barrier_sync_key_prefix=f"params_{process}"
-  )
-  return ocp.StandardCheckpointer(multiprocessing_options=options)
-
-
-def _whole_params(path: pathlib.Path) -> pathlib.Path | None:
-  """What a process killed while it replaced parameters left whole beside `path`, the newer first."""
-  return next((rest for rest in (_beside(path, ".new"), _beside(path, ".old")) if rest.is_dir()), None)
 
 
 class Checkpointer:
@@ -209,7 +110,7 @@ class Checkpointer:
       return
     score = None if score is None or not math.isfinite(score) else float(score)
     self._attempt += 1
-    pending = _Pending(step, score, self.path / f"{step}{_WRITING}{self._attempt}")
+    pending = _Pending(step, score, self.path / f"{step}{WRITING}{self._attempt}")
     try:
       self._writer().save(pending.folder, args=ocp.args.Composite(default=ocp.args.StandardSave(state)))
     except Exception as error:  # Orbax raises whatever its layers raise
@@ -237,11 +138,11 @@ class Checkpointer:
       pending.thread.join()
     self._pending = None
     step = pending.step
-    said = processes.gather("" if pending.error is None else _cannot_write(pending.error))
+    said = processes.gather("" if pending.error is None else cannot_write(pending.error))
     failed = next((text for text in said if text), "")
     if failed:
       self._orbax = None  # its own state after an error is not known
-      _join_orbax()
+      join_writers()
       self._sweep()
       valid = ", ".join(map(str, sorted(self._steps)))
       valid = f"Valid checkpoints: {valid}; a run goes on from the newest." if valid else "There is no other."
@@ -297,7 +198,7 @@ class Checkpointer:
         folder, args=ocp.args.Composite(default=ocp.args.StandardRestore(abstract))
       )["default"]
     except Exception as error:  # Orbax raises whatever its layers raise
-      raise CheckpointError(f"{folder}: does not fit the state of this run: {_first_lines(error)}") from error
+      raise CheckpointError(f"{folder}: does not fit the state of this run: {first_lines(error)}") from error
 
   def go_back_to_best(self, example: State) -> State:
     """Reads the best checkpoint, from which another way is taken: newer ones become `<step>.left`.
@@ -323,8 +224,8 @@ class Checkpointer:
 
     def leave() -> dict[str, Any]:
       for step in newer:
-        left = _beside(self.path / str(step), ".left")
-        _remove(left)
+        left = beside(self.path / str(step), ".left")
+        remove(left)
         os.replace(self.path / str(step), left)
       marker.write_text(str(best), encoding="utf-8")
       return {}
@@ -371,14 +272,14 @@ class Checkpointer:
   def _sweep(self) -> None:
     """Removes what failed saves left."""
     if processes.is_first() and self.path.is_dir():
-      for rest in _unfinished(self.path, r"\d+"):
-        _remove(rest, ignore_errors=True)
+      for rest in unfinished(self.path, r"\d+"):
+        remove(rest, ignore_errors=True)
 
   def _writer(self) -> Any:
     import orbax.checkpoint as ocp
 
     if self._orbax is None:
-      _quiet_when_full()
+      quiet_when_full()
       # Else a folder may be made after a save that failed at once was cleaned up.
       options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
       handler = ocp.CompositeCheckpointHandler(
@@ -404,9 +305,9 @@ class Checkpointer:
       try:
         for old in self._outdated(known | {pending.step: pending.score}):
           pruned = self.path / f"{old}{_PRUNED}"
-          _remove(pruned)
+          remove(pruned)
           os.replace(self.path / str(old), pruned)
-          _remove(pruned)
+          remove(pruned)
       except OSError as error:
         pending.not_pruned = error
 
@@ -492,8 +393,8 @@ def _open(path: pathlib.Path) -> dict[str, Any]:
       version = FORMAT
   elif _folders(path):
     version = 1
-  for entry in [*_unfinished(path, r"\d+"), *_matching(path, rf"\d+{re.escape(_PRUNED)}")]:
-    _remove(entry)  # of a process killed while it wrote or deleted
+  for entry in [*unfinished(path, r"\d+"), *matching(path, rf"\d+{re.escape(_PRUNED)}")]:
+    remove(entry)  # of a process killed while it wrote or deleted
   for old in range(version, FORMAT):
     lines += MIGRATIONS[old](path)
   if version < FORMAT or not marked:
@@ -565,7 +466,7 @@ def _unreadable(step_folder: pathlib.Path) -> str | None:
       wanted = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
       checkpointer.restore(step_folder / "default", args=ocp.args.PyTreeRestore(restore_args=wanted))
   except Exception as error:  # Orbax raises whatever its layers raise
-    return " ".join(_first_lines(error, 3).split())
+    return " ".join(first_lines(error, 3).split())
   return None
 
 
@@ -573,26 +474,6 @@ def _folders(path: pathlib.Path) -> list[int]:
   """Steps that have a folder, oldest first."""
   names = (entry.name for entry in path.iterdir() if entry.is_dir())
   return sorted(int(name) for name in names if re.fullmatch(r"0|[1-9][0-9]{0,17}", name))
-
-
-def _unfinished(path: pathlib.Path, name: str) -> list[pathlib.Path]:
-  """Folders that an attempt at `name` (a regular expression) was written to, in Orbax's hands or in ours."""
-  # Without an attempt's number: of format 1.
-  return _matching(path, rf"{name}({re.escape(_WRITING)}[\d-]+)?(\.orbax-checkpoint-tmp)?", but=name)
-
-
-def _matching(path: pathlib.Path, pattern: str, but: str = "") -> list[pathlib.Path]:
-  names = [entry.name for entry in path.iterdir()]
-  return [path / name for name in names if re.fullmatch(pattern, name) and not re.fullmatch(but, name)]
-
-
-def _join_orbax(seconds: float = 10.0) -> None:
-  """Waits for those of Orbax's threads that go on writing when one has failed, so that all can be removed."""
-  deadline = time.monotonic() + seconds
-  for thread in threading.enumerate():
-    if type(thread).__module__.startswith("orbax."):
-      # Orbax's own join raises what ended the thread, which is known.
-      threading.Thread.join(thread, max(0.0, deadline - time.monotonic()))
 
 
 def _set_aside(path: pathlib.Path, step: int) -> str:
@@ -611,57 +492,6 @@ def _all_damaged(path: pathlib.Path, reasons: dict[int, str]) -> str:
   return "\n".join([f"{path}: every checkpoint is damaged:", *lines, text])
 
 
-def _beside(path: pathlib.Path, suffix: str) -> pathlib.Path:
-  return path.with_name(path.name + suffix)
-
-
-def _remove(path: pathlib.Path, ignore_errors: bool = False) -> None:
-  if os.path.lexists(path):
-    shutil.rmtree(path, ignore_errors=ignore_errors)
-
-
-def _cannot_write(error: BaseException) -> str:
-  """A sentence or two: why something could not be written."""
-  full = disk_full(error)
-  if full is not None:
-    return f"could not be written: the disk is full ({full}). Free space and run the same command again."
-  text = " ".join(_first_lines(error, 3).split())
-  return f"could not be written: {text:.600}."
-
-
-def disk_full(error: BaseException | None) -> str | None:
-  """The system's words if a full disk, quota or file-size limit is behind an error. Orbax has only them."""
-  seen: set[int] = set()
-  while error is not None and id(error) not in seen:
-    seen.add(id(error))
-    for number in _FULL:
-      if getattr(error, "errno", None) == number or os.strerror(number) in str(error):
-        return os.strerror(number)
-    if isinstance(error, OSError) and re.fullmatch(r"\d+ requested and \d+ written", str(error)):
-      return f"{error} bytes"  # NumPy's words, without a number
-    error = error.__cause__ or error.__context__
-  return None
-
-
-@functools.cache
-def _quiet_when_full() -> None:
-  """Keeps the tracebacks of Orbax's threads out of sight when the disk is full: CheckpointError says all."""
-
-  def wanted(record: logging.LogRecord) -> bool:
-    return not (record.exc_info and disk_full(record.exc_info[1]))
-
-  for name in ("absl", "asyncio"):  # what Orbax and its event loops log to
-    logging.getLogger(name).addFilter(wanted)
-  before = sys.unraisablehook
-
-  def hook(unraisable: Any) -> None:
-    # TensorStore says so when it is done with a write whose event loop has failed.
-    if str(unraisable.exc_value) != "Event loop is closed":
-      before(unraisable)
-
-  sys.unraisablehook = hook
-
-
 def _on_first(function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
   """What `function` returns (as JSON has it) or raises in the first process, in every process."""
   answer: dict[str, Any] = {}
@@ -676,39 +506,3 @@ def _on_first(function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
   if "error" in answer:
     raise (NewerFormatError if answer["newer"] else CheckpointError)(answer["error"]) from cause
   return answer["value"]
-
-
-def _first_lines(error: BaseException, count: int = 12) -> str:
-  lines = [line for line in str(error).splitlines() if line.strip()]
-  return "\n".join(lines[:count]) or type(error).__name__
-
-
-def check_params(params: Any, expected: Any, path: str | os.PathLike[str]) -> None:
-  """Raises if parameters are not of the wanted structure and shapes.
-
-  Args:
-    params: nested dicts of arrays, as read.
-    expected: the same of arrays or ShapeDtypeStructs, as the networks want them.
-    path: named in the error.
-
-  Raises:
-    CheckpointError: with every parameter that is missing, not wanted, or of another shape.
-  """
-  found, wanted = (
-    {
-      "/".join(str(key.key) for key in keys): tuple(leaf.shape)
-      for keys, leaf in jax.tree.leaves_with_path(tree)
-    }
-    for tree in (params, expected)
-  )
-  lines = [f"  {name}: missing, wanted {list(wanted[name])}" for name in wanted if name not in found]
-  lines += [f"  {name} {list(found[name])}: not wanted" for name in found if name not in wanted]
-  lines += [
-    f"  {name}: {list(found[name])}, wanted {list(wanted[name])}"
-    for name in wanted
-    if name in found and found[name] != wanted[name]
-  ]
-  if lines:
-    raise CheckpointError(
-      "\n".join([f"{path}: the parameters are not those of the networks its config describes.", *lines])
-    )

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from wam_jax.io.checkpoint import CheckpointError
+from wam_jax.io.checksums import CheckpointError
 
 StateDict = dict[str, np.ndarray]
 Shape = tuple[int, ...]

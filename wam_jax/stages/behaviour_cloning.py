@@ -13,9 +13,11 @@ import jax.numpy as jnp
 
 from wam_jax.config import dppo_file
 from wam_jax.data.features import load_features
-from wam_jax.io import checkpoint, dppo
+from wam_jax.io import dppo
 from wam_jax.io.artifact import Artifact, write_text
+from wam_jax.io.checksums import CheckpointError
 from wam_jax.io.logger import Logger
+from wam_jax.io.saved_params import load_params, save_params
 from wam_jax.nn.policy import DiffusionPolicy, GaussianPolicy
 from wam_jax.stages.training_loop import train_loop
 from wam_jax.train import behaviour_cloning as train
@@ -112,7 +114,7 @@ def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger:
   final = "behaviour_cloning/final/"
   logger.truncate_after(-1, prefix=final)  # of a run that was killed just before it was done
   logger.write(updates, {f"{final}{n}": sum(v.values()) / len(tasks) for n, v in result.items()})
-  checkpoint.save_params(workdir / "params", networks)
+  save_params(workdir / "params", networks)
   write_text(workdir / "result.json", json.dumps(result, indent=2) + "\n")
 
 
@@ -183,7 +185,7 @@ def load_policy(artifact: Artifact) -> tuple[Policy, Params]:
   Raises:
     CheckpointError: made by another version of wam_jax.
   """
-  network = checkpoint.load_params(artifact.path / "params")
+  network = load_params(artifact.path / "params")
   return described_policy(artifact, network), {"base": network, "tuned": network}
 
 
@@ -196,6 +198,6 @@ def described_policy(artifact: Artifact, network: Params) -> Policy:
   try:
     return make_policy(artifact.config, feature_size(network))
   except KeyError as error:
-    raise checkpoint.CheckpointError(
+    raise CheckpointError(
       f"{artifact.path}: its config has no {error}: made by another version of wam_jax; train it again"
     ) from error

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from wam_jax.data.features import DemoFeatures, load_features
-from wam_jax.io import checkpoint
 from wam_jax.io.artifact import Artifact, write_text
 from wam_jax.io.logger import Logger
+from wam_jax.io.saved_params import load_params, save_params
 from wam_jax.nn.classifier import SuccessClassifier
 from wam_jax.stages.training_loop import train_loop
 from wam_jax.stages.world_model import load_world_model
@@ -115,7 +115,7 @@ def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger:
   threshold = train.calibrate(np.asarray(fresh), part.threshold, part.max_false_positives / 2)
   params = {"network": state.params, "threshold": jnp.asarray(threshold)}
   quality = _quality(world, world_params, classifier, params, heldout, heldout_failed, margins, test_key)
-  checkpoint.save_params(workdir / "params", params)
+  save_params(workdir / "params", params)
   write_text(workdir / "quality.json", json.dumps(quality, indent=2) + "\n")
   worst = max(quality["tasks"], key=lambda t: quality["tasks"][t]["random_dreams"]["false_positives"])
   share = quality["tasks"][worst]["random_dreams"]["false_positives"]
@@ -216,7 +216,7 @@ def check_gate(artifact: Artifact, tasks: tuple[str, ...], limit: float) -> None
 
 def load_classifier(artifact: Artifact) -> tuple[SuccessClassifier, Params]:
   """The classifier, and {"network", "threshold"} stacked over tasks."""
-  params = checkpoint.load_params(artifact.path / "params")
+  params = load_params(artifact.path / "params")
   first = "embed0" if len(artifact.config["classifier"]["embed"]) > 1 else "embedding"
   size = params["network"][first]["kernel"].shape[-2]
   return make_classifier(artifact.config, size), params

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from wam_jax.config import ConfigError
 from wam_jax.io import processes
+from wam_jax.machine import disk_full
 from wam_jax.stages import runner, stopping, study
 
 
@@ -66,9 +67,7 @@ def _run(make_config: Callable[[], ConfigDict], coordinator: str, num_processes:
     processes.failed(error)
     if type(error).__module__.startswith("wam_jax."):
       return report(error, 1)  # our own errors say what to do; a traceback would hide it
-    from wam_jax.io import checkpoint  # brings JAX along, which a plan does without
-
-    full = checkpoint.disk_full(error)
+    full = disk_full(error)
     if full is not None:
       where = (
         getattr(error, "filename2", None)

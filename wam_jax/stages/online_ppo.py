@@ -22,9 +22,10 @@ from wam_jax.data import calvin
 from wam_jax.data.features import load_features
 from wam_jax.data.windows import REST_ACTION
 from wam_jax.envs import tasks as task_rules
-from wam_jax.io import checkpoint, tables
+from wam_jax.io import tables
 from wam_jax.io.artifact import Artifact, write_text
 from wam_jax.io.logger import Logger, read_metrics
+from wam_jax.io.saved_params import save_params
 from wam_jax.nn.policy import executable
 from wam_jax.stages import behaviour_cloning, ppo_monitor
 from wam_jax.stages import classifier as classifier_stage
@@ -124,7 +125,7 @@ def run(config: Any, inputs: Mapping[str, Artifact], workdir: pathlib.Path, logg
   write_text(workdir / "online.md", text + "\n")
   logger.info("\n" + text)
   params = {"base": frozen.base, "tuned": state.params["actor"], "critic": state.params["critic"]}
-  checkpoint.save_params(workdir / "params", params)
+  save_params(workdir / "params", params)
 
 
 def compare(

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from wam_jax.data.features import DemoFeatures, load_features
-from wam_jax.io import checkpoint
 from wam_jax.io.artifact import Artifact, write_text
 from wam_jax.io.logger import Logger
 from wam_jax.io.processes import is_first
+from wam_jax.io.saved_params import load_params, save_params
 from wam_jax.nn.classifier import SuccessClassifier
 from wam_jax.stages import behaviour_cloning, ppo_monitor
 from wam_jax.stages import classifier as classifier_stage
@@ -163,7 +163,7 @@ def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger:
     )
     result[f"imagined_success_{name}"] = dict(zip(demos.tasks, rate.tolist(), strict=True))
   write_text(workdir / "result.json", json.dumps(result, indent=2) + "\n")
-  checkpoint.save_params(workdir / "params", tuned | {"critic": state.params["critic"]})
+  save_params(workdir / "params", tuned | {"critic": state.params["critic"]})
 
 
 def imagined_rates(
@@ -231,8 +231,8 @@ def load_policy(artifact: Artifact, selected: str = "") -> tuple[Policy, Params]
     artifact: of this stage.
     selected: of `ppo_monitor.BY`; empty: the last one.
   """
-  params = checkpoint.load_params(artifact.path / "params")
+  params = load_params(artifact.path / "params")
   del params["critic"]
   if selected:
-    params["tuned"] = checkpoint.load_params(artifact.path / "selected" / selected / "params")
+    params["tuned"] = load_params(artifact.path / "selected" / selected / "params")
   return behaviour_cloning.described_policy(artifact, params["base"]), params

@@ -17,9 +17,9 @@ import numpy as np
 
 from wam_jax.data import calvin
 from wam_jax.data.features import DemoFeatures
-from wam_jax.io import checkpoint
 from wam_jax.io.artifact import Artifact, write_text
 from wam_jax.io.logger import Logger
+from wam_jax.io.saved_params import load_params, save_params
 from wam_jax.nn.classifier import SuccessClassifier
 from wam_jax.stages.collect import dataset_path
 from wam_jax.train import ppo as train
@@ -212,8 +212,8 @@ class Selection:
     if not all(better):
       rows = np.flatnonzero(better)
       merge = lambda old, new: _replace_rows(np.asarray(old), new, rows)
-      kept = jax.tree.map(merge, checkpoint.load_params(folder), kept)
-    checkpoint.save_params(folder, kept)
+      kept = jax.tree.map(merge, load_params(folder), kept)
+    save_params(folder, kept)
     new = {t: {"iteration": step, "score": float(score[k])} for k, t in enumerate(self._tasks) if better[k]}
     self._best[by] = known | new
     content = {"first_start": self._first_start, "selected": self._best}

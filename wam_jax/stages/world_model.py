@@ -16,9 +16,11 @@ from jax.sharding import Mesh
 
 from wam_jax.data import calvin, frames_cache, statistics, stream, windows
 from wam_jax.io import artifact as artifact_lib
-from wam_jax.io import checkpoint, lumos, processes
+from wam_jax.io import lumos, processes
 from wam_jax.io.artifact import Artifact
+from wam_jax.io.checksums import CheckpointError
 from wam_jax.io.logger import Logger
+from wam_jax.io.saved_params import check_params, load_params, save_params
 from wam_jax.nn.world_model import WorldModel, make_world_model
 from wam_jax.stages.collect import dataset_path
 from wam_jax.stages.training_loop import Clock, train_loop
@@ -117,7 +119,7 @@ def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger:
       batch_done=keep_snapshot,
       stops=w.snapshots,
     )
-  checkpoint.save_params(workdir / "params", state.params)
+  save_params(workdir / "params", state.params)
 
 
 class Streamed:
@@ -208,7 +210,7 @@ def take_lumos(config: Any, folder: pathlib.Path, workdir: pathlib.Path, logger:
   params = lumos.merge(initial, imported)
   own = sorted(set(params) - set(imported))
   logger.info(f"took the world model of {path}; not trained there, and random here: {', '.join(own)}")
-  checkpoint.save_params(workdir / "params", params)
+  save_params(workdir / "params", params)
 
 
 def save_snapshot(workdir: pathlib.Path, step: int, params: Params) -> None:
@@ -230,7 +232,7 @@ def save_snapshot(workdir: pathlib.Path, step: int, params: Params) -> None:
     fingerprint=artifact_lib.fingerprint(part, whole.inputs, whole.schema),
   )
   artifact_lib.write_artifact(snapshot, done=False)
-  checkpoint.save_params(snapshot.path / "params", params)
+  save_params(snapshot.path / "params", params)
   if (workdir / STATISTICS).exists():
     artifact_lib.write_text(snapshot.path / STATISTICS, (workdir / STATISTICS).read_text(encoding="utf-8"))
   artifact_lib.write_artifact(snapshot, done=True)
@@ -250,13 +252,11 @@ def load_world_model(artifact: Artifact) -> tuple[WorldModel, Params]:
   try:
     model = model_of(artifact.config, statistics)
   except (KeyError, AttributeError) as error:
-    raise checkpoint.CheckpointError(
+    raise CheckpointError(
       f"{artifact.path}: its config has no {error}: made by another version of wam_jax; train it again"
     ) from error
-  params = checkpoint.load_params(artifact.path / "params")
-  checkpoint.check_params(
-    params, jax.eval_shape(lambda: train.init_params(model, jax.random.key(0))), artifact.path
-  )
+  params = load_params(artifact.path / "params")
+  check_params(params, jax.eval_shape(lambda: train.init_params(model, jax.random.key(0))), artifact.path)
   return model, params
 
 
