@@ -23,8 +23,9 @@ import pytest
 from absl.testing import flagsaver
 
 from wam_jax import config_reference, main
-from wam_jax.config import ConfigError, default_config, dppo_file, flatten
+from wam_jax.config import ConfigError, default_config, flatten
 from wam_jax.config_rules import STAGES, TASKS
+from wam_jax.config_surroundings import dppo_file
 from wam_jax.data import inspect
 from wam_jax.envs import tasks as task_oracle
 

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
 PACKAGE = ROOT / "wam_jax"
-BASE = {"types", "machine", "config", "config_rules", "config_study"}
+BASE = {"types", "machine", "config", "config_rules", "config_study", "config_surroundings"}
 # room -> rooms it may import, besides itself
 ALLOWED = {
   "types": set(),
@@ -17,7 +17,8 @@ ALLOWED = {
   "config_study": set(),
   "config_reference": {"config", "config_rules"},
   "config_rules": {"config_study"},
-  "config": {"machine", "config_rules", "config_study"},
+  "config_surroundings": {"machine", "config_rules"},
+  "config": {"machine", "config_rules", "config_study", "config_surroundings"},
   "core": BASE,
   "nn": BASE | {"core"},
   "train": BASE | {"core", "nn"},

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from wam_jax.config import dppo_file
+from wam_jax.config_surroundings import dppo_file
 from wam_jax.data.features import load_features
 from wam_jax.io import dppo
 from wam_jax.io.artifact import Artifact, write_text
