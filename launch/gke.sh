@@ -8,7 +8,7 @@
 #   status   pods and restarts           logs     of process 0          delete   saves and ends it
 #
 #   bash launch/gke.sh submit --name=wam --image=REGISTRY/wam_jax:1 --accelerator=tpu-v5-lite-podslice --topology=4x4 \
-#     --bucket=my-bucket --service-account=wam -- --config=experiments/calvin_wam.py:paper
+#     --bucket=my-bucket --service-account=wam -- --config=experiments/calvin_wam.py:paper --config.data.calvin_path=DATA
 #
 # The cluster needs JobSet (clusters made by XPK have it) and, for a bucket, the Cloud Storage FUSE CSI driver. The
 # image holds this repository as its working folder and the package installed. --dry-run (or DRY_RUN=1) prints the

@@ -9,7 +9,7 @@
 #   stop      saves and ends a run               settings  prints the settings
 #
 #   bash launch/tpu_pod.sh watch --name=wam --zone=us-central1-a --accelerator=v5litepod-16 --bucket=my-bucket \
-#     -- --config=experiments/calvin_wam.py:paper
+#     -- --config=experiments/calvin_wam.py:paper --config.data.calvin_path=DATA
 #
 # --dry-run (or DRY_RUN=1) prints the commands and runs none. Settings are also read from the environment, in capitals.
 set -euo pipefail

@@ -366,6 +366,22 @@ def test_estimate_grows_with_the_work():
   assert plan.estimate(small, "world_model") > 1.5 * updates * plan.estimate(demo, "world_model")
 
 
+def test_estimate_counts_what_ppo_measures_on_the_way_and_the_simulator():
+  demo = config_lib.preset_config("demo")
+  config = config_lib.preset_config("demo")
+  config.ppo.eval_every, config.ppo.eval_episodes = 4, 10
+  policies = 3.2  # of evaluate: cloned, PPO, random, and the expert, which needs no networks
+  measured = (
+    5 * 10 / (policies * demo.evaluate.episodes)
+  )  # 16 iterations: before the first, after 4, 8, 12, 16
+  seconds = plan.DEMO_SECONDS["ppo"] + measured * plan.DEMO_SECONDS["evaluate"]
+  assert plan.estimate(config, "ppo") == pytest.approx(seconds)
+  assert plan.estimate(config, "evaluate") == pytest.approx(plan.DEMO_SECONDS["evaluate"] * 5.2 / policies)
+  config.env.name = "calvin"
+  assert plan.estimate(config, "evaluate") > 10 * plan.estimate(demo, "evaluate")
+  assert plan.estimate(config, "ppo") > seconds
+
+
 def test_a_policy_made_on_another_world_model_is_refused(tmp_path):
   def artifact(run, stage, fingerprint, inputs=None):
     made = Artifact(stage, tmp_path / run / stage, fingerprint * 16, {}, inputs=inputs or {})

@@ -9,6 +9,7 @@ import ast
 import dataclasses
 import functools
 import importlib.util
+import math
 import pathlib
 from typing import Any
 
@@ -40,7 +41,7 @@ DEMO_SECONDS: dict[str, float] = {
 }
 
 
-_SLOWER = {"play_table": 1.0, "calvin": 18.0}  # recording and drawing of a frame, to the embedded simulator's
+_SLOWER = {"play_table": 1.0, "calvin": 18.0}  # making and drawing a frame, to the embedded simulator's
 
 
 class StageError(Exception):
@@ -320,7 +321,21 @@ def _size(config: ConfigDict, stage: str) -> str:
 def estimate(config: ConfigDict, stage: str) -> float:
   """Seconds a stage takes on 2 CPU cores: the demo preset's, scaled by how much more work it is."""
   demo = config_lib.preset_config("demo", config.experiment)
-  return DEMO_SECONDS[stage] * _work(config, stage) / _work(demo, stage)
+  seconds = DEMO_SECONDS[stage] * _work(config, stage) / _work(demo, stage)
+  if stage in ("ppo", "online_ppo"):
+    seconds += DEMO_SECONDS["evaluate"] * _monitoring(config, stage) / _work(demo, "evaluate")
+  return seconds
+
+
+def _monitoring(config: ConfigDict, stage: str) -> float:
+  """Real episodes of a PPO stage's measurements, in the unit of work of `evaluate`."""
+  iterations, every = {
+    "ppo": (config.ppo.iterations, config.ppo.eval_every),
+    "online_ppo": (config.online.iterations, config.online.eval_every),
+  }[stage]
+  measured = 1 + math.ceil(iterations / every) if every else 0  # the cloned policies first
+  episodes = len(config.tasks) * config.ppo.eval_episodes * measured
+  return episodes * config.env.max_steps * _SLOWER[config.env.name]
 
 
 def _work(config: ConfigDict, stage: str) -> float:
@@ -346,10 +361,11 @@ def _work(config: ConfigDict, stage: str) -> float:
   denoised, tuned = (1, 1) if b.policy == "gaussian" else (b.denoising_steps, p.fine_tuned_steps)
   dreaming = p.dreams * p.chunks_per_iteration * (4 * recurrent + denoised * policy)
   tuning = p.epochs * p.dreams * p.chunks_per_iteration * tuned * 3 * policy
-  policies = 2 + e.random_policy + 0.2 * e.expert
+  policies = 2 + e.random_policy + 0.2 * e.expert + 2 * bool(p.eval_every)  # the best by dreams, by episodes
   frames = d.play_frames + d.heldout_play_frames + demo_frames
+  slower = _SLOWER[config.env.name]
   return {
-    "collect": frames * _SLOWER[config.env.name] if d.source == "embedded" else 1.0,
+    "collect": frames * slower if d.source == "embedded" else 1.0,
     "convert": frames,
     "world_model": 1.0
     if config.inputs.lumos_checkpoint
@@ -361,8 +377,8 @@ def _work(config: ConfigDict, stage: str) -> float:
     "behaviour_cloning": 1.0 if config.inputs.dppo_checkpoint else tasks * b.updates * b.batch_size * policy,
     "classifier": tasks * k.updates * k.batch_size * (feature * k.embed[0] + k.embed[0] * k.embed[-1]),
     "ppo": tasks * p.iterations * (dreaming + tuning),
-    "online_ppo": tasks * config.online.iterations * p.dreams * p.chunks_per_iteration,
-    "evaluate": tasks * e.episodes * config.env.max_steps * policies,
-    "evaluate_cloned": tasks * e.episodes * config.env.max_steps,
+    "online_ppo": tasks * config.online.iterations * p.dreams * p.chunks_per_iteration * slower,
+    "evaluate": tasks * e.episodes * config.env.max_steps * policies * slower,
+    "evaluate_cloned": tasks * e.episodes * config.env.max_steps * slower,
     "report": 1.0,
   }[stage]
