@@ -325,6 +325,7 @@ CHECKS: dict[str, Check] = {
   "ppo.minibatches": _count(),
   "ppo.target_kl": _POSITIVE,
   "ppo.start_frames": _count(0),
+  "ppo.prior_temperature": _POSITIVE,
   "ppo.failed_starts": _RATE,
   "ppo.bc_weight": _NOT_NEGATIVE,
   "ppo.bc_form": _choice("frozen_chains", "current_chains"),

@@ -116,7 +116,7 @@ def test_only_the_evaluation_depends_on_ddim_steps():
 def test_ppo_refuses_a_policy_of_another_kind(featurized, tmp_path, monkeypatch):
   artifact, _ = clone(featurized, tmp_path / "cloned", behaviour_cloning__policy="gaussian")
   monkeypatch.setattr(ppo, "load_world_model", lambda _: (None, {}))
-  monkeypatch.setattr(ppo, "make_world", lambda _: None)
+  monkeypatch.setattr(ppo, "make_world", lambda _, **options: None)
   inputs = {"featurize": featurized, "behaviour_cloning": artifact, "world_model": None, "classifier": None}
   with pytest.raises(ValueError, match=r"policy=diffusion, but .* holds a GaussianPolicy"):
     ppo.run(make_config(classifier__enforce_gate=False), inputs, tmp_path, None)

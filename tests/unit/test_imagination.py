@@ -250,21 +250,46 @@ def test_world_parameters_are_arguments():
   assert jitted._cache_size() == 1
 
 
-def test_steps_by_rows_equal_the_networks_own():
-  """Ten steps of both forms from the same frames: the same codes, states up to rounding."""
+def small_world_model():
+  """A world model of a few units, its parameters and six features."""
   config = config_lib.default_config().world_model
   config.update(vision="patch", depth=4, embed=16, deter=12, stoch=3, classes=5, hidden=10)
   config.update(inverse_dynamics_hidden=8, compute_dtype="float32")
   model = make_world_model(config)
   params = train_world_model.init_params(model, jax.random.key(0))
   code = jax.nn.one_hot(jax.random.randint(jax.random.key(1), (6, 3), 0, 5), 5).reshape(6, -1)
-  feature = jnp.concatenate([jax.random.normal(jax.random.key(2), (6, 12)), code], -1)
+  return model, params, jnp.concatenate([jax.random.normal(jax.random.key(2), (6, 12)), code], -1)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_steps_by_rows_equal_the_networks_own(temperature):
+  """Ten steps of both forms from the same frames: the same codes, states up to rounding."""
+  model, params, feature = small_world_model()
   action = imagination.random_actions(jax.random.key(3), 6, 10)
   own, rows = (
     imagination.imagine_actions(
-      imagination.make_world(model, by_rows), params, feature, action, jax.random.key(4)
+      imagination.make_world(model, by_rows, temperature), params, feature, action, jax.random.key(4)
     )
     for by_rows in (False, True)
   )
   np.testing.assert_array_equal(own[..., 12:], rows[..., 12:])
   np.testing.assert_allclose(own, rows, atol=1e-5)
+
+
+def test_the_temperature_warms_the_prior():
+  """Codes are drawn from softmax(logits / temperature); the logits themselves stay the world model's."""
+  model, params, feature = small_world_model()
+  params = jax.tree.map(lambda x: 3 * x, params)  # sure of something
+  draws = 4000
+  latent = imagination.make_world(model).latent(jnp.repeat(feature[:1], draws, 0))
+  action = jnp.zeros((draws, 7))
+  worlds = {t: imagination.make_world(model, temperature=t) for t in (1.0, 2.5)}
+  steps = {
+    t: world.imagine_step(world.arrange(params), latent, action, jax.random.key(5))
+    for t, world in worlds.items()
+  }
+  np.testing.assert_array_equal(steps[1.0].logits, steps[2.5].logits)
+  for temperature, step in steps.items():
+    wanted = jax.nn.softmax(step.logits[0] / temperature, -1)
+    np.testing.assert_allclose(step.stoch.reshape(draws, 3, 5).mean(0), wanted, atol=0.03)
+  assert np.abs(jax.nn.softmax(steps[1.0].logits[0]) - wanted).max() > 0.1

@@ -91,7 +91,8 @@ def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger:
     frozen, task_keys(init_key, num_tasks)
   )
   mesh = make_mesh(config.training.devices)
-  iterate_task = train.make_iteration(world, policy, classifier, config.ppo, mesh)
+  dreamt = make_world(model, temperature=config.ppo.prior_temperature)
+  iterate_task = train.make_iteration(dreamt, policy, classifier, config.ppo, mesh)
 
   def iterate(task: Any, shared: Any) -> Any:
     (state, frozen, key), (world_params, num) = task, shared

@@ -47,26 +47,29 @@ class World:
     return latent_from_features(feature, self.num_stoch, self.num_classes)
 
 
-def make_world(model: Any, by_rows: bool | None = None) -> World:
+def make_world(model: Any, by_rows: bool | None = None, temperature: float = 1.0) -> World:
   """World of a `nn.world_model.WorldModel`.
 
   Args:
     model: the networks.
     by_rows: step as `nn.rssm.prior_step` does, which is faster with the few rows of dreams on a CPU and
       equal up to rounding. None: on CPUs, in float32.
+    temperature: that the prior's logits are divided by before a code is drawn; above 1 dreams are less sure
+      of what an action does than the world model is.
   """
   if by_rows is None:
     by_rows = jax.default_backend() == "cpu" and model.dtype in (None, jnp.float32)
   if not by_rows:
     return World(
-      functools.partial(world_model_lib.imagine_step, model),
+      functools.partial(world_model_lib.imagine_step, model, temperature=temperature),
       num_stoch=model.stoch,
       num_classes=model.classes,
     )
 
   def step(arranged: Params, latent: Latent, action: jax.Array, key: jax.Array) -> Latent:
     deter, logits = rssm.prior_step(arranged, latent.deter, latent.stoch, action, model.norm_eps)
-    stoch = distributions.sample_one_hot(logits, jax.random.uniform(key, logits.shape[:-1]))
+    uniform = jax.random.uniform(key, logits.shape[:-1])
+    stoch = distributions.sample_one_hot(logits / temperature, uniform)
     return Latent(deter=deter, stoch=stoch, logits=logits)
 
   arrange = lambda params: rssm.arrange_for_prior_steps(params["rssm"])

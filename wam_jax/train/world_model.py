@@ -153,16 +153,24 @@ def filter_step(
 
 
 def imagine_step(
-  model: WorldModel, params: Params, latent: Latent, action: jax.Array, key: jax.Array | None
+  model: WorldModel,
+  params: Params,
+  latent: Latent,
+  action: jax.Array,
+  key: jax.Array | None,
+  temperature: float = 1.0,
 ) -> Latent:
-  """One step without a picture: latent [..., D], action [..., 7] -> prior sample (key) or mode (None)."""
+  """One step without a picture: latent [..., D], action [..., 7] -> prior sample (key) or mode (None).
+
+  Logits are divided by `temperature` before a sample is drawn; the latent holds them as they are.
+  """
   action_term = _apply(model, params, "action_term", action)
   deter = _apply(model, params, "recur", latent.deter, latent.stoch, action_term)
   logits = _apply(model, params, "prior_logits", deter)
   if key is None:
     return Latent(deter=deter, stoch=distributions.one_hot(logits), logits=logits)
   uniform = jax.random.uniform(key, logits.shape[:-1])
-  return Latent(deter=deter, stoch=distributions.sample_one_hot(logits, uniform), logits=logits)
+  return Latent(deter=deter, stoch=distributions.sample_one_hot(logits / temperature, uniform), logits=logits)
 
 
 def imagine(
