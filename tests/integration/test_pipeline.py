@@ -35,6 +35,7 @@ SHRUNK = {
   "data.heldout_starts_per_task": 2,
   "data.failed_takes_per_task": 1,
   "ppo.failed_starts": 0.5,
+  "ppo.prior_temperature": 1.5,
   "data.heldout_play_frames": 40,
   "judge.horizons": "1,5,50",
   "judge.windows": 3,

@@ -37,27 +37,22 @@ def flags(workdir, **changes):
   return command(workdir, **SMALLER | changes)[3:]  # after python -m wam_jax.main
 
 
-@pytest.fixture(scope="module")
-def environ():
-  return environment()
-
-
 def launcher(workdir, *options, processes=2, **changes):
   command = [sys.executable, "launch/local_multiprocess.py", f"--processes={processes}", *options, "--"]
   return [*command, *flags(workdir, **changes)]
 
 
-def run(command, environ, timeout=300):
-  return subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=timeout)
+def run(command, timeout=300):
+  return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=timeout)
 
 
 @pytest.fixture(scope="module")
-def both(environ, tmp_path_factory):
+def both(tmp_path_factory):
   """Work folders of the same run by one process and by two."""
   folders = [tmp_path_factory.mktemp(name) / "run" for name in ("one", "two")]
-  one = run([sys.executable, "-m", "wam_jax.main", *flags(folders[0])], environ)
+  one = run([sys.executable, "-m", "wam_jax.main", *flags(folders[0])])
   assert one.returncode == 0, one.stderr[-3000:]
-  two = run(launcher(folders[1]), environ)
+  two = run(launcher(folders[1]))
   assert two.returncode == 0, two.stdout[-3000:] + two.stderr[-3000:]
   return (*folders, two.stdout)
 
@@ -80,19 +75,19 @@ def test_two_processes_train_what_one_does(both):
   assert (two / "report" / "report.html").exists()
 
 
-def test_the_number_of_processes_may_change(both, environ, tmp_path):
+def test_the_number_of_processes_may_change(both, tmp_path):
   """Stopped with two processes, continued with one, and the other way round."""
   one, _, _ = both
   changes = {"stage": "world_model", "inputs__collect": one, "world_model__updates": 40}
   changes |= {"training__checkpoint_minutes": 0, "training__log_every": 2}
   whole = tmp_path / "whole"
-  assert run([sys.executable, "-m", "wam_jax.main", *flags(whole, **changes)], environ).returncode == 0
+  assert run([sys.executable, "-m", "wam_jax.main", *flags(whole, **changes)]).returncode == 0
   parts = tmp_path / "parts"
-  stopped = stop_after(launcher(parts, **changes), environ, parts / "world_model", signal.SIGTERM)
+  stopped = stop_after(launcher(parts, **changes), parts / "world_model", signal.SIGTERM)
   assert stopped.returncode == 143
   assert not (parts / "world_model" / "DONE").exists()
   last = read_metrics(parts / "world_model")[-1]["step"]
-  again = run([sys.executable, "-m", "wam_jax.main", *flags(parts, **changes)], environ)
+  again = run([sys.executable, "-m", "wam_jax.main", *flags(parts, **changes)])
   assert again.returncode == 0 and f"resumed at update {last} of 40" in again.stdout, again.stdout
   a, b = (load_params(folder / "world_model" / "params") for folder in (whole, parts))
   jax.tree.map(lambda x, y: np.testing.assert_allclose(y, x, rtol=1e-3, atol=1e-4), a, b)
@@ -100,10 +95,10 @@ def test_the_number_of_processes_may_change(both, environ, tmp_path):
   assert lines == list(range(2, 41, 2))
 
 
-def stop_after(command, environ, stage, signum, lines=3, only=None):
+def stop_after(command, stage, signum, lines=3, only=None):
   """Starts, and after some metric lines signals the launcher, or the process `only`."""
   process = subprocess.Popen(
-    command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
   )
   deadline, before = time.monotonic() + 200, len(read_metrics(stage))
   while len(read_metrics(stage)) < before + lines:
@@ -123,33 +118,31 @@ def child(launcher_pid, index):
 
 
 @pytest.mark.parametrize("lost", [pytest.param(0, marks=pytest.mark.slow), 1])
-def test_a_lost_process_ends_the_other_which_says_so(both, environ, tmp_path, lost):
+def test_a_lost_process_ends_the_other_which_says_so(both, tmp_path, lost):
   changes = {"stage": "world_model", "inputs__collect": both[0], "world_model__updates": 3000}
   changes |= {"training__checkpoint_minutes": 0, "training__log_every": 2}
   began = time.monotonic()
   command = launcher(tmp_path / "run", "--grace=60", **changes)
-  stopped = stop_after(command, environ, tmp_path / "run" / "world_model", signal.SIGKILL, only=lost)
+  stopped = stop_after(command, tmp_path / "run" / "world_model", signal.SIGKILL, only=lost)
   assert stopped.returncode in (75, 137) and time.monotonic() - began < 150
   text = stopped.stdout + stopped.stderr
   assert f"process {lost} is gone; the same command in all processes goes on" in text, text[-3000:]
   changes["world_model__updates"] = 3000  # the same command: it goes on from a checkpoint
-  again = stop_after(
-    launcher(tmp_path / "run", **changes), environ, tmp_path / "run" / "world_model", signal.SIGINT
-  )
+  again = stop_after(launcher(tmp_path / "run", **changes), tmp_path / "run" / "world_model", signal.SIGINT)
   assert again.returncode == 130 and "resumed at update" in again.stdout
 
 
-def test_one_process_signalled_stops_both(both, environ, tmp_path):
+def test_one_process_signalled_stops_both(both, tmp_path):
   changes = {"stage": "world_model", "inputs__collect": both[0], "world_model__updates": 3000}
   command = launcher(tmp_path / "run", **(changes | {"training__log_every": 2}))
-  stopped = stop_after(command, environ, tmp_path / "run" / "world_model", signal.SIGTERM, only=1)
+  stopped = stop_after(command, tmp_path / "run" / "world_model", signal.SIGTERM, only=1)
   assert stopped.returncode == 143, stopped
   last = read_metrics(tmp_path / "run" / "world_model")[-1]["step"]
   assert [int(path.name) for path in (tmp_path / "run/world_model/ckpt").glob("[0-9]*")] == [last]
 
 
-def test_mistakes_are_said_at_once(environ, tmp_path):
-  uneven = run(launcher(tmp_path, world_model__batch_size=5, ppo__dreams=7), environ)
+def test_mistakes_are_said_at_once(tmp_path):
+  uneven = run(launcher(tmp_path, world_model__batch_size=5, ppo__dreams=7))
   assert uneven.returncode == 2, uneven
   assert (
     "world_model.batch_size = 5" in uneven.stderr
@@ -164,7 +157,7 @@ def test_mistakes_are_said_at_once(environ, tmp_path):
     "--coordinator=localhost:1",
     "--num_processes=2",
   ]
-  half = run(alone, environ)
+  half = run(alone)
   assert half.returncode == 1 and "--process_id=I, from 0 to N - 1" in half.stderr
   port = free_port()
   different = [
@@ -174,7 +167,7 @@ def test_mistakes_are_said_at_once(environ, tmp_path):
         *(f"--coordinator=127.0.0.1:{port}", "--num_processes=2", f"--process_id={i}"),
       ],
       cwd=ROOT,
-      env=environ,
+      env=environment(),
       stderr=subprocess.PIPE,
       stdout=subprocess.DEVNULL,
       text=True,
@@ -184,7 +177,7 @@ def test_mistakes_are_said_at_once(environ, tmp_path):
   texts = [process.communicate(timeout=100)[1] for process in different]
   assert [process.returncode for process in different] == [1, 1]
   assert "different settings: seed of process 1 (1) and of process 0 (0)" in "".join(texts)
-  apart = run_apart(environ, tmp_path)
+  apart = run_apart(tmp_path)
   assert "do not see what process 0 writes" in apart
 
 
@@ -196,7 +189,7 @@ def free_port():
     return sock.getsockname()[1]
 
 
-def run_apart(environ, tmp_path):
+def run_apart(tmp_path):
   """Two processes whose work folder has the same name but is not the same: a relative one elsewhere."""
   port = free_port()
   processes = []
@@ -206,7 +199,7 @@ def run_apart(environ, tmp_path):
     (place / "experiments").symlink_to(ROOT / "experiments")
     command = [sys.executable, "-m", "wam_jax.main", *flags("run")]
     command += [f"--coordinator=127.0.0.1:{port}", "--num_processes=2", f"--process_id={i}"]
-    here = environ | {"PYTHONPATH": str(ROOT)}
+    here = environment() | {"PYTHONPATH": str(ROOT)}
     processes.append(
       subprocess.Popen(
         command, cwd=place, env=here, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
