@@ -28,6 +28,7 @@ def unfinished(path: pathlib.Path, name: str) -> list[pathlib.Path]:
 
 
 def matching(path: pathlib.Path, pattern: str, but: str = "") -> list[pathlib.Path]:
+  """Entries of a folder whose names match one regular expression and not the other."""
   names = [entry.name for entry in path.iterdir()]
   return [path / name for name in names if re.fullmatch(pattern, name) and not re.fullmatch(but, name)]
 
@@ -42,10 +43,12 @@ def join_writers(seconds: float = 10.0) -> None:
 
 
 def beside(path: pathlib.Path, suffix: str) -> pathlib.Path:
+  """The neighbour of `path` whose name has a suffix more."""
   return path.with_name(path.name + suffix)
 
 
 def remove(path: pathlib.Path, ignore_errors: bool = False) -> None:
+  """Deletes a folder, if it is there."""
   if os.path.lexists(path):
     shutil.rmtree(path, ignore_errors=ignore_errors)
 
@@ -79,5 +82,6 @@ def quiet_when_full() -> None:
 
 
 def first_lines(error: BaseException, count: int = 12) -> str:
+  """What an error says, without blank lines and without the end of a long text."""
   lines = [line for line in str(error).splitlines() if line.strip()]
   return "\n".join(lines[:count]) or type(error).__name__
