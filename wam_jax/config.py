@@ -196,8 +196,8 @@ def default_config() -> ConfigDict:
   p.minibatches = 1  # per epoch; each holds dreams * chunks_per_iteration / minibatches chunks
   p.target_kl = 1.0  # above it the actor rests for the remainder of the iteration
   p.start_frames = 4  # first frames of a demo that dreams start from; 0: all before success
-  # Of the prior in the dreams that PPO learns from: above 1 they are less sure of what an action does than
-  # the world model is. Where imagined success is measured it is 1.
+  # Divides the prior's logits in the dreams that PPO learns from: above 1 they are less sure of what an
+  # action does than the world model is. Where imagined success is measured it is 1.
   p.prior_temperature = 1.0
   p.failed_starts = 0.0  # share of dreams that start anywhere in failed takes, beside the handle
   p.bc_weight = 0.025  # alpha of the behaviour-cloning regulariser

@@ -13,6 +13,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
 import wam_jax
@@ -22,7 +23,8 @@ from wam_jax.config import STAGES
 from wam_jax.io.artifact import load_artifact
 from wam_jax.io.logger import read_metrics
 from wam_jax.io.saved_params import load_params
-from wam_jax.stages import acting, report
+from wam_jax.stages import acting, ppo, report
+from wam_jax.train import imagination
 
 ROOT = pathlib.Path(__file__).parents[2]
 TASKS = ("open_drawer", "turn_on_led")
@@ -103,6 +105,30 @@ def files(folder):
 def finished(tmp_path_factory):
   workdir = tmp_path_factory.mktemp("pipeline") / "run"
   return workdir, run(workdir)
+
+
+def test_ppo_learns_in_the_warmed_world_only(finished, tmp_path, monkeypatch):
+  workdir, _ = finished
+  worlds = {}
+
+  def make_world(model, temperature=1.0):
+    worlds[temperature] = imagination.make_world(model, temperature=temperature)
+    return worlds[temperature]
+
+  class Learns(Exception):
+    pass
+
+  def make_iteration(world, *rest):
+    raise Learns(world)
+
+  monkeypatch.setattr(ppo, "make_world", make_world)
+  monkeypatch.setattr(ppo.train, "make_iteration", make_iteration)
+  inputs = {stage: load_artifact(workdir / stage, stage) for stage in ppo.REQUIRES}
+  config = ConfigDict(load_artifact(workdir / "ppo", "ppo").config)
+  with pytest.raises(Learns) as stopped:
+    ppo.run(config, inputs, tmp_path, None)
+  assert set(worlds) == {1.0, 1.5}
+  assert stopped.value.args[0] is worlds[1.5]
 
 
 def test_every_stage(finished):
