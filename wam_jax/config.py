@@ -77,6 +77,9 @@ def default_config() -> ConfigDict:
   c.data.failed_attempt_rate = 0.25  # share of play skills broken off half-way (embedded)
   c.data.clumsy_attempt_rate = 0.5  # share of play skills aimed beside their target (embedded)
   c.data.aim_error = 0.02  # m, standard deviation of these along each axis
+  # rad, standard deviation about each axis of how the hand is turned in the skills of play and in failed
+  # takes: where it always is straight, the world model cannot see that it is not.
+  c.data.wrist_error = 0.0
   c.data.residency = "auto"  # of training frames: device, stream (from disk), auto: stream what does not fit
   c.data.memory_limit_gb = 0.0  # for frames and training, on the device that trains; 0: what is free there
   c.data.skip_broken = False  # convert: leave out frames that cannot be read

@@ -225,6 +225,7 @@ CHECKS: dict[str, Check] = {
   "data.failed_attempt_rate": _RATE,
   "data.clumsy_attempt_rate": _RATE,
   "data.aim_error": _NOT_NEGATIVE,
+  "data.wrist_error": _NOT_NEGATIVE,
   "data.residency": _choice("auto", "device", "stream"),
   "data.memory_limit_gb": _NOT_NEGATIVE,
   "data.cache": _TEXT,

@@ -229,7 +229,13 @@ class WaypointExpert:
     return steer(self._env, self._waypoints[self._next], self._euler, CLOSED)
 
 
-def make_expert(task: str, env: TaughtEnvironment, rng: np.random.Generator, aim_error: float = 0.0) -> _Act:
+def make_expert(
+  task: str,
+  env: TaughtEnvironment,
+  rng: np.random.Generator,
+  aim_error: float = 0.0,
+  wrist_error: float = 0.0,
+) -> _Act:
   """An expert for one task, from wherever the environment is now.
 
   Args:
@@ -238,6 +244,7 @@ def make_expert(task: str, env: TaughtEnvironment, rng: np.random.Generator, aim
     rng: source of the small variation between demonstrations.
     aim_error: standard deviation [m], along each axis, of one displacement of the whole path: a clumsy hand
       that lands beside the handle.
+    wrist_error: standard deviation [rad], about each axis, of one turn of the hand that lasts the whole path.
 
   Returns:
     act() -> action [7], or None when the skill is over. Whether it succeeded is for `tasks.success` to say.
@@ -250,6 +257,9 @@ def make_expert(task: str, env: TaughtEnvironment, rng: np.random.Generator, aim
   if aim_error:
     beside = rng.normal(0.0, aim_error, 3)
     skill = dataclasses.replace(skill, waypoints=[waypoint + beside for waypoint in skill.waypoints])
+  if wrist_error:
+    x, y, z = np.array(skill.euler) + rng.normal(0.0, wrist_error, 3)
+    skill = dataclasses.replace(skill, euler=(x, y, z))
   return WaypointExpert(env, skill)
 
 

@@ -47,6 +47,7 @@ CONFIG: tuple[str, ...] = (
   "data.failed_attempt_rate",
   "data.clumsy_attempt_rate",
   "data.aim_error",
+  "data.wrist_error",
 )
 
 _VECTORS = ("actions", "rel_actions", "robot_obs", "scene_obs")
@@ -213,6 +214,7 @@ def _collect(config: Any, workdir: pathlib.Path, logger: Logger) -> dict[str, An
     heldout_play_frames=data.heldout_play_frames,
     clumsy_attempt_rate=data.clumsy_attempt_rate,
     aim_error=data.aim_error,
+    wrist_error=data.wrist_error,
     calvin_root=config.env.calvin_root,
     image_size=config.env.image_size,
   )

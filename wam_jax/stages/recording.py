@@ -96,6 +96,7 @@ class Settings:
   heldout_play_frames: int = 0
   clumsy_attempt_rate: float = 0.0
   aim_error: float = 0.0
+  wrist_error: float = 0.0
   calvin_root: str = ""
   image_size: int = 64  # of pictures recorded here
 
@@ -189,7 +190,8 @@ def record_play(
     else:
       task = possible[int(rng.integers(len(possible)))]
       clumsy = rng.random() < settings.clumsy_attempt_rate
-      act = experts.make_expert(task, env, rng, settings.aim_error if clumsy else 0.0)
+      aim_error = settings.aim_error if clumsy else 0.0
+      act = experts.make_expert(task, env, rng, aim_error, settings.wrist_error)
       broken = rng.random() < settings.failed_attempt_rate
       steps = int(rng.integers(*_BREAK_OFF_STEPS, endpoint=True)) if broken else settings.max_steps
       counted = not (clumsy or broken)
@@ -215,6 +217,7 @@ def _attempt(
   task: str,
   settings: Settings,
   aim_error: float = 0.0,
+  wrist_error: float = 0.0,
   drawn: bool = True,
 ) -> tuple[dict[str, np.ndarray], bool]:
   """One attempt at a task, and whether success held at its end."""
@@ -222,7 +225,7 @@ def _attempt(
 
   env.reset(*experts.sample_start(task, rng, env))
   episode = _Episode(env, settings.image_size, drawn)
-  act = experts.make_expert(task, env, rng, aim_error)
+  act = experts.make_expert(task, env, rng, aim_error, wrist_error)
   start, gripper = episode.state[1], episode.state[0][14]
   end, succeeded, resting = settings.max_steps, False, False
   while len(episode) < end:
@@ -285,7 +288,7 @@ def record_failure(
   """
 
   def failing(aim_error: float, drawn: bool) -> dict[str, np.ndarray] | None:
-    arrays, _ = _attempt(env, rng, task, settings, aim_error, drawn)
+    arrays, _ = _attempt(env, rng, task, settings, aim_error, settings.wrist_error, drawn)
     succeeded = tasks_lib.success(task, arrays["scene_obs"][:1], arrays["scene_obs"]).any()
     return None if succeeded else arrays
 
