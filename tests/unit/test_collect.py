@@ -273,6 +273,23 @@ def test_clumsy_attempts_do_not_count_as_the_experts(rate):
   assert bool(attempts["attempts"]) == (rate == 0.0)
 
 
+def test_the_hand_is_turned_in_play_and_failed_takes_but_not_in_demos():
+  from wam_jax import envs
+
+  env = envs.make_environment("play_table")
+  turned = {}
+  for wrist_error in (0.0, 0.2):
+    settings = recording.Settings(
+      1, "play_table", 72, 300, 300, 0.0, 0.0, wrist_error=wrist_error, aim_error=0.05
+    )
+    for kind, task in (("play", ""), ("failed", "turn_on_led"), ("demo", "turn_on_led")):
+      robot_obs = recording.record(env, recording.Job(kind, task, 0), settings)["robot_obs"]
+      turned[kind, wrist_error] = float(np.median(np.abs(robot_obs[10:, 4])))  # no skill turns about y
+  assert turned["demo", 0.2] == turned["demo", 0.0] < 0.03
+  assert turned["failed", 0.0] < 0.03 and turned["failed", 0.2] > 0.05
+  assert turned["play", 0.2] > turned["play", 0.0] + 0.05, turned
+
+
 def test_play_visits_the_furniture_and_chains_possible_skills():
   from wam_jax import envs
 

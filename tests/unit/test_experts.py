@@ -103,6 +103,24 @@ def test_an_aim_error_displaces_the_whole_path(env):
   assert 0.01 < np.median(reached) < 0.15
 
 
+def test_a_wrist_error_turns_the_hand_for_the_whole_path(env):
+  rng = np.random.default_rng(2)
+  env.reset(*skills.sample_start("open_drawer", rng))
+  state, turned = env.state(), []
+  for wrist_error in (0.0, 0.2):
+    env.reset(*state)
+    act, angles = (
+      experts.make_expert("open_drawer", env, np.random.default_rng(5), wrist_error=wrist_error),
+      [],
+    )
+    for _ in range(25):
+      env.step(act())
+      angles.append(experts.wrap_angle(env.state()[0][3:6] - np.array(experts.FINGERS_DOWN)))
+    turned.append(np.stack(angles[12:]))
+  assert np.abs(turned[0]).max() < 0.05
+  assert np.abs(turned[1]).mean(0).max() > 0.1 and turned[1].std(0).max() < 0.05
+
+
 def test_noise_keeps_bounds_and_gripper():
   rng = np.random.default_rng(0)
   action = np.array([1.0, -1.0, 0.2, 0.0, 0.9, -0.3, -1.0])
