@@ -296,6 +296,7 @@ def test_packed_policies_act_as_those_of_the_run(finished, tmp_path, capsys):
     assert packed.made_from == whole.made_from
     for _ in range(6):
       seen = {camera: rng.integers(0, 256, (64, 64, 3), np.uint8) for camera in whole.cameras}
+      seen["robot_obs"] = rng.normal(size=15)
       np.testing.assert_allclose(packed.act(seen), whole.act(seen), atol=0.02)
   animation = tmp_path / "led.webp"
   flags = [f"--policy={out}", "--task=turn_on_led", f"--out={animation}", "--max_steps=6", "--size=64"]

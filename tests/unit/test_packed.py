@@ -32,7 +32,8 @@ def test_actions_are_executable():
   policy = wam_jax.load_policy(task="turn_on_led")
   rng = np.random.default_rng(0)
   for _ in range(5):
-    action = policy.act({c: rng.integers(0, 256, (64, 64, 3), np.uint8) for c in policy.cameras})
+    seen = {c: rng.integers(0, 256, (64, 64, 3), np.uint8) for c in policy.cameras}
+    action = policy.act(seen | {"robot_obs": rng.normal(size=15)})
     assert np.abs(action[:6]).max() <= 1 and action[6] in (-1.0, 1.0)
 
 

@@ -33,7 +33,8 @@ def config(tmp_path, monkeypatch):
   c.study.seeds, c.study.arms = (3, 4), MAIN
   c.study.results, c.study.page = "docs/results", "docs/RESULTS.md"
   c.world_model.snapshots = (500, 1000)
-  c.world_model.robot_obs_weight = 0.0  # the published recipe, as experiments/reproduction.py
+  # The published recipe, as experiments/reproduction.py.
+  c.world_model.robot_obs_weight, c.world_model.proprio = 0.0, "none"
   return config_lib.finalize(c)
 
 

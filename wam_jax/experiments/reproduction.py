@@ -35,7 +35,10 @@ def get_config(preset: str = "auto"):
   c.data.heldout_starts_per_task = EPISODES + MONITORED
   c.evaluate.episodes, c.ppo.eval_episodes = EPISODES, MONITORED
   c.evaluate.random_policy = False
-  c.world_model.robot_obs_weight = 0.0  # the published recipe; arms of their own have it
+  # The published recipe; arms of their own have the robot state. Hands are straight, as the study was
+  # planned.
+  c.world_model.robot_obs_weight, c.world_model.proprio = 0.0, "none"
+  c.data.wrist_error = 0.0
   c.ppo.eval_every = c.ppo.iterations // 4
   # Cloning on the world models of these updates, and of the last one, gives the curve over updates.
   c.world_model.snapshots = tuple(c.world_model.updates // part for part in (16, 8, 4, 2))
