@@ -292,7 +292,7 @@ _DEMO: dict[str, Any] = {
 }
 PRESET_CHANGES: dict[str, dict[str, Any]] = {
   "demo": _DEMO,
-  # The demo's networks with more data, longer training and more PPO: one seed of all tasks in 40 minutes on
+  # The demo's networks with more data, longer training and more PPO: one seed of all tasks in an hour on
   # one core.
   "small": {
     **_DEMO,
