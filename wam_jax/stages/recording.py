@@ -164,7 +164,7 @@ def possible_tasks(scene_obs: np.ndarray) -> list[str]:
 def record_play(
   env: TaughtEnvironment, rng: np.random.Generator, frames: int, settings: Settings
 ) -> dict[str, Any]:
-  """One episode of task-free play: skills at random, some clumsy, some broken off, and wandering.
+  """One episode of task-free play: skills with the hand turned, some clumsy or broken off, and wandering.
 
   Args:
     env: any state; is reset.
