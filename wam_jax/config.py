@@ -304,6 +304,7 @@ PRESET_CHANGES: dict[str, dict[str, Any]] = {
     "judge.probe_frames": 12_000,
     "world_model.updates": 4_500,
     "classifier.updates": 1_200,
+    "classifier.ensemble": 3,
     "classifier.threshold": 0.2,
     "ppo.iterations": 60,
     "ppo.start_frames": 0,

@@ -15,8 +15,10 @@ from wam_jax.config_study import ARMS
 EPISODES = 50  # per task, arm and seed
 MONITORED = 20  # episodes per task of the curve over PPO iterations, from other start states
 
-# `small` as the study was planned: dreams start where demos do and are as sure as the world model.
+# `small` as the study was planned: one classifier, dreams that start where demos do and are as sure as the
+# world model.
 SMALL = {
+  "classifier.ensemble": 1,
   "classifier.threshold": 0.5,
   "ppo.iterations": 40,
   "ppo.start_frames": 4,
