@@ -296,6 +296,7 @@ def _size(config: ConfigDict, stage: str) -> str:
   tasks, demos = len(config.tasks), f"{d.demos_per_task + d.heldout_demos_per_task} demos"
   if d.failed_takes_per_task:
     demos += f" + {d.failed_takes_per_task + d.heldout_demos_per_task} failed takes"
+  networks = f", {k.ensemble} networks each" if k.ensemble > 1 else ""
   if stage == "collect" and d.source == "calvin":
     return "read and check the dataset"
   if stage == "world_model" and config.inputs.lumos_checkpoint:
@@ -309,7 +310,7 @@ def _size(config: ConfigDict, stage: str) -> str:
     "judge_world_model": f"{1 + len(j.compare)} x {j.windows} windows, {j.horizons[-1]} frames imagined",
     "featurize": f"{tasks} x ({demos})",
     "behaviour_cloning": f"{tasks} x {b.updates:,} updates of {b.batch_size} chunks",
-    "classifier": f"{tasks} x {k.updates:,} updates of {k.batch_size} frames",
+    "classifier": f"{tasks} x {k.updates:,} updates of {k.batch_size} frames{networks}",
     "ppo": f"{tasks} x {p.iterations} iterations of {p.dreams} x {p.chunks_per_iteration} chunks",
     "online_ppo": f"{tasks} x {config.online.iterations} x {p.dreams} x {p.chunks_per_iteration} real chunks",
     "evaluate": f"{tasks} x {e.episodes} episodes of at most {config.env.max_steps} steps",
@@ -375,7 +376,11 @@ def _work(config: ConfigDict, stage: str) -> float:
     * (recurrent + vision),
     "featurize": demo_frames * (recurrent + vision),
     "behaviour_cloning": 1.0 if config.inputs.dppo_checkpoint else tasks * b.updates * b.batch_size * policy,
-    "classifier": tasks * k.updates * k.batch_size * (feature * k.embed[0] + k.embed[0] * k.embed[-1]),
+    "classifier": tasks
+    * k.ensemble
+    * k.updates
+    * k.batch_size
+    * (feature * k.embed[0] + k.embed[0] * k.embed[-1]),
     "ppo": tasks * p.iterations * (dreaming + tuning),
     "online_ppo": tasks * config.online.iterations * p.dreams * p.chunks_per_iteration * slower,
     "evaluate": tasks * e.episodes * config.env.max_steps * policies * slower,
