@@ -434,7 +434,7 @@ RULES: tuple[Rule, ...] = (
     ("data.failed_takes_per_task",),
     lambda share, takes: share == 0 or takes > 0,
     "0 without failed takes to start from (data.failed_takes_per_task={1})",
-    "leave it out, or take --config.data.failed_takes_per_task=20",
+    "--config.ppo.failed_starts=0, or --config.data.failed_takes_per_task=20",
   ),
   Rule(
     "ppo.minibatches",

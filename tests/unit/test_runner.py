@@ -364,8 +364,8 @@ def test_estimate_grows_with_the_work():
   )
   small.world_model.hidden *= 4
   assert plan.estimate(small, "world_model") > 1.5 * updates * plan.estimate(demo, "world_model")
-  demo.classifier.ensemble = 3
-  assert plan.estimate(demo, "classifier") == pytest.approx(3 * plan.DEMO_SECONDS["classifier"])
+  demo.classifier.ensemble *= 2
+  assert plan.estimate(demo, "classifier") == pytest.approx(2 * plan.DEMO_SECONDS["classifier"])
 
 
 def test_estimate_counts_what_ppo_measures_on_the_way_and_the_simulator():

@@ -189,7 +189,7 @@ def test_finished_pieces_are_skipped_and_others_refused(config, tmp_path):
     study.read_result(folder, piece, study.settings_of(changed, piece))
   changed = ConfigDict(config.to_dict())
   changed.ppo.gamma = 0.9
-  with pytest.raises(StageError, match=r"ppo\.gamma: 0\.999 -> 0\.9"):
+  with pytest.raises(StageError, match=r"ppo\.gamma: 0\.97 -> 0\.9"):
     study.read_result(folder, piece, study.settings_of(changed, piece))
 
 

@@ -15,12 +15,11 @@ from wam_jax.config_study import ARMS
 EPISODES = 50  # per task, arm and seed
 MONITORED = 20  # episodes per task of the curve over PPO iterations, from other start states
 
-# `small` as the study was planned: one classifier, dreams that start where demos do and are as sure as the
-# world model.
-SMALL = {
+# As the study was planned: one classifier, dreams that start where demos do and are as sure as the world
+# model.
+PLANNED = {
   "classifier.ensemble": 1,
   "classifier.threshold": 0.5,
-  "ppo.iterations": 40,
   "ppo.start_frames": 4,
   "ppo.failed_starts": 0.0,
   "ppo.prior_temperature": 1.0,
@@ -30,8 +29,9 @@ SMALL = {
 
 def get_config(preset: str = "auto"):
   c = config.preset_config(preset, experiment="reproduction")
+  c.update_from_flattened_dict(PLANNED)
   if c.preset == "small":
-    c.update_from_flattened_dict(SMALL)
+    c.ppo.iterations = 40
   c.study.seeds = (10, 11, 12)
   c.study.arms = tuple(ARMS)
   c.data.heldout_starts_per_task = EPISODES + MONITORED

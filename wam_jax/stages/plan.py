@@ -32,7 +32,7 @@ DEMO_SECONDS: dict[str, float] = {
   "judge_world_model": 20,
   "featurize": 20,
   "behaviour_cloning": 70,
-  "classifier": 40,
+  "classifier": 70,
   "ppo": 95,
   "online_ppo": 3_000,
   "evaluate": 60,
