@@ -125,7 +125,7 @@ SIZES = {
   "smallest": """
     tasks=turn_on_led env.max_steps=40 env.workers=1
     data.play_frames=256 data.play_episode_frames=64 data.heldout_play_frames=40 data.demos_per_task=3
-    data.heldout_demos_per_task=1 data.heldout_starts_per_task=1 data.failed_takes_per_task=0 ppo.failed_starts=0
+    data.heldout_demos_per_task=1 data.heldout_starts_per_task=1 data.failed_takes_per_task=0
     world_model.depth=8 world_model.embed=32 world_model.deter=16 world_model.stoch=4 world_model.classes=4
     world_model.hidden=16 world_model.inverse_dynamics_hidden=16 world_model.batch_size=4
     world_model.sequence_length=8 world_model.updates=12 world_model.warmup_updates=2
@@ -135,7 +135,7 @@ SIZES = {
     behaviour_cloning.warmup_updates=1 behaviour_cloning.denoising_steps=4
     classifier.embed=16,8 classifier.hidden=16 classifier.batch_size=16 classifier.updates=8
     classifier.enforce_gate=false ppo.iterations=3 ppo.dreams=4 ppo.epochs=1 ppo.value_hidden=16
-    ppo.horizon_steps=40 ppo.chunks_per_iteration=10 ppo.fine_tuned_steps=2 evaluate.episodes=1
+    ppo.failed_starts=0 ppo.horizon_steps=40 ppo.chunks_per_iteration=10 ppo.fine_tuned_steps=2 evaluate.episodes=1
     evaluate.imagined_episodes=4 evaluate.random_policy=false evaluate.expert=false
     report.animation_size=48 training.log_every=4""",
 }
