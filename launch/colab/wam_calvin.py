@@ -135,8 +135,8 @@ SIZES = {
     behaviour_cloning.warmup_updates=1 behaviour_cloning.denoising_steps=4
     classifier.embed=16,8 classifier.hidden=16 classifier.batch_size=16 classifier.updates=8
     classifier.enforce_gate=false ppo.iterations=3 ppo.dreams=4 ppo.epochs=1 ppo.value_hidden=16
-    ppo.failed_starts=0 ppo.horizon_steps=40 ppo.chunks_per_iteration=10 ppo.fine_tuned_steps=2 evaluate.episodes=1
-    evaluate.imagined_episodes=4 evaluate.random_policy=false evaluate.expert=false
+    ppo.failed_starts=0 ppo.horizon_steps=40 ppo.chunks_per_iteration=10 ppo.fine_tuned_steps=2
+    evaluate.episodes=1 evaluate.imagined_episodes=4 evaluate.random_policy=false evaluate.expert=false
     report.animation_size=48 training.log_every=4""",
 }
 SIZE = os.environ.get("WAM_JAX_COLAB_SIZE", SIZE)
