@@ -99,7 +99,7 @@ print(f"wam_jax {installed()}")
 # |---|---|---|
 # | `short` | 4 skills, world model of 1,200 updates: half the demo | 15 to 20 minutes |
 # | `demo` | 8 skills, 2,200 updates: the package's `demo` preset | 30 to 40 minutes |
-# | `small` | the same with four times the play, 4,500 updates and more PPO, which then helps | 1 to 2 hours |
+# | `small` | the same with four times the play, 4,500 updates and more PPO | 1 to 2 hours |
 # | `smallest` | one skill, a dozen updates: shows that everything runs, learns nothing | 3 minutes |
 #
 # The times are estimates: measured on a server, taking the two cores of a free runtime to be half as fast.
@@ -181,8 +181,8 @@ if code:
 # ## Success in the simulator
 #
 # All policies start from the same states, which no training has seen. *Imagined* is the success of the final
-# policy in its dreams; a large *gap* means that dreams are easier than the simulator. One run at size `short`
-# gave 66 % cloned and 71 % after PPO, but 96 % in dreams: a world model trained so briefly flatters.
+# policy in its dreams; a large *gap* means that dreams are easier than the simulator: a world model trained
+# briefly flatters. One run at size `demo` gave 80 % cloned and 88 % after PPO, 94 % in dreams.
 
 # %% results
 results, judged, *_ = (RUN / "report" / "report.md").read_text(encoding="utf-8").split("\n## ")
@@ -299,7 +299,7 @@ if COPY_TO_DRIVE:
 #   another folder (`RUN`) then: results of different settings are never mixed.
 # - Does inverse dynamics help? Train the same with `experiments/calvin_dreamerv2.py`, which has none, and
 #   compare: `python -m wam_jax.report --workdir=RUN --compare=OTHER`. Results so far: `docs/RESULTS.md`.
-# - `small` gains about 12 points by PPO in imagination. `paper` has the published sizes, for accelerators and
+# - `small` gains about 11 points by PPO in imagination. `paper` has the published sizes, for accelerators and
 #   CALVIN's data.
 # - Your own play data, a new skill, a real robot: `docs/guides/`.
 # - `python -m wam_jax.doctor` says what is wrong with an installation.
