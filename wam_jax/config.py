@@ -297,8 +297,8 @@ _DEMO: dict[str, Any] = {
 }
 PRESET_CHANGES: dict[str, dict[str, Any]] = {
   "demo": _DEMO,
-  # The demo's networks with more data, longer training and more PPO: one seed of all tasks in an hour on
-  # one core.
+  # The demo's networks with more data, longer training and more PPO: one seed of all tasks in 77 minutes
+  # or less on one core.
   "small": {
     **_DEMO,
     "data.play_frames": 100_000,

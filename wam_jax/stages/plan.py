@@ -23,8 +23,8 @@ from wam_jax.io.logger import duration
 
 STAGES = config_lib.STAGES
 
-# Seconds of each stage of the demo preset, measured on 2 CPU cores (BUILD.md, "Measured"); the estimates
-# of other sizes are scaled from them.
+# Seconds of each stage of the demo preset, measured on 2 CPU cores (BUILD.md, "Measured"; classifier: one
+# network's, times what three cost on another machine); the estimates of other sizes are scaled from them.
 DEMO_SECONDS: dict[str, float] = {
   "convert": 15,
   "collect": 98,
@@ -359,6 +359,7 @@ def _work(config: ConfigDict, stage: str) -> float:
   recurrent = 3 * w.deter * (w.deter + w.hidden) + w.hidden * (3 * stoch + 2 * w.deter + w.embed)
   vision = 64 * w.depth * (w.embed + feature) * (6 if w.vision == "conv" else 1)
   policy = b.hidden * (feature + (2 * b.blocks + 1) * b.hidden)
+  judging = k.ensemble * (feature * k.embed[0] + k.embed[0] * k.embed[-1])
   denoised, tuned = (1, 1) if b.policy == "gaussian" else (b.denoising_steps, p.fine_tuned_steps)
   dreaming = p.dreams * p.chunks_per_iteration * (4 * recurrent + denoised * policy)
   tuning = p.epochs * p.dreams * p.chunks_per_iteration * tuned * 3 * policy
@@ -376,11 +377,7 @@ def _work(config: ConfigDict, stage: str) -> float:
     * (recurrent + vision),
     "featurize": demo_frames * (recurrent + vision),
     "behaviour_cloning": 1.0 if config.inputs.dppo_checkpoint else tasks * b.updates * b.batch_size * policy,
-    "classifier": tasks
-    * k.ensemble
-    * k.updates
-    * k.batch_size
-    * (feature * k.embed[0] + k.embed[0] * k.embed[-1]),
+    "classifier": tasks * k.updates * k.batch_size * judging,
     "ppo": tasks * p.iterations * (dreaming + tuning),
     "online_ppo": tasks * config.online.iterations * p.dreams * p.chunks_per_iteration * slower,
     "evaluate": tasks * e.episodes * config.env.max_steps * policies * slower,
