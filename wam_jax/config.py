@@ -94,8 +94,9 @@ def default_config() -> ConfigDict:
   w.stoch = 32  # S
   w.classes = 32  # C
   w.hidden = 1000  # width of the layers around the recurrent unit
-  # Robot state beside the embedding. sincos: 18 numbers, angles as sine and cosine; zscore: LUMOS's 15
-  # numbers by the data's mean and deviation, for its checkpoints (the roll jumps at +-pi).
+  # Robot state. sincos: 18 numbers next to the embedding, angles as sine and cosine; zscore: LUMOS's 15
+  # numbers by the data's mean and deviation, for its checkpoints (the roll jumps at +-pi); latent: the 18
+  # numbers are a part of the latent, as reported where they are seen, predicted in dreams (not in the paper).
   w.proprio = "none"
   w.learned_initial_state = False  # LUMOS: learn the state before the first frame; else zero
   w.norm_eps = 1e-3  # of the layer norms
@@ -106,7 +107,12 @@ def default_config() -> ConfigDict:
   w.kl_balance = 0.8  # share of the KL that trains the prior
   w.inverse_dynamics_weight = 1000.0  # 0: plain DreamerV2
   w.embedding_image_weight = 0.0  # also reconstruct the pictures straight from e_t (not in the paper)
-  w.robot_obs_weight = 0.0  # also reconstruct the robot state from the features (not in the paper)
+  # Of the robot state's error: of its prediction with proprio=latent, else of rebuilding it from the features
+  # (neither is in the paper).
+  w.robot_obs_weight = 0.0
+  # Share of an update's windows that are seen up to a random frame only and imagined from there on, so that
+  # dreams of many frames are trained, not of one (not in the paper).
+  w.open_loop_share = 0.0
   w.decode_fraction = 1.0  # share of frames decoded per update
   w.batch_size = 50  # windows per update
   w.sequence_length = 50  # frames of a window

@@ -1,7 +1,7 @@
 """The pytrees and Protocols that rooms hand to each other.
 
 Shape letters, here and everywhere: B batch, T time, H chunk, A action (7), D deter, S stochastic
-variables, C classes per variable, F feature (D + S*C), K denoising steps, E dreams, N chunks.
+variables, C classes per variable, R robot state and change, F feature (D + S*C + R), K denoising steps, E dreams, N chunks.
 """
 
 from __future__ import annotations
@@ -23,41 +23,53 @@ class Latent(struct.PyTreeNode):
     deter: [..., D] float, hidden state h_t of the GRU.
     stoch: [..., S, C] float, z_t, one-hot in the forward pass.
     logits: [..., S, C] float, unnormalised log-probabilities z_t was drawn from.
+    robot: [..., R] float, the robot's state s_t and its last change, where the model carries them
+      (`nn.rssm.RobotDynamics`); else None.
   """
 
   deter: jax.Array
   stoch: jax.Array
   logits: jax.Array
+  robot: jax.Array | None = None
 
 
 def features(latent: Latent) -> jax.Array:
-  """Feature f_t = [h_t, z_t].
+  """Feature f_t = [h_t, z_t], or [h_t, z_t, robot] of a model that carries the robot's state.
 
   Args:
-    latent: deter [..., D], stoch [..., S, C].
+    latent: deter [..., D], stoch [..., S, C], robot [..., R] or None.
 
   Returns:
-    [..., D + S*C].
+    [..., D + S*C + R].
   """
-  stoch = latent.stoch.reshape(*latent.stoch.shape[:-2], -1)
-  return jnp.concatenate([latent.deter, stoch], -1)
+  parts = [latent.deter, latent.stoch.reshape(*latent.stoch.shape[:-2], -1)]
+  return jnp.concatenate(parts if latent.robot is None else [*parts, latent.robot], -1)
 
 
-def latent_from_features(feature: jax.Array, num_stoch: int, num_classes: int) -> Latent:
+def latent_from_features(
+  feature: jax.Array, num_stoch: int, num_classes: int, robot_size: int = 0
+) -> Latent:
   """Inverse of `features`, for starting a dream from a stored feature.
 
   Args:
-    feature: [..., D + S*C].
+    feature: [..., D + S*C + R].
     num_stoch: S.
     num_classes: C.
+    robot_size: R; 0 for a model that does not carry the robot's state.
 
   Returns:
     Latent whose logits are zero: they are not part of the feature, and no step reads them.
   """
-  size = num_stoch * num_classes
-  deter, flat = feature[..., :-size], feature[..., -size:]
+  stoch_end = feature.shape[-1] - robot_size
+  stoch_start = stoch_end - num_stoch * num_classes
+  flat = feature[..., stoch_start:stoch_end]
   stoch = flat.reshape(*flat.shape[:-1], num_stoch, num_classes)
-  return Latent(deter=deter, stoch=stoch, logits=jnp.zeros_like(stoch))
+  return Latent(
+    deter=feature[..., :stoch_start],
+    stoch=stoch,
+    logits=jnp.zeros_like(stoch),
+    robot=feature[..., stoch_end:] if robot_size else None,
+  )
 
 
 class Batch(struct.PyTreeNode):

@@ -13,11 +13,65 @@ from wam_jax.nn.layers import GRU, NormedSum, gru_gates
 from wam_jax.types import Params
 
 
+CHANGE_SCALE = 5.0  # of the robot's last change in the latent: at 30 Hz states move by about a fifth of a unit
+RESIDUAL_SCALE = 0.1  # of the network's part of a predicted change
+
+
+class RobotDynamics(nn.Module):
+  """Next state of the robot: s_t + A [change; action] + a small network's correction, zero at the start.
+
+  `robot` [..., 2 P] is the state s_t and its last change, CHANGE_SCALE (s_t - s_{t-1}).
+
+  Attributes:
+    state: P, numbers of the state.
+    hidden: width of the network.
+    dtype: of its matrix products; states are in the dtype of `robot`.
+
+  Source: none; the published model has discrete codes alone. A robot reports its own state, and codes with a
+  KL term do not hold three lengths to a millimetre.
+  """
+
+  state: int
+  hidden: int
+  dtype: Any = None
+
+  @nn.compact
+  def __call__(self, deter: jax.Array, robot: jax.Array, action: jax.Array) -> jax.Array:
+    """h_t [..., D], robot [..., 2 P] of frame t - 1, action [..., 7] taken there -> robot [..., 2 P] of t."""
+    zeros = nn.initializers.zeros
+    before, change = robot[..., : self.state], robot[..., self.state :]
+    linear = nn.Dense(self.state, kernel_init=zeros, name="linear")(jnp.concatenate([change, action], -1))
+    x = nn.Dense(self.hidden, dtype=self.dtype, name="hidden")(
+      jnp.concatenate([deter, before, change, action], -1)
+    )
+    residual = nn.Dense(self.state, kernel_init=zeros, name="residual")(nn.elu(x).astype(robot.dtype))
+    moved = RESIDUAL_SCALE * (linear + residual)
+    return jnp.concatenate([before + moved, CHANGE_SCALE * moved], -1)
+
+
+def seen_robot(state: jax.Array, before: jax.Array, is_first: jax.Array) -> jax.Array:
+  """`robot` of a frame whose state is reported.
+
+  Args:
+    state: [..., P].
+    before: [..., 2 P], robot of the frame before.
+    is_first: [...] bool; no change is known there.
+
+  Returns:
+    [..., 2 P].
+  """
+  change = CHANGE_SCALE * (state - before[..., : state.shape[-1]])
+  return jnp.concatenate([state, jnp.where(is_first[..., None], 0.0, change)], -1)
+
+
 class RSSM(nn.Module):
   """h_t = GRU(ELU(LN(W_z z_{t-1} + W_a a_{t-1})), h_{t-1}); prior p(z_t | h_t), posterior q(z_t | h_t, e_t).
 
   Products with inputs that do not depend on the state (`action_term`, `embed_term`) are methods of
   their own, to be taken over all frames before the scan.
+
+  With `robot_state` the latent also holds the robot's state and its last change (`RobotDynamics`): the
+  recurrent unit and the prior read them, and `recur` predicts them.
 
   Attributes:
     deter: D.
@@ -26,6 +80,7 @@ class RSSM(nn.Module):
     hidden: width of the layers between.
     norm_eps: of the layer norms.
     learned_initial_state: hold parameters for the state before the first frame (LUMOS), instead of zeros.
+    robot_state: P, numbers of the robot's state in the latent; 0: none.
     dtype: of the matrix products; states and logits keep the dtype of the state.
   """
 
@@ -35,6 +90,7 @@ class RSSM(nn.Module):
   hidden: int
   norm_eps: float = 1e-3
   learned_initial_state: bool = False
+  robot_state: int = 0
   dtype: Any = None
 
   def setup(self) -> None:
@@ -51,6 +107,10 @@ class RSSM(nn.Module):
     self.from_embed = dense(self.hidden, use_bias=False)
     self.posterior_norm = norm()
     self.posterior_output = dense(self.stoch * self.classes)
+    if self.robot_state:
+      self.from_robot = dense(self.hidden, use_bias=False)
+      self.prior_robot = dense(self.hidden, use_bias=False)
+      self.robot_dynamics = RobotDynamics(self.robot_state, self.hidden, self.dtype)
     if self.learned_initial_state:
       self.initial_deter = self.param("initial_deter", nn.initializers.zeros, (self.deter,))
       self.initial_stoch = self.param("initial_stoch", nn.initializers.zeros, (self.stoch * self.classes,))
@@ -67,14 +127,33 @@ class RSSM(nn.Module):
     """[..., E] -> [..., hidden]."""
     return self.from_embed(embed)
 
-  def recur(self, deter: jax.Array, stoch: jax.Array, action_term: jax.Array) -> jax.Array:
-    """deter [..., D], stoch [..., S, C], action_term [..., hidden] -> next deter [..., D]."""
-    flat = stoch.reshape(*stoch.shape[:-2], -1)
-    return self.gru(deter, self.input_norm(self.from_stoch(flat), action_term))
+  def recur(
+    self, deter: jax.Array, stoch: jax.Array, robot: jax.Array | None, action: jax.Array, action_term: jax.Array
+  ) -> tuple[jax.Array, jax.Array | None]:
+    """One step of what does not depend on the next picture.
 
-  def prior_logits(self, deter: jax.Array) -> jax.Array:
-    """[..., D] -> [..., S, C]."""
-    logits = self.prior_output(self.prior_norm(self.prior_hidden(deter)))
+    Args:
+      deter: [..., D].
+      stoch: [..., S, C].
+      robot: [..., 2 P], or None without `robot_state`.
+      action: [..., 7].
+      action_term: [..., hidden], of the action.
+
+    Returns:
+      Next deter [..., D], and the robot predicted [..., 2 P] or None.
+    """
+    terms = [self.from_stoch(stoch.reshape(*stoch.shape[:-2], -1)), action_term]
+    if robot is None:
+      return self.gru(deter, self.input_norm(*terms)), None
+    deter = self.gru(deter, self.input_norm(*terms, self.from_robot(robot)))
+    return deter, self.robot_dynamics(deter, robot, action)
+
+  def prior_logits(self, deter: jax.Array, robot: jax.Array | None) -> jax.Array:
+    """deter [..., D], robot [..., 2 P] of the same frame or None -> [..., S, C]."""
+    terms = [self.prior_hidden(deter)]
+    if robot is not None:
+      terms.append(self.prior_robot(robot))
+    logits = self.prior_output(self.prior_norm(*terms))
     return logits.reshape(*deter.shape[:-1], self.stoch, self.classes).astype(deter.dtype)
 
   def posterior_logits(self, deter: jax.Array, embed_term: jax.Array) -> jax.Array:
@@ -101,19 +180,25 @@ def arrange_for_prior_steps(params: Params) -> Params:
 
 
 def prior_step(
-  arranged: Params, deter: jax.Array, stoch: jax.Array, action: jax.Array, norm_eps: float
-) -> tuple[jax.Array, jax.Array]:
+  arranged: Params,
+  deter: jax.Array,
+  stoch: jax.Array,
+  robot: jax.Array | None,
+  action: jax.Array,
+  norm_eps: float,
+) -> tuple[jax.Array, jax.Array | None, jax.Array]:
   """`recur` and `prior_logits` of a `RSSM` in float32, faster on a CPU; not for training.
 
   Args:
     arranged: from `arrange_for_prior_steps`.
     deter: [E, D].
     stoch: [E, S, C], exactly one-hot: its product is a sum of S rows of the kernel.
+    robot: [E, 2 P], or None of a model that does not carry it.
     action: [E, 7].
     norm_eps: of the layer norms.
 
   Returns:
-    deter [E, D] and logits [E, S, C].
+    deter [E, D], robot [E, 2 P] or None, and logits [E, S, C].
   """
   _, num, classes = stoch.shape
 
@@ -129,7 +214,16 @@ def prior_step(
   table, bias = arranged["from_stoch"]["kernel"], arranged["from_stoch"]["bias"]
   start = jnp.broadcast_to(bias, (len(deter), len(bias)))
   from_stoch = jax.lax.fori_loop(0, num, lambda i, total: total + table[rows[:, i]], start)
-  x = norm("input_norm", from_stoch, action @ arranged["from_action"]["kernel"])
+  terms = [from_stoch, action @ arranged["from_action"]["kernel"]]
+  if robot is not None:
+    terms.append(robot @ arranged["from_robot"]["kernel"])
+  x = norm("input_norm", *terms)
   deter = gru_gates(deter, product("gru/input", x), product("gru/recurrent", deter))
-  logits = product("prior_output", norm("prior_norm", product("prior_hidden", deter)))
-  return deter, logits.reshape(stoch.shape)
+  terms = [product("prior_hidden", deter)]
+  if robot is not None:
+    dynamics = RobotDynamics(robot.shape[-1] // 2, arranged["robot_dynamics"]["hidden"]["bias"].shape[0])
+    predicted: Any = dynamics.apply({"params": arranged["robot_dynamics"]}, deter, robot, action)
+    robot = predicted
+    terms.append(robot @ arranged["prior_robot"]["kernel"])
+  logits = product("prior_output", norm("prior_norm", *terms))
+  return deter, robot, logits.reshape(stoch.shape)

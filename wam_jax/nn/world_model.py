@@ -12,10 +12,11 @@ import jax.numpy as jnp
 from wam_jax.nn import vision
 from wam_jax.nn.layers import MLP, NormedSum
 from wam_jax.nn.rssm import RSSM
+from wam_jax.types import Latent, features
 
 ACTION = 7
 ROBOT_OBS = 15
-PROPRIO_SIZES = {"none": 0, "sincos": 18, "zscore": ROBOT_OBS}
+PROPRIO_SIZES = {"none": 0, "sincos": 18, "zscore": ROBOT_OBS, "latent": 18}
 
 
 def proprio_features(robot_obs: jax.Array) -> jax.Array:
@@ -67,7 +68,7 @@ class WorldModel(nn.Module):
 
   The embedding e_t has E numbers of the pictures and, with proprioception, P of the robot state after
   them, as in LUMOS. The inverse-dynamics head and the embedding's decoder see the E numbers only: the
-  robot state would give the action away.
+  robot state would give the action away. With `proprio = latent` these P numbers become a part of the latent.
 
   Attributes follow `config.world_model`; see `make_world_model`.
   """
@@ -94,7 +95,17 @@ class WorldModel(nn.Module):
 
   @property
   def feature_size(self) -> int:
-    return self.deter + self.stoch * self.classes
+    return self.deter + self.stoch * self.classes + self.robot_size
+
+  @property
+  def carries_robot(self) -> bool:
+    """Whether the robot's state is a part of the latent."""
+    return self.proprio == "latent"
+
+  @property
+  def robot_size(self) -> int:
+    """R, numbers of the robot's state and its last change in the latent."""
+    return 2 * PROPRIO_SIZES[self.proprio] if self.carries_robot else 0
 
   @property
   def embed_size(self) -> int:
@@ -115,6 +126,7 @@ class WorldModel(nn.Module):
       self.hidden,
       self.norm_eps,
       self.learned_initial_state,
+      self.robot_size // 2,
       self.dtype,
     )
     self.decoder = Decoder(self.vision, self.cameras, self.depth, self.image_size, self.dtype)
@@ -139,7 +151,7 @@ class WorldModel(nn.Module):
   def _proprio(self, robot_obs: jax.Array) -> jax.Array:
     if self.proprio == "none":
       return robot_obs[..., :0]
-    if self.proprio == "sincos":
+    if self.proprio in ("sincos", "latent"):
       return proprio_features(robot_obs)
     return (robot_obs - jnp.asarray(self.robot_obs_mean)) / jnp.asarray(self.robot_obs_std)
 
@@ -171,11 +183,13 @@ class WorldModel(nn.Module):
   def embed_term(self, embed: jax.Array) -> jax.Array:
     return self.rssm.embed_term(embed)
 
-  def recur(self, deter: jax.Array, stoch: jax.Array, action_term: jax.Array) -> jax.Array:
-    return self.rssm.recur(deter, stoch, action_term)
+  def recur(
+    self, deter: jax.Array, stoch: jax.Array, robot: jax.Array | None, action: jax.Array, action_term: jax.Array
+  ) -> tuple[jax.Array, jax.Array | None]:
+    return self.rssm.recur(deter, stoch, robot, action, action_term)
 
-  def prior_logits(self, deter: jax.Array) -> jax.Array:
-    return self.rssm.prior_logits(deter)
+  def prior_logits(self, deter: jax.Array, robot: jax.Array | None) -> jax.Array:
+    return self.rssm.prior_logits(deter, robot)
 
   def posterior_logits(self, deter: jax.Array, embed_term: jax.Array) -> jax.Array:
     return self.rssm.posterior_logits(deter, embed_term)
@@ -185,10 +199,12 @@ class WorldModel(nn.Module):
     embed = self.encode(pictures, robot_obs)
     lead = embed.shape[:-1]
     deter, stoch = jnp.zeros((*lead, self.deter)), jnp.zeros((*lead, self.stoch, self.classes))
-    deter = self.recur(deter, stoch, self.action_term(jnp.zeros((*lead, ACTION))))
-    self.prior_logits(deter)
+    robot = jnp.zeros((*lead, self.robot_size)) if self.carries_robot else None
+    action = jnp.zeros((*lead, ACTION))
+    deter, robot = self.recur(deter, stoch, robot, action, self.action_term(action))
+    self.prior_logits(deter, robot)
     stoch = self.posterior_logits(deter, self.embed_term(embed))
-    feature = jnp.concatenate([deter, stoch.reshape(*lead, -1)], -1)
+    feature = features(Latent(deter=deter, stoch=stoch, logits=stoch, robot=robot))
     if self.decode_embedding:
       self.decode_from_embedding(embed)
     if self.decode_robot:
@@ -229,7 +245,8 @@ def make_world_model(
     inverse_dynamics_input=config.inverse_dynamics_input,
     inverse_dynamics_hidden=config.inverse_dynamics_hidden,
     decode_embedding=config.embedding_image_weight > 0,
-    decode_robot=config.get("robot_obs_weight", 0.0) > 0,  # absent in models of earlier versions
+    # The weight is absent in models of earlier versions. In the latent the state needs no decoder.
+    decode_robot=config.get("robot_obs_weight", 0.0) > 0 and config.proprio != "latent",
     learned_initial_state=config.learned_initial_state,
     norm_eps=config.norm_eps,
     image_size=image_size,

@@ -111,18 +111,23 @@ def start_state(model: Any, params: Params, batch_size: int, chunk: int, seed: j
     seed: of all noise, 0 to 2**31 - 1.
 
   Returns:
-    deter [B, D], stoch [B, S, C], prev_action [B, 7], chunk [B, H, 7], step int32 (frames seen), key uint32.
+    deter [B, D], stoch [B, S, C], robot [B, R] of a model that carries it, prev_action [B, 7], chunk
+    [B, H, 7], step int32 (frames seen), key uint32.
   """
   latent = wm.initial_latent(model, params, batch_size)
   rest = jnp.broadcast_to(jnp.asarray(REST_ACTION, jnp.float32), (batch_size, ACTION))
-  return {
-    "deter": latent.deter,
-    "stoch": latent.stoch,
+  return _latent_arrays(latent) | {
     "prev_action": rest,
     "chunk": jnp.zeros((batch_size, chunk, ACTION)),
     "step": jnp.zeros((), jnp.int32),
     "key": jax.random.key_data(jax.random.key(seed)),
   }
+
+
+def _latent_arrays(latent: Latent) -> State:
+  """What a state holds of a latent."""
+  arrays = {"deter": latent.deter, "stoch": latent.stoch}
+  return arrays if latent.robot is None else arrays | {"robot": latent.robot}
 
 
 def act_step(
@@ -148,7 +153,8 @@ def act_step(
   """
   t, size = state["step"], state["chunk"].shape[1]
   stoch = state["stoch"]
-  latent = Latent(deter=state["deter"], stoch=stoch, logits=jnp.zeros_like(stoch))  # no step reads logits
+  logits = jnp.zeros_like(stoch)  # no step reads them
+  latent = Latent(deter=state["deter"], stoch=stoch, logits=logits, robot=state.get("robot"))
   frame_key, chunk_key = frame_keys(jax.random.wrap_key_data(state["key"]), t)
   is_first = jnp.broadcast_to(t == 0, stoch.shape[:1])
   latent = filter_frame(model, model_params, latent, observation, state["prev_action"], is_first, frame_key)
@@ -159,8 +165,8 @@ def act_step(
     latent,
   )
   action = jax.lax.dynamic_index_in_dim(chunk, t % size, 1, keepdims=False)
-  new = {"deter": latent.deter, "stoch": latent.stoch, "prev_action": action, "chunk": chunk, "step": t + 1}
-  return state | new, action
+  new = {"prev_action": action, "chunk": chunk, "step": t + 1}
+  return state | _latent_arrays(latent) | new, action
 
 
 @functools.lru_cache(maxsize=16)

@@ -36,15 +36,17 @@ class World:
     num_stoch: S.
     num_classes: C.
     arrange: params -> arranged params, once before many steps.
+    robot_size: R, numbers of the robot's state in the latent.
   """
 
   imagine_step: Callable[[Params, Latent, jax.Array, jax.Array], Latent]
   num_stoch: int
   num_classes: int
   arrange: Callable[[Params], Params] = lambda params: params
+  robot_size: int = 0
 
   def latent(self, feature: jax.Array) -> Latent:
-    return latent_from_features(feature, self.num_stoch, self.num_classes)
+    return latent_from_features(feature, self.num_stoch, self.num_classes, self.robot_size)
 
 
 def make_world(model: Any, by_rows: bool | None = None, temperature: float = 1.0) -> World:
@@ -64,16 +66,19 @@ def make_world(model: Any, by_rows: bool | None = None, temperature: float = 1.0
       functools.partial(world_model_lib.imagine_step, model, temperature=temperature),
       num_stoch=model.stoch,
       num_classes=model.classes,
+      robot_size=model.robot_size,
     )
 
   def step(arranged: Params, latent: Latent, action: jax.Array, key: jax.Array) -> Latent:
-    deter, logits = rssm.prior_step(arranged, latent.deter, latent.stoch, action, model.norm_eps)
+    deter, robot, logits = rssm.prior_step(
+      arranged, latent.deter, latent.stoch, latent.robot, action, model.norm_eps
+    )
     uniform = jax.random.uniform(key, logits.shape[:-1])
     stoch = distributions.sample_one_hot(logits / temperature, uniform)
-    return Latent(deter=deter, stoch=stoch, logits=logits)
+    return Latent(deter=deter, stoch=stoch, logits=logits, robot=robot)
 
   arrange = lambda params: rssm.arrange_for_prior_steps(params["rssm"])
-  return World(step, model.stoch, model.classes, arrange)
+  return World(step, model.stoch, model.classes, arrange, model.robot_size)
 
 
 @struct.dataclass

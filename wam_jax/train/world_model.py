@@ -13,7 +13,7 @@ from flax import struct
 from jax.sharding import Mesh
 
 from wam_jax.core import distributions
-from wam_jax.nn import vision
+from wam_jax.nn import rssm, vision
 from wam_jax.nn.world_model import ROBOT_OBS, WorldModel, proprio_features
 from wam_jax.train import sharding
 from wam_jax.train.state import make_optimizer as make_adamw
@@ -37,13 +37,14 @@ def _apply(model: WorldModel, params: Params, method: str, *args: Any) -> Any:
 
 def initial_latent(model: WorldModel, params: Params, batch_size: int) -> Latent:
   """State before the first frame, [B, ...]: zero, or learned where the model says so (LUMOS)."""
+  robot = jnp.zeros((batch_size, model.robot_size)) if model.carries_robot else None
   if not model.learned_initial_state:
-    stoch = jnp.zeros((batch_size, model.stoch, model.classes))
-    # Two buffers: a training state holding this is donated.
-    return Latent(deter=jnp.zeros((batch_size, model.deter)), stoch=stoch, logits=jnp.zeros_like(stoch))
-  deter, stoch = _apply(model, params, "initial_state")
-  deter, stoch = (jnp.broadcast_to(x, (batch_size, *x.shape)) for x in (deter, stoch))
-  return Latent(deter=deter, stoch=stoch, logits=jnp.zeros_like(stoch))
+    deter, stoch = jnp.zeros((batch_size, model.deter)), jnp.zeros((batch_size, model.stoch, model.classes))
+  else:
+    deter, stoch = _apply(model, params, "initial_state")
+    deter, stoch = (jnp.broadcast_to(x, (batch_size, *x.shape)) for x in (deter, stoch))
+  # Logits in a buffer of their own: a training state holding this is donated.
+  return Latent(deter=deter, stoch=stoch, logits=jnp.zeros_like(stoch), robot=robot)
 
 
 def encode(model: WorldModel, params: Params, batch: Batch) -> jax.Array:
@@ -70,21 +71,65 @@ def latent_noise(model: WorldModel, key: jax.Array | None, lead: tuple[int, ...]
   return None if key is None else distributions.gumbel(key, (*lead, model.stoch, model.classes))
 
 
-def _posterior_step(
+class _Frames(struct.PyTreeNode):
+  """What filtering reads of frames [..., B]: arrays that do not depend on the state, and noise.
+
+  Attributes:
+    embed_term: [..., B, hidden].
+    action_term: [..., B, hidden], of the action before.
+    action: [..., B, 7], the action before.
+    robot: [..., B, P], the state that the robot reports, if the model carries it.
+    is_first: [..., B] bool.
+    noise: [..., B, S, C], or None for modes.
+    hidden: [..., B] bool, frames to be imagined; None: none.
+  """
+
+  embed_term: jax.Array
+  action_term: jax.Array
+  action: jax.Array
+  robot: jax.Array | None
+  is_first: jax.Array
+  noise: jax.Array | None
+  hidden: jax.Array | None = None
+
+
+def _frames(
   model: WorldModel,
   params: Params,
-  latent: Latent,
-  embed_term: jax.Array,
-  action_term: jax.Array,
+  embed: jax.Array,
+  prev_action: jax.Array,
   is_first: jax.Array,
   noise: jax.Array | None,
-) -> Latent:
-  keep = 1.0 - is_first.astype(latent.deter.dtype)
-  deter = _apply(
-    model, params, "recur", latent.deter * keep[:, None], latent.stoch * keep[:, None, None], action_term
+  hidden: jax.Array | None = None,
+) -> _Frames:
+  return _Frames(
+    embed_term=_apply(model, params, "embed_term", embed),
+    action_term=_apply(model, params, "action_term", prev_action),
+    action=prev_action,
+    robot=embed[..., model.embed :] if model.carries_robot else None,
+    is_first=is_first,
+    noise=noise,
+    hidden=hidden,
   )
-  logits = _apply(model, params, "posterior_logits", deter, embed_term)
-  return Latent(deter=deter, stoch=distributions.one_hot(logits, noise), logits=logits)
+
+
+def _posterior_step(
+  model: WorldModel, params: Params, latent: Latent, frame: _Frames
+) -> tuple[Latent, jax.Array | None]:
+  """Latent [B, ...] after a frame, and the robot [B, R] that was predicted for it (None without)."""
+  keep = 1.0 - frame.is_first.astype(latent.deter.dtype)
+  latent = jax.tree.map(lambda x: x * keep.reshape(-1, *[1] * (x.ndim - 1)), latent)
+  deter, predicted = _apply(
+    model, params, "recur", latent.deter, latent.stoch, latent.robot, frame.action, frame.action_term
+  )
+  posterior = logits = _apply(model, params, "posterior_logits", deter, frame.embed_term)
+  robot = None if frame.robot is None else rssm.seen_robot(frame.robot, latent.robot, frame.is_first)
+  if frame.hidden is not None:
+    imagined = frame.hidden[:, None]
+    robot = None if robot is None else jnp.where(imagined, predicted, robot)
+    logits = jnp.where(imagined[..., None], _apply(model, params, "prior_logits", deter, predicted), logits)
+  stoch = distributions.one_hot(logits, frame.noise)
+  return Latent(deter=deter, stoch=stoch, logits=posterior, robot=robot), predicted
 
 
 def observe(
@@ -96,6 +141,7 @@ def observe(
   noise: jax.Array | None,
   initial: Latent | None = None,
   remat: bool = False,
+  hidden: jax.Array | None = None,
 ) -> tuple[Latent, Latent]:
   """Filters windows.
 
@@ -108,9 +154,12 @@ def observe(
     noise: [B, T, S, C], `latent_noise` for samples, or None for modes.
     initial: [B, ...], state before the first frame; None: `initial_latent`.
     remat: compute the steps again in the backward pass instead of keeping what is inside them.
+    hidden: [B, T] bool, frames that are imagined, not seen: the state goes on from the prior's code and the
+      robot predicted. An episode's first frame is seen in any case. None: all are seen.
 
   Returns:
-    (posterior, prior), Latents [B, T, ...]. Both share `deter`; the prior's `stoch` is the posterior's.
+    (posterior, prior), Latents [B, T, ...]. Both share `deter`; the prior's `stoch` is the posterior's. The
+    posterior's `robot` is what was reported (where hidden: predicted), the prior's what was predicted.
 
   Raises:
     ValueError: shapes that do not belong together.
@@ -123,18 +172,19 @@ def observe(
       f"embed {list(embed.shape)}, prev_action {list(prev_action.shape)} and is_first "
       f"{list(is_first.shape)} must agree in [B, T]"
     )
-  terms = (_apply(model, params, "embed_term", embed), _apply(model, params, "action_term", prev_action))
-  inputs = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), (*terms, is_first, noise))
+  hidden = None if hidden is None else hidden & ~is_first
+  frames = _frames(model, params, embed, prev_action, is_first, noise, hidden)
+  time_major = lambda tree: jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), tree)
 
-  def step(latent: Latent, frame: tuple) -> tuple[Latent, Latent]:
-    latent = _posterior_step(model, params, latent, *frame)
-    return latent, latent
+  def step(latent: Latent, frame: _Frames) -> tuple[Latent, tuple[Latent, jax.Array | None]]:
+    latent, predicted = _posterior_step(model, params, latent, frame)
+    return latent, (latent, predicted)
 
   initial = initial_latent(model, params, batch) if initial is None else initial
-  _, posterior = jax.lax.scan(jax.checkpoint(step) if remat else step, initial, inputs)
-  posterior = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), posterior)
-  prior_logits = _apply(model, params, "prior_logits", posterior.deter)
-  return posterior, posterior.replace(logits=prior_logits)
+  _, out = jax.lax.scan(jax.checkpoint(step) if remat else step, initial, time_major(frames))
+  posterior, predicted = time_major(out)
+  prior_logits = _apply(model, params, "prior_logits", posterior.deter, posterior.robot)
+  return posterior, posterior.replace(logits=prior_logits, robot=predicted)
 
 
 def filter_step(
@@ -148,8 +198,8 @@ def filter_step(
 ) -> Latent:
   """One frame of `observe`: latent [B, ...], embed [B, E], prev_action [B, 7], is_first [B]."""
   noise = latent_noise(model, key, embed.shape[:1])
-  terms = (_apply(model, params, "embed_term", embed), _apply(model, params, "action_term", prev_action))
-  return _posterior_step(model, params, latent, *terms, is_first, noise)
+  frame = _frames(model, params, embed, prev_action, is_first, noise)
+  return _posterior_step(model, params, latent, frame)[0]
 
 
 def imagine_step(
@@ -165,12 +215,13 @@ def imagine_step(
   Logits are divided by `temperature` before a sample is drawn; the latent holds them as they are.
   """
   action_term = _apply(model, params, "action_term", action)
-  deter = _apply(model, params, "recur", latent.deter, latent.stoch, action_term)
-  logits = _apply(model, params, "prior_logits", deter)
+  deter, robot = _apply(model, params, "recur", latent.deter, latent.stoch, latent.robot, action, action_term)
+  logits = _apply(model, params, "prior_logits", deter, robot)
   if key is None:
-    return Latent(deter=deter, stoch=distributions.one_hot(logits), logits=logits)
+    return Latent(deter=deter, stoch=distributions.one_hot(logits), logits=logits, robot=robot)
   uniform = jax.random.uniform(key, logits.shape[:-1])
-  return Latent(deter=deter, stoch=distributions.sample_one_hot(logits / temperature, uniform), logits=logits)
+  stoch = distributions.sample_one_hot(logits / temperature, uniform)
+  return Latent(deter=deter, stoch=stoch, logits=logits, robot=robot)
 
 
 def imagine(
@@ -234,6 +285,26 @@ def inverse_dynamics_loss(
   return per_dimension.mean(), metrics
 
 
+def robot_loss(predicted: jax.Array, state: jax.Array, is_first: jax.Array) -> jax.Array:
+  """Half the squared error of the robot's state, where it was predicted.
+
+  Args:
+    predicted: [B, T, 2 P], robot of the prior.
+    state: [B, T, P], as reported.
+    is_first: [B, T] bool; there nothing could be predicted.
+
+  Returns:
+    [B, T].
+
+  Raises:
+    ValueError: shapes that do not belong together.
+  """
+  if predicted.shape != (*is_first.shape, 2 * state.shape[-1]):
+    raise ValueError(f"predicted {list(predicted.shape)} and state {list(state.shape)} do not belong together")
+  error = predicted[..., : state.shape[-1]] - state
+  return 0.5 * jnp.square(error).sum(-1) * ~is_first
+
+
 def _image_loss(pictures: dict[str, jax.Array], target: dict[str, jax.Array]) -> jax.Array:
   """Half the squared error summed over pixels and cameras: [N, S, S, 3] each -> [N]."""
   errors = [0.5 * jnp.square(pictures[camera] - x).sum((1, 2, 3)) for camera, x in target.items()]
@@ -267,10 +338,12 @@ class Draws:
   Attributes:
     noise: [B, T, S, C] of the posterior's samples.
     decoded: [B, n] int32, the frames of each window that are decoded; None: all.
+    hidden: [B, T] bool, the frames that are imagined instead of seen; None: none.
   """
 
   noise: jax.Array
   decoded: jax.Array | None
+  hidden: jax.Array | None = None
 
 
 def draw(model: WorldModel, config: Any, key: jax.Array, batch_size: int, length: int) -> Draws:
@@ -278,16 +351,23 @@ def draw(model: WorldModel, config: Any, key: jax.Array, batch_size: int, length
 
   Args:
     model: the networks.
-    config: `config.world_model`; `decode_fraction` of each window's frames are decoded, at least one.
+    config: `config.world_model`; `decode_fraction` of each window's frames are decoded, at least one, and
+      `open_loop_share` of the windows are seen up to a random frame only.
     key: random key.
     batch_size: B.
     length: T.
   """
   noise = distributions.gumbel(jax.random.fold_in(key, 0), (batch_size, length, model.stoch, model.classes))
-  if config.decode_fraction == 1:
-    return Draws(noise, None)
-  order = jnp.argsort(jax.random.uniform(jax.random.fold_in(key, 1), (batch_size, length)))
-  return Draws(noise, order[:, : max(1, round(config.decode_fraction * length))])
+  hidden = decoded = None
+  if config.open_loop_share:
+    open_key, seen_key = jax.random.split(jax.random.fold_in(key, 2))
+    open_loop = jax.random.bernoulli(open_key, config.open_loop_share, (batch_size, 1))
+    num_seen = jax.random.randint(seen_key, (batch_size, 1), 1, length)
+    hidden = open_loop & (jnp.arange(length) >= num_seen)
+  if config.decode_fraction < 1:
+    order = jnp.argsort(jax.random.uniform(jax.random.fold_in(key, 1), (batch_size, length)))
+    decoded = order[:, : max(1, round(config.decode_fraction * length))]
+  return Draws(noise, decoded, hidden)
 
 
 def world_model_loss(
@@ -330,7 +410,15 @@ def world_model_loss(
   embed = embed.reshape(*batch.is_first.shape, -1)
   noise = None if draws is None else draws.noise
   posterior, prior = observe(
-    model, params, embed, batch.prev_action, batch.is_first, noise, initial, config.remat
+    model,
+    params,
+    embed,
+    batch.prev_action,
+    batch.is_first,
+    noise,
+    initial,
+    config.remat,
+    None if draws is None else draws.hidden,
   )
   feature = features(posterior)
 
@@ -362,6 +450,9 @@ def world_model_loss(
   if model.decode_robot:
     error = _apply(model, params, "decode_robot_obs", feature) - proprio_features(batch.robot_obs)
     losses["robot_obs"] = 0.5 * jnp.square(error).sum(-1)
+    weights["robot_obs"] = config.robot_obs_weight
+  if model.carries_robot:
+    losses["robot_obs"] = robot_loss(prior.robot, embed[..., model.embed :], batch.is_first)
     weights["robot_obs"] = config.robot_obs_weight
   if losses["kl"].shape != batch.is_first.shape or losses["image"].ndim != 1:
     raise ValueError(f"loss terms have shapes { {name: list(x.shape) for name, x in losses.items()} }")
