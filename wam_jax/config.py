@@ -71,6 +71,7 @@ def default_config() -> ConfigDict:
   c.data.failed_takes_per_task = (
     0  # labelled failures beside the demos, for the classifier and as starts of dreams
   )
+  c.data.heldout_failed_takes_per_task = 10  # more of them that no training sees, where there are any
   c.data.heldout_play_frames = 20_000  # of play for validation, on which world models are judged (embedded)
   c.data.heldout_starts_per_task = 50  # start states kept for evaluation
   c.data.action_noise = 0.3  # std of Gaussian noise on the experts' motion, in action units
@@ -110,6 +111,7 @@ def default_config() -> ConfigDict:
   # Of the robot state's error: of its prediction with proprio=latent, else of rebuilding it from the features
   # (neither is in the paper).
   w.robot_obs_weight = 0.0
+  w.failed_takes = False  # also train on the failed takes that are not held out (not in the paper)
   # Share of an update's windows that are seen up to a random frame only and imagined from there on, so that
   # dreams of many frames are trained, not of one (not in the paper).
   w.open_loop_share = 0.0

@@ -1,7 +1,8 @@
 """The pytrees and Protocols that rooms hand to each other.
 
 Shape letters, here and everywhere: B batch, T time, H chunk, A action (7), D deter, S stochastic
-variables, C classes per variable, R robot state and change, F feature (D + S*C + R), K denoising steps, E dreams, N chunks.
+variables, C classes per variable, P robot state, R robot state and its change (2 P, or 0), F feature
+(D + S*C + R), K denoising steps, E dreams, N chunks.
 """
 
 from __future__ import annotations
@@ -46,9 +47,7 @@ def features(latent: Latent) -> jax.Array:
   return jnp.concatenate(parts if latent.robot is None else [*parts, latent.robot], -1)
 
 
-def latent_from_features(
-  feature: jax.Array, num_stoch: int, num_classes: int, robot_size: int = 0
-) -> Latent:
+def latent_from_features(feature: jax.Array, num_stoch: int, num_classes: int, robot_size: int = 0) -> Latent:
   """Inverse of `features`, for starting a dream from a stored feature.
 
   Args:

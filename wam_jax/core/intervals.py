@@ -44,6 +44,25 @@ def wilson_interval(successes: int, trials: int, z: float = Z95) -> tuple[float,
   return _score_interval(successes / trials, trials, z)
 
 
+def rate_interval(rate: float, trials: int, z: float = Z95) -> tuple[float, float, float]:
+  """Wilson's interval of a rate whose trials may be means of several looks, so not of whole successes.
+
+  Args:
+    rate: in [0, 1].
+    trials: number of independent trials, at least 1; looks at one trial do not count more than once.
+    z: normal quantile.
+
+  Returns:
+    (rate, low, high).
+
+  Raises:
+    ValueError: rate or trials out of range.
+  """
+  if trials < 1 or not 0 <= rate <= 1:
+    raise ValueError(f"rate must lie in [0, 1] and trials be at least 1, got {rate} and {trials}")
+  return (rate, *_score_interval(rate, trials, z))
+
+
 def mean_interval(
   successes: Sequence[int], trials: Sequence[int], z: float = Z95
 ) -> tuple[float, float, float]:

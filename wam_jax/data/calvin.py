@@ -26,13 +26,16 @@ from wam_jax.data.files import (
 )
 from wam_jax.data.frames import (
   VECTOR_KEYS,
+  FrameReader,
   Frames,
+  JoinedReader,
   ProgressFactory,
   empty_frames,
 )
 
 ANNOTATION_FILE = "lang_annotations/auto_lang_ann.npy"
 START_STATES_FILE = "start_states.npz"
+Spans = tuple[PathLike, np.ndarray]  # a split, and [E, 2] first and last id of spans in it, both included
 FAILED = "failed"  # split beside training/ and validation/: annotated windows in which the task failed
 
 
@@ -89,12 +92,31 @@ def read_episode_ids(folder: PathLike) -> np.ndarray:
   return read_ids(path)
 
 
+def open_split(folder: PathLike, image_size: int, extra: Sequence[Spans] = ()) -> FrameReader:
+  """Reader of all frames of a split, and of some spans of others behind them.
+
+  Args:
+    folder: a split.
+    image_size: S, side of the pictures [pixels].
+    extra: (another split, [E, 2] first and last id of each span, both included); each span is an episode.
+
+  Raises:
+    DatasetError: as `read_frames`.
+  """
+  parts = [(folder, read_episode_ids(folder)), *extra]
+  readers = [open_reader(part, spans, image_size) for part, spans in parts]
+  return readers[0] if len(readers) == 1 else JoinedReader(readers)
+
+
 def _read_spans(
   folder: pathlib.Path, spans: np.ndarray, image_size: int, workers: int, progress: ProgressFactory | None
 ) -> Frames:
   """Frames of the spans [E, 2] of ids (both included), each span an episode."""
-  reader = open_reader(folder, spans, image_size)
-  out = empty_frames(len(reader.ids), image_size)
+  return _read_all(open_reader(folder, spans, image_size), workers, progress)
+
+
+def _read_all(reader: FrameReader, workers: int, progress: ProgressFactory | None) -> Frames:
+  out = empty_frames(len(reader.ids), reader.image_size)
   reader.for_each_block(
     lambda begin, stop: reader.read(begin, stop, {key: array[begin:stop] for key, array in out.items()}),
     workers,
@@ -113,7 +135,11 @@ def _read_spans(
 
 
 def read_frames(
-  folder: PathLike, image_size: int = 64, workers: int = 0, progress: ProgressFactory | None = None
+  folder: PathLike,
+  image_size: int = 64,
+  workers: int = 0,
+  progress: ProgressFactory | None = None,
+  extra: Sequence[Spans] = (),
 ) -> Frames:
   """Reads all frames of a split; larger pictures are shrunk by area averaging, depth is not read.
 
@@ -123,6 +149,7 @@ def read_frames(
     workers: threads; 0 means one per core.
     progress: called with (total, description), gives a context manager with `.update(n)`:
       `Logger.progress`.
+    extra: spans of other splits, behind the split's own frames: see `open_split`.
 
   Returns:
     Frames; actions within rounding of [-1, 1] are clipped.
@@ -130,14 +157,13 @@ def read_frames(
   Raises:
     DatasetError: names file, key and rule of the first thing wrong.
   """
-  folder = pathlib.Path(folder)
-  return _read_spans(folder, read_episode_ids(folder), image_size, workers, progress)
+  return _read_all(open_split(folder, image_size, extra), workers, progress)
 
 
-def count_frames(folder: PathLike) -> int:
-  """Number of frames of a split, read off its ids. Errors of `read_episode_ids`."""
-  ids = read_episode_ids(folder)
-  return int((ids[:, 1] - ids[:, 0] + 1).sum())
+def count_frames(folder: PathLike, extra: Sequence[Spans] = ()) -> int:
+  """Number of frames of `read_frames`, read off the ids. Errors of `read_episode_ids`."""
+  spans = [read_episode_ids(folder), *(spans for _, spans in extra)]
+  return int(sum((ids[:, 1] - ids[:, 0] + 1).sum() for ids in spans))
 
 
 def read_robot_obs(folder: PathLike, workers: int = 0, progress: ProgressFactory | None = None) -> np.ndarray:
@@ -288,19 +314,30 @@ def read_demos(
     DatasetError: as `read_split`.
   """
   folder = pathlib.Path(folder)
-  raw = read_raw_annotations(folder)
-  check_tasks(folder, (task for task, _, _ in raw), tasks)
-  chosen = [item for task in tasks for item in [w for w in raw if w[0] == task][:limit]]
-  locate(folder, chosen, read_episode_ids(folder))
-  spans = np.array([(low, high - 1) for _, low, high in chosen], np.int64)
+  names, spans = demo_spans(folder, tasks, limit)
   frames = _read_spans(folder, spans, image_size, workers, progress)
   return Split(
     frames,
     tuple(
       Annotation(task, int(start), int(end))
-      for (task, _, _), start, end in zip(chosen, frames.starts, frames.ends, strict=True)
+      for task, start, end in zip(names, frames.starts, frames.ends, strict=True)
     ),
   )
+
+
+def demo_spans(
+  folder: PathLike, tasks: Sequence[str], limit: int | None = None
+) -> tuple[list[str], np.ndarray]:
+  """Where the annotated windows of some tasks are: tasks [E], and [E, 2] first and last id, both included.
+
+  Arguments and errors of `read_demos`.
+  """
+  folder = pathlib.Path(folder)
+  raw = read_raw_annotations(folder)
+  check_tasks(folder, (task for task, _, _ in raw), tasks)
+  chosen = [item for task in tasks for item in [w for w in raw if w[0] == task][:limit]]
+  locate(folder, chosen, read_episode_ids(folder))
+  return [task for task, _, _ in chosen], np.array([(low, high - 1) for _, low, high in chosen], np.int64)
 
 
 def read_windows(

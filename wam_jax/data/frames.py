@@ -342,3 +342,45 @@ class FrameReader:
       except BaseException:
         pool.shutdown(cancel_futures=True)
         raise
+
+
+class JoinedReader(FrameReader):
+  """Frames of several readers one after the other, as if they were one split.
+
+  `folder` is the first one's; `ids` may occur twice, as each split has its own.
+  """
+
+  def __init__(self, readers: Sequence[FrameReader]):
+    """Joins readers of one picture size, at least one."""
+    self._readers = tuple(readers)
+    self._ends = np.cumsum([len(reader.ids) for reader in readers])
+    offsets = self._ends - [len(reader.ids) for reader in readers]
+    self.folder, self.image_size = readers[0].folder, readers[0].image_size
+    self.ids = np.concatenate([reader.ids for reader in readers])
+    self.starts = np.concatenate([r.starts + offset for r, offset in zip(readers, offsets, strict=True)])
+    self.ends = np.concatenate([r.ends + offset for r, offset in zip(readers, offsets, strict=True)])
+
+  def _parts(self, begin: int, stop: int) -> list[tuple[FrameReader, int, int, slice]]:
+    """(reader, its first frame, one past its last, rows among [begin, stop)): together these frames."""
+    parts = []
+    for reader, end in zip(self._readers, self._ends.tolist(), strict=True):
+      offset = end - len(reader.ids)
+      low, high = max(begin, offset), min(stop, end)
+      if low < high:
+        parts.append((reader, low - offset, high - offset, slice(low - begin, high - begin)))
+    return parts
+
+  def read(self, begin: int, stop: int, out: dict[str, np.ndarray]) -> None:
+    """See `FrameReader.read`."""
+    for reader, low, high, rows in self._parts(begin, stop):
+      reader.read(low, high, {key: array[rows] for key, array in out.items()})
+
+  def read_vectors(self, begin: int, stop: int, keys: Sequence[str]) -> dict[str, np.ndarray]:
+    """See `FrameReader.read_vectors`."""
+    parts = [reader.read_vectors(low, high, keys) for reader, low, high, _ in self._parts(begin, stop)]
+    return {key: np.concatenate([part[key] for part in parts]) for key in keys}
+
+  def signature(self) -> str:
+    """See `FrameReader.signature`."""
+    signatures = " ".join(reader.signature() for reader in self._readers)
+    return hashlib.sha256(signatures.encode()).hexdigest()

@@ -17,12 +17,11 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from wam_jax.data.calvin import read_episode_ids
-from wam_jax.data.converted import open_reader
+from wam_jax.data.calvin import Spans, open_split, read_episode_ids
 from wam_jax.data.files import DatasetError, PathLike, read_npz
 from wam_jax.data.frames import (
   PICTURE_KEYS,
@@ -102,10 +101,15 @@ class FrameCache(FrameVectors):
     return Frames(**pictures, **{name: getattr(self, name) for name in _VECTORS})
 
 
-def cache_path(root: PathLike, folder: PathLike, image_size: int) -> pathlib.Path:
+def cache_path(
+  root: PathLike, folder: PathLike, image_size: int, extra: Sequence[Spans] = ()
+) -> pathlib.Path:
   """Where in `root` the cache of a split belongs; splits and picture sizes can share a root."""
   folder = pathlib.Path(folder).resolve()
-  name = hashlib.sha256(f"{folder} {image_size}".encode()).hexdigest()[:8]
+  digest = hashlib.sha256(f"{folder} {image_size}".encode())
+  for other, spans in extra:
+    digest.update(f" {pathlib.Path(other).resolve()}".encode() + spans.tobytes())
+  name = digest.hexdigest()[:8]
   return pathlib.Path(root) / f"{folder.name}-{image_size}-{name}"
 
 
@@ -116,6 +120,7 @@ def open_cache(
   workers: int = 0,
   progress: ProgressFactory | None = None,
   log: Callable[[str], None] = lambda text: None,
+  extra: Sequence[Spans] = (),
 ) -> FrameCache:
   """Opens the cache of a split, and makes it before if it is absent or out of date.
 
@@ -128,14 +133,15 @@ def open_cache(
     workers: threads that read the split; 0 means one per core.
     progress: as in `calvin.read_frames`.
     log: called with lines for the log.
+    extra: spans of other splits, behind the split's own frames: see `calvin.open_split`.
 
   Raises:
     DatasetError: the split breaks a rule, or the disk has no room.
   """
-  folder, path = pathlib.Path(folder), cache_path(root, folder, image_size)
-  spans = read_episode_ids(folder)
+  folder, path = pathlib.Path(folder), cache_path(root, folder, image_size, extra)
+  read_episode_ids(folder)  # an error before any folder is made
   with _locked(path):
-    reader = open_reader(folder, spans, image_size)
+    reader = open_split(folder, image_size, extra)
     manifest = {
       "version": VERSION,
       "split": str(folder.resolve()),

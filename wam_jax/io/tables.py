@@ -51,13 +51,71 @@ def open_loop_rows(judge: Mapping[str, Any]) -> Rows:
   return rows
 
 
-def probe_rows(judge: Mapping[str, Any]) -> Rows:
-  """Scores of the linear probes on posterior and imagined features of the first model."""
+def probe_rows(judge: Mapping[str, Any], group: str = "probes") -> Rows:
+  """Scores of the linear probes on posterior and imagined features of the first model.
+
+  Args:
+    judge: content of `judge.json`.
+    group: probes (on held-out play), or takes (on held-out takes of the skills).
+  """
   rows = [["Read off linearly", "Score", "Posterior", *(f"imagined {h}" for h in judge["horizons"])]]
-  for name, probe in judge["models"][0]["probes"].items():
+  for name, probe in judge["models"][0].get(group, {}).items():
     score = judge["targets"][name]["score"]
     rows.append([name, score, number(probe["posterior"], 3), *(number(v, 3) for v in probe["imagined"])])
     rows.append(["  last reading kept", "", NOTHING, *(number(v, 3) for v in probe["kept"])])
+  return rows
+
+
+def hand_rows(judge: Mapping[str, Any]) -> Rows:
+  """Error of the hand's position in millimetres, of the first model and of a linear recursion."""
+  rows = [["Error of the hand, mm", "Posterior", *(f"imagined {h}" for h in judge["horizons"])]]
+  if judge["models"][0].get("hand") is None:  # judged by an older version
+    return rows
+  millimetres = lambda entry, kind: number(None if entry is None else 1000 * entry[kind], 1)
+  for name, hand in judge["models"][0]["hand"].items():
+    recursion = (judge.get("recursion") or {}).get(name)
+    for kind, label in (("rms", "root mean square"), ("median", "median")):
+      cells = [millimetres(entry, kind) for entry in (hand["posterior"], *hand["imagined"])]
+      rows.append([f"{name}: {label}", *cells])
+      if recursion is not None:
+        cells = [millimetres(entry, kind) for entry in recursion]
+        rows.append(["  linear recursion of 10 coefficients an axis", NOTHING, *cells])
+  return rows
+
+
+def discrimination_rows(quality: Mapping[str, Any]) -> Rows:
+  """What the classifier calls a success of held-out takes that succeeded and that failed, in percent.
+
+  Args:
+    quality: content of the classifier's `quality.json`, with `discrimination`.
+  """
+  rows = [
+    [
+      "Held-out takes",
+      "good, failed",
+      "Good called so",
+      "Failed called a success",
+      "Difference (95 %)",
+      "AUC (95 %)",
+    ]
+  ]
+
+  def row(label: str, takes: str, told: Mapping[str, Any]) -> list[str]:
+    difference, auc = told["difference"], told["auc"]
+    return [
+      label,
+      takes,
+      f"{100 * told['sensitivity']['value']:.0f}",
+      f"{100 * (1 - told['specificity']['value']):.0f}",
+      f"{100 * difference['value']:.0f} ({100 * difference['low']:.0f} to {100 * difference['high']:.0f})",
+      f"{auc['value']:.2f} ({auc['low']:.2f} to {auc['high']:.2f})",
+    ]
+
+  for kind, label in (("real", "seen"), ("dreamt", "dreamt")):
+    for task, own in quality["tasks"].items():
+      takes = f"{own['takes']['good']}, {own['takes']['failed']}"
+      rows.append(row(f"{task}, {label}", takes, own["discrimination"][kind]))
+    rows.append(row(f"Mean, {label}", NOTHING, quality["discrimination"][kind]))
   return rows
 
 
@@ -96,6 +154,10 @@ def measured(judge: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, tu
     out[f"{head}, posterior"] = (probe["posterior"], 3)
     for horizon, value in zip(judge["horizons"], probe["imagined"], strict=True):
       out[f"{head}, {horizon} imagined"] = (value, 3)
+  for name, hand in model.get("hand", {}).items():
+    for horizon, entry in zip(judge["horizons"], hand["imagined"], strict=True):
+      value = None if entry is None else 1000 * entry["rms"]
+      out[f"hand, {name}: mm, root mean square, {horizon} imagined"] = (value, 1)
   for dimension, errors in model["inverse_dynamics"].items():
     out[f"action {dimension}: squared error"] = (errors["error"], 4)
     if "linear" in errors:

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from wam_jax.nn.layers import GRU, NormedSum, gru_gates
 from wam_jax.types import Params
 
-
-CHANGE_SCALE = 5.0  # of the robot's last change in the latent: at 30 Hz states move by about a fifth of a unit
+CHANGE_SCALE = (
+  5.0  # of the robot's last change in the latent: at 30 Hz states move by about a fifth of a unit
+)
 RESIDUAL_SCALE = 0.1  # of the network's part of a predicted change
 
 
@@ -128,7 +129,12 @@ class RSSM(nn.Module):
     return self.from_embed(embed)
 
   def recur(
-    self, deter: jax.Array, stoch: jax.Array, robot: jax.Array | None, action: jax.Array, action_term: jax.Array
+    self,
+    deter: jax.Array,
+    stoch: jax.Array,
+    robot: jax.Array | None,
+    action: jax.Array,
+    action_term: jax.Array,
   ) -> tuple[jax.Array, jax.Array | None]:
     """One step of what does not depend on the next picture.
 

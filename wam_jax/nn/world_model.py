@@ -184,7 +184,12 @@ class WorldModel(nn.Module):
     return self.rssm.embed_term(embed)
 
   def recur(
-    self, deter: jax.Array, stoch: jax.Array, robot: jax.Array | None, action: jax.Array, action_term: jax.Array
+    self,
+    deter: jax.Array,
+    stoch: jax.Array,
+    robot: jax.Array | None,
+    action: jax.Array,
+    action_term: jax.Array,
   ) -> tuple[jax.Array, jax.Array | None]:
     return self.rssm.recur(deter, stoch, robot, action, action_term)
 

@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wam_jax.core.discrimination import discrimination
 from wam_jax.data.features import DemoFeatures, load_features
+from wam_jax.io import tables
 from wam_jax.io.artifact import Artifact, write_text
 from wam_jax.io.logger import Logger
 from wam_jax.io.saved_params import load_params, save_params
@@ -36,6 +38,7 @@ CONFIG = (
   "ppo.horizon_steps",
 )
 
+DREAMS_PER_TAKE = 4  # in which good and failed takes must be told apart
 DREAMS = 256  # random-action dreams per task in calibration and in the gate; half as many in training
 START_FRAMES = 4  # first frames of a demo that such dreams start from
 
@@ -117,6 +120,8 @@ def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger:
   quality = _quality(world, world_params, classifier, params, heldout, heldout_failed, margins, test_key)
   save_params(workdir / "params", params)
   write_text(workdir / "quality.json", json.dumps(quality, indent=2) + "\n")
+  if "discrimination" in quality:
+    logger.info("\n" + tables.markdown_table(tables.discrimination_rows(quality)))
   worst = max(quality["tasks"], key=lambda t: quality["tasks"][t]["random_dreams"]["false_positives"])
   share = quality["tasks"][worst]["random_dreams"]["false_positives"]
   logger.info(f"random-action dreams called a success: at most {share:.1%} ({worst})")
@@ -162,7 +167,7 @@ def _quality(
   start = _starts(heldout, start_key)
   random = np.asarray(margins((params["network"], start, task_keys(random_key, num_tasks)), world_params))
   threshold = np.asarray(params["threshold"])
-  tasks = {}
+  tasks: dict[str, dict[str, Any]] = {}
 
   def judged(k: int, called: Any, label: np.ndarray, mask: np.ndarray) -> dict[str, float | None]:
     found, probability = called
@@ -180,15 +185,55 @@ def _quality(
         "false_positives": float((random[k] > threshold[k]).mean()),
       },
     }
-  if failed is not None:
-    (real_called, _), ((dreamt_called, _), _, valid) = measured(failed, jax.random.fold_in(dream_key, 1))
-    for k, task in enumerate(failed.tasks):
-      wrong = {"real": real_called[k] & failed.mask[k], "dreamt": dreamt_called[k] & valid[k]}
-      tasks[task]["heldout_failed_takes"] = {
-        "count": int(failed.mask[k].any(-1).sum()),
-        **{name: float(called.any(-1).mean()) for name, called in wrong.items()},
-      }
-  return {"tasks": tasks}
+  if failed is None:
+    return {"tasks": tasks}
+  told_key = jax.random.fold_in(dream_key, 1)
+  told = told_apart(world, world_params, classifier, params, heldout, failed, told_key)
+  for k, task in enumerate(heldout.tasks):
+    good_takes, failed_takes = (int(takes.mask[k].any(-1).sum()) for takes in (heldout, failed))
+    tasks[task]["takes"] = {"good": good_takes, "failed": failed_takes}
+    tasks[task]["discrimination"] = {kind: numbers["tasks"][k] for kind, numbers in told.items()}
+  return {"tasks": tasks, "discrimination": {kind: numbers["mean"] for kind, numbers in told.items()}}
+
+
+def told_apart(
+  world: World,
+  world_params: Params,
+  classifier: SuccessClassifier,
+  params: Params,
+  good: DemoFeatures,
+  failed: DemoFeatures,
+  key: jax.Array,
+) -> dict[str, dict[str, Any]]:
+  """Whether the classifier tells held-out takes that succeeded from those that failed, seen and dreamt.
+
+  Args:
+    world: the frozen world model.
+    world_params: its parameters.
+    classifier: sizes.
+    params: {"network", "threshold"}, stacked over K tasks.
+    good: takes that succeeded, M of each task.
+    failed: takes that failed.
+    key: of the dreams, DREAMS_PER_TAKE of each take, with its own actions from its first frame.
+
+  Returns:
+    {"real", "dreamt"}: `core.discrimination.discrimination` of the real features and of the dreams.
+  """
+
+  def measure(task: Any, shared: Params) -> Any:
+    params, feature, action, mask, key = task
+    return train.take_scores(world, shared, classifier, params, feature, action, mask, key, DREAMS_PER_TAKE)
+
+  def scores(takes: DemoFeatures, key: jax.Array) -> list[list[np.ndarray]]:
+    """Of real features and of dreams, for each task those of its takes."""
+    arrays = tuple(jnp.asarray(x) for x in (takes.feature, takes.action, takes.mask))
+    task = (params, *arrays, task_keys(key, len(takes.tasks)))
+    both = jax.device_get(over_tasks(measure)(task, world_params))
+    there = takes.mask.any(-1)
+    return [[each[k][there[k]] for k in range(len(takes.tasks))] for each in both]
+
+  of_good, of_failed = scores(good, jax.random.fold_in(key, 0)), scores(failed, jax.random.fold_in(key, 1))
+  return {kind: discrimination(of_good[i], of_failed[i]) for i, kind in enumerate(("real", "dreamt"))}
 
 
 def check_gate(artifact: Artifact, tasks: tuple[str, ...], limit: float) -> None:

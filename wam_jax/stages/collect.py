@@ -42,6 +42,7 @@ CONFIG: tuple[str, ...] = (
   "data.demos_per_task",
   "data.heldout_demos_per_task",
   "data.failed_takes_per_task",
+  "data.heldout_failed_takes_per_task",
   "data.heldout_starts_per_task",
   "data.action_noise",
   "data.failed_attempt_rate",
@@ -104,7 +105,7 @@ def make_jobs(config: Any) -> dict[str, list[Job]]:
     "starts": each("start", data.heldout_starts_per_task),
   }
   if data.failed_takes_per_task:
-    jobs[calvin.FAILED] = each("failed", data.failed_takes_per_task + data.heldout_demos_per_task)
+    jobs[calvin.FAILED] = each("failed", data.failed_takes_per_task + data.heldout_failed_takes_per_task)
   return jobs
 
 

@@ -27,6 +27,7 @@ CONFIG = (
   "data.demos_per_task",
   "data.heldout_demos_per_task",
   "data.failed_takes_per_task",
+  "data.heldout_failed_takes_per_task",
 )
 
 DEMOS_PER_CALL = 16
@@ -53,7 +54,7 @@ def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger:
 
   for i, (name, folder, limit) in enumerate(splits):
     save_features(workdir / f"{name}.npz", featurized(name, folder, limit, jax.random.fold_in(key, i)))
-  count, heldout = config.data.failed_takes_per_task, config.data.heldout_demos_per_task
+  count, heldout = config.data.failed_takes_per_task, config.data.heldout_failed_takes_per_task
   if count:
     takes = featurized("failed", calvin.FAILED, count + heldout, jax.random.fold_in(key, len(splits)))
     save_features(workdir / "failed.npz", takes.rows(slice(count)))

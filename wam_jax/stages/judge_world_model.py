@@ -1,5 +1,8 @@
 """Judges a world model without a policy: open-loop prediction, linear probes, inverse dynamics.
 
+The robot's hand is measured against a linear recursion, furniture and lamps against keeping the last reading,
+both on held-out play and on held-out takes of the skills.
+
 Files: `judge.json` (all numbers), `judge.md`, `strip.png` and `strip.webp` (a held-out window as it was and
 as it was imagined). `config.judge.compare` names other world models, which are judged on the same data:
 `comparison.json`, `comparison.md`. A comparison is made again when the stage is finished already.
@@ -19,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wam_jax.core import probes
+from wam_jax.core import probes, recursion
 from wam_jax.data import calvin, windows
 from wam_jax.data.files import DatasetError
 from wam_jax.data.frames import Frames
@@ -37,8 +40,8 @@ from wam_jax.types import Batch
 REQUIRES = ("collect", "world_model")
 CONFIG = ("seed", "judge.context", "judge.horizons", "judge.windows", "judge.probe_frames")
 ADDS = ("judge.compare",)
-SCHEMA = 2
-FORMAT = 2  # of judge.json and comparison.json
+SCHEMA = 3
+FORMAT = 3  # of judge.json and comparison.json
 
 WINDOWS_PER_CALL = 16
 STRIP_FRAMES = 4  # imagined frames shown beside those of the horizons
@@ -68,6 +71,7 @@ TARGETS = (
   Target("led", "scene_obs", tasks.LED, "", True),
 )
 BINARY = np.array([target.binary for target in TARGETS])
+HAND = slice(0, 3)  # of TARGETS: the position of the hand
 
 
 class JudgeError(Exception):
@@ -95,6 +99,7 @@ def run(config: Any, inputs: Mapping[str, Artifact], workdir: pathlib.Path, logg
     logger.write(0, metrics(judge))
     write_text(workdir / "judge.json", json.dumps(judge, indent=2) + "\n")
   logger.info("\n" + tables.markdown_table(tables.open_loop_rows(judge)))
+  logger.info("\n" + tables.markdown_table(tables.hand_rows(judge)))
   logger.info("\n" + tables.markdown_table(tables.probe_rows(judge)))
   logger.info("\n" + tables.markdown_table(tables.inverse_dynamics_rows(judge)))
   if not others:
@@ -209,11 +214,18 @@ class Windows:
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-  """What models are judged on: `heldout` windows; probes are fitted on `fit`; `facts` for the report."""
+  """What models are judged on: `heldout` windows and `takes` of the skills, held out too (None without);
+  probes are fitted on `fit`; `facts` for the report."""
 
   heldout: Windows
+  takes: Windows | None
   fit: Windows
   facts: dict[str, Any]
+
+  @property
+  def judged(self) -> dict[str, Windows]:
+    """What is imagined, by name: play, and takes where there are any."""
+    return {"play": self.heldout} | ({} if self.takes is None else {"takes": self.takes})
 
 
 def choose_windows(
@@ -272,13 +284,28 @@ def read_windows(
   return Windows(frames, int((chosen[:, 1] - chosen[:, 0]).max()) + 1, kind)
 
 
+def read_takes(
+  folder: pathlib.Path, length: int, count: int, least: int, image_size: int, config: Any, logger: Logger
+) -> Windows | None:
+  """The beginnings of annotated takes of a split, spread evenly; None if none has `least` frames."""
+  annotations = calvin.read_raw_annotations(folder)
+  spans = [(first, min(end, first + length) - 1) for _, first, end in annotations if end - first >= least]
+  if not spans:
+    return None
+  rows = np.unique(np.linspace(0, len(spans) - 1, min(count, len(spans))).round().astype(int))
+  chosen = np.array([spans[row] for row in rows], np.int64)
+  frames = calvin.read_windows(folder, chosen, image_size, config.env.workers, logger.progress)
+  return Windows(frames, int((chosen[:, 1] - chosen[:, 0]).max()) + 1, "takes of the skills")
+
+
 def read_data(config: Any, collect: Artifact, world_model: Artifact, logger: Logger) -> Data:
-  """Held-out windows of the validation split, and windows of the training split for the probes."""
+  """Held-out windows and takes of the validation split, and windows of the training split for the probes."""
   j, root = config.judge, dataset_path(collect)
   length, size = j.context + j.horizons[-1], world_model.config["env"]["image_size"]
   read = lambda split, count: read_windows(root / split, length, count, j.context + 1, size, config, logger)
   heldout = read("validation", j.windows)
   fit = read("training", math.ceil(j.probe_frames / j.horizons[-1]))
+  takes = read_takes(root / "validation", length, j.windows, j.context + 1, size, config, logger)
   seen = heldout.mask[:, j.context :]
   values = heldout.target[:, j.context :][seen]
   used = int(fit.mask[:, j.context :].sum())
@@ -306,10 +333,13 @@ def read_data(config: Any, collect: Artifact, world_model: Artifact, logger: Log
       "probe_kind": fit.kind,
       "probe_windows": len(fit),
       "probe_frames": used,
+      "takes": 0 if takes is None else len(takes),
       "collect": collect.fingerprint,
     },
   }
-  return Data(heldout, fit, facts)
+  data = Data(heldout, takes, fit, facts)
+  facts["recursion"] = judge_recursion(data, j.context, j.horizons)
+  return data
 
 
 # --- measuring ------------------------------------------------------------------------------------
@@ -346,11 +376,22 @@ def judge_model(
     size = min(WINDOWS_PER_CALL, len(of))
     return [[min(i, len(of) - 1) for i in range(first, first + size)] for first in range(0, len(of), size)]
 
-  names = ("fit", "fit_embed", "posterior", "embed", "action", "imagined")
+  takes = data.takes
+  names = (
+    "fit",
+    "fit_embed",
+    "posterior",
+    "embed",
+    "action",
+    "imagined",
+    "takes_posterior",
+    "takes_imagined",
+  )
   out: dict[str, list[Any]] = {name: [] for name in names}
   per_camera: dict[str, list[Any]] = {camera: [] for camera in model.cameras}
   shown_row, shown = _most_moved(heldout), {}
-  with logger.progress(len(fit) + len(heldout), f"judging {_name(artifact)}") as progress:
+  total = len(fit) + len(heldout) + (0 if takes is None else len(takes))
+  with logger.progress(total, f"judging {_name(artifact)}") as progress:
     for number, rows in enumerate(parts(fit)):
       batch = jax.tree.map(jnp.asarray, fit.batch(rows))
       filtered = filter_windows(params, batch, jax.random.fold_in(key, number))
@@ -377,7 +418,19 @@ def judge_model(
           i, frames = rows.index(shown_row), int(heldout.mask[shown_row].sum())
           shown[camera] = tuple(np.asarray(x[i, :frames]) for x in (getattr(batch, camera), pictures))
       progress.update(new)
-  features = {name: np.concatenate(blocks) for name, blocks in out.items()}
+    imagine_features = judging.make_imagine_features(model, context)
+    for number, rows in enumerate([] if takes is None else parts(takes)):
+      assert takes is not None
+      batch = jax.tree.map(jnp.asarray, takes.batch(rows))
+      observe_key, imagine_key = jax.random.split(jax.random.fold_in(key, len(fit) + len(heldout) + number))
+      filtered = filter_windows(params, batch, observe_key)
+      new = len(set(rows))
+      out["takes_posterior"].append(np.asarray(filtered["feature"][:new, context - 1 :]))
+      out["takes_imagined"].append(
+        np.asarray(imagine_features(params, batch, filtered["last"], imagine_key)[:new])
+      )
+      progress.update(new)
+  features = {name: np.concatenate(blocks) for name, blocks in out.items() if blocks}
   numbers: dict[str, Any] = {
     "name": _name(artifact),
     "path": str(artifact.path),
@@ -398,7 +451,14 @@ def judge_model(
     }
     own, repeated = summarise_pictures(joined, heldout.mask[:, context:], config.judge.horizons)
     numbers["open_loop"][camera], numbers["repeated"][camera] = own, repeated
-  numbers["probes"] = judge_probes(features, data, context, config.judge.horizons)
+  readings = read_probes(features, data, context)
+  horizons = config.judge.horizons
+  numbers["probes"] = judge_probes(readings, "play", heldout, context, horizons)
+  numbers["hand"] = {
+    name: judge_hand(readings, name, judged, context, horizons) for name, judged in data.judged.items()
+  }
+  if takes is not None:
+    numbers["takes"] = judge_probes(readings, "takes", takes, context, horizons)
   numbers["inverse_dynamics"] = judge_actions(features, heldout, fit)
   numbers["seconds"] = round(time.perf_counter() - began, 2)
   return numbers, shown
@@ -457,14 +517,102 @@ def summarise_pictures(
   return own, of(measured["repeated_psnr"], measured["repeated_ssim"])
 
 
-def judge_probes(
-  features: Mapping[str, np.ndarray], data: Data, context: int, horizons: Sequence[int]
-) -> dict[str, Any]:
-  """Fits on the posterior of the training windows, reads posterior and imagination of the held-out ones.
+@dataclasses.dataclass(frozen=True)
+class Readings:
+  """What linear probes read off features.
+
+  Attributes:
+    fitted: the probes, fitted on the posterior of the training windows.
+    posterior: play or takes -> [W, T-C+1, K], from frame C - 1.
+    imagined: play or takes -> [W, T-C, K].
+  """
+
+  fitted: probes.Probes
+  posterior: dict[str, np.ndarray]
+  imagined: dict[str, np.ndarray]
+
+
+def read_probes(features: Mapping[str, np.ndarray], data: Data, context: int) -> Readings:
+  """Fits probes and reads what is judged.
 
   Args:
-    features: `fit` [W', T'-C, F] and `posterior` [W, T-C+1, F], from frame C - 1, and `imagined` [W, T-C, F].
+    features: `fit` [W', T'-C, F] and `posterior` [W, T-C+1, F], from frame C - 1, and `imagined` [W, T-C, F];
+      where there are takes, `takes_posterior` and `takes_imagined` likewise.
     data: the windows.
+    context: C.
+  """
+  seen = data.fit.mask[:, context:]
+  groups = np.broadcast_to(np.arange(len(seen))[:, None], seen.shape)
+  fitted = probes.fit(features["fit"][seen], data.fit.target[:, context:][seen], BINARY, groups[seen])
+  prefixes = {"play": "", "takes": "takes_"}
+  read = lambda kind: {name: fitted.read(features[prefixes[name] + kind]) for name in data.judged}
+  return Readings(fitted, read("posterior"), read("imagined"))
+
+
+def judge_hand(
+  readings: Readings, name: str, judged: Windows, context: int, horizons: Sequence[int]
+) -> dict[str, Any]:
+  """Error of the hand's position, as the probes read it.
+
+  Args:
+    readings: from `read_probes`.
+    name: play or takes.
+    judged: the windows that were imagined.
+    context: C.
+    horizons: frames imagined.
+
+  Returns:
+    `posterior` and `imagined` (at the horizons): {"median", "rms"} of the distance [m], None without windows.
+  """
+  valid, truth = judged.mask[:, context:], judged.target[:, context:, HAND]
+  posterior, imagined = (read[name][..., HAND] for read in (readings.posterior, readings.imagined))
+  return {
+    "posterior": distance((posterior[:, 1:] - truth)[valid]),
+    "imagined": distances_at(imagined - truth, valid, horizons),
+  }
+
+
+def distance(error: np.ndarray) -> dict[str, float] | None:
+  """Median and root mean square of the length of errors [N, 3]; None without any."""
+  if not len(error):
+    return None
+  length = np.linalg.norm(error, axis=-1)
+  return {"median": float(np.median(length)), "rms": float(np.sqrt(np.square(length).mean()))}
+
+
+def distances_at(
+  error: np.ndarray, valid: np.ndarray, horizons: Sequence[int]
+) -> list[dict[str, float] | None]:
+  """`distance` of errors [W, T, 3] at frames imagined, where valid [W, T]."""
+  return [distance(error[valid[:, h - 1], h - 1]) if h <= error.shape[1] else None for h in horizons]
+
+
+def judge_recursion(data: Data, context: int, horizons: Sequence[int]) -> dict[str, Any] | None:
+  """`judge_hand`'s `imagined` of a linear recursion fitted on the training windows; play or takes -> list.
+
+  None where the context is too short for it, or no training window is long enough.
+  """
+  if context < recursion.ACTIONS or data.fit.mask.shape[1] <= recursion.ACTIONS:
+    return None
+  of = lambda judged: (judged.target[..., HAND], judged.padded(judged.frames.action))
+  coefficients = recursion.fit(*of(data.fit), data.fit.mask)
+  out = {}
+  for name, judged in data.judged.items():
+    position, action = of(judged)
+    error = recursion.predict(coefficients, position, action, context) - position[:, context:]
+    out[name] = distances_at(error, judged.mask[:, context:], horizons)
+  return out
+
+
+def judge_probes(
+  readings: Readings, name: str, judged: Windows, context: int, horizons: Sequence[int]
+) -> dict[str, Any]:
+  """Scores of what probes read off the posterior and the imagination of held-out windows.
+
+  Args:
+    readings: from `read_probes`.
+    name: play or takes.
+    judged: the windows that were imagined.
     context: C.
     horizons: frames imagined.
 
@@ -473,11 +621,8 @@ def judge_probes(
     scores of `core.probes.score`; `error`: of the posterior's readings, in the target's unit, and
     `regularisation`.
   """
-  seen = data.fit.mask[:, context:]
-  groups = np.broadcast_to(np.arange(len(seen))[:, None], seen.shape)
-  fitted = probes.fit(features["fit"][seen], data.fit.target[:, context:][seen], BINARY, groups[seen])
-  valid, truth = data.heldout.mask[:, context:], data.heldout.target[:, context:]
-  posterior, imagined = fitted.read(features["posterior"]), fitted.read(features["imagined"])
+  fitted, posterior, imagined = readings.fitted, readings.posterior[name], readings.imagined[name]
+  valid, truth = judged.mask[:, context:], judged.target[:, context:]
   at_posterior = probes.score(fitted, posterior[:, 1:][valid], truth[valid], BINARY)
   variance = truth[valid].var(0)  # of all held-out frames: at one horizon a joint may hardly differ
   error = np.sqrt(np.square(posterior[:, 1:][valid] - truth[valid]).mean(0))
@@ -549,6 +694,9 @@ def metrics(judge: Mapping[str, Any]) -> dict[str, float]:
     out[f"probe/{name}_posterior"] = probe["posterior"]
   for name, errors in model["inverse_dynamics"].items():
     out[f"inverse_dynamics/error_{name}"] = errors["error"]
+  for i, horizon in enumerate(judge["horizons"]):
+    for name, hand in model["hand"].items():
+      out[f"hand/{name}_imagined_{horizon}"] = (hand["imagined"][i] or {}).get("rms")
   return {f"judge_world_model/{name}": value for name, value in out.items() if isinstance(value, float)}
 
 
@@ -625,6 +773,7 @@ def markdown(judge: Mapping[str, Any]) -> str:
   parts = [f"# {judge['models'][0]['name']}", ""]
   for rows in (
     tables.open_loop_rows(judge),
+    tables.hand_rows(judge),
     tables.probe_rows(judge),
     tables.inverse_dynamics_rows(judge),
   ):

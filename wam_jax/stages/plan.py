@@ -295,7 +295,7 @@ def _size(config: ConfigDict, stage: str) -> str:
   )
   tasks, demos = len(config.tasks), f"{d.demos_per_task + d.heldout_demos_per_task} demos"
   if d.failed_takes_per_task:
-    demos += f" + {d.failed_takes_per_task + d.heldout_demos_per_task} failed takes"
+    demos += f" + {d.failed_takes_per_task + d.heldout_failed_takes_per_task} failed takes"
   networks = f", {k.ensemble} networks each" if k.ensemble > 1 else ""
   if stage == "collect" and d.source == "calvin":
     return "read and check the dataset"
@@ -353,7 +353,9 @@ def _work(config: ConfigDict, stage: str) -> float:
   tasks = len(config.tasks)
   demo_frames = tasks * (d.demos_per_task + d.heldout_demos_per_task) * config.env.max_steps / 3
   if d.failed_takes_per_task:  # they last longer than what succeeds
-    demo_frames += tasks * (d.failed_takes_per_task + d.heldout_demos_per_task) * config.env.max_steps * 0.8
+    demo_frames += (
+      tasks * (d.failed_takes_per_task + d.heldout_failed_takes_per_task) * config.env.max_steps * 0.8
+    )
   stoch = w.stoch * w.classes
   feature = w.deter + stoch
   recurrent = 3 * w.deter * (w.deter + w.hidden) + w.hidden * (3 * stoch + 2 * w.deter + w.embed)

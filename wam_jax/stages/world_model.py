@@ -31,7 +31,14 @@ from wam_jax.types import Params
 
 REQUIRES = ("collect",)
 TOGETHER = True
-CONFIG = ("seed", "world_model", "env.image_size", "inputs.lumos_checkpoint")
+CONFIG = (
+  "seed",
+  "world_model",
+  "env.image_size",
+  "inputs.lumos_checkpoint",
+  "tasks",
+  "data.failed_takes_per_task",
+)
 
 STATISTICS = "statistics.json"  # mean and deviation of the robot state, where the model needs them
 
@@ -44,7 +51,8 @@ def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger:
     take_lumos(config, folder, workdir, logger)
     return
   init_key, train_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1))
-  num_frames = calvin.count_frames(folder)
+  extra = failed_takes(config, folder.parent)
+  num_frames = calvin.count_frames(folder, extra)
   shapes = jax.eval_shape(lambda: train.init_params(make_world_model(w, size), init_key))
   num_params = sum(x.size for x in jax.tree.leaves(shapes))
   at_once = math.ceil(w.batch_size / w.accumulate / (train.REMAT_PARTS if w.remat else 1))
@@ -62,12 +70,14 @@ def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger:
   if source == "stream" or config.data.cache:
     root = pathlib.Path(config.data.cache or workdir / "frames_cache")
     with processes.first_goes_first():
-      cache = frames_cache.open_cache(root, folder, size, config.env.workers, logger.progress, logger.info)
+      cache = frames_cache.open_cache(
+        root, folder, size, config.env.workers, logger.progress, logger.info, extra
+      )
   if source == "device":
     frames = (
       cache.load(logger.progress)
       if cache
-      else calvin.read_frames(folder, image_size=size, workers=config.env.workers, progress=logger.progress)
+      else calvin.read_frames(folder, size, config.env.workers, logger.progress, extra)
     )
     known: Any = frames
   else:
@@ -120,6 +130,14 @@ def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger:
       stops=w.snapshots,
     )
   save_params(workdir / "params", state.params)
+
+
+def failed_takes(config: Any, root: pathlib.Path) -> list[calvin.Spans]:
+  """Spans of the failed takes that the world model trains on: those that are not held out."""
+  if not config.world_model.failed_takes:
+    return []
+  folder = root / calvin.FAILED
+  return [(folder, calvin.demo_spans(folder, config.tasks, config.data.failed_takes_per_task)[1])]
 
 
 class Streamed:

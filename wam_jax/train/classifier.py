@@ -368,6 +368,46 @@ def random_dream_margins(
   return classifier.margin(network, feature).max(1)
 
 
+def take_scores(
+  world: World,
+  world_params: Params,
+  classifier: SuccessClassifier,
+  params: Params,
+  feature: jax.Array,
+  action: jax.Array,
+  mask: jax.Array,
+  key: jax.Array,
+  num_dreams: int,
+) -> tuple[jax.Array, jax.Array]:
+  """How much of a success takes look like, seen and dreamt with their own actions from their first frames.
+
+  Args:
+    world: the frozen world model.
+    world_params: its parameters.
+    classifier: sizes.
+    params: {"network", "threshold"} of one task.
+    feature: [M, T, F], takes filtered from their first frames.
+    action: [M, T, 7].
+    mask: [M, T] bool.
+    key: of the prior's samples.
+    num_dreams: L, dreams of each take.
+
+  Returns:
+    (of the real features [M, 1], of the dreams [M, L]): largest log-odds above the threshold at any frame
+    after the first; above 0 the take is called a success.
+  """
+
+  def largest(feature: jax.Array) -> jax.Array:
+    margin = classifier.margin(params["network"], feature) - params["threshold"]
+    return jnp.where(mask[:, 1:], margin, -jnp.inf).max(1)
+
+  def dreamt(_: None, key: jax.Array) -> tuple[None, jax.Array]:
+    return None, largest(imagine_actions(world, world_params, feature[:, 0], action[:, :-1], key))
+
+  _, dreams = jax.lax.scan(dreamt, None, jax.random.split(key, num_dreams))
+  return largest(feature[:, 1:])[:, None], dreams.T
+
+
 def calibrate(margin: np.ndarray, threshold: float, max_false_positives: float) -> np.ndarray:
   """Threshold on the log-odds of each task.
 

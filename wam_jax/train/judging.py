@@ -47,6 +47,22 @@ def make_filter(model: WorldModel, context: int) -> Callable[[Params, Batch, jax
   return jax.jit(filter_windows)
 
 
+def make_imagine_features(
+  model: WorldModel, context: int
+) -> Callable[[Params, Batch, Latent, jax.Array], jax.Array]:
+  """Builds `imagine(params, batch, last, key)`: features [B, T-C, F] imagined with the true actions.
+
+  Args:
+    model: the networks.
+    context: C, frames seen; `last` is the Latent of frame C - 1.
+  """
+
+  def imagine(params: Params, batch: Batch, last: Latent, key: jax.Array) -> jax.Array:
+    return features(train.imagine(model, params, last, batch.prev_action[:, context:], key))
+
+  return jax.jit(imagine)
+
+
 def compare_pictures(
   guess: jax.Array, true: jax.Array, ssim_frames: Sequence[int]
 ) -> tuple[jax.Array, jax.Array | None]:

@@ -123,7 +123,9 @@ def _posterior_step(
     model, params, "recur", latent.deter, latent.stoch, latent.robot, frame.action, frame.action_term
   )
   posterior = logits = _apply(model, params, "posterior_logits", deter, frame.embed_term)
-  robot = None if frame.robot is None else rssm.seen_robot(frame.robot, latent.robot, frame.is_first)
+  robot = None
+  if frame.robot is not None and latent.robot is not None:
+    robot = rssm.seen_robot(frame.robot, latent.robot, frame.is_first)
   if frame.hidden is not None:
     imagined = frame.hidden[:, None]
     robot = None if robot is None else jnp.where(imagined, predicted, robot)
@@ -300,7 +302,9 @@ def robot_loss(predicted: jax.Array, state: jax.Array, is_first: jax.Array) -> j
     ValueError: shapes that do not belong together.
   """
   if predicted.shape != (*is_first.shape, 2 * state.shape[-1]):
-    raise ValueError(f"predicted {list(predicted.shape)} and state {list(state.shape)} do not belong together")
+    raise ValueError(
+      f"predicted {list(predicted.shape)} and state {list(state.shape)} do not belong together"
+    )
   error = predicted[..., : state.shape[-1]] - state
   return 0.5 * jnp.square(error).sum(-1) * ~is_first
 
@@ -451,7 +455,7 @@ def world_model_loss(
     error = _apply(model, params, "decode_robot_obs", feature) - proprio_features(batch.robot_obs)
     losses["robot_obs"] = 0.5 * jnp.square(error).sum(-1)
     weights["robot_obs"] = config.robot_obs_weight
-  if model.carries_robot:
+  if prior.robot is not None:
     losses["robot_obs"] = robot_loss(prior.robot, embed[..., model.embed :], batch.is_first)
     weights["robot_obs"] = config.robot_obs_weight
   if losses["kl"].shape != batch.is_first.shape or losses["image"].ndim != 1:
