@@ -58,9 +58,9 @@ def discrimination(
     called = [(scores > 0).mean(1) for scores in (good, failed)]  # of each take
     wins = pair_wins(good, failed)
     rows = [rng.integers(len(c), size=(RESAMPLES, len(c))) for c in called]
-    drawn_rates = [c[r].mean(1) for c, r in zip(called, rows, strict=True)]
+    drawn = [c[r].mean(1) for c, r in zip(called, rows, strict=True)]
     drawn_auc = np.array([wins[i][:, j].mean() for i, j in zip(*rows, strict=True)])
-    resampled.append(_numbers(*drawn_rates, drawn_auc))
+    resampled.append(_numbers(drawn[0], drawn[1], drawn_auc))
     sensitivity, false = (intervals.rate_interval(float(c.mean()), len(c)) for c in called)
     tasks.append(
       {

@@ -229,7 +229,7 @@ def told_apart(
     arrays = tuple(jnp.asarray(x) for x in (takes.feature, takes.action, takes.mask))
     task = (params, *arrays, task_keys(key, len(takes.tasks)))
     both = jax.device_get(over_tasks(measure)(task, world_params))
-    there = takes.mask.any(-1)
+    there = np.asarray(takes.mask.any(-1))
     return [[each[k][there[k]] for k in range(len(takes.tasks))] for each in both]
 
   of_good, of_failed = scores(good, jax.random.fold_in(key, 0)), scores(failed, jax.random.fold_in(key, 1))
