@@ -172,18 +172,36 @@ def _dreams(report: Mapping[str, Any], strips: Mapping[str, bytes]) -> str:
   )
 
 
+def _discrimination(report: Mapping[str, Any]) -> str:
+  rows = report.get("discrimination")
+  if not rows:
+    return ""
+  return f"<p class='soft'>{escape(tables.DISCRIMINATION)}</p>" + parts.rows_table(rows)
+
+
 def _probes(report: Mapping[str, Any]) -> str:
-  head, *rows = tables.probe_rows(report["judge"])
-  # The score below the name leaves room for the numbers.
-  narrow = [
-    [f"{parts.quantity_of(name)}\n{score}" if score else name, *cells] for name, score, *cells in rows
-  ]
+  judge = report["judge"]
+
+  def narrow(group: str) -> str:
+    """The score below the name leaves room for the numbers."""
+    head, *rows = tables.probe_rows(judge, group)
+    if not rows:
+      return ""
+    cells = [
+      [f"{parts.quantity_of(name)}\n{score}" if score else name, *cells] for name, score, *cells in rows
+    ]
+    return parts.rows_table([[head[0], *head[2:]], *cells])
+
+  hand = tables.hand_rows(judge)
   return (
     "<p class='soft'>One linear map per quantity, fitted on the features of training frames. R\u00b2: 1 is "
     "perfect, 0 as good as the mean; balanced accuracy: 0.5 is chance. Imagined: the same maps on features "
-    "that have not seen the frame. Kept: the reading of the last frame seen.</p>"
-    + parts.rows_table([[head[0], *head[2:]], *narrow])
-    + parts.rows_table(tables.inverse_dynamics_rows(report["judge"]))
+    "that have not seen the frame. Kept: the reading of the last frame seen. The hand is compared with a "
+    "linear recursion of its position, fitted on the same frames.</p>"
+    + (parts.rows_table(hand) if len(hand) > 1 else "")
+    + narrow("probes")
+    + narrow("takes")
+    + parts.rows_table(tables.inverse_dynamics_rows(judge))
   )
 
 
@@ -258,6 +276,7 @@ def render_page(
     ("success", "Success", "Success in the simulator", _table(report)),
     ("episodes", "Episodes", "Episodes in the simulator", _rollouts(report, animations)),
     ("dreams", "Dreams", "What the world model imagines", _dreams(report, strips)),
+    ("telling", "Telling apart", "What dreams can tell apart", _discrimination(report)),
     ("features", "Features", "What can be read off its features", _probes(report)),
     ("curves", "Curves", "Learning curves", parts.chart_groups(report["curves"], EXPLAINED)),
     ("classifier", "Classifier", "Success classifier", _classifier(report)),

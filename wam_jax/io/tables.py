@@ -58,7 +58,8 @@ def probe_rows(judge: Mapping[str, Any], group: str = "probes") -> Rows:
     judge: content of `judge.json`.
     group: probes (on held-out play), or takes (on held-out takes of the skills).
   """
-  rows = [["Read off linearly", "Score", "Posterior", *(f"imagined {h}" for h in judge["horizons"])]]
+  head = "Read off linearly" if group == "probes" else "Read off linearly, held-out takes"
+  rows = [[head, "Score", "Posterior", *(f"imagined {h}" for h in judge["horizons"])]]
   for name, probe in judge["models"][0].get(group, {}).items():
     score = judge["targets"][name]["score"]
     rows.append([name, score, number(probe["posterior"], 3), *(number(v, 3) for v in probe["imagined"])])
@@ -81,6 +82,25 @@ def hand_rows(judge: Mapping[str, Any]) -> Rows:
         cells = [millimetres(entry, kind) for entry in recursion]
         rows.append(["  linear recursion of 10 coefficients an axis", NOTHING, *cells])
   return rows
+
+
+def judge_tables(judge: Mapping[str, Any]) -> list[tuple[str, Rows]]:
+  """All tables of a judged world model, by a short name; tables without a row are left out."""
+  tables = [
+    ("open loop", open_loop_rows(judge)),
+    ("hand", hand_rows(judge)),
+    ("probes", probe_rows(judge)),
+    ("takes", probe_rows(judge, "takes")),
+    ("inverse dynamics", inverse_dynamics_rows(judge)),
+  ]
+  return [(name, rows) for name, rows in tables if len(rows) > 1]
+
+
+DISCRIMINATION = (
+  "Held-out takes of each skill, good and failed, seen and dreamt: a dream begins at a take's first frame and "
+  "follows its own actions. A policy can learn from dreams only what they tell apart. AUC: 1 is perfect, "
+  "0.5 is chance; intervals are over takes."
+)
 
 
 def discrimination_rows(quality: Mapping[str, Any]) -> Rows:

@@ -98,10 +98,8 @@ def run(config: Any, inputs: Mapping[str, Artifact], workdir: pathlib.Path, logg
     logger.truncate_after(-1)  # of a run that was killed just before it was done
     logger.write(0, metrics(judge))
     write_text(workdir / "judge.json", json.dumps(judge, indent=2) + "\n")
-  logger.info("\n" + tables.markdown_table(tables.open_loop_rows(judge)))
-  logger.info("\n" + tables.markdown_table(tables.hand_rows(judge)))
-  logger.info("\n" + tables.markdown_table(tables.probe_rows(judge)))
-  logger.info("\n" + tables.markdown_table(tables.inverse_dynamics_rows(judge)))
+  for _, rows in tables.judge_tables(judge):
+    logger.info("\n" + tables.markdown_table(rows))
   if not others:
     return
 
@@ -771,12 +769,7 @@ def notes(judge: Mapping[str, Any]) -> list[str]:
 def markdown(judge: Mapping[str, Any]) -> str:
   """judge.md."""
   parts = [f"# {judge['models'][0]['name']}", ""]
-  for rows in (
-    tables.open_loop_rows(judge),
-    tables.hand_rows(judge),
-    tables.probe_rows(judge),
-    tables.inverse_dynamics_rows(judge),
-  ):
+  for _, rows in tables.judge_tables(judge):
     parts += [tables.markdown_table(rows), ""]
   parts += ["![true, predicted, error](strip.png)", "", *(f"- {line}" for line in notes(judge)), ""]
   return "\n".join(parts)

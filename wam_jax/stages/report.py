@@ -126,6 +126,8 @@ def build(
   """
   results = json.loads((inputs["evaluate"].path / "results.json").read_text(encoding="utf-8"))
   judge = json.loads((inputs["judge_world_model"].path / "judge.json").read_text(encoding="utf-8"))
+  quality_file = inputs["classifier"].path / "quality.json"
+  quality = json.loads(quality_file.read_text(encoding="utf-8")) if quality_file.exists() else {"tasks": {}}
   results = {key: value for key, value in results.items() if key != "config"}
   stages = [{"name": name, "seconds": a.seconds, "peak_bytes": a.peak_bytes} for name, a in inputs.items()]
   if seconds is not None:
@@ -142,7 +144,8 @@ def build(
     "total_seconds": sum(stage["seconds"] for stage in stages),
     "judge": {key: value for key, value in judge.items() if key != "provenance"},
     "rollouts": list(rollouts),
-    "classifier": classifier_quality(inputs["classifier"].path / "quality.json"),
+    "classifier": classifier_quality(quality),
+    "discrimination": tables.discrimination_rows(quality) if "discrimination" in quality else None,
     "curves": curves(inputs, results),
     "notes": notes(config, results),
     "provenance": dict(facts or provenance()),
@@ -151,19 +154,14 @@ def build(
   }
 
 
-def classifier_quality(path: pathlib.Path) -> dict[str, dict[str, float | None]] | None:
-  """task -> column of the report -> share, from the classifier's `quality.json`; None without the file."""
-  if not path.exists():
-    return None
+def classifier_quality(content: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
+  """task -> column of the report -> share, from the content of the classifier's `quality.json`."""
   rows = {}
-  for task, quality in json.loads(path.read_text(encoding="utf-8"))["tasks"].items():
+  for task, quality in content["tasks"].items():
     columns: dict[str, float | None] = {}
     for group, label in (("heldout_demos", "demos"), ("heldout_demo_dreams", "dreams of demos")):
       names = ("precision", "recall", "calibration_error")
       columns |= {f"{name.replace('_', ' ')}, {label}": quality[group][name] for name in names}
-    for source, share in quality.get("heldout_failed_takes", {}).items():
-      if source != "count":
-        columns[f"failed takes called a success, {source}"] = share
     rows[task] = columns | {"random dreams called a success": quality["random_dreams"]["false_positives"]}
   return rows
 
@@ -431,9 +429,12 @@ def markdown(report: Mapping[str, Any]) -> str:
       ),
       "",
     ]
+  if report["discrimination"]:
+    parts += ["## What dreams can tell apart", "", tables.DISCRIMINATION, ""]
+    parts += [markdown_table(report["discrimination"]), ""]
   judge = report["judge"]
   parts += ["## The world model by itself", "", tables.described(judge), ""]
-  for rows in (tables.open_loop_rows(judge), tables.probe_rows(judge), tables.inverse_dynamics_rows(judge)):
+  for _, rows in tables.judge_tables(judge):
     parts += [markdown_table(rows), ""]
   parts += [
     "![true, predicted, error](open_loop.png)",
