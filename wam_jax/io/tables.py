@@ -97,8 +97,8 @@ def judge_tables(judge: Mapping[str, Any]) -> list[tuple[str, Rows]]:
 
 
 DISCRIMINATION = (
-  "Held-out takes of each skill, good and failed, seen and dreamt: a dream begins at a take's first frame and "
-  "follows its own actions. A policy can learn from dreams only what they tell apart. AUC: 1 is perfect, "
+  "Held-out takes of each skill, good and failed, seen and dreamt: a dream begins at a take's first frame "
+  "and follows its own actions. A policy can learn from dreams only what they tell apart. AUC: 1 is perfect, "
   "0.5 is chance; intervals are over takes."
 )
 
