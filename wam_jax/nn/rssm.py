@@ -46,7 +46,7 @@ class RobotDynamics(nn.Module):
       jnp.concatenate([deter, before, change, action], -1)
     )
     residual = nn.Dense(self.state, kernel_init=zeros, name="residual")(nn.elu(x).astype(robot.dtype))
-    moved = RESIDUAL_SCALE * (linear + residual)
+    moved = linear + RESIDUAL_SCALE * residual
     return jnp.concatenate([before + moved, CHANGE_SCALE * moved], -1)
 
 
