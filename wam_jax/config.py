@@ -111,7 +111,7 @@ def default_config() -> ConfigDict:
   # Of the robot state's error: of its prediction with proprio=latent, else of rebuilding it from the features
   # (neither is in the paper).
   w.robot_obs_weight = 0.0
-  w.failed_takes = False  # also train on the failed takes that are not held out (not in the paper)
+  w.failed_takes = False  # also train on the failed takes that are not held out, if any (not in the paper)
   # Share of an update's windows that are seen up to a random frame only and imagined from there on, so that
   # dreams of many frames are trained, not of one (not in the paper).
   w.open_loop_share = 0.0
@@ -254,15 +254,17 @@ _DEMO: dict[str, Any] = {
   "data.source": "embedded",
   "data.play_frames": 24_000,
   "data.play_episode_frames": 512,
-  "data.heldout_demos_per_task": 10,
-  "data.failed_takes_per_task": 20,
+  "data.heldout_demos_per_task": 30,
+  "data.failed_takes_per_task": 60,
+  "data.heldout_failed_takes_per_task": 30,
   "data.wrist_error": 0.1,
   "data.heldout_play_frames": 4_000,
+  "judge.horizons": (1, 5, 10, 20, 40),
   "judge.windows": 64,
   "judge.probe_frames": 6_000,
   "data.heldout_starts_per_task": 50,
   "world_model.vision": "patch",
-  "world_model.depth": 32,
+  "world_model.depth": 16,
   "world_model.embed": 384,
   "world_model.deter": 256,
   "world_model.stoch": 16,
@@ -270,8 +272,10 @@ _DEMO: dict[str, Any] = {
   "world_model.hidden": 256,
   "world_model.inverse_dynamics_hidden": 256,
   "world_model.embedding_image_weight": 1.0,
-  "world_model.proprio": "sincos",
+  "world_model.proprio": "latent",
   "world_model.robot_obs_weight": 1000.0,
+  "world_model.failed_takes": True,
+  "world_model.open_loop_share": 0.5,
   "world_model.decode_fraction": 0.25,
   "world_model.batch_size": 16,
   "world_model.sequence_length": 24,
@@ -299,7 +303,7 @@ _DEMO: dict[str, Any] = {
   "ppo.gamma": 0.97,
   "ppo.eval_every": 0,
   "ppo.actor_learning_rate": 1e-4,
-  "evaluate.episodes": 20,
+  "evaluate.episodes": 50,
   "evaluate.imagined_episodes": 100,
   "training.log_every": 10,
 }
@@ -310,7 +314,6 @@ PRESET_CHANGES: dict[str, dict[str, Any]] = {
   "small": {
     **_DEMO,
     "data.play_frames": 100_000,
-    "data.failed_takes_per_task": 40,
     "data.heldout_play_frames": 8_000,
     "data.heldout_starts_per_task": 70,
     "judge.windows": 128,
@@ -320,7 +323,6 @@ PRESET_CHANGES: dict[str, dict[str, Any]] = {
     "classifier.threshold": 0.2,
     "ppo.iterations": 60,
     "ppo.eval_every": 20,
-    "evaluate.episodes": 50,
     "evaluate.imagined_episodes": 200,
   },
   "paper": {},

@@ -489,13 +489,6 @@ RULES: tuple[Rule, ...] = (
     "--config.world_model.robot_obs_weight=1000, or --config.world_model.proprio=sincos",
   ),
   Rule(
-    "world_model.failed_takes",
-    ("data.failed_takes_per_task",),
-    lambda used, takes: not used or takes > 0,
-    "False without failed takes (data.failed_takes_per_task={1})",
-    "--config.world_model.failed_takes=False, or --config.data.failed_takes_per_task=20",
-  ),
-  Rule(
     "world_model.open_loop_share",
     ("world_model.carry_state",),
     lambda share, carry: share == 0 or not carry,

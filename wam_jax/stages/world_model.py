@@ -134,7 +134,7 @@ def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger:
 
 def failed_takes(config: Any, root: pathlib.Path) -> list[calvin.Spans]:
   """Spans of the failed takes that the world model trains on: those that are not held out."""
-  if not config.world_model.failed_takes:
+  if not (config.world_model.failed_takes and config.data.failed_takes_per_task):
     return []
   folder = root / calvin.FAILED
   return [(folder, calvin.demo_spans(folder, config.tasks, config.data.failed_takes_per_task)[1])]
