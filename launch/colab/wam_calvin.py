@@ -129,7 +129,8 @@ SIZES = {
     world_model.depth=8 world_model.embed=32 world_model.deter=16 world_model.stoch=4 world_model.classes=4
     world_model.hidden=16 world_model.inverse_dynamics_hidden=16 world_model.batch_size=4
     world_model.sequence_length=8 world_model.updates=12 world_model.warmup_updates=2
-    world_model.embedding_image_weight=0 world_model.robot_obs_weight=0 world_model.cameras=rgb_static
+    world_model.embedding_image_weight=0 world_model.proprio=none world_model.robot_obs_weight=0
+    world_model.cameras=rgb_static
     judge.horizons=1,5,20 judge.windows=3 judge.probe_frames=200
     behaviour_cloning.hidden=32 behaviour_cloning.batch_size=16 behaviour_cloning.updates=8
     behaviour_cloning.warmup_updates=1 behaviour_cloning.denoising_steps=4
