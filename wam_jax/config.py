@@ -100,6 +100,8 @@ def default_config() -> ConfigDict:
   # numbers are a part of the latent, as reported where they are seen, predicted in dreams (not in the paper).
   w.proprio = "none"
   w.learned_initial_state = False  # LUMOS: learn the state before the first frame; else zero
+  # Frames that the units of the recurrent state remember up to when training starts; 0: about 2, as LUMOS's.
+  w.memory_frames = 0
   w.norm_eps = 1e-3  # of the layer norms
   w.inverse_dynamics_input = "embedding"  # feature: to show why not; h_{t+1} holds a_t already
   w.inverse_dynamics_hidden = 512  # width of its layers
@@ -275,6 +277,7 @@ _DEMO: dict[str, Any] = {
   "world_model.proprio": "latent",
   "world_model.robot_obs_weight": 1000.0,
   "world_model.failed_takes": True,
+  "world_model.memory_frames": 64,
   "world_model.open_loop_share": 0.5,
   "world_model.decode_fraction": 0.25,
   "world_model.batch_size": 16,

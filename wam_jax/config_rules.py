@@ -241,6 +241,7 @@ CHECKS: dict[str, Check] = {
   "world_model.hidden": _count(),
   "world_model.proprio": _choice("none", "sincos", "zscore", "latent"),
   "world_model.learned_initial_state": _FLAG,
+  "world_model.memory_frames": _count(0),
   "world_model.norm_eps": _POSITIVE,
   "world_model.inverse_dynamics_input": _choice("embedding", "feature"),
   "world_model.inverse_dynamics_hidden": _count(),
@@ -480,6 +481,13 @@ RULES: tuple[Rule, ...] = (
     lambda total, warmup: total > warmup,
     "more than ppo.critic_warmup_iterations ({1}): otherwise the policy is never changed",
     "raise it",
+  ),
+  Rule(
+    "world_model.memory_frames",
+    (),
+    lambda frames: frames != 1,
+    "0 or at least 2",
+    "take 0 or 64",
   ),
   Rule(
     "world_model.robot_obs_weight",

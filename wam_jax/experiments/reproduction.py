@@ -25,6 +25,7 @@ PLANNED = {
   "world_model.proprio": "none",
   "world_model.robot_obs_weight": 0.0,
   "world_model.failed_takes": False,
+  "world_model.memory_frames": 0,
   "world_model.open_loop_share": 0.0,
   "classifier.ensemble": 1,
   "classifier.threshold": 0.5,

@@ -87,6 +87,7 @@ class WorldModel(nn.Module):
   decode_embedding: bool
   decode_robot: bool
   learned_initial_state: bool
+  memory_frames: int
   norm_eps: float
   image_size: int
   robot_obs_mean: Sequence[float]
@@ -127,6 +128,7 @@ class WorldModel(nn.Module):
       self.norm_eps,
       self.learned_initial_state,
       self.robot_size // 2,
+      self.memory_frames,
       self.dtype,
     )
     self.decoder = Decoder(self.vision, self.cameras, self.depth, self.image_size, self.dtype)
@@ -193,6 +195,9 @@ class WorldModel(nn.Module):
   ) -> tuple[jax.Array, jax.Array | None]:
     return self.rssm.recur(deter, stoch, robot, action, action_term)
 
+  def predict_robot(self, robot: jax.Array, action: jax.Array) -> jax.Array:
+    return self.rssm.predict_robot(robot, action)
+
   def prior_logits(self, deter: jax.Array, robot: jax.Array | None) -> jax.Array:
     return self.rssm.prior_logits(deter, robot)
 
@@ -253,6 +258,7 @@ def make_world_model(
     # The weight is absent in models of earlier versions. In the latent the state needs no decoder.
     decode_robot=config.get("robot_obs_weight", 0.0) > 0 and config.proprio != "latent",
     learned_initial_state=config.learned_initial_state,
+    memory_frames=config.get("memory_frames", 0),  # absent in models of earlier versions
     norm_eps=config.norm_eps,
     image_size=image_size,
     robot_obs_mean=tuple(float(x) for x in mean),

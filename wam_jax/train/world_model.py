@@ -20,6 +20,7 @@ from wam_jax.train.state import make_optimizer as make_adamw
 from wam_jax.types import Batch, Latent, Metrics, Params, TrainState, features
 
 HEAD = "inverse_dynamics_head"  # of the parameters
+ROBOT_RATE = 5.0  # learning rate of the robot's dynamics, times that of the model
 REMAT_PARTS = 16  # that the frames of a batch are worked through in with `remat`
 ACTION_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 
@@ -113,10 +114,8 @@ def _frames(
   )
 
 
-def _posterior_step(
-  model: WorldModel, params: Params, latent: Latent, frame: _Frames
-) -> tuple[Latent, jax.Array | None]:
-  """Latent [B, ...] after a frame, and the robot [B, R] that was predicted for it (None without)."""
+def _posterior_step(model: WorldModel, params: Params, latent: Latent, frame: _Frames) -> Latent:
+  """Latent [B, ...] after a frame."""
   keep = 1.0 - frame.is_first.astype(latent.deter.dtype)
   latent = jax.tree.map(lambda x: x * keep.reshape(-1, *[1] * (x.ndim - 1)), latent)
   deter, predicted = _apply(
@@ -128,10 +127,12 @@ def _posterior_step(
     robot = rssm.seen_robot(frame.robot, latent.robot, frame.is_first)
   if frame.hidden is not None:
     imagined = frame.hidden[:, None]
-    robot = None if robot is None else jnp.where(imagined, predicted, robot)
-    logits = jnp.where(imagined[..., None], _apply(model, params, "prior_logits", deter, predicted), logits)
+    if robot is not None:
+      # The robot's dynamics learn from its own state alone (`roll_robot`), not from pictures.
+      robot = jnp.where(imagined, jax.lax.stop_gradient(predicted), robot)
+    logits = jnp.where(imagined[..., None], _apply(model, params, "prior_logits", deter, robot), logits)
   stoch = distributions.one_hot(logits, frame.noise)
-  return Latent(deter=deter, stoch=stoch, logits=posterior, robot=robot), predicted
+  return Latent(deter=deter, stoch=stoch, logits=posterior, robot=robot)
 
 
 def observe(
@@ -160,8 +161,8 @@ def observe(
       robot predicted. An episode's first frame is seen in any case. None: all are seen.
 
   Returns:
-    (posterior, prior), Latents [B, T, ...]. Both share `deter`; the prior's `stoch` is the posterior's. The
-    posterior's `robot` is what was reported (where hidden: predicted), the prior's what was predicted.
+    (posterior, prior), Latents [B, T, ...]. Both share `deter` and `robot`, what was reported (where hidden:
+    predicted); the prior's `stoch` is the posterior's.
 
   Raises:
     ValueError: shapes that do not belong together.
@@ -178,15 +179,15 @@ def observe(
   frames = _frames(model, params, embed, prev_action, is_first, noise, hidden)
   time_major = lambda tree: jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), tree)
 
-  def step(latent: Latent, frame: _Frames) -> tuple[Latent, tuple[Latent, jax.Array | None]]:
-    latent, predicted = _posterior_step(model, params, latent, frame)
-    return latent, (latent, predicted)
+  def step(latent: Latent, frame: _Frames) -> tuple[Latent, Latent]:
+    latent = _posterior_step(model, params, latent, frame)
+    return latent, latent
 
   initial = initial_latent(model, params, batch) if initial is None else initial
   _, out = jax.lax.scan(jax.checkpoint(step) if remat else step, initial, time_major(frames))
-  posterior, predicted = time_major(out)
+  posterior = time_major(out)
   prior_logits = _apply(model, params, "prior_logits", posterior.deter, posterior.robot)
-  return posterior, posterior.replace(logits=prior_logits, robot=predicted)
+  return posterior, posterior.replace(logits=prior_logits)
 
 
 def filter_step(
@@ -201,7 +202,7 @@ def filter_step(
   """One frame of `observe`: latent [B, ...], embed [B, E], prev_action [B, 7], is_first [B]."""
   noise = latent_noise(model, key, embed.shape[:1])
   frame = _frames(model, params, embed, prev_action, is_first, noise)
-  return _posterior_step(model, params, latent, frame)[0]
+  return _posterior_step(model, params, latent, frame)
 
 
 def imagine_step(
@@ -287,11 +288,54 @@ def inverse_dynamics_loss(
   return per_dimension.mean(), metrics
 
 
-def robot_loss(predicted: jax.Array, state: jax.Array, is_first: jax.Array) -> jax.Array:
-  """Half the squared error of the robot's state, where it was predicted.
+def roll_robot(
+  model: WorldModel,
+  params: Params,
+  state: jax.Array,
+  prev_action: jax.Array,
+  is_first: jax.Array,
+  initial: jax.Array | None = None,
+) -> jax.Array:
+  """The robot's states predicted open loop from the first two frames of each episode in a window.
 
   Args:
-    predicted: [B, T, 2 P], robot of the prior.
+    model: networks that carry the robot's state.
+    params: their parameters.
+    state: [B, T, P], as reported.
+    prev_action: [B, T, 7].
+    is_first: [B, T] bool.
+    initial: [B, 2 P], robot before the windows; None: zero.
+
+  Returns:
+    [B, T, P]; without meaning where is_first.
+
+  Raises:
+    ValueError: shapes that do not belong together.
+  """
+  if state.shape[:2] != is_first.shape or prev_action.shape[:2] != is_first.shape:
+    raise ValueError(
+      f"state {list(state.shape)}, prev_action {list(prev_action.shape)} and is_first {list(is_first.shape)} "
+      "must agree in [B, T]"
+    )
+  after_first = jnp.concatenate([jnp.zeros_like(is_first[:, :1]), is_first[:, :-1]], 1)
+  time_major = lambda x: jnp.swapaxes(x, 0, 1)
+  inputs = tuple(map(time_major, (state, prev_action, is_first, is_first | after_first)))
+
+  def step(robot: jax.Array, frame: tuple) -> tuple[jax.Array, jax.Array]:
+    state, action, first, seen = frame
+    predicted = _apply(model, params, "predict_robot", robot, action)
+    robot = jnp.where(seen[:, None], rssm.seen_robot(state, robot, first), predicted)
+    return robot, predicted[:, : state.shape[-1]]
+
+  start = jnp.zeros((len(state), 2 * state.shape[-1])) if initial is None else initial
+  return time_major(jax.lax.scan(step, start, inputs)[1])
+
+
+def robot_loss(predicted: jax.Array, state: jax.Array, is_first: jax.Array) -> jax.Array:
+  """Half the squared error of the robot's state, where it could be predicted.
+
+  Args:
+    predicted: [B, T, P], from `roll_robot`.
     state: [B, T, P], as reported.
     is_first: [B, T] bool; there nothing could be predicted.
 
@@ -301,12 +345,12 @@ def robot_loss(predicted: jax.Array, state: jax.Array, is_first: jax.Array) -> j
   Raises:
     ValueError: shapes that do not belong together.
   """
-  if predicted.shape != (*is_first.shape, 2 * state.shape[-1]):
+  if predicted.shape != state.shape or state.shape[:2] != is_first.shape:
     raise ValueError(
-      f"predicted {list(predicted.shape)} and state {list(state.shape)} do not belong together"
+      f"predicted {list(predicted.shape)}, state {list(state.shape)} and is_first {list(is_first.shape)} do "
+      "not belong together"
     )
-  error = predicted[..., : state.shape[-1]] - state
-  return 0.5 * jnp.square(error).sum(-1) * ~is_first
+  return 0.5 * jnp.square(predicted - state).sum(-1) * ~is_first
 
 
 def _image_loss(pictures: dict[str, jax.Array], target: dict[str, jax.Array]) -> jax.Array:
@@ -455,8 +499,11 @@ def world_model_loss(
     error = _apply(model, params, "decode_robot_obs", feature) - proprio_features(batch.robot_obs)
     losses["robot_obs"] = 0.5 * jnp.square(error).sum(-1)
     weights["robot_obs"] = config.robot_obs_weight
-  if prior.robot is not None:
-    losses["robot_obs"] = robot_loss(prior.robot, embed[..., model.embed :], batch.is_first)
+  if model.carries_robot:
+    state = embed[..., model.embed :]
+    start = None if initial is None else initial.robot
+    predicted = roll_robot(model, params, state, batch.prev_action, batch.is_first, start)
+    losses["robot_obs"] = robot_loss(predicted, state, batch.is_first)
     weights["robot_obs"] = config.robot_obs_weight
   if losses["kl"].shape != batch.is_first.shape or losses["image"].ndim != 1:
     raise ValueError(f"loss terms have shapes { {name: list(x.shape) for name, x in losses.items()} }")
@@ -492,7 +539,7 @@ def make_optimizer(config: Any, params: Params) -> optax.GradientTransformation:
   """AdamW with clipping by the global norm of the model's gradients.
 
   A head that only watches (`is_probe`) has an optimiser of its own, so that its gradients do not enter
-  the norm.
+  the norm; so have the robot's dynamics, which share no gradient with the rest.
 
   Args:
     config: `config.world_model`.
@@ -501,20 +548,30 @@ def make_optimizer(config: Any, params: Params) -> optax.GradientTransformation:
   Source: LUMOS: AdamW on all parameters, clip 100. LUMOS clips gradients that are still multiplied by
   its loss scale, so its effective clip is far smaller; here there is no scale.
   """
-  adamw = make_adamw(
-    config.learning_rate,
-    config.updates,
+  adamw = functools.partial(
+    make_adamw,
+    updates=config.updates,
     warmup_updates=config.warmup_updates,
     final_scale=config.final_learning_rate_scale,
-    weight_decay=config.weight_decay,
-    grad_clip=config.grad_clip,
     eps=config.adam_eps,
     betas=config.adam_betas,
   )
-  if not is_probe(config):
-    return adamw
-  labels = {name: "probe" if name == HEAD else "model" for name in params}
-  return optax.partition({"model": adamw, "probe": adamw}, labels)
+  rest = {"weight_decay": config.weight_decay, "grad_clip": config.grad_clip}
+  optimizers = {"model": adamw(config.learning_rate, **rest)}
+  if is_probe(config):
+    optimizers["probe"] = adamw(config.learning_rate, **rest)
+  if config.proprio == "latent":
+    optimizers["robot"] = adamw(ROBOT_RATE * config.learning_rate)
+  if len(optimizers) == 1:
+    return optimizers["model"]
+
+  def label(path: tuple[Any, ...], _: Any) -> str:
+    names = [key.key for key in path]
+    if "robot_dynamics" in names:
+      return "robot"
+    return "probe" if names[0] == HEAD and is_probe(config) else "model"
+
+  return optax.partition(optimizers, jax.tree_util.tree_map_with_path(label, params))
 
 
 def step_keys(key: jax.Array, step: jax.Array | int) -> tuple[jax.Array, jax.Array]:
