@@ -288,6 +288,11 @@ def inverse_dynamics_loss(
   return per_dimension.mean(), metrics
 
 
+def starting(is_first: jax.Array) -> jax.Array:
+  """The first two frames of each episode in a window, [B, T] bool: before them no change is known."""
+  return is_first.at[:, 1:].max(is_first[:, :-1])
+
+
 def roll_robot(
   model: WorldModel,
   params: Params,
@@ -307,7 +312,7 @@ def roll_robot(
     initial: [B, 2 P], robot before the windows; None: zero.
 
   Returns:
-    [B, T, P]; without meaning where is_first.
+    [B, T, P]; without meaning where `starting`.
 
   Raises:
     ValueError: shapes that do not belong together.
@@ -317,9 +322,8 @@ def roll_robot(
       f"state {list(state.shape)}, prev_action {list(prev_action.shape)} and is_first {list(is_first.shape)} "
       "must agree in [B, T]"
     )
-  after_first = jnp.concatenate([jnp.zeros_like(is_first[:, :1]), is_first[:, :-1]], 1)
   time_major = lambda x: jnp.swapaxes(x, 0, 1)
-  inputs = tuple(map(time_major, (state, prev_action, is_first, is_first | after_first)))
+  inputs = tuple(map(time_major, (state, prev_action, is_first, starting(is_first))))
 
   def step(robot: jax.Array, frame: tuple) -> tuple[jax.Array, jax.Array]:
     state, action, first, seen = frame
@@ -337,10 +341,10 @@ def robot_loss(predicted: jax.Array, state: jax.Array, is_first: jax.Array) -> j
   Args:
     predicted: [B, T, P], from `roll_robot`.
     state: [B, T, P], as reported.
-    is_first: [B, T] bool; there nothing could be predicted.
+    is_first: [B, T] bool.
 
   Returns:
-    [B, T].
+    [B, T], 0 where `starting`: a prediction that knows no change would bias those that do.
 
   Raises:
     ValueError: shapes that do not belong together.
@@ -350,7 +354,7 @@ def robot_loss(predicted: jax.Array, state: jax.Array, is_first: jax.Array) -> j
       f"predicted {list(predicted.shape)}, state {list(state.shape)} and is_first {list(is_first.shape)} do "
       "not belong together"
     )
-  return 0.5 * jnp.square(predicted - state).sum(-1) * ~is_first
+  return 0.5 * jnp.square(predicted - state).sum(-1) * ~starting(is_first)
 
 
 def _image_loss(pictures: dict[str, jax.Array], target: dict[str, jax.Array]) -> jax.Array:
@@ -410,7 +414,7 @@ def draw(model: WorldModel, config: Any, key: jax.Array, batch_size: int, length
   if config.open_loop_share:
     open_key, seen_key = jax.random.split(jax.random.fold_in(key, 2))
     open_loop = jax.random.bernoulli(open_key, config.open_loop_share, (batch_size, 1))
-    num_seen = jax.random.randint(seen_key, (batch_size, 1), 1, length)
+    num_seen = jax.random.randint(seen_key, (batch_size, 1), min(2, length - 1), length)
     hidden = open_loop & (jnp.arange(length) >= num_seen)
   if config.decode_fraction < 1:
     order = jnp.argsort(jax.random.uniform(jax.random.fold_in(key, 1), (batch_size, length)))
@@ -552,16 +556,20 @@ def make_optimizer(config: Any, params: Params) -> optax.GradientTransformation:
     make_adamw,
     updates=config.updates,
     warmup_updates=config.warmup_updates,
-    final_scale=config.final_learning_rate_scale,
     eps=config.adam_eps,
     betas=config.adam_betas,
   )
-  rest = {"weight_decay": config.weight_decay, "grad_clip": config.grad_clip}
+  rest = {
+    "final_scale": config.final_learning_rate_scale,
+    "weight_decay": config.weight_decay,
+    "grad_clip": config.grad_clip,
+  }
   optimizers = {"model": adamw(config.learning_rate, **rest)}
   if is_probe(config):
     optimizers["probe"] = adamw(config.learning_rate, **rest)
   if config.proprio == "latent":
-    optimizers["robot"] = adamw(ROBOT_RATE * config.learning_rate)
+    # To 0: a constant error of a step, however small, adds up over a dream.
+    optimizers["robot"] = adamw(ROBOT_RATE * config.learning_rate, final_scale=0.0)
   if len(optimizers) == 1:
     return optimizers["model"]
 
