@@ -36,6 +36,8 @@ def result_of(run: Run) -> dict[str, Any]:
     policies = {name: episodes_of(evaluate / f"{name}.npz", tasks) for name in run.results["policies"]}
   except (OSError, ValueError, KeyError) as error:
     raise RunError(f"{run.workdir}: cannot be kept ({error})") from error
+  if "imagined" not in policies.get("ppo", {}):
+    raise RunError(f"{run.workdir}: its evaluation has no imagined success of the policies after PPO")
   used = {stage: artifact for stage, artifact in run.inputs.items() if stage != "report"}
   return {
     "format": FORMAT,
