@@ -63,8 +63,9 @@ def world_model_config(**changes):
   [
     {"decode_fraction": 0.5, "accumulate": 2, "remat": True},
     {"carry_state": True, "inverse_dynamics_weight": 0.0},
+    {"proprio": "latent", "robot_obs_weight": 1.0, "open_loop_share": 0.6, "accumulate": 2},
   ],
-  ids=["parts", "carry"],
+  ids=["parts", "carry", "latent"],
 )
 def test_gradient_of_the_world_model(mesh, changes):
   c = world_model_config(**changes)

@@ -6,9 +6,10 @@ import json
 import numpy as np
 
 from wam_jax import config as config_lib
+from wam_jax.core import discrimination
 from wam_jax.io import media
 from wam_jax.io.artifact import Artifact, write_artifact
-from wam_jax.stages import evaluate, plan, report
+from wam_jax.stages import evaluate, judge_world_model, plan, report
 from wam_jax.train.world_model import ACTION_NAMES
 
 TASKS = ("open_drawer", "turn_on_led")
@@ -27,17 +28,21 @@ def judged(rng):
   cameras = ("rgb_static", "rgb_gripper")
   seen = {"reconstruction_psnr": 27.125, "reconstruction_ssim": 0.9}
   probe = lambda: {"posterior": 0.875, "imagined": [0.5, "constant", None], "kept": [0.25, 0.125, None]}
+  far = lambda: {"rms": rng.uniform(0.01, 0.05), "median": 0.0078125}
+  kinds = ("play", "takes")
   model = {
     "name": "calvin_wam (a)",
     "open_loop": {camera: pictures() | seen for camera in cameras},
     "repeated": {camera: pictures() for camera in cameras},
     "probes": {"drawer": probe(), "led": probe()},
+    "takes": {"drawer": probe(), "led": probe() | {"posterior": 0.703125}},
+    "hand": {kind: {"posterior": far(), "imagined": [far(), far(), None]} for kind in kinds},
     "inverse_dynamics": {
       name: {"error": 0.0625, "linear": 0.125, "mean_action": 0.5} for name in ("x", "gripper")
     },
   }
   return {
-    "format": 1,
+    "format": judge_world_model.FORMAT,
     "context": 5,
     "horizons": [1, 10, 50],
     "targets": {"drawer": {"score": "R²"}, "led": {"score": "balanced accuracy"}},
@@ -48,7 +53,9 @@ def judged(rng):
       "frames": 17,
       "probe_frames": 6000,
       "probe_kind": "play",
+      "takes": 12,
     },
+    "recursion": {kind: [far(), far(), None] for kind in kinds},
     "models": [model],
     "provenance": {"left": "out"},
   }
@@ -110,15 +117,24 @@ def _write_metrics(folder, rng, tasks):
   lines("behaviour_cloning", 5, lambda i: {f"behaviour_cloning/{task}/loss": rng.uniform() for task in tasks})
   lines("ppo", 7, lambda i: {f"ppo/{task}/imagined_success": rng.uniform() for task in tasks})
   shares = lambda: {"precision": rng.uniform(), "recall": None, "calibration_error": 0.0625}
+  value = lambda: {
+    "value": rng.uniform(0.4, 0.6),
+    "low": rng.uniform(0.1, 0.4),
+    "high": rng.uniform(0.6, 0.9),
+  }
+  told = lambda: {kind: {name: value() for name in discrimination.NUMBERS} for kind in ("real", "dreamt")}
   quality = {
     task: {
       "heldout_demos": shares(),
       "heldout_demo_dreams": shares(),
       "random_dreams": {"false_positives": 0.0123, "count": 9},
+      "takes": {"good": 7, "failed": 11},
+      "discrimination": told(),
     }
     for task in tasks
   }
-  (folder / "classifier" / "quality.json").write_text(json.dumps({"tasks": quality}))
+  content = {"tasks": quality, "discrimination": told()}
+  (folder / "classifier" / "quality.json").write_text(json.dumps(content))
 
 
 def _write_judge(folder, rng):

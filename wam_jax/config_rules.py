@@ -504,13 +504,6 @@ RULES: tuple[Rule, ...] = (
     "take one of the two",
   ),
   Rule(
-    "world_model.open_loop_share",
-    ("world_model.sequence_length",),
-    lambda share, length: share == 0 or length > 1,
-    "0 with windows of one frame (world_model.sequence_length={1})",
-    "raise world_model.sequence_length",
-  ),
-  Rule(
     "world_model.warmup_updates",
     ("world_model.updates",),
     lambda warmup, total: warmup < total,

@@ -36,6 +36,7 @@ SHRUNK = {
   "data.heldout_demos_per_task": 1,
   "data.heldout_starts_per_task": 2,
   "data.failed_takes_per_task": 1,
+  "data.heldout_failed_takes_per_task": 1,
   "ppo.failed_starts": 0.5,
   "ppo.prior_temperature": 1.5,
   "data.heldout_play_frames": 40,

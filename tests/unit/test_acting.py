@@ -21,7 +21,7 @@ from wam_jax.core.image import area_resize
 from wam_jax.io import artifact as artifact_lib
 from wam_jax.io.artifact import Artifact
 from wam_jax.io.saved_params import save_params
-from wam_jax.nn.world_model import make_world_model
+from wam_jax.nn.world_model import make_world_model, proprio_features
 from wam_jax.stages import acting, behaviour_cloning, ppo, rollout
 from wam_jax.stages import world_model as world_model_stage
 from wam_jax.stages.acting import PolicyError
@@ -87,6 +87,13 @@ def _run(tmp_path_factory):
   return write_run(tmp_path_factory.mktemp("acting") / "run", make_config())
 
 
+@pytest.fixture(scope="module", name="latent_run")
+def _latent_run(tmp_path_factory):
+  """The robot's state is a part of the latent."""
+  config = make_config(**{"world_model.proprio": "latent"})
+  return write_run(tmp_path_factory.mktemp("acting") / "latent_run", config)
+
+
 def observations(steps, batch=None, size=SIZE, seed=0):
   rng = np.random.default_rng(seed)
   lead = (steps,) if batch is None else (steps, batch)
@@ -122,8 +129,12 @@ class Recorded:
 
 
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize(("which", "ddim_steps"), [("ppo", 0), ("cloned", 0), ("ppo", 2)])
-def test_the_actions_are_those_of_a_rollout(run, task, which, ddim_steps):
+@pytest.mark.parametrize(
+  ("made", "which", "ddim_steps"),
+  [("run", "ppo", 0), ("run", "cloned", 0), ("run", "ppo", 2), ("latent_run", "ppo", 0)],
+)
+def test_the_actions_are_those_of_a_rollout(made, task, which, ddim_steps, request):
+  run = request.getfixturevalue(made)
   steps, batch, seed = 10, 3, 7
   seen = observations(steps, batch)
   stage = ppo if which == "ppo" else behaviour_cloning
@@ -154,6 +165,22 @@ def test_the_actions_are_those_of_a_rollout(run, task, which, ddim_steps):
   other = wam_jax.load_policy(run, next(name for name in TASKS if name != task), which)
   other.reset(batch_size=batch, seed=seed)
   assert np.abs(episode(other, seen) - actions).max() > 0.1
+
+
+def test_the_state_of_a_policy_holds_the_robots_if_the_latent_does(run, latent_run):
+  assert "robot" not in wam_jax.load_policy(run, TASKS[0])._state
+  policy = wam_jax.load_policy(latent_run, TASKS[0])
+  seen = observations(3, 2)
+  policy.reset(batch_size=2)
+  shapes = jax.tree.map(np.shape, policy._state)
+  assert shapes["robot"] == (2, 36) and not np.any(policy._state["robot"])
+  episode(policy, seen)
+  assert jax.tree.map(np.shape, policy._state) == shapes  # one program serves all steps
+  states = [np.asarray(proprio_features(each["robot_obs"])) for each in seen]
+  np.testing.assert_allclose(policy._state["robot"][:, :18], states[2], rtol=1e-5)
+  np.testing.assert_allclose(
+    policy._state["robot"][:, 18:], 5 * (states[2] - states[1]), rtol=1e-4, atol=1e-4
+  )
 
 
 def test_a_work_folder_gives_the_ppo_policy_if_finished_else_the_cloned_one(run, tmp_path):
@@ -376,10 +403,13 @@ def run_standalone(folder, seen, tmp_path):
 
 
 @pytest.mark.parametrize(
-  ("vision", "batch", "learned"), [("patch", 2, False), ("conv", 1, True)], ids=["patch", "conv"]
+  ("vision", "batch", "learned", "proprio"),
+  [("patch", 2, False, "latent"), ("conv", 1, True, "sincos")],
+  ids=["patch", "conv"],
 )
-def test_exported_files_act_alike_without_wam_jax(tmp_path, vision, batch, learned):
+def test_exported_files_act_alike_without_wam_jax(tmp_path, vision, batch, learned, proprio):
   changes = {"world_model.vision": vision, "world_model.learned_initial_state": learned}
+  changes["world_model.proprio"] = proprio
   size = 64 if vision == "conv" else SIZE
   run = write_run(tmp_path / "run", make_config(**changes, **{"env.image_size": size}))
   out = tmp_path / "exported"
@@ -393,7 +423,8 @@ def test_exported_files_act_alike_without_wam_jax(tmp_path, vision, batch, learn
   np.testing.assert_allclose(actions, expected, atol=1e-5)
   assert expected.std((0, 1))[:6].min() > 0.02
   with np.load(out / "params.npz") as file:  # what acting does not read is left out
-    assert not [name for name in file.files if "decoder" in name or "inverse" in name or "prior_" in name]
+    unread = ("decoder", "inverse", "prior_", "robot_dynamics")
+    assert not [name for name in file.files if any(part in name for part in unread)]
     assert file["policy/tuned/chunk_in/kernel"].shape[0] == 1
   about = json.loads((out / "policy.json").read_text())
   assert about["task"] == TASKS[1] and about["observation"]["robot_obs"]["shape"] == [batch, 15]

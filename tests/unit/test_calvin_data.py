@@ -18,6 +18,7 @@ import pytest
 
 from wam_jax.core import image
 from wam_jax.data import calvin, calvin_writer, files, frames_cache
+from wam_jax.data import frames as frames_lib
 from wam_jax.data import inspect as inspect_lib
 from wam_jax.data.files import DatasetError
 from wam_jax.data.frames import frame_path
@@ -117,6 +118,80 @@ def test_read_demos_takes_only_the_windows(root):
   np.testing.assert_array_equal(demos.frames.ids, rows)
   one = calvin.read_demos(root / "training", ("open_drawer",), limit=1, image_size=8)
   assert one.frames.num_frames == 5
+
+
+# Frames of several splits as one.
+
+
+def _demos(root, tasks=("turn_on_led", "open_drawer"), limit=None):
+  return [(root / "validation", calvin.demo_spans(root / "validation", tasks, limit)[1])]
+
+
+def test_spans_of_demos(root):
+  names, spans = calvin.demo_spans(root / "training", ("turn_on_led", "open_drawer"))
+  assert names == ["turn_on_led", "open_drawer", "open_drawer"]
+  assert spans.tolist() == [[12, 17], [7, 11], [13, 16]] and spans.dtype == np.int64
+  names, spans = calvin.demo_spans(root / "validation", ("open_drawer", "turn_on_led"), limit=1)
+  assert names == ["open_drawer", "turn_on_led"] and spans.tolist() == [[25, 29], [30, 35]]
+  with pytest.raises(DatasetError, match="no window of close_drawer"):
+    calvin.demo_spans(root / "training", ("open_drawer", "close_drawer"))
+  content = {"language": {"task": ["open_drawer"]}, "info": {"indx": [(5, 9)]}}
+  np.save(root / "training" / calvin.ANNOTATION_FILE, content, allow_pickle=True)
+  with pytest.raises(DatasetError, match="one episode"):
+    calvin.demo_spans(root / "training", ("open_drawer",))
+
+
+@pytest.mark.parametrize("block", [256, 5])
+def test_takes_of_another_split_are_read_behind_a_splits_own_frames(root, monkeypatch, block):
+  monkeypatch.setattr(frames_lib, "BLOCK", block)
+  joined = calvin.read_frames(root / "training", 8, extra=_demos(root))
+  own = calvin.read_frames(root / "training", 8)
+  takes = calvin.read_demos(root / "validation", ("turn_on_led", "open_drawer"), image_size=8).frames
+  for name in ("rgb_static", "rgb_gripper", "action", "robot_obs", "scene_obs", "ids"):
+    both = np.concatenate([getattr(own, name), getattr(takes, name)])
+    np.testing.assert_array_equal(getattr(joined, name), both)
+    assert getattr(joined, name).dtype == getattr(own, name).dtype
+  np.testing.assert_array_equal(joined.starts, [*own.starts, *takes.starts + 18])
+  np.testing.assert_array_equal(joined.ends, [*own.ends, *takes.ends + 18])
+  assert calvin.count_frames(root / "training", _demos(root)) == joined.num_frames == 18 + 15
+  assert calvin.count_frames(root / "training") == 18
+
+
+def test_any_frames_of_joined_splits(root):
+  one = [(root / "validation", np.array([[20, 22]]))]  # frames 33 to 35, after three takes
+  reader = calvin.open_split(root / "training", 8, [*_demos(root), *one])
+  frames = calvin.read_frames(root / "training", 8, extra=[*_demos(root), *one])
+  assert len(reader.ids) == 36 and reader.ids[-3:].tolist() == [20, 21, 22]
+  np.testing.assert_array_equal(reader.starts, frames.starts)
+  np.testing.assert_array_equal(reader.ends, frames.ends)
+  for begin, stop in ((0, 18), (18, 33), (16, 20), (5, 36), (17, 18), (18, 19), (35, 36)):
+    out = frames_lib.empty_frames(stop - begin, 8)
+    reader.read(begin, stop, out)
+    np.testing.assert_array_equal(out["rgb_static"], frames.rgb_static[begin:stop])
+    np.testing.assert_array_equal(out["rel_actions"], frames.action[begin:stop])
+    vectors = reader.read_vectors(begin, stop, ("scene_obs", "robot_obs"))
+    assert list(vectors) == ["scene_obs", "robot_obs"]
+    np.testing.assert_array_equal(vectors["robot_obs"].astype(np.float32), frames.robot_obs[begin:stop])
+  assert not isinstance(calvin.open_split(root / "training", 8), frames_lib.JoinedReader)
+
+
+@pytest.mark.parametrize("frame", [("training", 3), ("validation", 26)])
+def test_the_signature_changes_with_either_part(root, frame):
+  signature = lambda extra: calvin.open_split(root / "training", 8, extra).signature()
+  extra = _demos(root)
+  before = signature(extra)
+  assert signature(extra) == before
+  others = [(), _demos(root, limit=1), _demos(root, ("open_drawer", "turn_on_led")), [*extra, *extra]]
+  assert len({before, *map(signature, others)}) == 5
+  os.utime(frame_path(root / frame[0], frame[1]), (1, 1))
+  assert signature(extra) != before
+
+
+@pytest.mark.parametrize(("split", "frame"), [("training", 3), ("validation", 26)])
+def test_bad_frames_of_either_part_are_named(root, split, frame):
+  _edit(root / split, frame, robot_obs=np.full(15, np.nan))
+  with pytest.raises(DatasetError, match=f"{split}/episode_00000{frame:02d}.npz.*finite"):
+    calvin.read_frames(root / "training", 8, extra=_demos(root))
 
 
 def test_progress_counts_every_frame(root):

@@ -9,6 +9,9 @@ import optax
 import pytest
 
 from wam_jax.config import default_config
+from wam_jax.core.discrimination import NUMBERS
+from wam_jax.data.features import DemoFeatures
+from wam_jax.io import tables
 from wam_jax.io.artifact import Artifact
 from wam_jax.nn.classifier import SuccessClassifier
 from wam_jax.stages import classifier as stage
@@ -215,3 +218,111 @@ def test_gate(tmp_path):
   with pytest.raises(stage.GateError, match=r"turn_on_led 40\.0%.*enforce_gate") as error:
     stage.check_gate(artifact, tuple(shares), 0.05)
   assert "open_drawer" not in str(error.value)
+
+
+# --- good takes and failed ones -------------------------------------------------------------------
+
+
+class Height:
+  """Log-odds that can be computed by hand: deter[1], which adds up the first action, times a factor."""
+
+  def margin(self, network, feature):
+    return network * feature[..., 1]
+
+  def success(self, params, feature):
+    return self.margin(params["network"], feature) > params["threshold"]
+
+  def __call__(self, params, feature):
+    return jax.nn.sigmoid(self.margin(params["network"], feature))
+
+
+def shaken(params, latent, action, key):
+  """`count_up` with noise in deter[1]."""
+  latent = count_up(params, latent, action, key)
+  return latent.replace(deter=latent.deter.at[..., 1].add(jax.random.normal(key, latent.deter.shape[:-1])))
+
+
+def one_take_set(lengths, seed=0, length=7):
+  rng = np.random.default_rng(seed)
+  feature = rng.normal(size=(len(lengths), length, F)).astype(np.float32)
+  action = rng.uniform(-1, 1, (len(lengths), length, 7)).astype(np.float32)
+  mask = np.arange(length) < np.array(lengths)[:, None]
+  feature[:, 0, 1] += 3  # higher than any later frame: the first frame does not count
+  feature[~mask] = 100.0  # neither does the padding
+  action[~mask] = 100.0
+  return feature, action, mask
+
+
+def test_take_scores_by_hand():
+  feature, action, mask = one_take_set([7, 4, 2])
+  params = {"network": jnp.float32(2.0), "threshold": jnp.float32(0.3)}
+  score = lambda world: jax.jit(
+    lambda key: train.take_scores(world, {}, Height(), params, feature, action, mask, key, 5)
+  )(jax.random.key(1))
+  real, dreamt = score(WORLD)
+  assert real.shape == (3, 1) and dreamt.shape == (3, 5)
+  for m, num in enumerate([7, 4, 2]):
+    # After action t from the first frame the dream's sum is that of actions 0 to t.
+    sums = feature[m, 0, 1] + np.cumsum(action[m, : num - 1, 0])
+    np.testing.assert_allclose(real[m, 0], 2 * feature[m, 1:num, 1].max() - 0.3, rtol=1e-5)
+    np.testing.assert_allclose(dreamt[m], 2 * sums.max() - 0.3, rtol=1e-5)
+  noisy = score(World(shaken, 2, 3))
+  np.testing.assert_array_equal(noisy[0], real)
+  assert len(np.unique(noisy[1])) == noisy[1].size  # every dream is another one
+
+
+def takes(height, counts, length=6, seed=0):
+  """Takes of two tasks whose deter[1] is about `height` from the second frame on, and that stay there."""
+  rng, most = np.random.default_rng(seed), max(counts)
+  feature = 0.1 * rng.normal(size=(2, most, length, F)).astype(np.float32)
+  feature[..., 1] += height
+  action = rng.uniform(-0.01, 0.01, (2, most, length, 7)).astype(np.float32)
+  mask = np.broadcast_to(np.arange(most) < np.array(counts)[:, None], (2, most))[..., None]
+  mask = np.broadcast_to(mask, (2, most, length)).copy()
+  feature[~mask] = -height
+  success = mask & (np.arange(length) >= 4)
+  return DemoFeatures(feature, action, success, mask, ("open_drawer", "turn_on_led"))
+
+
+TOLD = {"network": jnp.array([1.0, -1.0]), "threshold": jnp.array([0.5, 0.5])}
+
+
+def test_takes_are_told_apart_task_by_task_and_padding_is_no_take():
+  """The second task's network has the other sign: what is high is a failure there."""
+  good, failed = takes(2.0, (5, 3)), takes(-2.0, (2, 4), seed=1)
+  told = stage.told_apart(WORLD, {}, Height(), TOLD, good, failed, jax.random.key(0))
+  assert set(told) == {"real", "dreamt"}
+  for numbers in told.values():
+    first, second = numbers["tasks"]
+    assert {name: first[name]["value"] for name in NUMBERS} == dict.fromkeys(NUMBERS, 1.0)
+    assert second["auc"]["value"] == second["sensitivity"]["value"] == second["specificity"]["value"] == 0
+    assert numbers["mean"]["auc"]["value"] == 0.5 and numbers["mean"]["difference"]["value"] == 0
+    lows = [task["specificity"]["low"] for task in numbers["tasks"]]
+    assert lows == pytest.approx([2 / (2 + 1.959964**2), 0], abs=1e-6)  # 2 of 2 takes, not of 8 dreams
+  # In dreams alone: takes that fall although their actions say that they stay.
+  fallen = takes(2.0, (2, 4), seed=1)
+  fallen.feature[:, :, 1:, 1] = -2.0
+  told = stage.told_apart(WORLD, {}, Height(), TOLD, good, fallen, jax.random.key(0))
+  assert told["real"]["tasks"][0]["specificity"]["value"] == 1
+  assert told["dreamt"]["tasks"][0]["specificity"]["value"] == 0
+
+
+def test_quality_holds_what_takes_are_told_apart_by():
+  rng = np.random.default_rng(3)
+  good, failed = takes(2.0, (5, 3)), takes(-2.0, (2, 4), seed=1)
+  margins = lambda task, shared: rng.normal(size=(2, stage.DREAMS))
+  judge = lambda failed: stage._quality(WORLD, {}, Height(), TOLD, good, failed, margins, jax.random.key(0))
+  quality = json.loads(json.dumps(judge(failed)))
+  assert quality["tasks"]["turn_on_led"]["takes"] == {"good": 3, "failed": 4}
+  assert quality["tasks"]["open_drawer"]["discrimination"]["dreamt"]["auc"]["value"] == 1
+  assert quality["discrimination"]["real"]["auc"]["value"] == 0.5
+  rows = tables.discrimination_rows(quality)
+  assert [row[0] for row in rows[1:]] == [
+    *("open_drawer, seen", "turn_on_led, seen", "Mean, seen"),
+    *("open_drawer, dreamt", "turn_on_led, dreamt", "Mean, dreamt"),
+  ]
+  assert rows[1][1:4] == ["5, 2", "100", "0"] and rows[1][5].startswith("1.00 (")
+  assert rows[2][1:4] == ["3, 4", "0", "100"] and rows[2][4].startswith("-100 (")
+  assert len({len(row) for row in rows}) == 1
+  without = judge(None)
+  assert "discrimination" not in without and "takes" not in without["tasks"]["open_drawer"]

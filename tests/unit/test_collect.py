@@ -33,6 +33,7 @@ def _config(seed: int = 3, workers: int = 1) -> ConfigDict:
   c.data.play_frames, c.data.play_episode_frames = 150, 60
   c.data.heldout_play_frames = 70
   c.data.demos_per_task, c.data.heldout_demos_per_task, c.data.heldout_starts_per_task = 2, 1, 3
+  c.data.heldout_failed_takes_per_task = 1
   return c
 
 
@@ -67,17 +68,17 @@ def test_writes_a_dataset_that_the_reader_takes(collected):
 
 def test_failed_takes_fail_and_are_a_split_of_their_own(tmp_path):
   config = _config()
-  config.data.failed_takes_per_task = 2
+  config.data.failed_takes_per_task, config.data.heldout_failed_takes_per_task = 2, 3
   summary = _run(config, tmp_path)
   root = collect.dataset_path(tmp_path)
   takes = calvin.read_demos(root / calvin.FAILED, TASKS, image_size=16)
-  assert [a.task for a in takes.annotations] == ["turn_on_led"] * 3 + ["open_drawer"] * 3  # one held out
+  assert [a.task for a in takes.annotations] == ["turn_on_led"] * 5 + ["open_drawer"] * 5
   for annotation in takes.annotations:
     scene = takes.frames.scene_obs[annotation.start : annotation.end]
     assert not tasks_lib.success(annotation.task, scene[:1], scene).any()
   validation = calvin.read_split(root / "validation", 16)
   assert takes.frames.ids[0] == validation.frames.ids[-1] + 1
-  assert summary["frames"]["failed"] == takes.frames.num_frames and summary["episodes"]["failed"] == 6
+  assert summary["frames"]["failed"] == takes.frames.num_frames and summary["episodes"]["failed"] == 10
 
 
 def test_demos_end_a_few_frames_after_success(collected):

@@ -168,6 +168,33 @@ def test_failed_starts_need_failed_takes(config):
   assert config_lib.finalize(config).ppo.failed_starts == 0.3
 
 
+def test_failed_takes_are_held_out_too(config):
+  found = problems_of(config, ("data.heldout_failed_takes_per_task", "0"))
+  assert set(found) == {"data.heldout_failed_takes_per_task"}
+
+
+def test_a_robot_in_the_latent_is_trained_to_be_predicted(config):
+  config.world_model.robot_obs_weight = 0.0
+  found = problems_of(config, ("world_model.proprio", "latent"))
+  assert set(found) == {"world_model.robot_obs_weight"}
+  assert "proprio=latent" in found["world_model.robot_obs_weight"].rule
+  config.world_model.robot_obs_weight = 2.0
+  assert config_lib.finalize(config).world_model.proprio == "latent"
+  config.world_model.proprio, config.world_model.robot_obs_weight = "none", 0.0
+  config_lib.finalize(config)
+
+
+def test_no_window_goes_on_from_an_imagined_state(config):
+  config.world_model.open_loop_share, config.world_model.carry_state = 0.4, False
+  assert config_lib.finalize(config).world_model.open_loop_share == 0.4
+  found = problems_of(config, ("world_model.carry_state", "true"))
+  assert set(found) == {"world_model.open_loop_share"}
+  assert "carry_state" in found["world_model.open_loop_share"].rule
+  config.world_model.open_loop_share = 0.0
+  assert config_lib.finalize(config).world_model.carry_state
+  assert set(problems_of(config, ("world_model.open_loop_share", "1.1"))) == {"world_model.open_loop_share"}
+
+
 def test_data_smaller_than_a_batch(config, tmp_path):
   for split in ("training", "validation"):
     (tmp_path / "calvin" / split).mkdir(parents=True)

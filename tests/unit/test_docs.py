@@ -534,4 +534,4 @@ def f():
 def test_the_glossary_is_in_order():
   text = (ROOT / "docs" / "GLOSSARY.md").read_text(encoding="utf-8")
   words = re.findall(r"^\| (.+?) \| .+ \|$", text, re.MULTILINE)[1:]
-  assert 25 <= len(words) <= 40 and words == sorted(set(words), key=str.lower)
+  assert len(words) >= 25 and words == sorted(set(words), key=str.lower)

@@ -7,6 +7,7 @@ import pytest
 
 from wam_jax import config as config_lib
 from wam_jax.nn.policy import DiffusionPolicy
+from wam_jax.nn.rssm import CHANGE_SCALE
 from wam_jax.nn.world_model import make_world_model
 from wam_jax.train import imagination
 from wam_jax.train import world_model as train_world_model
@@ -250,21 +251,27 @@ def test_world_parameters_are_arguments():
   assert jitted._cache_size() == 1
 
 
-def small_world_model():
+def small_world_model(proprio="none"):
   """A world model of a few units, its parameters and six features."""
   config = config_lib.default_config().world_model
   config.update(vision="patch", depth=4, embed=16, deter=12, stoch=3, classes=5, hidden=10)
-  config.update(inverse_dynamics_hidden=8, compute_dtype="float32")
+  config.update(inverse_dynamics_hidden=8, compute_dtype="float32", proprio=proprio)
   model = make_world_model(config)
   params = train_world_model.init_params(model, jax.random.key(0))
   code = jax.nn.one_hot(jax.random.randint(jax.random.key(1), (6, 3), 0, 5), 5).reshape(6, -1)
-  return model, params, jnp.concatenate([jax.random.normal(jax.random.key(2), (6, 12)), code], -1)
+  parts = [jax.random.normal(jax.random.key(2), (6, 12)), code]
+  if model.carries_robot:
+    parts.append(jax.random.normal(jax.random.key(6), (6, model.robot_size)))
+    rng = np.random.default_rng(7)  # the dynamics' last layers are zero at the start
+    noise = lambda x: jnp.asarray(0.05 * rng.normal(size=x.shape), jnp.float32)
+    params["rssm"]["robot_dynamics"] = jax.tree.map(noise, params["rssm"]["robot_dynamics"])
+  return model, params, jnp.concatenate(parts, -1)
 
 
-@pytest.mark.parametrize("temperature", [1.0, 2.5])
-def test_steps_by_rows_equal_the_networks_own(temperature):
+@pytest.mark.parametrize(("proprio", "temperature"), [("none", 1.0), ("none", 2.5), ("latent", 2.5)])
+def test_steps_by_rows_equal_the_networks_own(proprio, temperature):
   """Ten steps of both forms from the same frames: the same codes, states up to rounding."""
-  model, params, feature = small_world_model()
+  model, params, feature = small_world_model(proprio)
   action = imagination.random_actions(jax.random.key(3), 6, 10)
   own, rows = (
     imagination.imagine_actions(
@@ -272,7 +279,8 @@ def test_steps_by_rows_equal_the_networks_own(temperature):
     )
     for by_rows in (False, True)
   )
-  np.testing.assert_array_equal(own[..., 12:], rows[..., 12:])
+  assert own.shape == (6, 10, model.feature_size)
+  np.testing.assert_array_equal(own[..., 12:27], rows[..., 12:27])
   np.testing.assert_allclose(own, rows, atol=1e-5)
 
 
@@ -293,3 +301,25 @@ def test_the_temperature_warms_the_prior():
     wanted = jax.nn.softmax(step.logits[0] / temperature, -1)
     np.testing.assert_allclose(step.stoch.reshape(draws, 3, 5).mean(0), wanted, atol=0.03)
   assert np.abs(jax.nn.softmax(steps[1.0].logits[0]) - wanted).max() > 0.1
+
+
+def test_the_robot_moves_in_dreams_and_the_prior_reads_it():
+  """Its change is always that of its state, from the start frame on; its state matters to what follows."""
+  model, params, feature = small_world_model("latent")
+  world = imagination.make_world(model)
+  latent = world.latent(feature)
+  np.testing.assert_array_equal(latent.robot, feature[:, 27:])
+  action = imagination.random_actions(jax.random.key(3), 6, 5)
+  dream = lambda feature: imagination.imagine_actions(world, params, feature, action, jax.random.key(4))
+  dreamt = np.asarray(dream(feature))
+  state = np.append(feature[:, None, 27:45], dreamt[..., 27:45], 1)
+  moved = np.diff(state, axis=1)
+  np.testing.assert_allclose(dreamt[..., 45:], CHANGE_SCALE * moved, atol=1e-4)
+  assert np.abs(moved).max(-1).min() > 0.01
+  other = dream(feature.at[:, 27:45].add(1.0))
+  assert np.abs(other[:, 0, :12] - dreamt[:, 0, :12]).max() > 1e-3  # read by the recurrent unit
+  params["rssm"]["from_robot"] = jax.tree.map(jnp.zeros_like, params["rssm"]["from_robot"])
+  step = lambda latent: world.imagine_step(world.arrange(params), latent, action[:, 0], jax.random.key(4))
+  here, there = step(latent), step(latent.replace(robot=latent.robot + 1))
+  np.testing.assert_array_equal(here.deter, there.deter)
+  assert np.abs(here.logits - there.logits).max() > 1e-3  # and by the prior itself

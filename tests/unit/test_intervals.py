@@ -42,6 +42,27 @@ def test_bad_counts_raise(successes, trials):
     intervals.wilson_interval(successes, trials)
 
 
+@pytest.mark.parametrize("successes", [0, 3, 7])
+def test_rates_of_whole_trials_have_wilsons_interval(successes):
+  assert intervals.rate_interval(successes / 7, 7) == (
+    successes / 7,
+    *intervals.wilson_interval(successes, 7),
+  )
+
+
+def test_rates_between_whole_trials_lie_between_their_intervals():
+  below, rate, above = (intervals.rate_interval(r, 8) for r in (2 / 8, 2.5 / 8, 3 / 8))
+  assert all(a < b < c for a, b, c in zip(below, rate, above, strict=True))
+  # 2.5 of 8 by hand: (0.3125 + 0.240091 -/+ 1.959964 sqrt(0.026855 + 0.015006)) / 1.480182
+  assert rate == pytest.approx((0.3125, 0.102408, 0.644245), abs=1e-5)
+
+
+@pytest.mark.parametrize("rate, trials", [(0.5, 0), (-0.01, 5), (1.01, 5)])
+def test_rates_out_of_range_raise(rate, trials):
+  with pytest.raises(ValueError, match="rate must lie in"):
+    intervals.rate_interval(rate, trials)
+
+
 def test_mean_with_equal_trials_is_the_pooled_interval():
   rate, low, high = intervals.mean_interval([3, 9, 10], [10, 10, 10])
   assert rate == pytest.approx(22 / 30)

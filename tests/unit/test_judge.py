@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from wam_jax import config as config_lib
-from wam_jax.data import calvin_writer
+from wam_jax.data import calvin, calvin_writer
 from wam_jax.data.files import DatasetError
 from wam_jax.io import artifact as artifact_lib
 from wam_jax.io import tables
@@ -109,6 +109,84 @@ def test_actions_read_off_two_embeddings_by_a_matrix():
     assert error["linear"] < 1e-8 < 0.1 < min(error["error"], error["mean_action"]), dimension
 
 
+# --- the hand -------------------------------------------------------------------------------------
+
+
+def test_distances_by_hand():
+  assert judge.distance(np.array([[3.0, 4, 0], [0, 0, -1], [2, 2, 1]])) == {
+    "median": 3,
+    "rms": pytest.approx((35 / 3) ** 0.5),
+  }
+  assert judge.distance(np.zeros((0, 3))) is None
+  error = np.array([[[3.0, 4, 0], [0, 0, 2]], [[0, 1, 0], [9, 9, 9]]])
+  valid = np.array([[True, True], [True, False]])
+  assert judge.distances_at(error, valid, (1, 2, 7)) == [
+    {"median": 3, "rms": pytest.approx(13**0.5)},
+    {"median": 2, "rms": 2},
+    None,
+  ]
+  assert judge.distances_at(error, valid & False, (1,)) == [None]
+
+
+def made_windows(rng, lengths):
+  """Windows of random frames; the hand moves by half its last change and a tenth of the action."""
+  action = rng.uniform(-1, 1, (sum(lengths), 7)).astype(np.float32)
+  robot_obs = rng.normal(size=(sum(lengths), 15))
+  ends = np.cumsum(lengths)
+  for first, end in zip(ends - lengths, ends, strict=True):
+    for t in range(first + 2, end):
+      change = robot_obs[t - 1, :3] - robot_obs[t - 2, :3]
+      robot_obs[t, :3] = robot_obs[t - 1, :3] + 0.5 * change + 0.1 * action[t - 1, :3]
+  blank = lambda *shape: np.zeros((sum(lengths), *shape))
+  frames = judge.Frames(
+    rgb_static=blank(1, 1, 3),
+    rgb_gripper=blank(1, 1, 3),
+    ids=blank(),
+    robot_obs=robot_obs,
+    scene_obs=rng.uniform(size=(sum(lengths), 24)),
+    action=action,
+    starts=ends - lengths,
+    ends=ends,
+  )
+  return judge.Windows(frames, max(lengths), "play")
+
+
+def test_the_recursion_is_fitted_on_training_windows_and_judged_on_each_kind():
+  rng = np.random.default_rng(1)
+  fit, play, takes = (made_windows(rng, lengths) for lengths in ([12, 9, 12], [10, 6], [5, 8]))
+  data = judge.Data(play, takes, fit, {})
+  assert list(data.judged) == ["play", "takes"]
+  judged = judge.judge_recursion(data, 4, (1, 4, 6, 20))
+  assert list(judged) == ["play", "takes"]
+  assert [entry is None for entry in judged["play"]] == [False, False, False, True]
+  assert [entry is None for entry in judged["takes"]] == [False, False, True, True]
+  assert max(e["rms"] for entries in judged.values() for e in entries if e is not None) < 1e-5
+  takes.frames.robot_obs[3, 0] += 0.2  # the last frame seen of the first take
+  off = judge.judge_recursion(data, 4, (1, 4))
+  assert off["play"] == judged["play"][:2]
+  # One frame of it is left, predicted 0.2 too far from there, and half of the wrong last change on.
+  assert off["takes"][0]["rms"] == pytest.approx(0.3 / 2**0.5, rel=1e-3) and off["takes"][1]["rms"] < 1e-5
+  assert list(judge.judge_recursion(judge.Data(play, None, fit, {}), 4, (1,))) == ["play"]
+  assert judge.judge_recursion(data, 2, (1,)) is None
+  assert judge.judge_recursion(judge.Data(play, None, made_windows(rng, [3, 2]), {}), 3, (1,)) is None
+
+
+def test_tables_of_the_hand_by_hand():
+  entry = lambda rms, median: {"rms": rms, "median": median}
+  model = {"hand": {"play": {"posterior": entry(0.001, 0.0005), "imagined": [entry(0.02, 0.01), None]}}}
+  content = {"horizons": [1, 50], "models": [model], "recursion": {"play": [entry(0.003, 0.002), None]}}
+  assert tables.hand_rows(content)[1:] == [
+    ["play: root mean square", "1.0", "20.0", "missing"],
+    ["  linear recursion of 10 coefficients an axis", "-", "3.0", "missing"],
+    ["play: median", "0.5", "10.0", "missing"],
+    ["  linear recursion of 10 coefficients an axis", "-", "2.0", "missing"],
+  ]
+  for recursion in (None, {}):  # a context too short for it
+    rows = tables.hand_rows(content | {"recursion": recursion})
+    assert [row[0] for row in rows[1:]] == ["play: root mean square", "play: median"]
+  assert len(tables.hand_rows(content | {"models": [{}]})) == 1  # judged by an older version
+
+
 # --- the stage ------------------------------------------------------------------------------------
 
 
@@ -117,7 +195,9 @@ def make_config(**changes):
   config.tasks, config.env.image_size, config.env.workers = ("open_drawer",), SIZE, 1
   config.judge.update(context=3, horizons=(1, 4, 30), windows=5, probe_frames=40)
   w = config.world_model
-  w.update(depth=4, embed=16, deter=12, stoch=3, classes=4, hidden=10, inverse_dynamics_hidden=8)
+  w.update(
+    depth=4, embed=16, deter=12, stoch=3, classes=4, hidden=10, inverse_dynamics_hidden=8, proprio="none"
+  )
   config.update_from_flattened_dict(changes)
   return config
 
@@ -197,12 +277,63 @@ def test_everything_is_measured_and_written(judged):
   assert list(model["inverse_dynamics"]) == ["x", "y", "z", "roll", "pitch", "yaw", "gripper"]
   assert model["inverse_dynamics"]["gripper"]["mean_action"] == 0  # always open in these data
   assert model["same_data"]
+  # Held-out takes: the demo of 9 frames, of which 3 are seen; the horizons are frames imagined.
+  assert result["format"] == judge.FORMAT == 3 and result["data"]["takes"] == 1
+  assert list(model["takes"]) == names and list(model["hand"]) == list(result["recursion"]) == [
+    "play",
+    "takes",
+  ]
+  for name in ("play", "takes"):
+    for imagined in (model["hand"][name]["imagined"], result["recursion"][name]):
+      assert all(entry["median"] > 0 and 0.1 < entry["rms"] < 30 for entry in imagined[:2])
+      assert imagined[2] is None and len(imagined) == 3
+    assert model["hand"][name]["posterior"]["rms"] > 0
+  assert model["takes"]["drawer"]["imagined"][2] is None and model["takes"]["bulb"]["posterior"] == "constant"
   text = (workdir / "judge.md").read_text()
+  assert "Error of the hand, mm" in text and "linear recursion" in text and "held-out takes" in text
   assert "missing" in text and "constant" in text and "not play" in text and "calvin_wam (own)" in text
   assert (workdir / "strip.png").stat().st_size > 1000 and (workdir / "strip.webp").stat().st_size > 1000
   metrics = read_metrics(workdir)[0]
   assert metrics["judge_world_model/psnr/rgb_static_4"] == model["open_loop"]["rgb_static"]["psnr"][1]
+  hand = model["hand"]["takes"]["imagined"][1]["rms"]
+  assert metrics["judge_world_model/hand/takes_imagined_4"] == hand
   assert not any("_30" in name or "bulb" in name for name in metrics)
+
+
+def test_takes_are_the_beginnings_of_annotated_windows_spread_evenly(tmp_path):
+  """Each take is cut after the frames that are imagined; those without a frame to imagine are left out."""
+  lengths = [12, 4, 9, 30, 10, 11]
+  write_split(tmp_path / "validation", 100, lengths, [3, 1, 0, 2, 4], 5)
+  config, logger = make_config(), Logger(tmp_path, "judge")
+  read = lambda count, least: judge.read_takes(
+    tmp_path / "validation", 11, count, least, SIZE, config, logger
+  )
+  takes = read(99, 5)
+  first = np.cumsum([100, *lengths])
+  assert takes.frames.ids[takes.frames.starts].tolist() == [first[i] for i in (3, 0, 2, 4)]
+  assert (takes.frames.ends - takes.frames.starts).tolist() == [11, 11, 9, 10] and takes.length == 11
+  assert takes.mask.sum(1).tolist() == [11, 11, 9, 10]
+  few = read(2, 4)
+  assert few.frames.ids[few.frames.starts].tolist() == [first[3], first[4]]
+  assert read(99, 31) is None
+
+
+def test_a_latent_that_holds_the_hand_gives_it_back(tmp_path):
+  """Seen, the probes read it exactly; imagined by a model that has learned nothing, it stays where it was."""
+  first = write_split(tmp_path / "collect" / "dataset" / "training", 0, [240, 7], [1], 1)
+  write_split(tmp_path / "collect" / "dataset" / "validation", first, [9, 25, 40], [0], 2)
+  changes = {"world_model.deter": 4, "world_model.stoch": 2, "world_model.classes": 2}
+  changes |= {"world_model.proprio": "latent", "world_model.robot_obs_weight": 1.0}
+  config = make_config(**changes, **{"judge.probe_frames": 200, "judge.horizons": (1, 4, 6)})
+  collect = Artifact("collect", tmp_path / "collect", "c" * 64, {})
+  models = {"collect": collect, "world_model": make_model(tmp_path, config, "1", {"collect": "c" * 64})}
+  result = run(config, models, tmp_path / "judged")
+  hand = result["models"][0]["hand"]
+  take = calvin.read_windows(tmp_path / "collect" / "dataset" / "validation", [[first, first + 8]], SIZE)
+  position = take.robot_obs[:, :3]
+  kept = np.linalg.norm(position[[3, 6, 8]] - position[2], axis=-1)  # three frames are seen
+  assert hand["takes"]["posterior"]["rms"] < 0.01 and hand["play"]["posterior"]["rms"] < 0.01
+  assert [entry["rms"] for entry in hand["takes"]["imagined"]] == pytest.approx(kept.tolist(), abs=0.02)
 
 
 def test_comparison_of_a_finished_stage_keeps_its_result(judged, inputs, tmp_path, capsys):
@@ -216,7 +347,14 @@ def test_comparison_of_a_finished_stage_keeps_its_result(judged, inputs, tmp_pat
   assert [model["fingerprint"] for model in result["models"]] == ["1" * 64, other.fingerprint]
   ours, theirs = result["models"]
   assert ours == own["models"][0] and not theirs["same_data"]
-  for part in ("open_loop", "repeated", "probes", "inverse_dynamics"):  # the same parameters, data and seed
+  for part in (
+    "open_loop",
+    "repeated",
+    "probes",
+    "hand",
+    "takes",
+    "inverse_dynamics",
+  ):  # the same parameters, data and seed
     assert ours[part] == theirs[part]
   text = (workdir / "comparison.md").read_text()
   assert "calvin_dreamerv2 (other)" in text and "calvin_dreamerv2 (other) was trained on other data" in text
@@ -236,6 +374,7 @@ def test_comparison_table_by_hand():
       "open_loop": {"rgb_static": at | {"reconstruction_psnr": 30.0, "reconstruction_ssim": 0.9}},
       "repeated": {"rgb_static": at},
       "probes": {"led": {"posterior": "constant", "imagined": [value / 100, None]}},
+      "hand": {"takes": {"imagined": [{"rms": value / 1000, "median": 0.001}, None]}},
       "inverse_dynamics": {"x": {"error": value / 1000, "linear": 0.1}},
     }
 
@@ -250,6 +389,9 @@ def test_comparison_table_by_hand():
   assert table["static: PSNR, dB, 1 imagined"] == ["20.00", "21.50", "+1.50", "19.00", "-1.00"]
   assert table["static: PSNR, dB, 50 imagined"] == ["missing", "missing", "-", "missing", "-"]
   assert table["led: balanced accuracy, posterior"] == ["constant", "constant", "-", "constant", "-"]
+  millimetres = ["20.0", "21.5", "+1.5", "19.0", "-1.0"]
+  assert table["hand, takes: mm, root mean square, 1 imagined"] == millimetres
+  assert table["hand, takes: mm, root mean square, 50 imagined"][0] == "missing"
   assert table["action x: squared error"] == ["0.0200", "0.0215", "+0.0015", "0.0190", "-0.0010"]
   assert len({len(line) for line in tables.markdown_table(rows).splitlines()}) == 1
 

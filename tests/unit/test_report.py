@@ -97,6 +97,8 @@ def test_page_shows_the_results(written):
   assert page.tags.count("svg") >= 3 + 6  # interval per row, and charts
   assert "40 windows (64 were asked for) of 17 frames" in text and "held out from training" in text
   assert "27.12" in text and "0.875" in text and "missing" in text and "constant" in text
+  assert "takes: median" in text and "7.8" in text and "linear recursion" in text and "0.703" in text
+  assert "What dreams can tell apart" in text and "Mean, dreamt" in text and "7, 11" in text
 
 
 def test_markdown_begins_with_an_aligned_table(written):
@@ -143,6 +145,29 @@ def test_report_without_optional_parts(made, tmp_path):
   assert (folder / "report.md").read_text().splitlines()[0].count("|") == 4
 
 
+def test_report_of_a_run_by_an_older_version(made, tmp_path):
+  """Neither the hand nor takes were judged, and failed takes were not told apart from good ones."""
+  config, inputs = made
+  judge = json.loads((inputs["judge_world_model"].path / "judge.json").read_text())
+  for part in (judge, judge["data"], judge["models"][0]):
+    for name in ("recursion", "takes", "hand"):
+      part.pop(name, None)
+  (inputs["judge_world_model"].path / "judge.json").write_text(json.dumps(judge))
+  path = inputs["classifier"].path / "quality.json"
+  quality = json.loads(path.read_text())
+  del quality["discrimination"]
+  for task in quality["tasks"].values():
+    del task["discrimination"], task["takes"]
+    task["heldout_failed_takes"] = {"count": 5, "real": 0.25, "dreamt": 0.5}
+  path.write_text(json.dumps(quality))
+  folder = tmp_path / "report"
+  folder.mkdir()
+  report.write_report(folder, report.build(config, inputs, [], 1.0), {}, {})
+  text = (folder / "report.md").read_text() + (folder / "report.html").read_text()
+  assert "Error of the hand" not in text and "held-out takes" not in text and "tell apart" not in text
+  assert "| drawer " in text and "precision, demos" in text
+
+
 def test_text_is_escaped(made, tmp_path):
   config, inputs = made
   config.experiment = "<script>&"
@@ -155,5 +180,20 @@ def test_text_is_escaped(made, tmp_path):
 
 
 def test_markdown_has_the_judgement(written):
-  text = (written[0] / "report.md").read_text()
+  folder, built = written
+  text = (folder / "report.md").read_text()
   assert "| drawer " in text and "| inverse dynamics " in text and "(open_loop.png)" in text
+  rms = 1000 * built["judge"]["models"][0]["hand"]["play"]["imagined"][1]["rms"]
+  (line,) = (line for line in text.splitlines() if line.startswith("| play: root mean square"))
+  assert [cell.strip() for cell in line.strip("|").split("|")][3:] == [f"{rms:.1f}", "missing"]
+
+
+def test_markdown_tells_what_dreams_can_tell_apart(written):
+  folder, built = written
+  lines = (folder / "report.md").read_text().splitlines()
+  begin = lines.index("## What dreams can tell apart")
+  table = [line for line in lines[begin : begin + 14] if line.startswith("|")]
+  assert len(table) == 2 + 2 * (len(TASKS) + 1) and len({len(line) for line in table}) == 1
+  assert [[cell.strip() for cell in line.strip("|").split("|")] for line in table[2:]] == built[
+    "discrimination"
+  ][1:]

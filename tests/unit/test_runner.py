@@ -373,8 +373,8 @@ def test_estimate_counts_what_ppo_measures_on_the_way_and_the_simulator():
   config = config_lib.preset_config("demo")
   config.ppo.eval_every, config.ppo.eval_episodes = 4, 10
   policies = 3.2  # of evaluate: cloned, PPO, random, and the expert, which needs no networks
-  # Of 16 iterations five are measured: before the first, after 4, 8, 12 and 16.
-  measured = 5 * 10 / (policies * demo.evaluate.episodes)
+  # Of 24 iterations seven are measured: before the first, and after 4, 8, 12, 16, 20 and 24.
+  measured = 7 * 10 / (policies * demo.evaluate.episodes)
   seconds = plan.DEMO_SECONDS["ppo"] + measured * plan.DEMO_SECONDS["evaluate"]
   assert plan.estimate(config, "ppo") == pytest.approx(seconds)
   assert plan.estimate(config, "evaluate") == pytest.approx(plan.DEMO_SECONDS["evaluate"] * 5.2 / policies)

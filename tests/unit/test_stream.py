@@ -121,6 +121,31 @@ def test_splits_and_sizes_share_a_folder(split, tmp_path, write_split):
   assert len(paths) == 4
 
 
+def test_cache_of_a_split_with_takes_of_another(split, tmp_path, write_split):
+  write_split(tmp_path / "data/failed", (8, 6), SIZE, seed=1)
+  extra = [(tmp_path / "data/failed", np.array([[2, 6], [8, 13]]))]
+  lines = []
+  ask = lambda extra: frames_cache.open_cache(
+    tmp_path / "cache", split, SIZE, workers=2, log=lines.append, extra=extra
+  )
+  cache, frames = ask(extra), calvin.read_frames(split, SIZE, extra=extra)
+  loaded = cache.load()
+  for name in ("rgb_static", "rgb_gripper", "action", "robot_obs", "scene_obs", "starts", "ends", "ids"):
+    np.testing.assert_array_equal(getattr(loaded, name), getattr(frames, name))
+  assert cache.num_frames == 40 + 11 and cache.starts[-2:].tolist() == [40, 45]
+  np.testing.assert_array_equal(cache.is_first, frames.is_first)
+  fewer = [(extra[0][0], extra[0][1][:1])]
+  paths = [frames_cache.cache_path(tmp_path / "cache", split, SIZE, e) for e in ((), extra, fewer)]
+  assert paths[1] == cache.path and len(set(paths)) == 3
+  assert ask(()).num_frames == 40 and ask(extra).path == cache.path
+  assert [("reading" in line) for line in lines] == [True, True, False]
+  path = frame_path(tmp_path / "data/failed", 4)
+  content = dict(np.load(path))
+  np.savez(path, **content | {"rgb_static": 255 - content["rgb_static"]})
+  np.testing.assert_array_equal(ask(extra).load().rgb_static[42], 255 - content["rgb_static"])
+  assert "changed" in lines[-1]
+
+
 _KILLED = """
 import sys, time
 from wam_jax.data import frames, frames_cache

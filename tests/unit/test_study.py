@@ -253,7 +253,7 @@ def test_stages_run_in_the_right_folders_from_the_right_inputs(config, monkeypat
   root = pathlib.Path("study")
   study.run_piece(config, study.Piece("no_regulariser", 3, root))
   base, own = root / "seed3" / "wam", root / "seed3" / "no_regulariser"
-  taken = ("world_model", "featurize", "behaviour_cloning", "classifier")
+  taken = ("world_model", "featurize", "classifier", "behaviour_cloning")
   expected = [(root / "seed3" / "data", "collect"), *((base, stage) for stage in taken)]
   expected += [(own, "ppo"), (own, "evaluate")]
   assert [(pathlib.Path(run.workdir), run.stage) for run in ran] == expected

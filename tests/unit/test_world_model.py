@@ -7,7 +7,8 @@ import optax
 import pytest
 
 from wam_jax import config as config_lib
-from wam_jax.nn import vision
+from wam_jax.core import distributions
+from wam_jax.nn import rssm, vision
 from wam_jax.nn.layers import GRU
 from wam_jax.nn.world_model import make_world_model, proprio_features
 from wam_jax.train import state as train_state
@@ -47,6 +48,32 @@ def tiny(**changes):
   config = tiny_config(**changes)
   model = make_world_model(config)
   return config, model, train.init_params(model, jax.random.key(0))
+
+
+@functools.cache
+def random_model(proprio):
+  """Model with random parameters, also where training starts from zero; compiles nothing."""
+  config = tiny_config(proprio=proprio, robot_obs_weight=3.0 if proprio == "latent" else 0.0)
+  model, rng = make_world_model(config), np.random.default_rng(3)
+  shapes = jax.eval_shape(lambda: train.init_params(model, jax.random.key(0)))
+  draw = lambda x: jnp.asarray(rng.normal(size=x.shape) / np.sqrt(x.shape[-2:][0] + 9), jnp.float32)
+  return config, model, jax.tree.map(draw, shapes)
+
+
+def random_frames(model, seed=0):
+  """What `observe` reads of B windows, the second of which has a new episode at frame 3."""
+  rng, batch = np.random.default_rng(seed), random_batch(seed, size=1)
+  embed = jnp.asarray(rng.normal(size=(B, T, model.embed)), jnp.float32)
+  if model.carries_robot:
+    embed = jnp.concatenate([embed, proprio_features(batch.robot_obs)], -1)
+  return embed, batch.prev_action, batch.is_first.at[1, 3].set(True)
+
+
+def observe(model, params, frames, noise=None, hidden=None):
+  return jax.jit(functools.partial(train.observe, model))(params, *frames, noise, hidden=hidden)
+
+
+MODELS = pytest.mark.parametrize("proprio", ["none", "latent"])
 
 
 @pytest.mark.parametrize("kind", ["patch", "conv"])
@@ -108,6 +135,8 @@ def test_published_size_has_lumos_number_of_parameters():
     {"compute_dtype": "bfloat16", "vision": "conv"},
     {"remat": True, "accumulate": 2},
     {"learned_initial_state": True, "carry_state": True},
+    {"proprio": "latent", "robot_obs_weight": 1.0, "carry_state": True, "compute_dtype": "bfloat16"},
+    {"proprio": "latent", "robot_obs_weight": 1.0, "open_loop_share": 0.5, "remat": True, "accumulate": 2},
   ],
   ids=lambda changes: " ".join(f"{k}={v}" for k, v in changes.items()),
 )
@@ -302,19 +331,16 @@ def test_gru_has_torch_equations():
   np.testing.assert_allclose(gru.apply({"params": params}, h, x), (1 - z) * n + z * np.asarray(h), atol=1e-6)
 
 
+@MODELS
 @pytest.mark.parametrize("sampled", [True, False])
-def test_filtering_frame_by_frame_equals_the_sequence(sampled):
-  _, model, params = tiny()
-  batch = random_batch()
-  batch = batch.replace(is_first=batch.is_first.at[1, 3].set(True))
-  embed = train.encode(model, params, batch)
-  posterior, _ = train.observe(model, params, embed, batch.prev_action, batch.is_first, None)
+def test_filtering_frame_by_frame_equals_the_sequence(sampled, proprio):
+  _, model, params = random_model(proprio)
+  frames = random_frames(model)
+  posterior, _ = observe(model, params, frames)
   latent = train.initial_latent(model, params, B)
+  filter_step = jax.jit(functools.partial(train.filter_step, model))
   for t in range(T):
-    key = jax.random.key(t) if sampled else None
-    latent = train.filter_step(
-      model, params, latent, embed[:, t], batch.prev_action[:, t], batch.is_first[:, t], key
-    )
+    latent = filter_step(params, latent, *(x[:, t] for x in frames), jax.random.key(t) if sampled else None)
     if not sampled:
       np.testing.assert_allclose(features(latent), features(posterior)[:, t], atol=1e-5)
   np.testing.assert_array_equal(latent.stoch.sum(-1), 1.0)
@@ -332,15 +358,15 @@ def test_an_episode_start_forgets_everything_before():
   assert not np.allclose(a.deter[:, 2], b.deter[:, 2])
 
 
-def test_features_invert():
-  _, model, params = tiny()
-  batch = random_batch()
+@MODELS
+def test_features_invert(proprio):
+  _, model, params = random_model(proprio)
   noise = train.latent_noise(model, jax.random.key(0), (B, T))
-  embed = train.encode(model, params, batch)
-  posterior, _ = train.observe(model, params, embed, batch.prev_action, batch.is_first, noise)
-  back = latent_from_features(features(posterior), model.stoch, model.classes)
-  np.testing.assert_array_equal(back.deter, posterior.deter)
-  np.testing.assert_array_equal(back.stoch, posterior.stoch)
+  posterior, _ = observe(model, params, random_frames(model), noise)
+  feature = features(posterior)
+  assert feature.shape == (B, T, model.feature_size) and (posterior.robot is None) == (proprio == "none")
+  back = latent_from_features(feature, model.stoch, model.classes, model.robot_size)
+  jax.tree.map(np.testing.assert_array_equal, back, posterior.replace(logits=0 * posterior.logits))
 
 
 def test_imagination_step_by_step_equals_the_roll():
@@ -469,3 +495,338 @@ def test_observe_refuses_shapes_that_do_not_belong_together():
   embed = train.encode(model, params, batch)
   with pytest.raises(ValueError, match="agree"):
     train.observe(model, params, embed, batch.prev_action[:, :-1], batch.is_first, None)
+
+
+# --- the robot's state in the latent --------------------------------------------------------------
+
+
+def test_a_seen_robot_state_is_the_one_reported():
+  _, model, params = random_model("latent")
+  frames = random_frames(model)
+  posterior, prior = observe(model, params, frames)
+  state, is_first = np.asarray(frames[0][..., model.embed :]), np.asarray(frames[2])
+  np.testing.assert_array_equal(posterior.robot[..., :18], state)
+  change = np.zeros_like(state)
+  change[:, 1:] = rssm.CHANGE_SCALE * (state[:, 1:] - state[:, :-1])
+  assert np.abs(change[1, 3]).max() > 0.1  # between two episodes: not a change of the robot
+  change[is_first] = 0
+  np.testing.assert_allclose(posterior.robot[..., 18:], change, rtol=1e-5, atol=1e-5)
+  assert not np.asarray(posterior.robot[..., 18:])[is_first].any()
+  np.testing.assert_array_equal(posterior.robot, prior.robot)
+
+
+def dynamics_inputs(rng, state=4):
+  return rng.normal(size=(B, T, 2 * state)), rng.normal(size=(B, T, 7))
+
+
+def test_robot_dynamics_by_hand():
+  rng = np.random.default_rng(5)
+  robot, action = dynamics_inputs(rng)
+  module = rssm.RobotDynamics(4, 5)
+  shapes = jax.eval_shape(module.init, jax.random.key(0), robot, action)
+  p = jax.tree.map(lambda x: rng.normal(size=x.shape), shapes)["params"]
+  dense = lambda name, *x: np.concatenate(x, -1) @ p[name]["kernel"] + p[name]["bias"]
+  before, change = robot[..., :4], robot[..., 4:]
+  x = dense("hidden", before, change, action)
+  moved = dense("linear", change, action) + 0.1 * dense("residual", np.where(x > 0, x, np.expm1(x)))
+  with jax.enable_x64(True):
+    out = module.apply({"params": p}, robot, action)
+    # A prediction that comes true is seen as it was predicted: state and change mean the same in both.
+    seen = rssm.seen_robot(out[..., :4], robot, np.zeros((B, T), bool))
+  np.testing.assert_allclose(out, np.concatenate([before + moved, 5 * moved], -1), rtol=1e-9)
+  np.testing.assert_allclose(seen, out, rtol=1e-9)
+
+
+def test_robot_dynamics_start_by_keeping_the_state_and_learn_from_their_error():
+  rng = np.random.default_rng(6)
+  inputs = dynamics_inputs(rng)
+  target, is_first = rng.normal(size=(B, T, 4)), random_batch(size=1).is_first
+  module = rssm.RobotDynamics(4, 5)
+  with jax.enable_x64(True):
+    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), module.init(jax.random.key(0), *inputs))
+    predicted = module.apply(params, *inputs)
+    np.testing.assert_array_equal(predicted, np.append(inputs[0][..., :4], 0 * target, -1))
+
+    def loss(params, robot, action):
+      predicted = module.apply(params, robot, action)
+      return train.robot_loss(predicted[..., :4], target, is_first).sum()
+
+    grads = jax.grad(loss)(params, *inputs)["params"]
+    error = (inputs[0][..., :4] - target)[:, 2:]
+    np.testing.assert_allclose(grads["linear"]["bias"], error.sum((0, 1)), rtol=1e-9)
+    np.testing.assert_allclose(grads["residual"]["bias"], 0.1 * error.sum((0, 1)), rtol=1e-9)
+    assert np.abs(grads["linear"]["kernel"]).min() > 1e-6 and np.abs(grads["residual"]["kernel"]).min() > 1e-6
+    # Against finite differences, in a direction in which everything moves, and away from the start.
+    at = jax.tree.map(lambda x: x + rng.normal(size=x.shape), (params, *inputs))
+    direction = jax.tree.map(lambda x: rng.normal(size=x.shape), at)
+    along = jax.jit(lambda s: loss(*jax.tree.map(lambda x, d: x + s * d, at, direction)))
+    numeric = (along(1e-5) - along(-1e-5)) / 2e-5
+    np.testing.assert_allclose(jax.jvp(along, (0.0,), (1.0,))[1], numeric, rtol=1e-6)
+
+
+@functools.cache
+def roll(model):
+  return jax.jit(functools.partial(train.roll_robot, model))
+
+
+def test_the_robot_rolls_on_from_the_first_two_frames_of_an_episode():
+  _, model, params = random_model("latent")
+  embed, prev_action, is_first = random_frames(model)
+  state = embed[..., model.embed :]
+  predicted = np.asarray(roll(model)(params, state, prev_action, is_first))
+  assert predicted.shape == (B, T, 18)
+  dynamics = lambda robot, action: rssm.RobotDynamics(18, 10).apply(
+    {"params": params["rssm"]["robot_dynamics"]}, robot, action
+  )
+  for row, first in ((0, 0), (1, 0), (1, 3)):
+    change = 5 * (state[row, first + 1] - state[row, first])
+    robot = jnp.concatenate([state[row, first + 1], change])
+    for t in range(first + 2, 3 if (row, first) == (1, 0) else T):
+      robot = dynamics(robot, prev_action[row, t])
+      np.testing.assert_allclose(predicted[row, t], robot[:18], rtol=1e-4, atol=1e-4)
+  # States after the first two are not looked at.
+  later = np.asarray(roll(model)(params, state.at[0, 2:].add(1.0), prev_action, is_first))
+  np.testing.assert_array_equal(later[0], predicted[0])
+  # A window that goes on where the last one ended: nothing of it is looked at.
+  carried = jnp.asarray(np.random.default_rng(2).normal(size=(B, 36)), jnp.float32)
+  going_on = roll(model)(params, state, prev_action, is_first.at[0, 0].set(False), carried)
+  robot = carried[0]
+  for t in range(T):
+    robot = dynamics(robot, prev_action[0, t])
+    np.testing.assert_allclose(going_on[0, t], robot[:18], rtol=1e-4, atol=1e-4)
+  np.testing.assert_array_equal(going_on[1, 2], predicted[1, 2])
+  for wrong in ((state[:, 1:], prev_action, is_first), (state, prev_action[:, 1:], is_first)):
+    with pytest.raises(ValueError, match="agree"):
+      train.roll_robot(model, params, *wrong)
+
+
+def test_the_first_two_frames_of_each_episode():
+  is_first = np.array([[1, 0, 0, 0, 1, 0, 0], [0, 0, 1, 1, 0, 0, 1]], bool)
+  starting = [[1, 1, 0, 0, 1, 1, 0], [0, 0, 1, 1, 1, 0, 1]]
+  np.testing.assert_array_equal(train.starting(jnp.asarray(is_first)), starting)
+  np.testing.assert_array_equal(train.starting(jnp.asarray(is_first[:, :1])), is_first[:, :1])
+
+
+def test_robot_loss_by_hand():
+  rng = np.random.default_rng(7)
+  predicted, state = rng.normal(size=(2, B, T, 4))
+  is_first = jnp.zeros((B, T), bool).at[:, 0].set(True).at[1, 3].set(True)
+  starting = np.zeros((B, T), bool)  # no change is known there
+  starting[:, :2], starting[1, 3:5] = True, True
+  loss = np.asarray(train.robot_loss(predicted, state, is_first))
+  expected = 0.5 * sum((predicted[..., i] - state[..., i]) ** 2 for i in range(4))
+  expected[starting] = 0
+  np.testing.assert_allclose(loss, expected, rtol=1e-5)
+  assert (loss[starting] == 0).all() and loss[~starting].min() > 0
+  single = train.robot_loss(predicted[:1, 2:3], state[:1, 2:3], is_first[:1, 2:3])
+  np.testing.assert_allclose(single, expected[:1, 2:3], rtol=1e-5)
+  for wrong in (
+    (predicted, state[..., :3], is_first),
+    (predicted[..., :1], state, is_first),
+    (predicted[:, :1], state, is_first),
+    (predicted, state[:1], is_first),
+    (predicted, state, is_first[:, :-1]),
+    (predicted, state, is_first[:1]),
+  ):
+    with pytest.raises(ValueError, match="belong together"):
+      train.robot_loss(*wrong)
+
+
+def test_the_robot_joins_the_losses_and_training_predicts_it():
+  """The hand goes where the actions push it: what a linear map of the last action predicts."""
+  config = tiny_config(proprio="latent", robot_obs_weight=50.0, decode_fraction=1.0)
+  config.update(batch_size=4, sequence_length=T, learning_rate=2e-3, updates=80, warmup_updates=0)
+  model = make_world_model(config, 16)
+  params = train.init_params(model, jax.random.key(0))
+  assert "robot_decoder" not in params and "robot_dynamics" in params["rssm"]
+  batch = random_batch(batch=4, size=16)
+  pushed = jnp.cumsum(0.02 * batch.prev_action[..., :6], 1)
+  batch = batch.replace(robot_obs=0.1 * batch.robot_obs[:, :1] + jnp.pad(pushed, ((0, 0), (0, 0), (0, 9))))
+  optimizer = train.make_optimizer(config, params)
+  update = train.make_update(model, config, optimizer, lambda store, *_: store)
+  _, metrics = update(train_state.make_train_state(params, optimizer), batch, jax.random.key(1), 80)
+  losses = {name.removeprefix("loss/"): x for name, x in metrics.items() if name.startswith("loss/")}
+  weights = {
+    "image": config.image_weight,
+    "kl": config.kl_weight,
+    "inverse_dynamics": config.inverse_dynamics_weight,
+    "embedding_image": config.embedding_image_weight,
+    "robot_obs": 50.0,
+  }
+  total = losses.pop("total")
+  assert set(losses) == set(weights)
+  np.testing.assert_allclose(total, sum(weights[name] * losses[name] for name in weights), rtol=1e-4)
+  # At the start the state is predicted to stay where it was seen last, in the second frame.
+  state = np.asarray(proprio_features(batch.robot_obs), np.float64)
+  by_hand = 0.5 * np.square(state[:, 2:] - state[:, 1:2]).sum() / (4 * T)
+  assert float(losses["robot_obs"][0]) == pytest.approx(by_hand, rel=1e-4)
+  assert float(losses["robot_obs"][-5:].mean()) < 0.1 * by_hand
+
+
+def test_the_robots_dynamics_share_no_gradient_with_the_rest():
+  """They learn from the robot's state alone, not from what pictures say of imagined frames."""
+  config, model, params = random_model("latent")
+  batch = random_batch()
+  hidden = jnp.broadcast_to(jnp.arange(T) >= 2, (B, T))
+  draws = train.Draws(train.latent_noise(model, jax.random.key(2), (B, T)), jnp.array([[4], [5]]), hidden)
+  loss = lambda p: train.world_model_loss(model, config, p, batch, draws)[0]
+  grads = jax.jit(jax.grad(loss))(params)
+  state = proprio_features(batch.robot_obs)
+
+  def alone(params):
+    predicted = train.roll_robot(model, params, state, batch.prev_action, batch.is_first)
+    return config.robot_obs_weight * train.robot_loss(predicted, state, batch.is_first).mean()
+
+  robot = jax.jit(jax.grad(alone))(params)
+  for a, b in zip(
+    jax.tree.leaves(robot["rssm"].pop("robot_dynamics")),
+    jax.tree.leaves(grads["rssm"].pop("robot_dynamics")),
+    strict=True,
+  ):
+    assert np.abs(a).max() > 1e-4
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(a).max())
+  assert not any(np.any(x) for x in jax.tree.leaves(robot))
+  for name in ("from_robot", "prior_robot"):  # these learn as the rest does
+    assert np.abs(grads["rssm"][name]["kernel"]).max() > 1e-6
+
+
+def test_the_robots_dynamics_have_an_optimiser_of_their_own():
+  """Faster, without decay, and outside the norm that is clipped."""
+  config = tiny_config(proprio="latent", robot_obs_weight=1.0, updates=10, warmup_updates=0)
+  config.update(grad_clip=1e-3, weight_decay=0.1, learning_rate=1e-3, final_learning_rate_scale=0.1)
+  rng = np.random.default_rng(1)
+  make = lambda: jnp.asarray(rng.normal(size=(3, 4)), jnp.float32)
+  tree = lambda: {"rssm": {"robot_dynamics": {"linear": make()}, "gru": make()}, train.HEAD: make()}
+  params, grads = tree(), tree()
+  for weight in (0.0, 1000.0):  # a head that only watches, and one that shapes
+    config.inverse_dynamics_weight = weight
+    optimizer = train.make_optimizer(config, params)
+    step = lambda grads, optimizer=optimizer: optimizer.update(grads, optimizer.init(params), params)[0]
+    louder = grads["rssm"] | {"robot_dynamics": {"linear": 1e6 * grads["rssm"]["robot_dynamics"]["linear"]}}
+    quiet, loud = step(grads), step(grads | {"rssm": louder})
+    np.testing.assert_array_equal(quiet["rssm"]["gru"], loud["rssm"]["gru"])
+    np.testing.assert_array_equal(quiet[train.HEAD], loud[train.HEAD])
+    # Adam's first step is the learning rate in the direction of the gradient's sign.
+    moved = quiet["rssm"]["robot_dynamics"]["linear"]
+    sign = np.sign(grads["rssm"]["robot_dynamics"]["linear"])
+    np.testing.assert_allclose(moved, -train.ROBOT_RATE * 1e-3 * sign, rtol=1e-2)
+    others = np.abs(quiet["rssm"]["gru"])
+    assert others.max() < 0.5 * np.abs(moved).min() and others.min() > 0
+  # Its rate ends at 0 although the others' does not.
+  state, update = optimizer.init(params), jax.jit(optimizer.update)
+  for _ in range(11):
+    last, state = update(grads, state, params)
+  assert np.abs(last["rssm"]["robot_dynamics"]["linear"]).max() < 1e-9 < np.abs(last["rssm"]["gru"]).max()
+
+
+@pytest.mark.parametrize("frames", [0, 64])
+def test_units_of_the_recurrent_state_begin_with_memories_of_many_lengths(frames):
+  size = 400
+  h, x = jnp.ones((1, size)), jnp.zeros((1, 5))
+  gru = GRU(size, frames)
+  params = gru.init(jax.random.key(0), h, x)["params"]
+  reset, _, new = np.split(np.asarray(params["input"]["bias"]), 3)
+  assert not reset.any() and not new.any()
+  params["recurrent"]["kernel"] = 0 * params["recurrent"]["kernel"]
+  # Without input and recurrence a unit keeps the share z = f / (1 + f) a frame: it forgets in 1 + f frames.
+  kept = np.asarray(gru.apply({"params": params}, h, x))[0]
+  memory = 1 / (1 - kept)
+  if not frames:
+    np.testing.assert_allclose(memory, 2, rtol=1e-5)
+    return
+  assert memory.min() > 2 - 1e-3 and memory.max() < 65 + 0.1
+  assert memory.mean() == pytest.approx(33.5, rel=0.1) and memory.std() == pytest.approx(
+    63 / 12**0.5, rel=0.1
+  )
+
+
+# --- frames that are imagined in training ---------------------------------------------------------
+
+
+@MODELS
+def test_hidden_frames_are_the_priors_whatever_they_show(proprio):
+  _, model, params = random_model(proprio)
+  embed, prev_action, is_first = random_frames(model)
+  noise = train.latent_noise(model, jax.random.key(2), (B, T))
+  hidden = jnp.arange(T) >= jnp.array([[2], [0]])  # the second window's first frames are seen all the same
+  seen = ~hidden | is_first
+  assert seen[1].tolist() == [True, False, False, True, False, False]
+  posterior, prior = observe(model, params, (embed, prev_action, is_first), noise, hidden)
+  other = jnp.where(seen[..., None], embed, random_frames(model, 1)[0])
+  same, _ = observe(model, params, (other, prev_action, is_first), noise, hidden)
+  for name in ("deter", "stoch", "robot"):
+    jax.tree.map(np.testing.assert_array_equal, getattr(posterior, name), getattr(same, name))
+  differ = np.abs(posterior.logits - same.logits).max((-1, -2)) > 1e-3
+  np.testing.assert_array_equal(differ, ~seen)  # of the posterior, which the KL still compares
+  # The code goes on from the prior where nothing is seen, from the posterior elsewhere; the robot likewise.
+  logits = jnp.where(seen[..., None, None], posterior.logits, prior.logits)
+  np.testing.assert_array_equal(posterior.stoch, distributions.one_hot(logits, noise))
+  if proprio == "latent":
+    robot = posterior.robot
+    np.testing.assert_array_equal(robot[seen][:, :18], embed[seen][:, model.embed :])
+    dynamics = {"params": params["rssm"]["robot_dynamics"]}
+    predicted = rssm.RobotDynamics(18, 10).apply(dynamics, robot[:, :-1], prev_action[:, 1:])
+    np.testing.assert_allclose(robot[:, 1:][~seen[:, 1:]], predicted[~seen[:, 1:]], rtol=1e-5, atol=1e-5)
+  open_eyes, _ = observe(model, params, (embed, prev_action, is_first), noise)
+  assert np.abs(open_eyes.deter - posterior.deter).max() > 1e-3
+  none = observe(model, params, (embed, prev_action, is_first), noise, jnp.zeros((B, T), bool))[0]
+  jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), none, open_eyes)
+
+
+@MODELS
+@pytest.mark.parametrize("context", [1, 4])
+def test_everything_hidden_after_a_frame_is_imagination(proprio, context):
+  _, model, params = random_model(proprio)
+  embed, prev_action, is_first = random_frames(model)
+  is_first = is_first.at[1, 3].set(False)
+  hidden = jnp.broadcast_to(jnp.arange(T) >= context, (B, T))
+  posterior, prior = observe(model, params, (embed, prev_action, is_first), hidden=hidden)
+  last = jax.tree.map(lambda x: x[:, context - 1], posterior)
+  imagined = jax.jit(functools.partial(train.imagine, model))(params, last, prev_action[:, context:], None)
+  close = functools.partial(np.testing.assert_allclose, atol=1e-5)
+  later = jax.tree.map(lambda x: x[:, context:], posterior.replace(logits=prior.logits))
+  jax.tree.map(close, later, imagined)
+  assert np.abs(imagined.deter[:, -1] - imagined.deter[:, 0]).max() > 1e-2
+
+
+def test_windows_of_two_frames_are_imagined_from_the_second_on():
+  _, model, _ = random_model("none")
+  draws = train.draw(model, tiny_config(open_loop_share=1.0), jax.random.key(0), 5, 2)
+  np.testing.assert_array_equal(draws.hidden, [[False, True]] * 5)
+
+
+def test_a_share_of_the_windows_is_imagined_from_a_random_frame_on():
+  _, model, _ = random_model("none")
+  num = 4000
+  draw = lambda share: train.draw(
+    model, tiny_config(open_loop_share=share, decode_fraction=0.5), jax.random.key(4), num, T
+  )
+  draws = {share: draw(share) for share in (0.0, 0.3, 1.0)}
+  assert draws[0.0].hidden is None
+  for share in (0.3, 1.0):
+    hidden = np.asarray(draws[share].hidden)
+    assert hidden.shape == (num, T) and not hidden[:, :2].any()  # a change of the robot is seen
+    assert (hidden[:, 1:] >= hidden[:, :-1]).all()  # once eyes are closed they stay so
+    assert hidden[:, -1].mean() == pytest.approx(share, abs=0.02)
+    seen = np.bincount((~hidden[hidden[:, -1]]).sum(1), minlength=T + 1) / hidden[:, -1].sum()
+    np.testing.assert_allclose(seen[2:T], 1 / (T - 2), atol=0.05)
+    # Other draws are the same with and without.
+    np.testing.assert_array_equal(draws[share].noise, draws[0.0].noise)
+    np.testing.assert_array_equal(draws[share].decoded, draws[0.0].decoded)
+
+
+def test_the_loss_sees_the_hidden_frames_as_imagined():
+  config, model, params = random_model("latent")
+  batch = random_batch()
+  noise = train.latent_noise(model, jax.random.key(2), (B, T))
+  hidden = jnp.broadcast_to(jnp.arange(T) >= 2, (B, T))
+  loss = jax.jit(lambda batch, draws: train.world_model_loss(model, config, params, batch, draws)[1])
+  metrics, last = loss(batch, train.Draws(noise, None, hidden))
+  embed = jax.jit(functools.partial(train.encode, model))(params, batch)
+  posterior, prior = observe(model, params, (embed, batch.prev_action, batch.is_first), noise, hidden)
+  np.testing.assert_allclose(last.deter, posterior.deter[:, -1], atol=1e-5)
+  kl = distributions.balanced_kl(posterior.logits, prior.logits, config.kl_balance).mean()
+  assert float(metrics["loss/kl"]) == pytest.approx(float(kl), rel=1e-4)
+  state = proprio_features(batch.robot_obs)
+  error = np.asarray(roll(model)(params, state, batch.prev_action, batch.is_first) - state)[:, 2:]
+  assert float(metrics["loss/robot_obs"]) == pytest.approx(0.5 * np.square(error).sum() / (B * T), rel=1e-4)

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from wam_jax import config as config_lib
+from wam_jax.data import calvin, calvin_writer
 from wam_jax.data.files import DatasetError
+from wam_jax.data.frames import frame_path
 from wam_jax.io import artifact as artifact_lib
 from wam_jax.io import lumos
 from wam_jax.io.artifact import Artifact, load_artifact
@@ -40,6 +42,7 @@ def make_config(**changes):
   config.training.checkpoint_minutes = 0.0
   small = {"depth": 4, "embed": 8, "deter": 6, "stoch": 2, "classes": 3, "hidden": 7, "batch_size": 4}
   small |= {"inverse_dynamics_hidden": 5, "sequence_length": 5, "updates": 7, "warmup_updates": 1}
+  small |= {"failed_takes": False}
   config.world_model.update(small)
   config.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
   return config_lib.finalize(config)
@@ -83,6 +86,7 @@ def assert_equal(a, b):
 @pytest.mark.parametrize("carry", [False, True], ids=["fresh", "carried"])
 def test_streamed_training_equals_resident_training_to_the_bit(collected, tmp_path, carry):
   settings = {"world_model__carry_state": carry, "world_model__reset_probability": 0.2}
+  settings["world_model__open_loop_share"] = 0.0 if carry else 0.5
   resident, said = train(collected, tmp_path / "device", **settings)
   assert any("stay on the device" in line for line in said)
   streamed, said = train(collected, tmp_path / "stream", data__memory_limit_gb=1e-6, **settings)
@@ -137,6 +141,46 @@ def test_robot_statistics_travel_with_the_artifact(collected, tmp_path):
       train(collected, tmp_path / "wrong", world_model__proprio="zscore")
   finally:
     statistics.write_text(kept)
+
+
+@pytest.fixture(scope="module", name="with_failed")
+def _with_failed(tmp_path_factory, write_split) -> Artifact:
+  """As `collected`, and three failed takes of 6, 7 and 8 frames; a frame of the last, held out, is gone."""
+  path = tmp_path_factory.mktemp("failed")
+  for seed, split in enumerate(("training", "validation")):
+    write_split(path / "dataset" / split, LENGTHS, SIZE, seed)
+  rng, num = np.random.default_rng(9), 6 + 7 + 8
+  with calvin_writer.FrameWriter(path / "dataset" / calvin.FAILED, 500) as writer:
+    picture = lambda: rng.integers(0, 256, (num, SIZE, SIZE, 3), dtype=np.uint8)
+    writer.write(
+      actions=rng.normal(size=(num, 7)),
+      rel_actions=np.append(rng.uniform(-1, 1, (num, 6)), np.ones((num, 1)), 1),
+      robot_obs=rng.normal(size=(num, 15)),
+      scene_obs=rng.normal(size=(num, 24)),
+      rgb_static=picture(),
+      rgb_gripper=picture(),
+    )
+    writer.commit([6, 7, 8], [("open_drawer", *span) for span in ((0, 6), (6, 13), (13, 21))], "table")
+  frame_path(path / "dataset" / calvin.FAILED, 515).unlink()
+  return Artifact(stage="collect", path=path, fingerprint="0", config={}, part={}, inputs={}, schema=1)
+
+
+def test_failed_takes_that_are_not_held_out_are_trained_on(with_failed, tmp_path):
+  settings = {"tasks": ("open_drawer",), "data__failed_takes_per_task": 2}
+  root = with_failed.path / "dataset"
+  assert stage.failed_takes(make_config(**settings), root) == []
+  settings["world_model__failed_takes"] = True
+  none = {"data__failed_takes_per_task": 0, "ppo__failed_starts": 0.0}
+  assert stage.failed_takes(make_config(**settings | none), root) == []
+  ((folder, spans),) = stage.failed_takes(make_config(**settings), root)
+  assert folder == root / "failed" and spans.tolist() == [[500, 505], [506, 512]]
+  resident, said = train(with_failed, tmp_path / "device", **settings)
+  assert any("parameters, 73 frames" in line for line in said)
+  streamed, said = train(with_failed, tmp_path / "stream", data__residency="stream", **settings)
+  assert any("parameters, 73 frames" in line for line in said)
+  assert_equal(params_of(resident), params_of(streamed))
+  with pytest.raises(DatasetError, match=r"episode_0000515.npz: missing frame"):
+    train(with_failed, tmp_path / "more", **settings | {"data__failed_takes_per_task": 3})
 
 
 def test_too_few_frames_for_a_window(collected, tmp_path):

@@ -70,7 +70,7 @@ class RSSM(nn.Module):
   their own, to be taken over all frames before the scan.
 
   With `robot_state` the latent also holds the robot's state and its last change (`RobotDynamics`): the
-  recurrent unit and the prior read them, and `recur` predicts them.
+  recurrent unit and the prior read them, and `predict_robot` predicts them.
 
   Attributes:
     deter: D.
@@ -133,26 +133,24 @@ class RSSM(nn.Module):
     deter: jax.Array,
     stoch: jax.Array,
     robot: jax.Array | None,
-    action: jax.Array,
     action_term: jax.Array,
-  ) -> tuple[jax.Array, jax.Array | None]:
+  ) -> jax.Array:
     """One step of what does not depend on the next picture.
 
     Args:
       deter: [..., D].
       stoch: [..., S, C].
       robot: [..., 2 P], or None without `robot_state`.
-      action: [..., 7].
       action_term: [..., hidden], of the action.
 
     Returns:
-      Next deter [..., D], and the robot predicted [..., 2 P] or None.
+      Next deter [..., D].
     """
     terms = [self.from_stoch(stoch.reshape(*stoch.shape[:-2], -1)), action_term]
-    if robot is None:
-      return self.gru(deter, self.input_norm(*terms)), None
-    deter = self.gru(deter, self.input_norm(*terms, self.from_robot(robot)))
-    return deter, self.robot_dynamics(robot, action)
+    if robot is not None:
+      terms.append(self.from_robot(robot))
+    next_deter: jax.Array = self.gru(deter, self.input_norm(*terms))
+    return next_deter
 
   def predict_robot(self, robot: jax.Array, action: jax.Array) -> jax.Array:
     """`RobotDynamics`: robot [..., 2 P], action [..., 7] -> [..., 2 P]."""

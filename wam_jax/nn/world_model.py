@@ -190,10 +190,9 @@ class WorldModel(nn.Module):
     deter: jax.Array,
     stoch: jax.Array,
     robot: jax.Array | None,
-    action: jax.Array,
     action_term: jax.Array,
-  ) -> tuple[jax.Array, jax.Array | None]:
-    return self.rssm.recur(deter, stoch, robot, action, action_term)
+  ) -> jax.Array:
+    return self.rssm.recur(deter, stoch, robot, action_term)
 
   def predict_robot(self, robot: jax.Array, action: jax.Array) -> jax.Array:
     return self.rssm.predict_robot(robot, action)
@@ -211,7 +210,8 @@ class WorldModel(nn.Module):
     deter, stoch = jnp.zeros((*lead, self.deter)), jnp.zeros((*lead, self.stoch, self.classes))
     robot = jnp.zeros((*lead, self.robot_size)) if self.carries_robot else None
     action = jnp.zeros((*lead, ACTION))
-    deter, robot = self.recur(deter, stoch, robot, action, self.action_term(action))
+    deter = self.recur(deter, stoch, robot, self.action_term(action))
+    robot = None if robot is None else self.predict_robot(robot, action)
     self.prior_logits(deter, robot)
     stoch = self.posterior_logits(deter, self.embed_term(embed))
     feature = features(Latent(deter=deter, stoch=stoch, logits=stoch, robot=robot))

@@ -357,7 +357,7 @@ def _work(config: ConfigDict, stage: str) -> float:
       tasks * (d.failed_takes_per_task + d.heldout_failed_takes_per_task) * config.env.max_steps * 0.8
     )
   stoch = w.stoch * w.classes
-  feature = w.deter + stoch
+  feature = w.deter + stoch + (36 if w.proprio == "latent" else 0)
   recurrent = 3 * w.deter * (w.deter + w.hidden) + w.hidden * (3 * stoch + 2 * w.deter + w.embed)
   vision = 64 * w.depth * (w.embed + feature) * (6 if w.vision == "conv" else 1)
   policy = b.hidden * (feature + (2 * b.blocks + 1) * b.hidden)

@@ -52,7 +52,7 @@ def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger:
     return
   init_key, train_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1))
   extra = failed_takes(config, folder.parent)
-  num_frames = calvin.count_frames(folder, extra)
+  num_frames, own_frames = calvin.count_frames(folder, extra), calvin.count_frames(folder)
   shapes = jax.eval_shape(lambda: train.init_params(make_world_model(w, size), init_key))
   num_params = sum(x.size for x in jax.tree.leaves(shapes))
   at_once = math.ceil(w.batch_size / w.accumulate / (train.REMAT_PARTS if w.remat else 1))
@@ -86,7 +86,7 @@ def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger:
   if warning:
     logger.info(warning)
 
-  model = make_world_model(w, size, write_statistics(config, folder, known.robot_obs, workdir))
+  model = make_world_model(w, size, write_statistics(config, folder, known.robot_obs[:own_frames], workdir))
   params = train.init_params(model, init_key)
   logger.info(f"world model: {num_params / 1e6:.1f} M parameters, {num_frames:,} frames")
   sampler = windows.Sampler(num_frames, w.batch_size, w.sequence_length, w.carry_state, w.reset_probability)

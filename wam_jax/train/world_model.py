@@ -118,9 +118,7 @@ def _posterior_step(model: WorldModel, params: Params, latent: Latent, frame: _F
   """Latent [B, ...] after a frame."""
   keep = 1.0 - frame.is_first.astype(latent.deter.dtype)
   latent = jax.tree.map(lambda x: x * keep.reshape(-1, *[1] * (x.ndim - 1)), latent)
-  deter, predicted = _apply(
-    model, params, "recur", latent.deter, latent.stoch, latent.robot, frame.action, frame.action_term
-  )
+  deter = _apply(model, params, "recur", latent.deter, latent.stoch, latent.robot, frame.action_term)
   posterior = logits = _apply(model, params, "posterior_logits", deter, frame.embed_term)
   robot = None
   if frame.robot is not None and latent.robot is not None:
@@ -128,6 +126,7 @@ def _posterior_step(model: WorldModel, params: Params, latent: Latent, frame: _F
   if frame.hidden is not None:
     imagined = frame.hidden[:, None]
     if robot is not None:
+      predicted = _apply(model, params, "predict_robot", latent.robot, frame.action)
       # The robot's dynamics learn from its own state alone (`roll_robot`), not from pictures.
       robot = jnp.where(imagined, jax.lax.stop_gradient(predicted), robot)
     logits = jnp.where(imagined[..., None], _apply(model, params, "prior_logits", deter, robot), logits)
@@ -218,7 +217,8 @@ def imagine_step(
   Logits are divided by `temperature` before a sample is drawn; the latent holds them as they are.
   """
   action_term = _apply(model, params, "action_term", action)
-  deter, robot = _apply(model, params, "recur", latent.deter, latent.stoch, latent.robot, action, action_term)
+  deter = _apply(model, params, "recur", latent.deter, latent.stoch, latent.robot, action_term)
+  robot = None if latent.robot is None else _apply(model, params, "predict_robot", latent.robot, action)
   logits = _apply(model, params, "prior_logits", deter, robot)
   if key is None:
     return Latent(deter=deter, stoch=distributions.one_hot(logits), logits=logits, robot=robot)
@@ -582,6 +582,14 @@ def make_optimizer(config: Any, params: Params) -> optax.GradientTransformation:
   return optax.partition(optimizers, jax.tree_util.tree_map_with_path(label, params))
 
 
+def clipped_together(config: Any, grads: Params) -> Params:
+  """The gradients whose global norm is clipped: those without an optimiser of their own."""
+  out = {name: part for name, part in grads.items() if name != HEAD or not is_probe(config)}
+  if config.proprio == "latent":
+    out["rssm"] = {name: part for name, part in out["rssm"].items() if name != "robot_dynamics"}
+  return out
+
+
 def step_keys(key: jax.Array, step: jax.Array | int) -> tuple[jax.Array, jax.Array]:
   """Keys of update `step`: to draw its windows, and for its loss."""
   sample_key, loss_key = jax.random.split(jax.random.fold_in(key, step))
@@ -671,8 +679,7 @@ def make_update(
     draws = sharding.split(draw(model, config, loss_key, *batch.is_first.shape), mesh)
     grads, (metrics, last) = gradients(state.params, batch, draws, state.carry)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    model_grads = {name: g for name, g in grads.items() if name != HEAD or not is_probe(config)}
-    metrics["optimizer/grad_norm"] = optax.tree.norm(model_grads)
+    metrics["optimizer/grad_norm"] = optax.tree.norm(clipped_together(config, grads))
     params = optax.apply_updates(state.params, updates)
     carry = None if state.carry is None else sharding.whole(last, mesh)
     return state.replace(step=state.step + 1, params=params, opt_state=opt_state, carry=carry), metrics
