@@ -23,20 +23,20 @@ from wam_jax.io.logger import duration
 
 STAGES = config_lib.STAGES
 
-# Seconds of each stage of the demo preset, measured on 2 CPU cores (BUILD.md, "Measured"; classifier: one
-# network's, times what three cost on another machine); the estimates of other sizes are scaled from them.
+# Seconds of each stage of the demo preset on 2 CPU cores: those of its former sizes (BUILD.md, "Measured"),
+# scaled to today's by what was measured side by side; the estimates of other sizes are scaled from them.
 DEMO_SECONDS: dict[str, float] = {
   "convert": 15,
-  "collect": 98,
-  "world_model": 620,
+  "collect": 160,
+  "world_model": 260,
   "judge_world_model": 20,
-  "featurize": 20,
+  "featurize": 40,
   "behaviour_cloning": 70,
-  "classifier": 70,
-  "ppo": 95,
+  "classifier": 110,
+  "ppo": 190,
   "online_ppo": 3_000,
-  "evaluate": 60,
-  "evaluate_cloned": 25,
+  "evaluate": 150,
+  "evaluate_cloned": 60,
   "report": 20,
 }
 
