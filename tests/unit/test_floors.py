@@ -32,6 +32,7 @@ ALLOWED = {
   "pack": BASE | {"io", "stages"},
   "play": BASE | {"envs", "io", "stages"},
   "report": {"io", "stages"},
+  "seeds": {"io", "stages"},
   "run_exported": set(),
   "doctor": {"machine", "doctor_jobs"},
   "doctor_jobs": {"envs"},
