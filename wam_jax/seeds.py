@@ -15,17 +15,6 @@ from wam_jax.io.artifact import ArtifactError
 from wam_jax.stages import runner
 from wam_jax.stages.finished_run import RunError, read_run
 
-STAGES = (
-  "collect",
-  "world_model",
-  "judge_world_model",
-  "featurize",
-  "behaviour_cloning",
-  "classifier",
-  "ppo",
-  "evaluate",
-)
-
 
 def main(argv: Sequence[str] | None = None) -> int:
   """The command line."""
@@ -40,11 +29,11 @@ def main(argv: Sequence[str] | None = None) -> int:
   )
   arguments = parser.parse_args(argv)
   runner.use_compilation_cache()
-  from wam_jax.stages import seeds  # JAX, with that cache
+  from wam_jax.stages import report, seeds  # JAX, with that cache
 
   try:
     for folder in [folder for folder in arguments.runs.split(",") if folder]:
-      print(f"kept: {seeds.keep(read_run(folder, STAGES), arguments.results)}")
+      print(f"kept: {seeds.keep(read_run(folder, report.REQUIRES), arguments.results)}")
     results = seeds.read(arguments.results)
   except (RunError, ArtifactError, OSError) as error:
     print(f"\n{error}", file=sys.stderr)

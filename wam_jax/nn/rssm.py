@@ -20,8 +20,7 @@ class RobotDynamics(nn.Module):
   """Next state of the robot: s_t + A [change; action] + a small network's correction, zero at the start.
 
   `robot` [..., 2 P] is the state s_t and its last change, CHANGE_SCALE (s_t - s_{t-1}). The prediction does
-  not read the recurrent state: what that gets wrong in a dream would move the robot, and it did (44 % more
-  error after 20 frames).
+  not read the recurrent state: what that gets wrong in a dream would move the robot (docs/EXPERIMENTS.md).
 
   Attributes:
     state: P, numbers of the state.
