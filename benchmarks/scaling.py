@@ -97,7 +97,7 @@ def exchange() -> None:
   import jax
   import numpy as np
 
-  from wam_jax.io import processes
+  from wam_jax.host import processes
   from wam_jax.train import sharding
 
   processes.start(args.coordinator, args.num_processes, args.process_id)

@@ -24,10 +24,10 @@ def break_clock() -> None:
 
 def break_update(stage: str, after: int, broken) -> None:
   """Gives the states of a stage from update `after` on to `broken`, and updates what that returns."""
-  from wam_jax.stages import runner
+  from wam_jax.running import runner
 
   runner.use_compilation_cache()
-  from wam_jax.stages import training_loop
+  from wam_jax.running import training_loop
 
   loop = training_loop.train_loop
 

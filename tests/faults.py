@@ -21,9 +21,9 @@ import numpy as np
 from integration.test_pipeline import ROOT, command, environment
 
 from wam_jax.config import STAGES
-from wam_jax.io import checksums
-from wam_jax.io.logger import read_metrics
-from wam_jax.io.saved_params import load_params
+from wam_jax.host.logger import read_metrics
+from wam_jax.storage import checksums
+from wam_jax.storage.saved_params import load_params
 
 TRAINING = ("world_model", "behaviour_cloning", "classifier", "ppo")
 # A checkpoint after each call, and enough calls for a fault to hit one.

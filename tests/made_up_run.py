@@ -7,9 +7,10 @@ import numpy as np
 
 from wam_jax import config as config_lib
 from wam_jax.core import discrimination
-from wam_jax.io import media
-from wam_jax.io.artifact import Artifact, write_artifact
-from wam_jax.stages import evaluate, judge_world_model, plan, report
+from wam_jax.reporting import media
+from wam_jax.running import plan
+from wam_jax.stages import evaluate, judge_world_model, report
+from wam_jax.storage.artifact import Artifact, write_artifact
 from wam_jax.train.world_model import ACTION_NAMES
 
 TASKS = ("open_drawer", "turn_on_led")

@@ -3,7 +3,7 @@
 python -m wam_jax.main --config=experiments/calvin_wam.py[:demo|small|paper] [--config.GROUP.FIELD=VALUE]
 
 Our own experiments are found by that name, or by calvin_wam[:demo], from every folder. On several hosts the
-same command runs on each of them: docs/CLUSTER.md. Exit codes: wam_jax/stages/entry.py.
+same command runs on each of them: docs/CLUSTER.md. Exit codes: wam_jax/running/entry.py.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ml_collections import ConfigDict, config_flags
 
 from wam_jax import config as config_lib
 from wam_jax.config import ConfigError, Problem
-from wam_jax.stages import entry
+from wam_jax.running import entry
 
 EXPERIMENT = "experiments/calvin_wam.py"
 # config_flags loads the file; overrides are not its business (sys_argv), see `split_overrides`.

@@ -110,9 +110,9 @@ SIZE = "short"  # @param ["short", "demo", "small", "smallest"]
 
 from IPython.display import HTML, Markdown, display
 
-from wam_jax import machine
-from wam_jax.io import media
-from wam_jax.stages import runner
+from wam_jax.host import machine
+from wam_jax.reporting import media
+from wam_jax.running import runner
 
 # Settings that differ from the preset: any field of the config.
 SIZES = {
@@ -198,7 +198,7 @@ display(Markdown(results))
 # %% curves
 import json
 
-from wam_jax.io import page_parts
+from wam_jax.reporting import page_parts
 
 report = json.loads((RUN / "report" / "report.json").read_text(encoding="utf-8"))
 charts = ""
@@ -232,8 +232,8 @@ display(Markdown(f"## {judged.partition('![')[0]}"))
 import functools
 
 import wam_jax
-from wam_jax import play
-from wam_jax.stages.acting import PolicyError
+from wam_jax.acting.policy import PolicyError
+from wam_jax.commands import play
 
 POLICIES = {
   "packaged": (None, None),

@@ -23,7 +23,7 @@ import pytest
 
 from wam_jax.config import default_config
 from wam_jax.core import distributions
-from wam_jax.io import lumos
+from wam_jax.foreign import lumos
 from wam_jax.nn.world_model import make_world_model
 from wam_jax.train import world_model as wm
 from wam_jax.types import Batch, Latent, features

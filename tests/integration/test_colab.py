@@ -17,7 +17,7 @@ import nbformat
 import pytest
 
 from wam_jax import config as config_lib
-from wam_jax.stages import plan
+from wam_jax.running import plan
 
 ROOT = pathlib.Path(__file__).parents[2]
 FOLDER = ROOT / "launch" / "colab"

@@ -17,13 +17,14 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 import wam_jax
-from wam_jax import pack, play
-from wam_jax import report as report_command
+from wam_jax.acting import policy as acting
+from wam_jax.commands import pack, play
+from wam_jax.commands import report as report_command
 from wam_jax.config import STAGES
-from wam_jax.io.artifact import load_artifact
-from wam_jax.io.logger import read_metrics
-from wam_jax.io.saved_params import load_params
-from wam_jax.stages import acting, ppo, report
+from wam_jax.host.logger import read_metrics
+from wam_jax.stages import ppo, report
+from wam_jax.storage.artifact import load_artifact
+from wam_jax.storage.saved_params import load_params
 from wam_jax.train import imagination
 
 ROOT = pathlib.Path(__file__).parents[2]

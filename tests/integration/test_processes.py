@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from integration.test_pipeline import ROOT, command, environment
 
-from wam_jax.io.logger import read_metrics
-from wam_jax.io.saved_params import load_params
+from wam_jax.host.logger import read_metrics
+from wam_jax.storage.saved_params import load_params
 
 # The small run of test_pipeline, a little smaller, with episodes enough to share.
 SMALLER = {

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from wam_jax.config import TASKS
-from wam_jax.io import comparison_page, report_page
-from wam_jax.stages import comparison, report
-from wam_jax.stages.finished_run import read_run
+from wam_jax.reporting import comparison, comparison_page, report_page
+from wam_jax.reporting.finished_run import read_run
+from wam_jax.stages import report
 
 pytestmark = pytest.mark.skipif(
   browser.find() is None, reason=f"no Chromium: none of {', '.join(browser.NAMES)} is on PATH"

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from wam_jax.io import checksums
-from wam_jax.io.checkpoint import Checkpointer, CheckpointError
+from wam_jax.storage import checksums
+from wam_jax.storage.checkpoint import Checkpointer, CheckpointError
 
 pytestmark = pytest.mark.slow
 

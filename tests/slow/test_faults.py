@@ -40,7 +40,7 @@ from faults import (
 )
 
 from wam_jax.config import STAGES
-from wam_jax.io.logger import read_metrics
+from wam_jax.host.logger import read_metrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 KILLS = int(os.environ.get("WAM_FAULT_KILLS", "6"))  # of each stage

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from ml_collections import FrozenConfigDict
 
 from wam_jax import config as config_lib
-from wam_jax import config_rules
 from wam_jax.config import ConfigError
+from wam_jax.config import rules as config_rules
 from wam_jax.main import split_overrides
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]

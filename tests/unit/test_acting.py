@@ -16,15 +16,17 @@ import pytest
 
 import wam_jax
 from wam_jax import config as config_lib
-from wam_jax import export
+from wam_jax.acting import policy as acting
+from wam_jax.acting import rollout
+from wam_jax.acting.policy import PolicyError
+from wam_jax.commands import export
 from wam_jax.core.image import area_resize
-from wam_jax.io import artifact as artifact_lib
-from wam_jax.io.artifact import Artifact
-from wam_jax.io.saved_params import save_params
 from wam_jax.nn.world_model import make_world_model, proprio_features
-from wam_jax.stages import acting, behaviour_cloning, ppo, rollout
+from wam_jax.stages import behaviour_cloning, ppo
 from wam_jax.stages import world_model as world_model_stage
-from wam_jax.stages.acting import PolicyError
+from wam_jax.storage import artifact as artifact_lib
+from wam_jax.storage.artifact import Artifact
+from wam_jax.storage.saved_params import save_params
 from wam_jax.train import world_model as wm
 
 SIZE, CHUNK = 16, 4

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from wam_jax.io.artifact import (
+from wam_jax.storage.artifact import (
   Artifact,
   ArtifactError,
   fingerprint,

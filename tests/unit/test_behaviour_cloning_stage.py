@@ -12,15 +12,16 @@ import pytest
 
 from wam_jax import config as config_lib
 from wam_jax.data.features import DemoFeatures, save_features
-from wam_jax.io import artifact as artifact_lib
-from wam_jax.io import dppo
-from wam_jax.io.artifact import Artifact, load_artifact
-from wam_jax.io.checksums import CheckpointError
-from wam_jax.io.logger import Logger
-from wam_jax.io.saved_params import check_params, save_params
+from wam_jax.foreign import dppo
+from wam_jax.host.logger import Logger
 from wam_jax.nn.policy import DiffusionPolicy, GaussianPolicy
+from wam_jax.running import plan
 from wam_jax.stages import behaviour_cloning as stage
-from wam_jax.stages import evaluate, plan, ppo
+from wam_jax.stages import evaluate, ppo
+from wam_jax.storage import artifact as artifact_lib
+from wam_jax.storage.artifact import Artifact, load_artifact
+from wam_jax.storage.checksums import CheckpointError
+from wam_jax.storage.saved_params import check_params, save_params
 
 FIXTURES = pathlib.Path(os.environ.get("WAM_FIXTURES", pathlib.Path(__file__).parents[1] / "golden/fixtures"))
 TASKS, F = ("open_drawer", "turn_on_led"), 20

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from wam_jax import envs
-from wam_jax.envs import calvin, calvin_pool
+from wam_jax.envs.calvin import pool as calvin_pool
+from wam_jax.envs.calvin import simulator as calvin
 
 
 class CountingTable:

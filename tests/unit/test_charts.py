@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from wam_jax.io import charts, page_parts
+from wam_jax.reporting import charts, page_parts
 
 
 def test_higher_values_are_drawn_higher():

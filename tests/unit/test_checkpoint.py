@@ -14,9 +14,9 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
-from wam_jax.io import checksums
-from wam_jax.io.checkpoint import Checkpointer, CheckpointError
-from wam_jax.io.saved_params import load_params, save_params
+from wam_jax.storage import checksums
+from wam_jax.storage.checkpoint import Checkpointer, CheckpointError
+from wam_jax.storage.saved_params import load_params, save_params
 from wam_jax.types import TrainState
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -259,7 +259,7 @@ RESHARD = """
 import sys
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from wam_jax.io.checkpoint import Checkpointer
+from wam_jax.storage.checkpoint import Checkpointer
 
 path, devices = sys.argv[1], int(sys.argv[2])
 assert jax.device_count() == devices
@@ -296,8 +296,8 @@ processes.start(f"127.0.0.1:{port}", 2, index)
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from wam_jax.io import checksums
-from wam_jax.io.checkpoint import Checkpointer, CheckpointError
-from wam_jax.io.saved_params import load_params, save_params
+from wam_jax.storage.checkpoint import Checkpointer, CheckpointError
+from wam_jax.storage.saved_params import load_params, save_params
 
 assert jax.process_count() == 2 and jax.device_count() == 4
 mesh = Mesh(np.array(jax.devices()), ("data",))

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wam_jax.io import checksums
-from wam_jax.io.checkpoint import Checkpointer, CheckpointError
-from wam_jax.io.saved_params import load_params, save_params
+from wam_jax.storage import checksums
+from wam_jax.storage.checkpoint import Checkpointer, CheckpointError
+from wam_jax.storage.saved_params import load_params, save_params
 
 ROOT = pathlib.Path(__file__).parents[2]
 DAMAGES = ("truncated", "emptied", "flipped", "deleted")
@@ -203,8 +203,8 @@ KILLED = """
 import os, pathlib, shutil, signal, sys, threading, time
 import jax, jax.numpy as jnp, numpy as np
 from wam_jax.io import checksums
-from wam_jax.io.checkpoint import Checkpointer
-from wam_jax.io.saved_params import save_params
+from wam_jax.storage.checkpoint import Checkpointer
+from wam_jax.storage.saved_params import save_params
 
 path, moment = pathlib.Path(sys.argv[1]), sys.argv[2]
 
@@ -408,8 +408,8 @@ def test_disk_with_no_room_at_all(small_disk):
 FILE_LIMIT = """
 import pathlib, resource, sys
 import numpy as np
-from wam_jax.io.checkpoint import Checkpointer, CheckpointError
-from wam_jax.io.saved_params import load_params, save_params
+from wam_jax.storage.checkpoint import Checkpointer, CheckpointError
+from wam_jax.storage.saved_params import load_params, save_params
 
 path = pathlib.Path(sys.argv[1])
 small, big = {"w": np.arange(5)}, {"w": np.random.default_rng(0).normal(size=500_000)}

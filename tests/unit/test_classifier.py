@@ -11,10 +11,10 @@ import pytest
 from wam_jax.config import default_config
 from wam_jax.core.discrimination import NUMBERS
 from wam_jax.data.features import DemoFeatures
-from wam_jax.io import tables
-from wam_jax.io.artifact import Artifact
+from wam_jax.host import tables
 from wam_jax.nn.classifier import SuccessClassifier
 from wam_jax.stages import classifier as stage
+from wam_jax.storage.artifact import Artifact
 from wam_jax.train import classifier as train
 from wam_jax.train.imagination import World
 from wam_jax.train.state import make_train_state

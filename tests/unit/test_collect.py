@@ -16,11 +16,12 @@ from ml_collections import ConfigDict
 
 from wam_jax import config as config_lib
 from wam_jax.data import calvin, files
+from wam_jax.envs import recording
 from wam_jax.envs import tasks as tasks_lib
 from wam_jax.envs.base import ROBOT_OBS, SCENE_OBS
 from wam_jax.envs.play_table import simulator
-from wam_jax.io.logger import Logger
-from wam_jax.stages import collect, recording
+from wam_jax.host.logger import Logger
+from wam_jax.stages import collect
 
 TASKS = ("turn_on_led", "open_drawer")
 
@@ -227,7 +228,7 @@ def _workers() -> list[int]:
   for entry in pathlib.Path("/proc").glob("[0-9]*"):
     with contextlib.suppress(OSError, IndexError):
       parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-      if parent == os.getpid() and b"wam_jax.stages.recording" in (entry / "cmdline").read_bytes():
+      if parent == os.getpid() and b"wam_jax.envs.recording" in (entry / "cmdline").read_bytes():
         found.append(int(entry.name))
   return found
 

@@ -10,8 +10,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from wam_jax import config as config_lib
-from wam_jax import config_rules
 from wam_jax.config import ConfigError
+from wam_jax.config import rules as config_rules
 from wam_jax.main import split_overrides
 
 ROOT = pathlib.Path(__file__).parents[2]

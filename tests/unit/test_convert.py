@@ -13,7 +13,7 @@ import pytest
 from wam_jax.data import calvin, calvin_writer, convert, converted, examples, files, frames_cache, inspect
 from wam_jax.data.files import DatasetError
 from wam_jax.data.frames import frame_path
-from wam_jax.io.logger import Logger
+from wam_jax.host.logger import Logger
 from wam_jax.stages import convert as stage
 
 LENGTHS = (9, 5, 12)

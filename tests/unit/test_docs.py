@@ -22,10 +22,11 @@ import numpy as np
 import pytest
 from absl.testing import flagsaver
 
-from wam_jax import config_reference, main
+from wam_jax import main
 from wam_jax.config import ConfigError, default_config, flatten
-from wam_jax.config_rules import STAGES, TASKS
-from wam_jax.config_surroundings import dppo_file
+from wam_jax.config import reference as config_reference
+from wam_jax.config.rules import STAGES, TASKS
+from wam_jax.config.surroundings import dppo_file
 from wam_jax.data import inspect
 from wam_jax.envs import tasks as task_oracle
 
@@ -497,7 +498,7 @@ def test_wrong_equations_are_seen():
 
 
 def test_the_config_reference_is_what_the_code_says():
-  """If not: python -m wam_jax.config_reference > docs/CONFIG.md"""
+  """If not: python -m wam_jax.config.reference > docs/CONFIG.md"""
   page = config_reference.reference()
   assert (ROOT / "docs" / "CONFIG.md").read_text(encoding="utf-8") == page
   rows = re.findall(r"^\| `([a-z_.0-9]+)` \|", page, re.MULTILINE)

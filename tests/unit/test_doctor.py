@@ -12,8 +12,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from wam_jax import doctor, doctor_jobs, machine
-from wam_jax.doctor import Section
+from wam_jax.commands import doctor, doctor_jobs
+from wam_jax.commands.doctor import Section
+from wam_jax.host import machine
 
 SECTIONS = ["Machine", "Packages", "JAX devices", "Embedded simulator", "CALVIN", "PyTorch"]
 OPTIONAL = ("CALVIN (optional)", "PyTorch (optional, for benchmarks)")

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from torch_writer import Call, tensor, write_archive
 
-from wam_jax.io import dppo
-from wam_jax.io.checksums import CheckpointError
-from wam_jax.io.saved_params import check_params
+from wam_jax.foreign import dppo
 from wam_jax.nn.policy import DiffusionPolicy
+from wam_jax.storage.checksums import CheckpointError
+from wam_jax.storage.saved_params import check_params
 
 FIXTURES = pathlib.Path(os.environ.get("WAM_FIXTURES", pathlib.Path(__file__).parents[1] / "golden/fixtures"))
 FILE = FIXTURES / "dppo_policy.npz"

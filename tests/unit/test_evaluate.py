@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from wam_jax import config as config_lib
+from wam_jax.acting import rollout
 from wam_jax.core import intervals
 from wam_jax.envs import tasks as task_rules
 from wam_jax.nn.policy import executable
 from wam_jax.nn.world_model import make_world_model
-from wam_jax.stages import evaluate, rollout
+from wam_jax.stages import evaluate
 from wam_jax.train import world_model as wm
 from wam_jax.types import Batch, features
 

@@ -82,7 +82,7 @@ def test_floors(path):
 def test_the_check_sees_a_violation():
   assert violations("train", "from wam_jax.io import logger") == {"io"}
   assert violations("core", "def f():\n  import wam_jax.nn.rssm") == {"nn"}
-  assert not violations("stages", "from wam_jax.io.logger import Logger\nfrom wam_jax import types")
+  assert not violations("stages", "from wam_jax.host.logger import Logger\nfrom wam_jax import types")
 
 
 def test_no_drawer_for_everything():

@@ -10,14 +10,14 @@ import pytest
 from wam_jax import config as config_lib
 from wam_jax.data import calvin, calvin_writer
 from wam_jax.data.files import DatasetError
-from wam_jax.io import artifact as artifact_lib
-from wam_jax.io import tables
-from wam_jax.io.artifact import Artifact
-from wam_jax.io.logger import Logger, read_metrics
-from wam_jax.io.saved_params import save_params
+from wam_jax.host import tables
+from wam_jax.host.logger import Logger, read_metrics
 from wam_jax.nn.world_model import make_world_model
+from wam_jax.running import plan
 from wam_jax.stages import judge_world_model as judge
-from wam_jax.stages import plan
+from wam_jax.storage import artifact as artifact_lib
+from wam_jax.storage.artifact import Artifact
+from wam_jax.storage.saved_params import save_params
 from wam_jax.train import judging
 from wam_jax.train import world_model as train
 

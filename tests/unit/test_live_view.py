@@ -11,8 +11,8 @@ import pytest
 from absl import logging as absl_logging
 
 from wam_jax.config import STAGES
-from wam_jax.io import live_view
-from wam_jax.io.live_view import LiveView, StageLine
+from wam_jax.host import live_view
+from wam_jax.host.live_view import LiveView, StageLine
 
 CODE = re.compile(r"\x1b\[([0-9;?]*)([A-Za-z])")
 

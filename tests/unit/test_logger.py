@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from wam_jax.io import live_view
-from wam_jax.io import logger as logger_lib
+from wam_jax.host import live_view
+from wam_jax.host import logger as logger_lib
 
 
 @pytest.fixture

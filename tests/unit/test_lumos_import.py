@@ -18,9 +18,9 @@ import pytest
 from torch_writer import Call, function, tensor, write_archive
 
 from wam_jax.config import default_config
-from wam_jax.io import lumos
-from wam_jax.io.checksums import CheckpointError
+from wam_jax.foreign import lumos
 from wam_jax.nn.world_model import make_world_model
+from wam_jax.storage.checksums import CheckpointError
 from wam_jax.train import world_model as wm
 
 SMALL = {"depth": 2, "embed": 64, "deter": 12, "stoch": 3, "classes": 4, "hidden": 10}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wam_jax.io import media
+from wam_jax.reporting import media
 
 
 @pytest.fixture

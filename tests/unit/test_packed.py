@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 import wam_jax
-from wam_jax import play
+from wam_jax.acting import packed
+from wam_jax.acting.policy import PolicyError
+from wam_jax.commands import play
 from wam_jax.config import TASKS
-from wam_jax.stages import packed
-from wam_jax.stages.acting import PolicyError
 
 MOST = 15e6  # bytes
 

@@ -5,9 +5,9 @@ import json
 import jax
 import numpy as np
 
-from wam_jax.io.saved_params import load_params
 from wam_jax.nn.policy import DiffusionPolicy
-from wam_jax.stages import ppo_monitor
+from wam_jax.running import ppo_monitor
+from wam_jax.storage.saved_params import load_params
 
 TASKS = ("open_drawer", "turn_on_led", "close_drawer")
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from wam_jax.io import processes
+from wam_jax.host import processes
 from wam_jax.train import sharding
 
 

@@ -7,11 +7,11 @@ import made_up_run
 import numpy as np
 import pytest
 
-from wam_jax import report as command
+from wam_jax.commands import report as command
 from wam_jax.core import intervals
-from wam_jax.io import page_parts
-from wam_jax.stages import comparison, report
-from wam_jax.stages.finished_run import RunError, labels, read_run
+from wam_jax.reporting import comparison, page_parts
+from wam_jax.reporting.finished_run import RunError, labels, read_run
+from wam_jax.stages import report
 
 
 @pytest.fixture

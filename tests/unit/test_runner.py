@@ -13,9 +13,10 @@ import types
 import pytest
 
 from wam_jax import config as config_lib
-from wam_jax.io.artifact import Artifact, read_artifact, write_artifact
-from wam_jax.stages import plan, runner, stopping
-from wam_jax.stages.plan import Spec, StageError, StagePlan
+from wam_jax.host import stopping
+from wam_jax.running import plan, runner
+from wam_jax.running.plan import Spec, StageError, StagePlan
+from wam_jax.storage.artifact import Artifact, read_artifact, write_artifact
 
 SPECS = {
   "collect": Spec((), ("seed", "data.play_frames")),
@@ -155,7 +156,7 @@ def test_foreign_files_are_not_touched(ran):
 @pytest.fixture
 def terminal(monkeypatch):
   """Lets runs draw their picture; into stdout, which pytest keeps."""
-  from wam_jax.io import live_view
+  from wam_jax.host import live_view
 
   monkeypatch.setenv("TERM", "xterm")
   monkeypatch.setenv("COLUMNS", "80")

@@ -6,10 +6,11 @@ import made_up_run
 import numpy as np
 import pytest
 
-from wam_jax import seeds as command
+from wam_jax.commands import seeds as command
 from wam_jax.core import intervals
-from wam_jax.stages import report, seeds
-from wam_jax.stages.finished_run import RunError, read_run
+from wam_jax.reporting import seeds
+from wam_jax.reporting.finished_run import RunError, read_run
+from wam_jax.stages import report
 
 TASKS = made_up_run.TASKS
 EPISODES = 10

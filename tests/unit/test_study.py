@@ -14,12 +14,12 @@ from ml_collections import ConfigDict
 
 from wam_jax import config as config_lib
 from wam_jax.config import ConfigError
-from wam_jax.config_study import ARMS, MAIN
+from wam_jax.config.arms import ARMS, MAIN
 from wam_jax.experiments import reproduction
-from wam_jax.io import study_page, study_results
-from wam_jax.stages import plan as plan_lib
-from wam_jax.stages import study
-from wam_jax.stages.plan import StageError
+from wam_jax.reporting import study_page, study_results
+from wam_jax.running import plan as plan_lib
+from wam_jax.running import study
+from wam_jax.running.plan import StageError
 
 TASKS = ("open_drawer", "turn_on_led")
 UPDATES = (10, 20, 40)

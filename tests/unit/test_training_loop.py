@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from wam_jax.io.logger import Logger, read_metrics
-from wam_jax.stages import stopping
-from wam_jax.stages.training_loop import Clock, NotFiniteError, TrainingError, train_loop
+from wam_jax.host import stopping
+from wam_jax.host.logger import Logger, read_metrics
+from wam_jax.running.training_loop import Clock, NotFiniteError, TrainingError, train_loop
 from wam_jax.types import TrainState
 
 

@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from wam_jax.io.logger import Logger, read_metrics
-from wam_jax.io.wandb_run import ID_FILE, WandbRun
+from wam_jax.host.logger import Logger, read_metrics
+from wam_jax.host.wandb_run import ID_FILE, WandbRun
 
 
 def make(folder, said=None):

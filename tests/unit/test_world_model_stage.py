@@ -14,13 +14,13 @@ from wam_jax import config as config_lib
 from wam_jax.data import calvin, calvin_writer
 from wam_jax.data.files import DatasetError
 from wam_jax.data.frames import frame_path
-from wam_jax.io import artifact as artifact_lib
-from wam_jax.io import lumos
-from wam_jax.io.artifact import Artifact, load_artifact
-from wam_jax.io.checksums import CheckpointError
-from wam_jax.io.logger import Logger
-from wam_jax.io.saved_params import load_params
+from wam_jax.foreign import lumos
+from wam_jax.host.logger import Logger
 from wam_jax.stages import world_model as stage
+from wam_jax.storage import artifact as artifact_lib
+from wam_jax.storage.artifact import Artifact, load_artifact
+from wam_jax.storage.checksums import CheckpointError
+from wam_jax.storage.saved_params import load_params
 
 SIZE, LENGTHS = 16, (20, 9, 31)
 FIXTURES = pathlib.Path(os.environ.get("WAM_FIXTURES", pathlib.Path(__file__).parents[1] / "golden/fixtures"))

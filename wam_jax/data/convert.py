@@ -36,7 +36,7 @@ from wam_jax.data.frames import (
   ProgressFactory,
   num_workers,
 )
-from wam_jax.machine import disk_full
+from wam_jax.host.machine import disk_full
 
 SHARD_EXAMPLES = 64  # 100 MB of pictures at 64 x 64; what an interruption can cost
 _LISTED = 20  # broken frames that the summary names

@@ -17,7 +17,7 @@ import numpy as np
 
 from wam_jax.core import image as image_lib
 from wam_jax.data.files import COPY_AGAIN, IDS_FILE, DatasetError, PathLike, read_npz
-from wam_jax.machine import available_cores
+from wam_jax.host.machine import available_cores
 
 ProgressFactory = Callable[[int, str], contextlib.AbstractContextManager[Any]]
 

@@ -32,7 +32,7 @@ from wam_jax.data.frames import (
   ProgressFactory,
   empty,
 )
-from wam_jax.machine import disk_full
+from wam_jax.host.machine import disk_full
 
 VERSION = 1
 _VECTORS = ("action", "robot_obs", "scene_obs", "starts", "ends", "ids")

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from wam_jax.config_rules import TASKS
+from wam_jax.config.rules import TASKS
 from wam_jax.data import calvin, converted
 from wam_jax.data.files import COPY_AGAIN, IDS_FILE, DatasetError, PathLike
 from wam_jax.data.frames import (

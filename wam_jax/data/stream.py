@@ -17,7 +17,7 @@ from wam_jax.data.files import DatasetError, PathLike
 from wam_jax.data.frames import PICTURE_KEYS, empty
 from wam_jax.data.frames_cache import FrameCache
 from wam_jax.data.windows import REST_ACTION, Sampler
-from wam_jax.machine import host_bytes
+from wam_jax.host.machine import host_bytes
 from wam_jax.types import Batch
 
 RESIDENCIES = ("auto", "device", "stream")

@@ -18,9 +18,9 @@ _SIMULATORS = {
     "wam_jax.envs.play_table.skills",
   ),
   "calvin": (
-    "wam_jax.envs.calvin:CalvinTable",
-    "wam_jax.envs.calvin_pool:CalvinRenderer",
-    "wam_jax.envs.calvin_skills",
+    "wam_jax.envs.calvin.simulator:CalvinTable",
+    "wam_jax.envs.calvin.pool:CalvinRenderer",
+    "wam_jax.envs.calvin.skills",
   ),
 }
 NAMES = tuple(_SIMULATORS)
@@ -85,7 +85,7 @@ def make_vector(
 ) -> base.VectorStepper:
   """`num` environments of the simulator `name`, stepped and drawn together; arguments of `make_renderer`."""
   if name == "calvin":  # one in a process
-    from wam_jax.envs import calvin_pool
+    from wam_jax.envs.calvin import pool as calvin_pool
 
     return calvin_pool.CalvinVector(num, workers, image_size, root, scene)
   from wam_jax.envs import vector

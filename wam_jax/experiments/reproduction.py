@@ -5,12 +5,12 @@
   … --config.stage=plan                                                 # says what is there and what is not
   … --config.stage=report                                               # makes only the page
 
-Writes docs/results/ and docs/RESULTS.md. The arms: wam_jax/config_study.py. Settings were chosen on seeds
+Writes docs/results/ and docs/RESULTS.md. The arms: wam_jax/config/arms.py. Settings were chosen on seeds
 below 10, before any run of the seeds here.
 """
 
 from wam_jax import config
-from wam_jax.config_study import ARMS
+from wam_jax.config.arms import ARMS
 
 EPISODES = 50  # per task, arm and seed
 MONITORED = 20  # episodes per task of the curve over PPO iterations, from other start states

@@ -11,15 +11,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from wam_jax.config_surroundings import dppo_file
+from wam_jax.config.surroundings import dppo_file
 from wam_jax.data.features import load_features
-from wam_jax.io import dppo
-from wam_jax.io.artifact import Artifact, write_text
-from wam_jax.io.checksums import CheckpointError
-from wam_jax.io.logger import Logger
-from wam_jax.io.saved_params import load_params, save_params
+from wam_jax.foreign import dppo
+from wam_jax.host.logger import Logger
 from wam_jax.nn.policy import DiffusionPolicy, GaussianPolicy
-from wam_jax.stages.training_loop import train_loop
+from wam_jax.running.training_loop import train_loop
+from wam_jax.storage.artifact import Artifact, write_text
+from wam_jax.storage.checksums import CheckpointError
+from wam_jax.storage.saved_params import load_params, save_params
 from wam_jax.train import behaviour_cloning as train
 from wam_jax.train.sharding import make_mesh
 from wam_jax.train.state import make_optimizer, make_train_state

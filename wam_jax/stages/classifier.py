@@ -13,13 +13,13 @@ import numpy as np
 
 from wam_jax.core.discrimination import discrimination
 from wam_jax.data.features import DemoFeatures, load_features
-from wam_jax.io import tables
-from wam_jax.io.artifact import Artifact, write_text
-from wam_jax.io.logger import Logger
-from wam_jax.io.saved_params import load_params, save_params
+from wam_jax.host import tables
+from wam_jax.host.logger import Logger
 from wam_jax.nn.classifier import SuccessClassifier
-from wam_jax.stages.training_loop import train_loop
+from wam_jax.running.training_loop import train_loop
 from wam_jax.stages.world_model import load_world_model
+from wam_jax.storage.artifact import Artifact, write_text
+from wam_jax.storage.saved_params import load_params, save_params
 from wam_jax.train import classifier as train
 from wam_jax.train.imagination import World, make_starts, make_world
 from wam_jax.train.sharding import make_mesh

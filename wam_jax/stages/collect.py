@@ -20,11 +20,11 @@ import numpy as np
 from wam_jax import envs
 from wam_jax.data import calvin, calvin_writer
 from wam_jax.data.frames import num_workers
+from wam_jax.envs import recording
 from wam_jax.envs.base import Renderer
-from wam_jax.io.artifact import Artifact
-from wam_jax.io.logger import Logger
-from wam_jax.stages import recording
-from wam_jax.stages.recording import Job, Settings
+from wam_jax.envs.recording import Job, Settings
+from wam_jax.host.logger import Logger
+from wam_jax.storage.artifact import Artifact
 
 REQUIRES: tuple[str, ...] = ()
 CONFIG: tuple[str, ...] = (

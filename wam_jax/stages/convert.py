@@ -6,9 +6,9 @@ import pathlib
 from typing import Any
 
 from wam_jax.data import convert
-from wam_jax.io.artifact import Artifact
-from wam_jax.io.logger import Logger
+from wam_jax.host.logger import Logger
 from wam_jax.stages.collect import dataset_path
+from wam_jax.storage.artifact import Artifact
 
 REQUIRES = ("collect",)
 CONFIG = ("env.image_size", "data.skip_broken")

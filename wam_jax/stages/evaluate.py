@@ -17,17 +17,17 @@ from typing import Any
 import jax
 import numpy as np
 
+from wam_jax.acting import rollout
+from wam_jax.acting.rollout import Rollouts
 from wam_jax.core import intervals
 from wam_jax.data import calvin
 from wam_jax.data.files import DatasetError
-from wam_jax.io import processes
-from wam_jax.io.artifact import Artifact, write_text
-from wam_jax.io.logger import Logger
-from wam_jax.io.provenance import provenance
-from wam_jax.stages import rollout
+from wam_jax.host import processes
+from wam_jax.host.logger import Logger
+from wam_jax.host.provenance import provenance
+from wam_jax.running.ppo_monitor import read_selection
 from wam_jax.stages.collect import dataset_path
-from wam_jax.stages.ppo_monitor import read_selection
-from wam_jax.stages.rollout import Rollouts
+from wam_jax.storage.artifact import Artifact, write_text
 
 REQUIRES = ("collect", "world_model", "featurize", "behaviour_cloning", "classifier", "ppo")
 TOGETHER = True
@@ -349,7 +349,7 @@ def _simulator(env: Any) -> dict[str, str]:
   """Name and, where it is not ours, what to find the very same one by."""
   if env.name != "calvin":
     return {"name": env.name}
-  from wam_jax.envs import calvin as calvin_simulator
+  from wam_jax.envs.calvin import simulator as calvin_simulator
 
   return {"name": env.name, **calvin_simulator.describe(env.calvin_root, env.calvin_scene)}
 

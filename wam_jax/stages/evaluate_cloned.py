@@ -9,9 +9,9 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from wam_jax.io.artifact import Artifact
-from wam_jax.io.logger import Logger
+from wam_jax.host.logger import Logger
 from wam_jax.stages import evaluate
+from wam_jax.storage.artifact import Artifact
 
 REQUIRES = ("collect", "world_model", "featurize", "behaviour_cloning")
 TOGETHER = True

@@ -27,12 +27,13 @@ from wam_jax.data import calvin, windows
 from wam_jax.data.files import DatasetError
 from wam_jax.data.frames import Frames
 from wam_jax.envs import tasks
-from wam_jax.io import media, tables
-from wam_jax.io.artifact import Artifact, load_artifact, write_text
-from wam_jax.io.logger import Logger
-from wam_jax.io.provenance import provenance
+from wam_jax.host import tables
+from wam_jax.host.logger import Logger
+from wam_jax.host.provenance import provenance
+from wam_jax.reporting import media
 from wam_jax.stages.collect import dataset_path
 from wam_jax.stages.world_model import load_world_model
+from wam_jax.storage.artifact import Artifact, load_artifact, write_text
 from wam_jax.train import judging
 from wam_jax.train.world_model import ACTION_NAMES
 from wam_jax.types import Batch

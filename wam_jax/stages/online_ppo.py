@@ -17,23 +17,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wam_jax.acting.policy import filter_frame
 from wam_jax.core import ppo as ppo_loss
 from wam_jax.data import calvin
 from wam_jax.data.features import load_features
 from wam_jax.data.windows import REST_ACTION
 from wam_jax.envs import tasks as task_rules
-from wam_jax.io import tables
-from wam_jax.io.artifact import Artifact, write_text
-from wam_jax.io.logger import Logger, read_metrics
-from wam_jax.io.saved_params import save_params
+from wam_jax.host import tables
+from wam_jax.host.logger import Logger, read_metrics
 from wam_jax.nn.policy import executable
-from wam_jax.stages import behaviour_cloning, ppo_monitor
+from wam_jax.running import ppo_monitor
+from wam_jax.running.training_loop import NotFiniteError, train_loop
+from wam_jax.stages import behaviour_cloning
 from wam_jax.stages import classifier as classifier_stage
 from wam_jax.stages import ppo as ppo_stage
-from wam_jax.stages.acting import filter_frame
 from wam_jax.stages.collect import dataset_path
-from wam_jax.stages.training_loop import NotFiniteError, train_loop
 from wam_jax.stages.world_model import load_world_model
+from wam_jax.storage.artifact import Artifact, write_text
+from wam_jax.storage.saved_params import save_params
 from wam_jax.train import ppo as train
 from wam_jax.train import world_model as wm
 from wam_jax.train.imagination import DreamState, make_starts, make_world

@@ -14,15 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from wam_jax.data.features import DemoFeatures, load_features
-from wam_jax.io.artifact import Artifact, write_text
-from wam_jax.io.logger import Logger
-from wam_jax.io.processes import is_first
-from wam_jax.io.saved_params import load_params, save_params
+from wam_jax.host.logger import Logger
+from wam_jax.host.processes import is_first
 from wam_jax.nn.classifier import SuccessClassifier
-from wam_jax.stages import behaviour_cloning, ppo_monitor
+from wam_jax.running import ppo_monitor
+from wam_jax.running.training_loop import NotFiniteError, train_loop
+from wam_jax.stages import behaviour_cloning
 from wam_jax.stages import classifier as classifier_stage
-from wam_jax.stages.training_loop import NotFiniteError, train_loop
 from wam_jax.stages.world_model import load_world_model
+from wam_jax.storage.artifact import Artifact, write_text
+from wam_jax.storage.saved_params import load_params, save_params
 from wam_jax.train import ppo as train
 from wam_jax.train.imagination import (
   World,

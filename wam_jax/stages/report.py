@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 
 import wam_jax
-from wam_jax.io import media, report_page, tables
-from wam_jax.io.artifact import Artifact, read_artifact, write_text
-from wam_jax.io.logger import Logger, duration, read_metrics
-from wam_jax.io.page_parts import title_of
-from wam_jax.io.provenance import provenance
-from wam_jax.io.tables import markdown_table
-from wam_jax.stages.finished_run import Run
+from wam_jax.host import tables
+from wam_jax.host.logger import Logger, duration, read_metrics
+from wam_jax.host.provenance import provenance
+from wam_jax.host.tables import markdown_table
+from wam_jax.reporting import media, report_page
+from wam_jax.reporting.finished_run import Run
+from wam_jax.reporting.page_parts import title_of
+from wam_jax.storage.artifact import Artifact, read_artifact, write_text
 from wam_jax.train.world_model import ACTION_NAMES
 
 REQUIRES = (
@@ -222,7 +223,7 @@ def draw_episodes(
 
   env, size = config.env, config.report.animation_size
   if env.name == "calvin":
-    from wam_jax.envs.calvin import PICTURE_SIZES
+    from wam_jax.envs.calvin.simulator import PICTURE_SIZES
 
     size = min(size, *PICTURE_SIZES.values())  # pictures are only shrunk
   render = envs.make_renderer(env.name, size, env.workers, env.calvin_root, env.calvin_scene)

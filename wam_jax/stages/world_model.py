@@ -15,15 +15,16 @@ import numpy as np
 from jax.sharding import Mesh
 
 from wam_jax.data import calvin, frames_cache, statistics, stream, windows
-from wam_jax.io import artifact as artifact_lib
-from wam_jax.io import lumos, processes
-from wam_jax.io.artifact import Artifact
-from wam_jax.io.checksums import CheckpointError
-from wam_jax.io.logger import Logger
-from wam_jax.io.saved_params import check_params, load_params, save_params
+from wam_jax.foreign import lumos
+from wam_jax.host import processes
+from wam_jax.host.logger import Logger
 from wam_jax.nn.world_model import WorldModel, make_world_model
+from wam_jax.running.training_loop import Clock, train_loop
 from wam_jax.stages.collect import dataset_path
-from wam_jax.stages.training_loop import Clock, train_loop
+from wam_jax.storage import artifact as artifact_lib
+from wam_jax.storage.artifact import Artifact
+from wam_jax.storage.checksums import CheckpointError
+from wam_jax.storage.saved_params import check_params, load_params, save_params
 from wam_jax.train import sharding
 from wam_jax.train import state as train_state
 from wam_jax.train import world_model as train

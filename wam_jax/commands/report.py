@@ -1,0 +1,62 @@
+"""Makes the page of a finished run anew, or puts several runs side by side. No stage runs.
+
+python -m wam_jax.report --workdir=runs/calvin_wam_demo
+python -m wam_jax.report --workdir=runs/calvin_wam_demo --compare=runs/calvin_dreamerv2_demo --out=both.html
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from wam_jax.reporting.finished_run import Run, RunError, read_run
+from wam_jax.running import runner
+from wam_jax.storage.artifact import ArtifactError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """The command line."""
+  parser = argparse.ArgumentParser(
+    prog="python -m wam_jax.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--workdir", required=True, metavar="RUN", help="folder of a finished run")
+  parser.add_argument("--compare", default="", metavar="RUN2,RUN3", help="folders of runs to put beside it")
+  parser.add_argument(
+    "--out",
+    type=pathlib.Path,
+    metavar="FILE.html",
+    help="default: RUN/report/report.html (RUN/report.html without a report stage); RUN/comparison.html",
+  )
+  arguments = parser.parse_args(argv)
+  if arguments.out is not None and arguments.out.suffix not in (".html", ".htm"):
+    parser.error(f"--out: expected a name that ends with .html, got {arguments.out}")
+  runner.use_compilation_cache()
+  from wam_jax.reporting import comparison
+  from wam_jax.stages import report  # JAX, with that cache
+
+  others = [folder for folder in arguments.compare.split(",") if folder]
+  try:
+    runs = [read_run(folder, report.REQUIRES) for folder in (arguments.workdir, *others)]
+    out = arguments.out or _default(runs[0], bool(others))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    missing = comparison.write(runs, out) if others else report.rebuild(runs[0], out)
+  except (RunError, ArtifactError, OSError) as error:
+    print(f"\n{error}", file=sys.stderr)
+    return 1
+  for line in missing:
+    print(f"Note: {line}")
+  print(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
+  return 0
+
+
+def _default(run: Run, compared: bool) -> pathlib.Path:
+  if compared:
+    return run.workdir / "comparison.html"
+  made = run.workdir / "report"
+  return (made if (made / "DONE").exists() else run.workdir) / "report.html"
+
+
+if __name__ == "__main__":
+  sys.exit(main())

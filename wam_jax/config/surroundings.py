@@ -1,0 +1,220 @@
+"""What a config takes from the machine it runs on, and what is checked there: paths, data, packages.
+
+No JAX here.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from wam_jax.config.rules import CAMERAS, STAGES, Problem
+from wam_jax.host.machine import available_cores
+
+
+def _place_workdir(config: ConfigDict) -> list[Problem]:
+  config.workdir = _expand(config.workdir) or f"runs/{config.experiment}_{config.preset}"
+  workdir = pathlib.Path(config.workdir).absolute()
+  why = _impossible(workdir)
+  if why:
+    fix = f"{why}: name another place"
+    return [Problem("workdir", config.workdir, "a path that this system can have", fix)]
+  parent = next(path for path in (workdir, *workdir.parents) if os.path.exists(path))
+  if not os.path.isdir(parent):
+    return [Problem("workdir", config.workdir, "a folder", f"{parent} is a file: name another place")]
+  if not os.access(parent, os.W_OK | os.X_OK):
+    return [Problem("workdir", config.workdir, "a writable place", f"you may not write in {parent}")]
+  return []
+
+
+def _expand(path: str) -> str:
+  """`path` with ~ replaced. Text that no path can hold (null characters) is left for the checks."""
+  try:
+    return os.path.expanduser(path)
+  except ValueError:
+    return path
+
+
+def _impossible(path: pathlib.Path) -> str:
+  """Why the system cannot have this path, whatever is on the disk; '' if it can."""
+  try:
+    os.lstat(path)
+  except ValueError:  # also what cannot be encoded
+    return "it holds a null character or another that no name of a file can hold"
+  except OSError as error:
+    if error.errno in (errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP):
+      return os.strerror(error.errno)
+  long = any(len(os.fsencode(part)) > 255 for part in path.parts)  # also below folders that are not there yet
+  return os.strerror(errno.ENAMETOOLONG) if long else ""
+
+
+def _exists(*parts: str | os.PathLike[str]) -> bool:
+  """Whether there is such a file; False where pathlib raises (too long, may not be looked at)."""
+  return os.path.exists(os.path.join(*parts))
+
+
+def _check_inputs(config: ConfigDict) -> list[Problem]:
+  problems = []
+  for stage in STAGES[:-1]:
+    text = config.inputs[stage]
+    path = config.inputs[stage] = _expand(text)
+    if text and not (_exists(path, "DONE") or _exists(path, stage, "DONE")):
+      rule = f"a finished artifact of {stage}: a folder holding DONE, or the work folder above it"
+      fix = "that run has not finished" if os.path.isdir(path) else "check the path: there is no such folder"
+      problems.append(Problem(f"inputs.{stage}", text, rule, fix))
+  return problems
+
+
+def _check_lumos(config: ConfigDict) -> list[Problem]:
+  """A world model of LUMOS: the file is there, and the networks are of its kind."""
+  path = config.inputs.lumos_checkpoint = _expand(config.inputs.lumos_checkpoint)
+  if not path:
+    return []
+  w = config.world_model
+  w.learned_initial_state = True  # LUMOS's weights hold one
+  problems = []
+  if not os.path.isfile(path):
+    fix = "give the path of a .ckpt of LUMOS or DiWA, or of an npz of its state dict"
+    problems.append(Problem("inputs.lumos_checkpoint", path, "a file", fix))
+  if w.vision != "conv":
+    rule = "conv with inputs.lumos_checkpoint: LUMOS has convolutions"
+    problems.append(Problem("world_model.vision", w.vision, rule, "--config.world_model.vision=conv"))
+  if tuple(w.cameras) != CAMERAS:
+    rule = f"{', '.join(CAMERAS)} with inputs.lumos_checkpoint"
+    problems.append(Problem("world_model.cameras", w.cameras, rule, "leave world_model.cameras out"))
+  return problems
+
+
+def dppo_file(config: Any, task: str) -> str:
+  """File of a task's policy by `inputs.dppo_checkpoint`, which must be set."""
+  return config.inputs.dppo_checkpoint.replace("{task}", task)
+
+
+def _check_dppo(config: ConfigDict) -> list[Problem]:
+  """Policies of DPPO: a file for each task, and the policy is of their kind."""
+  path = config.inputs.dppo_checkpoint = _expand(config.inputs.dppo_checkpoint)
+  if not path:
+    return []
+  problems = []
+  files = [dppo_file(config, task) for task in config.tasks]
+  missing = [file for file in files if not os.path.isfile(file)]
+  if len(config.tasks) > 1 and "{task}" not in path:
+    rule = f"a path with {{task}} in it: there are {len(config.tasks)} tasks, each with a policy of its own"
+    problems.append(Problem("inputs.dppo_checkpoint", path, rule, "for instance policies/{task}.pt"))
+  elif missing:
+    fix = f"there is no {', no '.join(missing)}: copy them there, or set --config.tasks to those you have"
+    problems.append(Problem("inputs.dppo_checkpoint", path, "a file for each task", fix))
+  if config.behaviour_cloning.policy != "diffusion":
+    rule = "diffusion with inputs.dppo_checkpoint"
+    fix = "leave behaviour_cloning.policy out"
+    problems.append(Problem("behaviour_cloning.policy", config.behaviour_cloning.policy, rule, fix))
+  return problems
+
+
+def _check_compare(config: ConfigDict) -> list[Problem]:
+  paths = config.judge.compare = tuple(_expand(text) for text in config.judge.compare)
+  missing = [p for p in paths if not (_exists(p, "DONE") or _exists(p, "world_model", "DONE"))]
+  if not missing:
+    return []
+  rule = "finished artifacts of world_model: folders holding DONE, or the work folders above them"
+  return [Problem("judge.compare", config.judge.compare, rule, f"not so: {', '.join(missing)}")]
+
+
+def _find_calvin(config: ConfigDict) -> list[Problem]:
+  if config.data.source != "calvin":
+    return []
+  path = _expand(config.data.calvin_path or os.environ.get("CALVIN_DATA", ""))
+  config.data.calvin_path = path
+  if config.inputs.collect:
+    return []
+  rule = "a dataset in CALVIN's format: a folder with training/ and validation/"
+  if not path:
+    fix = "set it or $CALVIN_DATA, or use the embedded simulator: --config.data.source=embedded"
+    return [Problem("data.calvin_path", path, rule, fix)]
+  missing = [f"{path}/{name}" for name in ("training", "validation") if not os.path.isdir(f"{path}/{name}")]
+  if missing:
+    return [Problem("data.calvin_path", path, rule, f"missing: {', '.join(missing)}")]
+  takes = config.data.failed_takes_per_task
+  if takes and not os.path.isdir(f"{path}/failed"):
+    rule = f"0, or {path}/failed with annotated takes that failed, beside training/ and validation/"
+    fix = "--config.data.failed_takes_per_task=0 --config.ppo.failed_starts=0"
+    return [Problem("data.failed_takes_per_task", takes, rule, fix)]
+  return []
+
+
+def _find_calvin_env(config: ConfigDict) -> list[Problem]:
+  if config.env.name != "calvin":
+    return []
+  path = _expand(config.env.calvin_root or os.environ.get("CALVIN_ROOT", ""))
+  config.env.calvin_root = path
+  if os.path.isfile(f"{path}/calvin_env/envs/play_table_env.py"):
+    return []
+  rule = "a checkout of CALVIN's simulator, with env.name=calvin"
+  fix = "git clone https://github.com/mees/calvin_env and name its folder, here or in $CALVIN_ROOT"
+  return [Problem("env.calvin_root", path, rule, fix)]
+
+
+def _find_wandb(config: ConfigDict) -> list[Problem]:
+  project = config.training.wandb_project
+  if not project:
+    return []
+  found = importlib.util.find_spec("wandb")
+  if found is not None and found.origin is not None:  # a folder `wandb`, as W&B makes them, has no origin
+    return []
+  rule = "empty where the package wandb is not installed"
+  return [Problem("training.wandb_project", project, rule, "pip install 'wam_jax[wandb]'")]
+
+
+_AMOUNT = ("data.source", "data.calvin_path", "data.play_frames")
+
+
+def _check_amount(config: ConfigDict) -> list[Problem]:
+  """A batch of the world model must not be larger than all the data there is."""
+  frames, where = config.data.play_frames, "data.play_frames"
+  if config.data.source == "calvin":
+    where = f"the frames in {config.data.calvin_path}/training"
+    frames = _count_frames(pathlib.Path(config.data.calvin_path) / "training" / "ep_start_end_ids.npy")
+    if not frames:
+      return []  # reading the dataset reports what is wrong
+  w = config.world_model
+  if w.batch_size * w.sequence_length <= frames:
+    return []
+  rule = f"batch_size * sequence_length ({w.batch_size} * {w.sequence_length}) at most {where} ({frames})"
+  return [Problem("world_model.batch_size", w.batch_size, rule, f"at most {frames // w.sequence_length}")]
+
+
+def _count_frames(file: pathlib.Path) -> int:
+  """Frames by a split's table of episodes; 0 if it is not there or not as it should be."""
+  try:
+    # Mapped, not loaded: a damaged header may promise terabytes.
+    ids: np.ndarray = np.lib.format.open_memmap(file, mode="r")
+  except (OSError, ValueError, EOFError, SyntaxError, MemoryError, OverflowError):
+    return 0
+  if ids.ndim != 2 or ids.shape[1] != 2 or ids.dtype.kind not in "iu" or len(ids) == 0:
+    return 0
+  lengths = ids[:, 1].astype(np.float64) - ids[:, 0] + 1
+  return int(lengths.sum()) if lengths.min() > 0 and lengths.sum() < 1e9 else 0
+
+
+# Fields that are looked at, and what completes or checks them once each is right by itself: may change the
+# config, returns problems or None.
+DERIVED: tuple[tuple[tuple[str, ...], Callable[[ConfigDict], Sequence[Problem] | None]], ...] = (
+  (("tasks",), lambda c: c.update(tasks=tuple(c.tasks))),
+  (("env.workers",), lambda c: c.env.update(workers=c.env.workers or available_cores())),
+  (("workdir", "experiment", "preset"), _place_workdir),
+  (tuple(f"inputs.{stage}" for stage in STAGES[:-1]), _check_inputs),
+  (("judge.compare",), _check_compare),
+  (("inputs.lumos_checkpoint", "world_model.vision", "world_model.cameras"), _check_lumos),
+  (("inputs.dppo_checkpoint", "tasks", "behaviour_cloning.policy"), _check_dppo),
+  (("env.name", "env.calvin_root"), _find_calvin_env),
+  (("data.source", "data.calvin_path", "data.failed_takes_per_task", "inputs.collect"), _find_calvin),
+  (("training.wandb_project",), _find_wandb),
+  (("world_model.batch_size", "world_model.sequence_length", *_AMOUNT), _check_amount),
+)

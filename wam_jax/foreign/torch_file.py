@@ -1,0 +1,250 @@
+"""Weights out of files of torch.save, and out of npz files of a state dict.
+
+Torch is not needed: such a file is a zip archive of raw numbers and one pickle, and the pickle is read here
+with every name in it that is not a tensor replaced by an inert object. Nothing in a file is run.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import io
+import os
+import pathlib
+import pickle
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from wam_jax.storage.checksums import CheckpointError
+
+StateDict = dict[str, np.ndarray]
+Shape = tuple[int, ...]
+# From what a file holds to its wanted entries: name -> a tensor or array that is not read yet.
+Select = Callable[[dict[Any, Any]], Mapping[str, Any]]
+
+COPY_AGAIN = "copy or download this file again."
+
+
+class WeightsError(CheckpointError):
+  """Weights that cannot be used: says where, what is wrong and what to do."""
+
+  def __init__(self, where: str | os.PathLike[str], rule: str, *, fix: str = ""):
+    self.where, self.rule, self.fix = str(where), rule, fix
+    super().__init__(f"{self.where}: {rule}" + (f" What to do: {fix}" if fix else ""))
+
+
+# A torch file holds `<name>/data.pkl` and one member `<name>/data/<key>` per storage; the
+# pickle refers to storages by persistent ids and rebuilds each tensor from one by offset, size, stride.
+
+
+@dataclasses.dataclass(frozen=True)
+class _Storage:
+  kind: str  # torch's name of its type
+  key: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tensor:
+  storage: _Storage
+  offset: int
+  size: Shape
+  stride: Shape
+
+
+class _Inert:
+  """Stands for any object that is not a tensor. Takes whatever a pickle does to it and does nothing."""
+
+  origin = ""
+
+  def __new__(cls, *unused: Any, **also_unused: Any) -> _Inert:
+    return object.__new__(cls)
+
+  def _nothing(self, *unused: Any) -> None:
+    pass
+
+  __setstate__ = __setitem__ = append = extend = add = _nothing
+
+  def __call__(self, *unused: Any) -> _Inert:
+    return self
+
+
+def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *unused: Any) -> _Tensor:
+  numbers = (offset, *size, *stride)
+  if not isinstance(storage, _Storage) or len(size) != len(stride):
+    raise pickle.UnpicklingError("a tensor without storage")
+  if not all(isinstance(n, int) and n >= 0 for n in numbers):
+    raise pickle.UnpicklingError(f"a tensor of size {size} and stride {stride}")
+  return _Tensor(storage, offset, tuple(size), tuple(stride))
+
+
+def _rebuild_parameter(data: Any, *unused: Any) -> Any:
+  return data
+
+
+class _WeightsUnpickler(pickle.Unpickler):
+  """Admits tensors and plain containers; all else becomes `_Inert`. Imports nothing, runs nothing."""
+
+  _ADMITTED: Mapping[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+  }
+
+  def find_class(self, module: str, name: str) -> Any:
+    known = self._ADMITTED.get((module, name))
+    return known or type("Inert", (_Inert,), {"origin": f"{module}.{name}"})
+
+  def persistent_load(self, pid: Any) -> Any:
+    if not isinstance(pid, tuple) or len(pid) != 5 or pid[0] != "storage" or not isinstance(pid[2], str):
+      raise pickle.UnpicklingError(f"unknown persistent id {str(pid)[:80]}")
+    return _Storage(getattr(pid[1], "origin", str(pid[1])), pid[2])
+
+
+_DTYPES = {
+  f"torch.{name}Storage": np.dtype(dtype)
+  for name, dtype in {
+    "Float": np.float32,
+    "Double": np.float64,
+    "Half": np.float16,
+    "BFloat16": np.uint16,  # NumPy has none: read as its bits, which are the upper half of a float32
+    "Long": np.int64,
+    "Int": np.int32,
+    "Short": np.int16,
+    "Char": np.int8,
+    "Byte": np.uint8,
+    "Bool": np.bool_,
+  }.items()
+}
+
+
+class _TorchArchive:
+  """One open file of torch.save. Storages are read when a tensor of theirs is asked for."""
+
+  def __init__(self, archive: zipfile.ZipFile, index: str):
+    self._archive = archive
+    self._root = index.removesuffix("data.pkl")
+    self._storages: dict[str, np.ndarray] = {}
+    order = f"{self._root}byteorder"
+    self._big_endian = order in archive.namelist() and archive.read(order) == b"big"
+
+  def load(self) -> Any:
+    """The object saved, tensors as `_Tensor`."""
+    return _WeightsUnpickler(io.BytesIO(self._archive.read(f"{self._root}data.pkl"))).load()
+
+  def array(self, tensor: _Tensor) -> np.ndarray:
+    """Read-only view on the tensor's storage; bfloat16 is widened to float32."""
+    storage, size = tensor.storage, tensor.size
+    if storage.kind not in _DTYPES:
+      raise ValueError(f"numbers of type {storage.kind} are not read")
+    if storage.key not in self._storages:
+      dtype = _DTYPES[storage.kind].newbyteorder(">" if self._big_endian else "<")
+      flat = np.frombuffer(self._archive.read(f"{self._root}data/{storage.key}"), dtype)
+      if storage.kind == "torch.BFloat16Storage":
+        flat = (flat.astype(np.uint32) << 16).view(np.float32)
+      self._storages[storage.key] = flat
+    flat = self._storages[storage.key]
+    if 0 in size:
+      return np.zeros(size, flat.dtype)
+    last = tensor.offset + sum((n - 1) * s for n, s in zip(size, tensor.stride, strict=True))
+    if last >= flat.size:
+      raise ValueError(f"reaches number {last} of a storage of {flat.size}")
+    strides = [s * flat.itemsize for s in tensor.stride]
+    return np.lib.stride_tricks.as_strided(flat[tensor.offset :], size, strides, writeable=False)
+
+
+def _read_torch(
+  path: pathlib.Path,
+  archive: zipfile.ZipFile,
+  index: str,
+  select: Select,
+  error_type: type[WeightsError],
+  wanted: str,
+) -> StateDict:
+  contents = _TorchArchive(archive, index)
+  try:
+    root = contents.load()
+  except Exception as error:  # a damaged pickle can raise anything
+    raise error_type(path, f"damaged pickle ({type(error).__name__}: {error}).", fix=COPY_AGAIN) from None
+  if isinstance(root, _Inert):
+    raise error_type(
+      path, f"holds an object of class {root.origin}, not weights; nothing of it was run.", fix=wanted
+    )
+  if not isinstance(root, dict):
+    raise error_type(path, f"holds a {type(root).__name__}, not a state dict.", fix=wanted)
+  weights = {}
+  for name, value in select(root).items():
+    if not isinstance(value, _Tensor):
+      what = getattr(value, "origin", "") or type(value).__name__
+      raise error_type(path, f"'{name}' is no plain tensor but a {what}.", fix=wanted)
+    try:
+      weights[name] = contents.array(value)
+    except (KeyError, ValueError) as error:
+      raise error_type(
+        path,
+        f"'{name}' cannot be read: {error.args[0]}.",
+        fix="save the weights as float32, or " + COPY_AGAIN,
+      ) from None
+  return weights
+
+
+def _read_npz(path: pathlib.Path, select: Select, error_type: type[WeightsError]) -> StateDict:
+  try:
+    with np.load(path, allow_pickle=False) as file:
+      entries = {name: file[name] for name in file.files}
+  except (ValueError, KeyError) as error:
+    raise error_type(path, f"not an npz of plain arrays ({error}).", fix=COPY_AGAIN) from None
+  weights = {name.removeprefix("param/"): x for name, x in entries.items() if name.startswith("param/")}
+  return dict(select(weights or entries))
+
+
+def read_weights(
+  path: str | os.PathLike[str], select: Select, *, error_type: type[WeightsError], wanted: str
+) -> StateDict:
+  """The weights of a file that `select` chooses.
+
+  Nothing in the file is run, whatever it is: other objects beside the weights are passed over. Storages that
+  no chosen weight refers to (an optimiser's) are not read.
+
+  Args:
+    path: what torch.save wrote (since torch 1.6), or an npz of a state dict, its names plain or under
+      "param/".
+    select: from the dict that the file holds to the entries wanted, by the names they shall have.
+    error_type: raised for whatever is wrong.
+    wanted: what to use instead of a file of another kind, for the errors.
+
+  Returns:
+    name -> read-only array in torch's layout and the file's dtype (bfloat16 as float32).
+
+  Raises:
+    WeightsError: (of `error_type`) no such file, damaged, or of another format.
+  """
+  path = pathlib.Path(path)
+  try:
+    if not zipfile.is_zipfile(path):
+      with path.open("rb") as file:  # for its error, if it is not there
+        file.read(1)
+      raise error_type(
+        path,
+        "neither a file of torch.save nor an npz: damaged, or in the format of before torch 1.6.",
+        fix="copy it again, or load it with torch and save its state_dict() anew.",
+      )
+    with zipfile.ZipFile(path) as archive:
+      names = archive.namelist()
+      index = [name for name in names if name == "data.pkl" or name.endswith("/data.pkl")]
+      if any(name.endswith("constants.pkl") for name in names):
+        raise error_type(path, "a TorchScript program, not a checkpoint.", fix=wanted)
+      if len(index) == 1:
+        return _read_torch(path, archive, index[0], select, error_type, wanted)
+    if any(name.endswith(".npy") for name in names):
+      return _read_npz(path, select, error_type)
+    raise error_type(path, "a zip archive, but neither of torch.save nor an npz.", fix=wanted)
+  except FileNotFoundError:
+    raise error_type(path, "no such file.", fix=wanted) from None
+  except OSError as error:
+    raise error_type(path, f"cannot be read ({error.strerror or error}).", fix=COPY_AGAIN) from None
+  except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    raise error_type(path, f"damaged archive ({error}).", fix=COPY_AGAIN) from None

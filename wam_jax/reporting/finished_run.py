@@ -1,0 +1,138 @@
+"""A finished run as it lies on disk: its artifacts, results, settings, and episodes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from wam_jax.config import STAGES
+from wam_jax.storage.artifact import Artifact, ArtifactError, given_folders, load_artifact, search_input
+
+OPTIONAL = ("collect",)  # of which a page only tells the time
+
+
+class RunError(Exception):
+  """A folder is no finished run, or runs cannot be compared; the text says what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A finished run.
+
+  Attributes:
+    workdir: its folder.
+    config: of its evaluation.
+    inputs: stage -> artifact, in the order of the stages.
+    results: content of `results.json`.
+    missing: what a page must do without, in words.
+  """
+
+  workdir: pathlib.Path
+  config: Any
+  inputs: Mapping[str, Artifact]
+  results: dict[str, Any]
+  missing: tuple[str, ...] = ()
+
+  def judge(self) -> dict[str, Any]:
+    """Content of `judge.json`."""
+    return json.loads((self.inputs["judge_world_model"].path / "judge.json").read_text(encoding="utf-8"))
+
+  def strips(self) -> dict[str, bytes]:
+    """png and webp -> the open-loop prediction as a strip and as an animation, as far as they are there."""
+    paths = {kind: self.inputs["judge_world_model"].path / f"strip.{kind}" for kind in ("png", "webp")}
+    return {kind: path.read_bytes() for kind, path in paths.items() if path.exists()}
+
+  def episodes(self, policy: str) -> dict[str, np.ndarray] | None:
+    """success [K, M] and the start states of a policy's episodes; None if they are not stored."""
+    path = self.inputs["evaluate"].path / f"{policy}.npz"
+    names = ("success", "start_robot_obs", "start_scene_obs")
+    try:
+      with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in names}
+    except (OSError, KeyError, ValueError):
+      return None
+
+  def settings(self) -> dict[str, Any]:
+    """Dotted path -> value of all that the results depend on; where stages differ, followed by (stage)."""
+    out: dict[str, Any] = {}
+    for stage, artifact in self.inputs.items():
+      for path, value in artifact.part.items():
+        out[path if out.get(path, value) == value else f"{path} ({stage})"] = value
+    return out
+
+
+def read_run(workdir: str | os.PathLike[str], stages: Sequence[str]) -> Run:
+  """Opens a finished run.
+
+  Args:
+    workdir: its folder.
+    stages: that it must have, evaluate among them.
+
+  Raises:
+    RunError: it is none, or stages that its results were made from cannot be found.
+  """
+  path = pathlib.Path(workdir).expanduser()
+  if not path.is_dir():
+    raise RunError(f"{path}: there is no such folder")
+  try:
+    evaluated = load_artifact(path, "evaluate")
+    results = json.loads((evaluated.path / "results.json").read_text(encoding="utf-8"))
+  except (ArtifactError, OSError, ValueError) as error:
+    done = [stage for stage in STAGES if (path / stage / "DONE").exists()]
+    there = f"finished there: {', '.join(done)}" if done else "no stage is finished there"
+    raise RunError(
+      f"{path} is no finished run: {error}\n  ({there}; a run is finished when it is evaluated: repeat the "
+      "command that began it)"
+    ) from error
+  root = evaluated.path.parent
+  inputs: dict[str, Artifact] = {}
+  lost: list[str] = []
+  missing: list[str] = []
+  for stage in stages:
+    found: Artifact | None = evaluated
+    reasons: list[str] = []
+    if stage in evaluated.inputs:
+      found, reasons = search_input(evaluated, stage, evaluated.inputs[stage])
+    elif stage != "evaluate":
+      found, reasons = _made_on(root, stage, evaluated.inputs)
+    if found is not None:
+      inputs[stage] = found
+    elif stage in OPTIONAL:
+      missing.append(f"{stage} is not where the run had it, its time is not counted")
+    else:
+      lost += [f"  {stage} is not there:", *(f"  {reason}" for reason in reasons)]
+  if lost:
+    raise RunError("\n".join([f"{path}: stages that belong to this run cannot be found", *lost]))
+  return Run(root, ConfigDict(evaluated.config), inputs, results, tuple(missing))
+
+
+def _made_on(root: pathlib.Path, stage: str, prints: Mapping[str, str]) -> tuple[Artifact | None, list[str]]:
+  """The artifact of a stage that evaluate does not read, made from the same as it."""
+  reasons = []
+  for folder in (root / stage, *given_folders(root, stage)):
+    try:
+      found = load_artifact(folder, stage)
+    except ArtifactError as error:
+      reasons.append(f"  {error}")
+      continue
+    if all(prints.get(name, value) == value for name, value in found.inputs.items()):
+      return found, []
+    reasons.append(f"  {found.path}: of another world model or other data")
+  return None, reasons
+
+
+def labels(runs: Sequence[Run]) -> list[str]:
+  """A short name of each run: as many of the last parts of its folder as tell them apart."""
+  paths = [run.workdir.resolve().parts for run in runs]
+  for count in range(1, max(map(len, paths)) + 1):
+    names = ["/".join(path[-count:]) for path in paths]
+    if len(set(names)) == len(names):
+      return names
+  raise RunError(f"{runs[0].workdir}: a run cannot be compared with itself")

@@ -1,0 +1,295 @@
+"""The report of a run as one HTML page that needs nothing else: no script, no font, no request.
+
+Everything shown comes from the report's plain values (`stages.report`) and from pictures given as bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from wam_jax.host import tables
+from wam_jax.host.logger import duration
+from wam_jax.reporting import charts, media
+from wam_jax.reporting import page_parts as parts
+from wam_jax.reporting.page_parts import escape, percent, points, title_of
+
+# The order of the columns: on a narrow screen the first are seen first.
+HEADS = {
+  "cloned": "Cloned",
+  "ppo": "After PPO",
+  "ppo_imagined": "Best<br>imagined",
+  "ppo_real": "Best in<br>simulator",
+  "expert": "Expert",
+  "random": "Random<br>weights",
+}
+
+EXPLAINED = {
+  "PPO": "Exploring: the dreams that PPO learns from. Held-out starts and monitored: measured on the way, "
+  "from start states that the evaluation (the dots) leaves; few episodes, so that the two may differ."
+}
+
+
+def _headline(report: Mapping[str, Any]) -> str:
+  policies = report["results"]["policies"]
+  cards = []
+  for name in ("ppo", "cloned", "random", "expert"):
+    if name in policies:
+      mean = policies[name]["mean"]
+      below = f"{parts.span_of(mean['low'], mean['high'])} %, n = {mean['n']}"
+      cards.append(parts.number_card(policies[name]["label"], percent(mean["rate"]), below, name))
+  facts = report["provenance"]
+  devices = [name for name in dict.fromkeys(facts["devices"]) if name != "cpu"]
+  cores = f"{facts['cores']} CPU core{'s' if facts['cores'] != 1 else ''}"
+  machine = escape(", ".join([*devices, cores]))
+  cards.append(parts.number_card("Whole run", duration(report["total_seconds"]), machine))
+  return f'<div class="numbers">{"".join(cards)}</div>'
+
+
+def _summary(report: Mapping[str, Any]) -> str:
+  """What the numbers say, in two sentences."""
+  results, sentences = report["results"], []
+  change = results.get("ppo_minus_cloned")
+  if change is not None:
+    low, high = change["low"], change["high"]
+    verdict = "a gain" if low > 0 else "a loss" if high < 0 else "no difference can be told"
+    sentences.append(
+      f"PPO in imagination changed the mean success by <b>{points(change['difference'])} points</b> "
+      f"(95 % interval {points(low)} to {points(high)}, paired over the same start states): {verdict}."
+    )
+  mean = results["policies"].get("ppo", {}).get("mean", {})
+  if "imagined" in mean:
+    gap = mean["gap"]
+    said = f"{abs(100 * gap):.1f} points {'above' if gap > 0 else 'below'} the simulator"
+    sentences.append(
+      f"In its dreams the final policy succeeds in {percent(mean['imagined'])}, "
+      f"{said if round(1000 * gap) else 'as in the simulator'}."
+    )
+  return f'<p class="lead">{" ".join(sentences)}</p>' if sentences else ""
+
+
+def _cell(row: Mapping[str, Any], interval: bool) -> str:
+  span = f'<span class="ci">{parts.span_of(row["low"], row["high"])}</span>' if interval else ""
+  return f"<td>{percent(row['rate'])}{span}</td>"
+
+
+def _table(report: Mapping[str, Any]) -> str:
+  results = report["results"]
+  policies = results["policies"]
+  compared = [name for name in ("cloned", "ppo") if name in policies]
+  others = [name for name in HEADS if name in policies and name not in compared]
+  dreamed = "imagined" in policies.get("ppo", {}).get("mean", {})
+  head = '<th class="name">Task</th><th class="text">0 to 100 %</th>'
+  head += "".join(f"<th>{HEADS[name]}</th>" for name in compared)
+  head += "<th>Imagined<br>after PPO</th><th>Gap,<br>points</th>" if dreamed else ""
+  head += "".join(f"<th>{HEADS[name]}</th>" for name in others)
+  lines = []
+  for task in (*results["tasks"], None):
+    rows = {name: p["mean"] if task is None else p["per_task"][task] for name, p in policies.items()}
+    cells = "".join(_cell(rows[name], True) for name in compared)
+    if dreamed:
+      cells += f"<td>{percent(rows['ppo'].get('imagined'))}</td><td>{points(rows['ppo'].get('gap'))}</td>"
+    cells += "".join(_cell(rows[name], False) for name in others)
+    bars = [(name, rows[name]["rate"], rows[name]["low"], rows[name]["high"]) for name in compared]
+    marks = [(name, rows[name]["rate"]) for name in ("expert", "random") if name in rows]
+    marks += [("imagined", rows["ppo"]["imagined"])] if dreamed else []
+    label = "Mean of all tasks" if task is None else title_of(task)
+    style = ' class="mean"' if task is None else ""
+    plot = charts.interval_chart(bars, marks)
+    lines.append(f'<tr{style}><td class="name">{label}</td><td class="plot">{plot}</td>{cells}</tr>')
+  entries = [(policies[name]["label"], f"{name} dot") for name in compared]
+  entries += [("Imagined after PPO", "imagined mark")] if dreamed else []
+  entries += [(policies[name]["label"], f"{name} mark") for name in ("expert", "random") if name in policies]
+  return (
+    '<p class="soft">Small numbers and bars: 95 % Wilson interval.</p>'
+    + parts.table_card(f"<tr>{head}</tr>", lines, "Success in the simulator")
+    + parts.legend(entries)
+  )
+
+
+def _rollouts(report: Mapping[str, Any], animations: Mapping[str, bytes]) -> str:
+  cards = []
+  for shown in report["rollouts"]:
+    if shown["task"] not in animations:
+      continue
+    seconds = shown["steps"] / report["control_hz"]
+    chip = (
+      f'<span class="chip good">solved in {seconds:.1f} s</span>'
+      if shown["success"]
+      else '<span class="chip bad">not solved</span>'
+    )
+    source = media.data_uri(animations[shown["task"]], "webp")
+    alt = f"Robot, task: {title_of(shown['task'])}"
+    cards.append(
+      f'<figure class="card"><img src="{source}" alt="{escape(alt)}"><figcaption>'
+      f"<span><b>{escape(title_of(shown['task']))}</b> "
+      f'<span class="soft">episode {shown["episode"] + 1}</span></span>{chip}</figcaption></figure>'
+    )
+  if not cards:
+    return ""
+  return (
+    "<p class='soft'>The final policy, static and wrist camera. Of each task the "
+    "first successful episode is shown, or the first one if none succeeded.</p>"
+    f'<div class="grid">{"".join(cards)}</div>'
+  )
+
+
+def _dreams(report: Mapping[str, Any], strips: Mapping[str, bytes]) -> str:
+  """The world model's open loop: strip, animation, PSNR over the horizon, table."""
+  judge = report["judge"]
+  model = judge["models"][0]
+  cards = []
+  if "webp" in strips:
+    cards.append(
+      f'<figure class="card still"><h3>True, predicted, error</h3>'
+      f'<img src="{media.data_uri(strips["webp"], "webp")}" alt="A dream as an animation"></figure>'
+    )
+  for camera, own in model["open_loop"].items():
+    lines = (("world model", own, "s0"), ("last frame seen, repeated", model["repeated"][camera], "random"))
+    series = [
+      {
+        "name": name,
+        "x": list(range(1, len(values["psnr_curve"]) + 1)),
+        "y": values["psnr_curve"],
+        "style": style,
+        "note": f": mean {values['mean_psnr']:.2f} dB",
+      }
+      for name, values, style in lines
+    ]
+    title = f"PSNR, dB, {tables.CAMERA_NAMES.get(camera, camera)} camera"
+    cards.append(parts.chart_card({"title": title, "x_label": "frames imagined", "series": series}))
+  strip = (
+    f'<div class="card strip" role="region" tabindex="0" aria-label="A dream as a strip">'
+    f'<img src="{media.data_uri(strips["png"], "png")}" alt="True, predicted and error pictures"></div>'
+    if "png" in strips
+    else ""
+  )
+  return (
+    f"<p class='soft'>{escape(tables.described(judge))} Shown is the window in which most furniture moves, "
+    "the animation three times slower than it was. In the error pictures grey means equal.</p>"
+    f'{strip}<div class="grid big gap">{"".join(cards)}</div>'
+    f"{parts.rows_table(tables.open_loop_rows(judge))}"
+  )
+
+
+def _discrimination(report: Mapping[str, Any]) -> str:
+  rows = report.get("discrimination")
+  if not rows:
+    return ""
+  return f"<p class='soft'>{escape(tables.DISCRIMINATION)}</p>" + parts.rows_table(rows)
+
+
+def _probes(report: Mapping[str, Any]) -> str:
+  judge = report["judge"]
+
+  def narrow(group: str) -> str:
+    """The score below the name leaves room for the numbers."""
+    head, *rows = tables.probe_rows(judge, group)
+    if not rows:
+      return ""
+    cells = [
+      [f"{parts.quantity_of(name)}\n{score}" if score else name, *cells] for name, score, *cells in rows
+    ]
+    return parts.rows_table([[head[0], *head[2:]], *cells])
+
+  hand = tables.hand_rows(judge)
+  return (
+    "<p class='soft'>One linear map per quantity, fitted on the features of training frames. R\u00b2: 1 is "
+    "perfect, 0 as good as the mean; balanced accuracy: 0.5 is chance. Imagined: the same maps on features "
+    "that have not seen the frame. Kept: the reading of the last frame seen. The hand is compared with a "
+    "linear recursion of its position, fitted on the same frames.</p>"
+    + (parts.rows_table(hand) if len(hand) > 1 else "")
+    + narrow("probes")
+    + narrow("takes")
+    + parts.rows_table(tables.inverse_dynamics_rows(judge))
+  )
+
+
+def _classifier(report: Mapping[str, Any]) -> str:
+  quality = report.get("classifier")
+  if not quality:
+    return ""
+  names = list(dict.fromkeys(name for row in quality.values() for name in row))
+  head = '<th class="name">Task</th>' + "".join(f'<th class="wrap">{escape(name)}</th>' for name in names)
+  lines = []
+  for task, row in quality.items():
+    cells = "".join(f"<td>{percent(row.get(name))}</td>" for name in names)
+    lines.append(f'<tr><td class="name">{escape(title_of(task))}</td>{cells}</tr>')
+  return (
+    "<p class='soft'>The reward of PPO, on held-out demonstrations, on dreams of them, and on "
+    "dreams of random actions, which should never be called a success. A dash: there was no such case.</p>"
+  ) + parts.table_card(f"<tr>{head}</tr>", lines, "Success classifier")
+
+
+def _stages(report: Mapping[str, Any]) -> str:
+  peak = max((stage.get("peak_bytes") or 0 for stage in report["stages"]), default=0)
+  memory = f", largest memory of a process {peak / 1e9:.1f} GB" if peak else ""
+  return (
+    f"<p class='soft'>{duration(report['total_seconds'])} in all{memory}.</p>"
+    f"{parts.time_bars(report['stages'])}"
+  )
+
+
+def _provenance(report: Mapping[str, Any]) -> str:
+  facts = report["provenance"]
+  rows = {
+    "Command": f"<code>{escape(facts['command'])}</code>",
+    "wam_jax": escape(facts["wam_jax"]) + (f", commit {escape(facts['commit'])}" if facts["commit"] else ""),
+    "Seed": escape(report["seed"]),
+    "Date": escape(facts["date"]),
+    "Machine": escape(
+      f"{facts['cpu']}, {facts['cores']} cores; {', '.join(facts['devices'])}; {facts['platform']}"
+    ),
+    "Python": escape(facts["python"]),
+    "Packages": escape(", ".join(f"{name} {version}" for name, version in facts["packages"].items())),
+  }
+  entries = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in rows.items())
+  prints = "".join(
+    f"<dt>{escape(stage.replace('_', ' '))}</dt><dd><code>{escape(value)}</code></dd>"
+    for stage, value in report["fingerprints"].items()
+  )
+  config = escape(json.dumps(report["config"], indent=2))
+  return (
+    parts.details("Command, machine and packages", f"<dl>{entries}</dl>")
+    + parts.details("Full configuration", f"<pre>{config}</pre>")
+    + parts.details("Fingerprints of the stages", f"<dl>{prints}</dl>")
+  )
+
+
+def render_page(
+  report: Mapping[str, Any], strips: Mapping[str, bytes], animations: Mapping[str, bytes]
+) -> str:
+  """The whole page.
+
+  Args:
+    report: what `stages.report.build` returns.
+    strips: png and webp -> the open-loop prediction as a strip and as an animation.
+    animations: task -> animated WebP.
+
+  Returns:
+    HTML text.
+  """
+  notes = "".join(f"<li>{escape(note).replace('`', '')}</li>" for note in report["notes"])
+  date = report["provenance"]["date"][:10]
+  subtitle = f"{report['experiment']} · preset {report['preset']} · seed {report['seed']} · {date}"
+  sections: Sequence[tuple[str, str, str, str]] = (
+    ("success", "Success", "Success in the simulator", _table(report)),
+    ("episodes", "Episodes", "Episodes in the simulator", _rollouts(report, animations)),
+    ("dreams", "Dreams", "What the world model imagines", _dreams(report, strips)),
+    ("telling", "Telling apart", "What dreams can tell apart", _discrimination(report)),
+    ("features", "Features", "What can be read off its features", _probes(report)),
+    ("curves", "Curves", "Learning curves", parts.chart_groups(report["curves"], EXPLAINED)),
+    ("classifier", "Classifier", "Success classifier", _classifier(report)),
+    ("time", "Time", "Time of each stage", _stages(report)),
+    ("notes", "Notes", "Notes", f"<ul class='soft'>{notes}</ul>" if notes else ""),
+    ("made", "How it was made", "How it was made", _provenance(report)),
+  )
+  body = (
+    f"<h1>{escape(report['title'])}</h1><p class='soft'>{escape(subtitle)}</p>"
+    + _headline(report)
+    + _summary(report)
+    + parts.navigation([(anchor, word, content) for anchor, word, _, content in sections])
+    + "".join(parts.section(title, content, anchor) for anchor, _, title, content in sections)
+  )
+  return parts.page(report["title"], body)

@@ -1,0 +1,255 @@
+"""Several seeds of one recipe together: a JSON file of each finished run, and one table of the files."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from wam_jax.core import bootstrap, intervals
+from wam_jax.host import tables
+from wam_jax.host.logger import duration
+from wam_jax.reporting import study_results
+from wam_jax.reporting.finished_run import Run, RunError
+from wam_jax.running.study import PLACES, episodes_of
+from wam_jax.storage.artifact import write_text
+
+FORMAT = 1
+HAND_HORIZON = 20  # imagined frames, in the table
+SHOWN = ("cloned", "ppo")
+JUDGED = ("probes", "takes", "hand")
+
+Result = Mapping[str, Any]
+
+
+def result_of(run: Run) -> dict[str, Any]:
+  """What is kept of a finished run.
+
+  Raises:
+    RunError: its episodes or the classifier's measurements are not there.
+  """
+  evaluate = run.inputs["evaluate"].path
+  quality_file = run.inputs["classifier"].path / "quality.json"
+  try:
+    quality = json.loads(quality_file.read_text(encoding="utf-8"))
+    tasks, judge = tuple(run.results["tasks"]), run.judge()
+    policies = {name: episodes_of(evaluate / f"{name}.npz", tasks) for name in run.results["policies"]}
+  except (OSError, ValueError, KeyError) as error:
+    raise RunError(f"{run.workdir}: cannot be kept ({error})") from error
+  if "imagined" not in policies.get("ppo", {}):
+    raise RunError(f"{run.workdir}: its evaluation has no imagined success of the policies after PPO")
+  used = {stage: artifact for stage, artifact in run.inputs.items() if stage != "report"}
+  return {
+    "format": FORMAT,
+    "experiment": run.config["experiment"],
+    "preset": run.config["preset"],
+    "seed": run.results["seed"],
+    "tasks": list(tasks),
+    "policies": policies,
+    "discrimination": quality.get("discrimination"),
+    "judge": {name: judge[name] for name in ("context", "horizons", "recursion", "data")}
+    | {name: judge["models"][0][name] for name in JUDGED if name in judge["models"][0]},
+    "seconds": {stage: round(artifact.seconds, 1) for stage, artifact in used.items()},
+    "peak_bytes": max(artifact.peak_bytes for artifact in used.values()),
+    "settings": {name: value for name, value in run.settings().items() if _matters(name)},
+    "provenance": run.results["provenance"],
+  }
+
+
+def _matters(name: str) -> bool:
+  """Whether a setting is the recipe's, not a run's: neither the seed nor a place on a disk."""
+  return name != "seed" and name not in PLACES and not name.startswith("inputs.")
+
+
+def keep(run: Run, folder: pathlib.Path) -> pathlib.Path:
+  """Writes a run's numbers to `folder/seed<n>.json`.
+
+  Raises:
+    RunError: files there are of another recipe, or this seed is there with other episodes.
+  """
+  result = result_of(run)
+  path = folder / f"seed{result['seed']}.json"
+  for other in read(folder):
+    names = sorted({*other["settings"], *result["settings"]})
+    different = [name for name in names if other["settings"].get(name) != result["settings"].get(name)]
+    if different:
+      shown = [
+        f"  {name}: {other['settings'].get(name, '(absent)')!r} there, "
+        f"{result['settings'].get(name, '(absent)')!r} in {run.workdir}"
+        for name in different
+      ]
+      fix = "One table is of one recipe: give another --results folder, or remove the files there."
+      raise RunError("\n".join([f"{folder}: holds runs of other settings.", *shown, fix]))
+    if other["seed"] == result["seed"] and other["policies"] != result["policies"]:
+      raise RunError(
+        f"{path}: another run of seed {result['seed']} is kept there; remove the file to replace it"
+      )
+  folder.mkdir(parents=True, exist_ok=True)
+  write_text(path, json.dumps(result, indent=1) + "\n")
+  return path
+
+
+def read(folder: pathlib.Path) -> list[dict[str, Any]]:
+  """All runs kept in a folder, by seed.
+
+  Raises:
+    RunError: a file is not one of this format.
+  """
+  found = []
+  for path in sorted(folder.glob("seed*.json")):
+    try:
+      result = json.loads(path.read_text(encoding="utf-8"))
+      if result["format"] != FORMAT or not {*SHOWN} <= {*result["policies"]}:
+        raise RunError(
+          f"{path}: format {result['format']}, or no policy after PPO; this version reads {FORMAT}"
+        )
+    except (ValueError, KeyError, TypeError) as error:
+      raise RunError(
+        f"{path}: not the numbers of a run ({error}); remove it and keep the run again"
+      ) from error
+    found.append(result)
+  return sorted(found, key=lambda result: result["seed"])
+
+
+def markdown(results: Sequence[Result]) -> str:
+  """The tables of several seeds: by task, by seed, and what one run may look like."""
+  return "\n".join(
+    [
+      tables.markdown_table(task_rows(results)),
+      "",
+      tables.markdown_table(seed_rows(results)),
+      "",
+      spread(results),
+    ]
+  )
+
+
+def _percent(value: float) -> str:
+  return f"{100 * value:.1f}"
+
+
+def _interval(low: float, high: float) -> str:
+  return f"({100 * low:.0f}-{100 * high:.0f})"
+
+
+def task_rows(results: Sequence[Result]) -> tables.Rows:
+  """Success by task, all seeds together, header first."""
+  tasks = results[0]["tasks"]
+  rows = [["Success in %", "Cloned (95 %)", "After PPO (95 %)", "Imagined", "Gap"]]
+  for task in tasks:
+    cells = [task]
+    rates = {}
+    for policy in SHOWN:
+      digits = "".join(result["policies"][policy]["success"][task] for result in results)
+      rates[policy] = digits.count("1") / len(digits)
+      cells.append(
+        f"{_percent(rates[policy])} {_interval(*intervals.wilson_interval(digits.count('1'), len(digits)))}"
+      )
+    imagined = sum(result["policies"]["ppo"]["imagined"][task] for result in results) / len(results)
+    rows.append([*cells, _percent(imagined), f"{100 * (imagined - rates['ppo']):+.1f}"])
+  cells = ["**Mean**"]
+  for policy in SHOWN:
+    rate, low, high, _ = study_results.pooled(results, policy)
+    cells.append(f"{_percent(rate)} {_interval(low, high)}")
+  gap = sum(map(imagined_minus_real, results)) / len(results)
+  imagined = (
+    sum(study_results.rate_of(study_results.policy_episodes(r, "ppo")) for r in results) / len(results) + gap
+  )
+  return [*rows, [*cells, _percent(imagined), f"{100 * gap:+.1f}"]]
+
+
+def imagined_minus_real(result: Result) -> float:
+  """Of the policies after PPO, mean over tasks."""
+  imagined = result["policies"]["ppo"]["imagined"]
+  return sum(imagined.values()) / len(imagined) - study_results.rate_of(
+    study_results.policy_episodes(result, "ppo")
+  )
+
+
+def gain(result: Result) -> tuple[float, float, float]:
+  """(success after PPO minus cloned, low, high), paired over start states."""
+  cloned, improved = (study_results.policy_episodes(result, policy).ravel().tolist() for policy in SHOWN)
+  return intervals.paired_difference(cloned, improved)
+
+
+def _signed(value: float, low: float, high: float) -> str:
+  return f"{100 * value:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+
+
+def seed_rows(results: Sequence[Result]) -> tables.Rows:
+  """One row per seed, header first, and the mean with its interval over seeds."""
+  head = [
+    "Seed",
+    "Cloned",
+    "After PPO",
+    "Gain (95 %)",
+    "Imagined minus real",
+    "Told apart, seen",
+    "Told apart, dreamt",
+  ]
+  rows = [[*head, f"Hand after {HAND_HORIZON} frames, mm", "Time", "Machine"]]
+  for result in results:
+    cloned, improved = (study_results.rate_of(study_results.policy_episodes(result, p)) for p in SHOWN)
+    rows.append(
+      [
+        str(result["seed"]),
+        _percent(cloned),
+        _percent(improved),
+        _signed(*gain(result)),
+        f"{100 * imagined_minus_real(result):+.1f}",
+        *(f"{100 * _told_apart(result, kind):.0f}" for kind in ("real", "dreamt")),
+        f"{1000 * _hand(result):.1f}",
+        duration(sum(result["seconds"].values())),
+        result["provenance"]["cpu"],
+      ]
+    )
+  mean = lambda values: sum(values) / len(values)
+  means = [mean(study_results.seed_means(results, policy)) for policy in SHOWN]
+  over = bootstrap.mean_over_seeds([gain(result)[0] for result in results])
+  rows.append(
+    [
+      "**Mean**",
+      *map(_percent, means),
+      _signed(*over) if len(results) > 1 else f"{100 * over[0]:+.1f}",
+      f"{100 * mean([imagined_minus_real(result) for result in results]):+.1f}",
+      *(
+        f"{100 * mean([_told_apart(result, kind) for result in results]):.0f}" for kind in ("real", "dreamt")
+      ),
+      f"{1000 * mean([_hand(result) for result in results]):.1f}",
+      duration(mean([sum(result["seconds"].values()) for result in results])),
+      "",
+    ]
+  )
+  return rows
+
+
+def _told_apart(result: Result, kind: str) -> float:
+  told = result["discrimination"]
+  return float("nan") if told is None else told[kind]["difference"]["value"]
+
+
+def _hand(result: Result) -> float:
+  """Root mean square error of the hand [m] in held-out play, HAND_HORIZON frames imagined."""
+  judge = result["judge"]
+  if HAND_HORIZON not in judge["horizons"] or "hand" not in judge:
+    return float("nan")
+  entry = judge["hand"]["play"]["imagined"][judge["horizons"].index(HAND_HORIZON)]
+  return float("nan") if entry is None else entry["rms"]
+
+
+def spread(results: Sequence[Result]) -> str:
+  """What one run may look like, in words."""
+  after, gains = study_results.seed_means(results, "ppo"), [gain(result)[0] for result in results]
+  tasks = [
+    (study_results.rate_of(study_results.policy_episodes(result, "ppo")[k]), task, result["seed"])
+    for result in results
+    for k, task in enumerate(result["tasks"])
+  ]
+  lowest, task, seed = min(tasks)
+  episodes = study_results.policy_episodes(results[0], "ppo").shape[1]
+  return (
+    f"{len(results)} seeds, {episodes} episodes per task, seed and policy. One run may end anywhere here: "
+    f"{_percent(min(after))} to {_percent(max(after))} % after PPO, its gain from {100 * min(gains):+.1f} to "
+    f"{100 * max(gains):+.1f} points; the lowest single task is {task} of seed {seed}: {_percent(lowest)} %."
+  )

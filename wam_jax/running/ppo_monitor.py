@@ -1,0 +1,234 @@
+"""What PPO is really doing while it runs: imagined beside real success, and which policies to keep.
+
+Two policies are kept beside the last one, task by task: the best by what can be known without a simulator,
+as on a robot, and the best by the simulator. They are `selected/<by>/params`; `selection.json` says from
+which iteration.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from wam_jax.data import calvin
+from wam_jax.data.features import DemoFeatures
+from wam_jax.host.logger import Logger
+from wam_jax.nn.classifier import SuccessClassifier
+from wam_jax.stages.collect import dataset_path
+from wam_jax.storage.artifact import Artifact, write_text
+from wam_jax.storage.saved_params import load_params, save_params
+from wam_jax.train import ppo as train
+from wam_jax.train.imagination import World, dream_scores, make_starts
+from wam_jax.train.tasks import over_tasks, task_keys, task_metrics
+from wam_jax.types import Params, Policy
+
+BY = ("imagined", "real")  # what a policy was selected by
+QUANTILES = {"p05": 0.05, "p50": 0.5, "p95": 0.95}
+SELECTION = "selection.json"
+
+
+class Monitor:
+  """Measures the policies every so many iterations, the cloned ones first; for a training loop.
+
+  Written for each task and as means, under `<prefix>/monitor/`: `imagined_success` (deterministic policy,
+  dreams from held-out demos), `real_success` (where there is a simulator, from starts that stage evaluate
+  leaves), `gap`, `kl_to_cloned` (nats per number of a denoising step, at what the dreams visit) and quantiles
+  of `score`, the classifier's largest log-odds in a dream, above its threshold.
+  """
+
+  def __init__(
+    self,
+    config: Any,
+    inputs: Mapping[str, Artifact],
+    workdir: pathlib.Path,
+    logger: Logger,
+    *,
+    model: Any,
+    world: World,
+    world_params: Params,
+    policy: Policy,
+    classifier: SuccessClassifier,
+    frozen: train.Frozen,
+    heldout: DemoFeatures,
+    prefix: str = "ppo",
+    every: int,
+    last: int,
+  ):
+    self._config, self._logger = config, logger
+    self._prefix, self._every, self._last = prefix, every, last
+    self._model, self._world_params, self._policy, self._frozen = model, world_params, policy, frozen
+    self._tasks = tuple(heldout.tasks)
+    self._starts = make_starts(heldout.feature, heldout.success, heldout.mask)
+    self._imagine = over_tasks(_make_imagine(world, policy, classifier, config))
+    self._distance = over_tasks(lambda task, _: kl_to_cloned(policy, *task))
+    self._key = jax.random.fold_in(jax.random.key(config.seed), 6)
+    self._real_starts = _real_starts(config, inputs["collect"], self._tasks, logger)
+    self._environment: Any = None
+    self._selection = Selection(workdir, self._tasks, config.evaluate.episodes)
+
+  def __call__(self, step: int, state: train.PPOState) -> None:
+    """Measures if it is time to. Raises nothing of its own."""
+    if step % self._every and step != self._last:
+      return
+    per_task = self.measure(state)
+    metrics = task_metrics(self._tasks, per_task)
+    self._logger.write(step, {f"{self._prefix}/monitor/{name}": value for name, value in metrics.items()})
+    for by in BY:
+      if f"{by}_success" in per_task:
+        self._selection.offer(by, step, per_task[f"{by}_success"], state.params["actor"])
+
+  def measure(self, state: train.PPOState) -> dict[str, Any]:
+    """Metric -> [K]."""
+    num_tasks = len(self._tasks)
+    params = {"base": self._frozen.base, "tuned": state.params["actor"]}
+    keys = task_keys(jax.random.fold_in(self._key, 0), num_tasks)
+    task = params, self._frozen.classifier, self._starts, keys
+    score = np.asarray(self._imagine(task, self._world_params))
+    out = {"imagined_success": (score > 0).mean(1)}
+    out |= {f"score/{name}": np.quantile(score, q, 1) for name, q in QUANTILES.items()}
+    out["kl_to_cloned"] = np.asarray(self._distance((params, state.dreams.feature, keys), None))
+    real = self.real_success(params)
+    if real is not None:
+      out |= {"real_success": real, "gap": out["imagined_success"] - real}
+    return out
+
+  def real_success(self, params: Params) -> np.ndarray | None:
+    """Share of real episodes that succeed, [K]; None without start states.
+
+    Args:
+      params: {"base", "tuned"}, stacked over K tasks.
+    """
+    from wam_jax import envs
+    from wam_jax.acting import rollout
+
+    if self._real_starts is None:
+      return None
+    robot_obs, scene_obs = self._real_starts
+    env = self._config.env
+    if self._environment is None:
+      count = robot_obs.shape[0] * robot_obs.shape[1]
+      self._environment = envs.make_vector(
+        env.name, count, env.workers, env.image_size, env.calvin_root, env.calvin_scene
+      )
+    episodes = rollout.rollout_policies(
+      self._model,
+      self._world_params,
+      self._policy,
+      params,
+      tasks=self._tasks,
+      robot_obs=robot_obs,
+      scene_obs=scene_obs,
+      environment=self._environment,
+      key=jax.random.fold_in(self._key, 1),
+      max_steps=env.max_steps,
+      chunk=self._policy.chunk,
+    )
+    return episodes.success.mean(1)
+
+
+def _make_imagine(world: World, policy: Policy, classifier: SuccessClassifier, config: Any) -> Any:
+  """(policy params, classifier params, starts, key) of a task -> scores above the threshold [E]."""
+  num, horizon = config.evaluate.imagined_episodes, config.ppo.horizon_steps // policy.chunk
+
+  def imagine(task: Any, world_params: Params) -> jax.Array:
+    params, judge, starts, key = task
+    start_key, dream_key = jax.random.split(key)
+    feature = starts.draw(start_key, num)
+    above = lambda feature: classifier.margin(judge["network"], feature) - judge["threshold"]
+    return dream_scores(
+      world, world_params, policy, params, above, feature, dream_key, horizon_chunks=horizon
+    )
+
+  return imagine
+
+
+def kl_to_cloned(policy: Policy, params: Params, feature: jax.Array, key: jax.Array) -> jax.Array:
+  """Mean divergence of a policy's denoising steps from the cloned ones.
+
+  Args:
+    policy: what acts.
+    params: {"base": cloned, "tuned"}.
+    feature: [E, F].
+    key: random key of the chains.
+
+  Returns:
+    Scalar, nats per number of a chunk and denoising step: log-probability of the policy's own chains under
+    itself minus that under the cloned one.
+  """
+  chain = policy.sample_chain(params, feature, *policy.draw_noise(key, feature.shape[:-1]))[1]
+  own, cloned = (policy.log_prob(params[name], feature, chain) for name in ("tuned", "base"))
+  return (own - cloned).mean()
+
+
+def _real_starts(
+  config: Any, collect: Artifact, tasks: Sequence[str], logger: Logger
+) -> tuple[np.ndarray, np.ndarray] | None:
+  """Held-out start states behind those of stage evaluate: robot_obs [K, M, 15], scene_obs [K, M, 24]."""
+  used, wanted = config.evaluate.episodes, config.ppo.eval_episodes
+  if not wanted:
+    return None
+  starts = calvin.read_start_states(dataset_path(collect), tasks, used + wanted)
+  count = min(len(robot) for robot, _ in starts.values()) - used
+  if count < 1:
+    logger.info(
+      f"real success is not monitored: there are no start states beyond the evaluate.episodes={used}"
+    )
+    return None
+  robot_obs, scene_obs = (np.stack([starts[t][i][used : used + count] for t in tasks]) for i in range(2))
+  return robot_obs, scene_obs
+
+
+class Selection:
+  """The best policies so far, kept on disk, each task's by itself. Of equals the earliest stays.
+
+  A run that is interrupted and goes on measures the same numbers again, which changes nothing here.
+  """
+
+  def __init__(self, workdir: pathlib.Path, tasks: tuple[str, ...], first_start: int):
+    """Args: the stage's folder; K names; the first start state (of each task) of real episodes."""
+    self._workdir, self._tasks, self._first_start = workdir, tasks, first_start
+    self._best: dict[str, dict[str, dict[str, Any]]] = read_selection(workdir)["selected"]
+
+  def offer(self, by: str, step: int, score: np.ndarray, actor: Params) -> None:
+    """Keeps what is better than before.
+
+    Args:
+      by: of BY.
+      step: iteration.
+      score: [K].
+      actor: networks stacked over K tasks.
+    """
+    known = self._best.get(by, {})
+    better = [t not in known or float(score[k]) > known[t]["score"] for k, t in enumerate(self._tasks)]
+    if not any(better):
+      return
+    folder = self._workdir / "selected" / by / "params"
+    kept = jax.device_get(actor)
+    if not all(better):
+      rows = np.flatnonzero(better)
+      merge = lambda old, new: _replace_rows(np.asarray(old), new, rows)
+      kept = jax.tree.map(merge, load_params(folder), kept)
+    save_params(folder, kept)
+    new = {t: {"iteration": step, "score": float(score[k])} for k, t in enumerate(self._tasks) if better[k]}
+    self._best[by] = known | new
+    content = {"first_start": self._first_start, "selected": self._best}
+    write_text(self._workdir / SELECTION, json.dumps(content, indent=2) + "\n")
+
+
+def _replace_rows(old: np.ndarray, new: np.ndarray, rows: np.ndarray) -> np.ndarray:
+  out = old.copy()
+  out[rows] = new[rows]
+  return out
+
+
+def read_selection(workdir: pathlib.Path) -> dict[str, Any]:
+  """{"selected": {by: {task: {"iteration", "score"}}}, "first_start"} of stage ppo, by Selection."""
+  path = workdir / SELECTION
+  if not path.exists():
+    return {"selected": {}, "first_start": 0}
+  return json.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,393 @@
+"""A study of several arms and seeds: the runs of each piece, and a small JSON file of what came out of it.
+
+A piece is one arm with one seed. It works in `<workdir>/seed<seed>/<arm>`, as a chain of ordinary stages, so
+that it can be interrupted at any moment; pieces can run in several processes, and on different machines.
+What it leaves in `study.results` is all that the page of results is made from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import pathlib
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from wam_jax import config as config_lib
+from wam_jax.config.arms import ARMS, CLONING_STAGES, MAIN, Arm
+from wam_jax.config.rules import EXTRA_STAGES, STAGES
+from wam_jax.host import processes
+from wam_jax.host.logger import duration, read_metrics
+from wam_jax.host.provenance import provenance
+from wam_jax.reporting import media, study_page, study_results
+from wam_jax.running import plan as plan_lib
+from wam_jax.running import runner
+from wam_jax.running.plan import StageError
+from wam_jax.stages import report
+from wam_jax.storage.artifact import Artifact, load_artifact, write_text
+
+DATA = "data"  # folder of the frames that all arms of a seed share
+# Where things are on a machine: no part of what was measured.
+PLACES = ("data.calvin_path", "inputs.lumos_checkpoint", "inputs.dppo_checkpoint", "judge.compare")
+WAIT_SECONDS = 5.0  # between looks at a work folder that another process is in
+# Of metrics.jsonl of stage ppo, means over tasks: name in the file -> name here.
+PPO_CURVES = {
+  "ppo/imagined_success": "imagined_exploring",
+  "ppo/monitor/imagined_success": "imagined",
+  "ppo/monitor/real_success": "real",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+  """One arm with one seed.
+
+  Attributes:
+    arm: name, of ARMS.
+    seed: of data, networks and evaluation.
+    root: the study's work folder.
+  """
+
+  arm: str
+  seed: int
+  root: pathlib.Path
+
+  @property
+  def name(self) -> str:
+    """Of its files."""
+    return f"{self.arm}_seed{self.seed}"
+
+  @property
+  def workdir(self) -> pathlib.Path:
+    """Of its runs."""
+    return self.root / f"seed{self.seed}" / self.arm
+
+  @property
+  def data(self) -> pathlib.Path:
+    """Of the run that collects the frames, which it shares with the other arms."""
+    return self.root / f"seed{self.seed}" / DATA
+
+
+def run(config: FrozenConfigDict) -> None:
+  """Runs the pieces that have left no result yet, and makes the page from all results there are.
+
+  Args:
+    config: from `config.finalize`, with `study.seeds`.
+
+  Raises:
+    StageError: a result is there of other settings, or cannot be read.
+  """
+  results = results_folder(config)
+  pieces = [
+    Piece(arm, seed, pathlib.Path(config.workdir)) for seed in config.study.seeds for arm in config.study.arms
+  ]
+  first = processes.is_first()
+  there = lambda piece: read_result(results, piece, settings_of(config, piece)) is not None
+  found = {piece: there(piece) for piece in pieces}
+  if first:
+    print(plan_text(config, found), flush=True)
+  if config.stage == "plan":
+    return
+  for piece in pieces if config.stage == "all" else ():
+    # Looked at again: another process may have finished it. What the first process sees, counts.
+    if processes.gather(there(piece))[0]:
+      continue
+    if first:
+      print(f"\n=== {piece.name}: {ARMS[piece.arm].title}, seed {piece.seed}", flush=True)
+    run_piece(config, piece)
+    if first:
+      with _alone_in(results):
+        write_result(config, results, piece)
+      print(f"=== {piece.name}: {results / (piece.name + '.json')}", flush=True)
+  if first:
+    with _alone_in(results):
+      page = study_page.write_page(pathlib.Path(config.study.page), results, config.study.seeds)
+    print(f"\nPage of results: {page.absolute()}")
+
+
+@contextlib.contextmanager
+def _alone_in(folder: pathlib.Path) -> Iterator[None]:
+  """Waits until no other process of this machine writes results or page."""
+  folder.mkdir(parents=True, exist_ok=True)
+  with (folder / ".lock").open("a") as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    yield
+
+
+def results_folder(config: Any) -> pathlib.Path:
+  """Where the study's results are."""
+  return pathlib.Path(config.study.results) / f"{config.experiment}_{config.preset}"
+
+
+def plan_text(config: Any, found: Mapping[Piece, bool]) -> str:
+  """What is there, and what the rest will take."""
+  lines = [f"Study {config.experiment}, preset {config.preset}, in {config.workdir}"]
+  total = 0.0
+  for piece, done in found.items():
+    seconds = sum(
+      plan_lib.estimate(run_config(config, piece, stage, piece.workdir), stage) * times
+      for stage, times in _stages_of(config, ARMS[piece.arm])
+    )
+    total += 0 if done else seconds
+    state = "done" if done else f"about {duration(seconds)}"
+    lines.append(f"  {piece.name:<28} {ARMS[piece.arm].title:<36} {state}")
+  lines.append(f"  about {duration(total)} on 2 CPU cores for what is not done, without collecting")
+  return "\n".join(lines)
+
+
+def _stages_of(config: Any, arm: Arm) -> list[tuple[str, int]]:
+  """(stage, how often it runs) of an arm."""
+  more = len(_clonings(config)) if arm.snapshots else 0
+  times = dict.fromkeys(arm.stages, 1)
+  for stage in CLONING_STAGES if more else ():
+    times[stage] = times.get(stage, 0) + more
+  return list(times.items())
+
+
+def _clonings(config: Any) -> tuple[int, ...]:
+  """Snapshots that policies are cloned on, beside the finished world model."""
+  return tuple(update for update in config.world_model.snapshots if update < config.world_model.updates)
+
+
+def run_config(
+  config: Any,
+  piece: Piece,
+  stage: str,
+  workdir: pathlib.Path,
+  inputs: Mapping[str, pathlib.Path] | None = None,
+) -> FrozenConfigDict:
+  """Config of one run of a piece.
+
+  Args:
+    config: the study's.
+    piece: whose arm's settings are applied.
+    stage: to run.
+    workdir: of the run.
+    inputs: stage -> folder of a finished artifact.
+  """
+  c = ConfigDict(config.to_dict())
+  if stage != "collect":  # an arm with fewer demos leaves out some of those that all share
+    c.update_from_flattened_dict(dict(ARMS[piece.arm].changes))
+  c.seed, c.stage, c.workdir = piece.seed, stage, str(workdir)
+  c.study.seeds, c.study.arms, c.judge.compare = (), (), ()
+  for name, path in (inputs or {}).items():
+    c.inputs[name] = str(path)
+  return config_lib.finalize(c)
+
+
+def settings_of(config: Any, piece: Piece) -> dict[str, Any]:
+  """All settings that the result of a piece depends on: dotted path -> value."""
+  flat = config_lib.flatten(run_config(config, piece, "evaluate", piece.workdir))
+  names = {name for stage in (*STAGES, *EXTRA_STAGES) for name in plan_lib.stage_spec(stage).config}
+  inside = lambda path: any(path == name or path.startswith(name + ".") for name in names)
+  return {
+    path: _plain(value)
+    for path, value in flat.items()
+    if inside(path) and path not in PLACES and not path.startswith(("online.", "report."))
+  }
+
+
+def _plain(value: Any) -> Any:
+  """As JSON has it."""
+  return list(value) if isinstance(value, tuple) else value
+
+
+# --- running --------------------------------------------------------------------------------------
+
+
+def run_piece(config: Any, piece: Piece) -> None:
+  """Runs the stages of a piece that are not done, and those of its base that it takes."""
+  arm = ARMS[piece.arm]
+  inputs = _run_stages(config, piece, ("collect",), piece.data, {})
+  if arm.base:
+    base = dataclasses.replace(piece, arm=arm.base)
+    inputs |= _run_stages(config, base, _taken(arm), base.workdir, inputs)
+  _run_stages(config, piece, arm.stages, piece.workdir, inputs)
+  for update in _clonings(config) if arm.snapshots else ():
+    snapshot = piece.workdir / "world_model" / "snapshots" / str(update)
+    given = inputs | {"world_model": snapshot}
+    _run_stages(config, piece, CLONING_STAGES, piece.workdir / f"at_{update}", given)
+
+
+def _taken(arm: Arm) -> tuple[str, ...]:
+  """Stages of the base, in order, that an arm's own are made from."""
+  needed = {name for stage in arm.stages for name in plan_lib.stage_spec(stage).requires}
+  return tuple(stage for stage in STAGES if stage in needed - {*arm.stages, "collect"})
+
+
+def _run_stages(
+  config: Any,
+  piece: Piece,
+  stages: Sequence[str],
+  workdir: pathlib.Path,
+  inputs: Mapping[str, pathlib.Path],
+) -> dict[str, pathlib.Path]:
+  """Runs stages one after the other; returns their folders. Waits while another process is in them."""
+  made: dict[str, pathlib.Path] = {}
+  for stage in stages:
+    run = run_config(config, piece, stage, workdir, {**inputs, **made})
+    waited = False
+    while processes.gather(plan_lib.make_plan(run)[stage].action)[0] != "skip":
+      try:
+        runner.run(run, quiet=True)
+        break
+      except runner.InUseError as error:
+        if processes.count() > 1:
+          raise  # the others are on their way into the stage
+        if not waited:
+          print(f"waits: {error}", flush=True)
+        waited = True
+        time.sleep(WAIT_SECONDS)
+    made[stage] = workdir / stage
+  return made
+
+
+# --- what came out --------------------------------------------------------------------------------
+
+
+def gather(config: Any, piece: Piece) -> dict[str, Any]:
+  """The result of a finished piece, as plain values."""
+  arm = ARMS[piece.arm]
+  artifacts = {stage: load_artifact(piece.workdir, stage) for stage in arm.stages}
+  last = artifacts["evaluate" if "evaluate" in artifacts else "evaluate_cloned"]
+  evaluated = json.loads((last.path / "results.json").read_text(encoding="utf-8"))
+  tasks = tuple(evaluated["tasks"])
+  seconds = {stage: artifact.seconds for stage, artifact in artifacts.items()}
+  seconds["collect"] = load_artifact(piece.data, "collect").seconds
+  measured = [evaluated["provenance"], provenance()]
+  result: dict[str, Any] = {
+    "format": study_results.FORMAT,
+    "experiment": config.experiment,
+    "preset": config.preset,
+    "arm": piece.arm,
+    "title": arm.title,
+    "base": arm.base,
+    "changes": dict(arm.changes),
+    "seed": piece.seed,
+    "tasks": list(tasks),
+    "simulator": evaluated["simulator"],
+    "start_states": evaluated["start_states"]["sha256"],
+    "episodes": evaluated["start_states"]["per_task"],
+    "policies": {name: episodes_of(last.path / f"{name}.npz", tasks) for name in evaluated["policies"]},
+  }
+  if arm.snapshots:
+    by_update = {}
+    for update in _clonings(config):
+      folder = piece.workdir / f"at_{update}"
+      by_update[str(update)] = episodes_of(folder / "evaluate_cloned" / "cloned.npz", tasks)["success"]
+      for stage in CLONING_STAGES:
+        name = f"{stage} of snapshots"
+        seconds[name] = seconds.get(name, 0.0) + load_artifact(folder, stage).seconds
+    by_update[str(config.world_model.updates)] = result["policies"]["cloned"]["success"]
+    result["by_update"] = by_update
+  if "judge_world_model" in artifacts:
+    judge = json.loads((artifacts["judge_world_model"].path / "judge.json").read_text(encoding="utf-8"))
+    measured.append(judge["provenance"])
+    names = ("open_loop", "repeated", "probes", "inverse_dynamics")
+    result["judge"] = {name: judge[name] for name in ("context", "horizons", "targets", "data")}
+    result["judge"] |= {name: judge["models"][0][name] for name in names}
+  if "ppo" in artifacts:
+    result["ppo"] = ppo_curves(artifacts["ppo"])
+  return result | {
+    "seconds": seconds,
+    "peak_bytes": max(artifact.peak_bytes for artifact in artifacts.values()),
+    "settings": settings_of(config, piece),
+    "provenance": measured[1],
+    "commits": sorted({facts["commit"] for facts in measured if facts["commit"]}),
+  }
+
+
+def episodes_of(path: pathlib.Path, tasks: Sequence[str]) -> dict[str, Any]:
+  """Episodes of a policy: `success`, task -> a digit for each start state, and `imagined`, task -> rate."""
+  with np.load(path, allow_pickle=False) as file:
+    success = file["success"]
+    imagined = file["imagined"] if "imagined" in file.files else None
+  out: dict[str, Any] = {
+    "success": {task: "".join("01"[int(x)] for x in success[k]) for k, task in enumerate(tasks)}
+  }
+  if imagined is not None:
+    out["imagined"] = {task: round(float(imagined[k]), 4) for k, task in enumerate(tasks)}
+  return out
+
+
+def ppo_curves(ppo: Artifact) -> dict[str, list[list[float]]]:
+  """Means over tasks by iteration: name -> [iteration, success] pairs."""
+  lines = read_metrics(ppo.path)
+  return {
+    short: [[line["step"], round(line[name], 4)] for line in lines if line.get(name) is not None]
+    for name, short in PPO_CURVES.items()
+  }
+
+
+def write_result(config: Any, results: pathlib.Path, piece: Piece) -> None:
+  """Writes the JSON file of a finished piece and, of one seed of each arm compared, animations beside it."""
+  results.mkdir(parents=True, exist_ok=True)
+  if piece.arm in MAIN and not any(results.glob(f"{piece.arm}_seed*_policies.webp")):
+    shutil.copyfile(piece.workdir / "judge_world_model" / "strip.webp", results / f"{piece.name}_dreams.webp")
+    path = results / f"{piece.name}_policies.webp"
+    film = draw_policies(config, piece.workdir / "evaluate")
+    temporary = path.with_suffix(".tmp")
+    temporary.write_bytes(media.animation_bytes(film, report.CONTROL_HZ / report.FRAME_STEP, kind="webp"))
+    temporary.replace(path)
+  write_text(results / f"{piece.name}.json", json.dumps(gather(config, piece), indent=1) + "\n")
+
+
+def draw_policies(config: Any, evaluate: pathlib.Path) -> np.ndarray:
+  """Animation [T, H, W, 3] of four tasks, a column each: cloned above, after PPO below, from the same start.
+
+  Of each task the first start state that PPO made a success of a failure at, else the first that both differ
+  at, else the first.
+  """
+  policies = []
+  for name in ("cloned", "ppo"):
+    with np.load(evaluate / f"{name}.npz", allow_pickle=False) as file:
+      policies.append({key: file[key] for key in ("success", "steps", "robot_obs", "scene_obs")})
+  before, after = (one["success"].astype(int) for one in policies)
+  order = 2 * (after > before) + (after != before)  # the first of the largest
+  gained = (after > before).any(1)
+  tasks = np.argsort(~gained, kind="stable")[:4]
+  chosen = [(k, int(order[k].argmax())) for k in tasks]
+  pick = lambda key: [one[key][k, m] for one in policies for k, m in chosen]
+  drawn = report.draw_episodes(config, pick("robot_obs"), pick("scene_obs"), [int(n) for n in pick("steps")])
+  return media.side_by_side(drawn["rgb_static"], len(chosen))
+
+
+def read_result(results: pathlib.Path, piece: Piece, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+  """The result of a piece, None if there is none.
+
+  Raises:
+    StageError: it is of other settings, or cannot be read.
+  """
+  path = results / f"{piece.name}.json"
+  if not path.exists():
+    return None
+  result = study_results.read_result(path)
+  # A field that came after the result is off by default: what it was made with, then.
+  made = {name: _plain(value) for name, value in config_lib.flatten(config_lib.default_config()).items()}
+  made |= result["settings"]
+  different = [
+    f"  {name}: {made.get(name, '(absent)')!r} -> {settings.get(name, '(absent)')!r}"
+    for name in sorted({*result["settings"], *settings} - set(PLACES))
+    if made.get(name) != settings.get(name)
+  ]
+  if different:
+    raise StageError(
+      "\n".join(
+        [
+          f"{path} is a result of other settings; nothing was changed.",
+          *different,
+          (
+            "Put the old values back, or keep both: --config.study.results=ANOTHER_FOLDER "
+            "--config.study.page=FILE --config.workdir=ANOTHER_FOLDER"
+          ),
+        ]
+      )
+    )
+  return result

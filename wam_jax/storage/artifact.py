@@ -1,0 +1,205 @@
+"""What a finished stage leaves behind, and how it is recognised.
+
+A stage's folder holds `config.json` (the whole resolved config), `artifact.json` (what identifies the
+result) and, once finished, `DONE`. Everything is written by renaming a finished file into place.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from wam_jax.config.rules import STAGES
+from wam_jax.host import processes
+
+FORMAT = 1  # of artifact.json
+# What a process leaves that ends (killed, or the disk is full) before artifact.json is there.
+BEGUN = ("config.json", "config.json.tmp", "artifact.json.tmp")
+
+
+class ArtifactError(Exception):
+  """A folder is not a finished artifact of the wanted stage."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Artifact:
+  """A stage's folder.
+
+  Attributes:
+    stage: name of the stage.
+    path: its folder.
+    fingerprint: sha256 over `part`, `inputs` and the schema version.
+    config: the whole resolved config of the run that made it, nested plain dicts.
+    part: dotted path -> value, the settings that the result depends on.
+    inputs: stage -> fingerprint of what it was made from.
+    schema: version of the stage's own files.
+    seconds: wall time spent, over all resumed parts.
+    peak_bytes: largest resident memory of a process that worked on it.
+  """
+
+  stage: str
+  path: pathlib.Path
+  fingerprint: str
+  config: dict[str, Any]
+  part: dict[str, Any] = dataclasses.field(default_factory=dict)
+  inputs: dict[str, str] = dataclasses.field(default_factory=dict)
+  schema: int = 1
+  seconds: float = 0.0
+  peak_bytes: int = 0
+
+  @property
+  def done(self) -> bool:
+    return (self.path / "DONE").exists()
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  """Nested dicts -> {dotted path: value}; tuples become lists, as JSON has them."""
+  flat: dict[str, Any] = {}
+  for key, value in tree.items():
+    if isinstance(value, Mapping):
+      flat |= flatten(value, f"{prefix}{key}.")
+    else:
+      flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
+  return flat
+
+
+def fingerprint(part: Mapping[str, Any], inputs: Mapping[str, str], schema: int = 1) -> str:
+  """Names a result by what it depends on.
+
+  Args:
+    part: dotted config path -> resolved value.
+    inputs: stage -> fingerprint of its artifact.
+    schema: version of the stage's files; raise it when code changes make old results unusable.
+
+  Returns:
+    64 hexadecimal digits.
+  """
+  text = json.dumps({"config": flatten(part), "inputs": dict(inputs), "schema": schema}, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write_artifact(artifact: Artifact, done: bool) -> None:
+  """Writes config.json, artifact.json and, if `done`, last of all DONE."""
+  artifact.path.mkdir(parents=True, exist_ok=True)
+  record = dataclasses.asdict(artifact)
+  config = record.pop("config")
+  del record["path"]
+  write_text(artifact.path / "config.json", json.dumps(config, indent=2) + "\n")
+  write_text(artifact.path / "artifact.json", json.dumps({"format": FORMAT} | record, indent=2) + "\n")
+  if done:
+    write_text(artifact.path / "DONE", artifact.fingerprint + "\n")
+
+
+def read_artifact(path: str | os.PathLike[str]) -> Artifact | None:
+  """Reads a stage's folder, finished or not; None when it has no artifact.json.
+
+  Raises:
+    ArtifactError: artifact.json or config.json cannot be understood.
+  """
+  path = pathlib.Path(path)
+  file = path / "artifact.json"
+  if not file.exists():
+    return None
+  try:
+    record = json.loads(file.read_text(encoding="utf-8"))
+    version = record.pop("format")
+    if version != FORMAT:
+      raise ArtifactError(f"{file}: format {version}, this version reads {FORMAT}")
+    config = _tuples(json.loads((path / "config.json").read_text(encoding="utf-8")))
+    return Artifact(path=path, config=config, **record)
+  except (ValueError, KeyError, TypeError, OSError) as error:
+    raise ArtifactError(f"{file}: cannot be read ({error})") from error
+
+
+def load_artifact(path: str | os.PathLike[str], stage: str | None = None) -> Artifact:
+  """Opens a finished artifact.
+
+  Args:
+    path: a stage's folder, or, when `stage` is given, the work folder above it.
+    stage: which stage it must be of; None: any.
+
+  Raises:
+    ArtifactError: not there, not finished, or of another stage.
+  """
+  path = pathlib.Path(path)
+  if stage is not None and not (path / "artifact.json").exists():
+    path = path / stage
+  artifact = read_artifact(path)
+  if artifact is None:
+    raise ArtifactError(f"{path}: no artifact here (artifact.json is missing)")
+  if stage is not None and artifact.stage != stage:
+    raise ArtifactError(f"{path}: this is an artifact of {artifact.stage}, not of {stage}")
+  if not artifact.done:
+    raise ArtifactError(f"{path}: {artifact.stage} is not finished (DONE is missing)")
+  return artifact
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+  """Writes a file whole or not at all; only in the first process of a run."""
+  if not processes.is_first():
+    return
+  temporary = path.with_name(path.name + ".tmp")
+  temporary.write_text(text, encoding="utf-8")
+  temporary.replace(path)
+
+
+def _tuples(value: Any) -> Any:
+  """Lists back to tuples, as the config has them."""
+  if isinstance(value, dict):
+    return {key: _tuples(item) for key, item in value.items()}
+  return tuple(value) if isinstance(value, list) else value
+
+
+def given_folders(workdir: pathlib.Path, stage: str) -> list[pathlib.Path]:
+  """Folders that the run of a work folder took a stage from (`inputs.<stage>`), the last stage's first."""
+  made = [read_artifact(workdir / name) for name in reversed(STAGES)]
+  folders = [artifact.config.get("inputs", {}).get(stage) for artifact in made if artifact is not None]
+  return [pathlib.Path(folder) for folder in dict.fromkeys(folders) if folder]
+
+
+def search_input(
+  of: Artifact, stage: str, fingerprint: str, path: str | os.PathLike[str] | None = None
+) -> tuple[Artifact | None, list[str]]:
+  """The artifact that another one was made from.
+
+  Args:
+    of: the other one.
+    stage: of the one wanted.
+    fingerprint: of the one wanted.
+    path: where it is; None: where the run had it, or beside the other one.
+
+  Returns:
+    (the artifact or None, what was found instead).
+  """
+  workdir = of.path.parent
+  if path is None:
+    folders = [of.config.get("inputs", {}).get(stage), workdir / stage, *given_folders(workdir, stage)]
+  else:
+    folders = [pathlib.Path(path).expanduser()]
+  reasons = []
+  for folder in dict.fromkeys(pathlib.Path(folder) for folder in folders if folder):
+    try:
+      found = load_artifact(folder, stage)
+    except ArtifactError as error:
+      reasons.append(f"  {error}")
+      continue
+    if found.fingerprint == fingerprint:
+      return found, []
+    reasons.append(f"  {found.path}: another one, fingerprint {found.fingerprint[:12]}")
+  return None, reasons
+
+
+def world_model_of(artifact: Artifact) -> str | None:
+  """Fingerprint of the world model that an artifact was made on; None if it has none, or none can be found.
+
+  A cloned policy knows its demos' features only, and these the world model.
+  """
+  if "world_model" in artifact.inputs or "featurize" not in artifact.inputs:
+    return artifact.inputs.get("world_model")
+  featurized, _ = search_input(artifact, "featurize", artifact.inputs["featurize"])
+  return None if featurized is None else featurized.inputs.get("world_model")
