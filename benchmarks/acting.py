@@ -25,10 +25,10 @@ if hasattr(os, "sched_setaffinity"):
 import jax
 import numpy as np
 
+from wam_jax.acting.models import make_policy
 from wam_jax.acting.policy import ActingPolicy
 from wam_jax.config import default_config
 from wam_jax.nn.world_model import make_world_model
-from wam_jax.stages.behaviour_cloning import make_policy
 from wam_jax.train import world_model as train
 
 TARGET = 33.3  # ms, at 30 Hz

@@ -12,8 +12,7 @@ from typing import cast
 
 import numpy as np
 
-from wam_jax import envs
-from wam_jax.envs import experts, tasks
+from wam_jax.envs import base, experts, registry, tasks
 from wam_jax.envs.play_table import skills
 
 MAX_STEPS = 72
@@ -21,7 +20,7 @@ MAX_STEPS = 72
 
 def physics(steps: int) -> float:
   """Control steps per CPU-second of one thread: random actions from random starts, state read each step."""
-  rng, env = np.random.default_rng(0), envs.make_environment("play_table")
+  rng, env = np.random.default_rng(0), registry.make_environment("play_table")
   spent = 0.0
   for _ in range(max(1, steps // MAX_STEPS)):
     env.reset(*skills.sample_start(None, rng))
@@ -36,7 +35,7 @@ def physics(steps: int) -> float:
 
 def vector(num: int, steps: int, workers: int) -> float:
   """Control steps per second of wall time of `num` environments in `workers` threads."""
-  rng, env = np.random.default_rng(0), envs.make_vector("play_table", num, workers)
+  rng, env = np.random.default_rng(0), registry.make_vector("play_table", num, workers)
   robot_obs, scene_obs = zip(*(skills.sample_start(None, rng) for _ in range(num)), strict=True)
   env.reset(np.stack(robot_obs), np.stack(scene_obs))
   begin = time.perf_counter()
@@ -50,14 +49,14 @@ def pictures(image_size: int, frames: int) -> tuple[float, float]:
   rng = np.random.default_rng(0)
   robot_obs, scene_obs = zip(*(skills.sample_start(None, rng) for _ in range(frames)), strict=True)
   robot_obs, scene_obs = np.stack(robot_obs), np.stack(scene_obs)
-  draw = envs.make_renderer("play_table", image_size)
+  draw = registry.make_renderer("play_table", image_size)
   draw(robot_obs[:1], scene_obs[:1])  # compiles
   wall, cpu = time.perf_counter(), time.process_time()
   draw(robot_obs, scene_obs)
   return 2 * frames / (time.process_time() - cpu), 2 * frames / (time.perf_counter() - wall)
 
 
-def expert_success(env: experts.TaughtEnvironment, task: str, starts: int, noise: float) -> list[int]:
+def expert_success(env: base.TaughtEnvironment, task: str, starts: int, noise: float) -> list[int]:
   """Steps to success of each successful episode."""
   lengths = []
   for seed in range(starts):
@@ -88,11 +87,11 @@ def main() -> None:
   parser.add_argument("--frames", type=int, default=512, help="frames for the speed of 64x64 pictures")
   parser.add_argument("--calvin_root", default="", help="checkout of calvin_env: the experts there, only")
   arguments = parser.parse_args()
-  env = envs.make_environment("calvin" if arguments.calvin_root else "play_table", arguments.calvin_root)
+  env = registry.make_environment("calvin" if arguments.calvin_root else "play_table", arguments.calvin_root)
   if not arguments.calvin_root:
     speeds(arguments.steps, arguments.frames)
   for task in tasks.TASKS if arguments.starts else ():
-    lengths = expert_success(cast(experts.TaughtEnvironment, env), task, arguments.starts, arguments.noise)
+    lengths = expert_success(cast(base.TaughtEnvironment, env), task, arguments.starts, arguments.noise)
     steps = f"steps {min(lengths)} to {max(lengths)}, mean {np.mean(lengths):.1f}" if lengths else ""
     print(f"{task:20s} {len(lengths):3d}/{arguments.starts} {steps}")
 

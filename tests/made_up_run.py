@@ -6,10 +6,11 @@ import json
 import numpy as np
 
 from wam_jax import config as config_lib
+from wam_jax.config import STAGES
 from wam_jax.core import discrimination
 from wam_jax.reporting import media
 from wam_jax.running import plan
-from wam_jax.stages import evaluate, judge_world_model, report
+from wam_jax.stages import evaluate, judge_world_model
 from wam_jax.storage.artifact import Artifact, write_artifact
 from wam_jax.train.world_model import ACTION_NAMES
 
@@ -81,7 +82,7 @@ def write_run(folder, rng, tasks=TASKS, episodes=10, start=0, **settings):
   for name, value in settings.items():
     config.update_from_flattened_dict({name.replace("__", "."): value})
   inputs = {}
-  for i, stage in enumerate(report.REQUIRES):
+  for i, stage in enumerate(STAGES[:-1]):
     spec = plan.stage_spec(stage)
     part = {
       path: value
@@ -166,7 +167,7 @@ def animations(rng, tasks=TASKS):
 
 
 def shown(tasks=TASKS):
-  """What `report.draw_rollouts` says of the episodes."""
+  """What `run_report.draw_rollouts` says of the episodes."""
   return [{"task": task, "success": i == 0, "steps": 30, "episode": i} for i, task in enumerate(tasks)]
 
 

@@ -18,7 +18,7 @@ def load_policy(
   world_model: str | os.PathLike[str] | None = None,
   ddim_steps: int = 0,
 ) -> ActingPolicy:
-  """A trained policy to act with; see `wam_jax.acting.policy.load_policy`, which is imported only now.
+  """A trained policy to act with; see `wam_jax.acting.load.load_policy`, which is imported only now.
 
   Args:
     path: a run's work folder, the folder of a finished ppo or behaviour_cloning artifact, or a packed file;
@@ -36,6 +36,6 @@ def load_policy(
     PolicyError: no such policy, or the world model it was trained on is not to be found.
     ValueError: `which` or `ddim_steps` out of range.
   """
-  from wam_jax.acting import policy as acting
+  from wam_jax.acting import load
 
-  return acting.load_policy(path, task, which, world_model, ddim_steps)
+  return load.load_policy(path, task, which, world_model, ddim_steps)

@@ -22,7 +22,8 @@ from wam_jax.commands import pack, play
 from wam_jax.commands import report as report_command
 from wam_jax.config import STAGES
 from wam_jax.host.logger import read_metrics
-from wam_jax.stages import ppo, report
+from wam_jax.reporting import run_report
+from wam_jax.stages import ppo
 from wam_jax.storage.artifact import load_artifact
 from wam_jax.storage.saved_params import load_params
 from wam_jax.train import imagination
@@ -182,9 +183,9 @@ def test_ppo_is_monitored_and_the_best_policies_are_evaluated(finished):
 
 def test_report_draws_every_curve_of_the_world_model(finished):
   workdir, _ = finished
-  inputs = {name: load_artifact(workdir / name, name) for name in report.REQUIRES}
+  inputs = {name: load_artifact(workdir / name, name) for name in STAGES[:-1]}
   results = json.loads((workdir / "evaluate" / "results.json").read_text())
-  series = {chart["title"]: len(chart["series"]) for chart in report.curves(inputs, results)}
+  series = {chart["title"]: len(chart["series"]) for chart in run_report.curves(inputs, results)}
   assert series["World model: picture loss"] == 2
   assert series["World model: KL, nats"] == 1
   assert series["World model: inverse dynamics, squared error"] == 7

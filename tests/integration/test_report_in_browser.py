@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from wam_jax.config import TASKS
-from wam_jax.reporting import comparison, comparison_page, report_page
+from wam_jax.reporting import comparison, comparison_page, report_page, run_report
 from wam_jax.reporting.finished_run import read_run
-from wam_jax.stages import report
 
 pytestmark = pytest.mark.skipif(
   browser.find() is None, reason=f"no Chromium: none of {', '.join(browser.NAMES)} is on PATH"
@@ -22,8 +21,8 @@ def pages(tmp_path_factory):
   rng, folder = np.random.default_rng(5), tmp_path_factory.mktemp("runs")
   config, inputs = made_up_run.write_run(folder / "run", rng, TASKS)
   made_up_run.write_run(folder / LONG, rng, TASKS, start=1, ppo__iterations=3)
-  runs = [read_run(folder / name, report.REQUIRES) for name in ("run", LONG)]
-  built = report.build(config, inputs, made_up_run.shown(TASKS), 1.0)
+  runs = [read_run(folder / name) for name in ("run", LONG)]
+  built = run_report.build(config, inputs, made_up_run.shown(TASKS), 1.0)
   strips = [run.strips() for run in runs]
   return {
     "report": report_page.render_page(built, strips[0], made_up_run.animations(rng, TASKS)),

@@ -16,14 +16,11 @@ import pytest
 
 import wam_jax
 from wam_jax import config as config_lib
-from wam_jax.acting import policy as acting
-from wam_jax.acting import rollout
+from wam_jax.acting import export, load, models, rollout
 from wam_jax.acting.policy import PolicyError
-from wam_jax.commands import export
+from wam_jax.commands import export as export_command
 from wam_jax.core.image import area_resize
 from wam_jax.nn.world_model import make_world_model, proprio_features
-from wam_jax.stages import behaviour_cloning, ppo
-from wam_jax.stages import world_model as world_model_stage
 from wam_jax.storage import artifact as artifact_lib
 from wam_jax.storage.artifact import Artifact
 from wam_jax.storage.saved_params import save_params
@@ -71,7 +68,7 @@ def write_run(root, config, fingerprint="1"):
   params["rssm"]["posterior_output"]["kernel"] *= 10
   write(make("world_model", world, {}), params)
   write(make("featurize", features, {"world_model": world}))
-  policy = behaviour_cloning.make_policy(config, model.feature_size)
+  policy = models.make_policy(config, model.feature_size)
   base, actor = (random_like(policy.init, seed, (len(TASKS),)) for seed in (1, 2))
   values = dict.fromkeys(TASKS, 0.5)
   write(make("behaviour_cloning", cloned, {"featurize": features}), base, {"loss_train": values})
@@ -139,14 +136,13 @@ def test_the_actions_are_those_of_a_rollout(made, task, which, ddim_steps, reque
   run = request.getfixturevalue(made)
   steps, batch, seed = 10, 3, 7
   seen = observations(steps, batch)
-  stage = ppo if which == "ppo" else behaviour_cloning
-  policy, params = stage.load_policy(artifact_lib.load_artifact(run, acting.POLICIES[which]))
+  policy, params = models.load_policy(artifact_lib.load_artifact(run, load.POLICIES[which]))
   k = TASKS.index(task)
-  model, model_params = world_model_stage.load_world_model(artifact_lib.load_artifact(run, "world_model"))
+  model, model_params = models.load_world_model(artifact_lib.load_artifact(run, "world_model"))
   episodes = rollout.rollout_policies(
     model,
     model_params,
-    behaviour_cloning.for_acting(policy, ddim_steps),
+    models.for_acting(policy, ddim_steps),
     jax.tree.map(lambda x: x[k : k + 1], params),
     tasks=(task,),
     robot_obs=seen[0]["robot_obs"][None],
@@ -208,7 +204,7 @@ def test_a_work_folder_gives_the_ppo_policy_if_finished_else_the_cloned_one(run,
 def test_an_artifacts_folder_will_do(run):
   seen = observations(3)
   for which in ("ppo", "cloned"):
-    stage = acting.POLICIES[which]
+    stage = load.POLICIES[which]
     by_run, by_folder = (wam_jax.load_policy(p, TASKS[1], which) for p in (run, run / stage))
     np.testing.assert_array_equal(episode(by_run, seen), episode(by_folder, seen))
 
@@ -416,7 +412,7 @@ def test_exported_files_act_alike_without_wam_jax(tmp_path, vision, batch, learn
   run = write_run(tmp_path / "run", make_config(**changes, **{"env.image_size": size}))
   out = tmp_path / "exported"
   arguments = [f"--workdir={run}", f"--task={TASKS[1]}", f"--out={out}", f"--batch={batch}"]
-  assert export.main(arguments) == 0
+  assert export_command.main(arguments) == 0
   seen = observations(2 * CHUNK + 1, batch, size)
   actions = run_standalone(out, seen, tmp_path)
   policy = wam_jax.load_policy(run, TASKS[1])
@@ -450,16 +446,16 @@ def test_every_platform_is_lowered(run, tmp_path):
 
 
 def test_the_command_says_what_is_wrong(run, tmp_path, capsys):
-  assert export.main([f"--workdir={run}", "--task=fly", f"--out={tmp_path / 'x'}"]) == 1
+  assert export_command.main([f"--workdir={run}", "--task=fly", f"--out={tmp_path / 'x'}"]) == 1
   assert "no policy for 'fly'; it has turn_on_led, open_drawer" in capsys.readouterr().err
-  assert export.main([f"--workdir={tmp_path}", f"--task={TASKS[0]}", f"--out={tmp_path / 'x'}"]) == 1
+  assert export_command.main([f"--workdir={tmp_path}", f"--task={TASKS[0]}", f"--out={tmp_path / 'x'}"]) == 1
   assert "no finished policy here" in capsys.readouterr().err
   assert not list(tmp_path.iterdir())
 
 
 def test_the_example_program_is_short():
   """That it stands alone is kept by the floors."""
-  assert len((ROOT / "wam_jax" / "run_exported.py").read_text().splitlines()) < 60
+  assert len((ROOT / "wam_jax" / "acting" / "run_exported.py").read_text().splitlines()) < 60
 
 
 class FakeGym:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from wam_jax import config as config_lib
+from wam_jax.acting import models
 from wam_jax.data.features import DemoFeatures, save_features
 from wam_jax.foreign import dppo
 from wam_jax.host.logger import Logger
@@ -74,7 +75,7 @@ def clone(featurized, path, **changes) -> tuple[Artifact, list[str]]:
 @pytest.mark.parametrize(("kind", "cls"), [("diffusion", DiffusionPolicy), ("gaussian", GaussianPolicy)])
 def test_an_artifact_loads_back_as_what_it_is(featurized, tmp_path, kind, cls):
   artifact, _ = clone(featurized, tmp_path / kind, behaviour_cloning__policy=kind)
-  policy, params = stage.load_policy(artifact)
+  policy, params = models.load_policy(artifact)
   assert type(policy) is cls and policy.feature_size == F and policy.chunk == 4 and policy.hidden == 8
   shapes = jax.eval_shape(jax.vmap(policy.init), jax.random.split(jax.random.key(0), len(TASKS)))
   check_params(params["base"], shapes, artifact.path)
@@ -86,7 +87,7 @@ def test_an_artifact_loads_back_as_what_it_is(featurized, tmp_path, kind, cls):
   # An artifact of PPO holds the same trees and a critic.
   save_params(tmp_path / "ppo" / "params", params | {"critic": {"w": np.ones(2)}})
   made = Artifact(stage="ppo", path=tmp_path / "ppo", fingerprint="2", config=artifact.config)
-  assert ppo.load_policy(made)[0] == policy
+  assert models.load_policy(made)[0] == policy
   # The evaluation samples a policy that denoises in fewer steps, if told.
   runner = evaluate.PolicyRunner(
     make_config(behaviour_cloning__ddim_steps=3),
@@ -103,7 +104,7 @@ def test_an_artifact_loads_back_as_what_it_is(featurized, tmp_path, kind, cls):
   # A config of the time before there were two kinds.
   del artifact.config["behaviour_cloning"]["policy"]
   with pytest.raises(CheckpointError, match="another version"):
-    stage.load_policy(artifact)
+    models.load_policy(artifact)
 
 
 def test_only_the_evaluation_depends_on_ddim_steps():
@@ -141,7 +142,7 @@ def test_dppo_policies_stand_for_cloning(featurized, tmp_path):
   changes = fixture_changes(tmp_path)
   artifact, said = clone(featurized, tmp_path / "taken", **changes)
   assert all(any(f"{task}: took the policy under network." in line for line in said) for task in TASKS)
-  policy, params = stage.load_policy(artifact)
+  policy, params = models.load_policy(artifact)
   with np.load(FIXTURES / "dppo_policy.npz") as file:
     x, t, feature = file["input/eps_x"], file["input/eps_t"], file["input/state"][:, 0]
     for i, name in enumerate(("base", "ft")):

@@ -12,7 +12,7 @@ import sys
 import numpy as np
 import pytest
 
-from wam_jax import envs
+from wam_jax.envs import registry
 from wam_jax.envs.calvin import pool as calvin_pool
 from wam_jax.envs.calvin import simulator as calvin
 
@@ -141,7 +141,7 @@ def test_renderer_draws_states_in_blocks():
 
 def test_what_is_missing_is_named(tmp_path, monkeypatch):
   monkeypatch.delenv("CALVIN_ROOT", raising=False)
-  for make in (envs.make_environment, lambda name, **kw: envs.make_vector(name, 2, **kw)):
+  for make in (registry.make_environment, lambda name, **kw: registry.make_vector(name, 2, **kw)):
     with pytest.raises(calvin.CalvinMissingError, match="no checkout of calvin_env was named"):
       make("calvin")
     with pytest.raises(calvin.CalvinMissingError, match=r"it has no calvin_env/envs(.|\n)*git clone"):
@@ -212,9 +212,9 @@ def test_experts_on_calvin_and_its_own_predicates():
   program = """
 import importlib, json, sys
 import numpy as np
-from wam_jax import envs
+from wam_jax.envs import registry
 from wam_jax.envs import experts, tasks
-env = envs.make_environment("calvin")
+env = registry.make_environment("calvin")
 hydra, omegaconf = importlib.import_module("hydra"), importlib.import_module("omegaconf")
 folder = next(path for path in sys.path if path.endswith("calvin_env"))
 oracle = hydra.utils.instantiate(omegaconf.OmegaConf.load(folder + "/conf/tasks/new_playtable_tasks.yaml"))

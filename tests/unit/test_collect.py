@@ -51,7 +51,7 @@ def _collected(tmp_path_factory):
 
 def test_writes_a_dataset_that_the_reader_takes(collected):
   workdir, summary = collected
-  root = collect.dataset_path(workdir)
+  root = calvin.dataset_path(workdir)
   training = calvin.read_split(root / "training", 16, tasks=TASKS)
   validation = calvin.read_split(root / "validation", 16, tasks=TASKS)
   lengths = (training.frames.ends - training.frames.starts).tolist()
@@ -71,7 +71,7 @@ def test_failed_takes_fail_and_are_a_split_of_their_own(tmp_path):
   config = _config()
   config.data.failed_takes_per_task, config.data.heldout_failed_takes_per_task = 2, 3
   summary = _run(config, tmp_path)
-  root = collect.dataset_path(tmp_path)
+  root = calvin.dataset_path(tmp_path)
   takes = calvin.read_demos(root / calvin.FAILED, TASKS, image_size=16)
   assert [a.task for a in takes.annotations] == ["turn_on_led"] * 5 + ["open_drawer"] * 5
   for annotation in takes.annotations:
@@ -83,7 +83,7 @@ def test_failed_takes_fail_and_are_a_split_of_their_own(tmp_path):
 
 
 def test_demos_end_a_few_frames_after_success(collected):
-  split = calvin.read_split(collect.dataset_path(collected[0]) / "training", 16)
+  split = calvin.read_split(calvin.dataset_path(collected[0]) / "training", 16)
   for annotation in split.annotations:
     scene_obs = split.frames.scene_obs[annotation.start : annotation.end]
     holds = tasks_lib.success(annotation.task, scene_obs[0], scene_obs)
@@ -92,7 +92,7 @@ def test_demos_end_a_few_frames_after_success(collected):
 
 
 def test_demos_are_episodes_and_start_differently(collected):
-  split = calvin.read_split(collect.dataset_path(collected[0]) / "training", 16)
+  split = calvin.read_split(calvin.dataset_path(collected[0]) / "training", 16)
   for annotation in split.annotations:
     assert annotation.start in split.frames.starts and annotation.end in split.frames.ends
   first = split.frames.robot_obs[[a.start for a in split.annotations]]
@@ -100,7 +100,7 @@ def test_demos_are_episodes_and_start_differently(collected):
 
 
 def test_start_states_are_heldout_and_possible(collected):
-  root = collect.dataset_path(collected[0])
+  root = calvin.dataset_path(collected[0])
   states = calvin.read_start_states(root, TASKS)
   for task, (robot_obs, scene_obs) in states.items():
     assert robot_obs.shape == (3, ROBOT_OBS) and scene_obs.shape == (3, SCENE_OBS)
@@ -110,18 +110,18 @@ def test_start_states_are_heldout_and_possible(collected):
 
 
 def test_noise_moves_the_actions_but_not_the_gripper(collected):
-  frames = calvin.read_frames(collect.dataset_path(collected[0]) / "training", 16)
+  frames = calvin.read_frames(calvin.dataset_path(collected[0]) / "training", 16)
   assert set(np.unique(frames.action[:, 6])) <= {-1.0, 1.0}
   assert np.abs(frames.action).max() <= 1
   assert frames.action[:, 3].std() > 0.15  # the experts hold the roll: what moves is noise of 0.3
 
 
 def test_replaying_the_actions_gives_the_recorded_states(collected):
-  from wam_jax import envs
+  from wam_jax.envs import registry
 
   config, job = _config(), recording.Job("demo", "open_drawer", 1)
   settings = recording.Settings(config.seed, "play_table", config.env.max_steps, 60, 150, 0.3, 0.25)
-  env = envs.make_environment("play_table")
+  env = registry.make_environment("play_table")
   episode = recording.record(env, job, settings)
   env.reset(episode["robot_obs"][0], episode["scene_obs"][0])
   for t, action in enumerate(episode["rel_actions"]):
@@ -158,12 +158,12 @@ def test_a_simulator_that_only_draws_the_present_is_recorded_with_pictures(colle
     **collected[1]["frames"],
     "total": 0,
   }
-  takes = calvin.read_frames(collect.dataset_path(tmp_path) / calvin.FAILED, 16)
+  takes = calvin.read_frames(calvin.dataset_path(tmp_path) / calvin.FAILED, 16)
   assert (takes.rgb_static[:, 0, 0, 0] == 255 - takes.rgb_gripper[:, 15, 15, 2]).all()
   for split in ("training", "validation"):
-    frames = calvin.read_frames(collect.dataset_path(tmp_path) / split, 16)
+    frames = calvin.read_frames(calvin.dataset_path(tmp_path) / split, 16)
     np.testing.assert_array_equal(
-      frames.action, calvin.read_frames(collect.dataset_path(collected[0]) / split, 16).action
+      frames.action, calvin.read_frames(calvin.dataset_path(collected[0]) / split, 16).action
     )
     level = (1000 * frames.scene_obs[:, tasks_lib.DRAWER].astype(np.float64)).astype(np.uint8)
     assert np.abs(frames.rgb_static[:, 5, 5, 0].astype(int) - level).max() <= 1 and np.ptp(level) > 100
@@ -181,17 +181,17 @@ def _files(workdir: pathlib.Path) -> dict[str, bytes]:
 def test_one_seed_gives_the_same_bytes_with_any_number_of_workers(collected, tmp_path):
   _run(_config(workers=2), tmp_path / "two")
   assert _files(tmp_path / "two") == _files(collected[0])
-  roots = [collect.dataset_path(workdir) for workdir in (collected[0], tmp_path / "two")]
+  roots = [calvin.dataset_path(workdir) for workdir in (collected[0], tmp_path / "two")]
   here, there = (calvin.read_start_states(root, TASKS) for root in roots)
   np.testing.assert_array_equal(here["open_drawer"][0], there["open_drawer"][0])
 
 
 def test_another_seed_gives_other_frames(collected, tmp_path):
   settings = recording.Settings(4, "play_table", 72, 60, 150, 0.3, 0.25)
-  from wam_jax import envs
+  from wam_jax.envs import registry
 
-  other = recording.record(envs.make_environment("play_table"), recording.Job("play", "", 0), settings)
-  frames = calvin.read_frames(collect.dataset_path(collected[0]) / "training", 16)
+  other = recording.record(registry.make_environment("play_table"), recording.Job("play", "", 0), settings)
+  frames = calvin.read_frames(calvin.dataset_path(collected[0]) / "training", 16)
   assert np.abs(other["robot_obs"] - frames.robot_obs[:60]).max() > 0.05
 
 
@@ -268,17 +268,17 @@ def test_a_failing_worker_says_what_failed(tmp_path):
 
 @pytest.mark.parametrize("rate", [0.0, 1.0])
 def test_clumsy_attempts_do_not_count_as_the_experts(rate):
-  from wam_jax import envs
+  from wam_jax.envs import registry
 
   settings = recording.Settings(1, "play_table", 72, 300, 300, 0.3, 0.0, 0, rate, 0.05)
-  attempts = recording.record(envs.make_environment("play_table"), recording.Job("play", "", 0), settings)
+  attempts = recording.record(registry.make_environment("play_table"), recording.Job("play", "", 0), settings)
   assert bool(attempts["attempts"]) == (rate == 0.0)
 
 
 def test_the_hand_is_turned_in_play_and_failed_takes_but_not_in_demos():
-  from wam_jax import envs
+  from wam_jax.envs import registry
 
-  env = envs.make_environment("play_table")
+  env = registry.make_environment("play_table")
   turned = {}
   for wrist_error in (0.0, 0.2):
     settings = recording.Settings(
@@ -293,10 +293,10 @@ def test_the_hand_is_turned_in_play_and_failed_takes_but_not_in_demos():
 
 
 def test_play_visits_the_furniture_and_chains_possible_skills():
-  from wam_jax import envs
+  from wam_jax.envs import registry
 
   settings = recording.Settings(1, "play_table", 72, 600, 1800, 0.3, 0.25)
-  env = envs.make_environment("play_table")
+  env = registry.make_environment("play_table")
   plays = [recording.record(env, recording.Job("play", "", i), settings) for i in range(3)]
   scene_obs = np.stack([play["scene_obs"] for play in plays])
   furniture = [tasks_lib.SLIDER, tasks_lib.DRAWER, tasks_lib.BULB, tasks_lib.LED]
@@ -327,7 +327,7 @@ def test_points_to_calvins_own_data(collected, tmp_path):
   config = _config()
   config.data.source, config.data.calvin_path = "calvin", str(collected[0] / "dataset")
   summary = _run(config, tmp_path)
-  assert collect.dataset_path(tmp_path) == (collected[0] / "dataset").resolve()
+  assert calvin.dataset_path(tmp_path) == (collected[0] / "dataset").resolve()
   assert summary["splits"]["training"]["windows"] == 4 and not (tmp_path / "dataset").exists()
   config.data.calvin_path = str(tmp_path)
   with pytest.raises(files.DatasetError, match="no training/"):
@@ -337,7 +337,7 @@ def test_points_to_calvins_own_data(collected, tmp_path):
 def test_imports_no_simulator_and_workers_no_jax():
   lines = {
     "mujoco": "import wam_jax.stages.collect",
-    "jax": "from wam_jax.stages import recording; recording.envs.make_environment('play_table')",
+    "jax": "from wam_jax.stages import recording; recording.registry.make_environment('play_table')",
   }
   for unwanted, line in lines.items():
     code = f"import sys; {line}; sys.exit({unwanted!r} in sys.modules)"

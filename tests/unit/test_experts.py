@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from wam_jax.envs import experts, tasks
+from wam_jax.envs import base, experts, tasks
 from wam_jax.envs.play_table import simulator, skills
 
 STARTS = 4
@@ -115,7 +115,7 @@ def test_a_wrist_error_turns_the_hand_for_the_whole_path(env):
     )
     for _ in range(25):
       env.step(act())
-      angles.append(experts.wrap_angle(env.state()[0][3:6] - np.array(experts.FINGERS_DOWN)))
+      angles.append(experts.wrap_angle(env.state()[0][3:6] - np.array(base.FINGERS_DOWN)))
     turned.append(np.stack(angles[12:]))
   assert np.abs(turned[0]).max() < 0.05
   assert np.abs(turned[1]).mean(0).max() > 0.1 and turned[1].std(0).max() < 0.05

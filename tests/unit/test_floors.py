@@ -1,92 +1,147 @@
-"""Keeps the floors of the house: which room may import which."""
+"""Keeps the house: imports go down, no circle of files, packages where they belong."""
 
 from __future__ import annotations
 
 import ast
 import pathlib
 
-import pytest
-
 ROOT = pathlib.Path(__file__).parents[2]
 PACKAGE = ROOT / "wam_jax"
-BASE = {"types", "machine", "config", "config_rules", "config_study", "config_surroundings"}
-# room -> rooms it may import, besides itself
-ALLOWED = {
-  "types": set(),
-  "machine": set(),
-  "config_study": set(),
-  "config_reference": {"config", "config_rules"},
-  "config_rules": {"config_study"},
-  "config_surroundings": {"machine", "config_rules"},
-  "config": {"machine", "config_rules", "config_study", "config_surroundings"},
-  "core": BASE,
-  "nn": BASE | {"core"},
-  "train": BASE | {"core", "nn"},
-  "data": BASE | {"core"},
-  "envs": BASE | {"core"},
-  "io": BASE | {"core"},
-  "stages": BASE | {"core", "nn", "train", "data", "envs", "io"},
-  "experiments": {"config", "config_study"},
-  "main": BASE | {"stages"},
-  "export": BASE | {"nn", "io", "stages"},
-  "pack": BASE | {"io", "stages"},
-  "play": BASE | {"envs", "io", "stages"},
-  "report": {"io", "stages"},
-  "seeds": {"io", "stages"},
-  "run_exported": set(),
-  "doctor": {"machine", "doctor_jobs"},
-  "doctor_jobs": {"envs"},
-}
-FILES = sorted(PACKAGE.rglob("*.py"))
+# From the ground up: a room imports only rooms named before it, and itself.
+ROOMS = (
+  "types",
+  "core",
+  "host",
+  "nn",
+  "envs",
+  "config",
+  "train",
+  "storage",
+  "data",
+  "foreign",
+  "acting",
+  "reporting",
+  "running",
+  "stages",
+  "commands",
+  "experiments",
+  "main",
+)
+PROGRAMS = ("doctor", "export", "pack", "play", "report", "seeds")  # `python -m wam_jax.NAME`
+# Rooms that never import JAX: they run where it may be missing, or must start at once.
+WITHOUT_JAX = ("config", "host", "experiments")
 
 
-def imports(source, top_level_only=False):
-  """Dotted names of all that a source imports, relative imports not resolved (there are none)."""
+def sources():
+  """Module -> its source."""
+  modules = {}
+  for path in sorted(PACKAGE.rglob("*.py")):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    modules[".".join(parts).removesuffix(".__init__")] = path.read_text(encoding="utf-8")
+  return modules
+
+
+def imports(source, modules, top_level_only=False):
+  """Modules of the package, and tops of other packages, that a source imports."""
   tree = ast.parse(source)
-  nodes = tree.body if top_level_only else ast.walk(tree)
-  names = set()
-  for node in nodes:
+  found = set()
+  for node in tree.body if top_level_only else ast.walk(tree):
     if isinstance(node, ast.Import):
-      names |= {alias.name for alias in node.names}
+      found |= {alias.name for alias in node.names}
     elif isinstance(node, ast.ImportFrom):
       assert node.level == 0, "relative import"
-      names |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
-  return names
+      dotted = {f"{node.module}.{alias.name}" for alias in node.names}
+      found |= {name if name in modules else str(node.module) for name in dotted}
+  return {name if name.split(".")[0] == "wam_jax" else name.split(".")[0] for name in found}
 
 
-def room(path):
-  return path.relative_to(PACKAGE).with_suffix("").parts[0]
+def room(module):
+  """The room of a module; None of the package's face and of the programs' rows."""
+  parts = module.split(".")
+  return parts[1] if len(parts) > 1 and parts[1] not in PROGRAMS else None
 
 
-def violations(name, source):
-  """Rooms that a file of room `name` imports although it may not."""
-  found = {part.split(".")[1] for part in imports(source) if part.startswith("wam_jax.")}
-  return found - ALLOWED[name] - {name, "__version__"}
+def upward(modules):
+  """Imports that go up, as 'module -> module'."""
+  floor = {name: height for height, name in enumerate(ROOMS)}
+  return [
+    f"{module} -> {other}"
+    for module, source in modules.items()
+    for other in sorted(imports(source, modules))
+    if room(module) and other.startswith("wam_jax.") and floor[room(other)] > floor[room(module)]
+  ]
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_floors(path):
-  source = path.read_text(encoding="utf-8")
-  if path != PACKAGE / "__init__.py":
-    assert not violations(room(path), source)
-  tops = {name.split(".")[0] for name in imports(source)}
-  assert not tops & {"tensorflow", "torch", "clu"}
-  if path != PACKAGE / "core" / "distributions.py":
-    assert not tops & {"distrax", "tensorflow_probability"}
-  if "play_table" not in path.parts:
-    assert "mujoco" not in tops
-  if path.parent == PACKAGE and path.name.startswith("config"):
-    assert not tops & {"jax", "flax", "optax"}
+def circles(modules):
+  """Groups of modules that import each other, also by imports inside functions (Tarjan)."""
+  graph = {module: imports(source, modules) & set(modules) for module, source in modules.items()}
+  index, low, stack, found = {}, {}, [], []
+
+  def visit(module):
+    index[module] = low[module] = len(index)
+    stack.append(module)
+    for other in graph[module]:
+      if other not in index:
+        visit(other)
+      if other in stack:
+        low[module] = min(low[module], low[other])
+    if low[module] == index[module]:
+      group = stack[stack.index(module) :]
+      del stack[stack.index(module) :]
+      if len(group) > 1:
+        found.append(sorted(group))
+
+  for module in graph:
+    if module not in index:
+      visit(module)
+  return found
 
 
-def test_the_check_sees_a_violation():
-  assert violations("train", "from wam_jax.io import logger") == {"io"}
-  assert violations("core", "def f():\n  import wam_jax.nn.rssm") == {"nn"}
-  assert not violations("stages", "from wam_jax.host.logger import Logger\nfrom wam_jax import types")
+def test_imports_go_down():
+  modules = sources()
+  assert {room(module) for module in modules} <= {None, *ROOMS}
+  assert not upward(modules)
+
+
+def test_no_circle_of_files():
+  assert not circles(sources())
+
+
+def test_the_checks_see_a_violation():
+  modules = {
+    "wam_jax.core.a": "def f():\n  from wam_jax.core import b",
+    "wam_jax.core.b": "from wam_jax.core.a import f",
+    "wam_jax.host.c": "import wam_jax.nn.d",
+    "wam_jax.nn.d": "from wam_jax.host import c",
+  }
+  assert upward(modules) == ["wam_jax.host.c -> wam_jax.nn.d"]
+  assert circles(modules) == [
+    ["wam_jax.core.a", "wam_jax.core.b"],
+    ["wam_jax.host.c", "wam_jax.nn.d"],
+  ]
+
+
+def test_packages_are_imported_where_they_belong():
+  modules = sources()
+  for module, source in modules.items():
+    tops = imports(source, modules)
+    assert not tops & {"tensorflow", "torch", "clu"}, module
+    assert module == "wam_jax.core.distributions" or not tops & {"distrax", "tensorflow_probability"}, module
+    assert "play_table" in module or "mujoco" not in tops, module
+    assert room(module) not in WITHOUT_JAX or not imports(source, modules, True) & {"jax", "flax"}, module
+
+
+def test_stages_hold_stages():
+  from wam_jax.config import STAGES
+  from wam_jax.config.rules import EXTRA_STAGES
+
+  files = {path.stem for path in (PACKAGE / "stages").glob("*.py")} - {"__init__"}
+  assert files == {*STAGES, *EXTRA_STAGES}
 
 
 def test_no_drawer_for_everything():
-  assert not [path for path in FILES if path.stem in ("utils", "util", "helpers", "misc", "common")]
+  names = {path.stem for path in PACKAGE.rglob("*.py")}
+  assert not names & {"utils", "util", "helpers", "misc", "common"}
 
 
 def test_main_is_short():
@@ -95,14 +150,13 @@ def test_main_is_short():
 
 def test_simulators_are_not_imported_by_stages():
   """Follows top-level imports from every stage: none may reach MuJoCo."""
-  seen, queue = set(), list((PACKAGE / "stages").glob("*.py"))
+  modules = sources()
+  seen, queue = set(), [module for module in modules if room(module) == "stages"]
+  assert len(queue) > 10
   while queue:
-    path = queue.pop()
-    if path in seen:
-      continue
-    seen.add(path)
-    for name in imports(path.read_text(encoding="utf-8"), top_level_only=True):
-      assert name.split(".")[0] != "mujoco", f"{path} imports mujoco when it is imported"
-      file = ROOT / pathlib.Path(*name.split("."))
-      queue += [each for each in (file.with_suffix(".py"), file / "__init__.py") if each.is_file()]
-  assert len(seen) > len(list((PACKAGE / "stages").glob("*.py")))
+    module = queue.pop()
+    seen.add(module)
+    reached = imports(modules[module], modules, top_level_only=True)
+    assert "mujoco" not in reached, f"{module} imports mujoco when it is imported"
+    queue += sorted(reached & set(modules) - seen)
+  assert "wam_jax.train.world_model" in seen

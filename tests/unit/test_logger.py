@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from wam_jax.host import live_view
+from wam_jax.host import live_view, words
 from wam_jax.host import logger as logger_lib
 
 
@@ -83,4 +83,4 @@ def test_a_terminal_that_has_gone_away_stops_nothing(logger, monkeypatch):
 
 @pytest.mark.parametrize(("seconds", "text"), [(5.2, "0:05"), (65, "1:05"), (3725, "1:02:05")])
 def test_duration(seconds, text):
-  assert logger_lib.duration(seconds) == text
+  assert words.duration(seconds) == text

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from wam_jax import config as config_lib
-from wam_jax import envs
 from wam_jax.core import ppo as ppo_loss
+from wam_jax.envs import registry
 from wam_jax.nn.policy import DiffusionPolicy
 from wam_jax.nn.world_model import make_world_model
 from wam_jax.stages import online_ppo
@@ -37,7 +37,7 @@ def make_episodes(world, monkeypatch, scene_obs):
   config, model, params = world
   policy = DiffusionPolicy(model.feature_size, hidden=8, time_dim=4, denoising_steps=4, fine_tuned_steps=2)
   base = jax.vmap(policy.init)(jax.random.split(jax.random.key(1), 2))
-  robot, _ = envs.make_environment("play_table").state()
+  robot, _ = registry.make_environment("play_table").state()
   states = dict.fromkeys(TASKS, (robot[None], scene_obs[None]))
   monkeypatch.setattr(online_ppo, "training_starts", lambda config, collect: states)
   starts = StartFrames(jnp.zeros((2, 1, model.feature_size)), jnp.ones(2, jnp.int32))
@@ -49,7 +49,7 @@ def make_episodes(world, monkeypatch, scene_obs):
 
 def test_rollout_has_the_form_of_a_dream(world, monkeypatch):
   config, model, _params = world
-  environment = envs.make_environment("play_table")
+  environment = registry.make_environment("play_table")
   episodes, policy, state = make_episodes(world, monkeypatch, environment.state()[1])
   ends, rollout, metrics = episodes.rollout(state, jax.random.key(3))
   assert rollout.feature.shape == (2, 5, E, model.feature_size)
@@ -72,12 +72,12 @@ def test_first_features_are_those_of_the_filtered_start(world, monkeypatch):
   """With noise left out, all environments see the same start, at the beginning and after the horizon."""
   _config, model, params = world
   monkeypatch.setattr(online_ppo.wm, "filter_step", lambda *args: wm_filter(*args[:-1], None))
-  environment = envs.make_environment("play_table")
+  environment = registry.make_environment("play_table")
   robot, scene = environment.state()
   episodes, _, state = make_episodes(world, monkeypatch, scene)
   _, rollout, _ = episodes.rollout(state, jax.random.key(3))
   environment.reset(robot, scene)
-  seen = envs.make_renderer("play_table", 16)(*(x[None] for x in environment.state()))
+  seen = registry.make_renderer("play_table", 16)(*(x[None] for x in environment.state()))
   embed = wm.encode_observation(
     model, params, seen["rgb_static"], seen["rgb_gripper"], jnp.asarray(robot[None], jnp.float32)
   )
@@ -95,7 +95,7 @@ def test_success_is_the_predicate_since_the_start(world, monkeypatch):
   monkeypatch.setattr(
     online_ppo.task_rules, "success", lambda task, start, now: np.full(len(now), task == "turn_on_led")
   )
-  episodes, _, state = make_episodes(world, monkeypatch, envs.make_environment("play_table").state()[1])
+  episodes, _, state = make_episodes(world, monkeypatch, registry.make_environment("play_table").state()[1])
   ends, rollout, metrics = episodes.rollout(state, jax.random.key(3))
   assert rollout.terminated[1].all() and not rollout.truncated[1].any() and (rollout.reward[1] == 1).all()
   assert not rollout.terminated[0].any() and (rollout.reward[0] == 0).all()

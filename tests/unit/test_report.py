@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from made_up_run import TASKS
 
-from wam_jax.stages import report
+from wam_jax.reporting import run_report
 
 
 @pytest.fixture
@@ -31,8 +31,8 @@ def written(made, tmp_path, rng):
   folder.mkdir()
   judged = inputs["judge_world_model"].path
   strips = {kind: (judged / f"strip.{kind}").read_bytes() for kind in ("png", "webp")}
-  built = report.build(config, inputs, made_up_run.shown(), 4.5)
-  report.write_report(folder, built, strips, made_up_run.animations(rng))
+  built = run_report.build(config, inputs, made_up_run.shown(), 4.5)
+  run_report.write_report(folder, built, strips, made_up_run.animations(rng))
   return folder, built
 
 
@@ -138,7 +138,7 @@ def test_report_without_optional_parts(made, tmp_path):
   (inputs["world_model"].path / "metrics.jsonl").unlink()
   folder = tmp_path / "report"
   folder.mkdir()
-  report.write_report(folder, report.build(config, inputs, [], 1.0), {}, {})
+  run_report.write_report(folder, run_report.build(config, inputs, [], 1.0), {}, {})
   page = Page()
   page.feed((folder / "report.html").read_text())
   assert not page.open and not page.images
@@ -162,7 +162,7 @@ def test_report_of_a_run_by_an_older_version(made, tmp_path):
   path.write_text(json.dumps(quality))
   folder = tmp_path / "report"
   folder.mkdir()
-  report.write_report(folder, report.build(config, inputs, [], 1.0), {}, {})
+  run_report.write_report(folder, run_report.build(config, inputs, [], 1.0), {}, {})
   text = (folder / "report.md").read_text() + (folder / "report.html").read_text()
   assert "Error of the hand" not in text and "held-out takes" not in text and "tell apart" not in text
   assert "| drawer " in text and "precision, demos" in text
@@ -173,7 +173,7 @@ def test_text_is_escaped(made, tmp_path):
   config.experiment = "<script>&"
   folder = tmp_path / "report"
   folder.mkdir()
-  report.write_report(folder, report.build(config, inputs, [], 1.0), {}, {})
+  run_report.write_report(folder, run_report.build(config, inputs, [], 1.0), {}, {})
   page = Page()
   page.feed((folder / "report.html").read_text())
   assert "script" not in page.tags

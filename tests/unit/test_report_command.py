@@ -11,7 +11,6 @@ from wam_jax.commands import report as command
 from wam_jax.core import intervals
 from wam_jax.reporting import comparison, page_parts
 from wam_jax.reporting.finished_run import RunError, labels, read_run
-from wam_jax.stages import report
 
 
 @pytest.fixture
@@ -42,7 +41,7 @@ def other(tmp_path, rng):
 
 
 def read(*folders):
-  return [read_run(folder, report.REQUIRES) for folder in folders]
+  return [read_run(folder) for folder in folders]
 
 
 def files(folder):

@@ -10,7 +10,6 @@ from wam_jax.commands import seeds as command
 from wam_jax.core import intervals
 from wam_jax.reporting import seeds
 from wam_jax.reporting.finished_run import RunError, read_run
-from wam_jax.stages import report
 
 TASKS = made_up_run.TASKS
 EPISODES = 10
@@ -83,7 +82,7 @@ def test_two_seeds_in_one_table(make_run, tmp_path, capsys):
 def test_what_one_run_may_look_like(make_run, tmp_path):
   runs = [make_run(seed) for seed in (7, 8, 9)]
   for run in runs:
-    seeds.keep(read_run(run, report.REQUIRES), tmp_path)
+    seeds.keep(read_run(run), tmp_path)
   after = [successes(run, "ppo")[0] for run in runs]
   text = seeds.spread(seeds.read(tmp_path))
   low, high = (100 * f([a.mean() for a in after]) for f in (min, max))
@@ -100,7 +99,7 @@ def test_runs_of_other_settings_are_refused(make_run, tmp_path, capsys):
 
 
 def test_a_kept_seed_is_not_replaced_by_other_episodes(make_run, tmp_path):
-  one, other = read_run(make_run(4), report.REQUIRES), read_run(make_run(5), report.REQUIRES)
+  one, other = read_run(make_run(4)), read_run(make_run(5))
   path = seeds.keep(one, tmp_path / "kept")
   before = path.read_bytes()
   assert seeds.keep(one, tmp_path / "kept").read_bytes() == before  # the same run again
@@ -113,7 +112,7 @@ def test_a_kept_seed_is_not_replaced_by_other_episodes(make_run, tmp_path):
 def test_files_that_are_none(make_run, tmp_path, capsys):
   assert command.main([f"--results={tmp_path}"]) == 1
   assert "no runs are kept here" in capsys.readouterr().err
-  path = seeds.keep(read_run(make_run(4), report.REQUIRES), tmp_path)
+  path = seeds.keep(read_run(make_run(4)), tmp_path)
   for text in ("", "{}", "[]", json.dumps(json.loads(path.read_text()) | {"format": 99})):
     path.write_text(text)
     assert command.main([f"--results={tmp_path}"]) == 1
@@ -129,5 +128,5 @@ def test_a_run_without_imagined_success_cannot_be_kept(make_run, tmp_path):
     arrays = {name: file[name] for name in file.files if name != "imagined"}
   np.savez(path, **arrays)
   with pytest.raises(RunError, match="imagined"):
-    seeds.keep(read_run(run, report.REQUIRES), tmp_path / "kept")
+    seeds.keep(read_run(run), tmp_path / "kept")
   assert not (tmp_path / "kept").exists()

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from wam_jax import envs
-from wam_jax.envs import experts, tasks
+from wam_jax.envs import experts, registry, tasks
 from wam_jax.envs.play_table import scene, simulator, skills
 
 ANGLES_ROBOT = [3, 4, 5]
@@ -200,7 +199,7 @@ def test_vector_environment_equals_single_ones():
   rng = np.random.default_rng(7)
   states = [skills.sample_start(None, rng) for _ in range(3)]
   actions = np.stack([random_actions(rng, 5) for _ in range(3)], 1)
-  vector = envs.make_vector("play_table", 3, workers=2, image_size=8)
+  vector = registry.make_vector("play_table", 3, workers=2, image_size=8)
   vector.reset(np.stack([s[0] for s in states]), np.stack([s[1] for s in states]))
   first = vector.observe()
   active = np.array([True, False, True])
@@ -224,8 +223,8 @@ def test_vector_environment_equals_single_ones():
 
 
 def test_unknown_simulator():
-  for make in (envs.make_environment, envs.make_renderer):
+  for make in (registry.make_environment, registry.make_renderer):
     with pytest.raises(ValueError, match="unknown simulator 'atari'; known: play_table"):
       make("atari")
   with pytest.raises(ValueError, match="unknown simulator 'atari'"):
-    envs.make_vector("atari", 2)
+    registry.make_vector("atari", 2)

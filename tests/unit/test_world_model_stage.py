@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from wam_jax import config as config_lib
+from wam_jax.acting import models
 from wam_jax.data import calvin, calvin_writer
 from wam_jax.data.files import DatasetError
 from wam_jax.data.frames import frame_path
@@ -106,7 +107,7 @@ def test_snapshots_are_artifacts_and_change_nothing(collected, tmp_path):
   snapshots = {n: load_artifact(tmp_path / f"kept/snapshots/{n}", "world_model") for n in (2, 6, 7)}
   assert len({a.fingerprint for a in (with_snapshots, *snapshots.values())}) == 4
   assert_equal(params_of(snapshots[7]), params_of(plain))
-  model, params = stage.load_world_model(snapshots[2])
+  model, params = models.load_world_model(snapshots[2])
   assert model.deter == 6
   assert not np.array_equal(params["fuse"]["kernel"], params_of(plain)["fuse"]["kernel"])
 
@@ -117,19 +118,19 @@ def test_an_artifact_with_other_parameters_is_refused_with_the_difference(collec
   config["world_model"] |= {"deter": 9, "embedding_image_weight": 0.0}
   (artifact.path / "config.json").write_text(json.dumps(config))
   with pytest.raises(CheckpointError) as error:
-    stage.load_world_model(load_artifact(artifact.path))
+    models.load_world_model(load_artifact(artifact.path))
   assert "rssm/gru/recurrent/kernel: [6, 18], wanted [9, 27]" in str(error.value)
   assert "embedding_decoder/rgb_static/grid/kernel [8, 64]: not wanted" in str(error.value)
   del config["world_model"]["cameras"]
   (artifact.path / "config.json").write_text(json.dumps(config))
   with pytest.raises(CheckpointError, match="cameras.*another version"):
-    stage.load_world_model(load_artifact(artifact.path))
+    models.load_world_model(load_artifact(artifact.path))
 
 
 def test_robot_statistics_travel_with_the_artifact(collected, tmp_path):
   artifact, _ = train(collected, tmp_path / "z", world_model__proprio="zscore", world_model__snapshots=(7,))
   for one in (artifact, load_artifact(artifact.path / "snapshots/7")):
-    model, _ = stage.load_world_model(one)
+    model, _ = models.load_world_model(one)
     np.testing.assert_allclose(model.robot_obs_mean, np.linspace(-1, 1, 15), atol=0.8)
     assert min(model.robot_obs_std) < 0.05 and max(model.robot_obs_std) > 1
   statistics = collected.path / "dataset/training/statistics.yaml"
@@ -201,7 +202,7 @@ def lumos_changes(**changes):
 def test_a_lumos_checkpoint_stands_for_training(collected, tmp_path):
   artifact, said = train(collected, tmp_path / "lumos", **lumos_changes())
   assert any("inverse_dynamics_head" in line for line in said)
-  _, params = stage.load_world_model(artifact)
+  _, params = models.load_world_model(artifact)
   weights = lumos.read_state_dict(FIXTURES / "lumos_world_model.npz")
   back = lumos.to_state_dict(params)
   assert set(back) == set(weights)

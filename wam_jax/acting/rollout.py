@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from wam_jax.acting import policy as acting
+from wam_jax.acting import step
 from wam_jax.data.windows import REST_ACTION
 from wam_jax.envs import tasks as task_rules
 from wam_jax.envs.base import ACTION, VectorStepper
@@ -62,11 +62,11 @@ def _make_steps(
     key: jax.Array,
   ) -> Latent:
     sample_key = None if posterior_mode else key
-    return acting.filter_frame(model, params, latent, observation, prev_action, is_first, sample_key)
+    return step.filter_frame(model, params, latent, observation, prev_action, is_first, sample_key)
 
   @functools.partial(jax.jit, static_argnums=3)
   def sample_chunks(params: Params, latent: Latent, key: jax.Array, num_tasks: int) -> jax.Array:
-    return acting.sample_chunks(policy, params, latent, key, num_tasks, deterministic)
+    return step.sample_chunks(policy, params, latent, key, num_tasks, deterministic)
 
   return filter_frame, sample_chunks
 
@@ -135,7 +135,7 @@ def rollout_policies(
     began = time.perf_counter()
     seen = environment.observe(record.active)
     drawn = time.perf_counter()
-    frame_key, chunk_key = acting.frame_keys(key, t)
+    frame_key, chunk_key = step.frame_keys(key, t)
     observation = {camera: seen[camera] for camera in ("rgb_static", "rgb_gripper")}
     observation["robot_obs"] = record.robot.astype(np.float32)
     is_first = np.full(total, t == 0)

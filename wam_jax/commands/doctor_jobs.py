@@ -128,8 +128,8 @@ def step_table() -> Iterator[str]:
   """One step of the embedded simulator."""
   import numpy as np
 
-  from wam_jax.envs import make_environment
   from wam_jax.envs.play_table import simulator, skills
+  from wam_jax.envs.registry import make_environment
 
   table = make_environment("play_table")
   table.reset(*skills.sample_start(None, np.random.default_rng(0)))

@@ -15,165 +15,15 @@ where params, state and observation are dicts of arrays. One step is one frame.
 from __future__ import annotations
 
 import argparse
-import json
-import pathlib
-import shutil
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import jax
-import numpy as np
-from jax import export as jax_export
-
-import wam_jax
-from wam_jax.acting import policy as acting
-from wam_jax.acting.policy import POLICIES, ActingPolicy, PolicyError
-from wam_jax.nn.policy import ACTION
-from wam_jax.nn.world_model import ROBOT_OBS
+from wam_jax.acting import load
+from wam_jax.acting.export import PLATFORMS, ExportError, export_policy
+from wam_jax.acting.load import POLICIES
+from wam_jax.acting.policy import PolicyError
 from wam_jax.storage.artifact import ArtifactError
 from wam_jax.storage.checksums import CheckpointError
-
-FORMAT = 1  # of policy.json
-PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
-
-MEANING = {
-  "rgb_static": "picture of the fixed camera, values 0 to 255, shrunk to this size by area averaging",
-  "rgb_gripper": "picture of the wrist camera, likewise",
-  "robot_obs": "tcp xyz [m], Euler angles [rad], gripper width [m], 7 joints [rad], last gripper action",
-}
-ACTION_MEANING = (
-  "relative motion in [-1, 1], xyz in units of 0.02 m and Euler angles in units of 0.05 rad; gripper 1 open, "
-  "-1 closed"
-)
-
-
-class ExportError(Exception):
-  """A policy cannot be written as asked; the text says why."""
-
-
-def export_policy(
-  policy: ActingPolicy, out: Any, platforms: Sequence[str] | None = None, batch: int = 1
-) -> pathlib.Path:
-  """Writes the folder.
-
-  Args:
-    policy: from `wam_jax.load_policy`.
-    out: folder to make; must not exist or be empty.
-    platforms: of PLATFORMS, on which the functions will run; None: this machine's.
-    batch: B, robots side by side.
-
-  Returns:
-    The folder, written whole or not at all.
-
-  Raises:
-    ExportError: the folder holds files, or an unknown platform.
-    ValueError: batch below 1.
-  """
-  if batch < 1:
-    raise ValueError(f"batch: expected at least 1, got {batch}")
-  platforms = tuple(platforms or (jax_export.default_export_platform(),))
-  unknown = [name for name in platforms if name not in PLATFORMS]
-  if unknown:
-    raise ExportError(f"unknown platform {', '.join(unknown)}; there are {', '.join(PLATFORMS)}")
-  out = pathlib.Path(out).expanduser()
-  if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-    raise ExportError(f"{out} is there already; nothing was written. Choose another --out")
-
-  params = _flat(policy.params)
-  observation = _observation(policy, batch)
-  seed = jax.ShapeDtypeStruct((), np.int32)
-  start, step = (jax_export.export(jax.jit(f), platforms=platforms) for f in _functions(policy, batch))
-  state = jax.eval_shape(_functions(policy, batch)[0], _shapes(params), seed)
-  # Written twice: the first time tells which parameters the functions read (no decoder, no prior).
-  first = start(_shapes(params), seed), step(_shapes(params), state, observation)
-  used = {i for function in first for i in function.module_kept_var_idx}
-  params = {name: params[name] for i, name in enumerate(sorted(params)) if i in used}
-  exported = {"start": start(_shapes(params), seed), "step": step(_shapes(params), state, observation)}
-
-  partial = out.with_name(out.name + ".tmp")
-  if partial.exists():
-    shutil.rmtree(partial)
-  partial.mkdir(parents=True)
-  for name, function in exported.items():
-    (partial / f"{name}.jaxexport").write_bytes(function.serialize())
-  with (partial / "params.npz").open("wb") as file:
-    np.savez(file, allow_pickle=False, **{name: np.asarray(value) for name, value in params.items()})
-  about = describe(policy, batch, platforms, state, observation)
-  (partial / "policy.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-  shutil.copy(pathlib.Path(__file__).with_name("run_exported.py"), partial / "run_policy.py")
-  if out.exists():
-    out.rmdir()
-  partial.rename(out)
-  return out
-
-
-def describe(
-  policy: ActingPolicy,
-  batch: int,
-  platforms: Sequence[str],
-  state: Mapping[str, Any],
-  observation: Mapping[str, Any],
-) -> dict[str, Any]:
-  """What policy.json says."""
-  spec = lambda value: {"shape": list(value.shape), "dtype": str(value.dtype)}
-  return {
-    "format": FORMAT,
-    "task": policy.task,
-    "batch": batch,
-    "chunk": policy.chunk,
-    "platforms": list(platforms),
-    "compute_dtype": "float32" if policy.model.dtype is None else np.dtype(policy.model.dtype).name,
-    "seed": f"int32, 0 to {acting.MAX_SEED}; the same seed and observations give the same actions",
-    "observation": {name: spec(value) | {"meaning": MEANING[name]} for name, value in observation.items()},
-    "state": {name: spec(value) for name, value in state.items()},
-    "action": {"shape": [batch, ACTION], "dtype": "float32", "meaning": ACTION_MEANING},
-    "made_from": policy.made_from,
-    "wam_jax": wam_jax.__version__,
-    "jax": jax.__version__,
-  }
-
-
-def _functions(policy: ActingPolicy, batch: int) -> tuple[Any, Any]:
-  """(start, step) on flat dicts of parameters."""
-
-  def start(params: Any, seed: Any) -> Any:
-    return acting.start_state(policy.model, _nested(params)[0], batch, policy.chunk, seed)
-
-  def step(params: Any, state: Any, observation: Any) -> Any:
-    return acting.act_step(policy.model, policy.policy, *_nested(params), state, observation)
-
-  return start, step
-
-
-def _observation(policy: ActingPolicy, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
-  side = policy.image_size
-  specs = {camera: jax.ShapeDtypeStruct((batch, side, side, 3), np.uint8) for camera in policy.cameras}
-  if policy.needs_robot_obs:
-    specs["robot_obs"] = jax.ShapeDtypeStruct((batch, ROBOT_OBS), np.float32)
-  return specs
-
-
-def _shapes(params: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
-  return {name: jax.ShapeDtypeStruct(value.shape, value.dtype) for name, value in params.items()}
-
-
-def _flat(params: tuple[Any, Any]) -> dict[str, Any]:
-  """(world model's, policy's) nested dicts -> {"world_model/.../kernel": array}."""
-  both = dict(zip(("world_model", "policy"), params, strict=True))
-  return {"/".join(key.key for key in keys): leaf for keys, leaf in jax.tree.leaves_with_path(both)}
-
-
-def _nested(flat: Mapping[str, Any]) -> tuple[Any, Any]:
-  """The inverse of `_flat`, of what is left of it."""
-  tree: dict[str, Any] = {"world_model": {}, "policy": {}}
-  for name, value in flat.items():
-    *path, last = name.split("/")
-    node = tree
-    for key in path:
-      node = node.setdefault(key, {})
-    node[last] = value
-  return tree["world_model"], tree["policy"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -200,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   platforms = arguments.platforms.split(",") if arguments.platforms else None
   try:
     try:
-      policy = acting.load_policy(
+      policy = load.load_policy(
         arguments.workdir, arguments.task, arguments.which, arguments.world_model, arguments.ddim_steps
       )
     except ValueError as error:

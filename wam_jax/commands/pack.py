@@ -12,10 +12,33 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from wam_jax.acting import packed
-from wam_jax.acting.policy import POLICIES, PolicyError
-from wam_jax.storage.artifact import ArtifactError
+from wam_jax.acting import load, packed
+from wam_jax.acting.policy import PolicyError
+from wam_jax.reporting.model_card import card
+from wam_jax.storage.artifact import ArtifactError, load_artifact, write_text
 from wam_jax.storage.checksums import CheckpointError
+
+
+def pack(workdir: str, out: pathlib.Path, which: str | None = None) -> pathlib.Path:
+  """Writes the policies of a finished run, and their card next to them.
+
+  Args:
+    workdir: the run's folder, evaluated.
+    out: file to write, *.npz; the card becomes *.md.
+    which: as for `load_policy`.
+
+  Returns:
+    `out`.
+
+  Raises:
+    PolicyError, ArtifactError, CheckpointError: as `load_policy`; or weights that half precision cannot hold.
+  """
+  artifact, policy, params, tasks = load.load_stacked(workdir, which)
+  chosen = which or next(name for name, stage in load.POLICIES.items() if stage == artifact.stage)
+  evaluated = load_artifact(workdir, "evaluate")
+  packed.write_packed(out, artifact, chosen, tasks, policy, params, load.find_world_model(artifact))
+  write_text(out.with_suffix(".md"), card(evaluated, chosen, out))
+  return out
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,12 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
   )
   parser.add_argument("--workdir", required=True, help="a run's folder, evaluated")
   parser.add_argument("--out", type=pathlib.Path, required=True, help="file to write, *.npz")
-  parser.add_argument("--which", choices=tuple(POLICIES), help="default: ppo if finished, else cloned")
+  parser.add_argument("--which", choices=tuple(load.POLICIES), help="default: ppo if finished, else cloned")
   arguments = parser.parse_args(argv)
   if arguments.out.suffix != ".npz":
     parser.error(f"--out: expected a name that ends with .npz, got {arguments.out}")
   try:
-    out = packed.pack(arguments.workdir, arguments.out, arguments.which)
+    out = pack(arguments.workdir, arguments.out, arguments.which)
   except (PolicyError, ArtifactError, CheckpointError) as error:
     print(f"\n{error}", file=sys.stderr)
     return 1

@@ -12,7 +12,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from wam_jax.acting.policy import POLICIES, PolicyError
+from wam_jax.acting.load import POLICIES
+from wam_jax.acting.policy import PolicyError
 from wam_jax.config import TASKS
 
 FRAME_STEP = 2  # every second frame is shown

@@ -33,15 +33,14 @@ def main(argv: Sequence[str] | None = None) -> int:
   if arguments.out is not None and arguments.out.suffix not in (".html", ".htm"):
     parser.error(f"--out: expected a name that ends with .html, got {arguments.out}")
   runner.use_compilation_cache()
-  from wam_jax.reporting import comparison
-  from wam_jax.stages import report  # JAX, with that cache
+  from wam_jax.reporting import comparison, run_report
 
   others = [folder for folder in arguments.compare.split(",") if folder]
   try:
-    runs = [read_run(folder, report.REQUIRES) for folder in (arguments.workdir, *others)]
+    runs = [read_run(folder) for folder in (arguments.workdir, *others)]
     out = arguments.out or _default(runs[0], bool(others))
     out.parent.mkdir(parents=True, exist_ok=True)
-    missing = comparison.write(runs, out) if others else report.rebuild(runs[0], out)
+    missing = comparison.write(runs, out) if others else run_report.rebuild(runs[0], out)
   except (RunError, ArtifactError, OSError) as error:
     print(f"\n{error}", file=sys.stderr)
     return 1

@@ -29,12 +29,13 @@ def main(argv: Sequence[str] | None = None) -> int:
   )
   arguments = parser.parse_args(argv)
   runner.use_compilation_cache()
-  from wam_jax.reporting import seeds  # JAX, with that cache
-  from wam_jax.stages import report
+  from wam_jax.reporting import (
+    seeds,  # JAX, with that cache
+  )
 
   try:
     for folder in [folder for folder in arguments.runs.split(",") if folder]:
-      print(f"kept: {seeds.keep(read_run(folder, report.REQUIRES), arguments.results)}")
+      print(f"kept: {seeds.keep(read_run(folder), arguments.results)}")
     results = seeds.read(arguments.results)
   except (RunError, ArtifactError, OSError) as error:
     print(f"\n{error}", file=sys.stderr)

@@ -8,6 +8,7 @@ One folder per split, one `episode_%07d.npz` per frame, and beside them `ep_star
 from __future__ import annotations
 
 import dataclasses
+import json
 import pathlib
 from collections.abc import Iterable, Sequence
 
@@ -32,6 +33,7 @@ from wam_jax.data.frames import (
   ProgressFactory,
   empty_frames,
 )
+from wam_jax.storage.artifact import Artifact
 
 ANNOTATION_FILE = "lang_annotations/auto_lang_ann.npy"
 START_STATES_FILE = "start_states.npz"
@@ -476,3 +478,22 @@ def check_dataset(
     _read_spans(folder, np.stack([picked, picked], 1), image_size, 1, None)
     out[split] = {"frames": len(ids), "episodes": len(spans), "windows": len(annotations)}
   return out
+
+
+def dataset_path(artifact: Artifact | pathlib.Path) -> pathlib.Path:
+  """Root of the dataset (holds training/ and validation/) that a collect artifact stands for.
+
+  Args:
+    artifact: of the collect stage, or its folder.
+
+  Returns:
+    The collected dataset, or the folder that data.calvin_path named.
+
+  Raises:
+    DatasetError: the folder named is gone.
+  """
+  path = artifact if isinstance(artifact, pathlib.Path) else artifact.path
+  pointer = path / "dataset.json"
+  if pointer.is_file():
+    return check_root(json.loads(pointer.read_text())["root"])
+  return check_root(path / "dataset")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import dataclasses
+import math
+from typing import Any, Protocol
 
 import numpy as np
+
+FINGERS_DOWN = (math.pi, 0.0, math.pi / 2)  # Euler angles of the hand in most skills
 
 ROBOT_OBS = 15  # tcp xyz [m], tcp Euler xyz [rad], gripper width [m], 7 joints [rad], last gripper action
 SCENE_OBS = 24  # slider, drawer, button, switch [m], bulb, led {0, 1}, 3 blocks x (xyz [m], Euler [rad])
@@ -62,4 +66,62 @@ class VectorStepper(Protocol):
 
   def state(self) -> tuple[np.ndarray, np.ndarray]:
     """robot_obs [n, 15], scene_obs [n, 24]."""
+    ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Skill:
+  """Waypoints [W, 3] of the tcp in m, in the order they are visited, and the hand's Euler angles [3]."""
+
+  waypoints: list[np.ndarray]
+  euler: tuple[float, float, float] = FINGERS_DOWN
+
+
+class TaughtEnvironment(Environment, Protocol):
+  """A simulator with scripted experts: it also tells its name and the pose that its controller follows."""
+
+  name: str
+
+  def target_pose(self) -> tuple[np.ndarray, np.ndarray]:
+    """Target position [3] in m and Euler angles [3] in rad of the tcp, moved by every action."""
+    ...
+
+
+class Skills(Protocol):
+  """What a simulator's module of skills holds (`registry.load_skills`).
+
+  A skill has small variation; its furniture stands at a joint's position in m.
+
+  Attributes:
+    WORKSPACE: lowest and highest corner [3] of the free space above the table, in m.
+    SAFE_HEIGHT: z [m] above everything that stands on the table.
+    LOW_HEIGHT: z [m] below which a hand is among the furniture.
+    FREE_Y: y [m] up to which a hand can rise freely.
+  """
+
+  WORKSPACE: tuple[np.ndarray, np.ndarray]
+  SAFE_HEIGHT: float
+  LOW_HEIGHT: float
+  FREE_Y: float
+
+  def sample_start(
+    self, task: str | None, rng: np.random.Generator, env: Any
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """See the function of this name below."""
+    ...
+
+  def drawer(self, task: str, opened: float, rng: np.random.Generator) -> Skill:
+    """open_drawer or close_drawer."""
+    ...
+
+  def slider(self, task: str, opened: float, rng: np.random.Generator) -> Skill:
+    """move_slider_left or move_slider_right."""
+    ...
+
+  def lightbulb(self, task: str, position: float, rng: np.random.Generator) -> Skill:
+    """turn_on_lightbulb or turn_off_lightbulb, by the switch."""
+    ...
+
+  def button(self, rng: np.random.Generator) -> Skill:
+    """turn_on_led and turn_off_led."""
     ...

@@ -9,14 +9,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, Protocol
 
 import numpy as np
 
-from wam_jax import envs
-from wam_jax.envs import base, tasks
+from wam_jax.envs import base, registry, tasks
+from wam_jax.envs.base import FINGERS_DOWN, Skill, Skills, TaughtEnvironment
 
-FINGERS_DOWN = (math.pi, 0.0, math.pi / 2)  # Euler angles of the hand in most skills
 CLOSED, OPEN = -1.0, 1.0
 
 _REACHED_TARGET, _REACHED_TCP, _REACHED_ANGLE = 0.012, 0.03, 0.2
@@ -35,64 +33,6 @@ _START_RANGE = {
 }
 
 _Act = Callable[[], "np.ndarray | None"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Skill:
-  """Waypoints [W, 3] of the tcp in m, in the order they are visited, and the hand's Euler angles [3]."""
-
-  waypoints: list[np.ndarray]
-  euler: tuple[float, float, float] = FINGERS_DOWN
-
-
-class TaughtEnvironment(base.Environment, Protocol):
-  """A simulator with scripted experts: it also tells its name and the pose that its controller follows."""
-
-  name: str
-
-  def target_pose(self) -> tuple[np.ndarray, np.ndarray]:
-    """Target position [3] in m and Euler angles [3] in rad of the tcp, moved by every action."""
-    ...
-
-
-class Skills(Protocol):
-  """What a simulator's module of skills holds (`envs.load_skills`).
-
-  A skill has small variation; its furniture stands at a joint's position in m.
-
-  Attributes:
-    WORKSPACE: lowest and highest corner [3] of the free space above the table, in m.
-    SAFE_HEIGHT: z [m] above everything that stands on the table.
-    LOW_HEIGHT: z [m] below which a hand is among the furniture.
-    FREE_Y: y [m] up to which a hand can rise freely.
-  """
-
-  WORKSPACE: tuple[np.ndarray, np.ndarray]
-  SAFE_HEIGHT: float
-  LOW_HEIGHT: float
-  FREE_Y: float
-
-  def sample_start(
-    self, task: str | None, rng: np.random.Generator, env: Any
-  ) -> tuple[np.ndarray, np.ndarray]:
-    """See the function of this name below."""
-    ...
-
-  def drawer(self, task: str, opened: float, rng: np.random.Generator) -> Skill:
-    """open_drawer or close_drawer."""
-    ...
-
-  def slider(self, task: str, opened: float, rng: np.random.Generator) -> Skill:
-    """move_slider_left or move_slider_right."""
-    ...
-
-  def lightbulb(self, task: str, position: float, rng: np.random.Generator) -> Skill:
-    """turn_on_lightbulb or turn_off_lightbulb, by the switch."""
-    ...
-
-  def button(self, rng: np.random.Generator) -> Skill:
-    """turn_on_led and turn_off_led."""
-    ...
 
 
 def wrap_angle(angle: np.ndarray) -> np.ndarray:
@@ -134,7 +74,7 @@ def sample_start(
   Raises:
     ValueError: unknown task.
   """
-  return envs.load_skills(env.name).sample_start(task, rng, env)
+  return registry.load_skills(env.name).sample_start(task, rng, env)
 
 
 def _check(task: str | None) -> None:
@@ -198,7 +138,7 @@ class WaypointExpert:
 
   def __init__(self, env: TaughtEnvironment, skill: Skill) -> None:
     self._env = env
-    self._waypoints = _way_out(envs.load_skills(env.name), env.state()[0][:3]) + skill.waypoints
+    self._waypoints = _way_out(registry.load_skills(env.name), env.state()[0][:3]) + skill.waypoints
     self._euler = np.array(skill.euler)
     self._next = 0
     self._closest, self._waited = math.inf, 0
@@ -253,7 +193,7 @@ def make_expert(
     ValueError: unknown task.
   """
   _check(task)
-  skill = _skill(envs.load_skills(env.name), task, env.state()[1], rng)
+  skill = _skill(registry.load_skills(env.name), task, env.state()[1], rng)
   if aim_error:
     beside = rng.normal(0.0, aim_error, 3)
     skill = dataclasses.replace(skill, waypoints=[waypoint + beside for waypoint in skill.waypoints])
@@ -274,7 +214,7 @@ def make_wanderer(env: TaughtEnvironment, rng: np.random.Generator) -> Callable[
     act() -> action [7]; it never ends. Each destination is approached with a speed of its own; at some
     the gripper opens or closes.
   """
-  skills = envs.load_skills(env.name)
+  skills = registry.load_skills(env.name)
   low, high = skills.WORKSPACE
   goals = [(place, np.array(FINGERS_DOWN), 1.0) for place in _way_out(skills, env.state()[0][:3])]
   memory = {"gripper": float(env.state()[0][14]), "steps": 0}

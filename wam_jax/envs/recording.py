@@ -24,11 +24,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from wam_jax import envs
+from wam_jax.envs import registry
 from wam_jax.envs import tasks as tasks_lib
 
 if TYPE_CHECKING:
-  from wam_jax.envs.experts import TaughtEnvironment
+  from wam_jax.envs.base import TaughtEnvironment
 
 SUCCESS_FRAMES = 10  # frames kept after a demo's success first holds: the classifier's positives
 _WORKER_ATTEMPTS = 3  # at one job, before giving up
@@ -352,7 +352,7 @@ def load(folder: pathlib.Path, job: Job, pictures: bool = False) -> dict[str, An
 
 
 def _make_environment(settings: Settings) -> TaughtEnvironment:
-  return cast("TaughtEnvironment", envs.make_environment(settings.env, settings.calvin_root))
+  return cast("TaughtEnvironment", registry.make_environment(settings.env, settings.calvin_root))
 
 
 def record_all(

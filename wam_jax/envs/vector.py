@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import concurrent.futures
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from wam_jax import envs
 from wam_jax.envs import base
+from wam_jax.host import machine
 
 
 class VectorEnvironment:
@@ -20,25 +19,26 @@ class VectorEnvironment:
     environments: the single ones, for experts that need to look inside.
   """
 
-  def __init__(self, name: str, num: int, workers: int = 0, image_size: int = 64) -> None:
-    """Makes the environments.
+  def __init__(
+    self, environments: Sequence[base.Environment], renderer: base.Renderer, workers: int = 0
+  ) -> None:
+    """Takes the environments.
 
     Args:
-      name: a simulator known to `envs.make_environment`.
-      num: how many.
-      workers: threads for physics and pictures; 0: one per core.
-      image_size: height and width of the pictures in pixels.
+      environments: of one simulator.
+      renderer: draws their states.
+      workers: threads for physics; 0: one per core.
 
     Raises:
-      ValueError: unknown name, or num below 1.
+      ValueError: no environments.
     """
-    if num < 1:
-      raise ValueError(f"num = {num}: must be at least 1")
-    self.num = num
-    self.environments = [envs.make_environment(name) for _ in range(num)]
-    self._workers = min(workers or len(os.sched_getaffinity(0)), num)
+    if not environments:
+      raise ValueError("environments: expected at least 1, got none")
+    self.num = len(environments)
+    self.environments = list(environments)
+    self._workers = min(workers or machine.available_cores(), self.num)
     self._pool = concurrent.futures.ThreadPoolExecutor(self._workers, "physics")
-    self._renderer = envs.make_renderer(name, image_size, workers)
+    self._renderer = renderer
     self._pictures: dict[str, np.ndarray] = {}
 
   def _each(self, task: Callable[[int], None], indices: np.ndarray) -> None:

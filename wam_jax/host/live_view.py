@@ -25,7 +25,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.text import Text
 
-from wam_jax.host.logger import duration
+from wam_jax.host.words import duration
 
 REFRESH_SECONDS = 0.25  # at least, between drawings
 SHOWN = 6  # metrics

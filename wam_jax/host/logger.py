@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from wam_jax.host import processes
+from wam_jax.host.words import duration
 
 if TYPE_CHECKING:
   from wam_jax.host.live_view import LiveView, Loop
@@ -233,10 +234,3 @@ def _print(text: str) -> None:
   except OSError as error:
     if error.errno != errno.EIO:
       raise
-
-
-def duration(seconds: float) -> str:
-  """Seconds as `h:mm:ss` or `m:ss`."""
-  minutes, rest = divmod(round(seconds), 60)
-  hours, minutes = divmod(minutes, 60)
-  return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import os
 import pathlib
 import platform
 import re
@@ -14,6 +13,7 @@ from importlib import metadata
 from typing import Any
 
 import wam_jax
+from wam_jax.host import machine
 
 PACKAGES = (
   "jax",
@@ -79,7 +79,7 @@ def provenance() -> dict[str, Any]:
     "packages": {name: version for name in PACKAGES if (version := _version(name))},
     "platform": platform.platform(),
     "cpu": _cpu_name(),
-    "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+    "cores": machine.available_cores(),
     "devices": [device.device_kind for device in jax.devices()],
     "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     "command": without_folders(shlex.join([*start, *sys.argv[1:]])),

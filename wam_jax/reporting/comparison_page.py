@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from wam_jax.host.logger import duration
+from wam_jax.host.words import duration
 from wam_jax.reporting import charts, media
 from wam_jax.reporting import page_parts as parts
 from wam_jax.reporting.page_parts import escape, percent, points, title_of

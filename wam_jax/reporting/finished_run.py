@@ -68,12 +68,11 @@ class Run:
     return out
 
 
-def read_run(workdir: str | os.PathLike[str], stages: Sequence[str]) -> Run:
+def read_run(workdir: str | os.PathLike[str]) -> Run:
   """Opens a finished run.
 
   Args:
     workdir: its folder.
-    stages: that it must have, evaluate among them.
 
   Raises:
     RunError: it is none, or stages that its results were made from cannot be found.
@@ -95,7 +94,7 @@ def read_run(workdir: str | os.PathLike[str], stages: Sequence[str]) -> Run:
   inputs: dict[str, Artifact] = {}
   lost: list[str] = []
   missing: list[str] = []
-  for stage in stages:
+  for stage in (stage for stage in STAGES if stage != "report"):
     found: Artifact | None = evaluated
     reasons: list[str] = []
     if stage in evaluated.inputs:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from wam_jax.host.logger import duration
+from wam_jax.host.words import duration
 from wam_jax.reporting import charts
 
 CHART_WIDTH, CHART_HEIGHT = 340, 212  # about that of a card, so that text keeps its size

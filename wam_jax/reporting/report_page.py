@@ -1,6 +1,6 @@
 """The report of a run as one HTML page that needs nothing else: no script, no font, no request.
 
-Everything shown comes from the report's plain values (`stages.report`) and from pictures given as bytes.
+Everything shown comes from the report's plain values (`run_report`) and from pictures given as bytes.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from wam_jax.host import tables
-from wam_jax.host.logger import duration
+from wam_jax.host.words import duration
 from wam_jax.reporting import charts, media
 from wam_jax.reporting import page_parts as parts
 from wam_jax.reporting.page_parts import escape, percent, points, title_of
@@ -263,7 +263,7 @@ def render_page(
   """The whole page.
 
   Args:
-    report: what `stages.report.build` returns.
+    report: what `run_report.build` returns.
     strips: png and webp -> the open-loop prediction as a strip and as an animation.
     animations: task -> animated WebP.
 

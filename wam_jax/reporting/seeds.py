@@ -9,10 +9,10 @@ from typing import Any
 
 from wam_jax.core import bootstrap, intervals
 from wam_jax.host import tables
-from wam_jax.host.logger import duration
+from wam_jax.host.words import duration
 from wam_jax.reporting import study_results
 from wam_jax.reporting.finished_run import Run, RunError
-from wam_jax.running.study import PLACES, episodes_of
+from wam_jax.reporting.study_results import PLACES, episodes_of
 from wam_jax.storage.artifact import write_text
 
 FORMAT = 1

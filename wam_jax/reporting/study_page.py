@@ -19,8 +19,8 @@ import numpy as np
 from wam_jax.config.arms import ARMS, MAIN
 from wam_jax.core import bootstrap, intervals
 from wam_jax.host import tables
-from wam_jax.host.logger import duration
 from wam_jax.host.tables import NOTHING, markdown_table
+from wam_jax.host.words import duration
 from wam_jax.reporting import charts
 from wam_jax.reporting.study_results import (
   Result,

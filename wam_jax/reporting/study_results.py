@@ -12,6 +12,9 @@ import numpy as np
 from wam_jax.config.arms import ARMS, MAIN
 from wam_jax.core import bootstrap, intervals
 
+# Where things are on a machine: no part of what was measured.
+PLACES = ("data.calvin_path", "inputs.lumos_checkpoint", "inputs.dppo_checkpoint", "judge.compare")
+
 FORMAT = 1  # of the pieces' files
 Result = Mapping[str, Any]
 Results = Mapping[str, Mapping[int, Result]]  # arm -> seed -> piece
@@ -120,3 +123,16 @@ def curves(
     [episodes(x, results[arm][seed]["tasks"]) for x in results[arm][seed]["by_update"].values()]
   )
   return updates, seeds, [np.stack([of(arm, seed) for arm in MAIN]) for seed in seeds]
+
+
+def episodes_of(path: pathlib.Path, tasks: Sequence[str]) -> dict[str, Any]:
+  """Episodes of a policy: `success`, task -> a digit for each start state, and `imagined`, task -> rate."""
+  with np.load(path, allow_pickle=False) as file:
+    success = file["success"]
+    imagined = file["imagined"] if "imagined" in file.files else None
+  out: dict[str, Any] = {
+    "success": {task: "".join("01"[int(x)] for x in success[k]) for k, task in enumerate(tasks)}
+  }
+  if imagined is not None:
+    out["imagined"] = {task: round(float(imagined[k]), 4) for k, task in enumerate(tasks)}
+  return out

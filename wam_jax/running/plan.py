@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from wam_jax import config as config_lib
 from wam_jax.config.rules import EXTRA_STAGES
-from wam_jax.host.logger import duration
+from wam_jax.host.words import duration
 from wam_jax.storage import artifact as artifact_lib
 from wam_jax.storage.artifact import Artifact
 

@@ -16,10 +16,10 @@ import jax
 import numpy as np
 
 from wam_jax.data import calvin
+from wam_jax.data.calvin import dataset_path
 from wam_jax.data.features import DemoFeatures
 from wam_jax.host.logger import Logger
 from wam_jax.nn.classifier import SuccessClassifier
-from wam_jax.stages.collect import dataset_path
 from wam_jax.storage.artifact import Artifact, write_text
 from wam_jax.storage.saved_params import load_params, save_params
 from wam_jax.train import ppo as train
@@ -103,8 +103,8 @@ class Monitor:
     Args:
       params: {"base", "tuned"}, stacked over K tasks.
     """
-    from wam_jax import envs
     from wam_jax.acting import rollout
+    from wam_jax.envs import registry
 
     if self._real_starts is None:
       return None
@@ -112,7 +112,7 @@ class Monitor:
     env = self._config.env
     if self._environment is None:
       count = robot_obs.shape[0] * robot_obs.shape[1]
-      self._environment = envs.make_vector(
+      self._environment = registry.make_vector(
         env.name, count, env.workers, env.image_size, env.calvin_root, env.calvin_scene
       )
     episodes = rollout.rollout_policies(

@@ -19,7 +19,8 @@ from ml_collections import ConfigDict
 
 from wam_jax import config as config_lib
 from wam_jax.host import machine, processes, stopping
-from wam_jax.host.logger import Logger, duration
+from wam_jax.host.logger import Logger
+from wam_jax.host.words import duration
 from wam_jax.running import plan as plan_lib
 from wam_jax.running.plan import StageError, StagePlan
 from wam_jax.storage import artifact as artifact_lib

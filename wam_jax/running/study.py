@@ -24,18 +24,17 @@ from wam_jax import config as config_lib
 from wam_jax.config.arms import ARMS, CLONING_STAGES, MAIN, Arm
 from wam_jax.config.rules import EXTRA_STAGES, STAGES
 from wam_jax.host import processes
-from wam_jax.host.logger import duration, read_metrics
+from wam_jax.host.logger import read_metrics
 from wam_jax.host.provenance import provenance
-from wam_jax.reporting import media, study_page, study_results
+from wam_jax.host.words import duration
+from wam_jax.reporting import media, run_report, study_page, study_results
+from wam_jax.reporting.study_results import PLACES, episodes_of
 from wam_jax.running import plan as plan_lib
 from wam_jax.running import runner
 from wam_jax.running.plan import StageError
-from wam_jax.stages import report
 from wam_jax.storage.artifact import Artifact, load_artifact, write_text
 
 DATA = "data"  # folder of the frames that all arms of a seed share
-# Where things are on a machine: no part of what was measured.
-PLACES = ("data.calvin_path", "inputs.lumos_checkpoint", "inputs.dppo_checkpoint", "judge.compare")
 WAIT_SECONDS = 5.0  # between looks at a work folder that another process is in
 # Of metrics.jsonl of stage ppo, means over tasks: name in the file -> name here.
 PPO_CURVES = {
@@ -304,19 +303,6 @@ def gather(config: Any, piece: Piece) -> dict[str, Any]:
   }
 
 
-def episodes_of(path: pathlib.Path, tasks: Sequence[str]) -> dict[str, Any]:
-  """Episodes of a policy: `success`, task -> a digit for each start state, and `imagined`, task -> rate."""
-  with np.load(path, allow_pickle=False) as file:
-    success = file["success"]
-    imagined = file["imagined"] if "imagined" in file.files else None
-  out: dict[str, Any] = {
-    "success": {task: "".join("01"[int(x)] for x in success[k]) for k, task in enumerate(tasks)}
-  }
-  if imagined is not None:
-    out["imagined"] = {task: round(float(imagined[k]), 4) for k, task in enumerate(tasks)}
-  return out
-
-
 def ppo_curves(ppo: Artifact) -> dict[str, list[list[float]]]:
   """Means over tasks by iteration: name -> [iteration, success] pairs."""
   lines = read_metrics(ppo.path)
@@ -334,7 +320,9 @@ def write_result(config: Any, results: pathlib.Path, piece: Piece) -> None:
     path = results / f"{piece.name}_policies.webp"
     film = draw_policies(config, piece.workdir / "evaluate")
     temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(media.animation_bytes(film, report.CONTROL_HZ / report.FRAME_STEP, kind="webp"))
+    temporary.write_bytes(
+      media.animation_bytes(film, run_report.CONTROL_HZ / run_report.FRAME_STEP, kind="webp")
+    )
     temporary.replace(path)
   write_text(results / f"{piece.name}.json", json.dumps(gather(config, piece), indent=1) + "\n")
 
@@ -355,7 +343,9 @@ def draw_policies(config: Any, evaluate: pathlib.Path) -> np.ndarray:
   tasks = np.argsort(~gained, kind="stable")[:4]
   chosen = [(k, int(order[k].argmax())) for k in tasks]
   pick = lambda key: [one[key][k, m] for one in policies for k, m in chosen]
-  drawn = report.draw_episodes(config, pick("robot_obs"), pick("scene_obs"), [int(n) for n in pick("steps")])
+  drawn = run_report.draw_episodes(
+    config, pick("robot_obs"), pick("scene_obs"), [int(n) for n in pick("steps")]
+  )
   return media.side_by_side(drawn["rgb_static"], len(chosen))
 
 

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from wam_jax.acting.models import make_policy
 from wam_jax.config.surroundings import dppo_file
 from wam_jax.data.features import load_features
 from wam_jax.foreign import dppo
 from wam_jax.host.logger import Logger
-from wam_jax.nn.policy import DiffusionPolicy, GaussianPolicy
 from wam_jax.running.training_loop import train_loop
 from wam_jax.storage.artifact import Artifact, write_text
-from wam_jax.storage.checksums import CheckpointError
-from wam_jax.storage.saved_params import load_params, save_params
+from wam_jax.storage.saved_params import save_params
 from wam_jax.train import behaviour_cloning as train
 from wam_jax.train.sharding import make_mesh
 from wam_jax.train.state import make_optimizer, make_train_state
@@ -47,43 +45,6 @@ CONFIG = (
   "behaviour_cloning.weight_decay",
   "behaviour_cloning.ema_decay",
 )
-
-
-def make_policy(config: Mapping[str, Any], feature_size: int) -> Policy:
-  """Policy of a whole config (a ConfigDict or an artifact's plain dict), as it is trained."""
-  cloning, ppo = config["behaviour_cloning"], config["ppo"]
-  if cloning["policy"] == "gaussian":
-    return GaussianPolicy(
-      feature_size=feature_size,
-      chunk=cloning["chunk"],
-      hidden=cloning["hidden"],
-      blocks=cloning["blocks"],
-      sampling_std=ppo["min_sampling_std"],
-      log_prob_std=ppo["min_log_prob_std"],
-    )
-  return DiffusionPolicy(
-    feature_size=feature_size,
-    chunk=cloning["chunk"],
-    hidden=cloning["hidden"],
-    blocks=cloning["blocks"],
-    time_dim=cloning["time_dim"],
-    denoising_steps=cloning["denoising_steps"],
-    fine_tuned_steps=ppo["fine_tuned_steps"],
-    min_sampling_std=ppo["min_sampling_std"],
-    min_log_prob_std=ppo["min_log_prob_std"],
-  )
-
-
-def for_acting(policy: Policy, ddim_steps: int) -> Policy:
-  """The policy as it is evaluated: a diffusion policy that samples in so many DDIM steps (0: as trained)."""
-  if isinstance(policy, DiffusionPolicy):
-    return dataclasses.replace(policy, ddim_steps=ddim_steps)
-  return policy
-
-
-def feature_size(network: Params) -> int:
-  """F that a stacked network was made for."""
-  return network["feature_in"]["kernel"].shape[-2]
 
 
 def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger: Logger) -> None:
@@ -177,27 +138,3 @@ def take_dppo(config: Any, policy: Policy, tasks: Sequence[str], logger: Logger)
 def _losses(policy: Policy, network: Params, data: train.CloningData, key: jax.Array) -> jax.Array:
   batch_key, loss_key = jax.random.split(key)
   return policy.cloning_loss(network, *train.sample_batch(data, batch_key, 1024, policy.chunk), loss_key)
-
-
-def load_policy(artifact: Artifact) -> tuple[Policy, Params]:
-  """The cloned policy, and {"base", "tuned"} (the same network) stacked over tasks.
-
-  Raises:
-    CheckpointError: made by another version of wam_jax.
-  """
-  network = load_params(artifact.path / "params")
-  return described_policy(artifact, network), {"base": network, "tuned": network}
-
-
-def described_policy(artifact: Artifact, network: Params) -> Policy:
-  """The policy of a stacked network by the config saved beside it.
-
-  Raises:
-    CheckpointError: made by another version of wam_jax.
-  """
-  try:
-    return make_policy(artifact.config, feature_size(network))
-  except KeyError as error:
-    raise CheckpointError(
-      f"{artifact.path}: its config has no {error}: made by another version of wam_jax; train it again"
-    ) from error

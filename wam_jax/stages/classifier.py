@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wam_jax.acting.models import load_world_model, make_classifier
 from wam_jax.core.discrimination import discrimination
 from wam_jax.data.features import DemoFeatures, load_features
 from wam_jax.host import tables
 from wam_jax.host.logger import Logger
 from wam_jax.nn.classifier import SuccessClassifier
 from wam_jax.running.training_loop import train_loop
-from wam_jax.stages.world_model import load_world_model
 from wam_jax.storage.artifact import Artifact, write_text
-from wam_jax.storage.saved_params import load_params, save_params
+from wam_jax.storage.saved_params import save_params
 from wam_jax.train import classifier as train
 from wam_jax.train.imagination import World, make_starts, make_world
 from wam_jax.train.sharding import make_mesh
@@ -45,12 +44,6 @@ START_FRAMES = 4  # first frames of a demo that such dreams start from
 
 class GateError(Exception):
   """The classifier calls too many random-action dreams a success to be PPO's reward."""
-
-
-def make_classifier(config: Mapping[str, Any], feature_size: int) -> SuccessClassifier:
-  """Classifier of a whole config (a ConfigDict or an artifact's plain dict)."""
-  part = config["classifier"]
-  return SuccessClassifier(feature_size, tuple(part["embed"]), part["hidden"], part["ensemble"])
 
 
 def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger: Logger) -> None:
@@ -257,11 +250,3 @@ def check_gate(artifact: Artifact, tasks: tuple[str, ...], limit: float) -> None
       f"classifier.max_false_positives is {limit:.1%}. PPO would learn to please the classifier. Train "
       "the world model or the classifier longer, or set classifier.enforce_gate=False to go on anyway."
     )
-
-
-def load_classifier(artifact: Artifact) -> tuple[SuccessClassifier, Params]:
-  """The classifier, and {"network", "threshold"} stacked over tasks."""
-  params = load_params(artifact.path / "params")
-  first = "embed0" if len(artifact.config["classifier"]["embed"]) > 1 else "embedding"
-  size = params["network"][first]["kernel"].shape[-2]
-  return make_classifier(artifact.config, size), params

@@ -17,10 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from wam_jax import envs
 from wam_jax.data import calvin, calvin_writer
 from wam_jax.data.frames import num_workers
-from wam_jax.envs import recording
+from wam_jax.envs import recording, registry
 from wam_jax.envs.base import Renderer
 from wam_jax.envs.recording import Job, Settings
 from wam_jax.host.logger import Logger
@@ -53,25 +52,6 @@ CONFIG: tuple[str, ...] = (
 
 _VECTORS = ("actions", "rel_actions", "robot_obs", "scene_obs")
 _DRAW_BLOCK = 1024  # frames drawn and written at a time: 25 MB of pictures at 64x64
-
-
-def dataset_path(artifact: Artifact | pathlib.Path) -> pathlib.Path:
-  """Root of the dataset (holds training/ and validation/) that a collect artifact stands for.
-
-  Args:
-    artifact: of the collect stage, or its folder.
-
-  Returns:
-    The collected dataset, or the folder that data.calvin_path named.
-
-  Raises:
-    DatasetError: the folder named is gone.
-  """
-  path = artifact if isinstance(artifact, pathlib.Path) else artifact.path
-  pointer = path / "dataset.json"
-  if pointer.is_file():
-    return calvin.check_root(json.loads(pointer.read_text())["root"])
-  return calvin.check_root(path / "dataset")
 
 
 def _write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
@@ -247,7 +227,9 @@ def _collect(config: Any, workdir: pathlib.Path, logger: Logger) -> dict[str, An
   first_id = 0
   renderer = None  # CALVIN's episodes were recorded with pictures
   if config.env.name != "calvin":
-    renderer = envs.make_renderer(config.env.name, config.env.image_size, config.env.workers)  # compiles once
+    renderer = registry.make_renderer(
+      config.env.name, config.env.image_size, config.env.workers
+    )  # compiles once
   for split in ("training", "validation", calvin.FAILED):
     if split not in jobs:
       continue

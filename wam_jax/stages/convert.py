@@ -6,8 +6,8 @@ import pathlib
 from typing import Any
 
 from wam_jax.data import convert
+from wam_jax.data.calvin import dataset_path
 from wam_jax.host.logger import Logger
-from wam_jax.stages.collect import dataset_path
 from wam_jax.storage.artifact import Artifact
 
 REQUIRES = ("collect",)

@@ -21,12 +21,12 @@ from wam_jax.acting import rollout
 from wam_jax.acting.rollout import Rollouts
 from wam_jax.core import intervals
 from wam_jax.data import calvin
+from wam_jax.data.calvin import dataset_path
 from wam_jax.data.files import DatasetError
 from wam_jax.host import processes
 from wam_jax.host.logger import Logger
 from wam_jax.host.provenance import provenance
 from wam_jax.running.ppo_monitor import read_selection
-from wam_jax.stages.collect import dataset_path
 from wam_jax.storage.artifact import Artifact, write_text
 
 REQUIRES = ("collect", "world_model", "featurize", "behaviour_cloning", "classifier", "ppo")
@@ -250,13 +250,13 @@ class PolicyRunner:
     return arrays | {"wall_seconds": np.asarray(time.perf_counter() - began)}
 
   def _expert(self, update: Callable[[int], None]) -> Rollouts:
-    from wam_jax import envs
+    from wam_jax.envs import registry
     from wam_jax.envs.experts import make_expert
 
     env = self._config.env
     return rollout.rollout_experts(
       **self._starts,
-      environment=envs.make_environment(env.name, env.calvin_root, env.calvin_scene),
+      environment=registry.make_environment(env.name, env.calvin_root, env.calvin_scene),
       make_expert=make_expert,
       seed=self._config.seed,
       max_steps=self._max_steps,
@@ -265,27 +265,27 @@ class PolicyRunner:
 
   def _policy(self, name: str) -> tuple[Any, Any]:
     """(policy, parameters stacked over tasks)."""
-    from wam_jax.stages import behaviour_cloning, ppo
+    from wam_jax.acting import models
 
     if name.startswith("ppo"):
       selected = name.removeprefix("ppo").removeprefix("_")
-      policy, params = ppo.load_policy(self._inputs["ppo"], selected)
+      policy, params = models.load_policy(self._inputs["ppo"], selected)
     else:
-      policy, params = behaviour_cloning.load_policy(self._inputs["behaviour_cloning"])
+      policy, params = models.load_policy(self._inputs["behaviour_cloning"])
     if name == "random":
       keys = jax.random.split(jax.random.key(self._config.seed + 1), len(self._tasks))
       network = jax.vmap(policy.init)(keys)
       params = dict.fromkeys(params, network)
-    return behaviour_cloning.for_acting(policy, self._config.behaviour_cloning.ddim_steps), params
+    return models.for_acting(policy, self._config.behaviour_cloning.ddim_steps), params
 
   def _open(self) -> tuple[Any, ...]:
     if self._tools is None:
-      from wam_jax import envs
-      from wam_jax.stages import world_model
+      from wam_jax.acting import models
+      from wam_jax.envs import registry
 
-      model, params = world_model.load_world_model(self._inputs["world_model"])
+      model, params = models.load_world_model(self._inputs["world_model"])
       env = self._config.env
-      environment = envs.make_vector(
+      environment = registry.make_vector(
         env.name, self.num, env.workers, env.image_size, env.calvin_root, env.calvin_scene
       )
       self._tools = (model, jax.device_put(params), environment)
@@ -298,13 +298,13 @@ class PolicyRunner:
 
   def _imagined(self, policy: Any, params: Any, first_feature: np.ndarray | None) -> np.ndarray:
     """Share of dreams, from the very same start frames, that the classifier calls a success: [K]."""
-    from wam_jax.stages import classifier as classifier_stage
+    from wam_jax.acting import models
     from wam_jax.stages import ppo
     from wam_jax.train import imagination
 
     assert first_feature is not None  # only experts have none
     model, model_params, _ = self._open()
-    classifier, classifier_params = classifier_stage.load_classifier(self._inputs["classifier"])
+    classifier, classifier_params = models.load_classifier(self._inputs["classifier"])
     rows = np.arange(self._config.evaluate.imagined_episodes) % first_feature.shape[1]
     return ppo.imagined_rates(
       imagination.make_world(model),

@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wam_jax.acting.models import load_world_model
 from wam_jax.data import calvin, windows
+from wam_jax.data.calvin import dataset_path
 from wam_jax.data.features import DemoFeatures, save_features
 from wam_jax.envs import tasks as task_oracle
 from wam_jax.host.logger import Logger
 from wam_jax.nn.world_model import WorldModel
-from wam_jax.stages.collect import dataset_path
-from wam_jax.stages.world_model import load_world_model
 from wam_jax.storage.artifact import Artifact
 from wam_jax.train import world_model as train
 from wam_jax.types import Batch, Params, features

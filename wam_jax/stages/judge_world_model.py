@@ -22,8 +22,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wam_jax.acting.models import load_world_model
 from wam_jax.core import probes, recursion
 from wam_jax.data import calvin, windows
+from wam_jax.data.calvin import dataset_path
 from wam_jax.data.files import DatasetError
 from wam_jax.data.frames import Frames
 from wam_jax.envs import tasks
@@ -31,8 +33,6 @@ from wam_jax.host import tables
 from wam_jax.host.logger import Logger
 from wam_jax.host.provenance import provenance
 from wam_jax.reporting import media
-from wam_jax.stages.collect import dataset_path
-from wam_jax.stages.world_model import load_world_model
 from wam_jax.storage.artifact import Artifact, load_artifact, write_text
 from wam_jax.train import judging
 from wam_jax.train.world_model import ACTION_NAMES

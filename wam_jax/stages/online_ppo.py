@@ -17,9 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wam_jax.acting.policy import filter_frame
+from wam_jax.acting import models
+from wam_jax.acting.models import load_world_model
+from wam_jax.acting.step import filter_frame
 from wam_jax.core import ppo as ppo_loss
 from wam_jax.data import calvin
+from wam_jax.data.calvin import dataset_path
 from wam_jax.data.features import load_features
 from wam_jax.data.windows import REST_ACTION
 from wam_jax.envs import tasks as task_rules
@@ -28,11 +31,6 @@ from wam_jax.host.logger import Logger, read_metrics
 from wam_jax.nn.policy import executable
 from wam_jax.running import ppo_monitor
 from wam_jax.running.training_loop import NotFiniteError, train_loop
-from wam_jax.stages import behaviour_cloning
-from wam_jax.stages import classifier as classifier_stage
-from wam_jax.stages import ppo as ppo_stage
-from wam_jax.stages.collect import dataset_path
-from wam_jax.stages.world_model import load_world_model
 from wam_jax.storage.artifact import Artifact, write_text
 from wam_jax.storage.saved_params import save_params
 from wam_jax.train import ppo as train
@@ -49,9 +47,9 @@ def run(config: Any, inputs: Mapping[str, Artifact], workdir: pathlib.Path, logg
   """Trains as stage ppo does, on real episodes, and says how many real steps its results took."""
   model, world_params = load_world_model(inputs["world_model"])
   world_params = jax.device_put(world_params)
-  cloned_policy, cloned = behaviour_cloning.load_policy(inputs["behaviour_cloning"])
-  policy = behaviour_cloning.make_policy(config, cloned_policy.feature_size)  # as stage ppo does
-  classifier, classifier_params = classifier_stage.load_classifier(inputs["classifier"])
+  cloned_policy, cloned = models.load_policy(inputs["behaviour_cloning"])
+  policy = models.make_policy(config, cloned_policy.feature_size)  # as stage ppo does
+  classifier, classifier_params = models.load_classifier(inputs["classifier"])
   demos, heldout = (load_features(inputs["featurize"].path / f"{name}.npz") for name in ("train", "heldout"))
   num_tasks = len(demos.tasks)
   frozen = jax.device_put(
@@ -114,7 +112,7 @@ def run(config: Any, inputs: Mapping[str, Artifact], workdir: pathlib.Path, logg
     started=monitor,
     batch_done=monitor,
   )
-  _, imagined = ppo_stage.load_policy(inputs["ppo"])
+  _, imagined = models.load_policy(inputs["ppo"])
   found = compare(
     demos.tasks,
     read_metrics(workdir),
@@ -190,14 +188,14 @@ class Episodes:
   def __init__(
     self, config: Any, collect: Artifact, model: Any, world_params: Params, policy: Any, base: Params
   ):
-    from wam_jax import envs
+    from wam_jax.envs import registry
 
     p, env = config.ppo, config.env
     self._tasks, self._num = tuple(config.tasks), p.dreams
     self._model, self._world_params, self._policy, self._base = model, world_params, policy, base
     self._chunks, self._horizon = p.chunks_per_iteration, p.horizon_steps // policy.chunk
     total = len(self._tasks) * self._num
-    self._environment = envs.make_vector(
+    self._environment = registry.make_vector(
       env.name, total, env.workers, env.image_size, env.calvin_root, env.calvin_scene
     )
     self._starts = training_starts(config, collect)

@@ -13,17 +13,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wam_jax.acting import models
+from wam_jax.acting.models import load_world_model
 from wam_jax.data.features import DemoFeatures, load_features
 from wam_jax.host.logger import Logger
 from wam_jax.host.processes import is_first
 from wam_jax.nn.classifier import SuccessClassifier
 from wam_jax.running import ppo_monitor
 from wam_jax.running.training_loop import NotFiniteError, train_loop
-from wam_jax.stages import behaviour_cloning
 from wam_jax.stages import classifier as classifier_stage
-from wam_jax.stages.world_model import load_world_model
 from wam_jax.storage.artifact import Artifact, write_text
-from wam_jax.storage.saved_params import load_params, save_params
+from wam_jax.storage.saved_params import save_params
 from wam_jax.train import ppo as train
 from wam_jax.train.imagination import (
   World,
@@ -60,14 +60,14 @@ def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger:
   model, world_params = load_world_model(inputs["world_model"])
   world, world_params = make_world(model), jax.device_put(world_params)
   demos = load_features(inputs["featurize"].path / "train.npz")
-  cloned_policy, cloned = behaviour_cloning.load_policy(inputs["behaviour_cloning"])
-  policy = behaviour_cloning.make_policy(config, cloned_policy.feature_size)
+  cloned_policy, cloned = models.load_policy(inputs["behaviour_cloning"])
+  policy = models.make_policy(config, cloned_policy.feature_size)
   if type(policy) is not type(cloned_policy):
     raise ValueError(
       f"behaviour_cloning.policy={config.behaviour_cloning.policy}, but "
       f"{inputs['behaviour_cloning'].path} holds a {type(cloned_policy).__name__}"
     )
-  classifier, classifier_params = classifier_stage.load_classifier(inputs["classifier"])
+  classifier, classifier_params = models.load_classifier(inputs["classifier"])
   sizes = {model.feature_size, demos.feature.shape[-1], policy.feature_size, classifier.feature_size}
   if len(sizes) != 1:
     raise ValueError(
@@ -224,17 +224,3 @@ def entropy_limits(world: World, world_params: Params, demos: DemoFeatures) -> j
 
   arrays = tuple(jnp.asarray(x) for x in (demos.feature, demos.action, demos.mask))
   return over_tasks(one)(arrays, world_params)
-
-
-def load_policy(artifact: Artifact, selected: str = "") -> tuple[Policy, Params]:
-  """The improved policy, and {"base", "tuned"} stacked over tasks.
-
-  Args:
-    artifact: of this stage.
-    selected: of `ppo_monitor.BY`; empty: the last one.
-  """
-  params = load_params(artifact.path / "params")
-  del params["critic"]
-  if selected:
-    params["tuned"] = load_params(artifact.path / "selected" / selected / "params")
-  return behaviour_cloning.described_policy(artifact, params["base"]), params

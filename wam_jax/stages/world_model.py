@@ -7,24 +7,23 @@ import dataclasses
 import json
 import math
 import pathlib
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from wam_jax.acting.models import STATISTICS
 from wam_jax.data import calvin, frames_cache, statistics, stream, windows
+from wam_jax.data.calvin import dataset_path
 from wam_jax.foreign import lumos
 from wam_jax.host import processes
 from wam_jax.host.logger import Logger
 from wam_jax.nn.world_model import WorldModel, make_world_model
 from wam_jax.running.training_loop import Clock, train_loop
-from wam_jax.stages.collect import dataset_path
 from wam_jax.storage import artifact as artifact_lib
 from wam_jax.storage.artifact import Artifact
-from wam_jax.storage.checksums import CheckpointError
-from wam_jax.storage.saved_params import check_params, load_params, save_params
+from wam_jax.storage.saved_params import save_params
 from wam_jax.train import sharding
 from wam_jax.train import state as train_state
 from wam_jax.train import world_model as train
@@ -40,8 +39,6 @@ CONFIG = (
   "tasks",
   "data.failed_takes_per_task",
 )
-
-STATISTICS = "statistics.json"  # mean and deviation of the robot state, where the model needs them
 
 
 def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger: Logger) -> None:
@@ -255,34 +252,3 @@ def save_snapshot(workdir: pathlib.Path, step: int, params: Params) -> None:
   if (workdir / STATISTICS).exists():
     artifact_lib.write_text(snapshot.path / STATISTICS, (workdir / STATISTICS).read_text(encoding="utf-8"))
   artifact_lib.write_artifact(snapshot, done=True)
-
-
-def load_world_model(artifact: Artifact) -> tuple[WorldModel, Params]:
-  """The model that an artifact describes, and its parameters.
-
-  Raises:
-    CheckpointError: the parameters are not those that the config beside them describes, or were written
-      by a version with other settings.
-  """
-  statistics = None
-  if (artifact.path / STATISTICS).exists():
-    content = json.loads((artifact.path / STATISTICS).read_text(encoding="utf-8"))
-    statistics = (content["mean"], content["std"])
-  try:
-    model = model_of(artifact.config, statistics)
-  except (KeyError, AttributeError) as error:
-    raise CheckpointError(
-      f"{artifact.path}: its config has no {error}: made by another version of wam_jax; train it again"
-    ) from error
-  params = load_params(artifact.path / "params")
-  check_params(params, jax.eval_shape(lambda: train.init_params(model, jax.random.key(0))), artifact.path)
-  return model, params
-
-
-def model_of(config: Mapping[str, Any], statistics: tuple[Any, Any] | None) -> WorldModel:
-  """The networks of a config as plain dicts, with the mean and deviation of the robot state."""
-  return make_world_model(_Attributes(config["world_model"]), config["env"]["image_size"], statistics)
-
-
-class _Attributes(dict):
-  __getattr__ = dict.__getitem__

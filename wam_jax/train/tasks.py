@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from wam_jax.host import machine
 from wam_jax.train import sharding
 
 
@@ -75,7 +75,7 @@ def over_tasks(
   """
   on_cpu = jax.default_backend() == "cpu"
   if threads is None:
-    threads = len(os.sched_getaffinity(0)) if on_cpu else 1
+    threads = machine.available_cores() if on_cpu else 1
 
   def mapped(task: Any, rows: jax.Array, shared: Any) -> Any:
     # Indexed inside the program: cutting big stacked data into shards outside would copy it.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -17,6 +16,7 @@ import numpy as np
 from wam_jax.core import image as image_lib
 from wam_jax.envs import base
 from wam_jax.envs.calvin.simulator import PICTURE_SIZES, MakeTable, find_root, serve
+from wam_jax.host import machine
 
 _ATTEMPTS = 3  # at one command, before giving up
 _PATIENCE = 300.0  # seconds without an answer after which a process counts as dead
@@ -66,7 +66,7 @@ class CalvinVector:
     self.num, self.restarts = num, 0
     self._make, self._image_size = make or MakeTable(root, scene), image_size
     self._context = multiprocessing.get_context("spawn")  # JAX's threads do not survive a fork
-    count = min(workers or len(os.sched_getaffinity(0)), num)
+    count = min(workers or machine.available_cores(), num)
     self._owned = [list(range(w, num, count)) for w in range(count)]
     self._robot_obs = np.zeros((num, base.ROBOT_OBS))
     self._scene_obs = np.zeros((num, base.SCENE_OBS))
@@ -234,7 +234,7 @@ class CalvinRenderer:
     make: Callable[[], Any] | None = None,
   ) -> None:
     """Args: as of `CalvinVector`."""
-    count = workers or len(os.sched_getaffinity(0))
+    count = workers or machine.available_cores()
     self._vector = CalvinVector(count, count, image_size, root, scene, make)
 
   def __call__(self, robot_obs: np.ndarray, scene_obs: np.ndarray) -> dict[str, np.ndarray]:

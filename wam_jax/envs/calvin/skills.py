@@ -6,8 +6,9 @@ import math
 
 import numpy as np
 
+from wam_jax.envs.base import FINGERS_DOWN, Skill
 from wam_jax.envs.calvin.simulator import CalvinTable
-from wam_jax.envs.experts import CLOSED, FINGERS_DOWN, OPEN, Skill, sample_furniture, steer
+from wam_jax.envs.experts import CLOSED, OPEN, sample_furniture, steer
 
 WORKSPACE = np.array([-0.25, -0.30, 0.55]), np.array([0.28, -0.10, 0.68])  # m, lowest and highest corner
 _TILTED = (math.pi, -0.6, math.pi / 2)  # fingers point down and away from the robot's side, as at the switch

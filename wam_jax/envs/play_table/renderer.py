@@ -13,7 +13,6 @@ import concurrent.futures
 import dataclasses
 import functools
 import math
-import os
 import threading
 
 import jax
@@ -23,6 +22,7 @@ import numpy as np
 
 from wam_jax.envs import base
 from wam_jax.envs.play_table import scene, simulator
+from wam_jax.host import machine
 
 BLOCK = 8  # frames per call of the compiled program
 # Where in a pixel (column, row) the rays of each camera go. The resting camera is far away, and furniture
@@ -383,7 +383,7 @@ class PlayTableRenderer:
       raise ValueError(f"workers = {workers}: must be 0 (one per core) or more")
     self.image_size = image_size
     self._program = _program(image_size)
-    self._pool = concurrent.futures.ThreadPoolExecutor(workers or len(os.sched_getaffinity(0)), "renderer")
+    self._pool = concurrent.futures.ThreadPoolExecutor(workers or machine.available_cores(), "renderer")
     self._local = threading.local()
 
   def _draw_block(self, robot_obs: np.ndarray, scene_obs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,8 @@ import threading
 import numpy as np
 
 from wam_jax.envs import base
-from wam_jax.envs.experts import CLOSED, FINGERS_DOWN, OPEN, Skill, sample_furniture, wrap_angle
+from wam_jax.envs.base import FINGERS_DOWN, Skill
+from wam_jax.envs.experts import CLOSED, OPEN, sample_furniture, wrap_angle
 from wam_jax.envs.play_table import scene, simulator
 
 WORKSPACE = np.array([-0.25, -0.30, 0.53]), np.array([0.25, -0.10, 0.70])  # m, lowest and highest corner

@@ -1,0 +1,121 @@
+"""Finds a trained policy and the world model that it was trained on."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+import jax
+
+from wam_jax.acting import models, packed
+from wam_jax.acting.policy import ActingPolicy, PolicyError, index_of
+from wam_jax.storage import artifact as artifact_lib
+from wam_jax.storage.artifact import Artifact, ArtifactError
+from wam_jax.types import Params
+
+# Name -> stage that made it; without a name the first that is there.
+POLICIES = {"ppo": "ppo", "cloned": "behaviour_cloning", "ppo_imagined": "ppo", "ppo_real": "ppo"}
+
+
+def load_policy(
+  path: Any = None,
+  task: str | None = None,
+  which: str | None = None,
+  world_model: Any = None,
+  ddim_steps: int = 0,
+) -> ActingPolicy:
+  """A trained policy, with the world model that it was trained on.
+
+  Args:
+    path: a run's work folder, the folder of a finished ppo or behaviour_cloning artifact, or a packed file;
+      None: the policies that come with the package.
+    task: one of the policy's; None: its only one.
+    which: 'ppo', the last; 'ppo_imagined' or 'ppo_real', of each task the best by dreams or by simulator,
+      where PPO was monitored; 'cloned'; None: 'ppo' if it is finished, else 'cloned'.
+    world_model: folder of the world model, where it is neither beside the policy nor where the run had it.
+    ddim_steps: of a diffusion policy, so many denoising steps by DDIM; 0: all that it was trained with.
+
+  Raises:
+    PolicyError: no finished policy there, no such task, or the world model that it was trained on is not
+      to be found.
+    ArtifactError, CheckpointError: files that cannot be read.
+    ValueError: `which` or `ddim_steps` out of range.
+  """
+  if path is None or pathlib.Path(path).is_file():
+    if world_model is not None:
+      raise PolicyError("world_model: packed policies bring their own")
+    return packed.load_packed(packed.SHIPPED if path is None else pathlib.Path(path), task, which, ddim_steps)
+  artifact, policy, params, tasks = load_stacked(path, which)
+  k = index_of(artifact.path, tasks, task)
+  world = find_world_model(artifact, world_model)
+  model, model_params = models.load_world_model(world)
+  params = jax.tree.map(lambda x: x[k : k + 1], params)
+  made_from = {artifact.stage: artifact.fingerprint, "world_model": world.fingerprint}
+  policy = models.for_acting(policy, ddim_steps)
+  return ActingPolicy(model, model_params, policy, params, tasks[k], made_from)
+
+
+def load_stacked(path: Any, which: str | None = None) -> tuple[Artifact, Any, Params, tuple[str, ...]]:
+  """(artifact, policy, parameters stacked over tasks, tasks in that order) of `load_policy`'s path."""
+  artifact = find_policy(path, which)
+  result = json.loads((artifact.path / "result.json").read_text(encoding="utf-8"))
+  selected = (which or "").removeprefix("ppo").removeprefix("_") if artifact.stage == "ppo" else ""
+  if selected and not (artifact.path / "selected" / selected).is_dir():
+    raise PolicyError(f"{artifact.path}: PPO was not monitored (ppo.eval_every): there is no {which}")
+  policy, params = models.load_policy(artifact, selected)
+  return artifact, policy, params, tuple(next(iter(result.values())))
+
+
+def find_policy(path: Any, which: str | None = None) -> Artifact:
+  """The finished artifact of `load_policy`'s path.
+
+  Raises:
+    PolicyError: there is none.
+    ValueError: `which` is not one of POLICIES.
+  """
+  path = pathlib.Path(path).expanduser()
+  if which is not None and which not in POLICIES:
+    raise ValueError(f"which: expected one of {', '.join(POLICIES)}, got {which!r}")
+  wanted = list(dict.fromkeys(stage for name, stage in POLICIES.items() if which in (None, name)))
+  artifact = artifact_lib.read_artifact(path)
+  if artifact is not None:
+    if artifact.stage not in wanted:
+      raise PolicyError(f"{path}: this is an artifact of {artifact.stage}, not of {' or '.join(wanted)}")
+    if not artifact.done:
+      raise PolicyError(f"{path}: {artifact.stage} is not finished (DONE is missing)")
+    return artifact
+  reasons = []
+  for stage in wanted:
+    for folder in [path / stage, *artifact_lib.given_folders(path, stage)]:
+      try:
+        return artifact_lib.load_artifact(folder)
+      except ArtifactError as error:
+        reasons.append(f"  {error}")
+  raise PolicyError("\n".join([f"{path}: no finished policy here", *reasons]))
+
+
+def find_world_model(policy: Artifact, path: Any = None) -> Artifact:
+  """The finished world model that a policy was trained on.
+
+  Args:
+    policy: artifact of ppo or behaviour_cloning.
+    path: where it is; None: beside the policy, or where the run that made the policy had it.
+
+  Raises:
+    PolicyError: with what was found instead.
+  """
+  wanted = policy.inputs.get("world_model")
+  if wanted is None:  # the cloned policy knows its demos' features, and these the world model
+    wanted = _find(policy, "featurize", policy.inputs["featurize"]).inputs["world_model"]
+  return _find(policy, "world_model", wanted, path)
+
+
+def _find(policy: Artifact, stage: str, fingerprint: str, path: Any = None) -> Artifact:
+  found, reasons = artifact_lib.search_input(policy, stage, fingerprint, path)
+  if found is not None:
+    return found
+  name = stage.replace("_", " ")
+  problem = f"{policy.path}: this policy was trained on the {name} with fingerprint {fingerprint[:12]}, "
+  hint = "If the world model is elsewhere, name its folder: load_policy(..., world_model=FOLDER)."
+  raise PolicyError("\n".join([problem + "which is not to be found:", *reasons, hint]))

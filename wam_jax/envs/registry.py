@@ -1,0 +1,90 @@
+"""Simulators by name. Each is imported when it is first made, so that training needs none."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from wam_jax.envs import base
+from wam_jax.envs.vector import VectorEnvironment
+
+# name -> module and attribute of one environment and of the renderer, module of its experts' skills
+_SIMULATORS = {
+  "play_table": (
+    "wam_jax.envs.play_table.simulator:PlayTable",
+    "wam_jax.envs.play_table.renderer:make_renderer",
+    "wam_jax.envs.play_table.skills",
+  ),
+  "calvin": (
+    "wam_jax.envs.calvin.simulator:CalvinTable",
+    "wam_jax.envs.calvin.pool:CalvinRenderer",
+    "wam_jax.envs.calvin.skills",
+  ),
+}
+NAMES = tuple(_SIMULATORS)
+
+
+def _load(name: str, part: int) -> Any:
+  if name not in _SIMULATORS:
+    raise ValueError(f"unknown simulator {name!r}; known: {', '.join(NAMES)}")
+  module, _, attribute = _SIMULATORS[name][part].partition(":")
+  loaded = importlib.import_module(module)
+  return getattr(loaded, attribute) if attribute else loaded
+
+
+def _place(name: str, root: str, scene: str) -> dict[str, str]:
+  """Arguments that say where a simulator is, for those that are not ours."""
+  return {"root": root, "scene": scene} if name == "calvin" else {}
+
+
+def make_environment(name: str, root: str = "", scene: str = "D") -> base.Environment:
+  """One environment of the simulator `name`; CALVIN's only once in a process.
+
+  Args:
+    name: one of NAMES.
+    root: checkout of calvin_env, for `calvin`; empty: $CALVIN_ROOT.
+    scene: A, B, C or D of `calvin`.
+
+  Raises:
+    ValueError: unknown name.
+    calvin.CalvinMissingError: CALVIN's simulator is not there.
+  """
+  out: base.Environment = _load(name, 0)(**_place(name, root, scene))
+  return out
+
+
+def load_skills(name: str) -> base.Skills:
+  """How the scripted experts do the tasks in the simulator `name`. Raises ValueError: unknown name."""
+  out: base.Skills = _load(name, 2)
+  return out
+
+
+def make_renderer(
+  name: str, image_size: int = 64, workers: int = 0, root: str = "", scene: str = "D"
+) -> base.Renderer:
+  """The renderer of the simulator `name`.
+
+  Args:
+    name: one of NAMES.
+    image_size: height and width in pixels.
+    workers: threads, or processes for `calvin`; 0: one per core.
+    root: as in `make_environment`.
+    scene: as in `make_environment`.
+
+  Raises:
+    ValueError: unknown name, or a number out of range.
+  """
+  out: base.Renderer = _load(name, 1)(image_size, workers, **_place(name, root, scene))
+  return out
+
+
+def make_vector(
+  name: str, num: int, workers: int = 0, image_size: int = 64, root: str = "", scene: str = "D"
+) -> base.VectorStepper:
+  """`num` environments of the simulator `name`, stepped and drawn together; arguments of `make_renderer`."""
+  if name == "calvin":  # one in a process
+    from wam_jax.envs.calvin import pool as calvin_pool
+
+    return calvin_pool.CalvinVector(num, workers, image_size, root, scene)
+  environments = [make_environment(name) for _ in range(num)]
+  return VectorEnvironment(environments, make_renderer(name, image_size, workers), workers)

@@ -1,0 +1,434 @@
+"""Report of a run: `report.md`, `report.json`, `report.html`, and the pictures as files.
+
+`open_loop.png` is the strip of stage judge_world_model; `rollouts.gif` shows one episode per task.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+import wam_jax
+from wam_jax.host import tables
+from wam_jax.host.logger import read_metrics
+from wam_jax.host.provenance import provenance
+from wam_jax.host.tables import markdown_table
+from wam_jax.host.words import duration
+from wam_jax.reporting import media, report_page
+from wam_jax.reporting.finished_run import Run
+from wam_jax.reporting.page_parts import title_of
+from wam_jax.storage.artifact import Artifact, read_artifact, write_text
+from wam_jax.train.world_model import ACTION_NAMES
+
+FORMAT = 2  # of report.json
+
+CONTROL_HZ = 30  # of CALVIN, and of everything that follows it
+FRAME_STEP = 2  # every second frame of an episode is shown
+
+TITLE = "Skills learned inside a world model"
+
+
+def rebuild(found: Run, out: pathlib.Path) -> list[str]:
+  """Makes the page of a finished run anew; no stage runs, nothing else is written.
+
+  Args:
+    found: the run.
+    out: file to write.
+
+  Returns:
+    What is missing on the page, and why.
+  """
+  missing = list(found.missing)
+  shown: list[dict[str, Any]] = []
+  animations: dict[str, bytes] = {}
+  try:
+    shown, animations, _ = draw_rollouts(found.config, found.inputs["evaluate"].path / "rollouts.npz")
+  except (ImportError, OSError, ValueError, RuntimeError) as error:  # a simulator that is not here
+    missing.append(f"no animations of episodes: {str(error).strip().splitlines()[0]}")
+  made = read_artifact(found.workdir / "report")
+  seconds = made.seconds if made is not None and made.done else None
+  report = build(found.config, found.inputs, shown, seconds, found.results.get("provenance"))
+  report["notes"].append(f"Page made anew from the run's files, by wam_jax {wam_jax.__version__}.")
+  report["notes"] += [f"Missing here: {line}." for line in missing]
+  write_text(out, report_page.render_page(report, found.strips(), animations))
+  return missing
+
+
+def write_report(
+  workdir: pathlib.Path,
+  report: Mapping[str, Any],
+  strips: Mapping[str, bytes],
+  animations: Mapping[str, bytes],
+) -> None:
+  """Writes the three forms of the report.
+
+  Args:
+    workdir: folder that takes them.
+    report: from `build`.
+    strips: png and webp -> the open-loop prediction as a strip and as an animation.
+    animations: task -> animated WebP.
+  """
+  write_text(workdir / "report.json", json.dumps(report, indent=2) + "\n")
+  write_text(workdir / "report.md", markdown(report))
+  write_text(workdir / "report.html", report_page.render_page(report, strips, animations))
+
+
+def build(
+  config: Any,
+  inputs: Mapping[str, Artifact],
+  rollouts: Sequence[Mapping[str, Any]],
+  seconds: float | None,
+  facts: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+  """All that the report says, as plain values.
+
+  Args:
+    config: the run's.
+    inputs: stage -> artifact.
+    rollouts: from `draw_rollouts`.
+    seconds: spent on the report itself; None: not known.
+    facts: where the run came from; None: from here and now.
+
+  Returns:
+    Nested dicts and lists, fit for JSON.
+  """
+  results = json.loads((inputs["evaluate"].path / "results.json").read_text(encoding="utf-8"))
+  judge = json.loads((inputs["judge_world_model"].path / "judge.json").read_text(encoding="utf-8"))
+  quality_file = inputs["classifier"].path / "quality.json"
+  quality = json.loads(quality_file.read_text(encoding="utf-8")) if quality_file.exists() else {"tasks": {}}
+  results = {key: value for key, value in results.items() if key != "config"}
+  stages = [{"name": name, "seconds": a.seconds, "peak_bytes": a.peak_bytes} for name, a in inputs.items()]
+  if seconds is not None:
+    stages.append({"name": "report", "seconds": seconds, "peak_bytes": 0})
+  return {
+    "format": FORMAT,
+    "title": TITLE,
+    "experiment": config.experiment,
+    "preset": config.preset,
+    "seed": config.seed,
+    "control_hz": CONTROL_HZ,
+    "results": results,
+    "stages": stages,
+    "total_seconds": sum(stage["seconds"] for stage in stages),
+    "judge": {key: value for key, value in judge.items() if key != "provenance"},
+    "rollouts": list(rollouts),
+    "classifier": classifier_quality(quality),
+    "discrimination": tables.discrimination_rows(quality) if "discrimination" in quality else None,
+    "curves": curves(inputs, results),
+    "notes": notes(config, results),
+    "provenance": dict(facts or provenance()),
+    "fingerprints": {name: artifact.fingerprint for name, artifact in inputs.items()},
+    "config": json.loads(config.to_json_best_effort()),
+  }
+
+
+def classifier_quality(content: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
+  """task -> column of the report -> share, from the content of the classifier's `quality.json`."""
+  rows = {}
+  for task, quality in content["tasks"].items():
+    columns: dict[str, float | None] = {}
+    for group, label in (("heldout_demos", "demos"), ("heldout_demo_dreams", "dreams of demos")):
+      names = ("precision", "recall", "calibration_error")
+      columns |= {f"{name.replace('_', ' ')}, {label}": quality[group][name] for name in names}
+    rows[task] = columns | {"random dreams called a success": quality["random_dreams"]["false_positives"]}
+  return rows
+
+
+def notes(config: Any, results: Mapping[str, Any]) -> list[str]:
+  """What a reader must know to judge the numbers."""
+  row = next(iter(results["policies"].values()))["per_task"]
+  episodes = next(iter(row.values()))["n"]
+  seconds = results["max_steps"] / CONTROL_HZ
+  lines = [
+    (
+      f"All policies start from the same {episodes} held-out states per task and have {results['max_steps']} "
+      f"control steps ({seconds:.1f} s). An episode succeeds as soon as the task's predicate holds."
+    ),
+    (
+      "Imagined success: share of dreams, begun at the same start frames, that the success classifier calls "
+      "solved. Gap: imagined minus real, in points; a large gap: dreams are easier than the simulator."
+    ),
+    (
+      "Expert: the scripted controller that recorded the demonstrations, here without noise. "
+      "Random weights: the untrained policy network."
+    ),
+  ]
+  if "ppo_imagined" in results["policies"]:
+    lines.append(
+      "Best imagined: of each task the policy of the PPO iteration, the cloned one among them, with the "
+      "highest success in dreams from held-out demos; no simulator is needed to find it. Best in simulator: "
+      "that with the highest success from other start states than those of this table."
+    )
+  if config.env.name == "play_table":
+    lines.append(
+      "Measured in the embedded play table. Published on CALVIN, at the sizes of the `paper` preset: 71.2 % "
+      "cloned and 92.8 % after PPO for WAM, 59.4 % and 79.8 % for DreamerV2. "
+      "Numbers of two simulators do not compare."
+    )
+  lines.append(f"One training run, seed {results['seed']}: the intervals do not cover the spread over seeds.")
+  return lines
+
+
+# --- pictures -------------------------------------------------------------------------------------
+
+
+def draw_episodes(
+  config: Any, robot_obs: Sequence[np.ndarray], scene_obs: Sequence[np.ndarray], steps: Sequence[int]
+) -> dict[str, list[np.ndarray]]:
+  """Pictures of recorded episodes, every `FRAME_STEP`-th frame and the last.
+
+  Args:
+    config: the run's, or a study's.
+    robot_obs: of each episode [T+1, 15].
+    scene_obs: of each episode [T+1, 24].
+    steps: that each took.
+
+  Returns:
+    camera -> of each episode [T', S, S, 3] uint8, S = `report.animation_size` or what there is.
+  """
+  from wam_jax.envs import registry
+
+  env, size = config.env, config.report.animation_size
+  if env.name == "calvin":
+    from wam_jax.envs.calvin.simulator import PICTURE_SIZES
+
+    size = min(size, *PICTURE_SIZES.values())  # pictures are only shrunk
+  render = registry.make_renderer(env.name, size, env.workers, env.calvin_root, env.calvin_scene)
+  times = [np.unique(np.append(np.arange(0, n + 1, FRAME_STEP), n)) for n in steps]  # the last state always
+  states = [
+    np.concatenate([own[t] for own, t in zip(of, times, strict=True)]) for of in (robot_obs, scene_obs)
+  ]
+  borders = np.cumsum([len(t) for t in times])[:-1]
+  return {camera: np.split(frames, borders) for camera, frames in render(*states).items()}
+
+
+def draw_rollouts(
+  config: Any, path: pathlib.Path
+) -> tuple[list[dict[str, Any]], dict[str, bytes], np.ndarray]:
+  """Animations of the episodes in `rollouts.npz`.
+
+  Args:
+    config: the run's.
+    path: written by `stages.evaluate`.
+
+  Returns:
+    (facts per episode, task -> animated WebP of both cameras, all tasks' static pictures side by side
+    [T, H, W, 3] uint8).
+  """
+  with np.load(path, allow_pickle=False) as file:
+    episodes = {name: file[name] for name in file.files}
+  steps = episodes["steps"].tolist()
+  pictures = draw_episodes(config, episodes["robot_obs"], episodes["scene_obs"], steps)
+  static = pictures["rgb_static"]
+  facts, animations = [], {}
+  for k, task in enumerate(episodes["task"].tolist()):
+    both = np.concatenate([static[k], pictures["rgb_gripper"][k]], 2)
+    animations[task] = media.animation_bytes(both, CONTROL_HZ / FRAME_STEP, kind="webp")
+    success, episode = bool(episodes["success"][k]), int(episodes["episode"][k])
+    facts.append({"task": task, "success": success, "steps": steps[k], "episode": episode})
+  return facts, animations, media.side_by_side(static, min(4, len(static)))
+
+
+# --- curves ---------------------------------------------------------------------------------------
+
+
+def metric_series(
+  lines: Sequence[Mapping[str, Any]], name: str, label: str, style: str
+) -> dict[str, Any] | None:
+  points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
+  if not points:
+    return None
+  return {"name": label, "x": [p[0] for p in points], "y": [p[1] for p in points], "style": style}
+
+
+def _chart(
+  title: str, x_label: str, series: Sequence[dict[str, Any] | None], **options: Any
+) -> list[dict[str, Any]]:
+  there = [one for one in series if one is not None]
+  return [{"title": title, "x_label": x_label, "series": there, **options}] if there else []
+
+
+def _per_task(
+  lines: Sequence[Mapping[str, Any]], pattern: str, tasks: Sequence[str]
+) -> list[dict[str, Any] | None]:
+  """Series of the metrics that match, one per task where `pattern` has a {task}, else one of its own."""
+  names = {name for line in lines for name in line}
+  found = []
+  for k, task in enumerate(tasks):
+    matching = sorted(n for n in names if re.fullmatch(pattern.format(task=task), n))
+    found += [metric_series(lines, n, title_of(task), f"s{k % 8}") for n in matching[:1]]
+  return found
+
+
+def curves(inputs: Mapping[str, Artifact], results: Mapping[str, Any]) -> list[dict[str, Any]]:
+  """Learning curves of all training stages, from their `metrics.jsonl`.
+
+  Returns:
+    Charts: title, x_label, series (name, x, y, style, dots), and options of `io.charts.line_chart`.
+  """
+  tasks = results["tasks"]
+  lines = {stage: read_metrics(artifact.path) for stage, artifact in inputs.items()}
+  w, prefix = lines["world_model"], "world_model/"
+  charts = _chart(
+    "World model: picture loss",
+    "update",
+    [
+      metric_series(w, prefix + "loss/image", "from features", "s0"),
+      metric_series(w, prefix + "loss/embedding_image", "from embeddings", "s1"),
+    ],
+    log_y=True,
+  )
+  charts += _chart(
+    "World model: KL, nats", "update", [metric_series(w, prefix + "loss/kl", "balanced KL", "s0")], log_y=True
+  )
+  charts += _chart(
+    "World model: inverse dynamics, squared error",
+    "update",
+    [
+      metric_series(w, f"{prefix}inverse_dynamics/error_{name}", name, f"s{i}")
+      for i, name in enumerate(ACTION_NAMES)
+    ],
+    log_y=True,
+  )
+  charts += _chart(
+    "World model: PSNR of reconstructions, dB",
+    "update",
+    [metric_series(w, prefix + "image/psnr", "PSNR", "s2")],
+  )
+  for stage, title in (
+    ("behaviour_cloning", "Cloning and classifier: loss of cloning"),
+    ("classifier", "Cloning and classifier: loss of the classifier"),
+  ):
+    of_tasks = _per_task(lines[stage], stage + r"/{task}/(loss|loss/total)", tasks)
+    of_all = [
+      metric_series(lines[stage], f"{stage}/{name}", "all tasks", "s0") for name in ("loss", "loss/total")
+    ]
+    charts += _chart(title, "update", of_tasks if any(of_tasks) else of_all, log_y=True)
+  charts += [chart for task in (None, *tasks) for chart in ppo_chart(lines["ppo"], results, task)]
+  ppo = lines["ppo"]
+  for name, title in (
+    ("kl_to_cloned", "PPO: divergence from the cloned policy, nats"),
+    ("gap", "PPO: imagined minus real success"),
+  ):
+    of_tasks = _per_task(ppo, "ppo/monitor/{task}/" + name, tasks)
+    charts += _chart(title, "iteration", of_tasks)
+  scores = [
+    metric_series(ppo, f"ppo/monitor/score/{name}", label, style)
+    for name, label, style in (("p05", "5 %", "s0"), ("p50", "median", "s1"), ("p95", "95 %", "s2"))
+  ]
+  charts += _chart("PPO: classifier's score of dreams, log-odds above threshold", "iteration", scores)
+  return charts
+
+
+def ppo_chart(
+  lines: Sequence[Mapping[str, Any]], results: Mapping[str, Any], task: str | None
+) -> list[dict[str, Any]]:
+  """Success over the iterations of PPO, imagined and real: one chart, or none.
+
+  Args:
+    lines: metrics of stage ppo.
+    results: of stage evaluate.
+    task: its name; None: the mean of all.
+  """
+  own = "" if task is None else f"{task}/"
+  imagined = metric_series(lines, f"ppo/{own}imagined_success", "imagined, exploring", "imagined")
+  if imagined is None:
+    return []
+  last = max(line["step"] for line in lines)
+  held_out = ("imagined, held-out starts", "imagined dashed")
+  monitored = metric_series(lines, f"ppo/monitor/{own}imagined_success", *held_out)
+  real = metric_series(lines, f"ppo/monitor/{own}real_success", "real, monitored", "ppo")
+  rows = {name: results["policies"][name] for name in ("cloned", "ppo")}
+  rates = {
+    name: (row["mean"] if task is None else row["per_task"][task])["rate"] for name, row in rows.items()
+  }
+  dots = [
+    {"name": "real, cloned", "x": [0], "y": [rates["cloned"]], "style": "cloned", "dots": True},
+    {"name": "real, after PPO", "x": [last], "y": [rates["ppo"]], "style": "ppo", "dots": True},
+  ]
+  title = f"PPO: {'Mean of all tasks' if task is None else title_of(task)}"
+  return _chart(title, "iteration", [imagined, monitored, real, *dots], percent=True, y_range=[0, 1])
+
+
+# --- Markdown -------------------------------------------------------------------------------------
+
+
+def _with_interval(row: Mapping[str, Any]) -> str:
+  return f"{100 * row['rate']:.1f} ({100 * row['low']:.0f}-{100 * row['high']:.0f})"
+
+
+def result_rows(results: Mapping[str, Any]) -> list[list[str]]:
+  """The result table as text, header first, one row per task, the mean last. Numbers are percent."""
+  policies = results["policies"]
+  dreamed = "imagined" in policies["ppo"]["mean"]
+  plain = [
+    (name, head) for name, head in (("expert", "Expert"), ("random", "Random weights")) if name in policies
+  ]
+  selected = [
+    (name, head)
+    for name, head in (("ppo_imagined", "Best imagined (95 %)"), ("ppo_real", "Best in simulator (95 %)"))
+    if name in policies
+  ]
+  heads = ["Success in %", *(head for _, head in plain), "Cloned (95 %)", "After PPO (95 %)"]
+  heads += [head for _, head in selected]
+  table = [heads + (["Imagined", "Gap"] if dreamed else [])]
+  for task in (*results["tasks"], None):
+    rows = {name: p["mean"] if task is None else p["per_task"][task] for name, p in policies.items()}
+    cells = ["**Mean**" if task is None else task]
+    cells += [f"{100 * rows[name]['rate']:.1f}" for name, _ in plain]
+    cells += [_with_interval(rows[name]) for name in ("cloned", "ppo", *(name for name, _ in selected))]
+    if dreamed:
+      cells += [f"{100 * rows['ppo']['imagined']:.1f}", f"{100 * rows['ppo']['gap']:+.1f}"]
+    table.append(cells)
+  return table
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+  """The report as Markdown; begins with the result table, which the main job prints."""
+  results = report["results"]
+  parts = [markdown_table(result_rows(results)), ""]
+  change = results.get("ppo_minus_cloned")
+  if change:
+    points = {name: f"{100 * value:+.1f}" for name, value in change.items()}
+    parts += [
+      (
+        f"PPO in imagination changed the mean by {points['difference']} points "
+        f"(95 % interval {points['low']} to {points['high']}, paired over the same start states)."
+      ),
+      "",
+    ]
+  if report["discrimination"]:
+    parts += ["## What dreams can tell apart", "", tables.DISCRIMINATION, ""]
+    parts += [markdown_table(report["discrimination"]), ""]
+  judge = report["judge"]
+  parts += ["## The world model by itself", "", tables.described(judge), ""]
+  for _, rows in tables.judge_tables(judge):
+    parts += [markdown_table(rows), ""]
+  parts += [
+    "![true, predicted, error](open_loop.png)",
+    "",
+    "![one episode per task](rollouts.gif)",
+    "",
+    "## Time of each stage",
+    "",
+  ]
+  times = [["Stage", "Time"], *([stage["name"], duration(stage["seconds"])] for stage in report["stages"])]
+  times.append(["**Together**", duration(report["total_seconds"])])
+  parts += [markdown_table(times), "", "## Notes", "", *(f"- {note}" for note in report["notes"]), ""]
+  facts = report["provenance"]
+  parts += [
+    "## How it was made",
+    "",
+    f"- `{facts['command']}`",
+    f"- wam_jax {facts['wam_jax']}" + (f", commit {facts['commit']}" if facts["commit"] else ""),
+    f"- {report['experiment']}, preset {report['preset']}, seed {report['seed']}, {facts['date']}",
+    f"- {facts['cpu']}, {facts['cores']} cores; Python {facts['python']}; "
+    + ", ".join(f"{name} {version}" for name, version in facts["packages"].items()),
+    "",
+  ]
+  return "\n".join(parts)
