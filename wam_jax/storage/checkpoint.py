@@ -1,8 +1,8 @@
 """Training states on disk, by Orbax, with checksums: checkpoints of a running stage.
 
 Orbax writes into a folder of its own for every attempt; its manifest is written
-(`wam_jax.storage.checksums`); then one rename gives it its name. So a killed process leaves a whole checkpoint
-or none, and damage on the disk is found before anything is read.
+(`wam_jax.storage.checksums`); then one rename gives it its name. So a killed process leaves a whole
+checkpoint or none, and damage on the disk is found before anything is read.
 
 Layout of a `Checkpointer`'s folder:
 
