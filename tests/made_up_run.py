@@ -6,10 +6,9 @@ import json
 import numpy as np
 
 from wam_jax import config as config_lib
-from wam_jax.config import STAGES
+from wam_jax.config import STAGES, chain
 from wam_jax.core import discrimination
 from wam_jax.reporting import media
-from wam_jax.running import plan
 from wam_jax.stages import evaluate, judge_world_model
 from wam_jax.storage.artifact import Artifact, write_artifact
 from wam_jax.train.world_model import ACTION_NAMES
@@ -83,11 +82,11 @@ def write_run(folder, rng, tasks=TASKS, episodes=10, start=0, **settings):
     config.update_from_flattened_dict({name.replace("__", "."): value})
   inputs = {}
   for i, stage in enumerate(STAGES[:-1]):
-    spec = plan.stage_spec(stage)
+    spec = chain.ROWS[stage]
     part = {
       path: value
       for path, value in config_lib.flatten(config).items()
-      if any(path == name or path.startswith(name + ".") for name in spec.config)
+      if any(path == name or path.startswith(name + ".") for name in spec.reads)
     }
     prints = {name: inputs[name].fingerprint for name in spec.requires}
     fingerprint = hashlib.sha256(f"{stage}{part}{prints}{folder}".encode()).hexdigest()

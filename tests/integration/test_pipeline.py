@@ -20,7 +20,7 @@ import wam_jax
 from wam_jax.acting import policy as acting
 from wam_jax.commands import pack, play
 from wam_jax.commands import report as report_command
-from wam_jax.config import STAGES
+from wam_jax.config import STAGES, chain
 from wam_jax.host.logger import read_metrics
 from wam_jax.reporting import run_report
 from wam_jax.stages import ppo
@@ -126,7 +126,7 @@ def test_ppo_learns_in_the_warmed_world_only(finished, tmp_path, monkeypatch):
 
   monkeypatch.setattr(ppo, "make_world", make_world)
   monkeypatch.setattr(ppo.train, "make_iteration", make_iteration)
-  inputs = {stage: load_artifact(workdir / stage, stage) for stage in ppo.REQUIRES}
+  inputs = {stage: load_artifact(workdir / stage, stage) for stage in chain.ROWS["ppo"].requires}
   config = ConfigDict(load_artifact(workdir / "ppo", "ppo").config)
   with pytest.raises(Learns) as stopped:
     ppo.run(config, inputs, tmp_path, None)

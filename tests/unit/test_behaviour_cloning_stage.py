@@ -12,6 +12,7 @@ import pytest
 
 from wam_jax import config as config_lib
 from wam_jax.acting import models
+from wam_jax.config import chain
 from wam_jax.data.features import DemoFeatures, save_features
 from wam_jax.foreign import dppo
 from wam_jax.host.logger import Logger
@@ -110,9 +111,9 @@ def test_an_artifact_loads_back_as_what_it_is(featurized, tmp_path, kind, cls):
 def test_only_the_evaluation_depends_on_ddim_steps():
   """A new field of behaviour_cloning belongs in the stage's CONFIG, or is named here as none of it."""
   fields = {name for name in config_lib.flatten(make_config()) if name.startswith("behaviour_cloning.")}
-  listed = {name for name in plan.stage_spec("behaviour_cloning").config if name in fields}
+  listed = {name for name in chain.ROWS["behaviour_cloning"].reads if name in fields}
   assert fields - listed == {"behaviour_cloning.ddim_steps"}
-  assert "behaviour_cloning.ddim_steps" in plan.stage_spec("evaluate").config
+  assert "behaviour_cloning.ddim_steps" in chain.ROWS["evaluate"].reads
 
 
 def test_ppo_refuses_a_policy_of_another_kind(featurized, tmp_path, monkeypatch):

@@ -133,7 +133,7 @@ def test_packages_are_imported_where_they_belong():
 
 def test_stages_hold_stages():
   from wam_jax.config import STAGES
-  from wam_jax.config.rules import EXTRA_STAGES
+  from wam_jax.config.chain import EXTRA_STAGES
 
   files = {path.stem for path in (PACKAGE / "stages").glob("*.py")} - {"__init__"}
   assert files == {*STAGES, *EXTRA_STAGES}

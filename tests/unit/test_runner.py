@@ -13,15 +13,17 @@ import types
 import pytest
 
 from wam_jax import config as config_lib
+from wam_jax.config import chain
+from wam_jax.config.chain import Stage
 from wam_jax.host import stopping
 from wam_jax.running import plan, runner
-from wam_jax.running.plan import Spec, StageError, StagePlan
+from wam_jax.running.plan import StageError, StagePlan
 from wam_jax.storage.artifact import Artifact, read_artifact, write_artifact
 
-SPECS = {
-  "collect": Spec((), ("seed", "data.play_frames")),
-  "world_model": Spec(("collect",), ("seed", "world_model")),
-  "report": Spec(("world_model",), ("report",)),
+ROWS = {
+  "collect": Stage("collect", (), ("seed", "data.play_frames")),
+  "world_model": Stage("world_model", ("collect",), ("seed", "world_model")),
+  "report": Stage("report", ("world_model",), ("report",)),
 }
 
 
@@ -30,10 +32,10 @@ def ran(monkeypatch, tmp_path):
   """Three small stages in place of the real ones; yields the list of those that ran."""
   monkeypatch.chdir(tmp_path)
   calls = []
-  for name in SPECS:
+  for name in ROWS:
 
     def run(config, inputs, workdir, logger, name=name):
-      assert set(inputs) == set(SPECS[name].requires) and all(each.done for each in inputs.values())
+      assert set(inputs) == set(ROWS[name].requires) and all(each.done for each in inputs.values())
       calls.append(name)
       if config.experiment == "breaks" and name == "world_model":
         raise KeyboardInterrupt
@@ -44,8 +46,9 @@ def ran(monkeypatch, tmp_path):
     module = types.ModuleType(f"wam_jax.stages.{name}")
     module.run = run
     monkeypatch.setitem(sys.modules, module.__name__, module)
-  monkeypatch.setattr(plan, "STAGES", tuple(SPECS))
-  monkeypatch.setattr(plan, "stage_spec", SPECS.__getitem__)
+  monkeypatch.setattr(chain, "STAGES", tuple(ROWS))
+  monkeypatch.setattr(chain, "EXTRA_STAGES", ())
+  monkeypatch.setattr(chain, "ROWS", ROWS)
   monkeypatch.setattr(runner, "use_compilation_cache", lambda: None)
   return calls
 
@@ -62,7 +65,7 @@ def files(folder):
 
 def test_all_then_nothing_left(ran, capsys):
   artifacts = runner.run(make())
-  assert ran == list(SPECS) == list(artifacts)
+  assert ran == list(ROWS) == list(artifacts)
   out = capsys.readouterr().out
   assert "no accelerator" not in out.split("Plan of calvin_wam")[0]  # the plan comes first
   assert "| led | 3 |" in out and "| other |" not in out and "report.html" in out
@@ -71,7 +74,7 @@ def test_all_then_nothing_left(ran, capsys):
   assert record["inputs"] == {"collect": artifacts["collect"].fingerprint}
   before = files("runs")
   again = runner.run(make(("evaluate.episodes", "3")))  # nothing that these stages read
-  assert ran == list(SPECS) and files("runs") == before
+  assert ran == list(ROWS) and files("runs") == before
   assert again["collect"].config == artifacts["collect"].config  # as it was made
 
 
@@ -105,7 +108,7 @@ def test_changed_config_names_the_difference_and_touches_nothing(ran):
   assert f"world_model.updates: {updates} -> 70" in text
   assert "made from another world_model" in text and "rm -r" in text
   assert "--config.inputs.collect=" in text
-  assert ran == list(SPECS) and files("runs") == before
+  assert ran == list(ROWS) and files("runs") == before
 
 
 def test_changed_config_of_an_unfinished_stage(ran):
@@ -117,7 +120,7 @@ def test_changed_config_of_an_unfinished_stage(ran):
 
 def test_schema_version_counts(ran, monkeypatch):
   runner.run(make())
-  monkeypatch.setitem(SPECS, "collect", Spec((), ("seed", "data.play_frames"), schema=2))
+  monkeypatch.setitem(ROWS, "collect", Stage("collect", (), ("seed", "data.play_frames"), schema=2))
   with pytest.raises(StageError, match="1 -> 2"):
     runner.run(make())
 
@@ -170,7 +173,7 @@ def test_a_picture_on_a_terminal(ran, terminal, capsys, monkeypatch):
   assert "breaks demo, 8 tasks" in out and "[world_model] starts" in out
   last = out[out.rindex("breaks demo") :]
   assert re.search(r"collect +\S*done", last) and re.search(r"world_model +\S*stopped", last)
-  assert re.search(r"report +waits", last) and "about 0:20" in last
+  assert re.search(r"report +waits", last) and "about 0:10" in last
 
   whole = make(("workdir", "runs/breaks_demo"))
   runner.run(whole, quiet=True)
@@ -265,7 +268,7 @@ def test_what_is_taken_from_elsewhere_is_said_in_the_picture(ran, terminal, caps
 
 
 def test_of_several_processes_none_draws_and_the_first_sends(ran, terminal, wandb, monkeypatch):
-  config, actions = make(("training.wandb_project", "robots")), dict.fromkeys(SPECS, "run")
+  config, actions = make(("training.wandb_project", "robots")), dict.fromkeys(ROWS, "run")
   plans = plan.make_plan(config)
   pathlib.Path(config.workdir).mkdir(parents=True)
   with runner._live_view(config, plans, actions, True, False) as view:
@@ -283,7 +286,7 @@ def test_of_several_processes_none_draws_and_the_first_sends(ran, terminal, wand
 
 def test_a_run_at_wandb(ran, wandb, monkeypatch):
   """The numbers of all stages, in one run that goes on after an interruption."""
-  for name in SPECS:
+  for name in ROWS:
     module = sys.modules[f"wam_jax.stages.{name}"]
 
     def run(config, inputs, workdir, logger, name=name, before=module.run):
@@ -341,23 +344,23 @@ def test_folder_that_cannot_be_made(tmp_path):
     pass
 
 
-@pytest.mark.parametrize("stage", config_lib.STAGES)
+@pytest.mark.parametrize("stage", chain.ROWS)
 def test_every_stage_says_what_it_depends_on(stage):
-  spec = plan.stage_spec(stage)
+  spec = chain.ROWS[stage]
   fields = config_lib.flatten(config_lib.default_config())
-  for path in spec.config:
+  for path in spec.reads:
     assert any(field == path or field.startswith(path + ".") for field in fields), path
   # Where results are written and how fast must not change what they are.
   for path in ("workdir", "stage", "env.workers", "env", "preset", "preset_reason", "training"):
-    assert path not in spec.config
-  order = config_lib.STAGES
+    assert path not in spec.reads
+  order = list(chain.ROWS)
   assert all(order.index(required) < order.index(stage) for required in spec.requires)
 
 
 def test_estimate_grows_with_the_work():
   demo, small = (config_lib.preset_config(name) for name in ("demo", "small"))
   for stage in config_lib.STAGES:
-    assert plan.estimate(demo, stage) == pytest.approx(plan.DEMO_SECONDS[stage])
+    assert plan.estimate(demo, stage) == pytest.approx(chain.ROWS[stage].seconds)
     assert plan.estimate(small, stage) >= plan.estimate(demo, stage)
   updates = small.world_model.updates / demo.world_model.updates
   assert plan.estimate(small, "world_model") == pytest.approx(
@@ -366,7 +369,7 @@ def test_estimate_grows_with_the_work():
   small.world_model.hidden *= 4
   assert plan.estimate(small, "world_model") > 1.5 * updates * plan.estimate(demo, "world_model")
   demo.classifier.ensemble *= 2
-  assert plan.estimate(demo, "classifier") == pytest.approx(2 * plan.DEMO_SECONDS["classifier"])
+  assert plan.estimate(demo, "classifier") == pytest.approx(2 * chain.ROWS["classifier"].seconds)
 
 
 def test_estimate_counts_what_ppo_measures_on_the_way_and_the_simulator():
@@ -376,9 +379,9 @@ def test_estimate_counts_what_ppo_measures_on_the_way_and_the_simulator():
   policies = 3.2  # of evaluate: cloned, PPO, random, and the expert, which needs no networks
   # Of 24 iterations seven are measured: before the first, and after 4, 8, 12, 16, 20 and 24.
   measured = 7 * 10 / (policies * demo.evaluate.episodes)
-  seconds = plan.DEMO_SECONDS["ppo"] + measured * plan.DEMO_SECONDS["evaluate"]
+  seconds = chain.ROWS["ppo"].seconds + measured * chain.ROWS["evaluate"].seconds
   assert plan.estimate(config, "ppo") == pytest.approx(seconds)
-  assert plan.estimate(config, "evaluate") == pytest.approx(plan.DEMO_SECONDS["evaluate"] * 5.2 / policies)
+  assert plan.estimate(config, "evaluate") == pytest.approx(chain.ROWS["evaluate"].seconds * 5.2 / policies)
   config.env.name = "calvin"
   assert plan.estimate(config, "evaluate") > 10 * plan.estimate(demo, "evaluate")
   assert plan.estimate(config, "ppo") > seconds

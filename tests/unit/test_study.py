@@ -13,11 +13,10 @@ import pytest
 from ml_collections import ConfigDict
 
 from wam_jax import config as config_lib
-from wam_jax.config import ConfigError
+from wam_jax.config import ConfigError, chain
 from wam_jax.config.arms import ARMS, MAIN
 from wam_jax.experiments import reproduction
 from wam_jax.reporting import study_page, study_results
-from wam_jax.running import plan as plan_lib
 from wam_jax.running import study
 from wam_jax.running.plan import StageError
 
@@ -227,10 +226,10 @@ def test_an_arm_and_its_base_make_all_that_its_stages_need(arm):
   spec = ARMS[arm]
   have = {"collect", *(study._taken(spec) if spec.base else ())}
   for stage in spec.stages:
-    assert set(plan_lib.stage_spec(stage).requires) <= have, stage
+    assert set(chain.ROWS[stage].requires) <= have, stage
     have.add(stage)
   if spec.base:
-    taken = {path for stage in study._taken(spec) for path in plan_lib.stage_spec(stage).config}
+    taken = {path for stage in study._taken(spec) for path in chain.ROWS[stage].reads}
     assert not [path for path in spec.changes if path in taken], "the base would have made something else"
 
 

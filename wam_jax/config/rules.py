@@ -13,21 +13,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from wam_jax.config.arms import ARMS, MAIN
+from wam_jax.config.chain import EXTRA_STAGES, STAGES
 
 PRESETS = ("demo", "small", "paper")
-STAGES = (
-  "collect",
-  "world_model",
-  "judge_world_model",
-  "featurize",
-  "classifier",
-  "behaviour_cloning",
-  "ppo",
-  "evaluate",
-  "report",
-)
 MOST = 2**31 - 1  # of whole numbers: more does not fit JAX's integers
-EXTRA_STAGES = ("convert", "online_ppo", "evaluate_cloned")  # run only when asked for by name
 TASKS = (
   "open_drawer",
   "close_drawer",

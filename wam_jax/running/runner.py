@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from ml_collections import ConfigDict
 
 from wam_jax import config as config_lib
+from wam_jax.config import chain
 from wam_jax.host import machine, processes, stopping
 from wam_jax.host.logger import Logger
 from wam_jax.host.words import duration
@@ -73,7 +74,7 @@ def run(config: ConfigDict, quiet: bool = False) -> dict[str, Artifact]:
       for stage, plan in plans.items():
         artifacts[stage] = plan.artifact
         if actions[stage] not in ("skip", "use") and stage in wanted:
-          if first or plan_lib.stage_spec(stage).together:
+          if first or chain.ROWS[stage].together:
             artifacts[stage] = run_stage(config, plan, artifacts, view, wandb)
           processes.gather(stage)
           if not _appears(plan.artifact.path / "DONE", 60.0):
@@ -92,7 +93,7 @@ def _check_devices(config: ConfigDict, plans: dict[str, StagePlan], wanted: tupl
     ConfigError: they do not, or `training.devices` are not there.
   """
   left = [stage for stage in wanted if plans[stage].action not in ("skip", "use")]
-  if processes.count() == 1 and not any(plan_lib.stage_spec(stage).together for stage in left):
+  if processes.count() == 1 and not any(chain.ROWS[stage].together for stage in left):
     return  # opening the devices takes a moment
   import jax
 
@@ -230,7 +231,7 @@ def run_stage(
   if view is not None:
     view.begin(plan.stage)
   logger.info("goes on" if plan.action == "resume" else "starts")
-  inputs = {name: artifacts[name] for name in plan_lib.stage_spec(plan.stage).requires}
+  inputs = {name: artifacts[name] for name in chain.ROWS[plan.stage].requires}
   start, done = time.monotonic(), False
   try:
     importlib.import_module(f"wam_jax.stages.{plan.stage}").run(config, inputs, artifact.path, logger)

@@ -21,8 +21,9 @@ import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from wam_jax import config as config_lib
+from wam_jax.config import chain
 from wam_jax.config.arms import ARMS, CLONING_STAGES, MAIN, Arm
-from wam_jax.config.rules import EXTRA_STAGES, STAGES
+from wam_jax.config.chain import EXTRA_STAGES, STAGES
 from wam_jax.host import processes
 from wam_jax.host.logger import read_metrics
 from wam_jax.host.provenance import provenance
@@ -184,7 +185,7 @@ def run_config(
 def settings_of(config: Any, piece: Piece) -> dict[str, Any]:
   """All settings that the result of a piece depends on: dotted path -> value."""
   flat = config_lib.flatten(run_config(config, piece, "evaluate", piece.workdir))
-  names = {name for stage in (*STAGES, *EXTRA_STAGES) for name in plan_lib.stage_spec(stage).config}
+  names = {name for stage in (*STAGES, *EXTRA_STAGES) for name in chain.ROWS[stage].reads}
   inside = lambda path: any(path == name or path.startswith(name + ".") for name in names)
   return {
     path: _plain(value)
@@ -217,7 +218,7 @@ def run_piece(config: Any, piece: Piece) -> None:
 
 def _taken(arm: Arm) -> tuple[str, ...]:
   """Stages of the base, in order, that an arm's own are made from."""
-  needed = {name for stage in arm.stages for name in plan_lib.stage_spec(stage).requires}
+  needed = {name for stage in arm.stages for name in chain.ROWS[stage].requires}
   return tuple(stage for stage in STAGES if stage in needed - {*arm.stages, "collect"})
 
 

@@ -24,28 +24,6 @@ from wam_jax.train.state import make_optimizer, make_train_state
 from wam_jax.train.tasks import make_task_update, over_tasks, task_keys
 from wam_jax.types import Params, Policy
 
-REQUIRES = ("featurize",)
-TOGETHER = True
-# All of behaviour_cloning but ddim_steps, which only says how the evaluation samples.
-CONFIG = (
-  "seed",
-  "tasks",
-  "inputs.dppo_checkpoint",
-  "behaviour_cloning.policy",
-  "behaviour_cloning.chunk",
-  "behaviour_cloning.hidden",
-  "behaviour_cloning.blocks",
-  "behaviour_cloning.time_dim",
-  "behaviour_cloning.denoising_steps",
-  "behaviour_cloning.batch_size",
-  "behaviour_cloning.updates",
-  "behaviour_cloning.learning_rate",
-  "behaviour_cloning.final_learning_rate",
-  "behaviour_cloning.warmup_updates",
-  "behaviour_cloning.weight_decay",
-  "behaviour_cloning.ema_decay",
-)
-
 
 def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger: Logger) -> None:
   """Writes `params` (averaged networks, stacked over tasks) and `result.json`.

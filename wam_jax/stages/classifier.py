@@ -26,17 +26,6 @@ from wam_jax.train.state import make_optimizer, make_train_state
 from wam_jax.train.tasks import make_task_update, over_tasks, task_keys
 from wam_jax.types import Params
 
-REQUIRES = ("world_model", "featurize")
-TOGETHER = True
-CONFIG = (
-  "seed",
-  "tasks",
-  "classifier",
-  "data.failed_takes_per_task",
-  "behaviour_cloning.chunk",
-  "ppo.horizon_steps",
-)
-
 DREAMS_PER_TAKE = 4  # in which good and failed takes must be told apart
 DREAMS = 256  # random-action dreams per task in calibration and in the gate; half as many in training
 START_FRAMES = 4  # first frames of a demo that such dreams start from

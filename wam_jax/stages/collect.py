@@ -25,31 +25,6 @@ from wam_jax.envs.recording import Job, Settings
 from wam_jax.host.logger import Logger
 from wam_jax.storage.artifact import Artifact
 
-REQUIRES: tuple[str, ...] = ()
-CONFIG: tuple[str, ...] = (
-  "seed",
-  "tasks",
-  "env.name",
-  "env.calvin_scene",
-  "env.image_size",
-  "env.max_steps",
-  "data.source",
-  "data.calvin_path",
-  "data.play_frames",
-  "data.play_episode_frames",
-  "data.heldout_play_frames",
-  "data.demos_per_task",
-  "data.heldout_demos_per_task",
-  "data.failed_takes_per_task",
-  "data.heldout_failed_takes_per_task",
-  "data.heldout_starts_per_task",
-  "data.action_noise",
-  "data.failed_attempt_rate",
-  "data.clumsy_attempt_rate",
-  "data.aim_error",
-  "data.wrist_error",
-)
-
 _VECTORS = ("actions", "rel_actions", "robot_obs", "scene_obs")
 _DRAW_BLOCK = 1024  # frames drawn and written at a time: 25 MB of pictures at 64x64
 

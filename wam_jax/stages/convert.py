@@ -10,9 +10,6 @@ from wam_jax.data.calvin import dataset_path
 from wam_jax.host.logger import Logger
 from wam_jax.storage.artifact import Artifact
 
-REQUIRES = ("collect",)
-CONFIG = ("env.image_size", "data.skip_broken")
-
 
 def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger: Logger) -> None:
   """Writes dataset/, for `--config.data.source=calvin --config.data.calvin_path=<workdir>/convert/dataset`.

@@ -29,18 +29,6 @@ from wam_jax.host.provenance import provenance
 from wam_jax.running.ppo_monitor import read_selection
 from wam_jax.storage.artifact import Artifact, write_text
 
-REQUIRES = ("collect", "world_model", "featurize", "behaviour_cloning", "classifier", "ppo")
-TOGETHER = True
-CONFIG = (
-  "seed",
-  "tasks",
-  "env.name",
-  "env.calvin_scene",
-  "env.image_size",
-  "env.max_steps",
-  "evaluate",
-  "behaviour_cloning.ddim_steps",
-)
 FORMAT = 1  # of results.json
 
 LABELS = {

@@ -13,19 +13,6 @@ from wam_jax.host.logger import Logger
 from wam_jax.stages import evaluate
 from wam_jax.storage.artifact import Artifact
 
-REQUIRES = ("collect", "world_model", "featurize", "behaviour_cloning")
-TOGETHER = True
-CONFIG = (
-  "seed",
-  "tasks",
-  "env.name",
-  "env.calvin_scene",
-  "env.image_size",
-  "env.max_steps",
-  "evaluate.episodes",
-  "behaviour_cloning.ddim_steps",
-)
-
 
 def run(config: Any, inputs: Mapping[str, Artifact], workdir: pathlib.Path, logger: Logger) -> None:
   """Writes results.json and cloned.npz."""

@@ -20,16 +20,6 @@ from wam_jax.storage.artifact import Artifact
 from wam_jax.train import world_model as train
 from wam_jax.types import Batch, Params, features
 
-REQUIRES = ("collect", "world_model")
-CONFIG = (
-  "seed",
-  "tasks",
-  "data.demos_per_task",
-  "data.heldout_demos_per_task",
-  "data.failed_takes_per_task",
-  "data.heldout_failed_takes_per_task",
-)
-
 DEMOS_PER_CALL = 16
 
 

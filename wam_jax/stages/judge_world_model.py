@@ -38,10 +38,6 @@ from wam_jax.train import judging
 from wam_jax.train.world_model import ACTION_NAMES
 from wam_jax.types import Batch
 
-REQUIRES = ("collect", "world_model")
-CONFIG = ("seed", "judge.context", "judge.horizons", "judge.windows", "judge.probe_frames")
-ADDS = ("judge.compare",)
-SCHEMA = 3
 FORMAT = 3  # of judge.json and comparison.json
 
 WINDOWS_PER_CALL = 16

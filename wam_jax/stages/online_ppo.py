@@ -39,9 +39,6 @@ from wam_jax.train.imagination import DreamState, make_starts, make_world
 from wam_jax.train.tasks import over_tasks, task_keys, task_metrics
 from wam_jax.types import Dream, Params, features
 
-REQUIRES = ("collect", "world_model", "featurize", "behaviour_cloning", "classifier", "ppo")
-CONFIG = ("seed", "tasks", "env.name", "env.calvin_scene", "env.image_size", "env.max_steps", "ppo", "online")
-
 
 def run(config: Any, inputs: Mapping[str, Artifact], workdir: pathlib.Path, logger: Logger) -> None:
   """Trains as stage ppo does, on real episodes, and says how many real steps its results took."""

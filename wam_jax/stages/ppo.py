@@ -37,16 +37,6 @@ from wam_jax.train.sharding import make_mesh, put
 from wam_jax.train.tasks import over_tasks, repeat, task_keys, task_metrics
 from wam_jax.types import Params, Policy
 
-REQUIRES = ("collect", "world_model", "featurize", "behaviour_cloning", "classifier")
-TOGETHER = True
-CONFIG = (
-  "seed",
-  "tasks",
-  "ppo",
-  "classifier.enforce_gate",
-  "classifier.max_false_positives",
-)
-
 
 def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger: Logger) -> None:
   """Writes `params` ({"base", "tuned", "critic"}, stacked over tasks) and `result.json`.

@@ -12,18 +12,6 @@ from wam_jax.host.logger import Logger
 from wam_jax.reporting import media, run_report
 from wam_jax.storage.artifact import Artifact
 
-REQUIRES = (
-  "collect",
-  "world_model",
-  "judge_world_model",
-  "featurize",
-  "behaviour_cloning",
-  "classifier",
-  "ppo",
-  "evaluate",
-)
-CONFIG = ("seed", "tasks", "report")
-
 
 def run(config: Any, inputs: Mapping[str, Artifact], workdir: pathlib.Path, logger: Logger) -> None:
   """Draws the pictures and writes the report."""

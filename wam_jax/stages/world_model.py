@@ -29,17 +29,6 @@ from wam_jax.train import state as train_state
 from wam_jax.train import world_model as train
 from wam_jax.types import Params
 
-REQUIRES = ("collect",)
-TOGETHER = True
-CONFIG = (
-  "seed",
-  "world_model",
-  "env.image_size",
-  "inputs.lumos_checkpoint",
-  "tasks",
-  "data.failed_takes_per_task",
-)
-
 
 def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger: Logger) -> None:
   """Writes `params`; the networks are described by the config saved beside them."""

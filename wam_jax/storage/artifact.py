@@ -14,7 +14,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from wam_jax.config.rules import STAGES
+from wam_jax.config.chain import STAGES
 from wam_jax.host import processes
 
 FORMAT = 1  # of artifact.json

@@ -1,0 +1,376 @@
+"""The chain of stages: one row each. No JAX, no files: the plan and the config are made of these rows.
+
+A new stage is a module `wam_jax/stages/NAME.py` with `run(config, inputs, workdir, logger)`, and a row here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+# Time of making and drawing a frame, in units of the embedded simulator's.
+SLOWER = {"play_table": 1.0, "calvin": 18.0}
+_SIMULATOR = ("env.name", "env.calvin_scene", "env.image_size", "env.max_steps")
+
+
+def _one(_: Any) -> float:
+  return 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+  """One step of a run.
+
+  Attributes:
+    name: of its module in `wam_jax/stages`.
+    requires: stages whose artifacts it reads.
+    reads: config fields, or groups of them, that its result depends on; they make its fingerprint.
+    size: of a config -> how much it is, in words, for the plan.
+    seconds: that it takes at the size of preset `demo` on 2 CPU cores.
+    work: of a config -> work in any unit; other sizes are estimated by its ratio to that of `demo`.
+    adds: fields that, when set, ask for more from a finished stage; they change nothing of what is there.
+    schema: of its files; another one makes older artifacts differ.
+    together: whether all processes of a run work on it; otherwise the first one does.
+    asked: it runs only when it is asked for by --config.stage.
+  """
+
+  name: str
+  requires: tuple[str, ...]
+  reads: tuple[str, ...]
+  size: Callable[[Any], str] = lambda _: ""
+  seconds: float = 10.0
+  work: Callable[[Any], float] = _one
+  adds: tuple[str, ...] = ()
+  schema: int = 1
+  together: bool = False
+  asked: bool = False
+
+
+# --- how much work a stage is ------------------------------------------------------------------------
+
+
+def _takes(c: Any) -> int:
+  return (
+    c.data.failed_takes_per_task + c.data.heldout_failed_takes_per_task if c.data.failed_takes_per_task else 0
+  )
+
+
+def _takes_in_words(c: Any) -> str:
+  text = f"{c.data.demos_per_task + c.data.heldout_demos_per_task} demos"
+  return text + (f" + {_takes(c)} failed takes" if _takes(c) else "")
+
+
+def _demo_frames(c: Any) -> float:
+  """Frames of demos and failed takes; these last longer than what succeeds."""
+  demos = c.data.demos_per_task + c.data.heldout_demos_per_task
+  return len(c.tasks) * c.env.max_steps * (demos / 3 + 0.8 * _takes(c))
+
+
+def _frames(c: Any) -> float:
+  return c.data.play_frames + c.data.heldout_play_frames + _demo_frames(c)
+
+
+def _recurrent(c: Any) -> float:
+  """Multiplications of the recurrent part, per frame."""
+  w = c.world_model
+  stoch = w.stoch * w.classes
+  return 3 * w.deter * (w.deter + w.hidden) + w.hidden * (3 * stoch + 2 * w.deter + w.embed)
+
+
+def _feature(c: Any) -> int:
+  w = c.world_model
+  return w.deter + w.stoch * w.classes + (36 if w.proprio == "latent" else 0)
+
+
+def _vision(c: Any) -> float:
+  """Multiplications of encoder and decoder, per frame."""
+  w = c.world_model
+  return 64 * w.depth * (w.embed + _feature(c)) * (6 if w.vision == "conv" else 1)
+
+
+def _policy(c: Any) -> float:
+  b = c.behaviour_cloning
+  return b.hidden * (_feature(c) + (2 * b.blocks + 1) * b.hidden)
+
+
+def _collecting(c: Any) -> float:
+  return _frames(c) * SLOWER[c.env.name] if c.data.source == "embedded" else 1.0
+
+
+def _training(c: Any) -> float:
+  w = c.world_model
+  per_frame = _recurrent(c) + w.decode_fraction * _vision(c)
+  return 1.0 if c.inputs.lumos_checkpoint else w.updates * w.batch_size * w.sequence_length * per_frame
+
+
+def _judging(c: Any) -> float:
+  j = c.judge
+  frames = j.windows * (j.context + j.horizons[-1]) + j.probe_frames
+  return (1 + len(j.compare)) * frames * (_recurrent(c) + _vision(c))
+
+
+def _classifying(c: Any) -> float:
+  k = c.classifier
+  judging = k.ensemble * (_feature(c) * k.embed[0] + k.embed[0] * k.embed[-1])
+  return len(c.tasks) * k.updates * k.batch_size * judging
+
+
+def _cloning(c: Any) -> float:
+  b = c.behaviour_cloning
+  return 1.0 if c.inputs.dppo_checkpoint else len(c.tasks) * b.updates * b.batch_size * _policy(c)
+
+
+def _improving(c: Any) -> float:
+  """PPO in dreams, and the measurements on its way, scaled to what `demo` does."""
+  p = c.ppo
+  gaussian = c.behaviour_cloning.policy == "gaussian"
+  denoised, tuned = (1, 1) if gaussian else (c.behaviour_cloning.denoising_steps, p.fine_tuned_steps)
+  chunks = p.dreams * p.chunks_per_iteration
+  dreaming = chunks * (4 * _recurrent(c) + denoised * _policy(c))
+  return len(c.tasks) * p.iterations * (dreaming + p.epochs * chunks * tuned * 3 * _policy(c))
+
+
+def _improving_really(c: Any) -> float:
+  chunks = c.ppo.dreams * c.ppo.chunks_per_iteration
+  return len(c.tasks) * c.online.iterations * chunks * SLOWER[c.env.name]
+
+
+def _evaluating(c: Any) -> float:
+  # Cloned, after PPO, and of each task the best by dreams and by episodes; experts draw no pictures.
+  policies = 2 + c.evaluate.random_policy + 0.2 * c.evaluate.expert + 2 * bool(c.ppo.eval_every)
+  return policies * _evaluating_cloned(c)
+
+
+def _evaluating_cloned(c: Any) -> float:
+  return len(c.tasks) * c.evaluate.episodes * c.env.max_steps * SLOWER[c.env.name]
+
+
+def monitoring(c: Any, stage: str) -> float:
+  """Real episodes of a PPO stage's measurements, in the unit of work of `evaluate`."""
+  iterations, every = {
+    "ppo": (c.ppo.iterations, c.ppo.eval_every),
+    "online_ppo": (c.online.iterations, c.online.eval_every),
+  }.get(stage, (0, 0))
+  measured = 1 + math.ceil(iterations / every) if every else 0  # the cloned policies first
+  return len(c.tasks) * c.ppo.eval_episodes * measured * c.env.max_steps * SLOWER[c.env.name]
+
+
+def _episodes(c: Any) -> str:
+  return f"{len(c.tasks)} x {c.evaluate.episodes} episodes of at most {c.env.max_steps} steps"
+
+
+def _size_of_collect(c: Any) -> str:
+  if c.data.source == "calvin":
+    return "read and check the dataset"
+  return f"{c.data.play_frames:,} frames of play, {len(c.tasks)} x ({_takes_in_words(c)})"
+
+
+def _size_of_world_model(c: Any) -> str:
+  w = c.world_model
+  if c.inputs.lumos_checkpoint:
+    return f"take LUMOS's weights from {c.inputs.lumos_checkpoint}"
+  return f"{w.updates:,} updates of {w.batch_size} x {w.sequence_length} frames"
+
+
+def _size_of_cloning(c: Any) -> str:
+  b = c.behaviour_cloning
+  if c.inputs.dppo_checkpoint:
+    return f"take the policies of {c.inputs.dppo_checkpoint}"
+  return f"{len(c.tasks)} x {b.updates:,} updates of {b.batch_size} chunks"
+
+
+def _size_of_classifier(c: Any) -> str:
+  k = c.classifier
+  networks = f", {k.ensemble} networks each" if k.ensemble > 1 else ""
+  return f"{len(c.tasks)} x {k.updates:,} updates of {k.batch_size} frames{networks}"
+
+
+# --- the rows, in the order in which they run --------------------------------------------------------
+
+CHAIN: tuple[Stage, ...] = (
+  Stage(
+    "collect",
+    requires=(),
+    reads=(
+      "seed",
+      "tasks",
+      *_SIMULATOR,
+      "data.source",
+      "data.calvin_path",
+      "data.play_frames",
+      "data.play_episode_frames",
+      "data.heldout_play_frames",
+      "data.demos_per_task",
+      "data.heldout_demos_per_task",
+      "data.failed_takes_per_task",
+      "data.heldout_failed_takes_per_task",
+      "data.heldout_starts_per_task",
+      "data.action_noise",
+      "data.failed_attempt_rate",
+      "data.clumsy_attempt_rate",
+      "data.aim_error",
+      "data.wrist_error",
+    ),
+    size=_size_of_collect,
+    seconds=160,
+    work=_collecting,
+  ),
+  Stage(
+    "world_model",
+    requires=("collect",),
+    reads=(
+      "seed",
+      "world_model",
+      "env.image_size",
+      "inputs.lumos_checkpoint",
+      "tasks",
+      "data.failed_takes_per_task",
+    ),
+    size=_size_of_world_model,
+    seconds=260,
+    work=_training,
+    together=True,
+  ),
+  Stage(
+    "judge_world_model",
+    requires=("collect", "world_model"),
+    reads=("seed", "judge.context", "judge.horizons", "judge.windows", "judge.probe_frames"),
+    size=lambda c: (
+      f"{1 + len(c.judge.compare)} x {c.judge.windows} windows, {c.judge.horizons[-1]} frames imagined"
+    ),
+    seconds=20,
+    work=_judging,
+    adds=("judge.compare",),
+    schema=3,
+  ),
+  Stage(
+    "featurize",
+    requires=("collect", "world_model"),
+    reads=(
+      "seed",
+      "tasks",
+      "data.demos_per_task",
+      "data.heldout_demos_per_task",
+      "data.failed_takes_per_task",
+      "data.heldout_failed_takes_per_task",
+    ),
+    size=lambda c: f"{len(c.tasks)} x ({_takes_in_words(c)})",
+    seconds=40,
+    work=lambda c: _demo_frames(c) * (_recurrent(c) + _vision(c)),
+  ),
+  Stage(
+    "classifier",
+    requires=("world_model", "featurize"),
+    reads=(
+      "seed",
+      "tasks",
+      "classifier",
+      "data.failed_takes_per_task",
+      "behaviour_cloning.chunk",
+      "ppo.horizon_steps",
+    ),
+    size=_size_of_classifier,
+    seconds=110,
+    work=_classifying,
+    together=True,
+  ),
+  Stage(
+    "behaviour_cloning",
+    requires=("featurize",),
+    # All of behaviour_cloning but ddim_steps, which only says how the evaluation samples.
+    reads=(
+      "seed",
+      "tasks",
+      "inputs.dppo_checkpoint",
+      "behaviour_cloning.policy",
+      "behaviour_cloning.chunk",
+      "behaviour_cloning.hidden",
+      "behaviour_cloning.blocks",
+      "behaviour_cloning.time_dim",
+      "behaviour_cloning.denoising_steps",
+      "behaviour_cloning.batch_size",
+      "behaviour_cloning.updates",
+      "behaviour_cloning.learning_rate",
+      "behaviour_cloning.final_learning_rate",
+      "behaviour_cloning.warmup_updates",
+      "behaviour_cloning.weight_decay",
+      "behaviour_cloning.ema_decay",
+    ),
+    size=_size_of_cloning,
+    seconds=70,
+    work=_cloning,
+    together=True,
+  ),
+  Stage(
+    "ppo",
+    requires=("collect", "world_model", "featurize", "behaviour_cloning", "classifier"),
+    reads=("seed", "tasks", "ppo", "classifier.enforce_gate", "classifier.max_false_positives"),
+    size=lambda c: (
+      f"{len(c.tasks)} x {c.ppo.iterations} iterations of {c.ppo.dreams} x "
+      f"{c.ppo.chunks_per_iteration} chunks"
+    ),
+    seconds=190,
+    work=_improving,
+    together=True,
+  ),
+  Stage(
+    "evaluate",
+    requires=("collect", "world_model", "featurize", "behaviour_cloning", "classifier", "ppo"),
+    reads=("seed", "tasks", *_SIMULATOR, "evaluate", "behaviour_cloning.ddim_steps"),
+    size=_episodes,
+    seconds=150,
+    work=_evaluating,
+    together=True,
+  ),
+  Stage(
+    "report",
+    requires=(
+      "collect",
+      "world_model",
+      "judge_world_model",
+      "featurize",
+      "behaviour_cloning",
+      "classifier",
+      "ppo",
+      "evaluate",
+    ),
+    reads=("seed", "tasks", "report"),
+    size=lambda c: "tables, curves, animations",
+    seconds=20,
+  ),
+  Stage(
+    "convert",
+    requires=("collect",),
+    reads=("env.image_size", "data.skip_broken"),
+    size=lambda c: "all frames of the dataset, shrunk, as TFDS",
+    seconds=15,
+    work=_frames,
+    asked=True,
+  ),
+  Stage(
+    "online_ppo",
+    requires=("collect", "world_model", "featurize", "behaviour_cloning", "classifier", "ppo"),
+    reads=("seed", "tasks", *_SIMULATOR, "ppo", "online"),
+    size=lambda c: (
+      f"{len(c.tasks)} x {c.online.iterations} x {c.ppo.dreams} x {c.ppo.chunks_per_iteration} real chunks"
+    ),
+    seconds=3_000,
+    work=_improving_really,
+    asked=True,
+  ),
+  Stage(
+    "evaluate_cloned",
+    requires=("collect", "world_model", "featurize", "behaviour_cloning"),
+    reads=("seed", "tasks", *_SIMULATOR, "evaluate.episodes", "behaviour_cloning.ddim_steps"),
+    size=_episodes,
+    seconds=60,
+    work=_evaluating_cloned,
+    together=True,
+    asked=True,
+  ),
+)
+ROWS: dict[str, Stage] = {stage.name: stage for stage in CHAIN}
+STAGES = tuple(stage.name for stage in CHAIN if not stage.asked)  # of a whole run
+EXTRA_STAGES = tuple(stage.name for stage in CHAIN if stage.asked)  # run only when asked for by name
