@@ -31,15 +31,11 @@ def break_update(stage: str, after: int, broken) -> None:
 
   loop = training_loop.train_loop
 
-  def train_loop(**settings):
-    update = settings["update"]
-
+  def train_loop(run, state, update, **settings):
     def maybe_broken(state, key, num):
       return update(broken(state) if _step(state) >= after else state, key, num)
 
-    if settings["metric_prefix"] == stage:
-      settings["update"] = maybe_broken
-    return loop(**settings)
+    return loop(run, state, maybe_broken if settings["prefix"] == stage else update, **settings)
 
   training_loop.train_loop = train_loop
 

@@ -23,6 +23,7 @@ from wam_jax.commands import report as report_command
 from wam_jax.config import STAGES, chain
 from wam_jax.host.logger import read_metrics
 from wam_jax.reporting import run_report
+from wam_jax.running.stage_run import StageRun
 from wam_jax.stages import ppo
 from wam_jax.storage.artifact import load_artifact
 from wam_jax.storage.saved_params import load_params
@@ -129,7 +130,7 @@ def test_ppo_learns_in_the_warmed_world_only(finished, tmp_path, monkeypatch):
   inputs = {stage: load_artifact(workdir / stage, stage) for stage in chain.ROWS["ppo"].requires}
   config = ConfigDict(load_artifact(workdir / "ppo", "ppo").config)
   with pytest.raises(Learns) as stopped:
-    ppo.run(config, inputs, tmp_path, None)
+    ppo.run(StageRun(config, inputs, tmp_path, None))
   assert set(worlds) == {1.0, 1.5}
   assert stopped.value.args[0] is worlds[1.5]
 

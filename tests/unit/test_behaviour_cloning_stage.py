@@ -18,6 +18,7 @@ from wam_jax.foreign import dppo
 from wam_jax.host.logger import Logger
 from wam_jax.nn.policy import DiffusionPolicy, GaussianPolicy
 from wam_jax.running import plan
+from wam_jax.running.stage_run import StageRun
 from wam_jax.stages import behaviour_cloning as stage
 from wam_jax.stages import evaluate, ppo
 from wam_jax.storage import artifact as artifact_lib
@@ -66,7 +67,7 @@ def clone(featurized, path, **changes) -> tuple[Artifact, list[str]]:
   lines: list[str] = []
   logger.info = lines.append
   try:
-    stage.run(config, {"featurize": featurized}, path, logger)
+    stage.run(StageRun(config, {"featurize": featurized}, path, logger))
   finally:
     logger.close()
   artifact_lib.write_artifact(artifact, done=True)
@@ -118,11 +119,10 @@ def test_only_the_evaluation_depends_on_ddim_steps():
 
 def test_ppo_refuses_a_policy_of_another_kind(featurized, tmp_path, monkeypatch):
   artifact, _ = clone(featurized, tmp_path / "cloned", behaviour_cloning__policy="gaussian")
-  monkeypatch.setattr(ppo, "load_world_model", lambda _: (None, {}))
-  monkeypatch.setattr(ppo, "make_world", lambda _, **options: None)
+  monkeypatch.setattr(models, "load_world_model", lambda _: (None, {}))
   inputs = {"featurize": featurized, "behaviour_cloning": artifact, "world_model": None, "classifier": None}
   with pytest.raises(ValueError, match=r"policy=diffusion, but .* holds a GaussianPolicy"):
-    ppo.run(make_config(classifier__enforce_gate=False), inputs, tmp_path, None)
+    ppo.run(StageRun(make_config(classifier__enforce_gate=False), inputs, tmp_path, None))
 
 
 def fixture_changes(tmp_path, **changes):

@@ -21,6 +21,7 @@ from wam_jax.envs import tasks as tasks_lib
 from wam_jax.envs.base import ROBOT_OBS, SCENE_OBS
 from wam_jax.envs.play_table import simulator
 from wam_jax.host.logger import Logger
+from wam_jax.running.stage_run import StageRun
 from wam_jax.stages import collect
 
 TASKS = ("turn_on_led", "open_drawer")
@@ -39,7 +40,7 @@ def _config(seed: int = 3, workers: int = 1) -> ConfigDict:
 
 
 def _run(config: ConfigDict, workdir: pathlib.Path) -> dict:
-  collect.run(config, {}, workdir, Logger(workdir, "collect"))
+  collect.run(StageRun(config, {}, workdir, Logger(workdir, "collect")))
   return json.loads((workdir / "summary.json").read_text())
 
 

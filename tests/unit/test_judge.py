@@ -14,6 +14,7 @@ from wam_jax.host import tables
 from wam_jax.host.logger import Logger, read_metrics
 from wam_jax.nn.world_model import make_world_model
 from wam_jax.running import plan
+from wam_jax.running.stage_run import StageRun
 from wam_jax.stages import judge_world_model as judge
 from wam_jax.storage import artifact as artifact_lib
 from wam_jax.storage.artifact import Artifact
@@ -248,7 +249,7 @@ def inputs(tmp_path_factory):
 
 
 def run(config, inputs, workdir):
-  judge.run(config_lib.finalize(config), inputs, workdir, Logger(workdir, "judge"))
+  judge.run(StageRun(config_lib.finalize(config), inputs, workdir, Logger(workdir, "judge")))
   return json.loads((workdir / "judge.json").read_text())
 
 

@@ -34,10 +34,12 @@ def ran(monkeypatch, tmp_path):
   calls = []
   for name in ROWS:
 
-    def run(config, inputs, workdir, logger, name=name):
-      assert set(inputs) == set(ROWS[name].requires) and all(each.done for each in inputs.values())
+    def run(stage, name=name):
+      assert set(stage.inputs) == set(ROWS[name].requires)
+      assert all(each.done for each in stage.inputs.values())
       calls.append(name)
-      if config.experiment == "breaks" and name == "world_model":
+      workdir = stage.workdir
+      if stage.config.experiment == "breaks" and name == "world_model":
         raise KeyboardInterrupt
       (workdir / "result.txt").write_text(name)
       if name == "report":

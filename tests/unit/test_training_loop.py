@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from wam_jax.host import stopping
 from wam_jax.host.logger import Logger, read_metrics
+from wam_jax.running.stage_run import StageRun
 from wam_jax.running.training_loop import Clock, NotFiniteError, TrainingError, train_loop
 from wam_jax.types import TrainState
 
@@ -49,20 +50,18 @@ def start():
 
 def loop(workdir, total, **changes):
   logger = Logger(workdir, "stage")
+  stage = StageRun(changes.pop("config", CONFIG), {}, workdir, logger)
   settings = {
     "state": start(),
     "update": update,
     "total": total,
     "per_call": 4,
     "key": jax.random.key(7),
-    "workdir": workdir,
-    "logger": logger,
     "description": "training",
-    "config": CONFIG,
-    "metric_prefix": "stage",
+    "prefix": "stage",
   }
   try:
-    return train_loop(**settings | changes)
+    return train_loop(stage, **settings | changes)
   finally:
     logger.close()
 

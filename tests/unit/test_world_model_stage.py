@@ -17,6 +17,7 @@ from wam_jax.data.files import DatasetError
 from wam_jax.data.frames import frame_path
 from wam_jax.foreign import lumos
 from wam_jax.host.logger import Logger
+from wam_jax.running.stage_run import StageRun
 from wam_jax.stages import world_model as stage
 from wam_jax.storage import artifact as artifact_lib
 from wam_jax.storage.artifact import Artifact, load_artifact
@@ -69,7 +70,7 @@ def train(collected, path, until=None, **changes):
 
   logger.write = stopping_write
   try:
-    stage.run(config, {"collect": collected}, path, logger)
+    stage.run(StageRun(config, {"collect": collected}, path, logger))
   finally:
     logger.close()
   artifact_lib.write_artifact(artifact, done=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -17,13 +17,14 @@ import numpy as np
 
 from wam_jax.data import calvin
 from wam_jax.data.calvin import dataset_path
-from wam_jax.data.features import DemoFeatures
 from wam_jax.host.logger import Logger
 from wam_jax.nn.classifier import SuccessClassifier
+from wam_jax.running.ppo_setup import Networks
+from wam_jax.running.stage_run import StageRun
 from wam_jax.storage.artifact import Artifact, write_text
 from wam_jax.storage.saved_params import load_params, save_params
 from wam_jax.train import ppo as train
-from wam_jax.train.imagination import World, dream_scores, make_starts
+from wam_jax.train.imagination import World, dream_scores, make_starts, make_world
 from wam_jax.train.tasks import over_tasks, task_keys, task_metrics
 from wam_jax.types import Params, Policy
 
@@ -43,33 +44,27 @@ class Monitor:
 
   def __init__(
     self,
-    config: Any,
-    inputs: Mapping[str, Artifact],
-    workdir: pathlib.Path,
-    logger: Logger,
-    *,
-    model: Any,
-    world: World,
-    world_params: Params,
-    policy: Policy,
-    classifier: SuccessClassifier,
+    stage: StageRun,
+    networks: Networks,
     frozen: train.Frozen,
-    heldout: DemoFeatures,
-    prefix: str = "ppo",
+    prefix: str,
     every: int,
     last: int,
   ):
-    self._config, self._logger = config, logger
+    """Args: the PPO stage, its networks, what it does not train, the metrics' prefix, iterations between
+    measurements, and the last iteration, which is always measured."""
+    config, heldout = stage.config, networks.heldout
+    self._config, self._logger, self._networks, self._frozen = config, stage.logger, networks, frozen
     self._prefix, self._every, self._last = prefix, every, last
-    self._model, self._world_params, self._policy, self._frozen = model, world_params, policy, frozen
     self._tasks = tuple(heldout.tasks)
     self._starts = make_starts(heldout.feature, heldout.success, heldout.mask)
-    self._imagine = over_tasks(_make_imagine(world, policy, classifier, config))
+    world, policy = make_world(networks.model), networks.policy
+    self._imagine = over_tasks(_make_imagine(world, policy, networks.classifier, config))
     self._distance = over_tasks(lambda task, _: kl_to_cloned(policy, *task))
     self._key = jax.random.fold_in(jax.random.key(config.seed), 6)
-    self._real_starts = _real_starts(config, inputs["collect"], self._tasks, logger)
+    self._real_starts = _real_starts(config, stage.inputs["collect"], self._tasks, stage.logger)
     self._environment: Any = None
-    self._selection = Selection(workdir, self._tasks, config.evaluate.episodes)
+    self._selection = Selection(stage.workdir, self._tasks, config.evaluate.episodes)
 
   def __call__(self, step: int, state: train.PPOState) -> None:
     """Measures if it is time to. Raises nothing of its own."""
@@ -88,7 +83,7 @@ class Monitor:
     params = {"base": self._frozen.base, "tuned": state.params["actor"]}
     keys = task_keys(jax.random.fold_in(self._key, 0), num_tasks)
     task = params, self._frozen.classifier, self._starts, keys
-    score = np.asarray(self._imagine(task, self._world_params))
+    score = np.asarray(self._imagine(task, self._networks.world_params))
     out = {"imagined_success": (score > 0).mean(1)}
     out |= {f"score/{name}": np.quantile(score, q, 1) for name, q in QUANTILES.items()}
     out["kl_to_cloned"] = np.asarray(self._distance((params, state.dreams.feature, keys), None))
@@ -116,9 +111,9 @@ class Monitor:
         env.name, count, env.workers, env.image_size, env.calvin_root, env.calvin_scene
       )
     episodes = rollout.rollout_policies(
-      self._model,
-      self._world_params,
-      self._policy,
+      self._networks.model,
+      self._networks.world_params,
+      self._networks.policy,
       params,
       tasks=self._tasks,
       robot_obs=robot_obs,
@@ -126,7 +121,7 @@ class Monitor:
       environment=self._environment,
       key=jax.random.fold_in(self._key, 1),
       max_steps=env.max_steps,
-      chunk=self._policy.chunk,
+      chunk=self._networks.policy.chunk,
     )
     return episodes.success.mean(1)
 

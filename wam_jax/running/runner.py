@@ -24,6 +24,7 @@ from wam_jax.host.logger import Logger
 from wam_jax.host.words import duration
 from wam_jax.running import plan as plan_lib
 from wam_jax.running.plan import StageError, StagePlan
+from wam_jax.running.stage_run import StageRun
 from wam_jax.storage import artifact as artifact_lib
 from wam_jax.storage.artifact import Artifact
 
@@ -234,7 +235,8 @@ def run_stage(
   inputs = {name: artifacts[name] for name in chain.ROWS[plan.stage].requires}
   start, done = time.monotonic(), False
   try:
-    importlib.import_module(f"wam_jax.stages.{plan.stage}").run(config, inputs, artifact.path, logger)
+    stage = StageRun(config, inputs, artifact.path, logger)
+    importlib.import_module(f"wam_jax.stages.{plan.stage}").run(stage)
     done = True
   finally:
     logger.close()

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from wam_jax.host import processes, stopping
 from wam_jax.host.logger import Logger
+from wam_jax.running.stage_run import StageRun
 from wam_jax.storage.checkpoint import Checkpointer
 from wam_jax.train import sharding
 
@@ -101,17 +102,15 @@ def resident_bytes() -> int:
 
 
 def train_loop(
-  *,
+  stage: StageRun,
   state: Any,
   update: Callable[[Any, jax.Array, int], tuple[Any, dict[str, jax.Array]]],
+  *,
   total: int,
   per_call: int,
   key: jax.Array,
-  workdir: pathlib.Path,
-  logger: Logger,
   description: str,
-  config: Any,
-  metric_prefix: str,
+  prefix: str,
   mesh: Mesh | None = None,
   frames: int = 0,
   clock: Clock | None = None,
@@ -128,6 +127,8 @@ def train_loop(
   between calls: all processes save the same step and stop.
 
   Args:
+    stage: its folder takes checkpoints, `ckpt/`, and with `config.profile` a trace, `profile/`; its logger
+      gets the metrics, one line per call.
     state: pytree with an integer `step`, scalar or one per task; its buffers may be donated by `update`.
     update: (state, key, num) -> (state, metrics): `num` updates in one dispatch, and metrics either [num],
       one number per update, or their means. `num` is `per_call`, smaller only before `stops` and at the
@@ -135,11 +136,8 @@ def train_loop(
     total: updates in all.
     per_call: updates per dispatch; also the spacing of metric lines.
     key: random key of this stage and seed.
-    workdir: the stage's folder; checkpoints go to `ckpt/`, with `config.profile` a trace to `profile/`.
-    logger: gets the metrics, one line per call.
     description: shown beside the bar.
-    config: of the run; `training` and `profile`.
-    metric_prefix: put in front of each metric's name, with a slash.
+    prefix: put in front of each metric's name, with a slash.
     mesh: devices of the run. The state is put on all of them; the callbacks and the caller get it on one.
     frames: that an update works on, for the speed.
     clock: that `update` counts its waiting for data with.
@@ -157,22 +155,23 @@ def train_loop(
     CheckpointError: no checkpoint there is good, they are of another structure, or one cannot be written.
     Stopped: after a signal, when the state is saved.
   """
+  config, logger = stage.config, stage.logger
   clock = clock or Clock()
   state = sharding.put(state, mesh)
   first = processes.is_first()
   local = sharding.on_this_process if mesh is not None else lambda state: state
-  folder, keep = pathlib.Path(workdir) / "ckpt", config.training.keep_checkpoints
+  folder, keep = stage.workdir / "ckpt", config.training.keep_checkpoints
   with Checkpointer(folder, keep, best[1], logger.info) as checkpointer, stopping.deferred():
     if checkpointer.latest_step() is not None:
       back = config.training.restore == "best"
       state = checkpointer.go_back_to_best(state) if back else checkpointer.restore(state)
       logger.info(f"resumed at update {_step(state)} of {total}")
     step = _step(state)
-    logger.truncate_after(step or -1, prefix=f"{metric_prefix}/")
+    logger.truncate_after(step or -1, prefix=f"{prefix}/")
     if step == 0 and started is not None and first:
       started(step, local(state))
     saved = time.monotonic()
-    profiler = _Profiler(workdir / "profile" if config.profile and first else None, logger)
+    profiler = _Profiler(stage.workdir / "profile" if config.profile and first else None, logger)
     clock.metrics(1, 0)  # from here
     tasks = np.size(state.step)
     note = f"{tasks} tasks side by side" if tasks > 1 else ""
@@ -197,7 +196,7 @@ def train_loop(
         step += num
         values = _finite(metrics, step, checkpointer)
         measured = clock.metrics(num, frames) | memory_metrics()
-        logger.write(step, {f"{metric_prefix}/{name}": value for name, value in (values | measured).items()})
+        logger.write(step, {f"{prefix}/{name}": value for name, value in (values | measured).items()})
         progress.update(num)
         if on_metrics is not None:
           on_metrics(step, values)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,8 +14,9 @@ from wam_jax.config.surroundings import dppo_file
 from wam_jax.data.features import load_features
 from wam_jax.foreign import dppo
 from wam_jax.host.logger import Logger
+from wam_jax.running.stage_run import StageRun
 from wam_jax.running.training_loop import train_loop
-from wam_jax.storage.artifact import Artifact, write_text
+from wam_jax.storage.artifact import write_text
 from wam_jax.storage.saved_params import save_params
 from wam_jax.train import behaviour_cloning as train
 from wam_jax.train.sharding import make_mesh
@@ -25,13 +25,14 @@ from wam_jax.train.tasks import make_task_update, over_tasks, task_keys
 from wam_jax.types import Params, Policy
 
 
-def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger: Logger) -> None:
+def run(stage: StageRun) -> None:
   """Writes `params` (averaged networks, stacked over tasks) and `result.json`.
 
   Raises:
     ValueError: a task's demos are all shorter than a chunk.
     DppoError: `inputs.dppo_checkpoint` names policies of other sizes, or files that cannot be read.
   """
+  config, inputs, workdir, logger = stage.config, stage.inputs, stage.workdir, stage.logger
   demos = load_features(inputs["featurize"].path / "train.npz")
   policy = make_policy(config, demos.feature.shape[-1])
   cloning, tasks = config.behaviour_cloning, demos.tasks
@@ -43,7 +44,7 @@ def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger:
   if config.inputs.dppo_checkpoint:
     networks, updates = take_dppo(config, policy, tasks, logger), 0
   else:
-    networks = _train(config, policy, data, tasks, init_key, train_key, workdir, logger)
+    networks = _train(stage, policy, data, tasks, init_key, train_key)
     updates = cloning.updates
   loss_tasks = over_tasks(lambda task, _: _losses(policy, *task))
   result = {}
@@ -58,16 +59,15 @@ def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger:
 
 
 def _train(
-  config: Any,
+  stage: StageRun,
   policy: Policy,
   data: train.CloningData,
   tasks: Sequence[str],
   init_key: jax.Array,
   train_key: jax.Array,
-  workdir: pathlib.Path,
-  logger: Logger,
 ) -> Params:
   """Averaged networks, stacked over tasks."""
+  config = stage.config
   cloning = config.behaviour_cloning
   optimizer = make_optimizer(
     cloning.learning_rate,
@@ -82,16 +82,14 @@ def _train(
   mesh = make_mesh(config.training.devices)
   update_task = train.make_update(policy, optimizer, cloning.batch_size, cloning.ema_decay, mesh)
   state = train_loop(
-    state=state,
-    update=make_task_update(update_task, data, tasks, mesh),
+    stage,
+    state,
+    make_task_update(update_task, data, tasks, mesh),
     total=cloning.updates,
     per_call=config.training.log_every,
     key=train_key,
-    workdir=workdir,
-    logger=logger,
     description="cloning",
-    config=config,
-    metric_prefix="behaviour_cloning",
+    prefix="behaviour_cloning",
     mesh=mesh,
   )
   return state.ema_params

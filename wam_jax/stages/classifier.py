@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pathlib
 from typing import Any
 
 import jax
@@ -14,8 +13,8 @@ from wam_jax.acting.models import load_world_model, make_classifier
 from wam_jax.core.discrimination import discrimination
 from wam_jax.data.features import DemoFeatures, load_features
 from wam_jax.host import tables
-from wam_jax.host.logger import Logger
 from wam_jax.nn.classifier import SuccessClassifier
+from wam_jax.running.stage_run import StageRun
 from wam_jax.running.training_loop import train_loop
 from wam_jax.storage.artifact import Artifact, write_text
 from wam_jax.storage.saved_params import save_params
@@ -35,12 +34,13 @@ class GateError(Exception):
   """The classifier calls too many random-action dreams a success to be PPO's reward."""
 
 
-def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger: Logger) -> None:
+def run(stage: StageRun) -> None:
   """Writes `params` (networks and thresholds, stacked over tasks) and `quality.json`.
 
   Raises:
     ValueError: a task whose demos never show success.
   """
+  config, inputs, workdir, logger = stage.config, stage.inputs, stage.workdir, stage.logger
   model, world_params = load_world_model(inputs["world_model"])
   world, world_params = make_world(model), jax.device_put(world_params)
   demos = load_features(inputs["featurize"].path / "train.npz")
@@ -77,16 +77,14 @@ def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger:
   update_task = train.make_update(classifier, optimizer, part, mesh)
 
   state = train_loop(
-    state=state,
-    update=make_task_update(update_task, pool, demos.tasks, mesh),
+    stage,
+    state,
+    make_task_update(update_task, pool, demos.tasks, mesh),
     total=part.updates,
     per_call=config.training.log_every,
     key=train_key,
-    workdir=workdir,
-    logger=logger,
     description="success classifiers",
-    config=config,
-    metric_prefix="classifier",
+    prefix="classifier",
     mesh=mesh,
   )
 

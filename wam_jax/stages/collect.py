@@ -23,7 +23,7 @@ from wam_jax.envs import recording, registry
 from wam_jax.envs.base import Renderer
 from wam_jax.envs.recording import Job, Settings
 from wam_jax.host.logger import Logger
-from wam_jax.storage.artifact import Artifact
+from wam_jax.running.stage_run import StageRun
 
 _VECTORS = ("actions", "rel_actions", "robot_obs", "scene_obs")
 _DRAW_BLOCK = 1024  # frames drawn and written at a time: 25 MB of pictures at 64x64
@@ -225,21 +225,14 @@ def _collect(config: Any, workdir: pathlib.Path, logger: Logger) -> dict[str, An
   return summary
 
 
-def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger: Logger) -> None:
-  """Makes the dataset of the run.
-
-  Args:
-    config: finalized.
-    inputs: none.
-    workdir: gets dataset/ (embedded) or dataset.json (calvin), and summary.json.
-    logger: shows progress.
+def run(stage: StageRun) -> None:
+  """Makes the dataset of the run: dataset/ (embedded) or dataset.json (calvin), and summary.json.
 
   Raises:
     DatasetError: data.calvin_path does not hold a dataset that can be used.
     ValueError: unknown data.source.
   """
-  del inputs
-  workdir = pathlib.Path(workdir)
+  config, workdir, logger = stage.config, stage.workdir, stage.logger
   workdir.mkdir(parents=True, exist_ok=True)
   if config.data.source == "calvin":
     root = pathlib.Path(config.data.calvin_path or os.environ.get("CALVIN_DATA", "")).expanduser().resolve()

@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-import pathlib
-from typing import Any
-
 from wam_jax.data import convert
 from wam_jax.data.calvin import dataset_path
-from wam_jax.host.logger import Logger
-from wam_jax.storage.artifact import Artifact
+from wam_jax.running.stage_run import StageRun
 
 
-def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger: Logger) -> None:
+def run(stage: StageRun) -> None:
   """Writes dataset/, for `--config.data.source=calvin --config.data.calvin_path=<workdir>/convert/dataset`.
-
-  Args:
-    config: finalized.
-    inputs: collect.
-    workdir: gets dataset/.
-    logger: shows progress.
 
   Raises:
     DatasetError: see `data.convert.convert`.
   """
   convert.convert(
-    dataset_path(inputs["collect"]),
-    workdir / "dataset",
-    image_size=config.env.image_size,
-    skip_broken=config.data.skip_broken,
-    workers=config.env.workers,
-    progress=logger.progress,
-    log=logger.info,
+    dataset_path(stage.inputs["collect"]),
+    stage.workdir / "dataset",
+    image_size=stage.config.env.image_size,
+    skip_broken=stage.config.data.skip_broken,
+    workers=stage.config.env.workers,
+    progress=stage.logger.progress,
+    log=stage.logger.info,
   )

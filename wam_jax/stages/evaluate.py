@@ -27,6 +27,7 @@ from wam_jax.host import processes
 from wam_jax.host.logger import Logger
 from wam_jax.host.provenance import provenance
 from wam_jax.running.ppo_monitor import read_selection
+from wam_jax.running.stage_run import StageRun
 from wam_jax.storage.artifact import Artifact, write_text
 
 FORMAT = 1  # of results.json
@@ -42,33 +43,24 @@ LABELS = {
 COMPARED = ("cloned", "ppo")  # policies whose difference is reported
 
 
-def run(config: Any, inputs: Mapping[str, Artifact], workdir: pathlib.Path, logger: Logger) -> None:
+def run(stage: StageRun) -> None:
   """Evaluates all policies and writes results.json and rollouts.npz."""
-  names = policies(config, inputs["ppo"], logger)
-  episodes = measure(config, inputs, workdir, logger, names)
+  episodes = measure(stage, policies(stage.config, stage.inputs["ppo"], stage.logger))
   if processes.is_first():
-    _save_npz(workdir / "rollouts.npz", shown_episodes(config.tasks, episodes["ppo"]))
+    _save_npz(stage.workdir / "rollouts.npz", shown_episodes(stage.config.tasks, episodes["ppo"]))
 
 
-def measure(
-  config: Any,
-  inputs: Mapping[str, Artifact],
-  workdir: pathlib.Path,
-  logger: Logger,
-  names: Sequence[str],
-) -> dict[str, dict[str, np.ndarray]]:
+def measure(stage: StageRun, names: Sequence[str]) -> dict[str, dict[str, np.ndarray]]:
   """Runs policies, or takes what an interrupted run has left of them, and writes results.json.
 
   Args:
-    config: the run's.
-    inputs: artifacts that the policies are made of; with a classifier they are also imagined.
-    workdir: of the stage.
-    logger: shows progress, takes the success of each.
+    stage: evaluate or evaluate_cloned; with a classifier among its inputs policies are also imagined.
     names: of policies, of LABELS.
 
   Returns:
     policy -> arrays of its episodes; in processes but the first, less.
   """
+  config, inputs, workdir, logger = stage.config, stage.inputs, stage.workdir, stage.logger
   tasks = tuple(config.tasks)
   workdir.mkdir(parents=True, exist_ok=True)
   robot_obs, scene_obs = start_states(inputs["collect"], tasks, config.evaluate.episodes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pathlib
 from typing import Any
 
 import jax
@@ -14,18 +13,18 @@ from wam_jax.data import calvin, windows
 from wam_jax.data.calvin import dataset_path
 from wam_jax.data.features import DemoFeatures, save_features
 from wam_jax.envs import tasks as task_oracle
-from wam_jax.host.logger import Logger
 from wam_jax.nn.world_model import WorldModel
-from wam_jax.storage.artifact import Artifact
+from wam_jax.running.stage_run import StageRun
 from wam_jax.train import world_model as train
 from wam_jax.types import Batch, Params, features
 
 DEMOS_PER_CALL = 16
 
 
-def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger: Logger) -> None:
+def run(stage: StageRun) -> None:
   """Writes `train.npz` and `heldout.npz` (`data.features.DemoFeatures`), and with failed takes
   `failed.npz` and `heldout_failed.npz`."""
+  config, inputs, workdir = stage.config, stage.inputs, stage.workdir
   model, params = load_world_model(inputs["world_model"])
   params = jax.device_put(params)
   root = dataset_path(inputs["collect"])
@@ -39,7 +38,7 @@ def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger:
     demos = calvin.read_demos(
       root / folder, config.tasks, limit=limit, image_size=model.image_size, workers=config.env.workers
     )
-    with logger.progress(len(demos.annotations), f"features of {name} demos") as progress:
+    with stage.logger.progress(len(demos.annotations), f"features of {name} demos") as progress:
       return filter_demos(model, params, demos, config.tasks, key, progress)
 
   for i, (name, folder, limit) in enumerate(splits):

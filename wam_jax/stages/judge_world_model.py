@@ -33,6 +33,7 @@ from wam_jax.host import tables
 from wam_jax.host.logger import Logger
 from wam_jax.host.provenance import provenance
 from wam_jax.reporting import media
+from wam_jax.running.stage_run import StageRun
 from wam_jax.storage.artifact import Artifact, load_artifact, write_text
 from wam_jax.train import judging
 from wam_jax.train.world_model import ACTION_NAMES
@@ -75,8 +76,9 @@ class JudgeError(Exception):
   """World models that cannot be compared; the text says why."""
 
 
-def run(config: Any, inputs: Mapping[str, Artifact], workdir: pathlib.Path, logger: Logger) -> None:
+def run(stage: StageRun) -> None:
   """Judges the run's world model, and those of `config.judge.compare` beside it."""
+  config, inputs, workdir, logger = stage.config, stage.inputs, stage.workdir, stage.logger
   workdir.mkdir(parents=True, exist_ok=True)
   own = inputs["world_model"]
   others = [load_artifact(path, "world_model") for path in config.judge.compare]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import json
-import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,51 +17,42 @@ import jax.numpy as jnp
 import numpy as np
 
 from wam_jax.acting import models
-from wam_jax.acting.models import load_world_model
 from wam_jax.acting.step import filter_frame
 from wam_jax.core import ppo as ppo_loss
 from wam_jax.data import calvin
 from wam_jax.data.calvin import dataset_path
-from wam_jax.data.features import load_features
 from wam_jax.data.windows import REST_ACTION
 from wam_jax.envs import tasks as task_rules
 from wam_jax.host import tables
-from wam_jax.host.logger import Logger, read_metrics
+from wam_jax.host.logger import read_metrics
 from wam_jax.nn.policy import executable
-from wam_jax.running import ppo_monitor
+from wam_jax.running import ppo_monitor, ppo_setup
+from wam_jax.running.stage_run import StageRun
 from wam_jax.running.training_loop import NotFiniteError, train_loop
 from wam_jax.storage.artifact import Artifact, write_text
 from wam_jax.storage.saved_params import save_params
 from wam_jax.train import ppo as train
 from wam_jax.train import world_model as wm
-from wam_jax.train.imagination import DreamState, make_starts, make_world
+from wam_jax.train.imagination import DreamState, make_starts
 from wam_jax.train.tasks import over_tasks, task_keys, task_metrics
 from wam_jax.types import Dream, Params, features
 
 
-def run(config: Any, inputs: Mapping[str, Artifact], workdir: pathlib.Path, logger: Logger) -> None:
+def run(stage: StageRun) -> None:
   """Trains as stage ppo does, on real episodes, and says how many real steps its results took."""
-  model, world_params = load_world_model(inputs["world_model"])
-  world_params = jax.device_put(world_params)
-  cloned_policy, cloned = models.load_policy(inputs["behaviour_cloning"])
-  policy = models.make_policy(config, cloned_policy.feature_size)  # as stage ppo does
-  classifier, classifier_params = models.load_classifier(inputs["classifier"])
-  demos, heldout = (load_features(inputs["featurize"].path / f"{name}.npz") for name in ("train", "heldout"))
+  config, inputs, workdir, logger = stage.config, stage.inputs, stage.workdir, stage.logger
+  networks = ppo_setup.load_networks(stage)
+  policy, demos = networks.policy, networks.demos
   num_tasks = len(demos.tasks)
-  frozen = jax.device_put(
-    train.Frozen(
-      base=cloned["base"],
-      classifier=classifier_params,  # only the monitor's dreams are judged by it
-      starts=make_starts(demos.feature, demos.success, demos.mask),
-      entropy_limit=jnp.zeros(num_tasks),
-    )
-  )
+  # Only the monitor dreams, and only its dreams are judged by the classifier.
+  starts = make_starts(demos.feature, demos.success, demos.mask)
+  frozen = networks.frozen(starts, jnp.zeros(num_tasks))
   key = jax.random.fold_in(jax.random.key(config.seed), 8)
   init_key, train_key = jax.random.split(key)
-  state = jax.jit(jax.vmap(lambda f, k: train.init_state(policy, config.ppo, f, k)))(
-    frozen, task_keys(init_key, num_tasks)
+  state = networks.initial_state(config.ppo, frozen, init_key)
+  episodes = Episodes(
+    config, inputs["collect"], networks.model, networks.world_params, policy, networks.cloned["base"]
   )
-  episodes = Episodes(config, inputs["collect"], model, world_params, policy, cloned["base"])
   update_task = train.make_update(policy, config.ppo)
   update_tasks = over_tasks(lambda task, _: update_task(*task))
 
@@ -78,33 +68,17 @@ def run(config: Any, inputs: Mapping[str, Artifact], workdir: pathlib.Path, logg
       raise NotFiniteError(problem)
     return after, task_metrics(demos.tasks, metrics | real)
 
-  monitor = ppo_monitor.Monitor(
-    config,
-    inputs,
-    workdir,
-    logger,
-    model=model,
-    world=make_world(model),
-    world_params=world_params,
-    policy=policy,
-    classifier=classifier,
-    frozen=frozen,
-    heldout=heldout,
-    prefix="online",
-    every=config.online.eval_every,
-    last=config.online.iterations,
-  )
+  last = config.online.iterations
+  monitor = ppo_monitor.Monitor(stage, networks, frozen, "online", config.online.eval_every, last)
   state = train_loop(
-    state=state,
-    update=update,
-    total=config.online.iterations,
+    stage,
+    state,
+    update,
+    total=last,
     per_call=1,
     key=train_key,
-    workdir=workdir,
-    logger=logger,
     description="PPO in the simulator",
-    config=config,
-    metric_prefix="online",
+    prefix="online",
     best=("success", "max"),
     started=monitor,
     batch_done=monitor,

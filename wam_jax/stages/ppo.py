@@ -6,23 +6,20 @@ With `ppo.eval_every` the policies are measured on the way, and the best are kep
 from __future__ import annotations
 
 import json
-import pathlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wam_jax.acting import models
-from wam_jax.acting.models import load_world_model
 from wam_jax.data.features import DemoFeatures, load_features
-from wam_jax.host.logger import Logger
 from wam_jax.host.processes import is_first
 from wam_jax.nn.classifier import SuccessClassifier
-from wam_jax.running import ppo_monitor
+from wam_jax.running import ppo_monitor, ppo_setup
+from wam_jax.running.stage_run import StageRun
 from wam_jax.running.training_loop import NotFiniteError, train_loop
 from wam_jax.stages import classifier as classifier_stage
-from wam_jax.storage.artifact import Artifact, write_text
+from wam_jax.storage.artifact import write_text
 from wam_jax.storage.saved_params import save_params
 from wam_jax.train import ppo as train
 from wam_jax.train.imagination import (
@@ -38,51 +35,30 @@ from wam_jax.train.tasks import over_tasks, repeat, task_keys, task_metrics
 from wam_jax.types import Params, Policy
 
 
-def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger: Logger) -> None:
+def run(stage: StageRun) -> None:
   """Writes `params` ({"base", "tuned", "critic"}, stacked over tasks) and `result.json`.
 
   Raises:
     GateError: the classifier rewards random-action dreams.
     ValueError: policy, classifier and features of different sizes or tasks, or a policy of another kind.
   """
+  config, inputs, workdir = stage.config, stage.inputs, stage.workdir
   if config.classifier.enforce_gate:
     classifier_stage.check_gate(inputs["classifier"], config.tasks, config.classifier.max_false_positives)
-  model, world_params = load_world_model(inputs["world_model"])
-  world, world_params = make_world(model), jax.device_put(world_params)
-  demos = load_features(inputs["featurize"].path / "train.npz")
-  cloned_policy, cloned = models.load_policy(inputs["behaviour_cloning"])
-  policy = models.make_policy(config, cloned_policy.feature_size)
-  if type(policy) is not type(cloned_policy):
-    raise ValueError(
-      f"behaviour_cloning.policy={config.behaviour_cloning.policy}, but "
-      f"{inputs['behaviour_cloning'].path} holds a {type(cloned_policy).__name__}"
-    )
-  classifier, classifier_params = models.load_classifier(inputs["classifier"])
-  sizes = {model.feature_size, demos.feature.shape[-1], policy.feature_size, classifier.feature_size}
-  if len(sizes) != 1:
-    raise ValueError(
-      f"world model, demos, policy and classifier have different feature sizes: {sorted(sizes)}"
-    )
+  networks = ppo_setup.load_networks(stage)
+  world_params, policy, classifier = networks.world_params, networks.policy, networks.classifier
+  demos, heldout, world = networks.demos, networks.heldout, make_world(networks.model)
   num_tasks = len(demos.tasks)
   starts = make_starts(demos.feature, demos.success, demos.mask, config.ppo.start_frames)
   if config.ppo.failed_starts:
     failed = load_features(inputs["featurize"].path / "failed.npz")
     starts = add_failed_starts(starts, failed.feature, failed.mask, config.ppo.failed_starts)
-  frozen = jax.device_put(
-    train.Frozen(
-      base=cloned["base"],
-      classifier=classifier_params,
-      starts=starts,
-      entropy_limit=entropy_limits(world, world_params, demos),
-    )
-  )
+  frozen = networks.frozen(starts, entropy_limits(world, world_params, demos))
   key = jax.random.fold_in(jax.random.key(config.seed), 5)
   init_key, train_key, test_key = jax.random.split(key, 3)
-  state = jax.jit(jax.vmap(lambda f, k: train.init_state(policy, config.ppo, f, k)))(
-    frozen, task_keys(init_key, num_tasks)
-  )
+  state = networks.initial_state(config.ppo, frozen, init_key)
   mesh = make_mesh(config.training.devices)
-  dreamt = make_world(model, temperature=config.ppo.prior_temperature)
+  dreamt = make_world(networks.model, temperature=config.ppo.prior_temperature)
   iterate_task = train.make_iteration(dreamt, policy, classifier, config.ppo, mesh)
 
   def iterate(task: Any, shared: Any) -> Any:
@@ -101,35 +77,20 @@ def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger:
       raise NotFiniteError(problem)
     return after, task_metrics(demos.tasks, metrics)
 
-  heldout = load_features(inputs["featurize"].path / "heldout.npz")
   monitor = None
   if config.ppo.eval_every and is_first():
     monitor = ppo_monitor.Monitor(
-      config,
-      inputs,
-      workdir,
-      logger,
-      model=model,
-      world=world,
-      world_params=world_params,
-      policy=policy,
-      classifier=classifier,
-      frozen=frozen,
-      heldout=heldout,
-      every=config.ppo.eval_every,
-      last=config.ppo.iterations,
+      stage, networks, frozen, "ppo", config.ppo.eval_every, config.ppo.iterations
     )
   state = train_loop(
-    state=state,
-    update=update,
+    stage,
+    state,
+    update,
     total=config.ppo.iterations,
     per_call=1,
     key=train_key,
-    workdir=workdir,
-    logger=logger,
     description="PPO in imagination",
-    config=config,
-    metric_prefix="ppo",
+    prefix="ppo",
     mesh=mesh,
     best=("imagined_success", "max"),
     started=monitor,
@@ -141,14 +102,14 @@ def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger:
   count = config.evaluate.imagined_episodes
   draw = jax.vmap(lambda starts, key: starts.draw(key, count))
   start = draw(starts, task_keys(jax.random.fold_in(test_key, 0), num_tasks))
-  for name, params in (("cloned", cloned), ("ppo", tuned)):
+  for name, params in (("cloned", networks.cloned), ("ppo", tuned)):
     rate = imagined_rates(
       world,
       world_params,
       policy,
       params,
       classifier,
-      classifier_params,
+      networks.classifier_params,
       start,
       test_key,
       horizon_chunks=config.ppo.horizon_steps // policy.chunk,

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import pathlib
 import shutil
 import time
-from collections.abc import Mapping
-from typing import Any
 
-from wam_jax.host.logger import Logger
 from wam_jax.reporting import media, run_report
-from wam_jax.storage.artifact import Artifact
+from wam_jax.running.stage_run import StageRun
 
 
-def run(config: Any, inputs: Mapping[str, Artifact], workdir: pathlib.Path, logger: Logger) -> None:
+def run(stage: StageRun) -> None:
   """Draws the pictures and writes the report."""
+  config, inputs, workdir = stage.config, stage.inputs, stage.workdir
   began = time.perf_counter()
   workdir.mkdir(parents=True, exist_ok=True)
   judged = inputs["judge_world_model"].path
   shutil.copyfile(judged / "strip.png", workdir / "open_loop.png")
-  with logger.progress(2, "report") as progress:
+  with stage.logger.progress(2, "report") as progress:
     shown, animations, grid = run_report.draw_rollouts(config, inputs["evaluate"].path / "rollouts.npz")
     media.save_animation(workdir / "rollouts.gif", grid, run_report.CONTROL_HZ / run_report.FRAME_STEP)
     progress.update()

@@ -18,11 +18,10 @@ from wam_jax.data import calvin, frames_cache, statistics, stream, windows
 from wam_jax.data.calvin import dataset_path
 from wam_jax.foreign import lumos
 from wam_jax.host import processes
-from wam_jax.host.logger import Logger
 from wam_jax.nn.world_model import WorldModel, make_world_model
+from wam_jax.running.stage_run import StageRun
 from wam_jax.running.training_loop import Clock, train_loop
 from wam_jax.storage import artifact as artifact_lib
-from wam_jax.storage.artifact import Artifact
 from wam_jax.storage.saved_params import save_params
 from wam_jax.train import sharding
 from wam_jax.train import state as train_state
@@ -30,12 +29,13 @@ from wam_jax.train import world_model as train
 from wam_jax.types import Params
 
 
-def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger: Logger) -> None:
+def run(stage: StageRun) -> None:
   """Writes `params`; the networks are described by the config saved beside them."""
+  config, inputs, workdir, logger = stage.config, stage.inputs, stage.workdir, stage.logger
   w, size = config.world_model, config.env.image_size
   folder = dataset_path(inputs["collect"]) / "training"
   if config.inputs.lumos_checkpoint:
-    take_lumos(config, folder, workdir, logger)
+    take_lumos(stage, folder)
     return
   init_key, train_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1))
   extra = failed_takes(config, folder.parent)
@@ -99,16 +99,14 @@ def run(config: Any, inputs: dict[str, Artifact], workdir: pathlib.Path, logger:
       assert cache is not None
       update = Streamed(config, sampler, model, optimizer, cache, train_key, stack, mesh, clock)
     state = train_loop(
-      state=state,
-      update=update,
+      stage,
+      state,
+      update,
       total=w.updates,
       per_call=config.training.log_every,
       key=train_key,
-      workdir=workdir,
-      logger=logger,
       description="world model",
-      config=config,
-      metric_prefix="world_model",
+      prefix="world_model",
       mesh=mesh,
       frames=w.batch_size * w.sequence_length,
       clock=clock,
@@ -196,11 +194,12 @@ def write_statistics(
   return content["mean"], content["std"]
 
 
-def take_lumos(config: Any, folder: pathlib.Path, workdir: pathlib.Path, logger: Logger) -> None:
+def take_lumos(stage: StageRun, folder: pathlib.Path) -> None:
   """Writes the parameters of `inputs.lumos_checkpoint` instead of training.
 
   What LUMOS does not have, the inverse-dynamics head, keeps its random start.
   """
+  config, workdir, logger = stage.config, stage.workdir, stage.logger
   w, path = config.world_model, config.inputs.lumos_checkpoint
   robot_obs = None
   if w.proprio == "zscore":

@@ -1,0 +1,98 @@
+"""What both PPO stages, in dreams and in the simulator, begin with: finished networks that fit each other."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+
+from wam_jax.acting import models
+from wam_jax.data.features import DemoFeatures, load_features
+from wam_jax.nn.classifier import SuccessClassifier
+from wam_jax.nn.world_model import WorldModel
+from wam_jax.running.stage_run import StageRun
+from wam_jax.train import ppo as train
+from wam_jax.train.imagination import StartFrames
+from wam_jax.train.tasks import task_keys
+from wam_jax.types import Params, Policy
+
+
+@dataclasses.dataclass(frozen=True)
+class Networks:
+  """World model, cloned policies and classifiers of K tasks, and the demos that they come from.
+
+  Attributes:
+    model: world-model networks.
+    world_params: their parameters, on the device.
+    policy: networks of the policy that PPO trains.
+    cloned: {"base", "tuned"}, stacked over K tasks.
+    classifier: networks.
+    classifier_params: {"network", "threshold"}, stacked over K tasks.
+    demos: features of the training demos.
+    heldout: features of the held-out ones.
+  """
+
+  model: WorldModel
+  world_params: Params
+  policy: Policy
+  cloned: Params
+  classifier: SuccessClassifier
+  classifier_params: Params
+  demos: DemoFeatures
+  heldout: DemoFeatures
+
+  def frozen(self, starts: StartFrames, entropy_limit: jax.Array) -> train.Frozen:
+    """What no update changes, on the device.
+
+    Args:
+      starts: where dreams begin.
+      entropy_limit: [K], of the prior on demos.
+    """
+    return jax.device_put(
+      train.Frozen(
+        base=self.cloned["base"],
+        classifier=self.classifier_params,
+        starts=starts,
+        entropy_limit=entropy_limit,
+      )
+    )
+
+  def initial_state(self, config: object, frozen: train.Frozen, key: jax.Array) -> train.PPOState:
+    """State before the first iteration, stacked over K tasks.
+
+    Args:
+      config: `config.ppo`.
+      frozen: from `frozen`.
+      key: random key.
+    """
+    make = jax.jit(jax.vmap(lambda frozen, key: train.init_state(self.policy, config, frozen, key)))
+    return make(frozen, task_keys(key, len(self.demos.tasks)))
+
+
+def load_networks(stage: StageRun) -> Networks:
+  """Reads the inputs of a PPO stage.
+
+  Raises:
+    ValueError: policy, classifier and features of different sizes, or a policy of another kind than the
+      config's.
+    CheckpointError: files that cannot be read.
+  """
+  config, inputs = stage.config, stage.inputs
+  model, world_params = models.load_world_model(inputs["world_model"])
+  demos, heldout = (load_features(inputs["featurize"].path / f"{name}.npz") for name in ("train", "heldout"))
+  cloned_policy, cloned = models.load_policy(inputs["behaviour_cloning"])
+  policy = models.make_policy(config, cloned_policy.feature_size)
+  if type(policy) is not type(cloned_policy):
+    raise ValueError(
+      f"behaviour_cloning.policy={config.behaviour_cloning.policy}, but "
+      f"{inputs['behaviour_cloning'].path} holds a {type(cloned_policy).__name__}"
+    )
+  classifier, classifier_params = models.load_classifier(inputs["classifier"])
+  sizes = {model.feature_size, demos.feature.shape[-1], policy.feature_size, classifier.feature_size}
+  if len(sizes) != 1:
+    raise ValueError(
+      f"world model, demos, policy and classifier have different feature sizes: {sorted(sizes)}"
+    )
+  return Networks(
+    model, jax.device_put(world_params), policy, cloned, classifier, classifier_params, demos, heldout
+  )
