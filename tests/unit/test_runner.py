@@ -291,9 +291,9 @@ def test_a_run_at_wandb(ran, wandb, monkeypatch):
   for name in ROWS:
     module = sys.modules[f"wam_jax.stages.{name}"]
 
-    def run(config, inputs, workdir, logger, name=name, before=module.run):
-      logger.write(7, {f"{name}/loss": 0.5})
-      before(config, inputs, workdir, logger)
+    def run(stage, name=name, before=module.run):
+      stage.logger.write(7, {f"{name}/loss": 0.5})
+      before(stage)
 
     monkeypatch.setattr(module, "run", run)
   project = ("training.wandb_project", "robots")
