@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 
 from wam_jax import config as config_lib
-from wam_jax.data import calvin, calvin_writer
+from wam_jax.data import calvin, calvin_writer, judged_windows
 from wam_jax.data.files import DatasetError
+from wam_jax.data.frames import Frames
 from wam_jax.host import tables
 from wam_jax.host.logger import Logger, read_metrics
 from wam_jax.nn.world_model import make_world_model
-from wam_jax.running import plan
+from wam_jax.running import judge, plan
 from wam_jax.running.stage_run import StageRun
-from wam_jax.stages import judge_world_model as judge
+from wam_jax.stages import judge_world_model
 from wam_jax.storage import artifact as artifact_lib
 from wam_jax.storage.artifact import Artifact
 from wam_jax.storage.saved_params import save_params
@@ -30,18 +31,18 @@ SIZE = 16
 
 def test_windows_are_cut_from_play_only():
   episodes = np.array([[0, 29], [30, 49], [50, 74]])  # 30, 20, 25 frames; the second is a demo
-  chosen, kind = judge.choose_windows(episodes, np.array([False, True, False]), 10, 99, 3)
+  chosen, kind = judged_windows.choose_windows(episodes, np.array([False, True, False]), 10, 99, 3)
   assert chosen.tolist() == [[0, 9], [10, 19], [20, 29], [50, 59], [60, 69]] and kind == "play"
-  few, _ = judge.choose_windows(episodes, np.array([False, True, False]), 10, 2, 3)
+  few, _ = judged_windows.choose_windows(episodes, np.array([False, True, False]), 10, 2, 3)
   assert few.tolist() == [[0, 9], [60, 69]]  # spread over the split
 
 
 def test_without_long_play_the_ends_of_all_episodes_are_taken_and_said_so():
   episodes = np.array([[5, 24], [25, 36], [37, 38]])
-  chosen, kind = judge.choose_windows(episodes, np.array([True, False, False]), 15, 99, 4)
+  chosen, kind = judged_windows.choose_windows(episodes, np.array([True, False, False]), 15, 99, 4)
   assert chosen.tolist() == [[10, 24], [25, 36]]  # the last has fewer than 4 frames
   assert "demonstrations" in kind and "15" in kind
-  none, _ = judge.choose_windows(episodes, np.array([True] * 3), 15, 99, 30)
+  none, _ = judged_windows.choose_windows(episodes, np.array([True] * 3), 15, 99, 30)
   assert none.shape == (0, 2)
 
 
@@ -90,8 +91,8 @@ def test_actions_read_off_two_embeddings_by_a_matrix():
     features[name] = embed
     ends = np.arange(1, windows + 1) * frames
     zeros = lambda *shape, n=windows * frames: np.zeros((n, *shape))
-    found[name] = judge.Windows(
-      judge.Frames(
+    found[name] = judged_windows.Windows(
+      Frames(
         rgb_static=zeros(1, 1, 3),
         rgb_gripper=zeros(1, 1, 3),
         ids=zeros(),
@@ -139,7 +140,7 @@ def made_windows(rng, lengths):
       change = robot_obs[t - 1, :3] - robot_obs[t - 2, :3]
       robot_obs[t, :3] = robot_obs[t - 1, :3] + 0.5 * change + 0.1 * action[t - 1, :3]
   blank = lambda *shape: np.zeros((sum(lengths), *shape))
-  frames = judge.Frames(
+  frames = Frames(
     rgb_static=blank(1, 1, 3),
     rgb_gripper=blank(1, 1, 3),
     ids=blank(),
@@ -149,13 +150,13 @@ def made_windows(rng, lengths):
     starts=ends - lengths,
     ends=ends,
   )
-  return judge.Windows(frames, max(lengths), "play")
+  return judged_windows.Windows(frames, max(lengths), "play")
 
 
 def test_the_recursion_is_fitted_on_training_windows_and_judged_on_each_kind():
   rng = np.random.default_rng(1)
   fit, play, takes = (made_windows(rng, lengths) for lengths in ([12, 9, 12], [10, 6], [5, 8]))
-  data = judge.Data(play, takes, fit, {})
+  data = judged_windows.Data(play, takes, fit, {})
   assert list(data.judged) == ["play", "takes"]
   judged = judge.judge_recursion(data, 4, (1, 4, 6, 20))
   assert list(judged) == ["play", "takes"]
@@ -167,9 +168,11 @@ def test_the_recursion_is_fitted_on_training_windows_and_judged_on_each_kind():
   assert off["play"] == judged["play"][:2]
   # One frame of it is left, predicted 0.2 too far from there, and half of the wrong last change on.
   assert off["takes"][0]["rms"] == pytest.approx(0.3 / 2**0.5, rel=1e-3) and off["takes"][1]["rms"] < 1e-5
-  assert list(judge.judge_recursion(judge.Data(play, None, fit, {}), 4, (1,))) == ["play"]
+  assert list(judge.judge_recursion(judged_windows.Data(play, None, fit, {}), 4, (1,))) == ["play"]
   assert judge.judge_recursion(data, 2, (1,)) is None
-  assert judge.judge_recursion(judge.Data(play, None, made_windows(rng, [3, 2]), {}), 3, (1,)) is None
+  assert (
+    judge.judge_recursion(judged_windows.Data(play, None, made_windows(rng, [3, 2]), {}), 3, (1,)) is None
+  )
 
 
 def test_tables_of_the_hand_by_hand():
@@ -249,7 +252,7 @@ def inputs(tmp_path_factory):
 
 
 def run(config, inputs, workdir):
-  judge.run(StageRun(config_lib.finalize(config), inputs, workdir, Logger(workdir, "judge")))
+  judge_world_model.run(StageRun(config_lib.finalize(config), inputs, workdir, Logger(workdir, "judge")))
   return json.loads((workdir / "judge.json").read_text())
 
 
@@ -270,7 +273,7 @@ def test_everything_is_measured_and_written(judged):
     assert own["psnr"][2] is None and own["ssim"][2] is None and repeated["psnr"][2] is None
     assert 0 < own["psnr"][0] < 20 and 0 < repeated["psnr"][1] < 20 and -1 < own["ssim"][1] < 1
     assert len(own["psnr_curve"]) == 25 - 3
-  names = [target.name for target in judge.TARGETS]
+  names = [target.name for target in judged_windows.TARGETS]
   assert list(model["probes"]) == names == list(result["targets"])
   assert model["probes"]["bulb"]["posterior"] == "constant"
   assert isinstance(model["probes"]["drawer"]["posterior"], float)
@@ -279,7 +282,7 @@ def test_everything_is_measured_and_written(judged):
   assert model["inverse_dynamics"]["gripper"]["mean_action"] == 0  # always open in these data
   assert model["same_data"]
   # Held-out takes: the demo of 9 frames, of which 3 are seen; the horizons are frames imagined.
-  assert result["format"] == judge.FORMAT == 3 and result["data"]["takes"] == 1
+  assert result["format"] == judge_world_model.FORMAT == 3 and result["data"]["takes"] == 1
   assert list(model["takes"]) == names and list(model["hand"]) == list(result["recursion"]) == [
     "play",
     "takes",
@@ -306,7 +309,7 @@ def test_takes_are_the_beginnings_of_annotated_windows_spread_evenly(tmp_path):
   lengths = [12, 4, 9, 30, 10, 11]
   write_split(tmp_path / "validation", 100, lengths, [3, 1, 0, 2, 4], 5)
   config, logger = make_config(), Logger(tmp_path, "judge")
-  read = lambda count, least: judge.read_takes(
+  read = lambda count, least: judged_windows.read_takes(
     tmp_path / "validation", 11, count, least, SIZE, config, logger
   )
   takes = read(99, 5)
@@ -360,11 +363,14 @@ def test_comparison_of_a_finished_stage_keeps_its_result(judged, inputs, tmp_pat
   text = (workdir / "comparison.md").read_text()
   assert "calvin_dreamerv2 (other)" in text and "calvin_dreamerv2 (other) was trained on other data" in text
   assert "static: PSNR, dB, 4 imagined" in capsys.readouterr().out
-  judge_model, judge.judge_model = judge.judge_model, None  # what is known is not measured again
+  judge_model, judge_world_model.judge_model = (
+    judge_world_model.judge_model,
+    None,
+  )  # what is known is not measured again
   try:
     run(config, inputs, workdir)
   finally:
-    judge.judge_model = judge_model
+    judge_world_model.judge_model = judge_model
 
 
 def test_comparison_table_by_hand():
@@ -398,7 +404,9 @@ def test_comparison_table_by_hand():
 
 
 def test_equal_names_are_told_apart():
-  names = [model["name"] for model in judge.name_models([{"name": "a"}, {"name": "b"}, {"name": "a"}])]
+  names = [
+    model["name"] for model in judge_world_model.name_models([{"name": "a"}, {"name": "b"}, {"name": "a"}])
+  ]
   assert names == ["a 1", "b", "a 3"]
 
 
@@ -409,11 +417,11 @@ def with_config(artifact, **changes):
 
 def test_models_of_other_pictures_are_refused(inputs):
   own = inputs["world_model"]
-  judge.check_comparable([own, own])
-  with pytest.raises(judge.JudgeError, match="32 x 32 pixels"):
-    judge.check_comparable([own, with_config(own, env={"image_size": 32})])
-  with pytest.raises(judge.JudgeError, match="of the cameras rgb_static cannot"):
-    judge.check_comparable([own, with_config(own, world_model={"cameras": ("rgb_static",)})])
+  judge_world_model.check_comparable([own, own])
+  with pytest.raises(judge_world_model.JudgeError, match="32 x 32 pixels"):
+    judge_world_model.check_comparable([own, with_config(own, env={"image_size": 32})])
+  with pytest.raises(judge_world_model.JudgeError, match="of the cameras rgb_static cannot"):
+    judge_world_model.check_comparable([own, with_config(own, world_model={"cameras": ("rgb_static",)})])
 
 
 def test_no_episode_is_long_enough(inputs, tmp_path):

@@ -1,0 +1,412 @@
+"""Judges one world model on held-out windows: pictures, probes, the hand, inverse dynamics."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from wam_jax.acting.models import load_world_model
+from wam_jax.core import probes, recursion
+from wam_jax.data.calvin import dataset_path
+from wam_jax.data.judged_windows import BINARY, HAND, TARGETS, Data, Windows, read_takes, read_windows
+from wam_jax.host.logger import Logger
+from wam_jax.storage.artifact import Artifact
+from wam_jax.train import judging
+from wam_jax.train.world_model import ACTION_NAMES
+
+WINDOWS_PER_CALL = 16
+
+
+def read_data(config: Any, collect: Artifact, world_model: Artifact, logger: Logger) -> Data:
+  """Held-out windows and takes of the validation split, and windows of the training split for the probes."""
+  j, root = config.judge, dataset_path(collect)
+  length, size = j.context + j.horizons[-1], world_model.config["env"]["image_size"]
+  read = lambda split, count: read_windows(root / split, length, count, j.context + 1, size, config, logger)
+  heldout = read("validation", j.windows)
+  fit = read("training", math.ceil(j.probe_frames / j.horizons[-1]))
+  takes = read_takes(root / "validation", length, j.windows, j.context + 1, size, config, logger)
+  seen = heldout.mask[:, j.context :]
+  values = heldout.target[:, j.context :][seen]
+  used = int(fit.mask[:, j.context :].sum())
+  left = seen.sum(0)
+  facts = {
+    "context": j.context,
+    "horizons": list(j.horizons),
+    "windows_at_horizons": [int(left[h - 1]) if h <= len(left) else 0 for h in j.horizons],
+    "targets": {
+      target.name: {
+        "score": "balanced accuracy" if target.binary else "R²",
+        "unit": target.unit,
+        "mean": float(values[:, k].mean()),  # of a binary target the share of frames where it is on
+        "std": float(values[:, k].std()),
+      }
+      for k, target in enumerate(TARGETS)
+    },
+    "data": {
+      "split": "validation",
+      "kind": heldout.kind,
+      "windows": len(heldout),
+      "windows_asked": j.windows,
+      "frames": heldout.length,
+      "heldout_frames": int(seen.sum()),
+      "probe_kind": fit.kind,
+      "probe_windows": len(fit),
+      "probe_frames": used,
+      "takes": 0 if takes is None else len(takes),
+      "collect": collect.fingerprint,
+    },
+  }
+  data = Data(heldout, takes, fit, facts)
+  facts["recursion"] = judge_recursion(data, j.context, j.horizons)
+  return data
+
+
+def judge_model(
+  config: Any, artifact: Artifact, data: Data, logger: Logger
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Measures one model.
+
+  Args:
+    config: the run's.
+    artifact: of a world model.
+    data: what to judge it on.
+    logger: shows progress.
+
+  Returns:
+    (numbers for judge.json, camera -> (true, predicted) [T, S, S, 3] uint8 of the window in which most
+    furniture moves).
+  """
+  began = time.perf_counter()
+  model, params = load_world_model(artifact)
+  params = jax.device_put(params)
+  context = config.judge.context
+  heldout, fit = data.heldout, data.fit
+  ahead = heldout.length - context
+  reached = [h for h in config.judge.horizons if h <= ahead]
+  key = jax.random.fold_in(jax.random.key(config.seed), 7)
+  filter_windows = judging.make_filter(model, context)
+  imagine_windows = judging.make_imagine(model, context, reached)
+
+  def parts(of: Windows) -> list[list[int]]:
+    """Rows of each call, the last ones repeated: one shape, one compilation."""
+    size = min(WINDOWS_PER_CALL, len(of))
+    return [[min(i, len(of) - 1) for i in range(first, first + size)] for first in range(0, len(of), size)]
+
+  takes = data.takes
+  names = (
+    "fit",
+    "fit_embed",
+    "posterior",
+    "embed",
+    "action",
+    "imagined",
+    "takes_posterior",
+    "takes_imagined",
+  )
+  out: dict[str, list[Any]] = {name: [] for name in names}
+  per_camera: dict[str, list[Any]] = {camera: [] for camera in model.cameras}
+  shown_row, shown = _most_moved(heldout), {}
+  total = len(fit) + len(heldout) + (0 if takes is None else len(takes))
+  with logger.progress(total, f"judging {_name(artifact)}") as progress:
+    for number, rows in enumerate(parts(fit)):
+      batch = jax.tree.map(jnp.asarray, fit.batch(rows))
+      filtered = filter_windows(params, batch, jax.random.fold_in(key, number))
+      new = len(set(rows))
+      out["fit"].append(np.asarray(filtered["feature"][:new, context:]))
+      out["fit_embed"].append(np.asarray(filtered["embed"][:new]))
+      progress.update(new)
+    for number, rows in enumerate(parts(heldout)):
+      batch = jax.tree.map(jnp.asarray, heldout.batch(rows))
+      observe_key, imagine_key = jax.random.split(jax.random.fold_in(key, len(fit) + number))
+      filtered = filter_windows(params, batch, observe_key)
+      imagined = imagine_windows(params, batch, filtered["feature"], filtered["last"], imagine_key)
+      new = len(set(rows))
+      out["posterior"].append(np.asarray(filtered["feature"][:new, context - 1 :]))
+      out["embed"].append(np.asarray(filtered["embed"][:new]))
+      out["action"].append(np.asarray(filtered["action"][:new]))
+      out["imagined"].append(np.asarray(imagined["feature"][:new]))
+      for camera in model.cameras:
+        pictures = imagined[camera].pop("pictures")
+        per_camera[camera].append(
+          {k: None if v is None else np.asarray(v[:new]) for k, v in imagined[camera].items()}
+        )
+        if shown_row in rows[:new]:
+          i, frames = rows.index(shown_row), int(heldout.mask[shown_row].sum())
+          shown[camera] = tuple(np.asarray(x[i, :frames]) for x in (getattr(batch, camera), pictures))
+      progress.update(new)
+    imagine_features = judging.make_imagine_features(model, context)
+    for number, rows in enumerate([] if takes is None else parts(takes)):
+      assert takes is not None
+      batch = jax.tree.map(jnp.asarray, takes.batch(rows))
+      observe_key, imagine_key = jax.random.split(jax.random.fold_in(key, len(fit) + len(heldout) + number))
+      filtered = filter_windows(params, batch, observe_key)
+      new = len(set(rows))
+      out["takes_posterior"].append(np.asarray(filtered["feature"][:new, context - 1 :]))
+      out["takes_imagined"].append(
+        np.asarray(imagine_features(params, batch, filtered["last"], imagine_key)[:new])
+      )
+      progress.update(new)
+  features = {name: np.concatenate(blocks) for name, blocks in out.items() if blocks}
+  numbers: dict[str, Any] = {
+    "name": _name(artifact),
+    "path": str(artifact.path),
+    "fingerprint": artifact.fingerprint,
+    "experiment": artifact.config.get("experiment", ""),
+    "image_size": model.image_size,
+    "cameras": list(model.cameras),
+    "updates": artifact.part.get("snapshot", artifact.config["world_model"]["updates"]),
+    "parameters": int(sum(x.size for x in jax.tree.leaves(params))),
+    "inverse_dynamics_input": model.inverse_dynamics_input,
+    "open_loop": {},
+    "repeated": {},
+  }
+  for camera, blocks in per_camera.items():
+    joined = {
+      name: None if blocks[0][name] is None else np.concatenate([block[name] for block in blocks])
+      for name in blocks[0]
+    }
+    own, repeated = summarise_pictures(joined, heldout.mask[:, context:], config.judge.horizons)
+    numbers["open_loop"][camera], numbers["repeated"][camera] = own, repeated
+  readings = read_probes(features, data, context)
+  horizons = config.judge.horizons
+  numbers["probes"] = judge_probes(readings, "play", heldout, context, horizons)
+  numbers["hand"] = {
+    name: judge_hand(readings, name, judged, context, horizons) for name, judged in data.judged.items()
+  }
+  if takes is not None:
+    numbers["takes"] = judge_probes(readings, "takes", takes, context, horizons)
+  numbers["inverse_dynamics"] = judge_actions(features, heldout, fit)
+  numbers["seconds"] = round(time.perf_counter() - began, 2)
+  return numbers, shown
+
+
+def _most_moved(of: Windows) -> int:
+  """The window in which the joints move most and the lamps change; chosen by the data alone."""
+  furniture = [k for k, target in enumerate(TARGETS) if target.source == "scene_obs"]
+  values = np.where(of.mask[..., None], of.target[..., furniture], np.nan)
+  travel = np.nanmax(values, 1) - np.nanmin(values, 1)
+  travel /= np.maximum(travel.max(0), 1e-9)
+  return int((travel.sum(1) + of.mask.mean(1)).argmax())
+
+
+def at_horizons(values: np.ndarray, horizons: Sequence[int]) -> list[Any]:
+  """Values [T] of the frames 1 to T imagined, at the horizons; None where T is too short."""
+  return [values[h - 1].item() if h <= len(values) else None for h in horizons]
+
+
+def summarise_pictures(
+  measured: Mapping[str, Any], valid: np.ndarray, horizons: Sequence[int]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Means over windows of what `train.judging.make_imagine` returns for one camera.
+
+  Args:
+    measured: psnr [W, H+1], ssim [W, N+1], repeated_psnr [W, H], repeated_ssim [W, N], N the horizons that
+      are at most H; SSIM may be None.
+    valid: [W, H] bool, false where a window is over.
+    horizons: all that were asked for.
+
+  Returns:
+    (of the model, of repeating the last frame seen): `psnr` and `ssim` at the horizons, None where no window
+    is long enough, `psnr_curve` [H], and `mean_psnr` over all imagined frames; the model has
+    `reconstruction_psnr` and `reconstruction_ssim` of the last frame seen, too.
+  """
+  count = valid.sum(0)  # at least one window has H imagined frames
+  reached = [h for h in horizons if h <= valid.shape[1]]
+
+  def mean(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    return np.where(mask, values, 0).sum(0) / np.maximum(mask.sum(0), 1)
+
+  def of(psnr: np.ndarray, ssim: np.ndarray | None) -> dict[str, Any]:
+    curve = mean(psnr, valid)
+    at = mean(ssim, valid[:, [h - 1 for h in reached]]).tolist() if ssim is not None else []
+    return {
+      "psnr": at_horizons(curve, horizons),
+      "ssim": [at[reached.index(h)] if h in reached and at else None for h in horizons],
+      "psnr_curve": curve.round(4).tolist(),
+      "mean_psnr": float((curve * count).sum() / count.sum()),
+    }
+
+  psnr, ssim = measured["psnr"], measured["ssim"]
+  own = of(psnr[:, 1:], None if ssim is None else ssim[:, 1:])
+  own["reconstruction_psnr"] = float(psnr[:, 0].mean())
+  own["reconstruction_ssim"] = None if ssim is None else float(ssim[:, 0].mean())
+  return own, of(measured["repeated_psnr"], measured["repeated_ssim"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Readings:
+  """What linear probes read off features.
+
+  Attributes:
+    fitted: the probes, fitted on the posterior of the training windows.
+    posterior: play or takes -> [W, T-C+1, K], from frame C - 1.
+    imagined: play or takes -> [W, T-C, K].
+  """
+
+  fitted: probes.Probes
+  posterior: dict[str, np.ndarray]
+  imagined: dict[str, np.ndarray]
+
+
+def read_probes(features: Mapping[str, np.ndarray], data: Data, context: int) -> Readings:
+  """Fits probes and reads what is judged.
+
+  Args:
+    features: `fit` [W', T'-C, F] and `posterior` [W, T-C+1, F], from frame C - 1, and `imagined` [W, T-C, F];
+      where there are takes, `takes_posterior` and `takes_imagined` likewise.
+    data: the windows.
+    context: C.
+  """
+  seen = data.fit.mask[:, context:]
+  groups = np.broadcast_to(np.arange(len(seen))[:, None], seen.shape)
+  fitted = probes.fit(features["fit"][seen], data.fit.target[:, context:][seen], BINARY, groups[seen])
+  prefixes = {"play": "", "takes": "takes_"}
+  read = lambda kind: {name: fitted.read(features[prefixes[name] + kind]) for name in data.judged}
+  return Readings(fitted, read("posterior"), read("imagined"))
+
+
+def judge_hand(
+  readings: Readings, name: str, judged: Windows, context: int, horizons: Sequence[int]
+) -> dict[str, Any]:
+  """Error of the hand's position, as the probes read it.
+
+  Args:
+    readings: from `read_probes`.
+    name: play or takes.
+    judged: the windows that were imagined.
+    context: C.
+    horizons: frames imagined.
+
+  Returns:
+    `posterior` and `imagined` (at the horizons): {"median", "rms"} of the distance [m], None without windows.
+  """
+  valid, truth = judged.mask[:, context:], judged.target[:, context:, HAND]
+  posterior, imagined = (read[name][..., HAND] for read in (readings.posterior, readings.imagined))
+  return {
+    "posterior": distance((posterior[:, 1:] - truth)[valid]),
+    "imagined": distances_at(imagined - truth, valid, horizons),
+  }
+
+
+def distance(error: np.ndarray) -> dict[str, float] | None:
+  """Median and root mean square of the length of errors [N, 3]; None without any."""
+  if not len(error):
+    return None
+  length = np.linalg.norm(error, axis=-1)
+  return {"median": float(np.median(length)), "rms": float(np.sqrt(np.square(length).mean()))}
+
+
+def distances_at(
+  error: np.ndarray, valid: np.ndarray, horizons: Sequence[int]
+) -> list[dict[str, float] | None]:
+  """`distance` of errors [W, T, 3] at frames imagined, where valid [W, T]."""
+  return [distance(error[valid[:, h - 1], h - 1]) if h <= error.shape[1] else None for h in horizons]
+
+
+def judge_recursion(data: Data, context: int, horizons: Sequence[int]) -> dict[str, Any] | None:
+  """`judge_hand`'s `imagined` of a linear recursion fitted on the training windows; play or takes -> list.
+
+  None where the context is too short for it, or no training window is long enough.
+  """
+  if context < recursion.ACTIONS or data.fit.mask.shape[1] <= recursion.ACTIONS:
+    return None
+  of = lambda judged: (judged.target[..., HAND], judged.padded(judged.frames.action))
+  coefficients = recursion.fit(*of(data.fit), data.fit.mask)
+  out = {}
+  for name, judged in data.judged.items():
+    position, action = of(judged)
+    error = recursion.predict(coefficients, position, action, context) - position[:, context:]
+    out[name] = distances_at(error, judged.mask[:, context:], horizons)
+  return out
+
+
+def judge_probes(
+  readings: Readings, name: str, judged: Windows, context: int, horizons: Sequence[int]
+) -> dict[str, Any]:
+  """Scores of what probes read off the posterior and the imagination of held-out windows.
+
+  Args:
+    readings: from `read_probes`.
+    name: play or takes.
+    judged: the windows that were imagined.
+    context: C.
+    horizons: frames imagined.
+
+  Returns:
+    target -> `posterior`, and at the horizons `imagined` and `kept` (the reading of the last frame seen):
+    scores of `core.probes.score`; `error`: of the posterior's readings, in the target's unit, and
+    `regularisation`.
+  """
+  fitted, posterior, imagined = readings.fitted, readings.posterior[name], readings.imagined[name]
+  valid, truth = judged.mask[:, context:], judged.target[:, context:]
+  at_posterior = probes.score(fitted, posterior[:, 1:][valid], truth[valid], BINARY)
+  variance = truth[valid].var(0)  # of all held-out frames: at one horizon a joint may hardly differ
+  error = np.sqrt(np.square(posterior[:, 1:][valid] - truth[valid]).mean(0))
+
+  def at(readings: np.ndarray, horizon: int) -> list[float | str | None]:
+    if horizon > valid.shape[1]:
+      return [None] * len(TARGETS)
+    there, t = valid[:, horizon - 1], horizon - 1
+    here = readings[there, t if readings.shape[1] > 1 else 0]
+    return probes.score(fitted, here, truth[there, t], BINARY, variance)
+
+  by_horizon = [at(imagined, h) for h in horizons]
+  kept = [at(posterior[:, :1], h) for h in horizons]
+  return {
+    target.name: {
+      "posterior": at_posterior[k],
+      "imagined": [scores[k] for scores in by_horizon],
+      "kept": [scores[k] for scores in kept],
+      "error": None if target.binary else float(error[k]),
+      "regularisation": float(fitted.regularisation[k]),
+    }
+    for k, target in enumerate(TARGETS)
+  }
+
+
+def judge_actions(
+  features: Mapping[str, np.ndarray], heldout: Windows, fit: Windows
+) -> dict[str, dict[str, float]]:
+  """Squared error of the action between two frames, by dimension.
+
+  Args:
+    features: `action` [W, T-1, 7], the inverse dynamics' predictions; `embed` [W, T, E] and `fit_embed`
+      [W', T', E].
+    heldout: the windows that are predicted.
+    fit: windows of the training split.
+
+  Returns:
+    dimension -> `error` of the inverse dynamics, `linear`: of ridge regression on both embeddings, and
+    `mean_action`: of the training data's mean.
+  """
+  pairs, fitted = heldout.mask[:, 1:], fit.mask[:, 1:]
+  both = lambda embed: np.concatenate([embed[:, :-1], embed[:, 1:]], -1)
+  action, known = (of.padded(of.frames.action)[:, :-1] for of in (heldout, fit))
+  action, known = action[pairs], known[fitted]
+  groups = np.broadcast_to(np.arange(len(fitted))[:, None], fitted.shape)[fitted]
+  linear = probes.fit(both(features["fit_embed"])[fitted], known, np.zeros(known.shape[1], bool), groups)
+  readings = {
+    "error": features["action"][pairs].astype(np.float64),
+    "linear": linear.read(both(features["embed"])[pairs]),
+    "mean_action": fit.frames.action.mean(0, dtype=np.float64),
+  }
+  errors = {name: np.square(reading - action).mean(0) for name, reading in readings.items()}
+  return {
+    dimension: {name: float(error[i]) for name, error in errors.items()}
+    for i, dimension in enumerate(ACTION_NAMES)
+  }
+
+
+def _name(artifact: Artifact) -> str:
+  """Experiment and folder of a world model; of a snapshot its update too."""
+  parts = [part for part in artifact.path.absolute().parts if part not in ("world_model", "snapshots")]
+  snapshot = "snapshots" in artifact.path.parts
+  folder = "/".join(parts[-2:] if snapshot else parts[-1:])
+  return f"{artifact.config.get('experiment', '?')} ({folder})"
