@@ -291,11 +291,11 @@ PROCESSES = """
 import errno, pathlib, sys
 import jax, numpy as np
 index, port, path = int(sys.argv[1]), sys.argv[2], pathlib.Path(sys.argv[3])
-from wam_jax.io import processes
+from wam_jax.host import processes
 processes.start(f"127.0.0.1:{port}", 2, index)
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from wam_jax.io import checksums
+from wam_jax.storage import checksums
 from wam_jax.storage.checkpoint import Checkpointer, CheckpointError
 from wam_jax.storage.saved_params import load_params, save_params
 

@@ -202,7 +202,7 @@ def test_an_only_step_without_manifest_was_never_there(tmp_path):
 KILLED = """
 import os, pathlib, shutil, signal, sys, threading, time
 import jax, jax.numpy as jnp, numpy as np
-from wam_jax.io import checksums
+from wam_jax.storage import checksums
 from wam_jax.storage.checkpoint import Checkpointer
 from wam_jax.storage.saved_params import save_params
 

@@ -151,7 +151,7 @@ def test_a_simulator_that_only_draws_the_present_is_recorded_with_pictures(colle
     made.append((name, root))
     return DrawsItself()
 
-  monkeypatch.setattr(recording.envs, "make_environment", make)
+  monkeypatch.setattr(recording.registry, "make_environment", make)
   monkeypatch.setattr(recording.envs, "make_renderer", lambda *_: pytest.fail("drawn again"))
   summary = _run(config, tmp_path)
   assert made == [("calvin", "somewhere")]
@@ -338,7 +338,7 @@ def test_points_to_calvins_own_data(collected, tmp_path):
 def test_imports_no_simulator_and_workers_no_jax():
   lines = {
     "mujoco": "import wam_jax.stages.collect",
-    "jax": "from wam_jax.stages import recording; recording.registry.make_environment('play_table')",
+    "jax": "from wam_jax.envs import recording; recording.registry.make_environment('play_table')",
   }
   for unwanted, line in lines.items():
     code = f"import sys; {line}; sys.exit({unwanted!r} in sys.modules)"
