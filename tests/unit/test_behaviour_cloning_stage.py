@@ -152,7 +152,7 @@ def test_dppo_policies_stand_for_cloning(featurized, tmp_path):
   result = json.loads((artifact.path / "result.json").read_text())
   assert set(result["loss_heldout"]) == set(TASKS)
   config = make_config(**changes)
-  assert "take the policies of" in plan._size(config, "behaviour_cloning")
+  assert "take the policies of" in chain.ROWS["behaviour_cloning"].size(config)
   assert plan.estimate(config, "behaviour_cloning") < 1e-3
 
 

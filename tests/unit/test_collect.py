@@ -152,7 +152,7 @@ def test_a_simulator_that_only_draws_the_present_is_recorded_with_pictures(colle
     return DrawsItself()
 
   monkeypatch.setattr(recording.registry, "make_environment", make)
-  monkeypatch.setattr(recording.envs, "make_renderer", lambda *_: pytest.fail("drawn again"))
+  monkeypatch.setattr(recording.registry, "make_renderer", lambda *_: pytest.fail("drawn again"))
   summary = _run(config, tmp_path)
   assert made == [("calvin", "somewhere")]
   assert summary["frames"]["failed"] and {**summary["frames"], "failed": 0, "total": 0} == {
