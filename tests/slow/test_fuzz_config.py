@@ -18,8 +18,11 @@ from hypothesis import strategies as st
 from ml_collections import FrozenConfigDict
 
 from wam_jax import config as config_lib
-from wam_jax.config import ConfigError
-from wam_jax.config import rules as config_rules
+from wam_jax.config import STAGES, TASKS, ConfigError
+from wam_jax.config.checks import shown
+from wam_jax.config.fields import CAMERAS, PRESETS
+from wam_jax.config.fields import FIELDS as ROWS
+from wam_jax.config.rules import RULES
 from wam_jax.main import split_overrides
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -45,7 +48,7 @@ _number_text = st.one_of(
   st.sampled_from(["1e400", "-0", "1e-400", "1.0", "1,5", "True", "None", "1j", "1e", "--1", "5%"]),
 )
 _list_text = st.recursive(
-  st.one_of(_number_text.filter(lambda t: len(t) < 50), st.sampled_from(config_rules.TASKS), _any_text),
+  st.one_of(_number_text.filter(lambda t: len(t) < 50), st.sampled_from(TASKS), _any_text),
   lambda inner: st.builds(
     lambda items, pair: pair[:1] + ",".join(items) + pair[1:],
     st.lists(inner, max_size=4),
@@ -69,14 +72,14 @@ _path_text = st.one_of(
   ),
   _any_text,
 )
-_words = sorted({word for check in config_rules.CHECKS.values() for word in re.split(r"[ ,]+", check.rule)})
+_words = sorted({word for row in ROWS.values() for word in re.split(r"[ ,]+", row.check.rule)})
 _text = st.one_of(
   _any_text,
   _number_text,
   _list_text,
   _path_text,
   st.sampled_from(_words),
-  st.sampled_from(sorted({config_rules.shown(value) for value in FIELDS.values()})),
+  st.sampled_from(sorted({shown(value) for value in FIELDS.values()})),
   st.builds(
     lambda unit, n: unit * n,
     st.sampled_from(["a", "(", "[", "9", "1,", "\0", ".", "_", "é", "{}"]),
@@ -129,7 +132,7 @@ def _plausible(path):
     return st.floats(0, 1).map(repr)
   if isinstance(value, tuple):
     return _list_text
-  words = re.split(r"[ ,]+", config_rules.CHECKS[path].rule)
+  words = re.split(r"[ ,]+", ROWS[path].check.rule)
   return st.one_of(st.sampled_from(words), _any_text)
 
 
@@ -165,7 +168,7 @@ def _place(tmp_path_factory):
   (place / "file").write_text("x")
   (place / "folder").mkdir()
   (place / "loop").symlink_to("loop")
-  for stage in (".", *config_rules.STAGES):
+  for stage in (".", *STAGES):
     (place / "done" / stage).mkdir(parents=True, exist_ok=True)
     (place / "done" / stage / "DONE").touch()
   for name, ids in (("data", b"\x93NUMPY\x01\0"), ("broken", b"")):
@@ -181,10 +184,10 @@ def _place(tmp_path_factory):
 def _check_finished(config):
   assert isinstance(config, FrozenConfigDict)
   fields = config_lib.flatten(config)
-  assert set(fields) == set(config_rules.CHECKS)
+  assert set(fields) == set(ROWS)
   for path, value in fields.items():
-    assert config_rules.check_field(path, value, FIELDS[path]) == [], (path, value)
-  for rule in config_rules.RULES:
+    assert ROWS[path].problems(value) == [], (path, value)
+  for rule in RULES:
     assert rule.holds(*(fields[path] for path in (rule.path, *rule.needs))), rule
   os.fsencode(config.workdir)  # a path that can be made
   assert "\0" not in config.workdir
@@ -195,7 +198,7 @@ def _check_finished(config):
 @given(st.data())
 def test_any_command_line_gives_a_config_or_problems(place, data):
   argv = data.draw(_argv(_pairs))
-  preset = data.draw(st.sampled_from(config_rules.PRESETS))
+  preset = data.draw(st.sampled_from(PRESETS))
   before = listing(place)
   config = config_lib.preset_config(preset)
   if data.draw(st.booleans()):
@@ -222,7 +225,7 @@ _item = st.text(
 
 def _valid(path):
   """Values of the field's type that its check takes."""
-  value, check = FIELDS[path], config_rules.CHECKS[path]
+  value, check = FIELDS[path], ROWS[path].check
   if isinstance(value, bool):
     values = st.booleans()
   elif isinstance(value, int):
@@ -230,11 +233,9 @@ def _valid(path):
   elif isinstance(value, float):
     values = st.one_of(_number, st.floats(0, 1), st.just(value))
   elif path == "tasks":
-    values = st.permutations(config_rules.TASKS).flatmap(
-      lambda t: st.integers(1, len(t)).map(lambda n: tuple(t[:n]))
-    )
+    values = st.permutations(TASKS).flatmap(lambda t: st.integers(1, len(t)).map(lambda n: tuple(t[:n])))
   elif path == "world_model.cameras":
-    values = st.sampled_from([(c,) for c in config_rules.CAMERAS] + [config_rules.CAMERAS])
+    values = st.sampled_from([(c,) for c in CAMERAS] + [CAMERAS])
   elif path == "world_model.adam_betas":
     values = st.tuples(st.floats(0, 1, exclude_max=True), st.floats(0, 1, exclude_max=True))
   elif path == "judge.compare":
@@ -257,7 +258,7 @@ def _valid(path):
 def test_the_text_of_a_value_gives_the_value(place, data):
   chosen = data.draw(st.lists(st.sampled_from(sorted(FIELDS)), min_size=1, max_size=4, unique=True))
   values = {path: data.draw(_valid(path)) for path in chosen}
-  argv = [f"--config.{path}={config_rules.shown(value)}" for path, value in values.items()]
+  argv = [f"--config.{path}={shown(value)}" for path, value in values.items()]
   config = config_lib.preset_config("demo")
   with guarded(SECONDS):
     rest, overrides = split_overrides(argv)

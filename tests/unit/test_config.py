@@ -3,6 +3,8 @@ from __future__ import annotations
 import importlib.util
 import io
 import pathlib
+import shutil
+import subprocess
 import sys
 
 import numpy as np
@@ -10,8 +12,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from wam_jax import config as config_lib
-from wam_jax.config import ConfigError
-from wam_jax.config import rules as config_rules
+from wam_jax.config import ConfigError, rules
+from wam_jax.config.fields import FIELDS, GROUPS, PRESETS, ROWS
 from wam_jax.main import split_overrides
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -24,6 +26,11 @@ def config(monkeypatch, tmp_path):
   return config_lib.preset_config("demo")
 
 
+def make_folders(root, *names):
+  for name in names:
+    (root / name).mkdir(parents=True)
+
+
 def problems_of(config, *overrides):
   found = config_lib.apply_overrides(config, overrides)
   with pytest.raises(ConfigError) as error:
@@ -31,23 +38,62 @@ def problems_of(config, *overrides):
   return {problem.path: problem for problem in error.value.problems}
 
 
-def test_every_field_has_a_check_and_every_check_a_field():
-  assert set(config_lib.flatten(config_lib.default_config())) == set(config_rules.CHECKS)
+def test_each_field_has_one_row():
+  assert len(ROWS) == len(FIELDS)
+  assert config_lib.flatten(config_lib.default_config()) == {row.path: row.default for row in ROWS}
+  assert not [problem for row in ROWS for problem in row.problems(row.default)]
+  assert set(GROUPS) < {row.path.split(".")[0] for row in ROWS}
+  assert tuple(config_lib.PRESET_CHANGES) == PRESETS
 
 
-@pytest.mark.parametrize("preset", config_rules.PRESETS)
+def test_a_new_field_is_one_edit(tmp_path):
+  package = pathlib.Path(config_lib.__file__).parents[1]
+  hidden = shutil.ignore_patterns("__pycache__", "pretrained")
+  shutil.copytree(package, tmp_path / "wam_jax", ignore=hidden)
+  file = tmp_path / "wam_jax" / "config" / "fields.py"
+  before, row, after = file.read_text(encoding="utf-8").partition('  Field("online.iterations"')
+  new = '  Field("ppo.patience", 7, count(2, 9), "iterations without a better policy"),\n'
+  assert row
+  file.write_text(before + new + row + after, encoding="utf-8")
+  code = """
+from wam_jax import config
+from wam_jax.config import reference
+
+c = config.preset_config("demo")
+print("default", c.ppo.patience)
+print(config.apply_overrides(c, [("ppo.patience", "1e1"), ("ppo.patiense", "3")]))
+try:
+  config.finalize(c)
+except config.ConfigError as error:
+  print(error)
+c.ppo.patience = 9
+print("finished", config.finalize(c).ppo.patience)
+print(reference.reference())
+"""
+  run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+  assert run.returncode == 0, run.stderr
+  rule = "a whole number, at least 2 and at most 9"
+  for line in (
+    "default 7",
+    "did you mean ppo.patience?",
+    f"ppo.patience = 10\n    rule: {rule}\n    fix:  for instance --config.ppo.patience=7",
+    "finished 9",
+    f"| `ppo.patience` | `7` |  |  | {rule} | iterations without a better policy |",
+  ):
+    assert line in run.stdout, (line, run.stdout)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
 def test_presets_are_right_by_themselves(preset, monkeypatch, tmp_path):
   monkeypatch.chdir(tmp_path)
-  for split in ("training", "validation"):
-    (tmp_path / "calvin" / split).mkdir(parents=True)
+  make_folders(tmp_path / "calvin", "training", "validation")
   monkeypatch.setenv("CALVIN_DATA", str(tmp_path / "calvin"))
   config = config_lib.finalize(config_lib.preset_config(preset))
   assert config.preset == preset and config.workdir == f"runs/calvin_wam_{preset}"
   assert config.data.calvin_path == (str(tmp_path / "calvin") if preset == "paper" else "")
   assert config.env.workers >= 1
-  assert config_lib.flatten(config_lib.finalize(config)) == config_lib.flatten(
-    config
-  )  # changes nothing twice
+  again = config_lib.finalize(config)
+  assert config_lib.flatten(again) == config_lib.flatten(config)  # changes nothing twice
 
 
 def test_finalize_freezes_a_copy(config):
@@ -100,53 +146,56 @@ def test_all_problems_come_at_once(config):
   assert len(found) == 11 and all(problem.rule and problem.fix for problem in found.values())
 
 
+IMPOSSIBLE = """
+  ppo.minibatches=1801 ppo.minibatches=7 ppo.horizon_steps=76 ppo.fine_tuned_steps=21 ppo.clip_min=0.5
+  ppo.critic_warmup_iterations=1000 ppo.log_prob_min=2 env.max_steps=71 env.image_size=60
+  behaviour_cloning.ddim_steps=21 behaviour_cloning.ddim_steps=-1 behaviour_cloning.policy=transformer
+  behaviour_cloning.batch_size=3601 behaviour_cloning.time_dim=15 behaviour_cloning.final_learning_rate=1
+  classifier.batch_size=3601 classifier.embed= data.play_episode_frames=8 data.play_episode_frames=30000
+  world_model.batch_size=1001 world_model.warmup_updates=50000 world_model.decode_fraction=0
+  world_model.learning_rate=nan evaluate.episodes=51 judge.horizons=5,1 judge.compare=nowhere
+  inputs.collect=nowhere
+"""
+
+
+@pytest.mark.parametrize("override", IMPOSSIBLE.split())
+def test_impossible_values_stop_before_anything_runs(config, override):
+  config_lib.finalize(config)  # right without the override
+  path, _, text = override.partition("=")
+  problem = problems_of(config, (path, text))[path]
+  assert "{" not in problem.rule + problem.fix
+
+
+def test_a_dataset_must_be_named(config):
+  assert set(problems_of(config, ("data.source", "calvin"))) == {"data.calvin_path"}
+
+
+W, B = "world_model", "behaviour_cloning"
+
+
 @pytest.mark.parametrize(
-  ("path", "text"),
+  ("right", "path", "value", "named", "word"),
   [
-    ("ppo.minibatches", "1801"),  # 100 dreams of 18 chunks
-    ("ppo.minibatches", "7"),
-    ("ppo.horizon_steps", "76"),  # longer than an episode
-    ("env.max_steps", "71"),
-    ("ppo.fine_tuned_steps", "21"),
-    ("behaviour_cloning.ddim_steps", "21"),
-    ("behaviour_cloning.ddim_steps", "-1"),
-    ("behaviour_cloning.policy", "transformer"),
-    ("ppo.critic_warmup_iterations", "1000"),
-    ("ppo.log_prob_min", "2"),
-    ("ppo.clip_min", "0.5"),
-    ("behaviour_cloning.batch_size", "3601"),  # 50 demos of 72 frames
-    ("behaviour_cloning.time_dim", "15"),
-    ("behaviour_cloning.final_learning_rate", "1"),
-    ("classifier.batch_size", "3601"),
-    ("classifier.embed", ""),
-    ("data.play_episode_frames", "8"),
-    ("data.play_episode_frames", "30000"),
-    ("world_model.batch_size", "1001"),
-    ("world_model.warmup_updates", "50000"),
-    ("world_model.decode_fraction", "0"),
-    ("evaluate.episodes", "51"),
-    ("env.image_size", "60"),
-    ("world_model.learning_rate", "nan"),
-    ("judge.horizons", "5,1"),
-    ("judge.compare", "nowhere"),
-    ("inputs.collect", "nowhere"),
-    ("data.source", "calvin"),
+    ({f"{B}.policy": "gaussian"}, f"{B}.ddim_steps", 5, f"{B}.ddim_steps", "gaussian"),
+    ({"ppo.failed_starts": 0.3}, "data.failed_takes_per_task", 0, "ppo.failed_starts", "failed_takes"),
+    ({}, "data.heldout_failed_takes_per_task", 0, "data.heldout_failed_takes_per_task", "at least 1"),
+    ({f"{W}.proprio": "latent"}, f"{W}.robot_obs_weight", 0.0, f"{W}.robot_obs_weight", "proprio=latent"),
+    (
+      {f"{W}.proprio": "none", f"{W}.robot_obs_weight": 0.0},
+      *(f"{W}.proprio", "latent", f"{W}.robot_obs_weight", "proprio=latent"),
+    ),
+    ({f"{W}.open_loop_share": 0.4}, f"{W}.carry_state", True, f"{W}.open_loop_share", "carry_state"),
+    (
+      {f"{W}.open_loop_share": 0.0, f"{W}.carry_state": True},
+      *(f"{W}.open_loop_share", 1.1, f"{W}.open_loop_share", "at most 1"),
+    ),
   ],
 )
-def test_impossible_values_stop_before_anything_runs(config, path, text):
-  config_lib.finalize(config)  # right without the override
-  found = problems_of(config, (path, text))
-  named = "data.calvin_path" if path == "data.source" else path
-  assert named in found and "{" not in found[named].rule + found[named].fix
-
-
-def test_ddim_is_for_policies_that_denoise(config):
-  gaussian = ("behaviour_cloning.policy", "gaussian")
-  assert config_lib.apply_overrides(config, [gaussian]) == []
+def test_fields_that_go_together(config, right, path, value, named, word):
+  config.update_from_flattened_dict(right)
   config_lib.finalize(config)
-  found = problems_of(config, ("behaviour_cloning.ddim_steps", "5"))
-  assert set(found) == {"behaviour_cloning.ddim_steps"}
-  assert "gaussian" in found["behaviour_cloning.ddim_steps"].rule
+  found = problems_of(config, (path, str(value)))
+  assert set(found) == {named} and word in found[named].rule
 
 
 def test_calvins_experts_know_scene_d_only(config, tmp_path, monkeypatch):
@@ -160,44 +209,8 @@ def test_calvins_experts_know_scene_d_only(config, tmp_path, monkeypatch):
   assert set(found) == {"data.source", "evaluate.expert"} and "scene D" in found["data.source"].rule
 
 
-def test_failed_starts_need_failed_takes(config):
-  config.data.failed_takes_per_task = 0
-  found = problems_of(config, ("ppo.failed_starts", "0.3"))
-  assert set(found) == {"ppo.failed_starts"} and "failed_takes_per_task" in found["ppo.failed_starts"].rule
-  config.data.failed_takes_per_task = 5
-  assert config_lib.finalize(config).ppo.failed_starts == 0.3
-
-
-def test_failed_takes_are_held_out_too(config):
-  found = problems_of(config, ("data.heldout_failed_takes_per_task", "0"))
-  assert set(found) == {"data.heldout_failed_takes_per_task"}
-
-
-def test_a_robot_in_the_latent_is_trained_to_be_predicted(config):
-  config.world_model.robot_obs_weight = 0.0
-  found = problems_of(config, ("world_model.proprio", "latent"))
-  assert set(found) == {"world_model.robot_obs_weight"}
-  assert "proprio=latent" in found["world_model.robot_obs_weight"].rule
-  config.world_model.robot_obs_weight = 2.0
-  assert config_lib.finalize(config).world_model.proprio == "latent"
-  config.world_model.proprio, config.world_model.robot_obs_weight = "none", 0.0
-  config_lib.finalize(config)
-
-
-def test_no_window_goes_on_from_an_imagined_state(config):
-  config.world_model.open_loop_share, config.world_model.carry_state = 0.4, False
-  assert config_lib.finalize(config).world_model.open_loop_share == 0.4
-  found = problems_of(config, ("world_model.carry_state", "true"))
-  assert set(found) == {"world_model.open_loop_share"}
-  assert "carry_state" in found["world_model.open_loop_share"].rule
-  config.world_model.open_loop_share = 0.0
-  assert config_lib.finalize(config).world_model.carry_state
-  assert set(problems_of(config, ("world_model.open_loop_share", "1.1"))) == {"world_model.open_loop_share"}
-
-
 def test_data_smaller_than_a_batch(config, tmp_path):
-  for split in ("training", "validation"):
-    (tmp_path / "calvin" / split).mkdir(parents=True)
+  make_folders(tmp_path / "calvin", "training", "validation")
   episodes = np.array([[100, 199], [300, 382]])  # ends inclusive: 183 frames
   np.save(tmp_path / "calvin" / "training" / "ep_start_end_ids.npy", episodes)
   found = problems_of(config, ("data.source", "calvin"), ("data.calvin_path", str(tmp_path / "calvin")))
@@ -206,8 +219,7 @@ def test_data_smaller_than_a_batch(config, tmp_path):
 
 def test_folders(config, tmp_path):
   (tmp_path / "file").write_text("")
-  (tmp_path / "other" / "collect").mkdir(parents=True)
-  (tmp_path / "calvin" / "training").mkdir(parents=True)
+  make_folders(tmp_path, "other/collect", "calvin/training")
   found = problems_of(
     config,
     ("workdir", str(tmp_path / "file" / "run")),
@@ -278,13 +290,8 @@ def test_own_experiments_are_found_by_name_from_every_folder(tmp_path, monkeypat
   wam = str(own["calvin_wam"])
   assert find("experiments/calvin_wam.py:demo") == find("calvin_wam:demo") == f"{wam}:demo"
   assert find("calvin_wam.py") == find("experiments/calvin_wam.py") == wam
-  for other in (
-    "elsewhere/calvin_wam.py:demo",
-    "calvin_wm:demo",
-    "",
-    "/experiments/calvin_wam.py",
-    "a.py:b:c",
-  ):
+  others = ("elsewhere/calvin_wam.py:demo", "calvin_wm:demo", "", "/experiments/calvin_wam.py", "a.py:b:c")
+  for other in others:
     assert find(other) == other
   (tmp_path / "experiments").mkdir()
   (tmp_path / "experiments" / "calvin_wam.py").touch()  # one's own comes first
@@ -299,15 +306,9 @@ def test_the_folder_at_the_top_leads_to_the_packages_experiments():
 
 
 def test_overrides_in_all_spellings():
-  argv = [
-    "main",
-    "--config=a.py:demo",
-    "--config.seed",
-    "3",
-    "-config.workdir=x=y",
-    "--noconfig.evaluate.expert",
-  ]
-  rest, overrides = split_overrides([*argv, "--config.evaluate.random_policy", "--verbosity=1"])
+  argv = ["main", "--config=a.py:demo", "--config.seed", "3", "-config.workdir=x=y"]
+  argv += ["--noconfig.evaluate.expert", "--config.evaluate.random_policy", "--verbosity=1"]
+  rest, overrides = split_overrides(argv)
   assert rest == ["main", "--config=a.py:demo", "--verbosity=1"]
   assert overrides == [
     ("seed", "3"),
@@ -358,7 +359,7 @@ def test_what_no_system_takes_is_a_problem(config, tmp_path, path, text):
 def test_a_divisor_is_found_quickly(config):
   found = problems_of(config, ("ppo.dreams", str(2**31 - 1)), ("ppo.minibatches", "2147483646"))  # a prime
   assert "for instance" in found["ppo.minibatches"].fix
-  assert config_rules._divisor(900, 7) == 6 and config_rules._divisor(2**61 - 1, 10**9) == 1
+  assert rules._divisor(900, 7) == 6 and rules._divisor(2**61 - 1, 10**9) == 1
 
 
 @pytest.mark.parametrize("folder", ["2024", "run(1)", "[a", "7", "a b"])
@@ -389,9 +390,9 @@ def test_empty_lists_know_what_they_hold(config):
   assert config_lib.apply_overrides(config, [("world_model.snapshots", "[10, 1e2]")]) == []
   assert config.world_model.snapshots == (10, 100)
   assert "world_model.snapshots" in problems_of(config, ("world_model.snapshots", "ten"))
-  assert {
-    path for path, value in config_lib.flatten(config_lib.default_config()).items() if value == ()
-  } == set(config_rules.EMPTY_LISTS)
+  for row in ROWS:
+    if isinstance(row.default, tuple):
+      assert {type(item) for item in row.default} <= {type(row.check.item)}, row.path
 
 
 def test_values_of_an_experiment_file_that_no_check_expects(config):
@@ -407,8 +408,7 @@ def test_long_values_are_cut_in_the_message(config):
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x93NUMPY\x01\0", "huge"])
 def test_damaged_ids_are_left_to_the_reader(config, tmp_path, content):
-  for split in ("training", "validation", "failed"):
-    (tmp_path / split).mkdir()
+  make_folders(tmp_path, "training", "validation", "failed")
   if content == "huge":
     file = io.BytesIO()
     header = {"descr": "<i8", "fortran_order": False, "shape": (2**50, 2)}

@@ -23,9 +23,8 @@ import pytest
 from absl.testing import flagsaver
 
 from wam_jax import main
-from wam_jax.config import ConfigError, default_config, flatten
+from wam_jax.config import STAGES, TASKS, ConfigError, default_config, flatten
 from wam_jax.config import reference as config_reference
-from wam_jax.config.rules import STAGES, TASKS
 from wam_jax.config.surroundings import dppo_file
 from wam_jax.data import inspect
 from wam_jax.envs import tasks as task_oracle
@@ -503,33 +502,6 @@ def test_the_config_reference_is_what_the_code_says():
   assert (ROOT / "docs" / "CONFIG.md").read_text(encoding="utf-8") == page
   rows = re.findall(r"^\| `([a-z_.0-9]+)` \|", page, re.MULTILINE)
   assert len(rows) == len(set(rows)) and set(rows) == set(flatten(default_config()))
-
-
-def test_comments_of_a_config():
-  source = '''
-def f():
-  """c.not_this = 1  # nor this"""
-  c = ConfigDict()
-  c.seed = 0  # of all
-  c.plain = 1
-
-  # Stands above,
-  # in two lines.
-  g = c.group = ConfigDict()
-  g.one = (
-    1  # inside
-  )
-  # Above; and
-  g.two = 2  # beside: "# not a comment"
-  c.group.three = "# not a comment"
-  other = 4  # of nothing
-'''
-  assert config_reference.comments(source) == {
-    "seed": "of all",
-    "group": "Stands above, in two lines.",
-    "group.one": "inside",
-    "group.two": 'Above; and beside: "# not a comment"',
-  }
 
 
 def test_the_glossary_is_in_order():

@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from wam_jax.config.rules import CAMERAS, STAGES, Problem
+from wam_jax.config.chain import STAGES
+from wam_jax.config.checks import Problem
+from wam_jax.envs.base import CAMERAS
 from wam_jax.host.machine import available_cores
 
 

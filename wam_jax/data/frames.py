@@ -17,12 +17,13 @@ import numpy as np
 
 from wam_jax.core import image as image_lib
 from wam_jax.data.files import COPY_AGAIN, IDS_FILE, DatasetError, PathLike, read_npz
+from wam_jax.envs.base import CAMERAS
 from wam_jax.host.machine import available_cores
 
 ProgressFactory = Callable[[int, str], contextlib.AbstractContextManager[Any]]
 
 VECTOR_KEYS = {"rel_actions": 7, "robot_obs": 15, "scene_obs": 24}
-PICTURE_KEYS = ("rgb_static", "rgb_gripper")
+PICTURE_KEYS = CAMERAS
 ACTION_TOLERANCE = 1e-4  # of rel_actions beyond [-1, 1]: rounding in CALVIN's own recording
 FLOAT_MAX = float(np.finfo(np.float32).max)
 BLOCK = 256  # frames per unit of work: large enough to hide the thread pool, small enough for a smooth bar

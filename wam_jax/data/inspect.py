@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from wam_jax.config.rules import TASKS
 from wam_jax.data import calvin, converted
 from wam_jax.data.files import COPY_AGAIN, IDS_FILE, DatasetError, PathLike
 from wam_jax.data.frames import (
@@ -28,6 +27,7 @@ from wam_jax.data.frames import (
   frame_path,
   ids_of,
 )
+from wam_jax.envs.tasks import TASKS
 
 SPLITS = ("training", "validation", calvin.FAILED)
 SAMPLE = 256  # frames read per split unless told otherwise

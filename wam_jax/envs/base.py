@@ -10,6 +10,7 @@ import numpy as np
 
 FINGERS_DOWN = (math.pi, 0.0, math.pi / 2)  # Euler angles of the hand in most skills
 
+CAMERAS = ("rgb_static", "rgb_gripper")  # the pictures of a frame
 ROBOT_OBS = 15  # tcp xyz [m], tcp Euler xyz [rad], gripper width [m], 7 joints [rad], last gripper action
 SCENE_OBS = 24  # slider, drawer, button, switch [m], bulb, led {0, 1}, 3 blocks x (xyz [m], Euler [rad])
 ACTION = 7

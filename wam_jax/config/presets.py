@@ -1,0 +1,161 @@
+"""Presets: what each changes of the defaults, and which one a machine should take; experiments by name."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from wam_jax.config.checks import ConfigError, Problem, did_you_mean
+from wam_jax.config.fields import FIELDS, PRESETS
+from wam_jax.host.machine import available_cores, find_accelerator
+
+# Differences of each preset from `default_config`.
+_DEMO: dict[str, Any] = {
+  "data.source": "embedded",
+  "data.play_frames": 24_000,
+  "data.play_episode_frames": 512,
+  "data.heldout_demos_per_task": 30,
+  "data.failed_takes_per_task": 60,
+  "data.heldout_failed_takes_per_task": 30,
+  "data.wrist_error": 0.1,
+  "data.heldout_play_frames": 4_000,
+  "judge.horizons": (1, 5, 10, 20, 40),
+  "judge.windows": 64,
+  "judge.probe_frames": 6_000,
+  "data.heldout_starts_per_task": 50,
+  "world_model.vision": "patch",
+  "world_model.depth": 16,
+  "world_model.embed": 384,
+  "world_model.deter": 256,
+  "world_model.stoch": 16,
+  "world_model.classes": 16,
+  "world_model.hidden": 256,
+  "world_model.inverse_dynamics_hidden": 256,
+  "world_model.embedding_image_weight": 1.0,
+  "world_model.proprio": "latent",
+  "world_model.robot_obs_weight": 1000.0,
+  "world_model.failed_takes": True,
+  "world_model.memory_frames": 64,
+  "world_model.open_loop_share": 0.5,
+  "world_model.decode_fraction": 0.125,
+  "world_model.batch_size": 16,
+  "world_model.sequence_length": 24,
+  "world_model.updates": 1_100,
+  "world_model.learning_rate": 6e-4,
+  "world_model.warmup_updates": 50,
+  "world_model.final_learning_rate_scale": 0.1,
+  "behaviour_cloning.hidden": 256,
+  "behaviour_cloning.batch_size": 128,
+  "behaviour_cloning.updates": 2_000,
+  "behaviour_cloning.learning_rate": 1e-3,
+  "behaviour_cloning.final_learning_rate": 1e-5,
+  "classifier.embed": (256, 128),
+  "classifier.hidden": 256,
+  "classifier.updates": 800,
+  "ppo.iterations": 14,
+  "ppo.dreams": 50,
+  "ppo.horizon": "terminal",
+  "ppo.epochs": 4,
+  "ppo.minibatches": 2,
+  "ppo.start_frames": 0,
+  "ppo.gamma": 0.97,
+  "ppo.eval_every": 0,
+  "ppo.actor_learning_rate": 1e-4,
+  "evaluate.episodes": 50,
+  "evaluate.random_policy": False,
+  "evaluate.imagined_episodes": 100,
+  "training.log_every": 10,
+}
+PRESET_CHANGES: dict[str, dict[str, Any]] = {
+  "demo": _DEMO,
+  # The demo trained longer: one seed of all tasks in half an hour on one core.
+  "small": {
+    **_DEMO,
+    "data.heldout_starts_per_task": 70,
+    "judge.windows": 128,
+    "judge.probe_frames": 12_000,
+    "world_model.updates": 2_400,
+    "world_model.learning_rate": 4e-4,
+    "behaviour_cloning.updates": 3_000,
+    "ppo.iterations": 32,
+    "evaluate.imagined_episodes": 200,
+  },
+  "paper": {},
+}
+
+
+def default_config() -> ConfigDict:
+  """The `paper` preset: published sizes. The other presets are differences from it."""
+  values: dict[str, Any] = {}
+  for path, field in FIELDS.items():
+    group, _, name = path.rpartition(".")
+    (values.setdefault(group, {}) if group else values)[name] = field.default
+  return ConfigDict(values)
+
+
+def own_experiments() -> dict[str, pathlib.Path]:
+  """The files of `wam_jax/experiments`, by name."""
+  files = sorted((pathlib.Path(__file__).parents[1] / "experiments").glob("[!_]*.py"))
+  return {file.stem: file for file in files}
+
+
+def experiment_file(value: str) -> str:
+  """The value of --config, with the path of one of our own experiments where only its name was given.
+
+  Args:
+    value: PATH[:preset]. Where there is no such file, experiments/NAME.py or NAME is the experiment that is
+      installed with the package, so that commands work outside of a checkout too.
+  """
+  path, colon, preset = value.partition(":")
+  name = path.removeprefix("experiments/").removesuffix(".py")
+  found = None if os.path.exists(path) else own_experiments().get(name)
+  return f"{found}{colon}{preset}" if found else value
+
+
+def preset_config(preset: str = "auto", experiment: str = "calvin_wam") -> ConfigDict:
+  """The config of a preset, before overrides.
+
+  Args:
+    preset: auto, or one of PRESETS.
+    experiment: name of the experiment, part of the default work folder.
+
+  Raises:
+    ConfigError: unknown preset.
+  """
+  reason = "asked for"
+  if preset == "auto":
+    preset, reason = detect_preset()
+  if preset not in PRESETS:
+    fix = did_you_mean(preset, PRESETS) or f"experiments/{experiment}.py:demo"
+    raise ConfigError([Problem("preset", preset, f"one of auto, {', '.join(PRESETS)}", fix)])
+  config = default_config()
+  config.experiment, config.preset, config.preset_reason = experiment, preset, reason
+  config.update_from_flattened_dict(PRESET_CHANGES[preset])
+  return config
+
+
+def detect_preset(
+  environ: Mapping[str, str] = os.environ, root: str | os.PathLike[str] = "/"
+) -> tuple[str, str]:
+  """Chooses a preset from hardware and data, without importing JAX.
+
+  Args:
+    environ: environment variables.
+    root: where to look for device nodes; for tests.
+
+  Returns:
+    (preset, why).
+  """
+  device, why_not, fix = find_accelerator(environ, root)
+  cores = available_cores()
+  if not device:
+    note = f"{why_not} ({fix})" if fix else why_not
+    return "demo", f"{note}; {cores} CPU core{'s' if cores > 1 else ''}"
+  data = environ.get("CALVIN_DATA", "")
+  if data and (pathlib.Path(data) / "training").is_dir():
+    return "paper", f"{device} and CALVIN's data in {data}"
+  return "small", f"{device}, and no CALVIN data ($CALVIN_DATA names no folder with training/)"
