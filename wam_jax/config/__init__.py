@@ -237,7 +237,7 @@ def default_config() -> ConfigDict:
 
   s = c.study = ConfigDict()
   s.seeds = ()  # with seeds, the run is a study: stage all runs its pieces, report makes its page
-  s.arms = ()  # of config_study.ARMS
+  s.arms = ()  # of config/arms.py
   s.results = "docs/results"  # folder that takes a file for each finished piece
   s.page = "docs/RESULTS.md"  # file that report writes
 
@@ -413,7 +413,7 @@ def apply_overrides(config: ConfigDict, overrides: Iterable[tuple[str, str]]) ->
     if path not in fields:
       inside = [name for name in fields if name.startswith(path + ".")]
       known = f"a group, with {', '.join(name[len(path) + 1 :] for name in inside)}" if inside else ""
-      better = did_you_mean(path, fields) or "see wam_jax/config.py for all fields"
+      better = did_you_mean(path, fields) or "see docs/CONFIG.md for all fields"
       problems.append(Problem(path, text, "a field of the config", known or better))
       continue
     try:
@@ -494,7 +494,7 @@ def _check_structure(config: ConfigDict) -> list[Problem]:
   problems = []
   for path in fields:
     if path not in CHECKS:
-      fix = did_you_mean(path, CHECKS) or "remove it, or add a check to wam_jax/config.py"
+      fix = did_you_mean(path, CHECKS) or "remove it, or add a check to wam_jax/config/rules.py"
       problems.append(Problem(path, fields[path], "a field of the config", fix))
   for path in CHECKS:
     if path not in fields:

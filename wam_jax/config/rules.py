@@ -613,7 +613,7 @@ def check_field(path: str, value: Any, default: Any) -> list[Problem]:
       return []
   except (TypeError, OverflowError):  # of an experiment file: [[]] among names, 10**400
     pass
-  fix = f"for instance --config.{path}={shown(default)}" if shown(default) else "see wam_jax/config.py"
+  fix = f"for instance --config.{path}={shown(default)}" if shown(default) else "see docs/CONFIG.md"
   if fits and isinstance(value, str):
     fix = did_you_mean(value, re.split(r"[ ,]+", check.rule)) or fix
   if fits and path == "tasks":

@@ -23,7 +23,7 @@ from wam_jax.storage.artifact import Artifact
 
 STAGES = config_lib.STAGES
 
-# Seconds of each stage of the demo preset on 2 CPU cores: those of its former sizes (BUILD.md, "Measured"),
+# Seconds of each stage of the demo preset on 2 CPU cores: those of its former sizes (docs/BENCHMARKS.md),
 # scaled to today's by what was measured side by side; the estimates of other sizes are scaled from them.
 DEMO_SECONDS: dict[str, float] = {
   "convert": 15,
