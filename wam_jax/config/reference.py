@@ -22,7 +22,8 @@ _HEAD = """\
 # All config fields
 
 Made by `python -m wam_jax.config.reference > docs/CONFIG.md`. Do not edit: the comments are in
-[`wam_jax/config/__init__.py`](../wam_jax/config/__init__.py), the rules in [wam_jax/config/rules.py](../wam_jax/config/rules.py).
+[`config/__init__.py`](../wam_jax/config/__init__.py), the rules in
+[`config/rules.py`](../wam_jax/config/rules.py).
 
 Any field is set by `--config.GROUP.FIELD=VALUE`; lists are comma-separated. An empty cell of `demo` or
 `small` means the value of `paper`, the default. Below some tables stand the rules that fields must obey
