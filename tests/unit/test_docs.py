@@ -178,7 +178,7 @@ class Checker:
     given = dict(main.split_overrides(arguments)[1])
     wanted = [f"{given[f'inputs.{stage}']}/DONE" for stage in STAGES if given.get(f"inputs.{stage}")]
     wanted += [f"{path}/DONE" for path in given.get("judge.compare", "").split(",") if path]
-    wanted += [given[f] for f in ("inputs.lumos_checkpoint",) if f in given]
+    wanted += [given["inputs.lumos_checkpoint"]] if "inputs.lumos_checkpoint" in given else []
     if "inputs.dppo_checkpoint" in given:
       config = default_config()
       config.inputs.dppo_checkpoint = given["inputs.dppo_checkpoint"]
