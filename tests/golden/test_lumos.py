@@ -3,7 +3,7 @@
 The folder is WAM_FIXTURES, by default `fixtures` beside this file. Every size and constant comes from
 the file, so that any other file of the same layout is judged as well. Tolerances are those that the
 fixtures' README suggests, in units of an array's largest absolute value unless said otherwise. The
-weights go through `io.lumos`, both ways.
+weights go through `foreign.lumos`, both ways.
 
 The file's arrays are [T, B, ...] in torch's layout; ours are [B, T, ...], pictures with channels last.
 """

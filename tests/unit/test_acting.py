@@ -456,28 +456,3 @@ def test_the_command_says_what_is_wrong(run, tmp_path, capsys):
 def test_the_example_program_is_short():
   """That it stands alone is kept by the floors."""
   assert len((ROOT / "wam_jax" / "acting" / "run_exported.py").read_text().splitlines()) < 60
-
-
-class FakeGym:
-  """The play table's interface, without its drawing, which would take most of the test's time."""
-
-  def __init__(self):
-    self.seen = list(reversed(observations(6, size=64)))
-
-  def reset(self, seed):
-    return self.seen.pop() | {"scene_obs": np.zeros(24)}, {}
-
-  def step(self, action):
-    assert action.shape == (7,) and np.abs(action).max() <= 1
-    return self.seen.pop(), 0.0, False, not self.seen, {}
-
-
-def test_the_readmes_example_runs(tmp_path, monkeypatch):
-  blocks = (ROOT / "README.md").read_text(encoding="utf-8").split("```python\n")[1:]
-  code = next(block.split("```")[0] for block in blocks if "load_policy" in block)
-  write_run(tmp_path / "runs" / "calvin_wam_demo", make_config(**{"env.image_size": 64}))
-  monkeypatch.chdir(tmp_path)
-  monkeypatch.setattr("gymnasium.make", lambda name, task: FakeGym())
-  names = {}
-  exec(code, names)
-  assert names["done"] and names["policy"].task == "open_drawer"

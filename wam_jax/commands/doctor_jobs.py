@@ -43,7 +43,9 @@ def run(job: Callable[..., Iterator[Any]], seconds: float, *args: str) -> tuple[
   Returns:
     What it yielded, and what ended it early; '' if nothing did.
   """
-  code = f"import sys; from wam_jax.commands import doctor_jobs as d; d.answer(d.{job.__name__}, *sys.argv[1:])"
+  code = (
+    f"import sys; from wam_jax.commands import doctor_jobs as d; d.answer(d.{job.__name__}, *sys.argv[1:])"
+  )
   environ = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | os.environ  # a GPU may be in use
   command, nothing = [sys.executable, "-c", code, *args], subprocess.DEVNULL
   with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as out:

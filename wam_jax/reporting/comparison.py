@@ -1,4 +1,4 @@
-"""Several finished runs side by side, as plain values; `io.comparison_page` makes a page of them."""
+"""Several finished runs side by side, as plain values; `comparison_page` makes a page of them."""
 
 from __future__ import annotations
 

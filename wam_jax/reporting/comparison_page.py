@@ -1,6 +1,6 @@
 """Runs side by side as one HTML page, of the same parts as the report of a run.
 
-Everything shown comes from the plain values of `stages.comparison` and from pictures given as bytes.
+Everything shown comes from the plain values of `comparison` and from pictures given as bytes.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def render_page(compared: Mapping[str, Any], strips: Sequence[Mapping[str, bytes
   """The whole page.
 
   Args:
-    compared: what `stages.comparison.build` returns.
+    compared: what `comparison.build` returns.
     strips: of each run, png and webp -> the open-loop prediction as a strip and as an animation.
 
   Returns:

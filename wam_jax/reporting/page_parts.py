@@ -234,7 +234,7 @@ def _breakable(name: str) -> str:
 
 
 def rows_table(rows: Sequence[Sequence[str]], text: bool = False, total: bool = False) -> str:
-  """A table of `io.tables`: header first; a name that begins with a blank belongs to the row above.
+  """A table of `host.tables`: header first; a name that begins with a blank belongs to the row above.
 
   Args:
     rows: the first cell of each is its name; a line break in it begins small print.

@@ -269,7 +269,7 @@ def curves(inputs: Mapping[str, Artifact], results: Mapping[str, Any]) -> list[d
   """Learning curves of all training stages, from their `metrics.jsonl`.
 
   Returns:
-    Charts: title, x_label, series (name, x, y, style, dots), and options of `io.charts.line_chart`.
+    Charts: title, x_label, series (name, x, y, style, dots), and options of `charts.line_chart`.
   """
   tasks = results["tasks"]
   lines = {stage: read_metrics(artifact.path) for stage, artifact in inputs.items()}

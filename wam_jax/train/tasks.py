@@ -124,7 +124,7 @@ def make_task_update(
   tasks: Sequence[str],
   mesh: Mesh | None = None,
 ) -> Callable[[Any, jax.Array, int], tuple[Any, dict[str, Any]]]:
-  """Turns the updates of one task into those of all, as `stages.training_loop.train_loop` calls them.
+  """Turns the updates of one task into those of all, as `running.training_loop.train_loop` calls them.
 
   Args:
     update_task: (state, data, key, num) -> (state, metrics) of one task.
