@@ -1,6 +1,6 @@
 """All policies of a run in one small file: half-precision weights, of the world model only what acting reads.
 
-Decoders, critic and the inverse-dynamics head are left out. A file of the `small` preset has 14 MB; one comes
+Decoders, critic and the inverse-dynamics head are left out. A file of the `demo` preset has 12 MB; one comes
 with the package. `python -m wam_jax.pack` makes them.
 """
 
@@ -22,7 +22,7 @@ from wam_jax.storage.artifact import Artifact
 from wam_jax.types import Params, Policy
 
 FORMAT = 1
-SHIPPED = pathlib.Path(__file__).parents[1] / "pretrained" / "small.npz"
+SHIPPED = pathlib.Path(__file__).parents[1] / "pretrained" / "demo.npz"
 # Networks of the world model that acting does without.
 UNUSED = ("decoder", "embedding_decoder", "robot_decoder", "inverse_dynamics_head")
 META = "meta"  # name in the file of everything that is no weight, as JSON

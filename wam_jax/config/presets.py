@@ -74,7 +74,7 @@ _DEMO: dict[str, Any] = {
 }
 PRESET_CHANGES: dict[str, dict[str, Any]] = {
   "demo": _DEMO,
-  # The demo trained longer: one seed of all tasks in half an hour on one core.
+  # The demo trained longer.
   "small": {
     **_DEMO,
     "data.heldout_starts_per_task": 70,

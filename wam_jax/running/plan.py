@@ -213,7 +213,7 @@ def format_plan(config: ConfigDict, plans: dict[str, StagePlan]) -> str:
   accelerated = "" if config.preset == "demo" else "; an accelerator takes a small part of that"
   lines += [
     f"  time     about {duration(total)} on 2 CPU cores, {basis}{accelerated}",
-    f"  choose   {experiment}:demo (CPU, minutes), :small (CPU, an hour), :paper (published)",
+    f"  choose   {experiment}:demo (CPU, minutes), :small (CPU, longer), :paper (published)",
     "           --config.stage=NAME one stage, --config.stage=plan only this text, --config.workdir=FOLDER,",
     "           --config.data.source=embedded|calvin, and any other field as --config.GROUP.FIELD=VALUE",
   ]
