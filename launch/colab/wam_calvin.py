@@ -98,7 +98,7 @@ print(f"wam_jax {installed()}")
 # | SIZE | what it trains | free CPU runtime |
 # |---|---|---|
 # | `short` | 4 skills, world model of 1,200 updates: half the demo | 15 to 20 minutes |
-# | `demo` | 8 skills, 2,200 updates: the package's `demo` preset | 30 to 40 minutes |
+# | `demo` | 8 skills, 1,500 updates: the package's `demo` preset | 30 to 40 minutes |
 # | `small` | the same with half as many updates again and more PPO | 40 minutes to 1.5 hours |
 # | `smallest` | one skill, a dozen updates: shows that everything runs, learns nothing | 3 minutes |
 #
