@@ -16,9 +16,9 @@ from ml_collections import ConfigDict
 
 from wam_jax import config as config_lib
 from wam_jax.data import calvin, files
+from wam_jax.embodiment import ROBOT_OBS, SCENE_OBS
 from wam_jax.envs import recording
 from wam_jax.envs import tasks as tasks_lib
-from wam_jax.envs.base import ROBOT_OBS, SCENE_OBS
 from wam_jax.envs.play_table import simulator
 from wam_jax.host.logger import Logger
 from wam_jax.stages import collect

@@ -30,6 +30,7 @@ from wam_jax.config.rules import (
   shown,
 )
 from wam_jax.config.surroundings import DERIVED
+from wam_jax.embodiment import CAMERAS
 from wam_jax.host.machine import available_cores, find_accelerator
 
 
@@ -88,7 +89,7 @@ def default_config() -> ConfigDict:
 
   w = c.world_model = ConfigDict()
   w.vision = "conv"  # conv: LUMOS's strided convolutions; patch: non-overlapping patches, fast on a CPU
-  w.cameras = ("rgb_static", "rgb_gripper")
+  w.cameras = CAMERAS
   w.depth = 48  # first width of the vision networks; doubled per layer
   w.embed = 1536  # E, width of the encoder embedding e_t
   w.deter = 1024  # D

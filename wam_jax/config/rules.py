@@ -14,6 +14,7 @@ from typing import Any
 
 from wam_jax.config.arms import ARMS, MAIN
 from wam_jax.config.chain import EXTRA_STAGES, STAGES
+from wam_jax.embodiment import CAMERAS
 
 PRESETS = ("demo", "small", "paper")
 MOST = 2**31 - 1  # of whole numbers: more does not fit JAX's integers
@@ -162,7 +163,6 @@ _BETAS = Check(
   "two numbers, each at least 0 and below 1",
   (tuple, list),
 )
-CAMERAS = ("rgb_static", "rgb_gripper")
 _CAMERA_LIST = Check(
   lambda value: len(value) > 0 and len(set(value)) == len(value) and set(value) <= set(CAMERAS),
   f"one or both of {', '.join(CAMERAS)}",

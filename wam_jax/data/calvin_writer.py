@@ -18,6 +18,7 @@ import numpy as np
 from wam_jax.data.calvin import ANNOTATION_FILE
 from wam_jax.data.files import IDS_FILE, PathLike
 from wam_jax.data.frames import BLOCK, VECTOR_KEYS, check_vectors, frame_path, num_workers
+from wam_jax.embodiment import CAMERAS
 
 _SENTENCES = {
   "open_drawer": "pull the drawer open",
@@ -129,7 +130,7 @@ class FrameWriter:
     for key, size in {"actions": 7, **VECTOR_KEYS}.items():
       if block[key].shape != (n, size):
         raise ValueError(f"{key}: expected [{n}, {size}], got {list(block[key].shape)}")
-    for key, picture in (("rgb_static", rgb_static), ("rgb_gripper", rgb_gripper)):
+    for key, picture in zip(CAMERAS, (rgb_static, rgb_gripper), strict=True):
       if picture.dtype != np.uint8 or picture.ndim != 4 or len(picture) != n or picture.shape[3] != 3:
         raise ValueError(f"{key}: expected uint8 [{n}, S, S, 3], got {picture.dtype} {list(picture.shape)}")
       block[key] = np.ascontiguousarray(picture)

@@ -10,9 +10,6 @@ import numpy as np
 
 FINGERS_DOWN = (math.pi, 0.0, math.pi / 2)  # Euler angles of the hand in most skills
 
-ROBOT_OBS = 15  # tcp xyz [m], tcp Euler xyz [rad], gripper width [m], 7 joints [rad], last gripper action
-SCENE_OBS = 24  # slider, drawer, button, switch [m], bulb, led {0, 1}, 3 blocks x (xyz [m], Euler [rad])
-ACTION = 7
 ACTION_TRANSLATION = 0.02  # m of target motion per unit of action
 ACTION_ROTATION = 0.05  # rad
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from wam_jax.embodiment import ACTION, SCENE_OBS
 from wam_jax.envs import base, registry, tasks
 from wam_jax.envs.base import FINGERS_DOWN, Skill, Skills, TaughtEnvironment
 
@@ -43,7 +44,7 @@ def wrap_angle(angle: np.ndarray) -> np.ndarray:
 def sample_furniture(task: str | None, rng: np.random.Generator) -> np.ndarray:
   """scene_obs [24] whose furniture is where `task` can start; its blocks are zero. Raises ValueError."""
   _check(task)
-  scene_obs = np.zeros(base.SCENE_OBS)
+  scene_obs = np.zeros(SCENE_OBS)
   for index in (tasks.SLIDER, tasks.DRAWER, tasks.SWITCH):
     low, high = tasks.FURNITURE_RANGE[index]
     # Closed and open ends are more frequent than chance would have them, as they are in use.
@@ -104,7 +105,7 @@ def steer(
   """The action [7] that moves the target pose straight towards another, at a share of full speed."""
   position, angles = env.target_pose()
   move = place - position
-  action = np.empty(base.ACTION)
+  action = np.empty(ACTION)
   action[:3] = speed * move / max(base.ACTION_TRANSLATION, float(np.abs(move).max()))
   action[3:6] = np.clip(speed * wrap_angle(euler - angles) / base.ACTION_ROTATION, -1, 1)
   action[6] = gripper

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 import wam_jax
+from wam_jax.embodiment import CONTROL_HZ
 from wam_jax.host import tables
 from wam_jax.host.logger import read_metrics
 from wam_jax.host.provenance import provenance
@@ -27,7 +28,6 @@ from wam_jax.train.world_model import ACTION_NAMES
 
 FORMAT = 2  # of report.json
 
-CONTROL_HZ = 30  # of CALVIN, and of everything that follows it
 FRAME_STEP = 2  # every second frame of an episode is shown
 
 TITLE = "Skills learned inside a world model"

@@ -24,6 +24,7 @@ from wam_jax import config as config_lib
 from wam_jax.config import chain
 from wam_jax.config.arms import ARMS, CLONING_STAGES, MAIN, Arm
 from wam_jax.config.chain import EXTRA_STAGES, STAGES
+from wam_jax.embodiment import CONTROL_HZ
 from wam_jax.host import processes
 from wam_jax.host.logger import read_metrics
 from wam_jax.host.provenance import provenance
@@ -321,9 +322,7 @@ def write_result(config: Any, results: pathlib.Path, piece: Piece) -> None:
     path = results / f"{piece.name}_policies.webp"
     film = draw_policies(config, piece.workdir / "evaluate")
     temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(
-      media.animation_bytes(film, run_report.CONTROL_HZ / run_report.FRAME_STEP, kind="webp")
-    )
+    temporary.write_bytes(media.animation_bytes(film, CONTROL_HZ / run_report.FRAME_STEP, kind="webp"))
     temporary.replace(path)
   write_text(results / f"{piece.name}.json", json.dumps(gather(config, piece), indent=1) + "\n")
 

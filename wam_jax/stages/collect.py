@@ -19,6 +19,7 @@ import numpy as np
 
 from wam_jax.data import calvin, calvin_writer
 from wam_jax.data.frames import num_workers
+from wam_jax.embodiment import CAMERAS
 from wam_jax.envs import recording, registry
 from wam_jax.envs.base import Renderer
 from wam_jax.envs.recording import Job, Settings
@@ -71,7 +72,7 @@ def _with_pictures(
   if renderer is None:
     for job in jobs:
       loaded = recording.load(states, job, pictures=True)
-      yield {name: loaded[name] for name in (*_VECTORS, "rgb_static", "rgb_gripper")}
+      yield {name: loaded[name] for name in (*_VECTORS, *CAMERAS)}
     return
   frames = {name: np.concatenate([episode[name] for episode in episodes]) for name in _VECTORS}
   for begin in range(0, len(frames["actions"]), _DRAW_BLOCK):

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from wam_jax.embodiment import CONTROL_HZ
 from wam_jax.host.logger import Logger
 from wam_jax.reporting import media, run_report
 from wam_jax.storage.artifact import Artifact
@@ -21,7 +22,7 @@ def run(config: Any, inputs: Mapping[str, Artifact], workdir: pathlib.Path, logg
   shutil.copyfile(judged / "strip.png", workdir / "open_loop.png")
   with logger.progress(2, "report") as progress:
     shown, animations, grid = run_report.draw_rollouts(config, inputs["evaluate"].path / "rollouts.npz")
-    media.save_animation(workdir / "rollouts.gif", grid, run_report.CONTROL_HZ / run_report.FRAME_STEP)
+    media.save_animation(workdir / "rollouts.gif", grid, CONTROL_HZ / run_report.FRAME_STEP)
     progress.update()
     report = run_report.build(config, inputs, shown, time.perf_counter() - began)
     strips = {name: (judged / f"strip.{name}").read_bytes() for name in ("png", "webp")}

@@ -12,9 +12,9 @@ import math
 
 import numpy as np
 
+from wam_jax.embodiment import CONTROL_HZ
 from wam_jax.envs import tasks
 
-CONTROL_HZ = 30
 SUBSTEPS = 8  # physics steps per control step
 TIMESTEP = 1 / (CONTROL_HZ * SUBSTEPS)
 

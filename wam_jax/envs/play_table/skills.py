@@ -7,6 +7,7 @@ import threading
 
 import numpy as np
 
+from wam_jax.embodiment import ROBOT_OBS
 from wam_jax.envs import base
 from wam_jax.envs.base import FINGERS_DOWN, Skill
 from wam_jax.envs.experts import CLOSED, OPEN, sample_furniture, wrap_angle
@@ -37,7 +38,7 @@ def _sample_posture(rng: np.random.Generator) -> np.ndarray:
     if np.abs(reached - position).max() < 0.01 and np.abs(wrap_angle(reached_euler - euler)).max() < 0.05:
       break
   gripper = rng.choice([CLOSED, OPEN])
-  robot_obs = np.empty(base.ROBOT_OBS)
+  robot_obs = np.empty(ROBOT_OBS)
   robot_obs[:3], robot_obs[3:6] = reached, reached_euler
   robot_obs[6] = 2 * scene.FINGER_RANGE[1] if gripper == OPEN else 0.0
   robot_obs[7:14], robot_obs[14] = joints, gripper
