@@ -15,19 +15,10 @@ from typing import Any
 from wam_jax.config.arms import ARMS, MAIN
 from wam_jax.config.chain import EXTRA_STAGES, STAGES
 from wam_jax.embodiment import CAMERAS
+from wam_jax.envs.tasks import TASKS
 
 PRESETS = ("demo", "small", "paper")
 MOST = 2**31 - 1  # of whole numbers: more does not fit JAX's integers
-TASKS = (
-  "open_drawer",
-  "close_drawer",
-  "move_slider_left",
-  "move_slider_right",
-  "turn_on_lightbulb",
-  "turn_off_lightbulb",
-  "turn_on_led",
-  "turn_off_led",
-)
 
 
 @dataclasses.dataclass(frozen=True)

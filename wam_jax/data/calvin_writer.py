@@ -19,17 +19,7 @@ from wam_jax.data.calvin import ANNOTATION_FILE
 from wam_jax.data.files import IDS_FILE, PathLike
 from wam_jax.data.frames import BLOCK, VECTOR_KEYS, check_vectors, frame_path, num_workers
 from wam_jax.embodiment import CAMERAS
-
-_SENTENCES = {
-  "open_drawer": "pull the drawer open",
-  "close_drawer": "push the drawer shut",
-  "move_slider_left": "slide the door to the left",
-  "move_slider_right": "slide the door to the right",
-  "turn_on_lightbulb": "switch the light bulb on",
-  "turn_off_lightbulb": "switch the light bulb off",
-  "turn_on_led": "press the button so that the LED lights up",
-  "turn_off_led": "press the button so that the LED goes dark",
-}
+from wam_jax.envs.tasks import SENTENCES
 
 
 class _NpzTemplate:
@@ -194,7 +184,7 @@ class FrameWriter:
       folder / ANNOTATION_FILE,
       {
         "language": {
-          "ann": [_SENTENCES.get(task, task.replace("_", " ")) for task, _, _ in annotations],
+          "ann": [SENTENCES.get(task, task.replace("_", " ")) for task, _, _ in annotations],
           "task": [task for task, _, _ in annotations],
           "emb": np.zeros((len(annotations), 1, 384), np.float32),  # no language model here: a placeholder
         },

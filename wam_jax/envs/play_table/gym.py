@@ -12,7 +12,7 @@ import gymnasium
 import numpy as np
 
 from wam_jax.embodiment import ACTION, CAMERAS, CONTROL_HZ, ROBOT_OBS, SCENE_OBS
-from wam_jax.envs import tasks
+from wam_jax.envs.base import find_skill
 from wam_jax.envs.play_table import renderer, simulator, skills
 
 ENV_ID = "wam_jax/PlayTable-v0"
@@ -39,7 +39,7 @@ class PlayTableEnv(gymnasium.Env):
     """Makes the environment.
 
     Args:
-      task: one of `envs.tasks.TASKS`, or None for play.
+      task: of `skills.SKILLS`, or None for play.
       image_size: height and width of the pictures in pixels.
       max_steps: actions after which an episode is truncated.
       render_mode: None, or 'rgb_array': `render` returns the static camera's picture.
@@ -47,8 +47,7 @@ class PlayTableEnv(gymnasium.Env):
     Raises:
       ValueError: unknown task or render mode.
     """
-    if task is not None and task not in tasks.PREDICATES:
-      raise ValueError(f"unknown task {task!r}; known: {', '.join(tasks.TASKS)}")
+    self._goal = find_skill(skills.SKILLS, task).task.goal if task is not None else None
     if render_mode not in (None, *self.metadata["render_modes"]):
       raise ValueError(
         f"unknown render_mode {render_mode!r}; known: {', '.join(self.metadata['render_modes'])}"
@@ -111,7 +110,7 @@ class PlayTableEnv(gymnasium.Env):
     self._env.step(action)
     self._steps += 1
     observation = self._observe()
-    success = self.task is not None and bool(tasks.success(self.task, self._start, observation["scene_obs"]))
+    success = self._goal is not None and bool(self._goal(self._start, observation["scene_obs"]))
     return observation, float(success), success, self._steps >= self.max_steps, {"success": success}
 
   def render(self) -> np.ndarray | None:

@@ -9,7 +9,7 @@ import mujoco
 import numpy as np
 
 from wam_jax.embodiment import ACTION, CONTROL_HZ, ROBOT_OBS, SCENE_OBS
-from wam_jax.envs import base, tasks
+from wam_jax.envs import base, goals
 from wam_jax.envs.play_table import scene
 
 TARGET_LEASH = 0.12  # m by which the target may run ahead of the gripper, so that pushing against a stop ends
@@ -328,7 +328,7 @@ class PlayTable:
     if pressed and not self._pressed:
       self._led = 1.0 - self._led
     self._pressed = pressed
-    self._bulb = float(self._data.qpos[self._switch] > tasks.BULB_THRESHOLD)
+    self._bulb = float(self._data.qpos[self._switch] > goals.BULB_THRESHOLD)
 
   def state(self) -> tuple[np.ndarray, np.ndarray]:
     """robot_obs [15] and scene_obs [24], float64, of the present moment."""
