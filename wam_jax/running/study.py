@@ -21,6 +21,7 @@ import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from wam_jax import config as config_lib
+from wam_jax.acting.policy_table import COMPARED
 from wam_jax.config import chain
 from wam_jax.config.arms import ARMS, CLONING_STAGES, MAIN, Arm
 from wam_jax.config.chain import EXTRA_STAGES, STAGES
@@ -334,7 +335,7 @@ def draw_policies(config: Any, evaluate: pathlib.Path) -> np.ndarray:
   at, else the first.
   """
   policies = []
-  for name in ("cloned", "ppo"):
+  for name in COMPARED:
     with np.load(evaluate / f"{name}.npz", allow_pickle=False) as file:
       policies.append({key: file[key] for key in ("success", "steps", "robot_obs", "scene_obs")})
   before, after = (one["success"].astype(int) for one in policies)
