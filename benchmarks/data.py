@@ -20,8 +20,9 @@ import numpy as np
 
 from wam_jax.data import calvin, calvin_writer, convert, frames_cache, stream, windows
 from wam_jax.data.files import IDS_FILE, read_npz
-from wam_jax.data.frames import PICTURE_KEYS, VECTOR_KEYS, frame_path
+from wam_jax.data.frames import VECTOR_KEYS, frame_path
 from wam_jax.data.frames_cache import FrameCache
+from wam_jax.embodiment import CAMERAS
 
 SIZE = 64
 EPISODE = 512
@@ -36,7 +37,7 @@ def random_frames(n: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
   """n frames of noise in CALVIN's keys."""
   action = rng.uniform(-1, 1, (n, 7))
   action[:, 6] = rng.choice([-1.0, 1.0], n)
-  pictures = {key: rng.integers(0, 256, (n, SIZE, SIZE, 3), np.uint8) for key in PICTURE_KEYS}
+  pictures = {key: rng.integers(0, 256, (n, SIZE, SIZE, 3), np.uint8) for key in CAMERAS}
   states = {"robot_obs": rng.normal(size=(n, 15)), "scene_obs": rng.normal(size=(n, 24))}
   return {"actions": rng.normal(size=(n, 7)), "rel_actions": action, **states, **pictures}
 
@@ -56,7 +57,7 @@ def write_cache(path: pathlib.Path, frames: int) -> None:
   rng = np.random.default_rng(0)
   path.mkdir(parents=True)
   block = rng.integers(0, 256, (1024, SIZE, SIZE, 3), np.uint8)
-  for key in PICTURE_KEYS:
+  for key in CAMERAS:
     with open(path / f"{key}.npy", "wb") as file:
       header = {"descr": "|u1", "fortran_order": False, "shape": (frames, SIZE, SIZE, 3)}
       np.lib.format.write_array_header_1_0(file, header)
@@ -143,7 +144,7 @@ def decompress(root: pathlib.Path) -> dict[str, float]:
   ids = [i for low, high in calvin.read_episode_ids(root / "training") for i in range(low, high + 1)][:2000]
   cpu = time.process_time()
   for frame_id in ids:
-    read_npz(frame_path(root / "training", frame_id), (*VECTOR_KEYS, "actions", *PICTURE_KEYS))
+    read_npz(frame_path(root / "training", frame_id), (*VECTOR_KEYS, "actions", *CAMERAS))
   return {"cpu": len(ids) / (time.process_time() - cpu)}
 
 

@@ -60,7 +60,7 @@ def expert_success(env: base.TaughtEnvironment, task: str, starts: int, noise: f
   """Steps to success of each successful episode."""
   lengths = []
   for seed in range(starts):
-    rng = np.random.default_rng([seed, tasks.TASKS.index(task)])
+    rng = np.random.default_rng([seed, list(registry.load_skills(env.name).SKILLS).index(task)])
     env.reset(*experts.sample_start(task, rng, env))
     start, act = env.state()[1], experts.make_expert(task, env, rng)
     for step in range(MAX_STEPS):
@@ -90,8 +90,10 @@ def main() -> None:
   env = registry.make_environment("calvin" if arguments.calvin_root else "play_table", arguments.calvin_root)
   if not arguments.calvin_root:
     speeds(arguments.steps, arguments.frames)
-  for task in tasks.TASKS if arguments.starts else ():
-    lengths = expert_success(cast(base.TaughtEnvironment, env), task, arguments.starts, arguments.noise)
+  env = cast(base.TaughtEnvironment, env)
+  table = registry.load_skills(env.name).SKILLS
+  for task in (name for name, skill in table.items() if skill.route and arguments.starts):
+    lengths = expert_success(env, task, arguments.starts, arguments.noise)
     steps = f"steps {min(lengths)} to {max(lengths)}, mean {np.mean(lengths):.1f}" if lengths else ""
     print(f"{task:20s} {len(lengths):3d}/{arguments.starts} {steps}")
 

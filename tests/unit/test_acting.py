@@ -16,8 +16,9 @@ import pytest
 
 import wam_jax
 from wam_jax import config as config_lib
-from wam_jax.acting import export, load, models, rollout
+from wam_jax.acting import export, models, rollout
 from wam_jax.acting.policy import PolicyError
+from wam_jax.acting.policy_table import POLICIES
 from wam_jax.commands import export as export_command
 from wam_jax.core.image import area_resize
 from wam_jax.nn.world_model import make_world_model, proprio_features
@@ -136,7 +137,7 @@ def test_the_actions_are_those_of_a_rollout(made, task, which, ddim_steps, reque
   run = request.getfixturevalue(made)
   steps, batch, seed = 10, 3, 7
   seen = observations(steps, batch)
-  policy, params = models.load_policy(artifact_lib.load_artifact(run, load.POLICIES[which]))
+  policy, params = models.load_policy(artifact_lib.load_artifact(run, POLICIES[which].stage))
   k = TASKS.index(task)
   model, model_params = models.load_world_model(artifact_lib.load_artifact(run, "world_model"))
   episodes = rollout.rollout_policies(
@@ -204,7 +205,7 @@ def test_a_work_folder_gives_the_ppo_policy_if_finished_else_the_cloned_one(run,
 def test_an_artifacts_folder_will_do(run):
   seen = observations(3)
   for which in ("ppo", "cloned"):
-    stage = load.POLICIES[which]
+    stage = POLICIES[which].stage
     by_run, by_folder = (wam_jax.load_policy(p, TASKS[1], which) for p in (run, run / stage))
     np.testing.assert_array_equal(episode(by_run, seen), episode(by_folder, seen))
 

@@ -213,14 +213,14 @@ def test_experts_on_calvin_and_its_own_predicates():
 import importlib, json, sys
 import numpy as np
 from wam_jax.envs import registry
-from wam_jax.envs import experts, tasks
+from wam_jax.envs import experts, goals, tasks
 env = registry.make_environment("calvin")
 hydra, omegaconf = importlib.import_module("hydra"), importlib.import_module("omegaconf")
 folder = next(path for path in sys.path if path.endswith("calvin_env"))
 oracle = hydra.utils.instantiate(omegaconf.OmegaConf.load(folder + "/conf/tasks/new_playtable_tasks.yaml"))
 info = lambda: {"scene_info": env._env.scene.get_info()}
 out = {}
-for task in tasks.TASKS:
+for task in goals.CALVIN:
   out[task] = [0, 0]
   for k in range(20):
     rng = np.random.default_rng([k, 3])

@@ -16,10 +16,10 @@ from ml_collections import ConfigDict
 
 from wam_jax import config as config_lib
 from wam_jax.data import calvin, files
-from wam_jax.envs import recording
+from wam_jax.embodiment import ROBOT_OBS, SCENE_OBS
+from wam_jax.envs import recording, recording_workers, registry
 from wam_jax.envs import tasks as tasks_lib
-from wam_jax.envs.base import ROBOT_OBS, SCENE_OBS
-from wam_jax.envs.play_table import simulator
+from wam_jax.envs.play_table import simulator, skills
 from wam_jax.host.logger import Logger
 from wam_jax.running.stage_run import StageRun
 from wam_jax.stages import collect
@@ -107,7 +107,7 @@ def test_start_states_are_heldout_and_possible(collected):
     assert robot_obs.shape == (3, ROBOT_OBS) and scene_obs.shape == (3, SCENE_OBS)
     assert len(np.unique(robot_obs[:, 0])) == 3
     for state in scene_obs:
-      assert task in recording.possible_tasks(state)
+      assert task in recording.possible_tasks(skills.SKILLS, state)
 
 
 def test_noise_moves_the_actions_but_not_the_gripper(collected):
@@ -118,8 +118,6 @@ def test_noise_moves_the_actions_but_not_the_gripper(collected):
 
 
 def test_replaying_the_actions_gives_the_recorded_states(collected):
-  from wam_jax.envs import registry
-
   config, job = _config(), recording.Job("demo", "open_drawer", 1)
   settings = recording.Settings(config.seed, "play_table", config.env.max_steps, 60, 150, 0.3, 0.25)
   env = registry.make_environment("play_table")
@@ -151,8 +149,8 @@ def test_a_simulator_that_only_draws_the_present_is_recorded_with_pictures(colle
     made.append((name, root))
     return DrawsItself()
 
-  monkeypatch.setattr(recording.registry, "make_environment", make)
-  monkeypatch.setattr(recording.registry, "make_renderer", lambda *_: pytest.fail("drawn again"))
+  monkeypatch.setattr(registry, "make_environment", make)
+  monkeypatch.setattr(registry, "make_renderer", lambda *_: pytest.fail("drawn again"))
   summary = _run(config, tmp_path)
   assert made == [("calvin", "somewhere")]
   assert summary["frames"]["failed"] and {**summary["frames"], "failed": 0, "total": 0} == {
@@ -189,8 +187,6 @@ def test_one_seed_gives_the_same_bytes_with_any_number_of_workers(collected, tmp
 
 def test_another_seed_gives_other_frames(collected, tmp_path):
   settings = recording.Settings(4, "play_table", 72, 60, 150, 0.3, 0.25)
-  from wam_jax.envs import registry
-
   other = recording.record(registry.make_environment("play_table"), recording.Job("play", "", 0), settings)
   frames = calvin.read_frames(calvin.dataset_path(collected[0]) / "training", 16)
   assert np.abs(other["robot_obs"] - frames.robot_obs[:60]).max() > 0.05
@@ -209,7 +205,7 @@ def test_resumes_where_it_was_killed(collected, tmp_path, monkeypatch):
     _run(_config(), tmp_path)
   assert (tmp_path / "dataset/training").is_dir() and not (tmp_path / "summary.json").exists()
   monkeypatch.setattr(collect, "_draw_split", draw)
-  monkeypatch.setattr(recording, "record", lambda *_: pytest.fail("recorded again"))
+  monkeypatch.setattr(recording_workers, "record", lambda *_: pytest.fail("recorded again"))
   _run(_config(), tmp_path)
   assert _files(tmp_path) == _files(collected[0])
 
@@ -235,7 +231,7 @@ def _workers() -> list[int]:
 
 
 def test_a_killed_worker_is_replaced_and_its_job_done_again(collected, tmp_path, monkeypatch):
-  real, killed = recording.record_all, []
+  real, killed = recording_workers.record_all, []
 
   def with_a_murder(jobs, settings, folder, workers, done):
     def and_kill(count):
@@ -246,39 +242,35 @@ def test_a_killed_worker_is_replaced_and_its_job_done_again(collected, tmp_path,
 
     return real(jobs, settings, folder, workers, and_kill)
 
-  monkeypatch.setattr(recording, "record_all", with_a_murder)
+  monkeypatch.setattr(recording_workers, "record_all", with_a_murder)
   summary = _run(_config(workers=2), tmp_path)
   assert summary["worker_restarts"] == 2
   assert _files(tmp_path) == _files(collected[0])
 
 
 def test_a_worker_that_always_dies_is_an_error(tmp_path, monkeypatch):
-  monkeypatch.setattr(recording.sys, "executable", "/bin/false")
+  monkeypatch.setattr(recording_workers.sys, "executable", "/bin/false")
   settings = recording.Settings(0, "play_table", 72, 10, 10, 0.3, 0.25)
   jobs = [recording.Job("demo", "open_drawer", i) for i in range(2)]
   with pytest.raises(RuntimeError, match=r"a worker died 3 times at demo-open_drawer-0000\d \(exit code 1\)"):
-    recording.record_all(jobs, settings, tmp_path, 2, lambda n: None)
+    recording_workers.record_all(jobs, settings, tmp_path, 2, lambda n: None)
 
 
 def test_a_failing_worker_says_what_failed(tmp_path):
   settings = recording.Settings(0, "play_table", 1, 10, 10, 0.3, 0.25)  # one step: no demo can succeed
   jobs = [recording.Job("demo", "open_drawer", i) for i in range(2)]
   with pytest.raises(RuntimeError, match="expert failed 50 times in a row at open_drawer"):
-    recording.record_all(jobs, settings, tmp_path, 2, lambda n: None)
+    recording_workers.record_all(jobs, settings, tmp_path, 2, lambda n: None)
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.0])
 def test_clumsy_attempts_do_not_count_as_the_experts(rate):
-  from wam_jax.envs import registry
-
   settings = recording.Settings(1, "play_table", 72, 300, 300, 0.3, 0.0, 0, rate, 0.05)
   attempts = recording.record(registry.make_environment("play_table"), recording.Job("play", "", 0), settings)
   assert bool(attempts["attempts"]) == (rate == 0.0)
 
 
 def test_the_hand_is_turned_in_play_and_failed_takes_but_not_in_demos():
-  from wam_jax.envs import registry
-
   env = registry.make_environment("play_table")
   turned = {}
   for wrist_error in (0.0, 0.2):
@@ -294,8 +286,6 @@ def test_the_hand_is_turned_in_play_and_failed_takes_but_not_in_demos():
 
 
 def test_play_visits_the_furniture_and_chains_possible_skills():
-  from wam_jax.envs import registry
-
   settings = recording.Settings(1, "play_table", 72, 600, 1800, 0.3, 0.25)
   env = registry.make_environment("play_table")
   plays = [recording.record(env, recording.Job("play", "", i), settings) for i in range(3)]
@@ -320,7 +310,7 @@ def test_possible_tasks(index, value, possible):
   scene_obs = np.random.default_rng(0).uniform(0, 0.2, SCENE_OBS)
   scene_obs[4:6] = 1, 1
   scene_obs[index] = value
-  tasks = recording.possible_tasks(scene_obs)
+  tasks = recording.possible_tasks(skills.SKILLS, scene_obs)
   assert possible[0] in tasks and possible[1] not in tasks
 
 
@@ -338,7 +328,7 @@ def test_points_to_calvins_own_data(collected, tmp_path):
 def test_imports_no_simulator_and_workers_no_jax():
   lines = {
     "mujoco": "import wam_jax.stages.collect",
-    "jax": "from wam_jax.envs import recording; recording.registry.make_environment('play_table')",
+    "jax": "from wam_jax.envs import recording_workers as w; w.registry.make_environment('play_table')",
   }
   for unwanted, line in lines.items():
     code = f"import sys; {line}; sys.exit({unwanted!r} in sys.modules)"

@@ -19,9 +19,8 @@ import pytest
 from absl.testing import flagsaver
 
 from wam_jax import main
-from wam_jax.config import ConfigError, default_config, flatten
+from wam_jax.config import STAGES, TASKS, ConfigError, default_config, flatten
 from wam_jax.config import reference as config_reference
-from wam_jax.config import STAGES, TASKS
 from wam_jax.config.surroundings import dppo_file
 from wam_jax.data import inspect
 from wam_jax.envs import tasks as task_oracle

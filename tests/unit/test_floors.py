@@ -9,6 +9,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 PACKAGE = ROOT / "wam_jax"
 # From the ground up: a room imports only rooms named before it, and itself.
 ROOMS = (
+  "embodiment",
   "types",
   "core",
   "host",

@@ -10,12 +10,10 @@ import jax
 
 from wam_jax.acting import models, packed
 from wam_jax.acting.policy import ActingPolicy, PolicyError, index_of
+from wam_jax.acting.policy_table import POLICIES, TRAINED
 from wam_jax.storage import artifact as artifact_lib
 from wam_jax.storage.artifact import Artifact, ArtifactError
 from wam_jax.types import Params
-
-# Name -> stage that made it; without a name the first that is there.
-POLICIES = {"ppo": "ppo", "cloned": "behaviour_cloning", "ppo_imagined": "ppo", "ppo_real": "ppo"}
 
 
 def load_policy(
@@ -60,7 +58,7 @@ def load_stacked(path: Any, which: str | None = None) -> tuple[Artifact, Any, Pa
   """(artifact, policy, parameters stacked over tasks, tasks in that order) of `load_policy`'s path."""
   artifact = find_policy(path, which)
   result = json.loads((artifact.path / "result.json").read_text(encoding="utf-8"))
-  selected = (which or "").removeprefix("ppo").removeprefix("_") if artifact.stage == "ppo" else ""
+  selected = POLICIES[which].selected if which else ""
   if selected and not (artifact.path / "selected" / selected).is_dir():
     raise PolicyError(f"{artifact.path}: PPO was not monitored (ppo.eval_every): there is no {which}")
   policy, params = models.load_policy(artifact, selected)
@@ -72,12 +70,12 @@ def find_policy(path: Any, which: str | None = None) -> Artifact:
 
   Raises:
     PolicyError: there is none.
-    ValueError: `which` is not one of POLICIES.
+    ValueError: `which` is not one of TRAINED.
   """
   path = pathlib.Path(path).expanduser()
-  if which is not None and which not in POLICIES:
-    raise ValueError(f"which: expected one of {', '.join(POLICIES)}, got {which!r}")
-  wanted = list(dict.fromkeys(stage for name, stage in POLICIES.items() if which in (None, name)))
+  if which is not None and which not in TRAINED:
+    raise ValueError(f"which: expected one of {', '.join(TRAINED)}, got {which!r}")
+  wanted = list(dict.fromkeys(POLICIES[name].stage for name in TRAINED if which in (None, name)))
   artifact = artifact_lib.read_artifact(path)
   if artifact is not None:
     if artifact.stage not in wanted:

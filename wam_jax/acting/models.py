@@ -94,7 +94,7 @@ def load_policy(artifact: Artifact, selected: str = "") -> tuple[Policy, Params]
 
   Args:
     artifact: of behaviour_cloning, whose two networks are the same, of ppo or of online_ppo.
-    selected: of `ppo_monitor.BY`, after PPO; empty: the last one.
+    selected: of `policy_table.SELECTED`, after PPO; empty: the last one.
 
   Raises:
     CheckpointError: made by another version of wam_jax.

@@ -89,7 +89,7 @@ def load_packed(
   Args:
     path: from `pack`.
     task: one of its tasks; None: its only one.
-    which: of `load.POLICIES`; None: what the file holds.
+    which: of `policy_table.TRAINED`; None: what the file holds.
     ddim_steps: as for `load.load_policy`.
 
   Raises:

@@ -16,7 +16,7 @@ import numpy as np
 
 from wam_jax.acting.step import State, act_step, start_state
 from wam_jax.core.image import area_resize
-from wam_jax.nn.world_model import ROBOT_OBS
+from wam_jax.embodiment import ROBOT_OBS
 from wam_jax.types import Params
 
 MAX_SEED = 2**31 - 1

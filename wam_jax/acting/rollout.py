@@ -17,8 +17,9 @@ import numpy as np
 
 from wam_jax.acting import step
 from wam_jax.data.windows import REST_ACTION
+from wam_jax.embodiment import ACTION, CAMERAS
 from wam_jax.envs import tasks as task_rules
-from wam_jax.envs.base import ACTION, VectorStepper
+from wam_jax.envs.base import VectorStepper
 from wam_jax.train import world_model as wm
 from wam_jax.types import Latent, Params, features
 
@@ -136,7 +137,7 @@ def rollout_policies(
     seen = environment.observe(record.active)
     drawn = time.perf_counter()
     frame_key, chunk_key = step.frame_keys(key, t)
-    observation = {camera: seen[camera] for camera in ("rgb_static", "rgb_gripper")}
+    observation = {camera: seen[camera] for camera in CAMERAS}
     observation["robot_obs"] = record.robot.astype(np.float32)
     is_first = np.full(total, t == 0)
     latent = filter_frame(wm_params, latent, observation, prev_action, is_first, frame_key)

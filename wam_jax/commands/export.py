@@ -20,8 +20,8 @@ from collections.abc import Sequence
 
 from wam_jax.acting import load
 from wam_jax.acting.export import PLATFORMS, ExportError, export_policy
-from wam_jax.acting.load import POLICIES
 from wam_jax.acting.policy import PolicyError
+from wam_jax.acting.policy_table import TRAINED
 from wam_jax.storage.artifact import ArtifactError
 from wam_jax.storage.checksums import CheckpointError
 
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--workdir", required=True, help="a run's folder, or that of a finished policy")
   parser.add_argument("--task", help="one of the policy's; may be left out if it has one only")
   parser.add_argument("--out", required=True, help="folder to make")
-  parser.add_argument("--which", choices=tuple(POLICIES), help="default: ppo if finished, else cloned")
+  parser.add_argument("--which", choices=TRAINED, help="default: ppo if finished, else cloned")
   parser.add_argument("--world_model", help="folder of the world model, if it was moved")
   parser.add_argument(
     "--platforms", help=f"comma-separated, of {','.join(PLATFORMS)}; default: this machine's"

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from wam_jax.acting import load, packed
 from wam_jax.acting.policy import PolicyError
+from wam_jax.acting.policy_table import POLICIES, TRAINED
 from wam_jax.reporting.model_card import card
 from wam_jax.storage.artifact import ArtifactError, load_artifact, write_text
 from wam_jax.storage.checksums import CheckpointError
@@ -34,7 +35,7 @@ def pack(workdir: str, out: pathlib.Path, which: str | None = None) -> pathlib.P
     PolicyError, ArtifactError, CheckpointError: as `load_policy`; or weights that half precision cannot hold.
   """
   artifact, policy, params, tasks = load.load_stacked(workdir, which)
-  chosen = which or next(name for name, stage in load.POLICIES.items() if stage == artifact.stage)
+  chosen = which or next(name for name in TRAINED if POLICIES[name].stage == artifact.stage)
   evaluated = load_artifact(workdir, "evaluate")
   packed.write_packed(out, artifact, chosen, tasks, policy, params, load.find_world_model(artifact))
   write_text(out.with_suffix(".md"), card(evaluated, chosen, out))
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   )
   parser.add_argument("--workdir", required=True, help="a run's folder, evaluated")
   parser.add_argument("--out", type=pathlib.Path, required=True, help="file to write, *.npz")
-  parser.add_argument("--which", choices=tuple(load.POLICIES), help="default: ppo if finished, else cloned")
+  parser.add_argument("--which", choices=TRAINED, help="default: ppo if finished, else cloned")
   arguments = parser.parse_args(argv)
   if arguments.out.suffix != ".npz":
     parser.error(f"--out: expected a name that ends with .npz, got {arguments.out}")

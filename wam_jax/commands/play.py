@@ -12,8 +12,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from wam_jax.acting.load import POLICIES
 from wam_jax.acting.policy import PolicyError
+from wam_jax.acting.policy_table import TRAINED
 from wam_jax.config import TASKS
 
 FRAME_STEP = 2  # every second frame is shown
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument(
     "--policy", help="a run's folder or a packed file; default: what comes with the package"
   )
-  parser.add_argument("--which", choices=tuple(POLICIES), help="of a run's folder; default: ppo if finished")
+  parser.add_argument("--which", choices=TRAINED, help="of a run's folder; default: ppo if finished")
   parser.add_argument("--episodes", type=int, default=1)
   parser.add_argument("--seed", type=int, default=0, help="of the first episode; the others follow")
   parser.add_argument("--max_steps", type=int, default=72, help="at 30 Hz")

@@ -10,6 +10,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from wam_jax.embodiment import ROBOT_FEATURES
+
 # Time of making and drawing a frame, in units of the embedded simulator's.
 SLOWER = {"play_table": 1.0, "calvin": 18.0}
 _SIMULATOR = ("env.name", "env.calvin_scene", "env.image_size", "env.max_steps")
@@ -81,7 +83,7 @@ def _recurrent(c: Any) -> float:
 
 def _feature(c: Any) -> int:
   w = c.world_model
-  return w.deter + w.stoch * w.classes + (36 if w.proprio == "latent" else 0)
+  return w.deter + w.stoch * w.classes + (2 * ROBOT_FEATURES if w.proprio == "latent" else 0)
 
 
 def _vision(c: Any) -> float:

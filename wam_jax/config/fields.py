@@ -38,7 +38,7 @@ from wam_jax.config.checks import (
   subset,
   suggest,
 )
-from wam_jax.envs.base import CAMERAS
+from wam_jax.embodiment import CAMERAS
 from wam_jax.envs.tasks import TASKS
 
 PRESETS = ("demo", "small", "paper")

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from wam_jax.config.chain import STAGES
 from wam_jax.config.checks import Problem
-from wam_jax.envs.base import CAMERAS
+from wam_jax.embodiment import CAMERAS
 from wam_jax.host.machine import available_cores
 
 

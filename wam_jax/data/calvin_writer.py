@@ -18,17 +18,8 @@ import numpy as np
 from wam_jax.data.calvin import ANNOTATION_FILE
 from wam_jax.data.files import IDS_FILE, PathLike
 from wam_jax.data.frames import BLOCK, VECTOR_KEYS, check_vectors, frame_path, num_workers
-
-_SENTENCES = {
-  "open_drawer": "pull the drawer open",
-  "close_drawer": "push the drawer shut",
-  "move_slider_left": "slide the door to the left",
-  "move_slider_right": "slide the door to the right",
-  "turn_on_lightbulb": "switch the light bulb on",
-  "turn_off_lightbulb": "switch the light bulb off",
-  "turn_on_led": "press the button so that the LED lights up",
-  "turn_off_led": "press the button so that the LED goes dark",
-}
+from wam_jax.embodiment import CAMERAS
+from wam_jax.envs.tasks import SENTENCES
 
 
 class _NpzTemplate:
@@ -129,7 +120,7 @@ class FrameWriter:
     for key, size in {"actions": 7, **VECTOR_KEYS}.items():
       if block[key].shape != (n, size):
         raise ValueError(f"{key}: expected [{n}, {size}], got {list(block[key].shape)}")
-    for key, picture in (("rgb_static", rgb_static), ("rgb_gripper", rgb_gripper)):
+    for key, picture in zip(CAMERAS, (rgb_static, rgb_gripper), strict=True):
       if picture.dtype != np.uint8 or picture.ndim != 4 or len(picture) != n or picture.shape[3] != 3:
         raise ValueError(f"{key}: expected uint8 [{n}, S, S, 3], got {picture.dtype} {list(picture.shape)}")
       block[key] = np.ascontiguousarray(picture)
@@ -193,7 +184,7 @@ class FrameWriter:
       folder / ANNOTATION_FILE,
       {
         "language": {
-          "ann": [_SENTENCES.get(task, task.replace("_", " ")) for task, _, _ in annotations],
+          "ann": [SENTENCES.get(task, task.replace("_", " ")) for task, _, _ in annotations],
           "task": [task for task, _, _ in annotations],
           "emb": np.zeros((len(annotations), 1, 384), np.float32),  # no language model here: a placeholder
         },

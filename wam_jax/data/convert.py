@@ -31,11 +31,11 @@ from wam_jax.data.calvin_writer import save_pickled
 from wam_jax.data.examples import Chunk, SplitPlan, plan_split
 from wam_jax.data.files import DatasetError, PathLike, load_pickled
 from wam_jax.data.frames import (
-  PICTURE_KEYS,
   VECTOR_KEYS,
   ProgressFactory,
   num_workers,
 )
+from wam_jax.embodiment import ACTION, CAMERAS, ROBOT_OBS, SCENE_OBS
 from wam_jax.host.machine import disk_full
 
 SHARD_EXAMPLES = 64  # 100 MB of pictures at 64 x 64; what an interruption can cost
@@ -156,7 +156,7 @@ def _begin(partial: pathlib.Path, settings: dict[str, Any]) -> None:
 
 
 def _frame_bytes(image_size: int) -> int:
-  return 2 * 3 * image_size**2 + 8 * (7 + 7 + 15 + 24 + 1)
+  return len(CAMERAS) * 3 * image_size**2 + 8 * (2 * ACTION + ROBOT_OBS + SCENE_OBS + 1)
 
 
 def _check_room(partial: pathlib.Path, plans: dict[str, SplitPlan]) -> None:
@@ -195,7 +195,7 @@ def _checksum(examples: Iterable[dict[str, Any]]) -> int:
   """CRC-32 of the content of examples."""
   crc = 0
   for example in examples:
-    for key in (*PICTURE_KEYS, *VECTOR_KEYS, "actions", "frame_id"):
+    for key in (*CAMERAS, *VECTOR_KEYS, "actions", "frame_id"):
       crc = zlib.crc32(np.ascontiguousarray(example[key]).view(np.uint8).data, crc)
   return crc
 

@@ -23,13 +23,13 @@ import numpy as np
 from wam_jax.core import image as image_lib
 from wam_jax.data.files import DatasetError, PathLike, read_npy, read_npz
 from wam_jax.data.frames import (
-  PICTURE_KEYS,
   VECTOR_KEYS,
   FrameReader,
   check_vectors,
   frame_path,
   present_ids,
 )
+from wam_jax.embodiment import ACTION, CAMERAS, ROBOT_OBS, SCENE_OBS
 
 MANIFEST, EXAMPLES = "convert.json", "examples.npy"
 VERSION = 1
@@ -128,12 +128,11 @@ def example_features() -> Any:
 
   return tfds.features.FeaturesDict(
     {
-      "rgb_static": tensor(np.uint8, None, None, 3),
-      "rgb_gripper": tensor(np.uint8, None, None, 3),
-      "rel_actions": tensor(np.float64, 7),
-      "actions": tensor(np.float64, 7),
-      "robot_obs": tensor(np.float64, 15),
-      "scene_obs": tensor(np.float64, 24),
+      **{key: tensor(np.uint8, None, None, 3) for key in CAMERAS},
+      "rel_actions": tensor(np.float64, ACTION),
+      "actions": tensor(np.float64, ACTION),
+      "robot_obs": tensor(np.float64, ROBOT_OBS),
+      "scene_obs": tensor(np.float64, SCENE_OBS),
       "frame_id": tensor(np.int64),
       "episode": np.int64,
       "window_task": tfds.features.Sequence(tfds.features.Text()),
@@ -208,7 +207,7 @@ class ConvertedReader(FrameReader):
   def shapes(self) -> dict[str, list[int]]:
     """Shapes of the arrays of the first frame."""
     (_, _, example), *_ = self._parts(0, 1)
-    keys = (*PICTURE_KEYS, *VECTOR_KEYS, "actions")
+    keys = (*CAMERAS, *VECTOR_KEYS, "actions")
     return {key: list(example[key].shape[1:]) for key in keys}
 
   def _parts(self, begin: int, stop: int) -> Iterator[tuple[slice, slice, dict[str, Any]]]:
@@ -235,7 +234,7 @@ class ConvertedReader(FrameReader):
     picture = (len(ids), self.stored_size, self.stored_size, 3)
     shapes: dict[str, tuple[int, ...]] = {key: (len(ids), width) for key, width in VECTOR_KEYS.items()}
     shapes["actions"] = (len(ids), 7)
-    shapes |= dict.fromkeys(PICTURE_KEYS, picture)
+    shapes |= dict.fromkeys(CAMERAS, picture)
     wrong = [key for key, shape in shapes.items() if np.shape(example[key]) != shape]
     if len(ids) != last - first + 1 or (ids != first + np.arange(len(ids))).any():
       wrong = ["frame_id"]
@@ -247,7 +246,7 @@ class ConvertedReader(FrameReader):
   def read(self, begin: int, stop: int, out: dict[str, np.ndarray]) -> None:
     """See `FrameReader.read`."""
     for rows, inside, example in self._parts(begin, stop):
-      for key in PICTURE_KEYS:
+      for key in CAMERAS:
         pictures = example[key][inside]
         if self.stored_size != self.image_size:
           pictures = np.stack([image_lib.area_resize(p, self.image_size, self.image_size) for p in pictures])

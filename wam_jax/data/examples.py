@@ -11,7 +11,8 @@ import numpy as np
 
 from wam_jax.data import calvin, converted
 from wam_jax.data.files import DatasetError, PathLike
-from wam_jax.data.frames import PICTURE_KEYS, VECTOR_KEYS, FrameReader, ids_of
+from wam_jax.data.frames import VECTOR_KEYS, FrameReader, ids_of
+from wam_jax.embodiment import ACTION, CAMERAS
 
 EXAMPLE_FRAMES = 64
 _FIRST_FRAMES = 10  # of a split that may be broken
@@ -74,8 +75,8 @@ class SplitPlan:
 
   def _example(self, episode: int, ids: np.ndarray) -> dict[str, Any]:
     size, count = self.image_size, len(ids)
-    out = {key: np.empty((count, width)) for key, width in {**VECTOR_KEYS, "actions": 7}.items()}
-    out |= {key: np.empty((count, size, size, 3), np.uint8) for key in PICTURE_KEYS}
+    out = {key: np.empty((count, width)) for key, width in {**VECTOR_KEYS, "actions": ACTION}.items()}
+    out |= {key: np.empty((count, size, size, 3), np.uint8) for key in CAMERAS}
     row = int(np.searchsorted(self.reader.ids, ids[0]))
     self.reader.read(row, row + count, out)
     mine = [(task, low, high) for task, low, high in self.windows if low <= ids[-1] and ids[0] < high]

@@ -17,13 +17,12 @@ import numpy as np
 
 from wam_jax.core import image as image_lib
 from wam_jax.data.files import COPY_AGAIN, IDS_FILE, DatasetError, PathLike, read_npz
-from wam_jax.envs.base import CAMERAS
+from wam_jax.embodiment import ACTION, CAMERAS, ROBOT_OBS, SCENE_OBS
 from wam_jax.host.machine import available_cores
 
 ProgressFactory = Callable[[int, str], contextlib.AbstractContextManager[Any]]
 
-VECTOR_KEYS = {"rel_actions": 7, "robot_obs": 15, "scene_obs": 24}
-PICTURE_KEYS = CAMERAS
+VECTOR_KEYS = {"rel_actions": ACTION, "robot_obs": ROBOT_OBS, "scene_obs": SCENE_OBS}
 ACTION_TOLERANCE = 1e-4  # of rel_actions beyond [-1, 1]: rounding in CALVIN's own recording
 FLOAT_MAX = float(np.finfo(np.float32).max)
 BLOCK = 256  # frames per unit of work: large enough to hide the thread pool, small enough for a smooth bar
@@ -75,7 +74,7 @@ class Frames(FrameVectors):
   rgb_gripper: np.ndarray
 
   def __post_init__(self) -> None:
-    names = ("rgb_static", "rgb_gripper", "action", "robot_obs", "scene_obs", "ids")
+    names = (*CAMERAS, "action", "robot_obs", "scene_obs", "ids")
     lengths = {name: len(getattr(self, name)) for name in names}
     if len(set(lengths.values())) > 1:
       found = ", ".join(f"{name} has {length}" for name, length in lengths.items())
@@ -128,7 +127,7 @@ def _picture_shapes(folder: pathlib.Path, first: int, image_size: int) -> dict[s
   """Shapes that all pictures must have: those of the first frame."""
   shapes = {}
   path = frame_path(folder, first)
-  for key, array in read_npz(path, PICTURE_KEYS).items():
+  for key, array in read_npz(path, CAMERAS).items():
     if array.ndim != 3 or array.shape[2] != 3 or min(array.shape[:2]) < image_size:
       raise DatasetError(
         path,
@@ -201,7 +200,7 @@ def empty_frames(num_frames: int, image_size: int) -> dict[str, np.ndarray]:
   pictures = (num_frames, image_size, image_size, 3)
   return {
     **{key: empty((num_frames, width), np.float32) for key, width in VECTOR_KEYS.items()},
-    **{key: empty(pictures, np.uint8) for key in PICTURE_KEYS},
+    **{key: empty(pictures, np.uint8) for key in CAMERAS},
   }
 
 
@@ -251,7 +250,7 @@ class FrameReader:
     Args:
       begin: an index into N.
       stop: one past the last one.
-      out: VECTOR_KEYS -> float [n, ...], PICTURE_KEYS -> uint8 [n, S, S, 3]; written to. With 'actions'
+      out: VECTOR_KEYS -> float [n, ...], CAMERAS -> uint8 [n, S, S, 3]; written to. With 'actions'
         [n, 7] the absolute ones too.
 
     Raises:
@@ -262,7 +261,7 @@ class FrameReader:
     vectors = {key: np.empty((len(ids), width)) for key, width in widths.items()}
     for row, frame_id in enumerate(ids):
       path = frame_path(self.folder, frame_id)
-      arrays = read_npz(path, (*widths, *PICTURE_KEYS))
+      arrays = read_npz(path, (*widths, *CAMERAS))
       for key, width in widths.items():
         array = arrays[key]
         if array.shape != (width,) or array.dtype.kind != "f":

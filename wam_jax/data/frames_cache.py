@@ -24,7 +24,6 @@ import numpy as np
 from wam_jax.data.calvin import Spans, open_split, read_episode_ids
 from wam_jax.data.files import DatasetError, PathLike, read_npz
 from wam_jax.data.frames import (
-  PICTURE_KEYS,
   VECTOR_KEYS,
   FrameReader,
   Frames,
@@ -32,6 +31,7 @@ from wam_jax.data.frames import (
   ProgressFactory,
   empty,
 )
+from wam_jax.embodiment import CAMERAS
 from wam_jax.host.machine import disk_full
 
 VERSION = 1
@@ -90,7 +90,7 @@ class FrameCache(FrameVectors):
     pictures = {}
     bar = progress(2 * self.num_frames, "loading frames") if progress else contextlib.nullcontext()
     with bar as shown:
-      for key in PICTURE_KEYS:
+      for key in CAMERAS:
         pictures[key] = empty(shape, np.uint8)
         with self.reading(key) as read:
           for begin in range(0, self.num_frames, _LOAD_BLOCK):
@@ -198,7 +198,7 @@ def _mismatch(path: pathlib.Path, reader: FrameReader, manifest: dict[str, objec
   if found != manifest:
     return "the split's files have changed since it was made"
   size = _picture_bytes(len(reader.ids), reader.image_size)
-  for key in PICTURE_KEYS:
+  for key in CAMERAS:
     file = path / f"{key}.npy"
     if not file.is_file() or file.stat().st_size != size:
       return f"{file.name} has not the {size:,} bytes that it must have"
@@ -245,16 +245,14 @@ def _fill(partial: pathlib.Path, reader: FrameReader, workers: int, progress: Pr
   head, frame_bytes = _header(total, size), size**2 * 3
   vectors = {key: np.empty((total, width), np.float32) for key, width in VECTOR_KEYS.items()}
   with contextlib.ExitStack() as stack:
-    files = {
-      key: stack.enter_context(open(partial / f"{key}.npy", "wb", buffering=0)) for key in PICTURE_KEYS
-    }
+    files = {key: stack.enter_context(open(partial / f"{key}.npy", "wb", buffering=0)) for key in CAMERAS}
     for file in files.values():
       if hasattr(os, "posix_fallocate"):  # a disk that is too small says so now and not in an hour
         os.posix_fallocate(file.fileno(), 0, _picture_bytes(total, size))
       file.write(head)
 
     def copy(begin: int, stop: int) -> None:
-      block = {key: np.empty((stop - begin, size, size, 3), np.uint8) for key in PICTURE_KEYS}
+      block = {key: np.empty((stop - begin, size, size, 3), np.uint8) for key in CAMERAS}
       reader.read(begin, stop, {**{key: array[begin:stop] for key, array in vectors.items()}, **block})
       for key, pictures in block.items():
         view, offset = pictures.data.cast("B"), len(head) + begin * frame_bytes

@@ -21,12 +21,12 @@ import numpy as np
 from wam_jax.data import calvin, converted
 from wam_jax.data.files import COPY_AGAIN, IDS_FILE, DatasetError, PathLike
 from wam_jax.data.frames import (
-  PICTURE_KEYS,
   VECTOR_KEYS,
   FrameReader,
   frame_path,
   ids_of,
 )
+from wam_jax.embodiment import CAMERAS, SCENE_OBS
 from wam_jax.envs.tasks import TASKS
 
 SPLITS = ("training", "validation", calvin.FAILED)
@@ -48,7 +48,7 @@ _PARTS = {
   "scene_obs": {
     name: slice(i, i + 1) for i, name in enumerate(("slider", "drawer", "button", "switch", "bulb", "led"))
   }
-  | {"blocks": slice(6, 24)},
+  | {"blocks": slice(6, SCENE_OBS)},
 }
 
 Problems = list[dict[str, str]]
@@ -199,7 +199,7 @@ def _inspect_frames(
   )
   if first is not None:
     out["keys"] = sorted(first)
-    out["pictures"] = {key: first[key] for key in PICTURE_KEYS if key in first}
+    out["pictures"] = {key: first[key] for key in CAMERAS if key in first}
   found: Problems = []
   reader = None
   for skipped in range(min(LISTED, len(ids))):  # all pictures must have the shape of the first good ones
@@ -215,7 +215,7 @@ def _inspect_frames(
   vectors = {key: np.full((len(ids), width), np.nan) for key, width in VECTOR_KEYS.items()}
 
   def read(begin: int, stop: int) -> None:
-    picture = {key: np.empty((1, image_size, image_size, 3), np.uint8) for key in PICTURE_KEYS}
+    picture = {key: np.empty((1, image_size, image_size, 3), np.uint8) for key in CAMERAS}
     for row in range(begin, stop):
       values = {key: array[row : row + 1] for key, array in vectors.items()}
       good[row] = _note(found, _read_one, reader, row, values | picture) is not None
@@ -283,7 +283,7 @@ def _split_lines(split: dict[str, Any]) -> list[str]:
     f"  files     {split['missing']:,} missing; {split['read']:,} read, {split['broken']:,} of them broken",
   ]
   sizes = [f"{key} {' x '.join(map(str, shape))}" for key, shape in split["pictures"].items()]
-  unused = [key for key in split["keys"] if key not in (*VECTOR_KEYS, *PICTURE_KEYS)]
+  unused = [key for key in split["keys"] if key not in (*VECTOR_KEYS, *CAMERAS)]
   lines.append(
     f"  pictures  {', '.join(sizes) or 'none'}" + (f"; not used: {', '.join(unused)}" if unused else "")
   )

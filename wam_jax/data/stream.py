@@ -14,9 +14,10 @@ import jax
 import numpy as np
 
 from wam_jax.data.files import DatasetError, PathLike
-from wam_jax.data.frames import PICTURE_KEYS, empty
+from wam_jax.data.frames import empty
 from wam_jax.data.frames_cache import FrameCache
 from wam_jax.data.windows import REST_ACTION, Sampler
+from wam_jax.embodiment import ACTION, CAMERAS, ROBOT_OBS
 from wam_jax.host.machine import host_bytes
 from wam_jax.types import Batch
 
@@ -35,7 +36,7 @@ Starts = Callable[[int], np.ndarray]  # update number -> [B] first frame of each
 
 def estimate_bytes(num_frames: int, image_size: int) -> int:
   """Memory of a FrameStore of N frames: two pictures, robot state, action, the one before, a flag."""
-  return num_frames * (2 * image_size**2 * 3 + (15 + 7 + 7) * 4 + 1)
+  return num_frames * (len(CAMERAS) * image_size**2 * 3 + (ROBOT_OBS + 2 * ACTION) * 4 + 1)
 
 
 def training_bytes(num_parameters: int, batch_size: int, length: int, image_size: int) -> int:
@@ -210,7 +211,7 @@ class _Pieces:
       "is_first": is_first,
       "mask": np.ones(rows.shape, bool),
     }
-    for key in PICTURE_KEYS:
+    for key in CAMERAS:
       batch[key] = out = empty((*rows.shape, cache.image_size, cache.image_size, 3), np.uint8)
       with cache.reading(key) as read:
         for at in np.ndindex(start.shape):

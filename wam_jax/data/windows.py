@@ -12,10 +12,10 @@ import numpy as np
 from flax import struct
 
 from wam_jax.data.frames import Frames
+from wam_jax.embodiment import CAMERAS, ROBOT_OBS
 from wam_jax.types import Batch
 
-ROBOT_OBS = 15
-FIELDS = ("rgb_static", "rgb_gripper", "robot_obs", "action", "prev_action", "is_first")
+FIELDS = (*CAMERAS, "robot_obs", "action", "prev_action", "is_first")
 REST_ACTION = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0)  # before an episode's first frame: at rest, gripper open
 
 
@@ -192,8 +192,7 @@ def episode_batch(frames: Frames, windows: Sequence[tuple[int, int]], length: in
   size = frames.rgb_static.shape[1:]
   rest = np.tile(np.asarray(REST_ACTION, np.float32), (*shape, 1))
   batch: dict[str, Any] = {
-    "rgb_static": np.zeros((*shape, *size), np.uint8),
-    "rgb_gripper": np.zeros((*shape, *size), np.uint8),
+    **{camera: np.zeros((*shape, *size), np.uint8) for camera in CAMERAS},
     "robot_obs": np.zeros((*shape, ROBOT_OBS), np.float32),
     "action": rest,
     "prev_action": rest.copy(),
@@ -205,8 +204,8 @@ def episode_batch(frames: Frames, windows: Sequence[tuple[int, int]], length: in
     if not 0 <= start < end <= frames.num_frames or end - start > length:
       raise ValueError(f"window ({start}, {end}) must have 1 to {length} of the {frames.num_frames} frames")
     n = end - start
-    batch["rgb_static"][row, :n] = frames.rgb_static[start:end]
-    batch["rgb_gripper"][row, :n] = frames.rgb_gripper[start:end]
+    for camera in CAMERAS:
+      batch[camera][row, :n] = getattr(frames, camera)[start:end]
     batch["robot_obs"][row, :n] = frames.robot_obs[start:end]
     batch["action"][row, :n] = frames.action[start:end]
     batch["prev_action"][row, 1:n] = frames.action[start : end - 1]

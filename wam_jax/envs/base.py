@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 
+from wam_jax.envs.goals import Task
+
 FINGERS_DOWN = (math.pi, 0.0, math.pi / 2)  # Euler angles of the hand in most skills
 
-CAMERAS = ("rgb_static", "rgb_gripper")  # the pictures of a frame
-ROBOT_OBS = 15  # tcp xyz [m], tcp Euler xyz [rad], gripper width [m], 7 joints [rad], last gripper action
-SCENE_OBS = 24  # slider, drawer, button, switch [m], bulb, led {0, 1}, 3 blocks x (xyz [m], Euler [rad])
-ACTION = 7
 ACTION_TRANSLATION = 0.02  # m of target motion per unit of action
 ACTION_ROTATION = 0.05  # rad
 
@@ -71,11 +70,40 @@ class VectorStepper(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Skill:
+class Route:
   """Waypoints [W, 3] of the tcp in m, in the order they are visited, and the hand's Euler angles [3]."""
 
   waypoints: list[np.ndarray]
   euler: tuple[float, float, float] = FINGERS_DOWN
+
+
+@dataclasses.dataclass(frozen=True)
+class Skill:
+  """A row of a simulator's table of skills: a task, and how it is done there.
+
+  Attributes:
+    task: name, goal and start.
+    route: (scene_obs [24], generator) -> the way of the hand, with small variation. None: the simulator can
+      start the task and see that it is done, but has no expert for it.
+  """
+
+  task: Task
+  route: Callable[[np.ndarray, np.random.Generator], Route] | None = None
+
+
+def skill_table(*rows: Skill) -> dict[str, Skill]:
+  """Rows by name, in their order. A row's place is part of the seed of its recordings: append only."""
+  table = {row.task.name: row for row in rows}
+  if len(table) != len(rows):
+    raise ValueError(f"a task has two rows: {', '.join(row.task.name for row in rows)}")
+  return table
+
+
+def find_skill(skills: Mapping[str, Skill], task: str) -> Skill:
+  """The row of a task. Raises ValueError: the simulator does not know it."""
+  if task not in skills:
+    raise ValueError(f"unknown task {task!r}; known: {', '.join(skills)}")
+  return skills[task]
 
 
 class TaughtEnvironment(Environment, Protocol):
@@ -89,17 +117,17 @@ class TaughtEnvironment(Environment, Protocol):
 
 
 class Skills(Protocol):
-  """What a simulator's module of skills holds (`registry.load_skills`).
-
-  A skill has small variation; its furniture stands at a joint's position in m.
+  """What a simulator's module of skills holds (`registry.load_skills`). It imports no simulator by itself.
 
   Attributes:
+    SKILLS: `skill_table` of what can be done there.
     WORKSPACE: lowest and highest corner [3] of the free space above the table, in m.
     SAFE_HEIGHT: z [m] above everything that stands on the table.
     LOW_HEIGHT: z [m] below which a hand is among the furniture.
     FREE_Y: y [m] up to which a hand can rise freely.
   """
 
+  SKILLS: Mapping[str, Skill]
   WORKSPACE: tuple[np.ndarray, np.ndarray]
   SAFE_HEIGHT: float
   LOW_HEIGHT: float
@@ -108,21 +136,5 @@ class Skills(Protocol):
   def sample_start(
     self, task: str | None, rng: np.random.Generator, env: Any
   ) -> tuple[np.ndarray, np.ndarray]:
-    """See the function of this name below."""
-    ...
-
-  def drawer(self, task: str, opened: float, rng: np.random.Generator) -> Skill:
-    """open_drawer or close_drawer."""
-    ...
-
-  def slider(self, task: str, opened: float, rng: np.random.Generator) -> Skill:
-    """move_slider_left or move_slider_right."""
-    ...
-
-  def lightbulb(self, task: str, position: float, rng: np.random.Generator) -> Skill:
-    """turn_on_lightbulb or turn_off_lightbulb, by the switch."""
-    ...
-
-  def button(self, rng: np.random.Generator) -> Skill:
-    """turn_on_led and turn_off_led."""
+    """See `experts.sample_start`."""
     ...

@@ -1,4 +1,4 @@
-"""Scripted experts, start states and wandering; where the furniture is, each simulator's `Skills` know.
+"""Scripted experts, start states and wandering; the routes are in each simulator's table of skills.
 
 An expert sees the furniture when it is made and then only the target pose and the gripper's pose; it steers
 straight along a few waypoints with the gripper closed.
@@ -12,50 +12,16 @@ from collections.abc import Callable
 
 import numpy as np
 
-from wam_jax.envs import base, registry, tasks
-from wam_jax.envs.base import FINGERS_DOWN, Skill, Skills, TaughtEnvironment
-
-CLOSED, OPEN = -1.0, 1.0
+from wam_jax.envs import base, registry
+from wam_jax.envs.base import FINGERS_DOWN, Route, Skills, TaughtEnvironment
+from wam_jax.envs.steering import CLOSED, steer, wrap_angle
 
 _REACHED_TARGET, _REACHED_TCP, _REACHED_ANGLE = 0.012, 0.03, 0.2
 _REACHED_LAST = 0.006
 _AMONG_FURNITURE_Y = -0.07  # m, beyond which a hand is among door, switch and lamp
 _PATIENCE = 8  # steps without getting nearer before a waypoint is given up
 
-# Where furniture may start [m]: anywhere from which the task can still be done, with a little to spare.
-_START_RANGE = {
-  "open_drawer": (tasks.DRAWER, 0.0, 0.09),
-  "close_drawer": (tasks.DRAWER, 0.13, 0.22),
-  "move_slider_left": (tasks.SLIDER, 0.0, 0.12),
-  "move_slider_right": (tasks.SLIDER, 0.16, 0.28),
-  "turn_on_lightbulb": (tasks.SWITCH, 0.0, 0.034),
-  "turn_off_lightbulb": (tasks.SWITCH, 0.054, 0.088),
-}
-
 _Act = Callable[[], "np.ndarray | None"]
-
-
-def wrap_angle(angle: np.ndarray) -> np.ndarray:
-  """The same angles [rad] in [-pi, pi)."""
-  return (angle + np.pi) % (2 * np.pi) - np.pi
-
-
-def sample_furniture(task: str | None, rng: np.random.Generator) -> np.ndarray:
-  """scene_obs [24] whose furniture is where `task` can start; its blocks are zero. Raises ValueError."""
-  _check(task)
-  scene_obs = np.zeros(base.SCENE_OBS)
-  for index in (tasks.SLIDER, tasks.DRAWER, tasks.SWITCH):
-    low, high = tasks.FURNITURE_RANGE[index]
-    # Closed and open ends are more frequent than chance would have them, as they are in use.
-    scene_obs[index] = np.clip(rng.uniform(low - 0.2 * (high - low), high + 0.2 * (high - low)), low, high)
-  if task in _START_RANGE:
-    index, low, high = _START_RANGE[task]
-    scene_obs[index] = rng.uniform(low, high)
-  scene_obs[tasks.BULB] = float(scene_obs[tasks.SWITCH] > tasks.BULB_THRESHOLD)
-  scene_obs[tasks.LED] = float(rng.integers(2))
-  if task in ("turn_on_led", "turn_off_led"):
-    scene_obs[tasks.LED] = float(task == "turn_off_led")
-  return scene_obs
 
 
 def sample_start(
@@ -64,7 +30,7 @@ def sample_start(
   """A random state from which a task can be done.
 
   Args:
-    task: one of `tasks.TASKS`; None for play, where everything may be anywhere.
+    task: of the simulator's `SKILLS`; None for play, where everything may be anywhere.
     rng: source of randomness.
     env: simulator that the state is for; afterwards it stands anywhere.
 
@@ -75,11 +41,6 @@ def sample_start(
     ValueError: unknown task.
   """
   return registry.load_skills(env.name).sample_start(task, rng, env)
-
-
-def _check(task: str | None) -> None:
-  if task is not None and task not in tasks.PREDICATES:
-    raise ValueError(f"unknown task {task!r}; known: {', '.join(tasks.TASKS)}")
 
 
 def add_noise(action: np.ndarray, rng: np.random.Generator, std: float) -> np.ndarray:
@@ -98,30 +59,6 @@ def add_noise(action: np.ndarray, rng: np.random.Generator, std: float) -> np.nd
   return noisy
 
 
-def steer(
-  env: TaughtEnvironment, place: np.ndarray, euler: np.ndarray, gripper: float, speed: float = 1.0
-) -> np.ndarray:
-  """The action [7] that moves the target pose straight towards another, at a share of full speed."""
-  position, angles = env.target_pose()
-  move = place - position
-  action = np.empty(base.ACTION)
-  action[:3] = speed * move / max(base.ACTION_TRANSLATION, float(np.abs(move).max()))
-  action[3:6] = np.clip(speed * wrap_angle(euler - angles) / base.ACTION_ROTATION, -1, 1)
-  action[6] = gripper
-  return action
-
-
-def _skill(skills: Skills, task: str, scene_obs: np.ndarray, rng: np.random.Generator) -> Skill:
-  """The way to do a task with the furniture as in `scene_obs` [24]."""
-  if task in ("open_drawer", "close_drawer"):
-    return skills.drawer(task, scene_obs[tasks.DRAWER], rng)
-  if task in ("move_slider_left", "move_slider_right"):
-    return skills.slider(task, scene_obs[tasks.SLIDER], rng)
-  if task in ("turn_on_lightbulb", "turn_off_lightbulb"):
-    return skills.lightbulb(task, scene_obs[tasks.SWITCH], rng)
-  return skills.button(rng)
-
-
 def _way_out(skills: Skills, tcp: np.ndarray) -> list[np.ndarray]:
   """Waypoints from a place [3] among the furniture to the free space above the table."""
   x, y, z = tcp
@@ -136,10 +73,10 @@ class WaypointExpert:
   Source: rules of the thumb; CALVIN's own demonstrations were teleoperated.
   """
 
-  def __init__(self, env: TaughtEnvironment, skill: Skill) -> None:
+  def __init__(self, env: TaughtEnvironment, route: Route) -> None:
     self._env = env
-    self._waypoints = _way_out(registry.load_skills(env.name), env.state()[0][:3]) + skill.waypoints
-    self._euler = np.array(skill.euler)
+    self._waypoints = _way_out(registry.load_skills(env.name), env.state()[0][:3]) + route.waypoints
+    self._euler = np.array(route.euler)
     self._next = 0
     self._closest, self._waited = math.inf, 0
 
@@ -179,7 +116,7 @@ def make_expert(
   """An expert for one task, from wherever the environment is now.
 
   Args:
-    task: one of `tasks.TASKS`.
+    task: of the simulator's `SKILLS`.
     env: the environment that the actions will be given to.
     rng: source of the small variation between demonstrations.
     aim_error: standard deviation [m], along each axis, of one displacement of the whole path: a clumsy hand
@@ -190,17 +127,19 @@ def make_expert(
     act() -> action [7], or None when the skill is over. Whether it succeeded is for `tasks.success` to say.
 
   Raises:
-    ValueError: unknown task.
+    ValueError: unknown task, or one without an expert in this simulator.
   """
-  _check(task)
-  skill = _skill(registry.load_skills(env.name), task, env.state()[1], rng)
+  skill = base.find_skill(registry.load_skills(env.name).SKILLS, task)
+  if skill.route is None:
+    raise ValueError(f"{task}: has no scripted expert in simulator {env.name!r}")
+  route = skill.route(env.state()[1], rng)
   if aim_error:
     beside = rng.normal(0.0, aim_error, 3)
-    skill = dataclasses.replace(skill, waypoints=[waypoint + beside for waypoint in skill.waypoints])
+    route = dataclasses.replace(route, waypoints=[waypoint + beside for waypoint in route.waypoints])
   if wrist_error:
-    x, y, z = np.array(skill.euler) + rng.normal(0.0, wrist_error, 3)
-    skill = dataclasses.replace(skill, euler=(x, y, z))
-  return WaypointExpert(env, skill)
+    x, y, z = np.array(route.euler) + rng.normal(0.0, wrist_error, 3)
+    route = dataclasses.replace(route, euler=(x, y, z))
+  return WaypointExpert(env, route)
 
 
 def make_wanderer(env: TaughtEnvironment, rng: np.random.Generator) -> Callable[[], np.ndarray]:

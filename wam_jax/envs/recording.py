@@ -1,56 +1,28 @@
 """Records episodes of the scripted experts as states and actions, without pictures.
 
-Only a simulator that draws nothing but its present moment (CALVIN's) has its pictures recorded too.
-
-Run as a module it is a worker of the collect stage: jobs come in on stdin, one JSON object per line,
-and each is answered by one line on stdout. No JAX here, so that a worker starts in a moment.
+Only a simulator that draws nothing but its present moment (CALVIN's) has its pictures recorded too. Files and
+processes are `recording_workers`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
-import os
-import pathlib
-import queue
-import signal
-import subprocess
-import sys
-import threading
-import traceback
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import numpy as np
 
-from wam_jax.envs import registry
+from wam_jax.envs import experts, registry
 from wam_jax.envs import tasks as tasks_lib
-
-if TYPE_CHECKING:
-  from wam_jax.envs.base import TaughtEnvironment
+from wam_jax.envs.base import Skill, TaughtEnvironment
 
 SUCCESS_FRAMES = 10  # frames kept after a demo's success first holds: the classifier's positives
-_WORKER_ATTEMPTS = 3  # at one job, before giving up
 MAX_ATTEMPTS = 50  # at one demo, before giving up
 _WANDER_RATE = 0.25  # share of play in which the arm wanders instead of trying a skill
 _WANDER_STEPS = (5, 20)
 _BREAK_OFF_STEPS = (3, 25)  # of an attempt that is broken off
 _REST_STEPS = 5  # after an expert is done without success
 _LINGER_STEPS = 5  # at most, after a skill of play has succeeded
-# Where a skill can bring its joint [m], a little short of the end stop; where a lamp must stand before.
-_MOVED_TO = {
-  "open_drawer": (tasks_lib.DRAWER, 0.21),
-  "close_drawer": (tasks_lib.DRAWER, 0.01),
-  "move_slider_left": (tasks_lib.SLIDER, 0.27),
-  "move_slider_right": (tasks_lib.SLIDER, 0.01),
-}
-_SWITCHED_FROM = {
-  "turn_on_lightbulb": (tasks_lib.BULB, 0),
-  "turn_off_lightbulb": (tasks_lib.BULB, 1),
-  "turn_on_led": (tasks_lib.LED, 0),
-  "turn_off_led": (tasks_lib.LED, 1),
-}
 _KINDS = (
   "play",
   "demo",
@@ -139,26 +111,17 @@ class _Episode:
     return {name: np.stack([row[name] for row in self._rows]) for name in self._rows[0]}
 
 
-def possible_tasks(scene_obs: np.ndarray) -> list[str]:
-  """Tasks whose predicate can still come true from here.
+def possible_tasks(skills: Mapping[str, Skill], scene_obs: np.ndarray) -> list[str]:
+  """Tasks that have an expert and can still be done from here.
 
   Args:
+    skills: of the simulator.
     scene_obs: [24].
 
   Returns:
-    Names, in the order of TASKS.
+    Names, in the table's order.
   """
-
-  def possible(task: str) -> bool:
-    if task not in _MOVED_TO:
-      index, value = _SWITCHED_FROM[task]
-      return bool(np.round(scene_obs[index]) == value)
-    index, end = _MOVED_TO[task]
-    reached = np.array(scene_obs)
-    reached[index] = end
-    return bool(tasks_lib.success(task, scene_obs, reached))
-
-  return [task for task in tasks_lib.TASKS if possible(task)]
+  return [name for name, skill in skills.items() if skill.route and skill.task.goal.possible(scene_obs)]
 
 
 def record_play(
@@ -177,13 +140,12 @@ def record_play(
     rgb_gripper [frames, S, S, 3]; `attempts` {task: [tried, succeeded]} of the attempts neither clumsy nor
     broken off.
   """
-  from wam_jax.envs import experts
-
+  skills = registry.load_skills(env.name).SKILLS
   env.reset(*experts.sample_start(None, rng, env))
   episode = _Episode(env, settings.image_size)
   attempts: dict[str, tuple[int, int]] = {}
   while len(episode) < frames:
-    possible, counted = possible_tasks(episode.state[1]), False
+    possible, counted = possible_tasks(skills, episode.state[1]), False
     if not possible or rng.random() < _WANDER_RATE:
       act: Callable[[], np.ndarray | None] = experts.make_wanderer(env, rng)
       task, steps = "", int(rng.integers(*_WANDER_STEPS, endpoint=True))
@@ -221,8 +183,6 @@ def _attempt(
   drawn: bool = True,
 ) -> tuple[dict[str, np.ndarray], bool]:
   """One attempt at a task, and whether success held at its end."""
-  from wam_jax.envs import experts
-
   env.reset(*experts.sample_start(task, rng, env))
   episode = _Episode(env, settings.image_size, drawn)
   act = experts.make_expert(task, env, rng, aim_error, wrist_error)
@@ -314,9 +274,8 @@ def record(env: TaughtEnvironment, job: Job, settings: Settings) -> dict[str, An
   Returns:
     As `record_play`; for a start state one row of robot_obs [1, 15] and scene_obs [1, 24] only.
   """
-  from wam_jax.envs import experts
-
-  task_number = tasks_lib.TASKS.index(job.task) if job.task else 0
+  names = list(registry.load_skills(env.name).SKILLS)
+  task_number = names.index(job.task) if job.task else 0
   key = (_KINDS.index(job.kind), task_number, job.index)
   rng = np.random.default_rng(np.random.SeedSequence(settings.seed, spawn_key=key))
   if job.kind in ("play", "heldout_play"):
@@ -329,166 +288,3 @@ def record(env: TaughtEnvironment, job: Job, settings: Settings) -> dict[str, An
   if job.kind == "failed":
     return record_failure(env, rng, job.task, settings)
   return record_demo(env, rng, job.task, settings)
-
-
-# ---------------------------------------------------------------------------------------------
-# Files and workers.
-
-
-def _save(path: pathlib.Path, recording: dict[str, Any]) -> None:
-  # Of this process alone: the worker of a killed run may still be at the same job.
-  partial = path.with_name(f".{path.name}.{os.getpid()}.partial.npz")
-  np.savez(partial, **{**recording, "attempts": np.array(json.dumps(recording["attempts"]))})
-  os.replace(partial, path)
-
-
-def load(folder: pathlib.Path, job: Job, pictures: bool = False) -> dict[str, Any]:
-  """Reads what a job left in `folder`; its pictures, if it has any, only when asked for."""
-  with np.load(folder / f"{job.name}.npz") as file:
-    names = [name for name in file.files if pictures or not name.startswith("rgb_")]
-    recording: dict[str, Any] = {name: file[name] for name in names}
-  recording["attempts"] = json.loads(str(recording["attempts"]))
-  return recording
-
-
-def _make_environment(settings: Settings) -> TaughtEnvironment:
-  return cast("TaughtEnvironment", registry.make_environment(settings.env, settings.calvin_root))
-
-
-def record_all(
-  jobs: Sequence[Job], settings: Settings, folder: pathlib.Path, workers: int, done: Callable[[int], Any]
-) -> int:
-  """Does all jobs whose file is not there yet, each into `folder`/<name>.npz.
-
-  The simulator's Python holds the interpreter's lock, so workers are processes. They are started as
-  modules rather than forked (JAX's threads do not survive that) or spawned (which would import the
-  whole program again).
-
-  Args:
-    jobs: what to record.
-    settings: how.
-    folder: exists.
-    workers: processes; with one the work is done here.
-    done: called with 1 as each job is done, in this thread.
-
-  Returns:
-    How often a worker died and was replaced; it does its job once more.
-
-  Raises:
-    RuntimeError: a worker failed, its own message is in it; or three died at the same job.
-  """
-  todo = []
-  for job in jobs:
-    if (folder / f"{job.name}.npz").exists():
-      done(1)
-    else:
-      todo.append(job)
-  if min(workers, len(todo)) <= 1:
-    env = _make_environment(settings) if todo else None
-    for job in todo:
-      assert env is not None
-      _save(folder / f"{job.name}.npz", record(env, job, settings))
-      done(1)
-    return 0
-
-  waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
-  answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-  for job in todo:
-    waiting.put(job)
-  root = str(pathlib.Path(__file__).parents[2])
-  path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH", "")) if p)
-  environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-  command = [
-    sys.executable,
-    "-m",
-    "wam_jax.envs.recording",
-    json.dumps(dataclasses.asdict(settings)),
-    str(folder),
-  ]
-  processes: list[subprocess.Popen[str]] = []
-
-  def start() -> subprocess.Popen[str]:
-    process = subprocess.Popen(
-      command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-    )
-    processes.append(process)
-    return process
-
-  def ask(process: subprocess.Popen[str], job: Job) -> str:
-    """Its answer to one job; empty: it has died."""
-    assert process.stdin is not None and process.stdout is not None
-    try:
-      process.stdin.write(json.dumps(dataclasses.asdict(job)) + "\n")
-      process.stdin.flush()
-      return process.stdout.readline()
-    except (BrokenPipeError, ValueError):
-      return ""
-
-  def feed() -> None:
-    """Gives a worker one job after the other; None to `answers` when there is nothing left."""
-    process = start()
-    while not ended.is_set():
-      try:
-        job = waiting.get_nowait()
-      except queue.Empty:
-        break
-      for attempt in range(1, _WORKER_ATTEMPTS + 1):
-        line = ask(process, job)
-        if line or ended.is_set():
-          break
-        code = process.wait()
-        if attempt == _WORKER_ATTEMPTS:
-          line = json.dumps({"error": f"a worker died {attempt} times at {job.name} (exit code {code})"})
-        else:
-          restarts.append(job.name)
-          process = start()
-      answers.put(line)
-    answers.put(None)
-
-  ended, restarts = threading.Event(), list[str]()
-  threads = [threading.Thread(target=feed, daemon=True) for _ in range(min(workers, len(todo)))]
-  try:
-    for thread in threads:
-      thread.start()
-    running = len(threads)
-    while running:
-      answer = answers.get()
-      if answer is None:
-        running -= 1
-        continue
-      content = json.loads(answer)
-      if "error" in content:
-        raise RuntimeError(f"recording failed: {content['error']}")
-      done(1)
-  finally:
-    ended.set()
-    for process in list(processes):
-      if process.stdin is not None:
-        with contextlib.suppress(OSError):
-          process.stdin.close()
-      process.terminate()
-      process.wait()
-  return len(restarts)
-
-
-def main(argv: Sequence[str]) -> None:
-  """A worker: settings as JSON and the folder as arguments, jobs on stdin."""
-  settings, folder = Settings(**json.loads(argv[0])), pathlib.Path(argv[1])
-  for each in (signal.SIGINT, signal.SIGHUP):  # the parent's to handle: it ends its workers
-    signal.signal(each, signal.SIG_IGN)
-  answers = os.fdopen(os.dup(1), "w")
-  os.dup2(2, 1)  # whatever a library prints must not be taken for an answer
-  env = _make_environment(settings)
-  for line in sys.stdin:
-    job = Job(**json.loads(line))
-    try:
-      _save(folder / f"{job.name}.npz", record(env, job, settings))
-      answer: dict[str, Any] = {"done": job.name}
-    except Exception:  # told to the parent, which raises
-      answer = {"error": f"{job.name}: {traceback.format_exc()}"}
-    answers.write(json.dumps(answer) + "\n")
-    answers.flush()
-
-
-if __name__ == "__main__":
-  main(sys.argv[1:])

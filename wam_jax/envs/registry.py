@@ -3,31 +3,50 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import Any, NamedTuple
 
 from wam_jax.envs import base
 from wam_jax.envs.vector import VectorEnvironment
 
-# name -> module and attribute of one environment and of the renderer, module of its experts' skills
+
+class Simulator(NamedTuple):
+  """Where the parts of a simulator are, as `module:attribute`.
+
+  Attributes:
+    environment: makes one environment.
+    renderer: makes a renderer.
+    skills: module of its skills; empty: it has no scripted experts.
+  """
+
+  environment: str
+  renderer: str
+  skills: str = ""
+
+
 _SIMULATORS = {
-  "play_table": (
+  "play_table": Simulator(
     "wam_jax.envs.play_table.simulator:PlayTable",
     "wam_jax.envs.play_table.renderer:make_renderer",
     "wam_jax.envs.play_table.skills",
   ),
-  "calvin": (
+  "calvin": Simulator(
     "wam_jax.envs.calvin.simulator:CalvinTable",
     "wam_jax.envs.calvin.pool:CalvinRenderer",
     "wam_jax.envs.calvin.skills",
   ),
 }
 NAMES = tuple(_SIMULATORS)
+TAUGHT = tuple(name for name, simulator in _SIMULATORS.items() if simulator.skills)  # with a table of skills
 
 
-def _load(name: str, part: int) -> Any:
+def _find(name: str) -> Simulator:
   if name not in _SIMULATORS:
     raise ValueError(f"unknown simulator {name!r}; known: {', '.join(NAMES)}")
-  module, _, attribute = _SIMULATORS[name][part].partition(":")
+  return _SIMULATORS[name]
+
+
+def _load(place: str) -> Any:
+  module, _, attribute = place.partition(":")
   loaded = importlib.import_module(module)
   return getattr(loaded, attribute) if attribute else loaded
 
@@ -49,13 +68,16 @@ def make_environment(name: str, root: str = "", scene: str = "D") -> base.Enviro
     ValueError: unknown name.
     calvin.CalvinMissingError: CALVIN's simulator is not there.
   """
-  out: base.Environment = _load(name, 0)(**_place(name, root, scene))
+  out: base.Environment = _load(_find(name).environment)(**_place(name, root, scene))
   return out
 
 
 def load_skills(name: str) -> base.Skills:
-  """How the scripted experts do the tasks in the simulator `name`. Raises ValueError: unknown name."""
-  out: base.Skills = _load(name, 2)
+  """What can be done in the simulator `name`, and how. Raises ValueError: unknown, or without experts."""
+  place = _find(name).skills
+  if not place:
+    raise ValueError(f"simulator {name!r} has no scripted experts; those that have: {', '.join(TAUGHT)}")
+  out: base.Skills = _load(place)
   return out
 
 
@@ -74,7 +96,7 @@ def make_renderer(
   Raises:
     ValueError: unknown name, or a number out of range.
   """
-  out: base.Renderer = _load(name, 1)(image_size, workers, **_place(name, root, scene))
+  out: base.Renderer = _load(_find(name).renderer)(image_size, workers, **_place(name, root, scene))
   return out
 
 

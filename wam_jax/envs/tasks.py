@@ -1,7 +1,7 @@
-"""The eight CALVIN skills and when each has succeeded.
+"""All tasks by name and when each has succeeded, gathered from the simulators' tables of skills.
 
-Source: CALVIN's task oracle: drawer moved by 0.12 m, slider by 0.15 m, bulb
-or LED state changed, all relative to the state at the start of the episode.
+A task is one row: `SKILLS` in `play_table/skills.py` and `calvin/skills.py`. No JAX and no simulator here:
+the config takes its names from this module.
 """
 
 from __future__ import annotations
@@ -10,31 +10,55 @@ from collections.abc import Callable
 
 import numpy as np
 
-SLIDER, DRAWER, BUTTON, SWITCH, BULB, LED = range(6)  # indices into scene_obs
-FURNITURE_RANGE = {SLIDER: (0.0, 0.28), DRAWER: (0.0, 0.22), BUTTON: (0.0, 0.02), SWITCH: (0.0, 0.088)}  # m
-BULB_THRESHOLD = 0.044  # m of the switch above which the bulb is lit
+from wam_jax.embodiment import SCENE_OBS
+from wam_jax.envs import registry
+from wam_jax.envs.goals import (
+  BULB,
+  BULB_THRESHOLD,
+  BUTTON,
+  DRAWER,
+  FURNITURE_RANGE,
+  LED,
+  SLIDER,
+  SWITCH,
+  Moved,
+  Switched,
+  Task,
+)
+
+__all__ = [
+  "BULB",
+  "BULB_THRESHOLD",
+  "BUTTON",
+  "DRAWER",
+  "FURNITURE_RANGE",
+  "LED",
+  "PREDICATES",
+  "SENTENCES",
+  "SLIDER",
+  "SWITCH",
+  "TASKS",
+  "Moved",
+  "Switched",
+  "success",
+]
 
 
-def _moved(index: int, delta: float) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-  if delta > 0:
-    return lambda start, now: now[..., index] - start[..., index] >= delta
-  return lambda start, now: now[..., index] - start[..., index] <= delta
+def _gather() -> dict[str, Task]:
+  tasks: dict[str, Task] = {}
+  for simulator in registry.TAUGHT:
+    for name, skill in registry.load_skills(simulator).SKILLS.items():
+      if tasks.setdefault(name, skill.task).goal != skill.task.goal:
+        raise ValueError(f"{name}: has another goal in {simulator} than in a simulator before it")
+  return tasks
 
 
-def _switched(index: int, to: int) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-  return lambda start, now: (np.round(start[..., index]) == 1 - to) & (np.round(now[..., index]) == to)
-
-
+_TASKS = _gather()
 PREDICATES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
-  "open_drawer": _moved(DRAWER, 0.12),
-  "close_drawer": _moved(DRAWER, -0.12),
-  "move_slider_left": _moved(SLIDER, 0.15),
-  "move_slider_right": _moved(SLIDER, -0.15),
-  "turn_on_lightbulb": _switched(BULB, 1),
-  "turn_off_lightbulb": _switched(BULB, 0),
-  "turn_on_led": _switched(LED, 1),
-  "turn_off_led": _switched(LED, 0),
+  name: task.goal for name, task in _TASKS.items()
 }
+SENTENCES = {name: task.sentence for name, task in _TASKS.items() if task.sentence}  # for annotations
+# A task that only recordings know, and no simulator, is one line here: PREDICATES["name"] = Moved(...)
 TASKS = tuple(PREDICATES)
 
 
@@ -56,6 +80,6 @@ def success(task: str, start_scene_obs: np.ndarray, scene_obs: np.ndarray) -> np
     raise ValueError(f"unknown task {task!r}; known: {', '.join(TASKS)}")
   start, now = np.asarray(start_scene_obs), np.asarray(scene_obs)
   for name, array in (("start_scene_obs", start), ("scene_obs", now)):
-    if array.shape[-1:] != (24,):
-      raise ValueError(f"{name}: expected [..., 24], got {list(array.shape)}")
+    if array.shape[-1:] != (SCENE_OBS,):
+      raise ValueError(f"{name}: expected [..., {SCENE_OBS}], got {list(array.shape)}")
   return PREDICATES[task](start, now)

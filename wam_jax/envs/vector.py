@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from wam_jax.embodiment import ACTION, ROBOT_OBS, SCENE_OBS
 from wam_jax.envs import base
 from wam_jax.host import machine
 
@@ -64,8 +65,8 @@ class VectorEnvironment:
       scene_obs: [n, 24].
       active: [n] bool, environments to restore; rows of the others are not looked at. None: all.
     """
-    robot_obs = self._rows("robot_obs", robot_obs, (self.num, base.ROBOT_OBS))
-    scene_obs = self._rows("scene_obs", scene_obs, (self.num, base.SCENE_OBS))
+    robot_obs = self._rows("robot_obs", robot_obs, (self.num, ROBOT_OBS))
+    scene_obs = self._rows("scene_obs", scene_obs, (self.num, SCENE_OBS))
     rows = (
       np.arange(self.num) if active is None else np.flatnonzero(self._rows("active", active, (self.num,)))
     )
@@ -80,7 +81,7 @@ class VectorEnvironment:
       actions: [n, 7]; rows that are not active are not looked at.
       active: [n] bool, environments that move; None: all.
     """
-    actions = self._rows("actions", actions, (self.num, base.ACTION))
+    actions = self._rows("actions", actions, (self.num, ACTION))
     active = (
       np.ones(self.num, bool) if active is None else self._rows("active", active, (self.num,)).astype(bool)
     )

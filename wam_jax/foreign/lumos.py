@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from wam_jax.embodiment import CAMERAS, ROBOT_OBS
 from wam_jax.foreign.torch_file import Shape, StateDict, WeightsError, read_weights
 
 Tree = dict[str, Any]
 
-CAMERAS = {"static": "rgb_static", "gripper": "rgb_gripper"}
-ROBOT_OBS = 15  # numbers of robot state that LUMOS appends to the embedding
+LUMOS_CAMERAS = dict(zip(("static", "gripper"), CAMERAS, strict=True))  # its name -> ours
 OURS_ALONE = ("inverse_dynamics_head", "embedding_decoder", "robot_decoder")  # LUMOS has no such networks
 FROM_LUMOS = "use a checkpoint of LUMOS's world model (scripts/train_wm.py), or save its state_dict()."
 
@@ -126,13 +126,13 @@ def _layer(name: str, path: str, layout: str, fields: str, *, bias: bool = True)
 
 def _table() -> list[_Weight]:
   out = []
-  for theirs, camera in CAMERAS.items():
+  for theirs, camera in LUMOS_CAMERAS.items():
     for i in range(4):
       network = f"encoder.encoder_{theirs}.{2 * i}"
       out += _layer(network, f"encoder_{camera}/conv_{i}", "conv", "vision, cameras, depth")
   out += _layer("encoder.fuse.0", "fuse", "fuse", "depth, embed")
   out += _layer("encoder.fuse.1", "fuse_norm/norm", "vector", "embed")
-  for theirs, camera in CAMERAS.items():
+  for theirs, camera in LUMOS_CAMERAS.items():
     # One layer under two names: the second one is checked and dropped.
     out += _layer(
       f"decoder.decoder_{theirs}.0", "decoder/shared", "dense", "vision, depth, deter, stoch, classes"
@@ -271,7 +271,7 @@ def sizes(state: Mapping[str, np.ndarray], classes: int) -> dict[str, Any]:
     )
   return {
     "vision": "conv",
-    "cameras": tuple(CAMERAS.values()),
+    "cameras": CAMERAS,
     **{name: found[name] for name in ("depth", "embed", "deter", "hidden")},
     "stoch": latent // classes,
     "classes": classes,

@@ -12,9 +12,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from wam_jax.core import diffusion
+from wam_jax.embodiment import ACTION
 from wam_jax.types import Params
-
-ACTION = 7
 
 
 def _check_feature(feature: jax.Array, size: int) -> None:

@@ -8,16 +8,17 @@ from typing import Any
 
 import numpy as np
 
+from wam_jax.acting.policy_table import COMPARED
 from wam_jax.core import intervals
+from wam_jax.embodiment import CONTROL_HZ
 from wam_jax.host import tables
 from wam_jax.host.logger import read_metrics
 from wam_jax.host.words import duration
 from wam_jax.reporting import comparison_page, finished_run
 from wam_jax.reporting.finished_run import Run, RunError
-from wam_jax.reporting.run_report import CONTROL_HZ, metric_series, ppo_chart
+from wam_jax.reporting.run_report import metric_series, ppo_chart
 from wam_jax.storage.artifact import write_text
 
-POLICIES = ("cloned", "ppo")
 TITLE = "Runs side by side"
 MOST = 8  # runs that have a colour
 LOSSES = {  # metric of the world model -> title of its chart
@@ -59,7 +60,7 @@ def build(runs: Sequence[Run]) -> dict[str, Any]:
   tasks = common_tasks(runs, names)
   judges = [run.judge() for run in runs]
   policies = [success(run, tasks) for run in runs]
-  differences = [{policy: difference(runs[0], run, policy, tasks) for policy in POLICIES} for run in runs[1:]]
+  differences = [{policy: difference(runs[0], run, policy, tasks) for policy in COMPARED} for run in runs[1:]]
   left_out = [
     f"{name}: {', '.join(extra)} left out, not in all runs"
     for name, run in zip(names, runs, strict=True)
@@ -108,7 +109,7 @@ def common_tasks(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
 def success(run: Run, tasks: Sequence[str]) -> dict[str, dict[str, Any]]:
   """policy -> task, or 'mean' of these tasks -> rate, low, high, n, and imagined where it was measured."""
   out: dict[str, dict[str, Any]] = {}
-  for policy in POLICIES:
+  for policy in COMPARED:
     rows = {task: dict(run.results["policies"][policy]["per_task"][task]) for task in tasks}
     successes, counts = ([row[key] for row in rows.values()] for key in ("successes", "n"))
     rate, low, high = intervals.mean_interval(successes, counts)

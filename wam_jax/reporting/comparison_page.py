@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from wam_jax.acting.policy_table import COMPARED, POLICIES
 from wam_jax.host.words import duration
 from wam_jax.reporting import charts, media
 from wam_jax.reporting import page_parts as parts
 from wam_jax.reporting.page_parts import escape, percent, points, title_of
 
-NAMES = {"cloned": "Cloned", "ppo": "After PPO"}
+NAMES = {name: POLICIES[name].heading for name in COMPARED}
 MANY = 16  # rows, from which on a table is folded away
 EXPLAINED = {
   "PPO": "Dashed: in dreams. Solid: in the simulator, monitored on the way from start states that the "
@@ -74,7 +75,7 @@ def _table(compared: Mapping[str, Any]) -> str:
   head = ""
   for k, run in enumerate(runs):
     over += f'<th class="over" colspan="{4 if k else 2}">{escape(run["name"])}</th>'
-    head += '<th class="first">Cloned</th><th>After PPO</th>'
+    head += f'<th class="first">{NAMES["cloned"]}</th><th>{NAMES["ppo"]}</th>'
     head += "<th>Difference,<br>cloned</th><th>Difference,<br>after PPO</th>" if k else ""
   lines = []
   for task in (*compared["tasks"], "mean"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 
+from wam_jax.acting.policy_table import POLICIES
 from wam_jax.config import STAGES
 from wam_jax.host.provenance import without_folders
 from wam_jax.host.tables import markdown_table
@@ -12,27 +13,20 @@ from wam_jax.host.words import duration
 from wam_jax.reporting import run_report
 from wam_jax.storage.artifact import Artifact, ArtifactError, load_artifact
 
-POLICIES = {  # what the card calls them: a column of its table
-  "ppo": "after PPO in imagination",
-  "cloned": "cloned",
-  "ppo_imagined": "after PPO, of each task the best in dreams",
-  "ppo_real": "after PPO, of each task the best in the simulator",
-}
-
 
 def card(evaluated: Artifact, which: str, path: pathlib.Path) -> str:
   """What is in a packed file: data, command, time, success with intervals.
 
   Args:
     evaluated: artifact of stage evaluate.
-    which: policies, of `load.POLICIES`.
+    which: policies, of `policy_table.TRAINED`.
     path: of the packed file.
   """
   results = json.loads((evaluated.path / "results.json").read_text(encoding="utf-8"))
   c, facts = evaluated.config, results["provenance"]
   data, w = c["data"], c["world_model"]
   times = {name: seconds for name in STAGES if (seconds := _seconds(evaluated, name))}
-  policies = POLICIES[which]
+  policies = POLICIES[which].card
   own = data["source"] == "embedded"
   play = (
     f"{data['play_frames']:,} frames of play by scripted experts" if own else "a dataset in CALVIN's format"

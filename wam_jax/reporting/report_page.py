@@ -9,20 +9,16 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from wam_jax.acting.policy_table import COMPARED, POLICIES
 from wam_jax.host import tables
 from wam_jax.host.words import duration
 from wam_jax.reporting import charts, media
 from wam_jax.reporting import page_parts as parts
 from wam_jax.reporting.page_parts import escape, percent, points, title_of
 
-# The order of the columns: on a narrow screen the first are seen first.
-HEADS = {
-  "cloned": "Cloned",
-  "ppo": "After PPO",
-  "ppo_imagined": "Best<br>imagined",
-  "ppo_real": "Best in<br>simulator",
-  "expert": "Expert",
-  "random": "Random<br>weights",
+# The order of the columns: on a narrow screen the first are seen first, and others than these two are narrow.
+HEADS = {name: POLICIES[name].heading for name in COMPARED} | {
+  name: "<br>".join(row.heading.rsplit(" ", 1)) for name, row in POLICIES.items() if name not in COMPARED
 }
 
 EXPLAINED = {
@@ -77,7 +73,7 @@ def _cell(row: Mapping[str, Any], interval: bool) -> str:
 def _table(report: Mapping[str, Any]) -> str:
   results = report["results"]
   policies = results["policies"]
-  compared = [name for name in ("cloned", "ppo") if name in policies]
+  compared = [name for name in COMPARED if name in policies]
   others = [name for name in HEADS if name in policies and name not in compared]
   dreamed = "imagined" in policies.get("ppo", {}).get("mean", {})
   head = '<th class="name">Task</th><th class="text">0 to 100 %</th>'

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 
 import wam_jax
+from wam_jax.acting.policy_table import COMPARED, POLICIES, SELECTED
+from wam_jax.embodiment import CONTROL_HZ
 from wam_jax.host import tables
 from wam_jax.host.logger import read_metrics
 from wam_jax.host.provenance import provenance
@@ -27,7 +29,6 @@ from wam_jax.train.world_model import ACTION_NAMES
 
 FORMAT = 2  # of report.json
 
-CONTROL_HZ = 30  # of CALVIN, and of everything that follows it
 FRAME_STEP = 2  # every second frame of an episode is shown
 
 TITLE = "Skills learned inside a world model"
@@ -343,7 +344,7 @@ def ppo_chart(
   held_out = ("imagined, held-out starts", "imagined dashed")
   monitored = metric_series(lines, f"ppo/monitor/{own}imagined_success", *held_out)
   real = metric_series(lines, f"ppo/monitor/{own}real_success", "real, monitored", "ppo")
-  rows = {name: results["policies"][name] for name in ("cloned", "ppo")}
+  rows = {name: results["policies"][name] for name in COMPARED}
   rates = {
     name: (row["mean"] if task is None else row["per_task"][task])["rate"] for name, row in rows.items()
   }
@@ -366,22 +367,16 @@ def result_rows(results: Mapping[str, Any]) -> list[list[str]]:
   """The result table as text, header first, one row per task, the mean last. Numbers are percent."""
   policies = results["policies"]
   dreamed = "imagined" in policies["ppo"]["mean"]
-  plain = [
-    (name, head) for name, head in (("expert", "Expert"), ("random", "Random weights")) if name in policies
-  ]
-  selected = [
-    (name, head)
-    for name, head in (("ppo_imagined", "Best imagined (95 %)"), ("ppo_real", "Best in simulator (95 %)"))
-    if name in policies
-  ]
-  heads = ["Success in %", *(head for _, head in plain), "Cloned (95 %)", "After PPO (95 %)"]
-  heads += [head for _, head in selected]
+  plain = [name for name in ("expert", "random") if name in policies]
+  spread = [*COMPARED, *(name for name in SELECTED.values() if name in policies)]
+  heads = ["Success in %", *(POLICIES[name].heading for name in plain)]
+  heads += [f"{POLICIES[name].heading} (95 %)" for name in spread]
   table = [heads + (["Imagined", "Gap"] if dreamed else [])]
   for task in (*results["tasks"], None):
     rows = {name: p["mean"] if task is None else p["per_task"][task] for name, p in policies.items()}
     cells = ["**Mean**" if task is None else task]
-    cells += [f"{100 * rows[name]['rate']:.1f}" for name, _ in plain]
-    cells += [_with_interval(rows[name]) for name in ("cloned", "ppo", *(name for name, _ in selected))]
+    cells += [f"{100 * rows[name]['rate']:.1f}" for name in plain]
+    cells += [_with_interval(rows[name]) for name in spread]
     if dreamed:
       cells += [f"{100 * rows['ppo']['imagined']:.1f}", f"{100 * rows['ppo']['gap']:+.1f}"]
     table.append(cells)

@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from wam_jax.acting.policy_table import COMPARED, POLICIES
 from wam_jax.core import bootstrap, intervals
 from wam_jax.host import tables
 from wam_jax.host.words import duration
@@ -17,7 +18,6 @@ from wam_jax.storage.artifact import write_text
 
 FORMAT = 1
 HAND_HORIZON = 20  # imagined frames, in the table
-SHOWN = ("cloned", "ppo")
 JUDGED = ("probes", "takes", "hand")
 
 Result = Mapping[str, Any]
@@ -100,7 +100,7 @@ def read(folder: pathlib.Path) -> list[dict[str, Any]]:
   for path in sorted(folder.glob("seed*.json")):
     try:
       result = json.loads(path.read_text(encoding="utf-8"))
-      if result["format"] != FORMAT or not {*SHOWN} <= {*result["policies"]}:
+      if result["format"] != FORMAT or not {*COMPARED} <= {*result["policies"]}:
         raise RunError(
           f"{path}: format {result['format']}, or no policy after PPO; this version reads {FORMAT}"
         )
@@ -136,11 +136,12 @@ def _interval(low: float, high: float) -> str:
 def task_rows(results: Sequence[Result]) -> tables.Rows:
   """Success by task, all seeds together, header first."""
   tasks = results[0]["tasks"]
-  rows = [["Success in %", "Cloned (95 %)", "After PPO (95 %)", "Imagined", "Gap"]]
+  heads = [f"{POLICIES[policy].heading} (95 %)" for policy in COMPARED]
+  rows = [["Success in %", *heads, "Imagined", "Gap"]]
   for task in tasks:
     cells = [task]
     rates = {}
-    for policy in SHOWN:
+    for policy in COMPARED:
       digits = "".join(result["policies"][policy]["success"][task] for result in results)
       rates[policy] = digits.count("1") / len(digits)
       cells.append(
@@ -149,7 +150,7 @@ def task_rows(results: Sequence[Result]) -> tables.Rows:
     imagined = sum(result["policies"]["ppo"]["imagined"][task] for result in results) / len(results)
     rows.append([*cells, _percent(imagined), f"{100 * (imagined - rates['ppo']):+.1f}"])
   cells = ["**Mean**"]
-  for policy in SHOWN:
+  for policy in COMPARED:
     rate, low, high, _ = study_results.pooled(results, policy)
     cells.append(f"{_percent(rate)} {_interval(low, high)}")
   gap = sum(map(imagined_minus_real, results)) / len(results)
@@ -169,7 +170,7 @@ def imagined_minus_real(result: Result) -> float:
 
 def gain(result: Result) -> tuple[float, float, float]:
   """(success after PPO minus cloned, low, high), paired over start states."""
-  cloned, improved = (study_results.policy_episodes(result, policy).ravel().tolist() for policy in SHOWN)
+  cloned, improved = (study_results.policy_episodes(result, policy).ravel().tolist() for policy in COMPARED)
   return intervals.paired_difference(cloned, improved)
 
 
@@ -181,8 +182,7 @@ def seed_rows(results: Sequence[Result]) -> tables.Rows:
   """One row per seed, header first, and the mean with its interval over seeds."""
   head = [
     "Seed",
-    "Cloned",
-    "After PPO",
+    *(POLICIES[policy].heading for policy in COMPARED),
     "Gain (95 %)",
     "Imagined minus real",
     "Told apart, seen",
@@ -190,7 +190,7 @@ def seed_rows(results: Sequence[Result]) -> tables.Rows:
   ]
   rows = [[*head, f"Hand after {HAND_HORIZON} frames, mm", "Time", "Machine"]]
   for result in results:
-    cloned, improved = (study_results.rate_of(study_results.policy_episodes(result, p)) for p in SHOWN)
+    cloned, improved = (study_results.rate_of(study_results.policy_episodes(result, p)) for p in COMPARED)
     rows.append(
       [
         str(result["seed"]),
@@ -205,7 +205,7 @@ def seed_rows(results: Sequence[Result]) -> tables.Rows:
       ]
     )
   mean = lambda values: sum(values) / len(values)
-  means = [mean(study_results.seed_means(results, policy)) for policy in SHOWN]
+  means = [mean(study_results.seed_means(results, policy)) for policy in COMPARED]
   over = bootstrap.mean_over_seeds([gain(result)[0] for result in results])
   rows.append(
     [

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from wam_jax.acting.policy_table import COMPARED, POLICIES, SELECTED
 from wam_jax.config.arms import ARMS, MAIN
 from wam_jax.core import bootstrap, intervals
 from wam_jax.host import tables
@@ -42,12 +43,7 @@ PUBLISHED |= {("wam", "ppo"): 0.928, ("dreamerv2", "ppo"): 0.798}
 PUBLISHED_RATIO = 8.7
 SHOWN_HORIZONS = (1, 10, 50)  # frames imagined, of those that models were judged at
 COLOURS = {"wam": "#0a9568", "dreamerv2": "#2f6fde"}
-POLICY_NAMES = {
-  "cloned": "cloned",
-  "ppo": "after PPO",
-  "ppo_imagined": "best imagined",
-  "ppo_real": "best in simulator",
-}
+POLICY_NAMES = {name: POLICIES[name].in_text for name in (*COMPARED, *SELECTED.values())}
 
 
 def write_page(page: pathlib.Path, folder: pathlib.Path, seeds: Sequence[int] = ()) -> pathlib.Path:
@@ -254,7 +250,7 @@ def _headline(results: Results) -> list[str]:
 
 
 def _per_task(results: Results) -> list[str]:
-  columns = [(arm, policy) for policy in ("cloned", "ppo") for arm in MAIN if results.get(arm)]
+  columns = [(arm, policy) for policy in COMPARED for arm in MAIN if results.get(arm)]
   if not columns:
     return []
   seeds = {arm: list(results[arm].values()) for arm, _ in columns}
@@ -270,7 +266,7 @@ def _per_task(results: Results) -> list[str]:
       x = np.concatenate([policy_episodes(piece, policy)[k] for piece in seeds[arm]])
       low, high = intervals.wilson_interval(int(x.sum()), x.size)
       row.append(f"{100 * x.mean():.0f} ({100 * low:.0f}-{100 * high:.0f})")
-    for policy in ("cloned", "ppo"):
+    for policy in COMPARED:
       if not common:
         row.append(NOTHING)
         continue
@@ -353,7 +349,7 @@ def _ppo(results: Results, folder: pathlib.Path, relative: pathlib.Path) -> list
     if not pieces:
       continue
     row = [ARMS[arm].title]
-    for policy in ("cloned", "ppo"):
+    for policy in COMPARED:
       dreams = [np.mean(list(piece["policies"][policy]["imagined"].values())) for piece in pieces]
       real = rate_of(np.array(seed_means(pieces, policy)))
       row += [_percent(real), _percent(float(np.mean(dreams)))]
@@ -424,14 +420,14 @@ def _ablations(results: Results) -> list[str]:
   for arm, by_seed in results.items():
     pieces = list(by_seed.values())
     cells = [ARMS[arm].title, str(len(pieces))]
-    for policy in ("cloned", "ppo"):
+    for policy in COMPARED:
       have = [piece for piece in pieces if policy in piece["policies"]]
       if not have:
         cells.append(NOTHING)
         continue
       rate, low, high, _ = pooled(have, policy)
       cells.append(f"{_percent(rate)} ({_span(low, high, lambda x: _percent(x, 0))})")
-    for policy in ("cloned", "ppo"):
+    for policy in COMPARED:
       found = difference(results, (arm, policy), ("wam", policy)) if arm != "wam" else None
       cells.append(NOTHING if found is None else f"{_points(found['mean'])} ({_span(*found['bootstrap'])})")
     errors = [
@@ -463,7 +459,7 @@ def _calvin(folder: pathlib.Path) -> list[str]:
       runs[ARMS[arm].title, path.stem.rpartition("seed")[2]] = json.loads(path.read_text(encoding="utf-8"))
   if not runs:
     return []
-  columns = [(key, policy) for policy in ("cloned", "ppo") for key in runs]
+  columns = [(key, policy) for policy in COMPARED for key in runs]
   heads = [f"{title}, seed {seed}, {POLICY_NAMES[policy]}" for (title, seed), policy in columns]
   rows = [["Success in % (Wilson 95 %)", *heads]]
   for task in [*next(iter(runs.values()))["tasks"], "mean"]:
@@ -484,7 +480,7 @@ def _calvin(folder: pathlib.Path) -> list[str]:
 
 def _power(results: Results) -> list[str]:
   rows = [["Comparison", "Seeds", "SD over seeds", "of it by episodes", "found with 80 % power"]]
-  for policy in ("cloned", "ppo"):
+  for policy in COMPARED:
     found = difference(results, (MAIN[0], policy), (MAIN[1], policy))
     if found is None or len(found["per_seed"]) < 2:
       continue

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from wam_jax.acting.policy_table import SELECTED
 from wam_jax.data import calvin
 from wam_jax.data.calvin import dataset_path
 from wam_jax.host.logger import Logger
@@ -28,7 +29,6 @@ from wam_jax.train.imagination import World, dream_scores, make_starts, make_wor
 from wam_jax.train.tasks import over_tasks, task_keys, task_metrics
 from wam_jax.types import Params, Policy
 
-BY = ("imagined", "real")  # what a policy was selected by
 QUANTILES = {"p05": 0.05, "p50": 0.5, "p95": 0.95}
 SELECTION = "selection.json"
 
@@ -73,7 +73,7 @@ class Monitor:
     per_task = self.measure(state)
     metrics = task_metrics(self._tasks, per_task)
     self._logger.write(step, {f"{self._prefix}/monitor/{name}": value for name, value in metrics.items()})
-    for by in BY:
+    for by in SELECTED:
       if f"{by}_success" in per_task:
         self._selection.offer(by, step, per_task[f"{by}_success"], state.params["actor"])
 
@@ -193,7 +193,7 @@ class Selection:
     """Keeps what is better than before.
 
     Args:
-      by: of BY.
+      by: of SELECTED.
       step: iteration.
       score: [K].
       actor: networks stacked over K tasks.

@@ -21,9 +21,11 @@ import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from wam_jax import config as config_lib
+from wam_jax.acting.policy_table import COMPARED
 from wam_jax.config import chain
 from wam_jax.config.arms import ARMS, CLONING_STAGES, MAIN, Arm
 from wam_jax.config.chain import EXTRA_STAGES, STAGES
+from wam_jax.embodiment import CONTROL_HZ
 from wam_jax.host import processes
 from wam_jax.host.logger import read_metrics
 from wam_jax.host.provenance import provenance
@@ -321,9 +323,7 @@ def write_result(config: Any, results: pathlib.Path, piece: Piece) -> None:
     path = results / f"{piece.name}_policies.webp"
     film = draw_policies(config, piece.workdir / "evaluate")
     temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(
-      media.animation_bytes(film, run_report.CONTROL_HZ / run_report.FRAME_STEP, kind="webp")
-    )
+    temporary.write_bytes(media.animation_bytes(film, CONTROL_HZ / run_report.FRAME_STEP, kind="webp"))
     temporary.replace(path)
   write_text(results / f"{piece.name}.json", json.dumps(gather(config, piece), indent=1) + "\n")
 
@@ -335,7 +335,7 @@ def draw_policies(config: Any, evaluate: pathlib.Path) -> np.ndarray:
   at, else the first.
   """
   policies = []
-  for name in ("cloned", "ppo"):
+  for name in COMPARED:
     with np.load(evaluate / f"{name}.npz", allow_pickle=False) as file:
       policies.append({key: file[key] for key in ("success", "steps", "robot_obs", "scene_obs")})
   before, after = (one["success"].astype(int) for one in policies)

@@ -19,7 +19,8 @@ import numpy as np
 
 from wam_jax.data import calvin, calvin_writer
 from wam_jax.data.frames import num_workers
-from wam_jax.envs import recording, registry
+from wam_jax.embodiment import CAMERAS
+from wam_jax.envs import recording_workers, registry
 from wam_jax.envs.base import Renderer
 from wam_jax.envs.recording import Job, Settings
 from wam_jax.host.logger import Logger
@@ -70,8 +71,8 @@ def _with_pictures(
   """All frames of the episodes in order, in blocks: those recorded with pictures one by one, else drawn."""
   if renderer is None:
     for job in jobs:
-      loaded = recording.load(states, job, pictures=True)
-      yield {name: loaded[name] for name in (*_VECTORS, "rgb_static", "rgb_gripper")}
+      loaded = recording_workers.load(states, job, pictures=True)
+      yield {name: loaded[name] for name in (*_VECTORS, *CAMERAS)}
     return
   frames = {name: np.concatenate([episode[name] for episode in episodes]) for name in _VECTORS}
   for begin in range(0, len(frames["actions"]), _DRAW_BLOCK):
@@ -94,7 +95,7 @@ def _draw_split(
   Returns:
     Seconds of drawing and of writing.
   """
-  episodes = [recording.load(states, job) for job in jobs]
+  episodes = [recording_workers.load(states, job) for job in jobs]
   lengths = [len(episode["actions"]) for episode in episodes]
   ends = np.cumsum(lengths)
   annotations = [
@@ -124,7 +125,7 @@ def _summarise(jobs: dict[str, list[Job]], states: pathlib.Path, seconds: dict[s
   episodes = dict(frames)
   per_task: dict[str, dict[str, Any]] = {}
   for job in jobs["training"] + jobs["validation"] + jobs.get(calvin.FAILED, []):
-    episode = recording.load(states, job)
+    episode = recording_workers.load(states, job)
     length = len(episode["actions"])
     frames[job.kind] += length
     episodes[job.kind] += 1
@@ -190,10 +191,12 @@ def _collect(config: Any, workdir: pathlib.Path, logger: Logger) -> dict[str, An
 
   begin = time.monotonic()
   with logger.progress(len(everything), "recording episodes") as bar:
-    restarts = recording.record_all(everything, settings, states, num_workers(config.env.workers), bar.update)
+    restarts = recording_workers.record_all(
+      everything, settings, states, num_workers(config.env.workers), bar.update
+    )
   seconds = {"physics": time.monotonic() - begin, "drawing": 0.0, "writing": 0.0}
 
-  starts = [recording.load(states, job) for job in jobs["starts"]]
+  starts = [recording_workers.load(states, job) for job in jobs["starts"]]
   start_states = {
     "task": np.array([job.task for job in jobs["starts"]]),
     "robot_obs": np.concatenate([start["robot_obs"] for start in starts]),
@@ -217,7 +220,7 @@ def _collect(config: Any, workdir: pathlib.Path, logger: Logger) -> dict[str, An
       )
       seconds["drawing"] += drawing
       seconds["writing"] += writing
-    first_id += sum(len(recording.load(states, job)["actions"]) for job in jobs[split])
+    first_id += sum(len(recording_workers.load(states, job)["actions"]) for job in jobs[split])
   summary = _summarise(jobs, states, seconds) | {"worker_restarts": restarts}
   _write_json(workdir / "summary.json", summary)
   shutil.rmtree(states)

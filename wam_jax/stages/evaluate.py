@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 from wam_jax.acting import rollout
+from wam_jax.acting.policy_table import COMPARED, POLICIES, SELECTED
 from wam_jax.acting.rollout import Rollouts
 from wam_jax.core import intervals
 from wam_jax.data import calvin
@@ -32,16 +33,6 @@ from wam_jax.storage.artifact import Artifact, write_text
 
 FORMAT = 1  # of results.json
 
-LABELS = {
-  "expert": "Scripted expert",
-  "random": "Random weights",
-  "cloned": "Cloned",
-  "ppo": "After PPO in imagination",
-  "ppo_imagined": "PPO, selected without a simulator",
-  "ppo_real": "PPO, selected in the simulator",
-}
-COMPARED = ("cloned", "ppo")  # policies whose difference is reported
-
 
 def run(stage: StageRun) -> None:
   """Evaluates all policies and writes results.json and rollouts.npz."""
@@ -55,7 +46,7 @@ def measure(stage: StageRun, names: Sequence[str]) -> dict[str, dict[str, np.nda
 
   Args:
     stage: evaluate or evaluate_cloned; with a classifier among its inputs policies are also imagined.
-    names: of policies, of LABELS.
+    names: of policies, of POLICIES.
 
   Returns:
     policy -> arrays of its episodes; in processes but the first, less.
@@ -79,11 +70,11 @@ def measure(stage: StageRun, names: Sequence[str]) -> dict[str, dict[str, np.nda
     elif stored is None:
       continue  # the first process has it
     else:
-      logger.info(f"{LABELS[name]}: taken from {path.name}")
+      logger.info(f"{POLICIES[name].label}: taken from {path.name}")
     episodes[name] = stored
     rate = stored["success"].mean()
     dreamed = f", {stored['imagined'].mean():.0%} imagined" if "imagined" in stored else ""
-    logger.info(f"{LABELS[name]}: {rate:.1%} of {stored['success'].size} episodes{dreamed}")
+    logger.info(f"{POLICIES[name].label}: {rate:.1%} of {stored['success'].size} episodes{dreamed}")
 
   restarts = sum(processes.gather(runner.restarts))
   if not processes.is_first():
@@ -145,14 +136,14 @@ def policies(config: Any, ppo: Artifact, logger: Logger) -> tuple[str, ...]:
   if "real" in selected and config.evaluate.episodes > selection["first_start"]:
     selected.remove("real")
     logger.info(
-      f"{LABELS['ppo_real']}: left out: evaluate.episodes reaches the start states it was selected by"
+      f"{POLICIES['ppo_real'].label}: left out: evaluate.episodes reaches the start states it was selected by"
     )
   first = [
     name
     for name, wanted in (("expert", config.evaluate.expert), ("random", config.evaluate.random_policy))
     if wanted
   ]
-  return (*first, *COMPARED, *(f"ppo_{by}" for by in selected))
+  return (*first, *COMPARED, *(SELECTED[by] for by in selected))
 
 
 def start_states(collect: Artifact, tasks: Sequence[str], episodes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -205,13 +196,13 @@ class PolicyRunner:
     """Episodes of one policy as arrays to store; with a classifier, its imagined success too."""
     began = time.perf_counter()
     if name == "expert":
-      with self._logger.progress(self.num, LABELS[name]) as progress:
+      with self._logger.progress(self.num, POLICIES[name].label) as progress:
         arrays = _arrays(self._expert(progress.update))
     else:
       policy, params = self._policy(name)
       model, model_params, environment = self._open()
       note = f"{self.num} episodes side by side"
-      with self._logger.progress(self._max_steps, LABELS[name], note=note) as progress:
+      with self._logger.progress(self._max_steps, POLICIES[name].label, note=note) as progress:
         episodes = rollout.rollout_policies(
           model,
           model_params,
@@ -247,11 +238,8 @@ class PolicyRunner:
     """(policy, parameters stacked over tasks)."""
     from wam_jax.acting import models
 
-    if name.startswith("ppo"):
-      selected = name.removeprefix("ppo").removeprefix("_")
-      policy, params = models.load_policy(self._inputs["ppo"], selected)
-    else:
-      policy, params = models.load_policy(self._inputs["behaviour_cloning"])
+    row = POLICIES[name]
+    policy, params = models.load_policy(self._inputs[row.stage or "behaviour_cloning"], row.selected)
     if name == "random":
       keys = jax.random.split(jax.random.key(self._config.seed + 1), len(self._tasks))
       network = jax.vmap(policy.init)(keys)
@@ -357,7 +345,8 @@ def summarise(tasks: Sequence[str], episodes: Mapping[str, Mapping[str, np.ndarr
       rows[task] = _with_imagined(row, None if imagined is None else float(imagined[k]))
     mean = _row(sum(trials), sum(counts), *intervals.mean_interval(counts, trials), steps[success])
     mean = _with_imagined(mean, None if imagined is None else float(imagined.mean()))
-    summary["policies"][name] = {"label": LABELS.get(name, name), "per_task": rows, "mean": mean}
+    label = POLICIES[name].label if name in POLICIES else name
+    summary["policies"][name] = {"label": label, "per_task": rows, "mean": mean}
   if all(name in episodes for name in COMPARED):
     cloned, improved = (episodes[name]["success"].ravel().tolist() for name in COMPARED)
     difference, low, high = intervals.paired_difference(cloned, improved)

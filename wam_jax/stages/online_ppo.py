@@ -22,6 +22,7 @@ from wam_jax.core import ppo as ppo_loss
 from wam_jax.data import calvin
 from wam_jax.data.calvin import dataset_path
 from wam_jax.data.windows import REST_ACTION
+from wam_jax.embodiment import ROBOT_OBS, SCENE_OBS
 from wam_jax.envs import tasks as task_rules
 from wam_jax.host import tables
 from wam_jax.host.logger import read_metrics
@@ -208,7 +209,7 @@ class Episodes:
     actor, critic = state.params["actor"], state.params["critic"]
     environment = self._environment
     started = np.ones(total, bool)
-    robot, scene = self._draw_starts(started, np.zeros((total, 15)), np.zeros((total, 24)), rng)
+    robot, scene = self._draw_starts(started, np.zeros((total, ROBOT_OBS)), np.zeros((total, SCENE_OBS)), rng)
     environment.reset(robot, scene)
     origin = environment.state()[1]
     latent = wm.initial_latent(self._model, self._world_params, total)

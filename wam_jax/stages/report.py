@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 
+from wam_jax.embodiment import CONTROL_HZ
 from wam_jax.reporting import media, run_report
 from wam_jax.running.stage_run import StageRun
 
@@ -18,7 +19,7 @@ def run(stage: StageRun) -> None:
   shutil.copyfile(judged / "strip.png", workdir / "open_loop.png")
   with stage.logger.progress(2, "report") as progress:
     shown, animations, grid = run_report.draw_rollouts(config, inputs["evaluate"].path / "rollouts.npz")
-    media.save_animation(workdir / "rollouts.gif", grid, run_report.CONTROL_HZ / run_report.FRAME_STEP)
+    media.save_animation(workdir / "rollouts.gif", grid, CONTROL_HZ / run_report.FRAME_STEP)
     progress.update()
     report = run_report.build(config, inputs, shown, time.perf_counter() - began)
     strips = {name: (judged / f"strip.{name}").read_bytes() for name in ("png", "webp")}

@@ -13,8 +13,9 @@ from flax import struct
 from jax.sharding import Mesh
 
 from wam_jax.core import distributions
+from wam_jax.embodiment import ROBOT_OBS
 from wam_jax.nn import rssm, vision
-from wam_jax.nn.world_model import ROBOT_OBS, WorldModel, proprio_features
+from wam_jax.nn.world_model import WorldModel, proprio_features
 from wam_jax.train import sharding
 from wam_jax.train.state import make_optimizer as make_adamw
 from wam_jax.types import Batch, Latent, Metrics, Params, TrainState, features

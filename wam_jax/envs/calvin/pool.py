@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from wam_jax.core import image as image_lib
-from wam_jax.envs import base
+from wam_jax.embodiment import ACTION, CAMERAS, ROBOT_OBS, SCENE_OBS
 from wam_jax.envs.calvin.simulator import PICTURE_SIZES, MakeTable, find_root, serve
 from wam_jax.host import machine
 
@@ -68,8 +68,8 @@ class CalvinVector:
     self._context = multiprocessing.get_context("spawn")  # JAX's threads do not survive a fork
     count = min(workers or machine.available_cores(), num)
     self._owned = [list(range(w, num, count)) for w in range(count)]
-    self._robot_obs = np.zeros((num, base.ROBOT_OBS))
-    self._scene_obs = np.zeros((num, base.SCENE_OBS))
+    self._robot_obs = np.zeros((num, ROBOT_OBS))
+    self._scene_obs = np.zeros((num, SCENE_OBS))
     self._start: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     self._actions: list[list[np.ndarray]] = [[] for _ in range(num)]
     self._pictures: dict[str, np.ndarray] = {}
@@ -173,8 +173,8 @@ class CalvinVector:
 
   def reset(self, robot_obs: np.ndarray, scene_obs: np.ndarray, active: np.ndarray | None = None) -> None:
     """Restores one state per episode: robot_obs [n, 15], scene_obs [n, 24]; of `active` [n] only."""
-    robot_obs = self._rows("robot_obs", robot_obs, base.ROBOT_OBS)
-    scene_obs = self._rows("scene_obs", scene_obs, base.SCENE_OBS)
+    robot_obs = self._rows("robot_obs", robot_obs, ROBOT_OBS)
+    scene_obs = self._rows("scene_obs", scene_obs, SCENE_OBS)
     episodes = self._chosen(active)
     for episode in episodes:
       self._start[episode] = (robot_obs[episode].copy(), scene_obs[episode].copy())
@@ -185,7 +185,7 @@ class CalvinVector:
 
   def step(self, actions: np.ndarray, active: np.ndarray | None = None) -> None:
     """Executes one action per episode: [n, 7]; of `active` [n] only."""
-    actions = self._rows("actions", actions, base.ACTION)
+    actions = self._rows("actions", actions, ACTION)
     episodes = self._chosen(active)
     self._keep(self._call("step", episodes, lambda e: (actions[e],)))
     for episode in episodes:  # only now: a process that died at this step repeats the ones before
@@ -204,7 +204,7 @@ class CalvinVector:
     drawn = self._chosen(active if self._pictures else None)
     size = self._image_size
     shape = (self.num, size, size, 3)
-    fresh = self._pictures or {key: np.zeros(shape, np.uint8) for key in ("rgb_static", "rgb_gripper")}
+    fresh = self._pictures or {key: np.zeros(shape, np.uint8) for key in CAMERAS}
     # Copies, so that pictures handed out before stay as they are.
     fresh = {key: picture.copy() for key, picture in fresh.items()}
     for episode, pictures in self._call("draw", drawn, lambda e: ()).items():
@@ -239,7 +239,7 @@ class CalvinRenderer:
 
   def __call__(self, robot_obs: np.ndarray, scene_obs: np.ndarray) -> dict[str, np.ndarray]:
     """robot_obs [N, 15], scene_obs [N, 24] -> 'rgb_static', 'rgb_gripper' [N, S, S, 3] uint8."""
-    parts: dict[str, list[np.ndarray]] = {"rgb_static": [], "rgb_gripper": []}
+    parts: dict[str, list[np.ndarray]] = {camera: [] for camera in CAMERAS}
     num = self._vector.num
     for begin in range(0, len(robot_obs), num):
       rows = np.minimum(np.arange(begin, begin + num), len(robot_obs) - 1)

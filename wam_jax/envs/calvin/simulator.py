@@ -23,10 +23,10 @@ from typing import Any
 
 import numpy as np
 
-from wam_jax.envs import base
+from wam_jax.embodiment import ACTION, CAMERAS, CONTROL_HZ, ROBOT_OBS, SCENE_OBS
 
 SCENES = ("A", "B", "C", "D")
-PICTURE_SIZES = {"rgb_static": 200, "rgb_gripper": 84}
+PICTURE_SIZES = dict(zip(CAMERAS, (200, 84), strict=True))  # sides in pixels
 HOW_TO = """CALVIN's simulator and data take three steps:
   pip install 'wam_jax[calvin]'
   git clone https://github.com/mees/calvin_env, and --config.env.calvin_root=calvin_env or $CALVIN_ROOT
@@ -115,7 +115,7 @@ class CalvinTable:
   """CALVIN's table as a `base.Environment`. One per process."""
 
   name = "calvin"
-  control_hz = 30
+  control_hz = CONTROL_HZ
 
   def __init__(self, root: str = "", scene: str = "D") -> None:
     """Loads the scene.
@@ -156,7 +156,7 @@ class CalvinTable:
 
   def reset(self, robot_obs: np.ndarray | None = None, scene_obs: np.ndarray | None = None) -> None:
     """Restores a state, at rest. None means the neutral one. Raises ValueError on NaN or shape."""
-    sizes = {"robot_obs": (robot_obs, base.ROBOT_OBS), "scene_obs": (scene_obs, base.SCENE_OBS)}
+    sizes = {"robot_obs": (robot_obs, ROBOT_OBS), "scene_obs": (scene_obs, SCENE_OBS)}
     for name, (array, size) in sizes.items():
       if array is not None and (np.shape(array) != (size,) or not np.isfinite(array).all()):
         raise ValueError(f"{name}: expected {size} finite numbers, got {np.array(array)}")
@@ -172,7 +172,7 @@ class CalvinTable:
   def step(self, action: np.ndarray) -> None:
     """One relative action [7] in [-1, 1], gripper exactly +1 or -1, for 1/30 s. Draws nothing."""
     action = np.asarray(action, np.float64)
-    if action.shape != (base.ACTION,) or not np.isfinite(action).all() or abs(action[6]) != 1:
+    if action.shape != (ACTION,) or not np.isfinite(action).all() or abs(action[6]) != 1:
       raise ValueError(f"action: expected 7 finite numbers, the last one +1 or -1, got {action}")
     self._env.robot.apply_action(action)
     for _ in range(self._env.action_repeat):
@@ -202,7 +202,7 @@ class CalvinTable:
     pictures after `reset` to a recorded state differ from those of the recording by that step.
     """
     rgb, _ = self._env.get_camera_obs()
-    return {key: np.asarray(rgb[key], np.uint8) for key in ("rgb_static", "rgb_gripper")}
+    return {key: np.asarray(rgb[key], np.uint8) for key in CAMERAS}
 
   def snapshot(self) -> Snapshot:
     """This moment, to be given to `restore`, and to `discard` when it is not needed any more."""

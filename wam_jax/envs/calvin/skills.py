@@ -1,14 +1,19 @@
-"""How the eight skills are done on CALVIN's table (scene D), and where its episodes start."""
+"""What can be done on CALVIN's table (scene D) and how, and where its episodes start."""
 
 from __future__ import annotations
 
+import functools
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wam_jax.envs.base import FINGERS_DOWN, Skill
-from wam_jax.envs.calvin.simulator import CalvinTable
-from wam_jax.envs.experts import CLOSED, OPEN, sample_furniture, steer
+from wam_jax.envs import goals
+from wam_jax.envs.base import FINGERS_DOWN, Route, Skill, find_skill, skill_table
+from wam_jax.envs.steering import CLOSED, OPEN, steer
+
+if TYPE_CHECKING:
+  from wam_jax.envs.calvin.simulator import CalvinTable
 
 WORKSPACE = np.array([-0.25, -0.30, 0.55]), np.array([0.28, -0.10, 0.68])  # m, lowest and highest corner
 _TILTED = (math.pi, -0.6, math.pi / 2)  # fingers point down and away from the robot's side, as at the switch
@@ -37,8 +42,9 @@ def sample_start(
   task: str | None, rng: np.random.Generator, env: CalvinTable
 ) -> tuple[np.ndarray, np.ndarray]:
   """See `experts.sample_start`: the hand is driven there from the neutral posture; the blocks settle."""
+  wanted = find_skill(SKILLS, task).task if task is not None else None
   for _ in range(_START_ATTEMPTS):
-    scene_obs = sample_furniture(task, rng)
+    scene_obs = goals.sample_furniture(wanted, rng)
     scene_obs[6:] = _sample_blocks(rng, env)
     env.reset(None, scene_obs)
     place = rng.uniform(*WORKSPACE)
@@ -60,46 +66,75 @@ def sample_start(
   )
 
 
-def drawer(task: str, opened: float, rng: np.random.Generator) -> Skill:
-  """See `experts.Skills`."""
-  x, z = 0.18 + rng.uniform(-0.02, 0.02), 0.365 + rng.uniform(-0.004, 0.004)
-  if task == "open_drawer":  # down between front and handle, then pull
-    y = -0.212 - opened
-    return Skill([np.array(p) for p in ((x, y, 0.50), (x, y, z), (x, y - 0.24, z))])
-  y = -0.32 - opened  # before the handle, then push
-  return Skill([np.array(p) for p in ((x, y, 0.50), (x, y, z), (x, -0.24, z))])
+def _at_the_drawer(rng: np.random.Generator) -> tuple[float, float]:
+  """x and z [m] of a hand at the drawer's handle."""
+  return 0.18 + rng.uniform(-0.02, 0.02), 0.365 + rng.uniform(-0.004, 0.004)
 
 
-def slider(task: str, opened: float, rng: np.random.Generator) -> Skill:
-  """See `experts.Skills`."""
-  handle, side = 0.04 - opened, 1.0 if task == "move_slider_left" else -1.0
+def _open_drawer(scene_obs: np.ndarray, rng: np.random.Generator) -> Route:
+  """Down between front and handle, then pull."""
+  x, z = _at_the_drawer(rng)
+  y = -0.212 - scene_obs[goals.DRAWER]
+  return Route([np.array(p) for p in ((x, y, 0.50), (x, y, z), (x, y - 0.24, z))])
+
+
+def _close_drawer(scene_obs: np.ndarray, rng: np.random.Generator) -> Route:
+  """Before the handle, then push."""
+  x, z = _at_the_drawer(rng)
+  y = -0.32 - scene_obs[goals.DRAWER]
+  return Route([np.array(p) for p in ((x, y, 0.50), (x, y, z), (x, -0.24, z))])
+
+
+def _move_slider(side: float, scene_obs: np.ndarray, rng: np.random.Generator) -> Route:
+  """Beside the handle, on its right (side 1) or left (-1), then to the other side."""
+  handle = 0.04 - scene_obs[goals.SLIDER]
   x, z = handle + side * (0.085 + rng.uniform(0, 0.01)), 0.51 + rng.uniform(-0.004, 0.004)
   y = -0.008 + rng.uniform(-0.004, 0.004)  # deep beside the handle, or a noisy hand slips off
   end = x - side * 0.33
-  return Skill([np.array(p) for p in ((x, -0.12, 0.60), (x, y, 0.60), (x, y, z), (end, y, z))])
+  return Route([np.array(p) for p in ((x, -0.12, 0.60), (x, y, 0.60), (x, y, z), (end, y, z))])
 
 
-def lightbulb(task: str, position: float, rng: np.random.Generator) -> Skill:
-  """See `experts.Skills`."""
-  if task == "turn_on_lightbulb":  # from below, then up the slope
-    under = np.array([0.30 + rng.uniform(-0.01, 0.01), 0.0, 0.480])
-    before = under + np.array([0, -0.12, 0.06])
-    return Skill(
-      [before, under + np.array([0, -0.08, 0.005]), under + _SLOPE_UP * position, under + _SLOPE_UP * 0.12],
-      _TILTED,
-    )
+def _turn_on_lightbulb(scene_obs: np.ndarray, rng: np.random.Generator) -> Route:
+  """From below, then up the slope."""
+  under = np.array([0.30 + rng.uniform(-0.01, 0.01), 0.0, 0.480])
+  return Route(
+    [
+      under + np.array([0, -0.12, 0.06]),
+      under + np.array([0, -0.08, 0.005]),
+      under + _SLOPE_UP * scene_obs[goals.SWITCH],
+      under + _SLOPE_UP * 0.12,
+    ],
+    _TILTED,
+  )
+
+
+def _turn_off_lightbulb(scene_obs: np.ndarray, rng: np.random.Generator) -> Route:
+  """From above, then down the slope."""
   top = np.array([0.27 + rng.uniform(-0.01, 0.01), 0.036, 0.585])
-  return Skill(
+  return Route(
     [
       top + np.array([0, -0.10, 0.095]),
-      top + _SLOPE_UP * (position + 0.015),
+      top + _SLOPE_UP * (scene_obs[goals.SWITCH] + 0.015),
       top - _SLOPE_UP * 0.05,
     ],
     _TILTED,
   )
 
 
-def button(rng: np.random.Generator) -> Skill:
-  """See `experts.Skills`."""
+def _press_button(scene_obs: np.ndarray, rng: np.random.Generator) -> Route:
+  """From above; the button stands where it stands."""
+  del scene_obs
   above = np.array([-0.12, -0.12, 0.56]) + np.append(rng.uniform(-0.01, 0.01, 2), 0)
-  return Skill([above, above - np.array([0, 0, 0.10])])
+  return Route([above, above - np.array([0, 0, 0.10])])
+
+
+SKILLS = skill_table(
+  Skill(goals.CALVIN["open_drawer"], _open_drawer),
+  Skill(goals.CALVIN["close_drawer"], _close_drawer),
+  Skill(goals.CALVIN["move_slider_left"], functools.partial(_move_slider, 1.0)),
+  Skill(goals.CALVIN["move_slider_right"], functools.partial(_move_slider, -1.0)),
+  Skill(goals.CALVIN["turn_on_lightbulb"], _turn_on_lightbulb),
+  Skill(goals.CALVIN["turn_off_lightbulb"], _turn_off_lightbulb),
+  Skill(goals.CALVIN["turn_on_led"], _press_button),
+  Skill(goals.CALVIN["turn_off_led"], _press_button),
+)

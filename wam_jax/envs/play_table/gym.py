@@ -11,8 +11,9 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from wam_jax.envs import base, tasks
-from wam_jax.envs.play_table import renderer, scene, simulator, skills
+from wam_jax.embodiment import ACTION, CAMERAS, CONTROL_HZ, ROBOT_OBS, SCENE_OBS
+from wam_jax.envs.base import find_skill
+from wam_jax.envs.play_table import renderer, simulator, skills
 
 ENV_ID = "wam_jax/PlayTable-v0"
 
@@ -26,7 +27,7 @@ class PlayTableEnv(gymnasium.Env):
   over at success; without, the reward is always 0. Truncation after `max_steps` is this environment's own.
   """
 
-  metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": scene.CONTROL_HZ}  # noqa: RUF012
+  metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": CONTROL_HZ}  # noqa: RUF012
 
   def __init__(
     self,
@@ -38,7 +39,7 @@ class PlayTableEnv(gymnasium.Env):
     """Makes the environment.
 
     Args:
-      task: one of `envs.tasks.TASKS`, or None for play.
+      task: of `skills.SKILLS`, or None for play.
       image_size: height and width of the pictures in pixels.
       max_steps: actions after which an episode is truncated.
       render_mode: None, or 'rgb_array': `render` returns the static camera's picture.
@@ -46,8 +47,7 @@ class PlayTableEnv(gymnasium.Env):
     Raises:
       ValueError: unknown task or render mode.
     """
-    if task is not None and task not in tasks.PREDICATES:
-      raise ValueError(f"unknown task {task!r}; known: {', '.join(tasks.TASKS)}")
+    self._goal = find_skill(skills.SKILLS, task).task.goal if task is not None else None
     if render_mode not in (None, *self.metadata["render_modes"]):
       raise ValueError(
         f"unknown render_mode {render_mode!r}; known: {', '.join(self.metadata['render_modes'])}"
@@ -58,13 +58,12 @@ class PlayTableEnv(gymnasium.Env):
     picture = gymnasium.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
     self.observation_space = gymnasium.spaces.Dict(
       {
-        "rgb_static": picture,
-        "rgb_gripper": picture,
-        "robot_obs": gymnasium.spaces.Box(-np.inf, np.inf, (base.ROBOT_OBS,), np.float64),
-        "scene_obs": gymnasium.spaces.Box(-np.inf, np.inf, (base.SCENE_OBS,), np.float64),
+        **dict.fromkeys(CAMERAS, picture),
+        "robot_obs": gymnasium.spaces.Box(-np.inf, np.inf, (ROBOT_OBS,), np.float64),
+        "scene_obs": gymnasium.spaces.Box(-np.inf, np.inf, (SCENE_OBS,), np.float64),
       }
     )
-    self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (base.ACTION,), np.float32)
+    self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (ACTION,), np.float32)
 
   def _observe(self) -> dict[str, np.ndarray]:
     robot_obs, scene_obs = self._env.state()
@@ -106,12 +105,12 @@ class PlayTableEnv(gymnasium.Env):
   def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
     """Executes one action for 1/30 s. Raises ValueError if it leaves [-1, 1] or is NaN."""
     action = np.array(action, np.float64)
-    if action.shape == (base.ACTION,) and abs(action[6]) <= 1.0:
+    if action.shape == (ACTION,) and abs(action[6]) <= 1.0:
       action[6] = 1.0 if action[6] > 0 else -1.0
     self._env.step(action)
     self._steps += 1
     observation = self._observe()
-    success = self.task is not None and bool(tasks.success(self.task, self._start, observation["scene_obs"]))
+    success = self._goal is not None and bool(self._goal(self._start, observation["scene_obs"]))
     return observation, float(success), success, self._steps >= self.max_steps, {"success": success}
 
   def render(self) -> np.ndarray | None:

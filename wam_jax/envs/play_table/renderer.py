@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 
-from wam_jax.envs import base
+from wam_jax.embodiment import CAMERAS, ROBOT_OBS, SCENE_OBS
 from wam_jax.envs.play_table import scene, simulator
 from wam_jax.host import machine
 
@@ -425,8 +425,8 @@ class PlayTableRenderer:
     """
     robot_obs, scene_obs = np.asarray(robot_obs, np.float64), np.asarray(scene_obs, np.float64)
     for name, array, width in (
-      ("robot_obs", robot_obs, base.ROBOT_OBS),
-      ("scene_obs", scene_obs, base.SCENE_OBS),
+      ("robot_obs", robot_obs, ROBOT_OBS),
+      ("scene_obs", scene_obs, SCENE_OBS),
     ):
       if array.ndim != 2 or array.shape[1] != width:
         raise ValueError(f"{name}: expected shape [N, {width}], got {list(array.shape)}")
@@ -443,7 +443,7 @@ class PlayTableRenderer:
       static[chunk], gripper[chunk] = self._draw_block(robot_obs[chunk], scene_obs[chunk])
 
     list(self._pool.map(draw, range(0, count, BLOCK)))
-    return {"rgb_static": static, "rgb_gripper": gripper}
+    return dict(zip(CAMERAS, (static, gripper), strict=True))
 
 
 def make_renderer(image_size: int = 64, workers: int = 0) -> PlayTableRenderer:

@@ -12,16 +12,16 @@ import math
 
 import numpy as np
 
-from wam_jax.envs import tasks
+from wam_jax.embodiment import CONTROL_HZ
+from wam_jax.envs import goals
 
-CONTROL_HZ = 30
 SUBSTEPS = 8  # physics steps per control step
 TIMESTEP = 1 / (CONTROL_HZ * SUBSTEPS)
 
 ARM_JOINTS = tuple(f"arm{i}" for i in range(1, 8))
 FINGER_JOINTS = ("finger_left", "finger_right")
 FURNITURE_JOINTS = ("slider", "drawer", "button", "switch")  # the order of scene_obs
-FURNITURE_RANGE = {name: tasks.FURNITURE_RANGE[i] for i, name in enumerate(FURNITURE_JOINTS)}
+FURNITURE_RANGE = {name: goals.FURNITURE_RANGE[i] for i, name in enumerate(FURNITURE_JOINTS)}
 BLOCKS = ("red", "blue", "pink")
 BLOCK_HALF_SIZE = {"red": (0.025, 0.025, 0.025), "blue": (0.035, 0.02, 0.02), "pink": (0.045, 0.02, 0.02)}
 BLOCK_COLOUR = {"red": (0.9, 0.1, 0.1), "blue": (0.1, 0.2, 0.9), "pink": (0.95, 0.5, 0.7)}

@@ -8,7 +8,8 @@ import math
 import mujoco
 import numpy as np
 
-from wam_jax.envs import base, tasks
+from wam_jax.embodiment import ACTION, CONTROL_HZ, ROBOT_OBS, SCENE_OBS
+from wam_jax.envs import base, goals
 from wam_jax.envs.play_table import scene
 
 TARGET_LEASH = 0.12  # m by which the target may run ahead of the gripper, so that pushing against a stop ends
@@ -158,8 +159,8 @@ def check_action(action: np.ndarray) -> np.ndarray:
     ValueError: wrong shape, NaN, a motion outside [-1, 1], a gripper other than +1 or -1.
   """
   action = np.asarray(action, np.float64)
-  if action.shape != (base.ACTION,):
-    raise ValueError(f"action: expected shape [{base.ACTION}], got {list(action.shape)}")
+  if action.shape != (ACTION,):
+    raise ValueError(f"action: expected shape [{ACTION}], got {list(action.shape)}")
   if not np.abs(action).max() <= 1.0:  # written so that NaN fails
     index = int(np.argmin(np.abs(action) <= 1.0))
     raise ValueError(f"action[{index}] = {action[index]:g}: must be finite and in [-1, 1]")
@@ -198,8 +199,8 @@ def check_state(robot_obs: np.ndarray, scene_obs: np.ndarray) -> tuple[np.ndarra
     ValueError: naming array, index and rule: shape, NaN, a joint out of range, a lamp or last gripper
       action that is not one of its two values.
   """
-  robot = _check_array("robot_obs", robot_obs, base.ROBOT_OBS)
-  things = _check_array("scene_obs", scene_obs, base.SCENE_OBS)
+  robot = _check_array("robot_obs", robot_obs, ROBOT_OBS)
+  things = _check_array("scene_obs", scene_obs, SCENE_OBS)
   width = (2 * scene.FINGER_RANGE[0], 2 * scene.FINGER_RANGE[1])
   _check_range("robot_obs", 6, "the gripper's width", robot[6], width, _RANGE_TOLERANCE["width"])
   for i, limits in enumerate(scene.ARM_RANGE):
@@ -246,7 +247,7 @@ class PlayTable:
   """
 
   name = "play_table"
-  control_hz = scene.CONTROL_HZ
+  control_hz = CONTROL_HZ
 
   def __init__(self) -> None:
     self._scene = SceneState()
@@ -261,11 +262,11 @@ class PlayTable:
     self.reset()
 
   def _neutral_state(self) -> tuple[np.ndarray, np.ndarray]:
-    robot_obs = np.zeros(base.ROBOT_OBS)
+    robot_obs = np.zeros(ROBOT_OBS)
     robot_obs[6], robot_obs[7:14], robot_obs[14] = 2 * scene.FINGER_RANGE[1], scene.ARM_HOME, 1.0
     position, euler = self._arm.forward(robot_obs[7:14])
     robot_obs[:3], robot_obs[3:6] = position, euler
-    scene_obs = np.zeros(base.SCENE_OBS)
+    scene_obs = np.zeros(SCENE_OBS)
     for block, address in zip(scene_obs[6:].reshape(3, 6), self._scene.blocks, strict=True):
       block[:3] = self._model.qpos0[address : address + 3]
     return robot_obs, scene_obs
@@ -327,18 +328,18 @@ class PlayTable:
     if pressed and not self._pressed:
       self._led = 1.0 - self._led
     self._pressed = pressed
-    self._bulb = float(self._data.qpos[self._switch] > tasks.BULB_THRESHOLD)
+    self._bulb = float(self._data.qpos[self._switch] > goals.BULB_THRESHOLD)
 
   def state(self) -> tuple[np.ndarray, np.ndarray]:
     """robot_obs [15] and scene_obs [24], float64, of the present moment."""
     qpos = self._data.qpos
-    robot_obs = np.empty(base.ROBOT_OBS)
+    robot_obs = np.empty(ROBOT_OBS)
     robot_obs[:3] = self._position
     robot_obs[3:6] = matrix_to_euler(self._rotation)
     robot_obs[6] = qpos[7] + qpos[8]
     robot_obs[7:14] = qpos[:7]
     robot_obs[14] = self._gripper
-    scene_obs = np.empty(base.SCENE_OBS)
+    scene_obs = np.empty(SCENE_OBS)
     scene_obs[:4] = qpos[self._scene.furniture]
     scene_obs[4], scene_obs[5] = self._bulb, self._led
     for i, body in enumerate(self._block_bodies):
