@@ -1,10 +1,14 @@
 #!/usr/bin/env bash
 # Installs the test extras into .venv and runs style, types and tests. Arguments go to pytest:
-#   bash launch/test.sh [-m slow | tests/unit | -k name …]
+#   bash launch/test.sh [--all | -m slow | tests/unit | -k name …]        # --all: the slow ones too
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 install requirements-dev.lock
 export JAX_PLATFORMS=cpu
+if [ "${1:-}" = --all ]; then
+  shift
+  set -- -m "slow or not slow" "$@"
+fi
 "$venv/bin/ruff" check .
 "$venv/bin/ruff" format --check .
 "$venv/bin/mypy"
