@@ -114,30 +114,53 @@ print(json.dumps([known, said, opened, len(demo["actions"]), possible, tasks.SEN
 """
 
 
-def test_a_new_skill_is_one_row(tmp_path):
-  """Puts the guide's row into a copy of the package, and asks there for all that follows from it."""
-  shutil.copytree(
-    ROOT / "wam_jax", tmp_path / "wam_jax", ignore=shutil.ignore_patterns("pretrained", "__pycache__")
-  )
+def _copy_with_a_row(folder, simulator, change=("", "")):
+  """Copies the package and puts the guide's row, with a text replaced, at the end of a simulator's table."""
+  if not (folder / "wam_jax").exists():
+    ignore = shutil.ignore_patterns("pretrained", "__pycache__")
+    shutil.copytree(ROOT / "wam_jax", folder / "wam_jax", ignore=ignore)
   guide = (ROOT / "docs" / "guides" / "add_a_skill.md").read_text(encoding="utf-8")
   (block,) = re.findall(r"```diff\n(.*?)```", guide, re.S)
   before, row, end = block.splitlines()
-  old, new = f"{before[1:]}\n{end[1:]}\n", f"{before[1:]}\n{row[1:]}\n{end[1:]}\n"
-  file = tmp_path / "wam_jax" / "envs" / "play_table" / "skills.py"
+  old, new = f"{before[1:]}\n{end[1:]}\n", f"{before[1:]}\n{row[1:].replace(*change)}\n{end[1:]}\n"
+  file = folder / "wam_jax" / "envs" / simulator / "skills.py"
   source = file.read_text(encoding="utf-8")
   assert row.startswith("+") and source.count(old) == 1
   file.write_text(source.replace(old, new), encoding="utf-8")
-  done = subprocess.run(
-    [sys.executable, "-c", SEES],
-    cwd=tmp_path,
-    env={**os.environ, "PYTHONPATH": str(tmp_path)},
+
+
+def _python(folder, code):
+  return subprocess.run(
+    [sys.executable, "-c", code],
+    cwd=folder,
+    env={**os.environ, "PYTHONPATH": str(folder)},
     capture_output=True,
     text=True,
     check=False,
   )
+
+
+def test_a_new_skill_is_one_row(tmp_path):
+  """Puts the guide's row into a copy of the package, and asks there for all that follows from it."""
+  _copy_with_a_row(tmp_path, "play_table")
+  done = _python(tmp_path, SEES)
   assert done.returncode == 0, done.stderr
   known, said, opened, frames, possible, sentence = json.loads(done.stdout)
   assert known == ["ajar_drawer", "ajar_drawer", True]
   assert re.search(r"different tasks out of open_drawer.*, ajar_drawer", said) and "did you mean" in said
   assert all(0 <= start <= 0.15 and now - start >= 0.06 for start, now in opened)
   assert 10 < frames <= 72 and possible[-1] == "ajar_drawer" and sentence is None
+
+
+def test_each_simulator_has_its_own_row_and_all_the_same_goal(tmp_path):
+  _copy_with_a_row(tmp_path, "calvin")
+  code = """
+import numpy as np
+from wam_jax.envs import registry, tasks
+calvin, play_table = (registry.load_skills(name).SKILLS for name in ("calvin", "play_table"))
+route = calvin["ajar_drawer"].route(np.zeros(24), np.random.default_rng(0))
+print(tasks.TASKS[-1], len(route.waypoints), "ajar_drawer" in play_table)
+"""
+  assert _python(tmp_path, code).stdout.split() == ["ajar_drawer", "3", "False"]
+  _copy_with_a_row(tmp_path, "play_table", ("0.06", "0.07"))
+  assert "ajar_drawer: has another goal in calvin" in _python(tmp_path, "import wam_jax.config").stderr

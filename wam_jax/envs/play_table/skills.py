@@ -28,9 +28,7 @@ _cache = threading.local()
 
 def _arm() -> simulator.ArmKinematics:
   if not hasattr(_cache, "arm"):
-    from wam_jax.envs.play_table import (
-      simulator,  # brings MuJoCo along, which the table of skills does without
-    )
+    from wam_jax.envs.play_table import simulator  # not above: it brings MuJoCo along
 
     _cache.arm = simulator.ArmKinematics()
   return _cache.arm
