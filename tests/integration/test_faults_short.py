@@ -65,6 +65,7 @@ def test_second_signal_ends_at_once(start, tmp_path):
   start(f"stuck:{STAGE}:1").ends_at_once(tmp_path / "run" / STAGE)
 
 
+@pytest.mark.slow
 def test_weight_that_is_not_a_number_then_a_damaged_checkpoint(whole, start, tmp_path):
   folder = tmp_path / "run" / STAGE
   process = start(f"nan:{STAGE}:8")
@@ -105,6 +106,7 @@ def test_full_disk(whole, cache, tmp_path):
     assert_equal(whole, workdir, ["collect", STAGE])
 
 
+@pytest.mark.slow
 def test_clock_that_goes_backwards(whole, start, tmp_path):
   process = start("clock")
   process.until(lambda: steps(tmp_path / "run" / STAGE))

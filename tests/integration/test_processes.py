@@ -75,6 +75,7 @@ def test_two_processes_train_what_one_does(both):
   assert (two / "report" / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_the_number_of_processes_may_change(both, tmp_path):
   """Stopped with two processes, continued with one, and the other way round."""
   one, _, _ = both
@@ -132,6 +133,7 @@ def test_a_lost_process_ends_the_other_which_says_so(both, tmp_path, lost):
   assert again.returncode == 130 and "resumed at update" in again.stdout
 
 
+@pytest.mark.slow
 def test_one_process_signalled_stops_both(both, tmp_path):
   changes = {"stage": "world_model", "inputs__collect": both[0], "world_model__updates": 3000}
   command = launcher(tmp_path / "run", **(changes | {"training__log_every": 2}))

@@ -283,13 +283,18 @@ def run_killed(path, moment):
 @pytest.mark.parametrize(
   ("moment", "good"),
   [
-    ("orbax", 3),
-    ("manifest", 3),
-    ("manifest_tmp", 3),
     ("rename", 3),
-    ("renamed", 7),
-    ("prune", 7),
-    ("prune_renamed", 7),
+    *(
+      pytest.param(*case, marks=pytest.mark.slow)
+      for case in (
+        ("orbax", 3),
+        ("manifest", 3),
+        ("manifest_tmp", 3),
+        ("renamed", 7),
+        ("prune", 7),
+        ("prune_renamed", 7),
+      )
+    ),
   ],
 )
 def test_killed_while_saving(tmp_path, moment, good):
@@ -311,7 +316,13 @@ def test_killed_while_saving(tmp_path, moment, good):
 
 @pytest.mark.parametrize(
   ("moment", "added"),
-  [("params_write", 0), ("params_whole", 0), ("params_between", 1), ("params_swapped", 1)],
+  [
+    ("params_between", 1),
+    *(
+      pytest.param(*case, marks=pytest.mark.slow)
+      for case in (("params_write", 0), ("params_whole", 0), ("params_swapped", 1))
+    ),
+  ],
 )
 def test_killed_while_replacing_params(tmp_path, moment, added):
   run_killed(tmp_path / "params", moment)

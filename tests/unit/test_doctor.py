@@ -189,8 +189,10 @@ def test_the_marks_of_requirements_are_read(monkeypatch):
   ("source", "seconds", "what"),
   [
     ("import time\ntime.sleep(1000)", 5.0, "no end after 5 s"),
-    ("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)", 100.0, "SIGSEGV"),
-    ("import os\nos._exit(7)", 100.0, "exit code 7"),
+    pytest.param(
+      "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)", 100.0, "SIGSEGV", marks=pytest.mark.slow
+    ),
+    pytest.param("import os\nos._exit(7)", 100.0, "exit code 7", marks=pytest.mark.slow),
   ],
 )
 def test_jax_hangs_or_ends_the_process(front, source, seconds, what):
