@@ -1,0 +1,51 @@
+"""The rows of the chain, and that a new stage is one row and one file."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+from wam_jax import config as config_lib
+from wam_jax.config import chain
+
+PACKAGE = pathlib.Path(__file__).parents[2] / "wam_jax"
+STAGE = """
+def run(stage):
+  (stage.workdir / "seed.txt").write_text(str(stage.config.seed))
+"""
+ROW = '  Stage("write_seed", (), ("seed",), size=lambda c: f"the number {c.seed}", asked=True),\n'
+
+
+def test_what_a_stage_requires_runs_before_it():
+  before = set()
+  for stage in chain.CHAIN:
+    assert set(stage.requires) <= before, stage.name
+    before.add(stage.name)
+
+
+def test_work_is_positive_for_every_preset():
+  for preset in config_lib.PRESET_CHANGES:
+    config = config_lib.preset_config(preset)
+    for stage in chain.CHAIN:
+      assert stage.work(config) > 0 and stage.size(config), (preset, stage.name)
+
+
+def test_a_new_stage_is_one_row_and_one_file(tmp_path):
+  package = tmp_path / "wam_jax"
+  shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__", "pretrained"))
+  (package / "stages" / "write_seed.py").write_text(STAGE)
+  file = package / "config" / "chain.py"
+  head, tail = file.read_text().split("CHAIN: tuple[Stage, ...] = (\n")
+  file.write_text(f"{head}CHAIN: tuple[Stage, ...] = (\n{ROW}{tail}")
+  run = tmp_path / "run"
+  command = [sys.executable, "-m", "wam_jax.main", "--config=calvin_wam:demo", "--config.seed=7"]
+  command += ["--config.stage=write_seed", f"--config.workdir={run}"]
+  environment = os.environ | {"PYTHONPATH": str(tmp_path), "JAX_PLATFORMS": "cpu"}
+  done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  assert "the number 7" in done.stdout  # the plan knows it
+  assert (run / "write_seed" / "seed.txt").read_text() == "7"
+  assert (run / "write_seed" / "DONE").exists()
