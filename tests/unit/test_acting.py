@@ -326,6 +326,8 @@ def test_wrong_observations(run):
     (good | {"robot_obs": good["robot_obs"][:14]}, r"robot_obs: expected \[15\] numbers.*\[14\]"),
     (good | {"robot_obs": np.array(["a"] * 15)}, "robot_obs: expected"),
     ([good], "expected a dict"),
+    (good | {"robot_obs": np.where(np.arange(15) == 3, np.nan, 0.1)}, r"robot_obs: NaN or infinity at \[3\]"),
+    (good | {"robot_obs": np.full(15, 1e300)}, "robot_obs: NaN or infinity"),  # in single precision
   ]
   for observation, reason in wrong:
     with pytest.raises(ValueError, match=reason):
@@ -381,6 +383,12 @@ from run_policy import Policy
 policy = Policy({folder!r})
 seen = np.load({seen!r})
 policy.reset(seed=5)
+try:
+  frame = {{name: seen[name][0] for name in seen.files}}
+  policy.act(frame | {{"robot_obs": np.full_like(frame["robot_obs"], np.nan)}})
+  sys.exit("a lost sensor was accepted")
+except ValueError:
+  pass  # and leaves no trace
 actions = [policy.act({{name: seen[name][t] for name in seen.files}}) for t in range(len(seen["rgb_static"]))]
 np.save({out!r}, np.stack(actions))
 """

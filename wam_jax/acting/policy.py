@@ -112,8 +112,8 @@ class ActingPolicy:
       float32 [7], or [B, 7]: motion in [-1, 1], gripper -1 or 1.
 
     Raises:
-      ValueError: a missing key, a wrong shape or dtype, or another batch size than that of `reset`; the
-        state is then as before.
+      ValueError: a missing key, a wrong shape or dtype, a number that is not finite, or another batch size
+        than that of `reset`; the state is then as before.
     """
     seen = self._read(observation)
     self._state, action = self._step(*self.params, self._state, seen)
@@ -148,6 +148,13 @@ class ActingPolicy:
         raise ValueError(
           f"robot_obs: expected {self._lead()}{ROBOT_OBS}] numbers, got {robot_obs.dtype} "
           f"{list(np.shape(observation['robot_obs']))}"
+        )
+      with np.errstate(over="ignore"):
+        finite = np.isfinite(np.asarray(robot_obs, np.float32)).all(0)
+      if not finite.all():
+        raise ValueError(
+          f"robot_obs: NaN or infinity at {np.flatnonzero(~finite).tolist()}; the policy's state is as it "
+          "was: repeat the last action or hold the robot, and call act with the next frame"
         )
       seen["robot_obs"] = robot_obs.astype(np.float32)
     return seen

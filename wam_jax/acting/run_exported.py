@@ -41,6 +41,8 @@ class Policy:
       if list(array.shape) != spec["shape"] or (spec["dtype"] == "uint8") != (array.dtype == np.uint8):
         raise ValueError(f"{name}: expected {spec['dtype']} {spec['shape']}, got {array.dtype} {array.shape}")
       seen[name] = array.astype(spec["dtype"])
+      if not np.isfinite(seen[name]).all():
+        raise ValueError(f"{name}: NaN or infinity; the state is as it was, repeat the last action or hold")
     self._state, action = self._step(self.params, self._state, seen)
     return np.asarray(action)
 
