@@ -22,6 +22,7 @@ from wam_jax.acting import load
 from wam_jax.acting.export import PLATFORMS, ExportError, export_policy
 from wam_jax.acting.policy import PolicyError
 from wam_jax.acting.policy_table import TRAINED
+from wam_jax.host import machine
 from wam_jax.storage.artifact import ArtifactError
 from wam_jax.storage.checksums import CheckpointError
 
@@ -34,11 +35,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
-  parser.add_argument("--workdir", required=True, help="a run's folder, or that of a finished policy")
+  parser.add_argument(
+    "--workdir", type=machine.local_path, required=True, help="a run's folder, or that of a finished policy"
+  )
   parser.add_argument("--task", help="one of the policy's; may be left out if it has one only")
-  parser.add_argument("--out", required=True, help="folder to make")
+  parser.add_argument("--out", type=machine.local_path, required=True, help="folder to make")
   parser.add_argument("--which", choices=TRAINED, help="default: ppo if finished, else cloned")
-  parser.add_argument("--world_model", help="folder of the world model, if it was moved")
+  parser.add_argument(
+    "--world_model", type=machine.local_path, help="folder of the world model, if it was moved"
+  )
   parser.add_argument(
     "--platforms", help=f"comma-separated, of {','.join(PLATFORMS)}; default: this machine's"
   )

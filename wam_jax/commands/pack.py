@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from wam_jax.acting import load, packed
 from wam_jax.acting.policy import PolicyError
 from wam_jax.acting.policy_table import POLICIES, TRAINED
+from wam_jax.host import machine
 from wam_jax.reporting.model_card import card
 from wam_jax.storage.artifact import ArtifactError, load_artifact, write_text
 from wam_jax.storage.checksums import CheckpointError
@@ -47,8 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser = argparse.ArgumentParser(
     prog="python -m wam_jax.pack", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("--workdir", required=True, help="a run's folder, evaluated")
-  parser.add_argument("--out", type=pathlib.Path, required=True, help="file to write, *.npz")
+  parser.add_argument("--workdir", type=machine.local_path, required=True, help="a run's folder, evaluated")
+  parser.add_argument("--out", type=machine.local_path, required=True, help="file to write, *.npz")
   parser.add_argument("--which", choices=TRAINED, help="default: ppo if finished, else cloned")
   arguments = parser.parse_args(argv)
   if arguments.out.suffix != ".npz":

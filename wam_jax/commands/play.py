@@ -15,6 +15,7 @@ from typing import Any
 from wam_jax.acting.policy import PolicyError
 from wam_jax.acting.policy_table import TRAINED
 from wam_jax.config import TASKS
+from wam_jax.host import machine
 
 FRAME_STEP = 2  # every second frame is shown
 
@@ -76,13 +77,15 @@ def main(argv: Sequence[str] | None = None) -> int:
   )
   parser.add_argument("--task", default="open_drawer", choices=TASKS)
   parser.add_argument(
-    "--policy", help="a run's folder or a packed file; default: what comes with the package"
+    "--policy",
+    type=machine.local_path,
+    help="a run's folder or a packed file; default: what comes with the package",
   )
   parser.add_argument("--which", choices=TRAINED, help="of a run's folder; default: ppo if finished")
   parser.add_argument("--episodes", type=int, default=1)
   parser.add_argument("--seed", type=int, default=0, help="of the first episode; the others follow")
   parser.add_argument("--max_steps", type=int, default=72, help="at 30 Hz")
-  parser.add_argument("--out", type=pathlib.Path, help="*.webp or *.gif; default: TASK.webp")
+  parser.add_argument("--out", type=machine.local_path, help="*.webp or *.gif; default: TASK.webp")
   parser.add_argument("--size", type=int, default=200, help="pixels of the animation")
   arguments = parser.parse_args(argv)
   out = arguments.out or pathlib.Path(f"{arguments.task}.webp")

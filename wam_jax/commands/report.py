@@ -11,6 +11,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
+from wam_jax.host import machine
 from wam_jax.reporting.finished_run import Run, RunError, read_run
 from wam_jax.running import runner
 from wam_jax.storage.artifact import ArtifactError
@@ -21,11 +22,13 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser = argparse.ArgumentParser(
     prog="python -m wam_jax.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("--workdir", required=True, metavar="RUN", help="folder of a finished run")
+  parser.add_argument(
+    "--workdir", type=machine.local_path, required=True, metavar="RUN", help="folder of a finished run"
+  )
   parser.add_argument("--compare", default="", metavar="RUN2,RUN3", help="folders of runs to put beside it")
   parser.add_argument(
     "--out",
-    type=pathlib.Path,
+    type=machine.local_path,
     metavar="FILE.html",
     help="default: RUN/report/report.html (RUN/report.html without a report stage); RUN/comparison.html",
   )

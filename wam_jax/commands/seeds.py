@@ -7,10 +7,10 @@ python -m wam_jax.seeds --results=results/demo                                  
 from __future__ import annotations
 
 import argparse
-import pathlib
 import sys
 from collections.abc import Sequence
 
+from wam_jax.host import machine
 from wam_jax.reporting.finished_run import RunError, read_run
 from wam_jax.running import runner
 from wam_jax.storage.artifact import ArtifactError
@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     prog="python -m wam_jax.seeds", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument(
-    "--results", required=True, type=pathlib.Path, metavar="FOLDER", help="of the JSON files"
+    "--results", required=True, type=machine.local_path, metavar="FOLDER", help="of the JSON files"
   )
   parser.add_argument(
     "--runs", default="", metavar="RUN,RUN2", help="folders of finished runs, to be kept there"

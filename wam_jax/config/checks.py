@@ -8,6 +8,8 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from wam_jax.host import machine
+
 MOST = 2**31 - 1  # of whole numbers: more does not fit JAX's integers
 
 
@@ -135,6 +137,11 @@ RATE = number(0, 1)
 POSITIVE = number(0, open_low=True)
 NOT_NEGATIVE = number(0)
 TEXT = Check(lambda value: True, "a word", (str,))
+PLACE = Check(
+  machine.on_this_machine,
+  "a place on this machine, not the address of a bucket: mount it first (docs/CLUSTER.md)",
+  (str,),
+)
 NAME = Check(
   lambda value: bool(value) and value == value.strip() and "/" not in value, "a name without /", (str,)
 )
@@ -144,7 +151,10 @@ PROJECT = Check(
   (str,),
 )
 FLAG = Check(lambda value: True, "true or false", (bool,))
-FOLDERS = several(lambda value: all(isinstance(x, str) for x in value), "folders")
+FOLDERS = several(
+  lambda value: all(isinstance(x, str) and machine.on_this_machine(x) for x in value),
+  "folders on this machine, not addresses of buckets: mount them first (docs/CLUSTER.md)",
+)
 WIDTHS = several(
   lambda value: len(value) > 0 and all(type(width) is int and width > 0 for width in value),
   "one or more layer widths, each at least 1",

@@ -36,6 +36,7 @@ from wam_jax.data.frames import (
   num_workers,
 )
 from wam_jax.embodiment import ACTION, CAMERAS, ROBOT_OBS, SCENE_OBS
+from wam_jax.host import machine
 from wam_jax.host.machine import disk_full
 
 SHARD_EXAMPLES = 64  # 100 MB of pictures at 64 x 64; what an interruption can cost
@@ -476,8 +477,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument("--source", required=True, help="folder that holds training/ and validation/")
-  parser.add_argument("--out", required=True, help="folder to be made")
+  parser.add_argument(
+    "--source", type=machine.local_path, required=True, help="folder that holds training/ and validation/"
+  )
+  parser.add_argument("--out", type=machine.local_path, required=True, help="folder to be made")
   parser.add_argument("--image_size", type=int, default=64, help="side that pictures are shrunk to")
   parser.add_argument("--workers", type=int, default=0, help="threads; 0: one per core")
   parser.add_argument("--skip_broken", action="store_true", help="leave out frames that cannot be read")

@@ -28,6 +28,7 @@ from wam_jax.data.frames import (
 )
 from wam_jax.embodiment import CAMERAS, SCENE_OBS
 from wam_jax.envs.tasks import TASKS
+from wam_jax.host import machine
 
 SPLITS = ("training", "validation", calvin.FAILED)
 SAMPLE = 256  # frames read per split unless told otherwise
@@ -309,7 +310,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument("--source", required=True, help="folder that holds training/ and validation/")
+  parser.add_argument(
+    "--source", type=machine.local_path, required=True, help="folder that holds training/ and validation/"
+  )
   parser.add_argument(
     "--tasks", default=",".join(TASKS), help="tasks that must be annotated, comma-separated"
   )

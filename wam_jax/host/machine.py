@@ -5,6 +5,7 @@ So that it can be asked without JAX, and when packages are missing or broken.
 
 from __future__ import annotations
 
+import argparse
 import errno
 import importlib.util
 import os
@@ -47,6 +48,24 @@ def find_accelerator(
       why_not = f"{device} found, but JAX's support for it is not installed"
       return Accelerator("", why_not, f"pip install -e '.[{extra}]'")
   return Accelerator("", "no accelerator found", "")
+
+
+def on_this_machine(path: str) -> bool:
+  """Whether a path can be one of this machine, not an address such as gs://bucket/run."""
+  return re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*:/", path) is None
+
+
+def local_path(text: str) -> pathlib.Path:
+  """A path from the command line.
+
+  Raises:
+    argparse.ArgumentTypeError: it is an address of a bucket.
+  """
+  if not on_this_machine(text):
+    raise argparse.ArgumentTypeError(
+      f"{text}: must be on this machine; mount the bucket first (docs/CLUSTER.md)"
+    )
+  return pathlib.Path(text)
 
 
 def available_cores() -> int:
