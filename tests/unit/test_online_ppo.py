@@ -8,7 +8,7 @@ import pytest
 from wam_jax import config as config_lib
 from wam_jax.core import ppo as ppo_loss
 from wam_jax.envs import registry
-from wam_jax.nn.policy import DiffusionPolicy
+from wam_jax.nn.policies.diffusion import DiffusionPolicy
 from wam_jax.nn.world_model import make_world_model
 from wam_jax.stages import online_ppo
 from wam_jax.train import ppo as train

@@ -16,7 +16,7 @@ import wam_jax
 from wam_jax.acting import policy as acting
 from wam_jax.acting.policy import ActingPolicy
 from wam_jax.acting.step import act_step, start_state
-from wam_jax.nn.policy import ACTION
+from wam_jax.core.actions import ACTION
 from wam_jax.nn.world_model import ROBOT_OBS
 
 FORMAT = 1  # of policy.json

@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from wam_jax.core.actions import ACTION, executable
 from wam_jax.data.windows import REST_ACTION
-from wam_jax.nn.policy import ACTION, executable
 from wam_jax.nn.world_model import ROBOT_OBS
 from wam_jax.train import world_model as wm
 from wam_jax.types import Latent, Params, features

@@ -11,10 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from wam_jax.data.frames import Frames
+from wam_jax.data.frames import VECTOR_KEYS, Frames
 from wam_jax.types import Batch
 
-ROBOT_OBS = 15
 FIELDS = ("rgb_static", "rgb_gripper", "robot_obs", "action", "prev_action", "is_first")
 REST_ACTION = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0)  # before an episode's first frame: at rest, gripper open
 
@@ -194,7 +193,7 @@ def episode_batch(frames: Frames, windows: Sequence[tuple[int, int]], length: in
   batch: dict[str, Any] = {
     "rgb_static": np.zeros((*shape, *size), np.uint8),
     "rgb_gripper": np.zeros((*shape, *size), np.uint8),
-    "robot_obs": np.zeros((*shape, ROBOT_OBS), np.float32),
+    "robot_obs": np.zeros((*shape, VECTOR_KEYS["robot_obs"]), np.float32),
     "action": rest,
     "prev_action": rest.copy(),
     "is_first": np.zeros(shape, bool),

@@ -9,12 +9,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from wam_jax.core.actions import ACTION
 from wam_jax.nn import vision
 from wam_jax.nn.layers import MLP, NormedSum
 from wam_jax.nn.rssm import RSSM
 from wam_jax.types import Latent, features
 
-ACTION = 7
 ROBOT_OBS = 15
 PROPRIO_SIZES = {"none": 0, "sincos": 18, "zscore": ROBOT_OBS, "latent": 18}
 

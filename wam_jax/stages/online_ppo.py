@@ -21,6 +21,7 @@ from wam_jax.acting import models
 from wam_jax.acting.models import load_world_model
 from wam_jax.acting.step import filter_frame
 from wam_jax.core import ppo as ppo_loss
+from wam_jax.core.actions import executable
 from wam_jax.data import calvin
 from wam_jax.data.calvin import dataset_path
 from wam_jax.data.features import load_features
@@ -28,7 +29,6 @@ from wam_jax.data.windows import REST_ACTION
 from wam_jax.envs import tasks as task_rules
 from wam_jax.host import tables
 from wam_jax.host.logger import Logger, read_metrics
-from wam_jax.nn.policy import executable
 from wam_jax.running import ppo_monitor
 from wam_jax.running.training_loop import NotFiniteError, train_loop
 from wam_jax.storage.artifact import Artifact, write_text

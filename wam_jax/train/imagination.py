@@ -19,9 +19,9 @@ from flax import struct
 from jax.sharding import Mesh
 
 from wam_jax.core import distributions, ppo
+from wam_jax.core.actions import executable
 from wam_jax.nn import rssm
 from wam_jax.nn.classifier import SuccessClassifier
-from wam_jax.nn.policy import executable
 from wam_jax.train import sharding
 from wam_jax.train import world_model as world_model_lib
 from wam_jax.types import Dream, Latent, Metrics, Params, Policy, features, latent_from_features
