@@ -1,7 +1,7 @@
 """Small building blocks shared by the networks.
 
-`dtype`, where there is one, is that of the computation; parameters are float32 always. Norms and the recurrent state stay
-in float32 whatever it is.
+`dtype`, where a network has one, is that of the computation; parameters are float32 always. Norms and the
+recurrent state stay in float32 whatever it is.
 """
 
 from __future__ import annotations

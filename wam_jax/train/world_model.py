@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -33,7 +34,9 @@ def init_params(model: WorldModel, key: jax.Array) -> Params:
 
 
 def _apply(model: WorldModel, params: Params, method: str, *args: Any) -> Any:
-  return model.apply({"params": params}, *args, method=method)
+  """Runs a method of the networks; "rssm.NAME" is one of the recurrent model."""
+  bound = operator.attrgetter(method)
+  return model.apply({"params": params}, *args, method=lambda module, *args: bound(module)(*args))
 
 
 def initial_latent(model: WorldModel, params: Params, batch_size: int) -> Latent:
@@ -42,7 +45,7 @@ def initial_latent(model: WorldModel, params: Params, batch_size: int) -> Latent
   if not model.learned_initial_state:
     deter, stoch = jnp.zeros((batch_size, model.deter)), jnp.zeros((batch_size, model.stoch, model.classes))
   else:
-    deter, stoch = _apply(model, params, "initial_state")
+    deter, stoch = _apply(model, params, "rssm.initial_state")
     deter, stoch = (jnp.broadcast_to(x, (batch_size, *x.shape)) for x in (deter, stoch))
   # Logits in a buffer of their own: a training state holding this is donated.
   return Latent(deter=deter, stoch=stoch, logits=jnp.zeros_like(stoch), robot=robot)
@@ -104,8 +107,8 @@ def _frames(
   hidden: jax.Array | None = None,
 ) -> _Frames:
   return _Frames(
-    embed_term=_apply(model, params, "embed_term", embed),
-    action_term=_apply(model, params, "action_term", prev_action),
+    embed_term=_apply(model, params, "rssm.embed_term", embed),
+    action_term=_apply(model, params, "rssm.action_term", prev_action),
     action=prev_action,
     robot=embed[..., model.embed :] if model.carries_robot else None,
     is_first=is_first,
@@ -118,18 +121,18 @@ def _posterior_step(model: WorldModel, params: Params, latent: Latent, frame: _F
   """Latent [B, ...] after a frame."""
   keep = 1.0 - frame.is_first.astype(latent.deter.dtype)
   latent = jax.tree.map(lambda x: x * keep.reshape(-1, *[1] * (x.ndim - 1)), latent)
-  deter = _apply(model, params, "recur", latent.deter, latent.stoch, latent.robot, frame.action_term)
-  posterior = logits = _apply(model, params, "posterior_logits", deter, frame.embed_term)
+  deter = _apply(model, params, "rssm.recur", latent.deter, latent.stoch, latent.robot, frame.action_term)
+  posterior = logits = _apply(model, params, "rssm.posterior_logits", deter, frame.embed_term)
   robot = None
   if frame.robot is not None and latent.robot is not None:
     robot = rssm.seen_robot(frame.robot, latent.robot, frame.is_first)
   if frame.hidden is not None:
     imagined = frame.hidden[:, None]
     if robot is not None:
-      predicted = _apply(model, params, "predict_robot", latent.robot, frame.action)
+      predicted = _apply(model, params, "rssm.predict_robot", latent.robot, frame.action)
       # The robot's dynamics learn from its own state alone (`roll_robot`), not from pictures.
       robot = jnp.where(imagined, jax.lax.stop_gradient(predicted), robot)
-    logits = jnp.where(imagined[..., None], _apply(model, params, "prior_logits", deter, robot), logits)
+    logits = jnp.where(imagined[..., None], _apply(model, params, "rssm.prior_logits", deter, robot), logits)
   stoch = distributions.one_hot(logits, frame.noise)
   return Latent(deter=deter, stoch=stoch, logits=posterior, robot=robot)
 
@@ -185,7 +188,7 @@ def observe(
   initial = initial_latent(model, params, batch) if initial is None else initial
   _, out = jax.lax.scan(jax.checkpoint(step) if remat else step, initial, time_major(frames))
   posterior = time_major(out)
-  prior_logits = _apply(model, params, "prior_logits", posterior.deter, posterior.robot)
+  prior_logits = _apply(model, params, "rssm.prior_logits", posterior.deter, posterior.robot)
   return posterior, posterior.replace(logits=prior_logits)
 
 
@@ -216,10 +219,10 @@ def imagine_step(
 
   Logits are divided by `temperature` before a sample is drawn; the latent holds them as they are.
   """
-  action_term = _apply(model, params, "action_term", action)
-  deter = _apply(model, params, "recur", latent.deter, latent.stoch, latent.robot, action_term)
-  robot = None if latent.robot is None else _apply(model, params, "predict_robot", latent.robot, action)
-  logits = _apply(model, params, "prior_logits", deter, robot)
+  action_term = _apply(model, params, "rssm.action_term", action)
+  deter = _apply(model, params, "rssm.recur", latent.deter, latent.stoch, latent.robot, action_term)
+  robot = None if latent.robot is None else _apply(model, params, "rssm.predict_robot", latent.robot, action)
+  logits = _apply(model, params, "rssm.prior_logits", deter, robot)
   if key is None:
     return Latent(deter=deter, stoch=distributions.one_hot(logits), logits=logits, robot=robot)
   uniform = jax.random.uniform(key, logits.shape[:-1])
@@ -327,7 +330,7 @@ def roll_robot(
 
   def step(robot: jax.Array, frame: tuple) -> tuple[jax.Array, jax.Array]:
     state, action, first, seen = frame
-    predicted = _apply(model, params, "predict_robot", robot, action)
+    predicted = _apply(model, params, "rssm.predict_robot", robot, action)
     robot = jnp.where(seen[:, None], rssm.seen_robot(state, robot, first), predicted)
     return robot, predicted[:, : state.shape[-1]]
 
