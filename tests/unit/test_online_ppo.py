@@ -81,7 +81,7 @@ def test_first_features_are_those_of_the_filtered_start(world, monkeypatch):
   embed = wm.encode_observation(
     model, params, seen["rgb_static"], seen["rgb_gripper"], jnp.asarray(robot[None], jnp.float32)
   )
-  rest = jnp.asarray([online_ppo.REST_ACTION], jnp.float32)
+  rest = jnp.asarray(online_ppo.rest_actions(1))
   latent = wm_filter(model, params, wm.initial_latent(model, params, 1), embed, rest, jnp.ones(1, bool), None)
   for n in (0, 3):
     expected = np.broadcast_to(features(latent), (2, E, model.feature_size))

@@ -25,7 +25,7 @@ from wam_jax.core.actions import executable
 from wam_jax.data import calvin
 from wam_jax.data.calvin import dataset_path
 from wam_jax.data.features import load_features
-from wam_jax.data.windows import REST_ACTION
+from wam_jax.data.windows import rest_actions
 from wam_jax.envs import tasks as task_rules
 from wam_jax.host import tables
 from wam_jax.host.logger import Logger, read_metrics
@@ -238,7 +238,7 @@ class Episodes:
     environment.reset(robot, scene)
     origin = environment.state()[1]
     latent = wm.initial_latent(self._model, self._world_params, total)
-    rest = np.tile(np.asarray(REST_ACTION, np.float32), (total, 1))
+    rest = rest_actions(total)
     latent = self._filter(
       self._world_params, latent, environment.observe(), rest, started, jax.random.fold_in(key, 0)
     )

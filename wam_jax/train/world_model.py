@@ -39,6 +39,11 @@ def _apply(model: WorldModel, params: Params, method: str, *args: Any) -> Any:
   return model.apply({"params": params}, *args, method=lambda module, *args: bound(module)(*args))
 
 
+def time_major(tree: Any) -> Any:
+  """Leaves [B, T, ...] as [T, B, ...], and back."""
+  return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), tree)
+
+
 def initial_latent(model: WorldModel, params: Params, batch_size: int) -> Latent:
   """State before the first frame, [B, ...]: zero, or learned where the model says so (LUMOS)."""
   robot = jnp.zeros((batch_size, model.robot_size)) if model.carries_robot else None
@@ -179,7 +184,6 @@ def observe(
     )
   hidden = None if hidden is None else hidden & ~is_first
   frames = _frames(model, params, embed, prev_action, is_first, noise, hidden)
-  time_major = lambda tree: jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), tree)
 
   def step(latent: Latent, frame: _Frames) -> tuple[Latent, Latent]:
     latent = _posterior_step(model, params, latent, frame)
@@ -190,6 +194,15 @@ def observe(
   posterior = time_major(out)
   prior_logits = _apply(model, params, "rssm.prior_logits", posterior.deter, posterior.robot)
   return posterior, posterior.replace(logits=prior_logits)
+
+
+def filter_windows(
+  model: WorldModel, params: Params, batch: Batch, key: jax.Array | None
+) -> tuple[jax.Array, Latent]:
+  """Embeddings [B, T, E + P] and posterior [B, T, ...] of windows: samples (key) or modes (None)."""
+  embed = encode(model, params, batch)
+  noise = latent_noise(model, key, batch.is_first.shape)
+  return embed, observe(model, params, embed, batch.prev_action, batch.is_first, noise)[0]
 
 
 def filter_step(
@@ -230,18 +243,40 @@ def imagine_step(
   return Latent(deter=deter, stoch=stoch, logits=logits, robot=robot)
 
 
+def roll(
+  step: Callable[[Latent, jax.Array, jax.Array | None], Latent],
+  latent: Latent,
+  actions: jax.Array,
+  key: jax.Array | None,
+  read: Callable[[Latent], Any],
+) -> tuple[Latent, Any]:
+  """Open-loop rollout.
+
+  Args:
+    step: (latent [B, ...], action [B, 7], key) -> latent after the action.
+    latent: [B, ...] to start from.
+    actions: [B, T, 7].
+    key: for the prior's samples; None: modes.
+    read: what is kept of the latent after each action.
+
+  Returns:
+    (last latent, what was read, time-major: [T, B, ...]).
+  """
+  keys = None if key is None else jax.random.split(key, actions.shape[1])
+
+  def body(latent: Latent, inputs: tuple[jax.Array, jax.Array | None]) -> tuple[Latent, Any]:
+    latent = step(latent, *inputs)
+    return latent, read(latent)
+
+  return jax.lax.scan(body, latent, (jnp.swapaxes(actions, 0, 1), keys))
+
+
 def imagine(
   model: WorldModel, params: Params, latent: Latent, actions: jax.Array, key: jax.Array | None
 ) -> Latent:
   """Rolls actions [B, T, 7] open loop from latent [B, ...]; returns Latents [B, T, ...]."""
-  keys = None if key is None else jax.random.split(key, actions.shape[1])
-
-  def step(latent: Latent, inputs: tuple) -> tuple[Latent, Latent]:
-    latent = imagine_step(model, params, latent, *inputs)
-    return latent, latent
-
-  _, out = jax.lax.scan(step, latent, (jnp.swapaxes(actions, 0, 1), keys))
-  return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), out)
+  step = functools.partial(imagine_step, model, params)
+  return time_major(roll(step, latent, actions, key, lambda latent: latent)[1])
 
 
 def inverse_dynamics_source(model: WorldModel, embed: jax.Array, feature: jax.Array) -> jax.Array:
@@ -325,8 +360,7 @@ def roll_robot(
       f"state {list(state.shape)}, prev_action {list(prev_action.shape)} and is_first {list(is_first.shape)} "
       "must agree in [B, T]"
     )
-  time_major = lambda x: jnp.swapaxes(x, 0, 1)
-  inputs = tuple(map(time_major, (state, prev_action, is_first, starting(is_first))))
+  inputs = time_major((state, prev_action, is_first, starting(is_first)))
 
   def step(robot: jax.Array, frame: tuple) -> tuple[jax.Array, jax.Array]:
     state, action, first, seen = frame
