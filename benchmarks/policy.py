@@ -42,7 +42,7 @@ import numpy as np  # noqa: E402
 from wam_jax.config import default_config  # noqa: E402
 from wam_jax.core import ppo as ppo_loss  # noqa: E402
 from wam_jax.nn.classifier import SuccessClassifier  # noqa: E402
-from wam_jax.nn.policy import DiffusionPolicy  # noqa: E402
+from wam_jax.nn.policies.diffusion import DiffusionPolicy  # noqa: E402
 from wam_jax.nn.world_model import make_world_model  # noqa: E402
 from wam_jax.train import behaviour_cloning as bc  # noqa: E402
 from wam_jax.train import imagination, ppo  # noqa: E402

@@ -35,7 +35,7 @@ import numpy as np  # noqa: E402
 
 from wam_jax.config import default_config  # noqa: E402
 from wam_jax.data import windows  # noqa: E402
-from wam_jax.nn.world_model import make_world_model  # noqa: E402
+from wam_jax.nn.world_model import ROBOT_OBS, make_world_model  # noqa: E402
 from wam_jax.train import state as train_state  # noqa: E402
 from wam_jax.train import world_model as train  # noqa: E402
 
@@ -79,7 +79,7 @@ def make_store() -> windows.FrameStore:
   return windows.FrameStore(
     rgb_static=picture(),
     rgb_gripper=picture(),
-    robot_obs=jnp.zeros((FRAMES, windows.ROBOT_OBS)),
+    robot_obs=jnp.zeros((FRAMES, ROBOT_OBS)),
     action=action,
     prev_action=jnp.roll(action, 1, 0),
     is_first=jnp.arange(FRAMES) % 500 == 0,

@@ -11,7 +11,7 @@ import pytest
 from wam_jax import config as config_lib
 from wam_jax.data import windows
 from wam_jax.nn.classifier import SuccessClassifier
-from wam_jax.nn.policy import DiffusionPolicy
+from wam_jax.nn.policies.diffusion import DiffusionPolicy
 from wam_jax.nn.world_model import make_world_model
 from wam_jax.train import behaviour_cloning, classifier, imagination, ppo, sharding, state, tasks, world_model
 from wam_jax.types import Latent

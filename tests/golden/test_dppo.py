@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from wam_jax.core import diffusion, ppo, returns
-from wam_jax.nn import policy as policy_lib
+from wam_jax.nn.policies.critic import Critic
+from wam_jax.nn.policies.diffusion import DiffusionPolicy, time_embedding
 
 FOLDER = pathlib.Path(os.environ.get("WAM_FIXTURES", pathlib.Path(__file__).parent / "fixtures"))
 
@@ -43,9 +44,9 @@ class Fixture:
     assert found, prefix
     return found
 
-  def policy(self) -> policy_lib.DiffusionPolicy:
+  def policy(self) -> DiffusionPolicy:
     dims = self.c("actor_mlp_dims")
-    return policy_lib.DiffusionPolicy(
+    return DiffusionPolicy(
       feature_size=self.c("cond_dim"),
       chunk=self.c("horizon_steps"),
       action=self.c("action_dim"),
@@ -76,8 +77,8 @@ class Fixture:
   def critic(self, weights: dict[str, np.ndarray]) -> dict:
     return {"input": _dense(weights, "Q1.layers.0"), "body": _residual(weights, "Q1.layers.")}
 
-  def critic_module(self) -> policy_lib.Critic:
-    return policy_lib.Critic(tuple(self.c("critic_mlp_dims")))
+  def critic_module(self) -> Critic:
+    return Critic(tuple(self.c("critic_mlp_dims")))
 
   def stored_schedule(self) -> diffusion.Schedule:
     t = self.group("schedule/")
@@ -139,7 +140,7 @@ def test_schedule_tables(pre):
 
 
 def test_time_embedding(pre):
-  ours = policy_lib.time_embedding(jnp.arange(pre.c("denoising_steps")), pre.c("time_dim"))
+  ours = time_embedding(jnp.arange(pre.c("denoising_steps")), pre.c("time_dim"))
   close(ours, pre["time_embedding"], 1e-6)
 
 

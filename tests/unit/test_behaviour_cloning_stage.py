@@ -16,7 +16,8 @@ from wam_jax.config import chain
 from wam_jax.data.features import DemoFeatures, save_features
 from wam_jax.foreign import dppo
 from wam_jax.host.logger import Logger
-from wam_jax.nn.policy import DiffusionPolicy, GaussianPolicy
+from wam_jax.nn.policies.diffusion import DiffusionPolicy
+from wam_jax.nn.policies.gaussian import GaussianPolicy
 from wam_jax.running import plan
 from wam_jax.running.stage_run import StageRun
 from wam_jax.stages import behaviour_cloning as stage

@@ -12,7 +12,7 @@ import pytest
 from torch_writer import Call, tensor, write_archive
 
 from wam_jax.foreign import dppo
-from wam_jax.nn.policy import DiffusionPolicy
+from wam_jax.nn.policies.diffusion import DiffusionPolicy
 from wam_jax.storage.checksums import CheckpointError
 from wam_jax.storage.saved_params import check_params
 

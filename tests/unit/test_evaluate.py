@@ -10,8 +10,8 @@ import pytest
 from wam_jax import config as config_lib
 from wam_jax.acting import rollout
 from wam_jax.core import intervals
+from wam_jax.core.actions import executable
 from wam_jax.envs import tasks as task_rules
-from wam_jax.nn.policy import executable
 from wam_jax.nn.world_model import make_world_model
 from wam_jax.stages import evaluate
 from wam_jax.train import world_model as wm

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from wam_jax import config as config_lib
-from wam_jax.nn.policy import DiffusionPolicy
+from wam_jax.nn.policies.diffusion import DiffusionPolicy
 from wam_jax.nn.rssm import CHANGE_SCALE
 from wam_jax.nn.world_model import make_world_model
 from wam_jax.train import imagination

@@ -9,8 +9,11 @@ import optax
 import pytest
 
 from wam_jax.core import diffusion
-from wam_jax.nn import policy as policy_lib
-from wam_jax.nn.policy import DiffusionPolicy, GaussianPolicy
+from wam_jax.core.actions import executable
+from wam_jax.nn.layers import mish
+from wam_jax.nn.policies.critic import Critic
+from wam_jax.nn.policies.diffusion import DiffusionPolicy
+from wam_jax.nn.policies.gaussian import GaussianPolicy
 from wam_jax.train import behaviour_cloning as bc
 from wam_jax.train.state import make_train_state
 from wam_jax.train.tasks import over_tasks, repeat, task_keys, task_metrics
@@ -30,10 +33,10 @@ def two_networks():
 
 def test_mish_matches_its_definition_and_stays_finite():
   x = jnp.linspace(-15, 15, 101)
-  np.testing.assert_allclose(policy_lib.mish(x), x * np.tanh(np.log1p(np.exp(x))), rtol=1e-4, atol=1e-6)
+  np.testing.assert_allclose(mish(x), x * np.tanh(np.log1p(np.exp(x))), rtol=1e-4, atol=1e-6)
   for extreme in (-1e4, 1e4):
-    assert jnp.isfinite(policy_lib.mish(jnp.float32(extreme)))
-    assert jnp.isfinite(jax.grad(policy_lib.mish)(jnp.float32(extreme)))
+    assert jnp.isfinite(mish(jnp.float32(extreme)))
+    assert jnp.isfinite(jax.grad(mish)(jnp.float32(extreme)))
 
 
 @pytest.mark.parametrize("lead", [(), (2, 3)])
@@ -110,13 +113,13 @@ def test_mismatch_raises():
   with pytest.raises(ValueError, match="feature"):
     dataclasses.replace(POLICY, ddim_steps=2).sample(params, feature[:, :-1], jax.random.key(0), True)
   with pytest.raises(ValueError, match="hidden"):
-    policy_lib.Critic((8, 8)).init(jax.random.key(0), feature, jnp.ones(4))
+    Critic((8, 8)).init(jax.random.key(0), feature, jnp.ones(4))
 
 
 def test_critic_reads_the_time_left_only_when_told():
   feature, clock = draw(2, 4, F), jnp.linspace(0, 1, 4)
   for reads in (False, True):
-    critic = policy_lib.Critic((8, 8, 8), time_left=reads)
+    critic = Critic((8, 8, 8), time_left=reads)
     params = critic.init(jax.random.key(0), feature, clock)
     value = critic.apply(params, feature, clock)
     assert value.shape == (4,)
@@ -126,7 +129,7 @@ def test_critic_reads_the_time_left_only_when_told():
 def test_executable():
   chunk = jnp.array([[2.0, -3, 0.5, 0, 0, 0, -1e-3], [0, 0, 0, 0, 0, 1.5, 0.2]])
   expected = [[1, -1, 0.5, 0, 0, 0, -1], [0, 0, 0, 0, 0, 1, 1]]
-  np.testing.assert_allclose(policy_lib.executable(chunk), expected)
+  np.testing.assert_allclose(executable(chunk), expected)
 
 
 def demos(tasks=2, num=3, length=9):

@@ -9,7 +9,8 @@ from ml_collections import ConfigDict
 from wam_jax import config as config_lib
 from wam_jax.core import ppo as loss
 from wam_jax.nn.classifier import SuccessClassifier
-from wam_jax.nn.policy import DiffusionPolicy, GaussianPolicy
+from wam_jax.nn.policies.diffusion import DiffusionPolicy
+from wam_jax.nn.policies.gaussian import GaussianPolicy
 from wam_jax.train import imagination, ppo
 from wam_jax.types import Latent
 

@@ -5,7 +5,7 @@ import json
 import jax
 import numpy as np
 
-from wam_jax.nn.policy import DiffusionPolicy
+from wam_jax.nn.policies.diffusion import DiffusionPolicy
 from wam_jax.running import ppo_monitor
 from wam_jax.storage.saved_params import load_params
 

@@ -10,7 +10,8 @@ from typing import Any
 import jax
 
 from wam_jax.nn.classifier import SuccessClassifier
-from wam_jax.nn.policy import DiffusionPolicy, GaussianPolicy
+from wam_jax.nn.policies.diffusion import DiffusionPolicy
+from wam_jax.nn.policies.gaussian import GaussianPolicy
 from wam_jax.nn.world_model import WorldModel, make_world_model
 from wam_jax.storage.artifact import Artifact
 from wam_jax.storage.checksums import CheckpointError

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from wam_jax.acting import step
-from wam_jax.data.windows import REST_ACTION
+from wam_jax.data.windows import rest_actions
 from wam_jax.embodiment import ACTION, CAMERAS
 from wam_jax.envs import tasks as task_rules
 from wam_jax.envs.base import VectorStepper
@@ -129,7 +129,7 @@ def rollout_policies(
   environment.reset(robot_obs.reshape(total, -1), scene_obs.reshape(total, -1))
   record = _Record(tasks, episodes, *environment.state(), max_steps)
   latent = wm.initial_latent(model, wm_params, total)
-  prev_action = np.tile(np.asarray(REST_ACTION, np.float32), (total, 1))
+  prev_action = rest_actions(total)
   chunks, first_feature = np.zeros((total, chunk, ACTION), np.float32), None
   seconds = {"drawing": 0.0, "model": 0.0, "physics": 0.0}
   for t in range(max_steps):

@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from wam_jax.core.actions import executable
 from wam_jax.data.windows import REST_ACTION
 from wam_jax.embodiment import ACTION, ROBOT_OBS
-from wam_jax.nn.policy import executable
 from wam_jax.train import world_model as wm
 from wam_jax.types import Latent, Params, features
 

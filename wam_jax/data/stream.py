@@ -16,9 +16,10 @@ import numpy as np
 from wam_jax.data.files import DatasetError, PathLike
 from wam_jax.data.frames import empty
 from wam_jax.data.frames_cache import FrameCache
-from wam_jax.data.windows import REST_ACTION, Sampler
+from wam_jax.data.windows import Sampler, previous_actions
 from wam_jax.embodiment import ACTION, CAMERAS, ROBOT_OBS
 from wam_jax.host.machine import host_bytes
+from wam_jax.train.calls import call_end
 from wam_jax.types import Batch
 
 RESIDENCIES = ("auto", "device", "stream")
@@ -202,12 +203,10 @@ class _Pieces:
     start = start[:, self._own]
     rows = start[..., None] + np.arange(self._length)  # [num, B, T]
     is_first = self._is_first[rows]
-    previous = cache.action[rows - 1]  # frame 0 is a first one, so that row -1 does not matter
-    previous[is_first] = REST_ACTION
     batch: dict[str, Any] = {
       "robot_obs": cache.robot_obs[rows],
       "action": cache.action[rows],
-      "prev_action": previous,
+      "prev_action": previous_actions(cache.action, rows, is_first),
       "is_first": is_first,
       "mask": np.ones(rows.shape, bool),
     }
@@ -225,7 +224,7 @@ def _piece_borders(
   """Updates at which pieces begin (and the last one ends), and those at which calls do."""
   pieces, calls, step = [first], {first}, first
   while step < total:
-    end = min(step + per_call, *(stop for stop in (*stops, total) if stop > step))
+    end = call_end(step, total, per_call, stops)
     pieces += [*range(step + per_piece, end, per_piece), end]
     calls.add(step := end)
   return np.array(pieces, np.int64), calls

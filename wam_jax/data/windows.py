@@ -40,10 +40,23 @@ class FrameStore:
   is_first: jax.Array
 
 
-def _previous(action: np.ndarray, is_first: np.ndarray) -> np.ndarray:
-  """Action that led to each frame: [N, 7], at rest where is_first [N]."""
-  previous = np.empty_like(action)
-  previous[1:] = action[:-1]
+def rest_actions(*shape: int) -> np.ndarray:
+  """REST_ACTION [*shape, 7] float32."""
+  return np.tile(np.asarray(REST_ACTION, np.float32), (*shape, 1))
+
+
+def previous_actions(action: np.ndarray, rows: np.ndarray, is_first: np.ndarray) -> np.ndarray:
+  """Actions that led to frames; the only place that shifts actions.
+
+  Args:
+    action: [N, 7], taken at each frame.
+    rows: [...] indices into N; of frame 0 only where it is a first one.
+    is_first: [...] bool, of these frames.
+
+  Returns:
+    [..., 7], at rest where is_first.
+  """
+  previous = action[rows - 1]
   previous[is_first] = REST_ACTION
   return previous
 
@@ -65,7 +78,7 @@ def make_store(frames: Frames) -> FrameStore:
     rgb_gripper=put(frames.rgb_gripper),
     robot_obs=put(np.asarray(frames.robot_obs, np.float32)),
     action=put(frames.action),
-    prev_action=put(_previous(frames.action, is_first)),
+    prev_action=put(previous_actions(frames.action, np.arange(frames.num_frames), is_first)),
     is_first=put(is_first),
   )
 
@@ -190,12 +203,11 @@ def episode_batch(frames: Frames, windows: Sequence[tuple[int, int]], length: in
     raise ValueError("no windows")
   shape = (len(windows), length)
   size = frames.rgb_static.shape[1:]
-  rest = np.tile(np.asarray(REST_ACTION, np.float32), (*shape, 1))
   batch: dict[str, Any] = {
     **{camera: np.zeros((*shape, *size), np.uint8) for camera in CAMERAS},
     "robot_obs": np.zeros((*shape, ROBOT_OBS), np.float32),
-    "action": rest,
-    "prev_action": rest.copy(),
+    "action": rest_actions(*shape),
+    "prev_action": rest_actions(*shape),
     "is_first": np.zeros(shape, bool),
     "mask": np.zeros(shape, bool),
   }
@@ -208,6 +220,8 @@ def episode_batch(frames: Frames, windows: Sequence[tuple[int, int]], length: in
       batch[camera][row, :n] = getattr(frames, camera)[start:end]
     batch["robot_obs"][row, :n] = frames.robot_obs[start:end]
     batch["action"][row, :n] = frames.action[start:end]
-    batch["prev_action"][row, 1:n] = frames.action[start : end - 1]
+    batch["prev_action"][row, :n] = previous_actions(
+      frames.action, np.arange(start, end), batch["is_first"][row, :n]
+    )
     batch["mask"][row, :n] = True
   return Batch(**batch)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from wam_jax.nn.layers import check_feature
 from wam_jax.types import Params
 
 
@@ -78,8 +79,7 @@ class SuccessClassifier:
     Raises:
       ValueError: another feature size.
     """
-    if feature.shape[-1] != self.feature_size:
-      raise ValueError(f"feature: expected [..., {self.feature_size}], got {list(feature.shape)}")
+    check_feature(feature, self.feature_size)
     _, logits = jax.vmap(lambda member: self.outputs(member, feature))(network)
     return logits[..., 1] - logits[..., 0]
 

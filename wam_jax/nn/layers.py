@@ -1,7 +1,7 @@
 """Small building blocks shared by the networks.
 
-`dtype` is that of the computation; parameters are float32 always. Norms and the recurrent state stay
-in float32 whatever it is.
+`dtype`, where a network has one, is that of the computation; parameters are float32 always. Norms and the
+recurrent state stay in float32 whatever it is.
 """
 
 from __future__ import annotations
@@ -91,3 +91,37 @@ def gru_gates(h: jax.Array, from_x: jax.Array, from_h: jax.Array) -> jax.Array:
   reset, update = nn.sigmoid(reset_x + reset_h), nn.sigmoid(update_x + update_h)
   new = jnp.tanh(new_x + reset * new_h)
   return (1 - update) * new + update * h
+
+
+def mish(x: jax.Array) -> jax.Array:
+  """x * tanh(softplus(x)), arXiv 1908.08681, written with a single exponential."""
+  e = jnp.exp(jnp.minimum(x, 20.0))  # above 20 the factor is 1 in float32
+  s = e * (e + 2)
+  return x * (s / (s + 2))
+
+
+class ResidualMLP(nn.Module):
+  """Pre-activation residual blocks on a given first layer, then a linear output.
+
+  Attributes:
+    hidden: width.
+    blocks: number of blocks of two layers.
+    outputs: size of the output.
+  """
+
+  hidden: int
+  blocks: int
+  outputs: int
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    for i in range(self.blocks):
+      y = nn.Dense(self.hidden, name=f"block{i}_first")(mish(x))
+      x = x + nn.Dense(self.hidden, name=f"block{i}_second")(mish(y))
+    return nn.Dense(self.outputs, name="output")(x)
+
+
+def check_feature(feature: jax.Array, size: int) -> None:
+  """Raises ValueError unless the feature is [..., size]."""
+  if feature.shape[-1] != size:
+    raise ValueError(f"feature: expected [..., {size}], got {list(feature.shape)}")

@@ -107,11 +107,6 @@ class WorldModel(nn.Module):
     """R, numbers of the robot's state and its last change in the latent."""
     return 2 * PROPRIO_SIZES[self.proprio] if self.carries_robot else 0
 
-  @property
-  def embed_size(self) -> int:
-    """Width of e_t, robot state included."""
-    return self.embed + PROPRIO_SIZES[self.proprio]
-
   def setup(self) -> None:
     encoder = vision.ConvEncoder if self.vision == "conv" else vision.PatchEncoder
     self.encoders = {
@@ -175,33 +170,6 @@ class WorldModel(nn.Module):
     predicted = self.inverse_dynamics_head(jnp.concatenate([first, second], -1))
     return predicted.astype(first.dtype)
 
-  def initial_state(self) -> tuple[jax.Array, jax.Array]:
-    return self.rssm.initial_state()
-
-  def action_term(self, action: jax.Array) -> jax.Array:
-    return self.rssm.action_term(action)
-
-  def embed_term(self, embed: jax.Array) -> jax.Array:
-    return self.rssm.embed_term(embed)
-
-  def recur(
-    self,
-    deter: jax.Array,
-    stoch: jax.Array,
-    robot: jax.Array | None,
-    action_term: jax.Array,
-  ) -> jax.Array:
-    return self.rssm.recur(deter, stoch, robot, action_term)
-
-  def predict_robot(self, robot: jax.Array, action: jax.Array) -> jax.Array:
-    return self.rssm.predict_robot(robot, action)
-
-  def prior_logits(self, deter: jax.Array, robot: jax.Array | None) -> jax.Array:
-    return self.rssm.prior_logits(deter, robot)
-
-  def posterior_logits(self, deter: jax.Array, embed_term: jax.Array) -> jax.Array:
-    return self.rssm.posterior_logits(deter, embed_term)
-
   def __call__(self, pictures: dict[str, jax.Array], robot_obs: jax.Array) -> Any:
     """Touches every parameter once; used to initialise."""
     embed = self.encode(pictures, robot_obs)
@@ -209,10 +177,10 @@ class WorldModel(nn.Module):
     deter, stoch = jnp.zeros((*lead, self.deter)), jnp.zeros((*lead, self.stoch, self.classes))
     robot = jnp.zeros((*lead, self.robot_size)) if self.carries_robot else None
     action = jnp.zeros((*lead, ACTION))
-    deter = self.recur(deter, stoch, robot, self.action_term(action))
-    robot = None if robot is None else self.predict_robot(robot, action)
-    self.prior_logits(deter, robot)
-    stoch = self.posterior_logits(deter, self.embed_term(embed))
+    deter = self.rssm.recur(deter, stoch, robot, self.rssm.action_term(action))
+    robot = None if robot is None else self.rssm.predict_robot(robot, action)
+    self.rssm.prior_logits(deter, robot)
+    stoch = self.rssm.posterior_logits(deter, self.rssm.embed_term(embed))
     feature = features(Latent(deter=deter, stoch=stoch, logits=stoch, robot=robot))
     if self.decode_embedding:
       self.decode_from_embedding(embed)

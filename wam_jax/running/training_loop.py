@@ -19,6 +19,7 @@ from wam_jax.host.logger import Logger
 from wam_jax.running.stage_run import StageRun
 from wam_jax.storage.checkpoint import Checkpointer
 from wam_jax.train import sharding
+from wam_jax.train.calls import call_end
 
 # Whether arrays may travel between host and device unasked inside updates; tests say disallow.
 TRANSFERS = os.environ.get("WAM_JAX_TRANSFER_GUARD", "allow")
@@ -177,7 +178,7 @@ def train_loop(
     note = f"{tasks} tasks side by side" if tasks > 1 else ""
     with logger.progress(total, description, initial=step, note=note) as progress, profiler:
       while step < total:
-        num = min(per_call, *(stop - step for stop in (*stops, total) if stop > step))
+        num = call_end(step, total, per_call, stops) - step
         waited = clock.data
         try:
           call_key = jax.random.fold_in(key, step)

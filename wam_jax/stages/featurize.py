@@ -76,15 +76,12 @@ def filter_demos(
   most = max(len(windows_) for windows_ in spans.values())
   shape = (len(tasks), most, length)
   feature = np.zeros((*shape, model.feature_size), np.float32)
-  action = np.tile(np.asarray(windows.REST_ACTION, np.float32), (*shape, 1))
+  action = windows.rest_actions(*shape)
   success, mask = np.zeros(shape, bool), np.zeros(shape, bool)
 
   @jax.jit
   def filtered(params: Params, batch: Batch, key: jax.Array) -> jax.Array:
-    embed = train.encode(model, params, batch)
-    noise = train.latent_noise(model, key, batch.is_first.shape)
-    posterior, _ = train.observe(model, params, embed, batch.prev_action, batch.is_first, noise)
-    return features(posterior)
+    return features(train.filter_windows(model, params, batch, key)[1])
 
   rows = [(k, m, window) for k, task in enumerate(tasks) for m, window in enumerate(spans[task])]
   for first in range(0, len(rows), DEMOS_PER_CALL):

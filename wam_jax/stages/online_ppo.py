@@ -19,14 +19,14 @@ import numpy as np
 from wam_jax.acting import models
 from wam_jax.acting.step import filter_frame
 from wam_jax.core import ppo as ppo_loss
+from wam_jax.core.actions import executable
 from wam_jax.data import calvin
 from wam_jax.data.calvin import dataset_path
-from wam_jax.data.windows import REST_ACTION
+from wam_jax.data.windows import rest_actions
 from wam_jax.embodiment import ROBOT_OBS, SCENE_OBS
 from wam_jax.envs import tasks as task_rules
 from wam_jax.host import tables
 from wam_jax.host.logger import read_metrics
-from wam_jax.nn.policy import executable
 from wam_jax.running import ppo_monitor, ppo_setup
 from wam_jax.running.stage_run import StageRun
 from wam_jax.running.training_loop import NotFiniteError, train_loop
@@ -213,7 +213,7 @@ class Episodes:
     environment.reset(robot, scene)
     origin = environment.state()[1]
     latent = wm.initial_latent(self._model, self._world_params, total)
-    rest = np.tile(np.asarray(REST_ACTION, np.float32), (total, 1))
+    rest = rest_actions(total)
     latent = self._filter(
       self._world_params, latent, environment.observe(), rest, started, jax.random.fold_in(key, 0)
     )

@@ -19,11 +19,11 @@ from flax import struct
 from jax.sharding import Mesh
 
 from wam_jax.core import distributions, ppo
+from wam_jax.core.actions import executable
 from wam_jax.nn import rssm
 from wam_jax.nn.classifier import SuccessClassifier
-from wam_jax.nn.policy import executable
 from wam_jax.train import sharding
-from wam_jax.train import world_model as world_model_lib
+from wam_jax.train.world_model import imagine_step, roll
 from wam_jax.types import Dream, Latent, Metrics, Params, Policy, features, latent_from_features
 
 
@@ -63,7 +63,7 @@ def make_world(model: Any, by_rows: bool | None = None, temperature: float = 1.0
     by_rows = jax.default_backend() == "cpu" and model.dtype in (None, jnp.float32)
   if not by_rows:
     return World(
-      functools.partial(world_model_lib.imagine_step, model, temperature=temperature),
+      functools.partial(imagine_step, model, temperature=temperature),
       num_stoch=model.stoch,
       num_classes=model.classes,
       robot_size=model.robot_size,
@@ -198,15 +198,8 @@ def imagine_actions(
   Returns:
     [B, T, F]; entry t is the feature after action t.
   """
-
-  def step(latent: Latent, inputs: tuple[jax.Array, jax.Array]) -> tuple[Latent, jax.Array]:
-    latent = world.imagine_step(world_params, latent, *inputs)
-    return latent, features(latent)
-
-  world_params = world.arrange(world_params)
-  keys = jax.random.split(key, action.shape[1])
-  _, out = jax.lax.scan(step, world.latent(feature), (jnp.swapaxes(action, 0, 1), keys))
-  return jnp.swapaxes(out, 0, 1)
+  step = functools.partial(world.imagine_step, world.arrange(world_params))
+  return jnp.swapaxes(roll(step, world.latent(feature), action, key, features)[1], 0, 1)
 
 
 def random_actions(key: jax.Array, num: int, length: int, hold: int = 4) -> jax.Array:
@@ -240,14 +233,9 @@ def _imagine_chunk(
 
   The parameters are arranged.
   """
-
-  def step(latent: Latent, inputs: tuple[jax.Array, jax.Array]) -> tuple[Latent, jax.Array]:
-    latent = world.imagine_step(world_params, latent, *inputs)
-    return latent, distributions.entropy(latent.logits)
-
-  keys = jax.random.split(key, chunk.shape[1])
-  actions = jnp.swapaxes(executable(chunk), 0, 1)
-  latent, entropy = jax.lax.scan(step, world.latent(feature), (actions, keys))
+  step = functools.partial(world.imagine_step, world_params)
+  uncertainty = lambda latent: distributions.entropy(latent.logits)
+  latent, entropy = roll(step, world.latent(feature), executable(chunk), key, uncertainty)
   return features(latent), entropy.mean(0)
 
 

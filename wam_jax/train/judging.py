@@ -32,9 +32,7 @@ def make_filter(model: WorldModel, context: int) -> Callable[[Params, Batch, jax
   """
 
   def filter_windows(params: Params, batch: Batch, key: jax.Array) -> dict[str, Any]:
-    embed = train.encode(model, params, batch)
-    noise = train.latent_noise(model, key, batch.is_first.shape)
-    posterior, _ = train.observe(model, params, embed, batch.prev_action, batch.is_first, noise)
+    embed, posterior = train.filter_windows(model, params, batch, key)
     feature = features(posterior)
     source = train.inverse_dynamics_source(model, embed, feature)
     return {

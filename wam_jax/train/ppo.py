@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from wam_jax.core import ppo, returns
 from wam_jax.nn.classifier import SuccessClassifier
-from wam_jax.nn.policy import Critic
+from wam_jax.nn.policies.critic import Critic
 from wam_jax.train import sharding
 from wam_jax.train.imagination import DreamState, StartFrames, World, dream, start_dreams
 from wam_jax.train.state import make_optimizer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -34,7 +35,14 @@ def init_params(model: WorldModel, key: jax.Array) -> Params:
 
 
 def _apply(model: WorldModel, params: Params, method: str, *args: Any) -> Any:
-  return model.apply({"params": params}, *args, method=method)
+  """Runs a method of the networks; "rssm.NAME" is one of the recurrent model."""
+  bound = operator.attrgetter(method)
+  return model.apply({"params": params}, *args, method=lambda module, *args: bound(module)(*args))
+
+
+def time_major(tree: Any) -> Any:
+  """Leaves [B, T, ...] as [T, B, ...], and back."""
+  return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), tree)
 
 
 def initial_latent(model: WorldModel, params: Params, batch_size: int) -> Latent:
@@ -43,7 +51,7 @@ def initial_latent(model: WorldModel, params: Params, batch_size: int) -> Latent
   if not model.learned_initial_state:
     deter, stoch = jnp.zeros((batch_size, model.deter)), jnp.zeros((batch_size, model.stoch, model.classes))
   else:
-    deter, stoch = _apply(model, params, "initial_state")
+    deter, stoch = _apply(model, params, "rssm.initial_state")
     deter, stoch = (jnp.broadcast_to(x, (batch_size, *x.shape)) for x in (deter, stoch))
   # Logits in a buffer of their own: a training state holding this is donated.
   return Latent(deter=deter, stoch=stoch, logits=jnp.zeros_like(stoch), robot=robot)
@@ -105,8 +113,8 @@ def _frames(
   hidden: jax.Array | None = None,
 ) -> _Frames:
   return _Frames(
-    embed_term=_apply(model, params, "embed_term", embed),
-    action_term=_apply(model, params, "action_term", prev_action),
+    embed_term=_apply(model, params, "rssm.embed_term", embed),
+    action_term=_apply(model, params, "rssm.action_term", prev_action),
     action=prev_action,
     robot=embed[..., model.embed :] if model.carries_robot else None,
     is_first=is_first,
@@ -119,18 +127,18 @@ def _posterior_step(model: WorldModel, params: Params, latent: Latent, frame: _F
   """Latent [B, ...] after a frame."""
   keep = 1.0 - frame.is_first.astype(latent.deter.dtype)
   latent = jax.tree.map(lambda x: x * keep.reshape(-1, *[1] * (x.ndim - 1)), latent)
-  deter = _apply(model, params, "recur", latent.deter, latent.stoch, latent.robot, frame.action_term)
-  posterior = logits = _apply(model, params, "posterior_logits", deter, frame.embed_term)
+  deter = _apply(model, params, "rssm.recur", latent.deter, latent.stoch, latent.robot, frame.action_term)
+  posterior = logits = _apply(model, params, "rssm.posterior_logits", deter, frame.embed_term)
   robot = None
   if frame.robot is not None and latent.robot is not None:
     robot = rssm.seen_robot(frame.robot, latent.robot, frame.is_first)
   if frame.hidden is not None:
     imagined = frame.hidden[:, None]
     if robot is not None:
-      predicted = _apply(model, params, "predict_robot", latent.robot, frame.action)
+      predicted = _apply(model, params, "rssm.predict_robot", latent.robot, frame.action)
       # The robot's dynamics learn from its own state alone (`roll_robot`), not from pictures.
       robot = jnp.where(imagined, jax.lax.stop_gradient(predicted), robot)
-    logits = jnp.where(imagined[..., None], _apply(model, params, "prior_logits", deter, robot), logits)
+    logits = jnp.where(imagined[..., None], _apply(model, params, "rssm.prior_logits", deter, robot), logits)
   stoch = distributions.one_hot(logits, frame.noise)
   return Latent(deter=deter, stoch=stoch, logits=posterior, robot=robot)
 
@@ -177,7 +185,6 @@ def observe(
     )
   hidden = None if hidden is None else hidden & ~is_first
   frames = _frames(model, params, embed, prev_action, is_first, noise, hidden)
-  time_major = lambda tree: jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), tree)
 
   def step(latent: Latent, frame: _Frames) -> tuple[Latent, Latent]:
     latent = _posterior_step(model, params, latent, frame)
@@ -186,8 +193,17 @@ def observe(
   initial = initial_latent(model, params, batch) if initial is None else initial
   _, out = jax.lax.scan(jax.checkpoint(step) if remat else step, initial, time_major(frames))
   posterior = time_major(out)
-  prior_logits = _apply(model, params, "prior_logits", posterior.deter, posterior.robot)
+  prior_logits = _apply(model, params, "rssm.prior_logits", posterior.deter, posterior.robot)
   return posterior, posterior.replace(logits=prior_logits)
+
+
+def filter_windows(
+  model: WorldModel, params: Params, batch: Batch, key: jax.Array | None
+) -> tuple[jax.Array, Latent]:
+  """Embeddings [B, T, E + P] and posterior [B, T, ...] of windows: samples (key) or modes (None)."""
+  embed = encode(model, params, batch)
+  noise = latent_noise(model, key, batch.is_first.shape)
+  return embed, observe(model, params, embed, batch.prev_action, batch.is_first, noise)[0]
 
 
 def filter_step(
@@ -217,10 +233,10 @@ def imagine_step(
 
   Logits are divided by `temperature` before a sample is drawn; the latent holds them as they are.
   """
-  action_term = _apply(model, params, "action_term", action)
-  deter = _apply(model, params, "recur", latent.deter, latent.stoch, latent.robot, action_term)
-  robot = None if latent.robot is None else _apply(model, params, "predict_robot", latent.robot, action)
-  logits = _apply(model, params, "prior_logits", deter, robot)
+  action_term = _apply(model, params, "rssm.action_term", action)
+  deter = _apply(model, params, "rssm.recur", latent.deter, latent.stoch, latent.robot, action_term)
+  robot = None if latent.robot is None else _apply(model, params, "rssm.predict_robot", latent.robot, action)
+  logits = _apply(model, params, "rssm.prior_logits", deter, robot)
   if key is None:
     return Latent(deter=deter, stoch=distributions.one_hot(logits), logits=logits, robot=robot)
   uniform = jax.random.uniform(key, logits.shape[:-1])
@@ -228,18 +244,40 @@ def imagine_step(
   return Latent(deter=deter, stoch=stoch, logits=logits, robot=robot)
 
 
+def roll(
+  step: Callable[[Latent, jax.Array, jax.Array | None], Latent],
+  latent: Latent,
+  actions: jax.Array,
+  key: jax.Array | None,
+  read: Callable[[Latent], Any],
+) -> tuple[Latent, Any]:
+  """Open-loop rollout.
+
+  Args:
+    step: (latent [B, ...], action [B, 7], key) -> latent after the action.
+    latent: [B, ...] to start from.
+    actions: [B, T, 7].
+    key: for the prior's samples; None: modes.
+    read: what is kept of the latent after each action.
+
+  Returns:
+    (last latent, what was read, time-major: [T, B, ...]).
+  """
+  keys = None if key is None else jax.random.split(key, actions.shape[1])
+
+  def body(latent: Latent, inputs: tuple[jax.Array, jax.Array | None]) -> tuple[Latent, Any]:
+    latent = step(latent, *inputs)
+    return latent, read(latent)
+
+  return jax.lax.scan(body, latent, (jnp.swapaxes(actions, 0, 1), keys))
+
+
 def imagine(
   model: WorldModel, params: Params, latent: Latent, actions: jax.Array, key: jax.Array | None
 ) -> Latent:
   """Rolls actions [B, T, 7] open loop from latent [B, ...]; returns Latents [B, T, ...]."""
-  keys = None if key is None else jax.random.split(key, actions.shape[1])
-
-  def step(latent: Latent, inputs: tuple) -> tuple[Latent, Latent]:
-    latent = imagine_step(model, params, latent, *inputs)
-    return latent, latent
-
-  _, out = jax.lax.scan(step, latent, (jnp.swapaxes(actions, 0, 1), keys))
-  return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), out)
+  step = functools.partial(imagine_step, model, params)
+  return time_major(roll(step, latent, actions, key, lambda latent: latent)[1])
 
 
 def inverse_dynamics_source(model: WorldModel, embed: jax.Array, feature: jax.Array) -> jax.Array:
@@ -323,12 +361,11 @@ def roll_robot(
       f"state {list(state.shape)}, prev_action {list(prev_action.shape)} and is_first {list(is_first.shape)} "
       "must agree in [B, T]"
     )
-  time_major = lambda x: jnp.swapaxes(x, 0, 1)
-  inputs = tuple(map(time_major, (state, prev_action, is_first, starting(is_first))))
+  inputs = time_major((state, prev_action, is_first, starting(is_first)))
 
   def step(robot: jax.Array, frame: tuple) -> tuple[jax.Array, jax.Array]:
     state, action, first, seen = frame
-    predicted = _apply(model, params, "predict_robot", robot, action)
+    predicted = _apply(model, params, "rssm.predict_robot", robot, action)
     robot = jnp.where(seen[:, None], rssm.seen_robot(state, robot, first), predicted)
     return robot, predicted[:, : state.shape[-1]]
 

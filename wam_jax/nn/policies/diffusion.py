@@ -1,10 +1,8 @@
-"""Policies on features, diffusion and Gaussian, and the critic. Both policies are `types.Policy`."""
+"""The diffusion policy on features."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -13,19 +11,8 @@ from flax import linen as nn
 
 from wam_jax.core import diffusion
 from wam_jax.embodiment import ACTION
+from wam_jax.nn.layers import ResidualMLP, check_feature, mish
 from wam_jax.types import Params
-
-
-def _check_feature(feature: jax.Array, size: int) -> None:
-  if feature.shape[-1] != size:
-    raise ValueError(f"feature: expected [..., {size}], got {list(feature.shape)}")
-
-
-def mish(x: jax.Array) -> jax.Array:
-  """x * tanh(softplus(x)), arXiv 1908.08681, written with a single exponential."""
-  e = jnp.exp(jnp.minimum(x, 20.0))  # above 20 the factor is 1 in float32
-  s = e * (e + 2)
-  return x * (s / (s + 2))
 
 
 def time_embedding(t: jax.Array, size: int) -> jax.Array:
@@ -47,27 +34,6 @@ def time_embedding(t: jax.Array, size: int) -> jax.Array:
   frequency = jnp.exp(-jnp.log(1e4) * jnp.arange(half) / (half - 1))
   angle = t[..., None].astype(jnp.float32) * frequency
   return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], -1)
-
-
-class ResidualMLP(nn.Module):
-  """Pre-activation residual blocks on a given first layer, then a linear output.
-
-  Attributes:
-    hidden: width.
-    blocks: number of blocks of two layers.
-    outputs: size of the output.
-  """
-
-  hidden: int
-  blocks: int
-  outputs: int
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    for i in range(self.blocks):
-      y = nn.Dense(self.hidden, name=f"block{i}_first")(mish(x))
-      x = x + nn.Dense(self.hidden, name=f"block{i}_second")(mish(y))
-    return nn.Dense(self.outputs, name="output")(x)
 
 
 class DiffusionMLP(nn.Module):
@@ -126,30 +92,6 @@ class DiffusionMLP(nn.Module):
 
   def __call__(self, x: jax.Array, t: jax.Array, feature: jax.Array) -> jax.Array:
     return self.denoise(x, self.time_table()[t], self.condition(feature))
-
-
-class Critic(nn.Module):
-  """Value of a feature, and optionally of the share of the horizon left.
-
-  Attributes:
-    hidden: widths, all equal, an odd number: a first layer, then residual blocks of two.
-    time_left: take the time left as a further input.
-  """
-
-  hidden: Sequence[int]
-  time_left: bool = False
-
-  @nn.compact
-  def __call__(self, feature: jax.Array, time_left: jax.Array) -> jax.Array:
-    """feature [..., F], time_left [...] in [0, 1] -> [...]."""
-    if len(self.hidden) % 2 == 0 or len(set(self.hidden)) != 1:
-      raise ValueError(f"hidden: expected an odd number of equal widths, got {tuple(self.hidden)}")
-    x = nn.Dense(self.hidden[0], name="input")(feature)
-    if self.time_left:
-      # Centred and scaled up: one input among hundreds would be learnt slowly.
-      clock = 4 * time_left[..., None] - 2
-      x = x + nn.Dense(self.hidden[0], use_bias=False, name="time_in")(clock)
-    return ResidualMLP(self.hidden[0], len(self.hidden) // 2, 1, name="body")(x)[..., 0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,7 +175,7 @@ class DiffusionPolicy:
     Raises:
       ValueError: a shape that does not fit.
     """
-    _check_feature(feature, self.feature_size)
+    check_feature(feature, self.feature_size)
     if x.shape != (*feature.shape[:-1], self.chunk, self.action):
       raise ValueError(f"x: expected {[*feature.shape[:-1], self.chunk, self.action]}, got {list(x.shape)}")
     return self._apply(network, x, t, feature, method="__call__")
@@ -286,7 +228,7 @@ class DiffusionPolicy:
     Returns:
       Chunk [..., H, A] and chain [..., K'+1, H, A].
     """
-    _check_feature(feature, self.feature_size)
+    check_feature(feature, self.feature_size)
     return diffusion.sample_chain(
       self.schedule,
       self._eps_fn(params["base"], feature),
@@ -320,7 +262,7 @@ class DiffusionPolicy:
     x_init, noise = self.draw_noise(key, feature.shape[:-1])
     if not (deterministic and self.ddim_steps):
       return self.sample_chain(params, feature, x_init, noise, deterministic)[0]
-    _check_feature(feature, self.feature_size)
+    check_feature(feature, self.feature_size)
     return diffusion.sample_ddim(
       self.schedule,
       self._eps_fn(params["base"], feature),
@@ -344,7 +286,7 @@ class DiffusionPolicy:
     Raises:
       ValueError: a shape that does not fit.
     """
-    _check_feature(feature, self.feature_size)
+    check_feature(feature, self.feature_size)
     expected = (*feature.shape[:-1], self.fine_tuned_steps + 1, self.chunk, self.action)
     if chain.shape != expected:
       raise ValueError(f"chain: expected {list(expected)}, got {list(chain.shape)}")
@@ -367,181 +309,3 @@ class DiffusionPolicy:
     return diffusion.noise_log_prob(
       self.schedule, noise, self.fine_tuned_steps, self.min_sampling_std, self.min_log_prob_std
     )
-
-
-class GaussianMLP(nn.Module):
-  """Mean of a chunk from a feature, within +-1.
-
-  Attributes:
-    chunk: H.
-    action: A.
-    hidden: width.
-    blocks: residual blocks of two layers.
-  """
-
-  chunk: int
-  action: int
-  hidden: int
-  blocks: int
-
-  @nn.compact
-  def __call__(self, feature: jax.Array) -> jax.Array:
-    """[..., F] -> [..., H, A]."""
-    x = nn.Dense(self.hidden, name="feature_in")(feature)
-    x = ResidualMLP(self.hidden, self.blocks, self.chunk * self.action, name="body")(x)
-    return jnp.tanh(x).reshape(*feature.shape[:-1], self.chunk, self.action)
-
-
-@dataclasses.dataclass(frozen=True)
-class GaussianPolicy:
-  """A Gaussian policy of fixed standard deviation: the simple alternative to `DiffusionPolicy`.
-
-  For PPO it is a chain of a single denoising step, K' = 1: [nothing, chunk]. The parameters are
-  {"base": network, "tuned": network} as there; only `tuned` acts.
-
-  Attributes:
-    feature_size: F.
-    chunk: H.
-    hidden: width of the network.
-    blocks: residual blocks of two layers.
-    sampling_std: standard deviation of stochastic samples, in action units.
-    log_prob_std: standard deviation in log-probabilities.
-    action: A.
-  """
-
-  feature_size: int
-  chunk: int = 4
-  hidden: int = 512
-  blocks: int = 1
-  sampling_std: float = 0.1
-  log_prob_std: float = 0.1
-  action: int = ACTION
-
-  @property
-  def fine_tuned_steps(self) -> int:
-    """K': the one step there is."""
-    return 1
-
-  @property
-  def module(self) -> GaussianMLP:
-    return GaussianMLP(self.chunk, self.action, self.hidden, self.blocks)
-
-  def init(self, key: jax.Array) -> Params:
-    """Random parameters of one network."""
-    return self.module.init(key, jnp.zeros((1, self.feature_size)))["params"]
-
-  def mean(self, network: Params, feature: jax.Array) -> jax.Array:
-    """Most probable chunk of one network: [..., F] -> [..., H, A] within +-1.
-
-    Raises:
-      ValueError: a feature of another size.
-    """
-    _check_feature(feature, self.feature_size)
-    out: Any = self.module.apply({"params": network}, feature)
-    return out
-
-  def cloning_loss(self, network: Params, feature: jax.Array, chunk: jax.Array, key: jax.Array) -> jax.Array:
-    """Mean squared error of the mean: the negative log-likelihood up to scale, as the deviation is fixed.
-
-    Args:
-      network: parameters of one network.
-      feature: [B, F].
-      chunk: [B, H, A] in [-1, 1].
-      key: not used.
-
-    Returns:
-      Scalar.
-
-    Raises:
-      ValueError: a shape that does not fit.
-    """
-    mean = self.mean(network, feature)
-    if chunk.shape != mean.shape:
-      raise ValueError(f"chunk: expected {list(mean.shape)}, got {list(chunk.shape)}")
-    return jnp.mean(jnp.square(mean - chunk))
-
-  def draw_noise(self, key: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-    """Noise for `sample_chain` over leading axes `shape`: zeros (nothing to start from), and one draw."""
-    shape = (*shape, self.chunk, self.action)
-    return jnp.zeros(shape), jax.random.normal(key, (1, *shape))
-
-  def sample_chain(
-    self,
-    params: Params,
-    feature: jax.Array,
-    x_init: jax.Array,
-    noise: jax.Array,
-    deterministic: bool = False,
-  ) -> tuple[jax.Array, jax.Array]:
-    """Chunk and chain from given noise.
-
-    Args:
-      params: {"base", "tuned"}.
-      feature: [..., F].
-      x_init: [..., H, A], only handed on as the first entry of the chain.
-      noise: [1, ..., H, A] standard normal, clamped to +-3 here.
-      deterministic: the mean itself.
-
-    Returns:
-      Chunk [..., H, A] and chain [..., 2, H, A].
-
-    Raises:
-      ValueError: a shape that does not fit.
-    """
-    mean = self.mean(params["tuned"], feature)
-    if x_init.shape != mean.shape or noise.shape != (1, *mean.shape):
-      raise ValueError(
-        f"x_init and noise: expected {list(mean.shape)} and {[1, *mean.shape]}, "
-        f"got {list(x_init.shape)} and {list(noise.shape)}"
-      )
-    draw = jnp.clip(noise[0], -diffusion.NOISE_CLIP, diffusion.NOISE_CLIP)
-    chunk = mean if deterministic else mean + self.sampling_std * draw
-    return chunk, jnp.stack([x_init, chunk], -3)
-
-  def sample(
-    self, params: Params, feature: jax.Array, key: jax.Array, deterministic: bool = False
-  ) -> jax.Array:
-    """Chunk of actions [..., H, A], as `DiffusionPolicy.sample`; the deterministic one is the mean."""
-    return self.sample_chain(params, feature, *self.draw_noise(key, feature.shape[:-1]), deterministic)[0]
-
-  def log_prob(self, network: Params, feature: jax.Array, chain: jax.Array) -> jax.Array:
-    """Log-density of every element of a chunk.
-
-    Args:
-      network: parameters of one network (the tuned one).
-      feature: [..., F].
-      chain: [..., 2, H, A], the chunk last.
-
-    Returns:
-      [..., 1, H, A].
-
-    Raises:
-      ValueError: a shape that does not fit.
-    """
-    mean = self.mean(network, feature)
-    expected = (*feature.shape[:-1], 2, self.chunk, self.action)
-    if chain.shape != expected:
-      raise ValueError(f"chain: expected {list(expected)}, got {list(chain.shape)}")
-    return self._log_density((chain[..., 1, :, :] - mean)[..., None, :, :])
-
-  def log_prob_of_noise(self, noise: jax.Array) -> jax.Array:
-    """`log_prob` of a chain just drawn by `sample_chain` (stochastic): [1, ..., H, A] -> [..., 1, H, A]."""
-    draw = jnp.clip(noise[0], -diffusion.NOISE_CLIP, diffusion.NOISE_CLIP)
-    return self._log_density(self.sampling_std * draw[..., None, :, :])
-
-  def _log_density(self, deviation: jax.Array) -> jax.Array:
-    constant = math.log(self.log_prob_std) + 0.5 * math.log(2 * math.pi)
-    return -0.5 * jnp.square(deviation / self.log_prob_std) - constant
-
-
-def executable(chunk: jax.Array) -> jax.Array:
-  """What is executed of a sampled chunk: motion clipped to [-1, 1], gripper set to its sign.
-
-  Args:
-    chunk: [..., 7].
-
-  Returns:
-    [..., 7]; a gripper value of exactly 0 opens.
-  """
-  gripper = jnp.where(chunk[..., 6:] < 0, -1.0, 1.0)
-  return jnp.concatenate([jnp.clip(chunk[..., :6], -1, 1), gripper], -1)
