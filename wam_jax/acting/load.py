@@ -75,16 +75,16 @@ def find_policy(path: Any, which: str | None = None) -> Artifact:
   path = pathlib.Path(path).expanduser()
   if which is not None and which not in TRAINED:
     raise ValueError(f"which: expected one of {', '.join(TRAINED)}, got {which!r}")
-  wanted = list(dict.fromkeys(POLICIES[name].stage for name in TRAINED if which in (None, name)))
+  stages = list(dict.fromkeys(POLICIES[name].stage for name in TRAINED if which in (None, name)))
   artifact = artifact_lib.read_artifact(path)
   if artifact is not None:
-    if artifact.stage not in wanted:
-      raise PolicyError(f"{path}: this is an artifact of {artifact.stage}, not of {' or '.join(wanted)}")
+    if artifact.stage not in stages:
+      raise PolicyError(f"{path}: this is an artifact of {artifact.stage}, not of {' or '.join(stages)}")
     if not artifact.done:
       raise PolicyError(f"{path}: {artifact.stage} is not finished (DONE is missing)")
     return artifact
   reasons = []
-  for stage in wanted:
+  for stage in stages:
     for folder in [path / stage, *artifact_lib.given_folders(path, stage)]:
       try:
         return artifact_lib.load_artifact(folder)
@@ -103,16 +103,16 @@ def find_world_model(policy: Artifact, path: Any = None) -> Artifact:
   Raises:
     PolicyError: with what was found instead.
   """
-  wanted = policy.inputs.get("world_model")
-  if wanted is None:  # the cloned policy knows its demos' features, and these the world model
-    wanted = _find(policy, "featurize", policy.inputs["featurize"]).inputs["world_model"]
-  return _find(policy, "world_model", wanted, path)
+  fingerprint = policy.inputs.get("world_model")
+  if fingerprint is None:  # the cloned policy knows its demos' features, and these the world model
+    fingerprint = _find(policy, "featurize", policy.inputs["featurize"]).inputs["world_model"]
+  return _find(policy, "world_model", fingerprint, path)
 
 
 def _find(policy: Artifact, stage: str, fingerprint: str, path: Any = None) -> Artifact:
-  found, reasons = artifact_lib.search_input(policy, stage, fingerprint, path)
-  if found is not None:
-    return found
+  artifact, reasons = artifact_lib.search_input(policy, stage, fingerprint, path)
+  if artifact is not None:
+    return artifact
   name = stage.replace("_", " ")
   problem = f"{policy.path}: this policy was trained on the {name} with fingerprint {fingerprint[:12]}, "
   hint = "If the world model is elsewhere, name its folder: load_policy(..., world_model=FOLDER)."

@@ -35,13 +35,13 @@ class Policy:
 
   def act(self, observation):
     """Arrays of policy.json's "observation" (more are ignored) -> action float32 [B, 7]."""
-    seen = {}
+    inputs = {}
     for name, spec in self.about["observation"].items():
       array = np.asarray(observation[name])
       if list(array.shape) != spec["shape"] or (spec["dtype"] == "uint8") != (array.dtype == np.uint8):
         raise ValueError(f"{name}: expected {spec['dtype']} {spec['shape']}, got {array.dtype} {array.shape}")
-      seen[name] = array.astype(spec["dtype"])
-    self._state, action = self._step(self.params, self._state, seen)
+      inputs[name] = array.astype(spec["dtype"])
+    self._state, action = self._step(self.params, self._state, inputs)
     return np.asarray(action)
 
 
@@ -50,7 +50,7 @@ if __name__ == "__main__":
   rng = np.random.default_rng(0)
   specs = policy.about["observation"].items()
   for t in range(9):
-    seen = {name: rng.integers(0, 255, spec["shape"]).astype(spec["dtype"]) for name, spec in specs}
+    inputs = {name: rng.integers(0, 255, spec["shape"]).astype(spec["dtype"]) for name, spec in specs}
     begin = time.perf_counter()
-    action = policy.act(seen)
+    action = policy.act(inputs)
     print(f"frame {t}: {1e3 * (time.perf_counter() - begin):7.1f} ms, action {np.round(action, 3).tolist()}")

@@ -17,7 +17,7 @@ SLOWER = {"play_table": 1.0, "calvin": 18.0}
 _SIMULATOR = ("env.name", "env.calvin_scene", "env.image_size", "env.max_steps")
 
 
-def _one(_: Any) -> float:
+def _constant_work(_: Any) -> float:
   return 1.0
 
 
@@ -43,7 +43,7 @@ class Stage:
   reads: tuple[str, ...]
   size: Callable[[Any], str] = lambda _: ""
   seconds: float = 10.0
-  work: Callable[[Any], float] = _one
+  work: Callable[[Any], float] = _constant_work
   adds: tuple[str, ...] = ()
   schema: int = 1
   together: bool = False

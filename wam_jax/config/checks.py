@@ -46,15 +46,15 @@ class ConfigError(Exception):
     super().__init__("\n".join(lines))
 
 
-def suggest(word: str, known: Iterable[str]) -> str:
+def suggest(word: str, candidates: Iterable[str]) -> str:
   """The known word that `word` was most likely meant to be, or ''."""
-  known = list(known)
-  close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+  candidates = list(candidates)
+  close = difflib.get_close_matches(word, candidates, n=1, cutoff=0.6)
   if close:
     return close[0]
   # The right last part under a wrong group: world_model.update, model.updates.
   tails: dict[str, list[str]] = {}
-  for path in known:
+  for path in candidates:
     tails.setdefault(path.rsplit(".", 1)[-1], []).append(path)
   tail = difflib.get_close_matches(word.rsplit(".", 1)[-1], list(tails), n=1, cutoff=0.75)
   return tails[tail[0]][0] if tail and len(tails[tail[0]]) == 1 else ""
@@ -65,9 +65,9 @@ def shown(value: Any) -> str:
   return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, candidates: Iterable[str]) -> str:
   """A question naming the likely right word, or an empty string."""
-  better = suggest(word, known)
+  better = suggest(word, candidates)
   return f"did you mean {better}?" if better else ""
 
 

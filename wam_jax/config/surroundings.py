@@ -167,8 +167,8 @@ def _find_wandb(config: ConfigDict) -> list[Problem]:
   project = config.training.wandb_project
   if not project:
     return []
-  found = importlib.util.find_spec("wandb")
-  if found is not None and found.origin is not None:  # a folder `wandb`, as W&B makes them, has no origin
+  spec = importlib.util.find_spec("wandb")
+  if spec is not None and spec.origin is not None:  # a folder `wandb`, as W&B makes them, has no origin
     return []
   rule = "empty where the package wandb is not installed"
   return [Problem("training.wandb_project", project, rule, "pip install 'wam_jax[wandb]'")]

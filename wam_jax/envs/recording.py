@@ -168,8 +168,8 @@ def record_play(
         succeeded = True
         steps = min(steps, int(rng.integers(_LINGER_STEPS, endpoint=True)))
     if counted and (succeeded or len(episode) < frames):  # not those cut by the episode's end
-      tried, done = attempts.get(task, (0, 0))
-      attempts[task] = (tried + 1, done + succeeded)
+      tried, successes = attempts.get(task, (0, 0))
+      attempts[task] = (tried + 1, successes + succeeded)
   return {**episode.arrays(), "attempts": attempts}
 
 

@@ -168,8 +168,8 @@ def record_all(
 def main(argv: Sequence[str]) -> None:
   """A worker: settings as JSON and the folder as arguments, jobs on stdin."""
   settings, folder = Settings(**json.loads(argv[0])), pathlib.Path(argv[1])
-  for each in (signal.SIGINT, signal.SIGHUP):  # the parent's to handle: it ends its workers
-    signal.signal(each, signal.SIG_IGN)
+  for signum in (signal.SIGINT, signal.SIGHUP):  # the parent's to handle: it ends its workers
+    signal.signal(signum, signal.SIG_IGN)
   answers = os.fdopen(os.dup(1), "w")
   os.dup2(2, 1)  # whatever a library prints must not be taken for an answer
   env = _make_environment(settings)

@@ -293,7 +293,7 @@ class Terminal:
     if self.gone:
       return
     try:
-      function(*(one.encode(self.encoding, "replace").decode(self.encoding) for one in text))
+      function(*(part.encode(self.encoding, "replace").decode(self.encoding) for part in text))
     except BlockingIOError:
       pass  # a slow terminal that another program has set so: the next drawing may pass
     except (OSError, ValueError):
@@ -325,17 +325,17 @@ class _Console(Console):
 def _stream_handlers() -> Iterator[logging.StreamHandler[Any]]:
   """Those of the root logger, and absl's own, which hands on to another."""
   for handler in logging.root.handlers:
-    for one in (handler, getattr(handler, "python_handler", None)):
-      if isinstance(one, logging.StreamHandler):
-        yield one
+    for candidate in (handler, getattr(handler, "python_handler", None)):
+      if isinstance(candidate, logging.StreamHandler):
+        yield candidate
 
 
 def _terminals(file: IO[str]) -> list[int]:
   """Descriptors of the terminal that a file is, with stderr's if it is the same; none if it is none."""
-  found: list[int] = []
+  descriptors: list[int] = []
   with contextlib.suppress(OSError, ValueError, AttributeError):
     terminal = os.ttyname(file.fileno())
-    found.append(file.fileno())
-    other = cast("IO[str]", sys.__stderr__).fileno()
-    found += [other] if os.ttyname(other) == terminal else []
-  return found
+    descriptors.append(file.fileno())
+    stderr = cast("IO[str]", sys.__stderr__).fileno()
+    descriptors += [stderr] if os.ttyname(stderr) == terminal else []
+  return descriptors

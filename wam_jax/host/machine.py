@@ -37,13 +37,13 @@ def find_accelerator(
   dev = pathlib.Path(root) / "dev"
   gpu = any(dev.glob("nvidia[0-9]*")) and environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1")
   tpu = any(dev.glob("accel[0-9]*")) or any(name in environ for name in ("TPU_NAME", "TPU_WORKER_ID"))
-  for found, device, extra, plugins in (
+  for present, device, extra, plugins in (
     (gpu, "NVIDIA GPU", "cuda", ("jax_cuda12_plugin", "jax_cuda13_plugin")),
     (tpu, "TPU", "tpu", ("libtpu",)),
   ):
-    if found and any(importlib.util.find_spec(plugin) for plugin in plugins):
+    if present and any(importlib.util.find_spec(plugin) for plugin in plugins):
       return Accelerator(device, "", "")
-    if found:
+    if present:
       why_not = f"{device} found, but JAX's support for it is not installed"
       return Accelerator("", why_not, f"pip install -e '.[{extra}]'")
   return Accelerator("", "no accelerator found", "")
@@ -78,8 +78,8 @@ def host_bytes(root: str | os.PathLike[str] = "/") -> int:
       top, files = root / "sys/fs/cgroup", ("memory.max", "memory.current")
     else:
       continue
-    own = top / name.lstrip("/")
-    for group in [own, *own.parents][: len(own.parts) - len(top.parts) + 1]:
+    cgroup = top / name.lstrip("/")
+    for group in [cgroup, *cgroup.parents][: len(cgroup.parts) - len(top.parts) + 1]:
       try:
         most, used = (int((group / file).read_text()) for file in files)  # 'max', no limit, is no number
         stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
@@ -108,9 +108,9 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 def disk_full(error: BaseException | None) -> str | None:
   """The system's words if a full disk, quota or file-size limit is behind an error. Orbax has only them."""
-  seen: set[int] = set()
-  while error is not None and id(error) not in seen:
-    seen.add(id(error))
+  visited: set[int] = set()
+  while error is not None and id(error) not in visited:
+    visited.add(id(error))
     for number in _FULL:
       if getattr(error, "errno", None) == number or os.strerror(number) in str(error):
         return os.strerror(number)

@@ -39,7 +39,7 @@ class WandbRun:
     try:
       import wandb
 
-      said: dict[str, Any] = {"name": str(workdir), "dir": str(workdir)}
+      defaults: dict[str, Any] = {"name": str(workdir), "dir": str(workdir)}
       self._run = wandb.init(
         project=project,
         id=_run_id(workdir / ID_FILE),
@@ -47,7 +47,7 @@ class WandbRun:
         config=dict(config),
         # console: it would take stdout from the live view, and send its pictures.
         settings={"console": "off", "finish_timeout": FINISH_SECONDS},
-        **{key: value for key, value in said.items() if f"WANDB_{key.upper()}" not in os.environ},
+        **{key: value for key, value in defaults.items() if f"WANDB_{key.upper()}" not in os.environ},
       )
     except Exception as error:
       self._give_up(error)

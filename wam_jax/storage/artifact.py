@@ -157,8 +157,8 @@ def _tuples(value: Any) -> Any:
 
 def given_folders(workdir: pathlib.Path, stage: str) -> list[pathlib.Path]:
   """Folders that the run of a work folder took a stage from (`inputs.<stage>`), the last stage's first."""
-  made = [read_artifact(workdir / name) for name in reversed(STAGES)]
-  folders = [artifact.config.get("inputs", {}).get(stage) for artifact in made if artifact is not None]
+  artifacts = [read_artifact(workdir / name) for name in reversed(STAGES)]
+  folders = [artifact.config.get("inputs", {}).get(stage) for artifact in artifacts if artifact is not None]
   return [pathlib.Path(folder) for folder in dict.fromkeys(folders) if folder]
 
 
@@ -184,13 +184,13 @@ def search_input(
   reasons = []
   for folder in dict.fromkeys(pathlib.Path(folder) for folder in folders if folder):
     try:
-      found = load_artifact(folder, stage)
+      candidate = load_artifact(folder, stage)
     except ArtifactError as error:
       reasons.append(f"  {error}")
       continue
-    if found.fingerprint == fingerprint:
-      return found, []
-    reasons.append(f"  {found.path}: another one, fingerprint {found.fingerprint[:12]}")
+    if candidate.fingerprint == fingerprint:
+      return candidate, []
+    reasons.append(f"  {candidate.path}: another one, fingerprint {candidate.fingerprint[:12]}")
   return None, reasons
 
 

@@ -66,11 +66,11 @@ def cannot_write(error: BaseException) -> str:
 def quiet_when_full() -> None:
   """Keeps the tracebacks of Orbax's threads out of sight when the disk is full: CheckpointError says all."""
 
-  def wanted(record: logging.LogRecord) -> bool:
+  def is_relevant(record: logging.LogRecord) -> bool:
     return not (record.exc_info and disk_full(record.exc_info[1]))
 
   for name in ("absl", "asyncio"):  # what Orbax and its event loops log to
-    logging.getLogger(name).addFilter(wanted)
+    logging.getLogger(name).addFilter(is_relevant)
   before = sys.unraisablehook
 
   def hook(unraisable: Any) -> None:

@@ -63,7 +63,7 @@ def _sample_blocks(rng: np.random.Generator) -> np.ndarray:
       place = rng.uniform((-0.38, -0.14), (0.38, -0.04))
       clear = np.linalg.norm(place - scene.BUTTON_XY) > 0.10
       clear &= place[0] < scene.SWITCH_ORIGIN[0] - 0.12  # the hand comes to the lever low over the desk
-      if clear and all(np.linalg.norm(place - other) > 0.10 for other in placed):
+      if clear and all(np.linalg.norm(place - neighbour) > 0.10 for neighbour in placed):
         break
     placed.append(place)
     block[:2], block[2] = place, scene.DESK_TOP + scene.BLOCK_HALF_SIZE[name][2]
