@@ -72,8 +72,8 @@ def filter_demos(
     DemoFeatures [K, M, T, ...], padded to the longest window and to the largest number of demos of a task.
   """
   spans = {task: demos.windows(task) for task in tasks}
-  length = max(end - start for windows_ in spans.values() for start, end in windows_)
-  most = max(len(windows_) for windows_ in spans.values())
+  length = max(end - start for task_spans in spans.values() for start, end in task_spans)
+  most = max(len(task_spans) for task_spans in spans.values())
   shape = (len(tasks), most, length)
   feature = np.zeros((*shape, model.feature_size), np.float32)
   action = np.tile(np.asarray(windows.REST_ACTION, np.float32), (*shape, 1))

@@ -66,14 +66,14 @@ def run(stage: StageRun) -> None:
       if cache
       else calvin.read_frames(folder, size, config.env.workers, logger.progress, extra)
     )
-    known: Any = frames
+    index: Any = frames
   else:
-    known = cache
-  warning = stream.check_windows(folder, known.starts, known.ends, w.sequence_length)
+    index = cache
+  warning = stream.check_windows(folder, index.starts, index.ends, w.sequence_length)
   if warning:
     logger.info(warning)
 
-  model = make_world_model(w, size, write_statistics(config, folder, known.robot_obs[:own_frames], workdir))
+  model = make_world_model(w, size, write_statistics(config, folder, index.robot_obs[:own_frames], workdir))
   params = train.init_params(model, init_key)
   logger.info(f"world model: {num_params / 1e6:.1f} M parameters, {num_frames:,} frames")
   sampler = windows.Sampler(num_frames, w.batch_size, w.sequence_length, w.carry_state, w.reset_probability)
@@ -212,8 +212,8 @@ def take_lumos(stage: StageRun, folder: pathlib.Path) -> None:
   initial = train.init_params(model, jax.random.fold_in(jax.random.key(config.seed), 1))
   imported = lumos.to_params(lumos.read_state_dict(path), initial, path)
   params = lumos.merge(initial, imported)
-  own = sorted(set(params) - set(imported))
-  logger.info(f"took the world model of {path}; not trained there, and random here: {', '.join(own)}")
+  untrained = sorted(set(params) - set(imported))
+  logger.info(f"took the world model of {path}; not trained there, and random here: {', '.join(untrained)}")
   save_params(workdir / "params", params)
 
 
@@ -225,15 +225,15 @@ def save_snapshot(workdir: pathlib.Path, step: int, params: Params) -> None:
     step: update.
     params: parameters after it.
   """
-  whole = artifact_lib.read_artifact(workdir)
-  if whole is None:
+  artifact = artifact_lib.read_artifact(workdir)
+  if artifact is None:
     raise ValueError(f"{workdir}: no artifact.json")
-  part = whole.part | {"snapshot": step}
+  part = artifact.part | {"snapshot": step}
   snapshot = dataclasses.replace(
-    whole,
+    artifact,
     path=workdir / "snapshots" / str(step),
     part=part,
-    fingerprint=artifact_lib.fingerprint(part, whole.inputs, whole.schema),
+    fingerprint=artifact_lib.fingerprint(part, artifact.inputs, artifact.schema),
   )
   artifact_lib.write_artifact(snapshot, done=False)
   save_params(snapshot.path / "params", params)
