@@ -15,7 +15,7 @@ import time
 
 import jax
 import numpy as np
-from jax import export
+from jax import export as jax_export
 
 
 class Policy:
@@ -26,7 +26,7 @@ class Policy:
     self.about = json.loads((folder / "policy.json").read_text())
     with np.load(folder / "params.npz", allow_pickle=False) as file:
       self.params = jax.device_put({name: file[name] for name in file.files})
-    read = lambda name: jax.jit(export.deserialize(bytearray((folder / name).read_bytes())).call)
+    read = lambda name: jax.jit(jax_export.deserialize(bytearray((folder / name).read_bytes())).call)
     self._start, self._step = read("start.jaxexport"), read("step.jaxexport")
     self.reset()
 

@@ -151,6 +151,6 @@ def step_gymnasium() -> Iterator[str]:
 
 def find_calvin() -> Iterator[str]:
   """The checkout of CALVIN's simulator."""
-  from wam_jax.envs.calvin import simulator as calvin
+  from wam_jax.envs.calvin import simulator as calvin_simulator
 
-  yield f"calvin_env in {calvin.find_root()}"
+  yield f"calvin_env in {calvin_simulator.find_root()}"

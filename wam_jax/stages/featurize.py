@@ -12,10 +12,10 @@ from wam_jax.acting.models import load_world_model
 from wam_jax.data import calvin, windows
 from wam_jax.data.calvin import dataset_path
 from wam_jax.data.features import DemoFeatures, save_features
-from wam_jax.envs import tasks as task_oracle
+from wam_jax.envs import tasks as task_rules
 from wam_jax.nn.world_model import WorldModel
 from wam_jax.running.stage_run import StageRun
-from wam_jax.train import world_model as train
+from wam_jax.train import world_model as wm
 from wam_jax.types import Batch, Params, features
 
 DEMOS_PER_CALL = 16
@@ -81,9 +81,9 @@ def filter_demos(
 
   @jax.jit
   def filtered(params: Params, batch: Batch, key: jax.Array) -> jax.Array:
-    embed = train.encode(model, params, batch)
-    noise = train.latent_noise(model, key, batch.is_first.shape)
-    posterior, _ = train.observe(model, params, embed, batch.prev_action, batch.is_first, noise)
+    embed = wm.encode(model, params, batch)
+    noise = wm.latent_noise(model, key, batch.is_first.shape)
+    posterior, _ = wm.observe(model, params, embed, batch.prev_action, batch.is_first, noise)
     return features(posterior)
 
   rows = [(k, m, window) for k, task in enumerate(tasks) for m, window in enumerate(spans[task])]
@@ -97,7 +97,7 @@ def filter_demos(
       feature[k, m, :n] = np.asarray(out[row, :n])
       action[k, m, :n] = batch.action[row, :n]
       scene = demos.frames.scene_obs[start:end]
-      success[k, m, :n] = task_oracle.success(tasks[k], scene[:1], scene)
+      success[k, m, :n] = task_rules.success(tasks[k], scene[:1], scene)
       mask[k, m, :n] = True
     if progress is not None:
       progress.update(len(part))
