@@ -31,7 +31,7 @@ def load_policy(
     task: one of the policy's; None: its only one.
     which: 'ppo', the last; 'ppo_imagined' or 'ppo_real', of each task the best by dreams or by simulator,
       where PPO was monitored; 'cloned'; None: 'ppo' if it is finished, else 'cloned'.
-    world_model: folder of the world model, where it is neither beside the policy nor where the run had it.
+    world_model: folder of the world model, where it is neither next to the policy nor where the run had it.
     ddim_steps: of a diffusion policy, so many denoising steps by DDIM; 0: all that it was trained with.
 
   Raises:
@@ -98,7 +98,7 @@ def find_world_model(policy: Artifact, path: Any = None) -> Artifact:
 
   Args:
     policy: artifact of ppo or behaviour_cloning.
-    path: where it is; None: beside the policy, or where the run that made the policy had it.
+    path: where it is; None: next to the policy, or where the run that made the policy had it.
 
   Raises:
     PolicyError: with what was found instead.

@@ -42,7 +42,7 @@ def filter_frame(
     [B, ...].
   """
   inputs: Any = {"robot_obs": jnp.zeros((len(prev_action), ROBOT_OBS))} | dict(observation)
-  # A camera that is not there is one that the model does not read.
+  # A missing camera is one that the model does not read.
   embed = wm.encode_observation(
     model, params, inputs.get("rgb_static"), inputs.get("rgb_gripper"), inputs["robot_obs"]
   )

@@ -1,6 +1,6 @@
 """Says what is installed, what this machine has, and what keeps wam_jax from running on it.
 
-python -m wam_jax.doctor            # for people; each problem is followed by the line that mends it
+python -m wam_jax.doctor            # for people; each problem is followed by the line that fixes it
 python -m wam_jax.doctor --json     # the same for scripts
 
 Exit code 0: the demo can run; 1: it cannot (problems marked !). What is optional never makes it 1.
@@ -30,7 +30,7 @@ MEMORY, DISK = 2.8e9, 2e9  # bytes that the demo takes
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-  """What is wrong with what, the one line that mends it, and whether the demo cannot run until then."""
+  """What is wrong with what, the one line that fixes it, and whether the demo cannot run until then."""
 
   subject: str
   what: str
@@ -100,7 +100,7 @@ def check_packages(name: str, seconds: float, extra: str = "") -> Section:
 
 
 def check_devices(name: str, seconds: float) -> Section:
-  """The devices that JAX computes on, and why not on an accelerator that is there."""
+  """The devices that JAX computes on, and why not on a present accelerator."""
   accelerator = machine.find_accelerator()
   kinds, failure = doctor_jobs.run(doctor_jobs.devices, seconds)
   facts = [f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds)]
@@ -133,7 +133,7 @@ def check_calvin(name: str, seconds: float) -> Section:
   section = check_packages(name, seconds, "calvin")
   facts, failure = doctor_jobs.run(doctor_jobs.find_calvin, seconds)
   section.facts += facts
-  if failure and "not installed" not in failure:  # that has been said
+  if failure and "not installed" not in failure:  # already reported
     problem = (
       f"names no simulator: {failure.partition(': ')[2]}" if "CALVIN_ROOT" in os.environ else "is not set"
     )

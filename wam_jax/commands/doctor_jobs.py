@@ -93,7 +93,7 @@ def import_errors(versions: dict[str, str], seconds: float) -> dict[str, tuple[s
     seconds: for all together.
 
   Returns:
-    {package: (error, how to mend it)} of those that failed. One that hangs or crashes keeps those behind it
+    {package: (error, how to repair it)} of those that failed. One that hangs or crashes keeps those behind it
     from being tried.
   """
   if not versions:
@@ -108,7 +108,7 @@ def import_errors(versions: dict[str, str], seconds: float) -> dict[str, tuple[s
 
 
 def _mend(name: str, version: str, error: str, broken: Collection[str]) -> str:
-  """How to mend a package that cannot be imported."""
+  """How to repair a package that cannot be imported."""
   texts = [text for text in metadata.requires(name) or [] if "extra ==" not in text]
   requires = {re.split(r"[^\w.-]", text)[0].lower() for text in texts}
   causes = [package for package in broken if package.lower() in requires]

@@ -1,4 +1,4 @@
-"""Makes the page of a finished run anew, or puts several runs side by side. No stage runs.
+"""Makes the page of a finished run again, or puts several runs side by side. No stage runs.
 
 python -m wam_jax.report --workdir=runs/calvin_wam_demo
 python -m wam_jax.report --workdir=runs/calvin_wam_demo --compare=runs/calvin_dreamerv2_demo --out=both.html

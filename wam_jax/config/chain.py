@@ -32,7 +32,7 @@ class Stage:
     size: of a config -> how much it is, in words, for the plan.
     seconds: that it takes at the size of preset `demo` on 2 CPU cores.
     work: of a config -> work in any unit; other sizes are estimated by its ratio to that of `demo`.
-    adds: fields that, when set, ask for more from a finished stage; they change nothing of what is there.
+    adds: fields that, when set, ask for more from a finished stage; they change nothing that exists.
     schema: of its files; another one makes older artifacts differ.
     together: whether all processes of a run work on it; otherwise the first one does.
     asked: it runs only when it is asked for by --config.stage.

@@ -134,7 +134,7 @@ def device_problems(config: Any, num_devices: int, num_processes: int = 1) -> li
 
   Args:
     config: from `finalize`.
-    num_devices: that there are, of all processes.
+    num_devices: of all processes.
     num_processes: of the run.
   """
   requested = config.training.devices

@@ -53,7 +53,7 @@ def _impossible(path: pathlib.Path) -> str:
   except OSError as error:
     if error.errno in (errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP):
       return os.strerror(error.errno)
-  long = any(len(os.fsencode(part)) > 255 for part in path.parts)  # also below folders that are not there yet
+  long = any(len(os.fsencode(part)) > 255 for part in path.parts)  # also below folders that do not exist yet
   return os.strerror(errno.ENAMETOOLONG) if long else ""
 
 
@@ -75,7 +75,7 @@ def _check_inputs(config: ConfigDict) -> list[Problem]:
 
 
 def _check_lumos(config: ConfigDict) -> list[Problem]:
-  """A world model of LUMOS: the file is there, and the networks are of its kind."""
+  """A world model of LUMOS: the file exists, and the networks are of its kind."""
   path = config.inputs.lumos_checkpoint = _expand(config.inputs.lumos_checkpoint)
   if not path:
     return []
@@ -178,7 +178,7 @@ _AMOUNT = ("data.source", "data.calvin_path", "data.play_frames")
 
 
 def _check_amount(config: ConfigDict) -> list[Problem]:
-  """A batch of the world model must not be larger than all the data there is."""
+  """A batch of the world model must not be larger than all the data available."""
   frames, where = config.data.play_frames, "data.play_frames"
   if config.data.source == "calvin":
     where = f"the frames in {config.data.calvin_path}/training"
@@ -193,7 +193,7 @@ def _check_amount(config: ConfigDict) -> list[Problem]:
 
 
 def _count_frames(file: pathlib.Path) -> int:
-  """Frames by a split's table of episodes; 0 if it is not there or not as it should be."""
+  """Frames by a split's table of episodes; 0 if it is missing or malformed."""
   try:
     # Mapped, not loaded: a damaged header may promise terabytes.
     ids: np.ndarray = np.lib.format.open_memmap(file, mode="r")

@@ -56,7 +56,7 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """What recording depends on, beside the job."""
+  """What recording depends on, besides the job."""
 
   seed: int
   env: str

@@ -1,4 +1,4 @@
-"""Records many episodes in processes, each into a file of its own.
+"""Records many episodes in processes, each into a separate file.
 
 Run as a module it is a worker of the collect stage: jobs come in on stdin, one JSON object per line,
 and each is answered by one line on stdout. No JAX here, so that a worker starts in a moment.
@@ -52,7 +52,7 @@ def _make_environment(settings: Settings) -> TaughtEnvironment:
 def record_all(
   jobs: Sequence[Job], settings: Settings, folder: pathlib.Path, workers: int, done: Callable[[int], Any]
 ) -> int:
-  """Does all jobs whose file is not there yet, each into `folder`/<name>.npz.
+  """Does all jobs whose file does not exist yet, each into `folder`/<name>.npz.
 
   The simulator's Python holds the interpreter's lock, so workers are processes. They are started as
   modules rather than forked (JAX's threads do not survive that) or spawned (which would import the

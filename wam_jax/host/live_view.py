@@ -124,7 +124,7 @@ class LiveView:
   def __enter__(self) -> LiveView:
     streams = (sys.stdout, sys.stderr)
     self._live.start()
-    for handler in _stream_handlers():  # they hold the streams that were there when they were made
+    for handler in _stream_handlers():  # they hold the streams of the moment they were made
       if handler.stream in streams:
         new = sys.stdout if handler.stream is streams[0] else sys.stderr
         self._handlers.append((handler, handler.setStream(new)))
@@ -202,7 +202,7 @@ class LiveView:
       text.truncate(width, overflow="crop")
       yield text
     if not self._ended:
-      yield Text()  # the cursor rests on a line of its own
+      yield Text()  # the cursor rests on a separate line
 
   def _stage_line(self, line: StageLine) -> Text:
     text = Text(f"  {line.stage:<18} ")
@@ -309,7 +309,7 @@ def make_console(file: IO[str], **options: Any) -> Console:
 
   Args:
     file: the terminal.
-    **options: of `rich.console.Console`, beside those set here.
+    **options: of `rich.console.Console`, besides those set here.
   """
   # Texts of others are shown as they are: not broken into lines, nothing in brackets taken for a style.
   plain: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False, "soft_wrap": True}

@@ -31,7 +31,7 @@ class Progress:
 
   Args:
     total: units of work.
-    description: shown beside them.
+    description: shown next to them.
     initial: units that are done already.
     silent: whether to print nothing.
   """
@@ -42,7 +42,7 @@ class Progress:
     self._note = ""
     self._start = self._printed = time.monotonic()
     self._silent = silent
-    self._shown = -1  # what the last line said was done
+    self._shown = -1  # what the last line reported as done
 
   def update(self, n: int = 1) -> None:
     """Counts `n` more units as done."""

@@ -25,7 +25,7 @@ class Accelerator(NamedTuple):
 def find_accelerator(
   environ: Mapping[str, str] = os.environ, root: str | os.PathLike[str] = "/"
 ) -> Accelerator:
-  """The accelerator by the device nodes that there are. One that this JAX cannot drive does not count.
+  """The accelerator by the device nodes that exist. One that this JAX cannot drive does not count.
 
   Args:
     environ: environment variables.
@@ -97,7 +97,7 @@ def compilation_cache() -> str:
 
 
 def writable(folder: str) -> bool:
-  """Whether this process may write in a folder, or make it if it is not there."""
+  """Whether this process may write in a folder, or create it if it is missing."""
   path = pathlib.Path(folder).absolute()
   above = next(place for place in (path, *path.parents) if os.path.exists(place))
   return os.path.isdir(above) and os.access(above, os.W_OK | os.X_OK)

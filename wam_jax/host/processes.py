@@ -1,6 +1,6 @@
 """The processes of a run: usually one; on several hosts, or by launch/local_multiprocess.py, several.
 
-JAX connects the devices. Beside that every process holds a connection to the first one, by which they wait
+JAX connects the devices. In addition every process holds a connection to the first one, by which they wait
 for each other and agree, answering signals meanwhile, and by which a process that is gone is noticed: at once
 when the system closes its connection, otherwise when it has been silent for SILENCE_SECONDS. JAX notices
 too, later, and aborts with a stack dump.
@@ -200,7 +200,7 @@ def is_first() -> bool:
 
 
 def gather(value: Any) -> list[Any]:
-  """What each process says, by index; waits for all. All processes must call this in the same order.
+  """The value of each process, by index; waits for all. All processes must call this in the same order.
 
   Args:
     value: anything that JSON takes.
@@ -233,7 +233,7 @@ def _launched_in_group(environ: Mapping[str, str]) -> bool:
     text = environ.get(name, "")
     return int(text) if text.isdigit() else 0
 
-  # Inside a batch script, beside the steps that srun starts, SLURM_STEP_NUM_TASKS is not there or 1.
+  # Inside a batch script, next to the steps that srun starts, SLURM_STEP_NUM_TASKS is unset or 1.
   several = max(number("SLURM_STEP_NUM_TASKS"), number("OMPI_COMM_WORLD_SIZE")) > 1
   hosts = environ.get("TPU_PROCESS_ADDRESSES") or environ.get("TPU_WORKER_HOSTNAMES") or ""
   return several or "," in hosts
@@ -254,7 +254,7 @@ def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -
     process_id: of this one, from 0, with `coordinator`.
 
   Raises:
-    ProcessesError: the arguments are not complete, or the others are not there.
+    ProcessesError: the arguments are not complete, or the other processes are missing.
   """
   global _group
   if coordinator and not (num_processes >= 1 and 0 <= process_id < num_processes):
@@ -311,7 +311,7 @@ def _end_with(process: int, code: int | None) -> None:
     text = f"process {process} is gone; the same command in all processes goes on from the last checkpoint"
     code = LOST
   elif code > 128:
-    time.sleep(STOP_SECONDS)  # this one was perhaps stopped too, and has its own end to come to
+    time.sleep(STOP_SECONDS)  # this one may have been stopped too, and ends in its own way
     text = f"process {process} was stopped; the same command in all processes goes on from what is saved"
   else:
     text = f"process {process} ended with code {code}; its own message says why"

@@ -1,6 +1,6 @@
 """Metrics to Weights & Biases too, where `training.wandb_project` asks for it. The only importer of wandb.
 
-One W&B run for each work folder, which keeps its id. What goes wrong here is said once and stops nothing.
+One W&B run for each work folder, which keeps its id. What goes wrong here is reported once and stops nothing.
 What W&B's environment variables say (WANDB_MODE, WANDB_ENTITY, WANDB_NAME, WANDB_DIR, ...) holds.
 """
 

@@ -173,7 +173,7 @@ line.grid { stroke: #e9ecf1; } .axis { stroke: #5d6676; }
 
 
 def standalone(svg: str, title: str, legend: Sequence[tuple[str, str, str]]) -> str:
-  """A chart as a file of its own, on white, with its title and a legend below.
+  """A chart as a separate file, on white, with its title and a legend below.
 
   Args:
     svg: from `line_chart`, of its default size.

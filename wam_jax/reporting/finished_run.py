@@ -45,7 +45,7 @@ class Run:
     return json.loads((self.inputs["judge_world_model"].path / "judge.json").read_text(encoding="utf-8"))
 
   def strips(self) -> dict[str, bytes]:
-    """png and webp -> the open-loop prediction as a strip and as an animation, as far as they are there."""
+    """png and webp -> the open-loop prediction as a strip and as an animation, as far as they exist."""
     paths = {kind: self.inputs["judge_world_model"].path / f"strip.{kind}" for kind in ("png", "webp")}
     return {kind: path.read_bytes() for kind, path in paths.items() if path.exists()}
 

@@ -10,7 +10,7 @@ import numpy as np
 from wam_jax.host import tables
 from wam_jax.reporting import media
 
-STRIP_FRAMES = 4  # imagined frames shown beside those of the horizons
+STRIP_FRAMES = 4  # imagined frames shown besides those of the horizons
 FPS = 10  # of the animated strip: a third of real time
 
 
@@ -22,7 +22,7 @@ def draw_strip(
   Args:
     pictures: camera -> (true, predicted) [T, S, S, 3] uint8.
     context: C, frames seen.
-    horizons: frames imagined that are shown, beside some between.
+    horizons: frames imagined that are shown, besides some between.
 
   Returns:
     (strip [H, W, 3], animation [T, H', W', 3]): true, predicted and error of each camera.

@@ -317,7 +317,7 @@ def chart_card(chart: Mapping[str, Any], title: str | None = None, explained: bo
 
 
 def chart_groups(all_charts: Sequence[Mapping[str, Any]], words: Mapping[str, str] | None = None) -> str:
-  """Charts under what stands before the colon of their titles; a legend that most share stands there too.
+  """Charts under what stands before the colon of their titles; a legend that most share stands above them.
 
   Args:
     all_charts: as for `chart_card`.

@@ -190,7 +190,7 @@ def draw_episodes(
     steps: that each took.
 
   Returns:
-    camera -> of each episode [T', S, S, 3] uint8, S = `report.animation_size` or what there is.
+    camera -> of each episode [T', S, S, 3] uint8, S = `report.animation_size` or what the simulator draws.
   """
   from wam_jax.envs import registry
 
@@ -258,7 +258,7 @@ def _chart(
 def _per_task(
   lines: Sequence[Mapping[str, Any]], pattern: str, tasks: Sequence[str]
 ) -> list[dict[str, Any] | None]:
-  """Series of the metrics that match, one per task where `pattern` has a {task}, else one of its own."""
+  """Series of the metrics that match, one per task where `pattern` has a {task}, else a single one."""
   names = {name for line in lines for name in line}
   series = []
   for k, task in enumerate(tasks):

@@ -27,7 +27,7 @@ def result_of(run: Run) -> dict[str, Any]:
   """What is kept of a finished run.
 
   Raises:
-    RunError: its episodes or the classifier's measurements are not there.
+    RunError: its episodes or the classifier's measurements are missing.
   """
   evaluate = run.inputs["evaluate"].path
   quality_file = run.inputs["classifier"].path / "quality.json"
@@ -66,7 +66,7 @@ def keep(run: Run, folder: pathlib.Path) -> pathlib.Path:
   """Writes a run's numbers to `folder/seed<n>.json`.
 
   Raises:
-    RunError: files there are of another recipe, or this seed is there with other episodes.
+    RunError: files there are of another recipe, or this seed exists with other episodes.
   """
   result = result_of(run)
   path = folder / f"seed{result['seed']}.json"

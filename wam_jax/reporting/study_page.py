@@ -1,7 +1,7 @@
 """The page of a study's results: Markdown and charts, made from the JSON files of its pieces alone.
 
-Two texts are taken in as they are, beside the results: `reading.md`, what people make of the numbers, and
-`design.md`, what was decided before the runs. In the folder `calvin` beside them: results.json of stage
+Two texts are taken in as they are, next to the results: `reading.md`, what people make of the numbers, and
+`design.md`, what was decided before the runs. In the folder `calvin` next to them: results.json of stage
 evaluate, of runs on CALVIN's own simulator, as `<arm>_seed<n>.json`.
 """
 

@@ -1,6 +1,6 @@
-"""What PPO is really doing while it runs: imagined beside real success, and which policies to keep.
+"""What PPO is really doing while it runs: imagined next to real success, and which policies to keep.
 
-Two policies are kept beside the last one, task by task: the best by what can be known without a simulator,
+Two policies are kept besides the last one, task by task: the best by what can be known without a simulator,
 as on a robot, and the best by the simulator. They are `selected/<by>/params`; `selection.json` says from
 which iteration.
 """
@@ -67,7 +67,7 @@ class Monitor:
     self._selection = Selection(stage.workdir, self._tasks, config.evaluate.episodes)
 
   def __call__(self, step: int, state: train.PPOState) -> None:
-    """Measures if it is time to. Raises nothing of its own."""
+    """Measures if it is time to. Raises no errors itself."""
     if step % self._every and step != self._last:
       return
     per_task = self.measure(state)

@@ -88,10 +88,10 @@ def run(config: ConfigDict, quiet: bool = False) -> dict[str, Artifact]:
 
 
 def _check_devices(config: ConfigDict, plans: dict[str, StagePlan], stages: tuple[str, ...]) -> None:
-  """Batches must divide over the devices there are, where a stage that divides them is to run.
+  """Batches must divide over the available devices, where a stage that divides them is to run.
 
   Raises:
-    ConfigError: they do not, or `training.devices` are not there.
+    ConfigError: they do not, or `training.devices` do not exist.
   """
   pending = [stage for stage in stages if plans[stage].action not in ("skip", "use")]
   if processes.count() == 1 and not any(chain.ROWS[stage].together for stage in pending):
@@ -139,7 +139,7 @@ def _check_processes(config: ConfigDict, workdir: pathlib.Path) -> None:
 
 
 def _appears(path: pathlib.Path, seconds: float = 10.0) -> bool:
-  """Whether a file is there, or comes: shared storage may take a moment."""
+  """Whether a file exists, or appears: shared storage may take a moment."""
   deadline = time.monotonic() + seconds
   while not path.exists():
     if time.monotonic() > deadline:
@@ -149,7 +149,7 @@ def _appears(path: pathlib.Path, seconds: float = 10.0) -> bool:
 
 
 def _check_inputs(config: ConfigDict, plans: dict[str, StagePlan], stages: tuple[str, ...]) -> None:
-  """Stages that were not asked for must be there already."""
+  """Stages that were not asked for must exist already."""
   missing = [plan.stage for plan in plans.values() if plan.stage not in stages and plan.action != "skip"]
   missing = [stage for stage in missing if plans[stage].action != "use"]
   if missing:

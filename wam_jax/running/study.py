@@ -78,13 +78,13 @@ class Piece:
 
 
 def run(config: FrozenConfigDict) -> None:
-  """Runs the pieces that have left no result yet, and makes the page from all results there are.
+  """Runs the pieces that have left no result yet, and makes the page from all results.
 
   Args:
     config: from `config.finalize`, with `study.seeds`.
 
   Raises:
-    StageError: a result is there of other settings, or cannot be read.
+    StageError: a result has other settings, or cannot be read.
   """
   results = results_folder(config)
   pieces = [
@@ -129,7 +129,7 @@ def results_folder(config: Any) -> pathlib.Path:
 
 
 def plan_text(config: Any, progress: Mapping[Piece, bool]) -> str:
-  """What is there, and what the rest will take."""
+  """What is done, and how long the rest will take."""
   lines = [f"Study {config.experiment}, preset {config.preset}, in {config.workdir}"]
   total = 0.0
   for piece, done in progress.items():
@@ -154,7 +154,7 @@ def _stages_of(config: Any, arm: Arm) -> list[tuple[str, int]]:
 
 
 def _clonings(config: Any) -> tuple[int, ...]:
-  """Snapshots that policies are cloned on, beside the finished world model."""
+  """Snapshots that policies are cloned on, besides the finished world model."""
   return tuple(update for update in config.world_model.snapshots if update < config.world_model.updates)
 
 
@@ -316,7 +316,7 @@ def ppo_curves(ppo: Artifact) -> dict[str, list[list[float]]]:
 
 
 def write_result(config: Any, results: pathlib.Path, piece: Piece) -> None:
-  """Writes the JSON file of a finished piece and, of one seed of each arm compared, animations beside it."""
+  """Writes the JSON file of a finished piece and, of one seed of each arm compared, animations next to it."""
   results.mkdir(parents=True, exist_ok=True)
   if piece.arm in MAIN and not any(results.glob(f"{piece.arm}_seed*_policies.webp")):
     shutil.copyfile(piece.workdir / "judge_world_model" / "strip.webp", results / f"{piece.name}_dreams.webp")

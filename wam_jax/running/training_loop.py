@@ -57,11 +57,11 @@ class Clock:
       setattr(self, name, getattr(self, name) + time.monotonic() - began)
 
   def metrics(self, updates: int, frames: int) -> dict[str, float]:
-    """Per update, and begins anew.
+    """Per update; then starts from zero again.
 
     Args:
       updates: since the last line.
-      frames: of an update; 0: not said.
+      frames: of an update; 0: not reported.
 
     Returns:
       `time/update`, `time/data`, `time/compute`, `time/checkpoint` in seconds per update, and
@@ -138,12 +138,12 @@ def train_loop(
     total: updates in all.
     per_call: updates per dispatch; also the spacing of metric lines.
     key: random key of this stage and seed.
-    description: shown beside the bar.
+    description: shown next to the bar.
     prefix: put in front of each metric's name, with a slash.
     mesh: devices of the run. The state is put on all of them; the callbacks and the caller get it on one.
     frames: that an update works on, for the speed.
     clock: that `update` counts its waiting for data with.
-    best: metric by which a checkpoint is the best one, which is kept beside the newest.
+    best: metric by which a checkpoint is the best one, which is kept along with the newest.
     on_metrics: called with (step, metrics) after each call.
     started: called with (0, state) before the first update, in the first process; not when a run goes on.
     batch_done: called with (step, state) after each call, in the first process, for work between programs.
@@ -154,7 +154,7 @@ def train_loop(
 
   Raises:
     TrainingError: a metric is not finite. Says which, at which update, and where the last checkpoint is.
-    CheckpointError: no checkpoint there is good, they are of another structure, or one cannot be written.
+    CheckpointError: no checkpoint is good, they are of another structure, or one cannot be written.
     Stopped: after a signal, when the state is saved.
   """
   config, logger = stage.config, stage.logger

@@ -1,4 +1,4 @@
-"""Collects frames from the embedded simulator, or checks a dataset that is already there.
+"""Collects frames from the embedded simulator, or checks an existing dataset.
 
 States are recorded first, by worker processes, and kept as small files; pictures are drawn from them
 afterwards in large batches and written in CALVIN's format. CALVIN's own simulator draws as it records.

@@ -2,7 +2,7 @@
 
 All policies start from the same held-out states. Files: `results.json`, `rollouts.npz` (one episode
 per task of the final policy) and `<policy>.npz` (all episodes; a policy that has one is not run again).
-The processes of a run share the episodes; the noise of an episode depends on which others run beside it.
+The processes of a run share the episodes; the noise of an episode depends on which others run along with it.
 """
 
 from __future__ import annotations

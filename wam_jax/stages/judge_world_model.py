@@ -31,7 +31,7 @@ class JudgeError(Exception):
 
 
 def run(stage: StageRun) -> None:
-  """Judges the run's world model, and those of `config.judge.compare` beside it."""
+  """Judges the run's world model and those of `config.judge.compare`."""
   config, inputs, workdir, logger = stage.config, stage.inputs, stage.workdir, stage.logger
   workdir.mkdir(parents=True, exist_ok=True)
   world_model = inputs["world_model"]

@@ -154,7 +154,7 @@ def rows(comparison: Mapping[str, Any]) -> tables.Rows:
 class Episodes:
   """Rollouts of all tasks' policies in the simulator, E environments of each, in the form of dreams.
 
-  Environments start anew in every iteration, so that an interrupted run goes on as if it had not been.
+  Environments restart in every iteration, so that an interrupted run goes on as if it had not been.
   """
 
   def __init__(

@@ -30,7 +30,7 @@ from wam_jax.types import Params
 
 
 def run(stage: StageRun) -> None:
-  """Writes `params`; the networks are described by the config saved beside them."""
+  """Writes `params`; the networks are described by the config saved next to them."""
   config, inputs, workdir, logger = stage.config, stage.inputs, stage.workdir, stage.logger
   w, size = config.world_model, config.env.image_size
   folder = dataset_path(inputs["collect"]) / "training"
@@ -218,7 +218,7 @@ def take_lumos(stage: StageRun, folder: pathlib.Path) -> None:
 
 
 def save_snapshot(workdir: pathlib.Path, step: int, params: Params) -> None:
-  """Keeps the model of an update as an artifact of its own, for `inputs.world_model` and comparisons.
+  """Keeps the model of an update as a separate artifact, for `inputs.world_model` and comparisons.
 
   Args:
     workdir: the stage's folder, whose artifact.json the runner has written.

@@ -18,7 +18,7 @@ from wam_jax.config.chain import STAGES
 from wam_jax.host import processes
 
 FORMAT = 1  # of artifact.json
-# What a process leaves that ends (killed, or the disk is full) before artifact.json is there.
+# What a process leaves that ends (killed, or the disk is full) before artifact.json exists.
 BEGUN = ("config.json", "config.json.tmp", "artifact.json.tmp")
 
 
@@ -124,7 +124,7 @@ def load_artifact(path: str | os.PathLike[str], stage: str | None = None) -> Art
     stage: which stage it must be of; None: any.
 
   Raises:
-    ArtifactError: not there, not finished, or of another stage.
+    ArtifactError: missing, not finished, or of another stage.
   """
   path = pathlib.Path(path)
   if stage is not None and not (path / "artifact.json").exists():
@@ -168,10 +168,10 @@ def search_input(
   """The artifact that another one was made from.
 
   Args:
-    of: the other one.
-    stage: of the one wanted.
-    fingerprint: of the one wanted.
-    path: where it is; None: where the run had it, or beside the other one.
+    of: the artifact made from it.
+    stage: of the artifact to find.
+    fingerprint: of the artifact to find.
+    path: where it is; None: where the run had it, or next to `of`.
 
   Returns:
     (the artifact or None, what was found instead).

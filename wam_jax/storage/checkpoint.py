@@ -1,6 +1,6 @@
 """Training states on disk, by Orbax, with checksums: checkpoints of a running stage.
 
-Orbax writes into a folder of its own for every attempt; its manifest is written
+Orbax writes into a separate folder for every attempt; its manifest is written
 (`wam_jax.storage.checksums`); then one rename gives it its name. So a killed process leaves a whole
 checkpoint or none, and damage on the disk is found before anything is read.
 

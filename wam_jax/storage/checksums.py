@@ -80,7 +80,7 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
 
   Raises:
     NewerFormatError: written by a newer version.
-    CheckpointError: not there or not a manifest. Says what is wrong with it, on one line.
+    CheckpointError: missing or not a manifest. Says what is wrong with it, on one line.
   """
   file = pathlib.Path(folder) / MANIFEST
   record = read_json(file)

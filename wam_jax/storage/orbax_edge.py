@@ -48,7 +48,7 @@ def beside(path: pathlib.Path, suffix: str) -> pathlib.Path:
 
 
 def remove(path: pathlib.Path, ignore_errors: bool = False) -> None:
-  """Deletes a folder, if it is there."""
+  """Deletes a folder, if it exists."""
   if os.path.lexists(path):
     shutil.rmtree(path, ignore_errors=ignore_errors)
 
@@ -74,7 +74,7 @@ def quiet_when_full() -> None:
   before = sys.unraisablehook
 
   def hook(unraisable: Any) -> None:
-    # TensorStore says so when it is done with a write whose event loop has failed.
+    # TensorStore reports this when it is done with a write whose event loop has failed.
     if str(unraisable.exc_value) != "Event loop is closed":
       before(unraisable)
 

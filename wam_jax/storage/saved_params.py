@@ -33,7 +33,7 @@ _attempts = itertools.count()
 
 
 def save_params(path: str | os.PathLike[str], tree: Any) -> None:
-  """Writes final parameters, replacing what is there.
+  """Writes final parameters, replacing what exists.
 
   Killed at any moment, it leaves the old parameters or the new ones whole. In a run of many processes the
   first one writes, and waits for no other.
@@ -62,7 +62,7 @@ def save_params(path: str | os.PathLike[str], tree: Any) -> None:
       checkpointer.wait_until_finished()
     checksums.write_json(writing / MARKER, {"format": FORMAT})
     checksums.write_manifest(writing)
-    os.replace(writing, new)  # `new` is whole whenever it is there
+    os.replace(writing, new)  # `new` is whole whenever it exists
     if path.exists():
       os.replace(path, old)
     os.replace(new, path)
@@ -86,7 +86,7 @@ def load_params(path: str | os.PathLike[str]) -> Any:
     Nested dicts of NumPy arrays.
 
   Raises:
-    CheckpointError: nothing there, damaged (names the file), written by a newer version, or Orbax cannot
+    CheckpointError: missing, damaged (names the file), written by a newer version, or Orbax cannot
       read it.
   """
   path = pathlib.Path(path).absolute()
@@ -126,7 +126,7 @@ def _params_checkpointer() -> Any:
 
 
 def _complete_params(path: pathlib.Path) -> pathlib.Path | None:
-  """What a process killed while it replaced parameters left whole beside `path`, the newer first."""
+  """What a process killed while it replaced parameters left whole next to `path`, the newer first."""
   return next(
     (candidate for candidate in (beside(path, ".new"), beside(path, ".old")) if candidate.is_dir()), None
   )

@@ -35,7 +35,7 @@ _PACKAGES = {"pybullet": "pybullet", "hydra": "hydra-core", "omegaconf": "omegac
 
 
 class CalvinMissingError(RuntimeError):
-  """A part of CALVIN's simulator is not there; the text names it and says what to do."""
+  """A part of CALVIN's simulator is missing; the text names it and says what to do."""
 
   def __init__(self, missing: str):
     super().__init__(f"{missing}\n{HOW_TO}")
@@ -125,7 +125,7 @@ class CalvinTable:
       scene: one of SCENES.
 
     Raises:
-      CalvinMissingError: something is not installed or not there.
+      CalvinMissingError: something is not installed or missing.
       ValueError: unknown scene.
     """
     if scene not in SCENES:

@@ -86,10 +86,10 @@ def _close_drawer(scene_obs: np.ndarray, rng: np.random.Generator) -> Route:
 
 
 def _move_slider(side: float, scene_obs: np.ndarray, rng: np.random.Generator) -> Route:
-  """Beside the handle, on its right (side 1) or left (-1), then to the other side."""
+  """Next to the handle, on its right (side 1) or left (-1), then to the other side."""
   handle = 0.04 - scene_obs[goals.SLIDER]
   x, z = handle + side * (0.085 + rng.uniform(0, 0.01)), 0.51 + rng.uniform(-0.004, 0.004)
-  y = -0.008 + rng.uniform(-0.004, 0.004)  # deep beside the handle, or a noisy hand slips off
+  y = -0.008 + rng.uniform(-0.004, 0.004)  # deep next to the handle, or a noisy hand slips off
   end = x - side * 0.33
   return Route([np.array(p) for p in ((x, -0.12, 0.60), (x, y, 0.60), (x, y, z), (end, y, z))])
 

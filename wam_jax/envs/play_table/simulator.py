@@ -241,7 +241,7 @@ class SceneState:
 class PlayTable:
   """One play table; implements `envs.base.Environment`.
 
-  Beside (robot_obs, scene_obs) and velocities, the state holds the target pose that actions move;
+  Besides (robot_obs, scene_obs) and velocities, the state holds the target pose that actions move;
   `reset` puts it at the gripper and sets velocities to zero. The same reset and actions give results
   identical to the bit.
   """

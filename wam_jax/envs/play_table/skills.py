@@ -101,7 +101,7 @@ def _close_drawer(scene_obs: np.ndarray, rng: np.random.Generator) -> Route:
 
 
 def _move_slider(side: float, scene_obs: np.ndarray, rng: np.random.Generator) -> Route:
-  """Beside the handle, on its right (side 1) or left (-1), then to the other side."""
+  """Next to the handle, on its right (side 1) or left (-1), then to the other side."""
   handle = (
     np.array(scene.SLIDER_ORIGIN) + 0.06 * scene.SLOPE_NORMAL - np.array([scene_obs[goals.SLIDER], 0, 0])
   )
