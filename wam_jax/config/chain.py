@@ -35,7 +35,7 @@ class Stage:
     adds: fields that, when set, ask for more from a finished stage; they change nothing that exists.
     schema: of its files; another one makes older artifacts differ.
     together: whether all processes of a run work on it; otherwise the first one does.
-    asked: it runs only when it is asked for by --config.stage.
+    on_request: it runs only when it is asked for by --config.stage.
   """
 
   name: str
@@ -47,7 +47,7 @@ class Stage:
   adds: tuple[str, ...] = ()
   schema: int = 1
   together: bool = False
-  asked: bool = False
+  on_request: bool = False
 
 
 # --- how much work a stage is ------------------------------------------------------------------------
@@ -349,7 +349,7 @@ CHAIN: tuple[Stage, ...] = (
     size=lambda c: "all frames of the dataset, shrunk, as TFDS",
     seconds=15,
     work=_frames,
-    asked=True,
+    on_request=True,
   ),
   Stage(
     "online_ppo",
@@ -360,7 +360,7 @@ CHAIN: tuple[Stage, ...] = (
     ),
     seconds=3_000,
     work=_improving_really,
-    asked=True,
+    on_request=True,
   ),
   Stage(
     "evaluate_cloned",
@@ -370,9 +370,9 @@ CHAIN: tuple[Stage, ...] = (
     seconds=60,
     work=_evaluating_cloned,
     together=True,
-    asked=True,
+    on_request=True,
   ),
 )
 ROWS: dict[str, Stage] = {stage.name: stage for stage in CHAIN}
-STAGES = tuple(stage.name for stage in CHAIN if not stage.asked)  # of a whole run
-EXTRA_STAGES = tuple(stage.name for stage in CHAIN if stage.asked)  # run only when asked for by name
+STAGES = tuple(stage.name for stage in CHAIN if not stage.on_request)  # of a whole run
+EXTRA_STAGES = tuple(stage.name for stage in CHAIN if stage.on_request)  # run only when asked for by name

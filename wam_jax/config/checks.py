@@ -92,20 +92,20 @@ class Check:
     return isinstance(value, self.types) and (bool in self.types or not isinstance(value, bool))
 
 
-def number(low: float, high: float = math.inf, *, open_low: bool = False, whole: bool = False) -> Check:
+def number(low: float, high: float = math.inf, *, open_low: bool = False, integer: bool = False) -> Check:
   """A number in [low, high], or (low, high] if `open_low`."""
   above = f"more than {low}" if open_low else f"at least {low}"
   rule = above if high == math.inf else f"{above} and at most {high}"
   return Check(
     lambda value: math.isfinite(value) and (low < value if open_low else low <= value) and value <= high,
-    f"{'a whole number, ' if whole else ''}{rule}",
-    (int,) if whole else (int, float),
+    f"{'a whole number, ' if integer else ''}{rule}",
+    (int,) if integer else (int, float),
   )
 
 
 def count(low: int = 1, high: int = MOST) -> Check:
   """A whole number in [low, high]."""
-  return number(low, high, whole=True)
+  return number(low, high, integer=True)
 
 
 def choice(*words: str) -> Check:
