@@ -16,7 +16,7 @@ STAGE = """
 def run(stage):
   (stage.workdir / "seed.txt").write_text(str(stage.config.seed))
 """
-ROW = '  Stage("write_seed", (), ("seed",), size=lambda c: f"the number {c.seed}", asked=True),\n'
+ROW = '  Stage("write_seed", (), ("seed",), size=lambda c: f"the number {c.seed}", on_request=True),\n'
 
 
 def test_what_a_stage_requires_runs_before_it():

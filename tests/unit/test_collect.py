@@ -18,7 +18,7 @@ from wam_jax import config as config_lib
 from wam_jax.data import calvin, files
 from wam_jax.embodiment import ROBOT_OBS, SCENE_OBS
 from wam_jax.envs import recording, recording_workers, registry
-from wam_jax.envs import tasks as tasks_lib
+from wam_jax.envs import tasks as task_rules
 from wam_jax.envs.play_table import simulator, skills
 from wam_jax.host.logger import Logger
 from wam_jax.running.stage_run import StageRun
@@ -77,7 +77,7 @@ def test_failed_takes_fail_and_are_a_split_of_their_own(tmp_path):
   assert [a.task for a in takes.annotations] == ["turn_on_led"] * 5 + ["open_drawer"] * 5
   for annotation in takes.annotations:
     scene = takes.frames.scene_obs[annotation.start : annotation.end]
-    assert not tasks_lib.success(annotation.task, scene[:1], scene).any()
+    assert not task_rules.success(annotation.task, scene[:1], scene).any()
   validation = calvin.read_split(root / "validation", 16)
   assert takes.frames.ids[0] == validation.frames.ids[-1] + 1
   assert summary["frames"]["failed"] == takes.frames.num_frames and summary["episodes"]["failed"] == 10
@@ -87,7 +87,7 @@ def test_demos_end_a_few_frames_after_success(collected):
   split = calvin.read_split(calvin.dataset_path(collected[0]) / "training", 16)
   for annotation in split.annotations:
     scene_obs = split.frames.scene_obs[annotation.start : annotation.end]
-    holds = tasks_lib.success(annotation.task, scene_obs[0], scene_obs)
+    holds = task_rules.success(annotation.task, scene_obs[0], scene_obs)
     assert holds[-1] and not holds[0]
     assert np.flatnonzero(holds)[0] == len(holds) - recording.SUCCESS_FRAMES
 
@@ -135,7 +135,7 @@ class DrawsItself(simulator.PlayTable):
   """As CALVIN's: pictures of the present moment only, larger than wanted. Here they show the drawer."""
 
   def pictures(self):
-    level = np.uint8(1000 * self.state()[1][tasks_lib.DRAWER])
+    level = np.uint8(1000 * self.state()[1][task_rules.DRAWER])
     return {"rgb_static": np.full((20, 20, 3), level), "rgb_gripper": np.full((17, 17, 3), 255 - level)}
 
 
@@ -164,7 +164,7 @@ def test_a_simulator_that_only_draws_the_present_is_recorded_with_pictures(colle
     np.testing.assert_array_equal(
       frames.action, calvin.read_frames(calvin.dataset_path(collected[0]) / split, 16).action
     )
-    level = (1000 * frames.scene_obs[:, tasks_lib.DRAWER].astype(np.float64)).astype(np.uint8)
+    level = (1000 * frames.scene_obs[:, task_rules.DRAWER].astype(np.float64)).astype(np.uint8)
     assert np.abs(frames.rgb_static[:, 5, 5, 0].astype(int) - level).max() <= 1 and np.ptp(level) > 100
     assert (frames.rgb_static[:, 0, 0, 0] == 255 - frames.rgb_gripper[:, 15, 15, 2]).all()
 
@@ -290,7 +290,7 @@ def test_play_visits_the_furniture_and_chains_possible_skills():
   env = registry.make_environment("play_table")
   plays = [recording.record(env, recording.Job("play", "", i), settings) for i in range(3)]
   scene_obs = np.stack([play["scene_obs"] for play in plays])
-  furniture = [tasks_lib.SLIDER, tasks_lib.DRAWER, tasks_lib.BULB, tasks_lib.LED]
+  furniture = [task_rules.SLIDER, task_rules.DRAWER, task_rules.BULB, task_rules.LED]
   moved = np.ptp(scene_obs[..., furniture], axis=1).max(0)  # within an episode
   assert (moved >= (0.15, 0.12, 1, 1)).all()
   assert sum(succeeded for play in plays for _, succeeded in play["attempts"].values()) >= 12
@@ -299,11 +299,11 @@ def test_play_visits_the_furniture_and_chains_possible_skills():
 @pytest.mark.parametrize(
   ("index", "value", "possible"),
   [
-    (tasks_lib.DRAWER, 0.0, ("open_drawer", "close_drawer")),
-    (tasks_lib.DRAWER, 0.2, ("close_drawer", "open_drawer")),
-    (tasks_lib.SLIDER, 0.02, ("move_slider_left", "move_slider_right")),
-    (tasks_lib.BULB, 1.0, ("turn_off_lightbulb", "turn_on_lightbulb")),
-    (tasks_lib.LED, 0.0, ("turn_on_led", "turn_off_led")),
+    (task_rules.DRAWER, 0.0, ("open_drawer", "close_drawer")),
+    (task_rules.DRAWER, 0.2, ("close_drawer", "open_drawer")),
+    (task_rules.SLIDER, 0.02, ("move_slider_left", "move_slider_right")),
+    (task_rules.BULB, 1.0, ("turn_off_lightbulb", "turn_on_lightbulb")),
+    (task_rules.LED, 0.0, ("turn_on_led", "turn_off_led")),
   ],
 )
 def test_possible_tasks(index, value, possible):

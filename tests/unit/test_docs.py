@@ -23,7 +23,7 @@ from wam_jax.config import STAGES, TASKS, ConfigError, default_config, flatten
 from wam_jax.config import reference as config_reference
 from wam_jax.config.surroundings import dppo_file
 from wam_jax.data import inspect
-from wam_jax.envs import tasks as task_oracle
+from wam_jax.envs import tasks as task_rules
 
 ROOT = pathlib.Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "BUILD.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -328,10 +328,10 @@ def test_code_runs(page, words, tmp_path, monkeypatch):
 
 def test_a_predicate_of_the_guide():
   ((_, code),) = blocks((GUIDES / "add_a_skill.md").read_text(encoding="utf-8"), "python")
-  names = vars(task_oracle) | {"PREDICATES": {}}
+  names = vars(task_rules) | {"PREDICATES": {}}
   exec(code, names)
   start, ajar = np.zeros(24), np.zeros(24)
-  ajar[task_oracle.DRAWER] = 0.07
+  ajar[task_rules.DRAWER] = 0.07
   (predicate,) = names["PREDICATES"].values()
   assert predicate(start, ajar) and not predicate(start, start)
 

@@ -31,7 +31,7 @@ def load_policy(
     task: one of the policy's; None: its only one.
     which: 'ppo', the last; 'ppo_imagined' or 'ppo_real', of each task the best by dreams or by simulator,
       where PPO was monitored; 'cloned'; None: 'ppo' if it is finished, else 'cloned'.
-    world_model: folder of the world model, where it is neither beside the policy nor where the run had it.
+    world_model: folder of the world model, where it is neither next to the policy nor where the run had it.
     ddim_steps: of a diffusion policy, so many denoising steps by DDIM; 0: all that it was trained with.
 
   Raises:
@@ -75,16 +75,16 @@ def find_policy(path: Any, which: str | None = None) -> Artifact:
   path = pathlib.Path(path).expanduser()
   if which is not None and which not in TRAINED:
     raise ValueError(f"which: expected one of {', '.join(TRAINED)}, got {which!r}")
-  wanted = list(dict.fromkeys(POLICIES[name].stage for name in TRAINED if which in (None, name)))
+  stages = list(dict.fromkeys(POLICIES[name].stage for name in TRAINED if which in (None, name)))
   artifact = artifact_lib.read_artifact(path)
   if artifact is not None:
-    if artifact.stage not in wanted:
-      raise PolicyError(f"{path}: this is an artifact of {artifact.stage}, not of {' or '.join(wanted)}")
+    if artifact.stage not in stages:
+      raise PolicyError(f"{path}: this is an artifact of {artifact.stage}, not of {' or '.join(stages)}")
     if not artifact.done:
       raise PolicyError(f"{path}: {artifact.stage} is not finished (DONE is missing)")
     return artifact
   reasons = []
-  for stage in wanted:
+  for stage in stages:
     for folder in [path / stage, *artifact_lib.given_folders(path, stage)]:
       try:
         return artifact_lib.load_artifact(folder)
@@ -98,21 +98,21 @@ def find_world_model(policy: Artifact, path: Any = None) -> Artifact:
 
   Args:
     policy: artifact of ppo or behaviour_cloning.
-    path: where it is; None: beside the policy, or where the run that made the policy had it.
+    path: where it is; None: next to the policy, or where the run that made the policy had it.
 
   Raises:
     PolicyError: with what was found instead.
   """
-  wanted = policy.inputs.get("world_model")
-  if wanted is None:  # the cloned policy knows its demos' features, and these the world model
-    wanted = _find(policy, "featurize", policy.inputs["featurize"]).inputs["world_model"]
-  return _find(policy, "world_model", wanted, path)
+  fingerprint = policy.inputs.get("world_model")
+  if fingerprint is None:  # the cloned policy knows its demos' features, and these the world model
+    fingerprint = _find(policy, "featurize", policy.inputs["featurize"]).inputs["world_model"]
+  return _find(policy, "world_model", fingerprint, path)
 
 
 def _find(policy: Artifact, stage: str, fingerprint: str, path: Any = None) -> Artifact:
-  found, reasons = artifact_lib.search_input(policy, stage, fingerprint, path)
-  if found is not None:
-    return found
+  artifact, reasons = artifact_lib.search_input(policy, stage, fingerprint, path)
+  if artifact is not None:
+    return artifact
   name = stage.replace("_", " ")
   problem = f"{policy.path}: this policy was trained on the {name} with fingerprint {fingerprint[:12]}, "
   hint = "If the world model is elsewhere, name its folder: load_policy(..., world_model=FOLDER)."

@@ -26,7 +26,7 @@ def load_world_model(artifact: Artifact) -> tuple[WorldModel, Params]:
   """The model that an artifact describes, and its parameters.
 
   Raises:
-    CheckpointError: the parameters are not those that the config beside them describes, or were written
+    CheckpointError: the parameters are not those that the config next to them describes, or were written
       by a version with other settings.
   """
   statistics = None
@@ -111,7 +111,7 @@ def load_policy(artifact: Artifact, selected: str = "") -> tuple[Policy, Params]
 
 
 def described_policy(artifact: Artifact, network: Params) -> Policy:
-  """The policy of a stacked network by the config saved beside it.
+  """The policy of a stacked network by the config saved next to it.
 
   Raises:
     CheckpointError: made by another version of wam_jax.

@@ -107,12 +107,12 @@ def load_packed(
   if which not in (None, meta["which"]):
     raise PolicyError(f"{path}: holds the policies {meta['which']}, not {which}")
   k = index_of(path, meta["tasks"], task)
-  whole = {name: x.astype(np.float32) if x.dtype == np.float16 else x for name, x in flat.items()}
-  params = traverse_util.unflatten_dict(whole, sep="/")
+  arrays = {name: x.astype(np.float32) if x.dtype == np.float16 else x for name, x in flat.items()}
+  params = traverse_util.unflatten_dict(arrays, sep="/")
   config = meta["world_model"]
   mean, std = map(tuple, meta["statistics"])
   model = models.model_of(config, (mean, std))
   policy = models.make_policy(meta["policy"], meta["feature_size"])
   policy = models.for_acting(policy, ddim_steps)
-  own = jax.tree.map(lambda x: x[k : k + 1], params["policy"])
-  return ActingPolicy(model, params["world_model"], policy, own, meta["tasks"][k], meta["made_from"])
+  actor = jax.tree.map(lambda x: x[k : k + 1], params["policy"])
+  return ActingPolicy(model, params["world_model"], policy, actor, meta["tasks"][k], meta["made_from"])

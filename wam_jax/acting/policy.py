@@ -115,8 +115,8 @@ class ActingPolicy:
       ValueError: a missing key, a wrong shape or dtype, a number that is not finite, or another batch size
         than that of `reset`; the state is then as before.
     """
-    seen = self._read(observation)
-    self._state, action = self._step(*self.params, self._state, seen)
+    inputs = self._read(observation)
+    self._state, action = self._step(*self.params, self._state, inputs)
     result = np.asarray(action)
     return result[0] if self._batch_size is None else result
 
@@ -124,14 +124,14 @@ class ActingPolicy:
     """What the compiled step takes: pictures [B, S, S, 3] uint8, robot_obs [B, 15] float32."""
     if not isinstance(observation, Mapping):
       raise ValueError(f"observation: expected a dict of arrays, got {type(observation).__name__}")
-    wanted = (*self.cameras, "robot_obs") if self.needs_robot_obs else self.cameras
-    missing = [name for name in wanted if name not in observation]
+    keys = (*self.cameras, "robot_obs") if self.needs_robot_obs else self.cameras
+    missing = [name for name in keys if name not in observation]
     if missing:
       raise ValueError(
-        f"observation: {', '.join(missing)} missing; this policy needs {', '.join(wanted)}, "
+        f"observation: {', '.join(missing)} missing; this policy needs {', '.join(keys)}, "
         f"got {', '.join(map(str, observation)) or 'nothing'}"
       )
-    size, seen = self.image_size, {}
+    size, inputs = self.image_size, {}
     for camera in self.cameras:
       picture = self._rows(camera, observation[camera], 3)
       if picture.dtype != np.uint8:
@@ -141,7 +141,7 @@ class ActingPolicy:
           f"{camera}: expected {self._lead()}{size}, {size}, 3] or larger pictures, "
           f"got {list(observation[camera].shape)}"
         )
-      seen[camera] = area_resize(picture, size, size)
+      inputs[camera] = area_resize(picture, size, size)
     if self.needs_robot_obs:
       robot_obs = self._rows("robot_obs", observation["robot_obs"], 1)
       if robot_obs.shape[1] != ROBOT_OBS or robot_obs.dtype.kind not in "fiu":
@@ -156,8 +156,8 @@ class ActingPolicy:
           f"robot_obs: NaN or infinity at {np.flatnonzero(~finite).tolist()}; the policy's state is as it "
           "was: repeat the last action or hold the robot, and call act with the next frame"
         )
-      seen["robot_obs"] = robot_obs.astype(np.float32)
-    return seen
+      inputs["robot_obs"] = robot_obs.astype(np.float32)
+    return inputs
 
   def _lead(self) -> str:
     return "[" if self._batch_size is None else f"[{self._batch_size}, "

@@ -134,10 +134,10 @@ def rollout_policies(
   seconds = {"drawing": 0.0, "model": 0.0, "physics": 0.0}
   for t in range(max_steps):
     began = time.perf_counter()
-    seen = environment.observe(record.active)
+    rendered = environment.observe(record.active)
     drawn = time.perf_counter()
     frame_key, chunk_key = step.frame_keys(key, t)
-    observation = {camera: seen[camera] for camera in CAMERAS}
+    observation = {camera: rendered[camera] for camera in CAMERAS}
     observation["robot_obs"] = record.robot.astype(np.float32)
     is_first = np.full(total, t == 0)
     latent = filter_frame(wm_params, latent, observation, prev_action, is_first, frame_key)

@@ -15,7 +15,7 @@ import time
 
 import jax
 import numpy as np
-from jax import export
+from jax import export as jax_export
 
 
 class Policy:
@@ -26,7 +26,7 @@ class Policy:
     self.about = json.loads((folder / "policy.json").read_text())
     with np.load(folder / "params.npz", allow_pickle=False) as file:
       self.params = jax.device_put({name: file[name] for name in file.files})
-    read = lambda name: jax.jit(export.deserialize(bytearray((folder / name).read_bytes())).call)
+    read = lambda name: jax.jit(jax_export.deserialize(bytearray((folder / name).read_bytes())).call)
     self._start, self._step = read("start.jaxexport"), read("step.jaxexport")
     self.reset()
 
@@ -35,15 +35,15 @@ class Policy:
 
   def act(self, observation):
     """Arrays of policy.json's "observation" (more are ignored) -> action float32 [B, 7]."""
-    seen = {}
+    inputs = {}
     for name, spec in self.about["observation"].items():
       array = np.asarray(observation[name])
       if list(array.shape) != spec["shape"] or (spec["dtype"] == "uint8") != (array.dtype == np.uint8):
         raise ValueError(f"{name}: expected {spec['dtype']} {spec['shape']}, got {array.dtype} {array.shape}")
-      seen[name] = array.astype(spec["dtype"])
-      if not np.isfinite(seen[name]).all():
+      inputs[name] = array.astype(spec["dtype"])
+      if not np.isfinite(inputs[name]).all():
         raise ValueError(f"{name}: NaN or infinity; the state is as it was, repeat the last action or hold")
-    self._state, action = self._step(self.params, self._state, seen)
+    self._state, action = self._step(self.params, self._state, inputs)
     return np.asarray(action)
 
 
@@ -52,7 +52,7 @@ if __name__ == "__main__":
   rng = np.random.default_rng(0)
   specs = policy.about["observation"].items()
   for t in range(9):
-    seen = {name: rng.integers(0, 255, spec["shape"]).astype(spec["dtype"]) for name, spec in specs}
+    inputs = {name: rng.integers(0, 255, spec["shape"]).astype(spec["dtype"]) for name, spec in specs}
     begin = time.perf_counter()
-    action = policy.act(seen)
+    action = policy.act(inputs)
     print(f"frame {t}: {1e3 * (time.perf_counter() - begin):7.1f} ms, action {np.round(action, 3).tolist()}")

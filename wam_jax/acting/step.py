@@ -41,10 +41,10 @@ def filter_frame(
   Returns:
     [B, ...].
   """
-  seen: Any = {"robot_obs": jnp.zeros((len(prev_action), ROBOT_OBS))} | dict(observation)
-  # A camera that is not there is one that the model does not read.
+  inputs: Any = {"robot_obs": jnp.zeros((len(prev_action), ROBOT_OBS))} | dict(observation)
+  # A missing camera is one that the model does not read.
   embed = wm.encode_observation(
-    model, params, seen.get("rgb_static"), seen.get("rgb_gripper"), seen["robot_obs"]
+    model, params, inputs.get("rgb_static"), inputs.get("rgb_gripper"), inputs["robot_obs"]
   )
   return wm.filter_step(model, params, latent, embed, prev_action, is_first, key)
 
@@ -93,9 +93,9 @@ def start_state(model: Any, params: Params, batch_size: int, chunk: int, seed: j
     [B, H, 7], step int32 (frames seen), key uint32.
   """
   latent = wm.initial_latent(model, params, batch_size)
-  rest = jnp.broadcast_to(jnp.asarray(REST_ACTION, jnp.float32), (batch_size, ACTION))
+  rest_action = jnp.broadcast_to(jnp.asarray(REST_ACTION, jnp.float32), (batch_size, ACTION))
   return _latent_arrays(latent) | {
-    "prev_action": rest,
+    "prev_action": rest_action,
     "chunk": jnp.zeros((batch_size, chunk, ACTION)),
     "step": jnp.zeros((), jnp.int32),
     "key": jax.random.key_data(jax.random.key(seed)),

@@ -1,6 +1,6 @@
 """Says what is installed, what this machine has, and what keeps wam_jax from running on it.
 
-python -m wam_jax.doctor            # for people; each problem is followed by the line that mends it
+python -m wam_jax.doctor            # for people; each problem is followed by the line that fixes it
 python -m wam_jax.doctor --json     # the same for scripts
 
 Exit code 0: the demo can run; 1: it cannot (problems marked !). What is optional never makes it 1.
@@ -30,7 +30,7 @@ MEMORY, DISK = 2.8e9, 2e9  # bytes that the demo takes
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-  """What is wrong with what, the one line that mends it, and whether the demo cannot run until then."""
+  """What is wrong with what, the one line that fixes it, and whether the demo cannot run until then."""
 
   subject: str
   what: str
@@ -53,21 +53,21 @@ class Section:
 
 def check_machine(name: str) -> Section:
   """Python, system, cores, memory, the disk of the working folder, and the place for compiled programs."""
-  memory, disk, here = machine.host_bytes(), shutil.disk_usage(".").free, os.getcwd()
+  memory, disk, folder = machine.host_bytes(), shutil.disk_usage(".").free, os.getcwd()
   section = Section(name, [f"Python {platform.python_version()} at {sys.executable}", platform.platform()])
   cores = machine.available_cores()
   section.facts += [f"{cores} CPU core{'s' * (cores > 1)}", f"{memory / 1e9:.1f} GB of memory free"]
-  section.facts.append(f"{disk / 1e9:.1f} GB of disk free in {here}")
+  section.facts.append(f"{disk / 1e9:.1f} GB of disk free in {folder}")
   if not (3, 11) <= sys.version_info[:2] <= (3, 12):
     section.problem("Python", "must be 3.11 or 3.12", "PYTHON=python3.12 bash launch/quickstart.sh", True)
   if memory < MEMORY:  # other programs may have ended when the demo needs it
     section.problem("Memory", f"is short: the demo takes {MEMORY / 1e9:g} GB", "end other programs")
-  if disk < DISK or not machine.writable(here):
-    what = f"must take {DISK / 1e9:g} GB from the demo: it is full, or you may not write in it"
-    section.problem("The working folder", what, "cd FOLDER  # or --config.workdir=FOLDER", True)
+  if disk < DISK or not machine.writable(folder):
+    problem = f"must take {DISK / 1e9:g} GB from the demo: it is full, or you may not write in it"
+    section.problem("The working folder", problem, "cd FOLDER  # or --config.workdir=FOLDER", True)
   if not machine.writable(machine.compilation_cache()):
-    what = f"compiles everything anew each time: it cannot write in {machine.compilation_cache()}"
-    section.problem("JAX", what, "export JAX_COMPILATION_CACHE_DIR=FOLDER  # where you may write")
+    problem = f"compiles everything anew each time: it cannot write in {machine.compilation_cache()}"
+    section.problem("JAX", problem, "export JAX_COMPILATION_CACHE_DIR=FOLDER  # where you may write")
   return section
 
 
@@ -76,20 +76,22 @@ def check_packages(name: str, seconds: float, extra: str = "") -> Section:
   from packaging.requirements import Requirement
 
   section, versions, missing = Section(name), {}, {}
-  for one in map(Requirement, metadata.requires("wam_jax") or []):
-    applies = [one.marker is None or one.marker.evaluate({"extra": which}) for which in ("", extra)]
+  for requirement in map(Requirement, metadata.requires("wam_jax") or []):
+    applies = [
+      requirement.marker is None or requirement.marker.evaluate({"extra": group}) for group in ("", extra)
+    ]
     if applies != [not extra, True]:
       continue
-    bounds = ",".join(sorted(map(str, one.specifier), reverse=True))
+    bounds = ",".join(sorted(map(str, requirement.specifier), reverse=True))
     try:
-      version = versions[one.name] = metadata.version(one.name)
+      version = versions[requirement.name] = metadata.version(requirement.name)
     except metadata.PackageNotFoundError:
-      missing[one.name] = one.name + bounds
+      missing[requirement.name] = requirement.name + bounds
       continue
-    section.facts.append(f"{one.name} {version} ({bounds})")
-    if not one.specifier.contains(version, prereleases=True):
-      fix = f"pip install {shlex.quote(one.name + bounds)}"
-      section.problem(one.name, f"is {version}, must be {bounds}", fix, not extra)
+    section.facts.append(f"{requirement.name} {version} ({bounds})")
+    if not requirement.specifier.contains(version, prereleases=True):
+      fix = f"pip install {shlex.quote(requirement.name + bounds)}"
+      section.problem(requirement.name, f"is {version}, must be {bounds}", fix, not extra)
   if missing:
     section.problem(", ".join(missing), "not found", f"pip install {shlex.join(missing.values())}", not extra)
   for name, (error, fix) in doctor_jobs.import_errors(versions, seconds).items():
@@ -98,16 +100,16 @@ def check_packages(name: str, seconds: float, extra: str = "") -> Section:
 
 
 def check_devices(name: str, seconds: float) -> Section:
-  """The devices that JAX computes on, and why not on an accelerator that is there."""
+  """The devices that JAX computes on, and why not on a present accelerator."""
   accelerator = machine.find_accelerator()
-  found, failure = doctor_jobs.run(doctor_jobs.devices, seconds)
-  facts = [f"{found.count(kind)} x {kind}" for kind in dict.fromkeys(found)]
+  kinds, failure = doctor_jobs.run(doctor_jobs.devices, seconds)
+  facts = [f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds)]
   section = Section(name, [*facts, *filter(None, [accelerator.why_not])])
   if failure:
     fix = "unset JAX_PLATFORMS" if "JAX_PLATFORMS" in os.environ else "export JAX_PLATFORMS=cpu"
     fix = "pip install -e ." if failure.startswith("ModuleNotFoundError") else fix
     section.problem("JAX", f"finds no device: {failure}", fix, True)
-  elif accelerator.device and all(kind.startswith("cpu") for kind in found):
+  elif accelerator.device and all(kind.startswith("cpu") for kind in kinds):
     fix = f"pip install --force-reinstall -e '.[{'tpu' if accelerator.device == 'TPU' else 'cuda'}]'"
     section.problem(accelerator.device, "is there, but JAX computes on the CPU", fix)
   elif accelerator.fix:
@@ -131,20 +133,20 @@ def check_calvin(name: str, seconds: float) -> Section:
   section = check_packages(name, seconds, "calvin")
   facts, failure = doctor_jobs.run(doctor_jobs.find_calvin, seconds)
   section.facts += facts
-  if failure and "not installed" not in failure:  # that has been said
-    what = (
+  if failure and "not installed" not in failure:  # already reported
+    problem = (
       f"names no simulator: {failure.partition(': ')[2]}" if "CALVIN_ROOT" in os.environ else "is not set"
     )
     fix = "git clone https://github.com/mees/calvin_env && export CALVIN_ROOT=$PWD/calvin_env"
-    section.problem("$CALVIN_ROOT", what, fix)
-  data = os.path.expanduser(os.environ.get("CALVIN_DATA", ""))
-  files = [f"{data}/{split}/ep_start_end_ids.npy" for split in ("training", "validation")]
-  if data and all(map(os.path.isfile, files)):
-    section.facts.append(f"dataset in {data}")
+    section.problem("$CALVIN_ROOT", problem, fix)
+  dataset = os.path.expanduser(os.environ.get("CALVIN_DATA", ""))
+  files = [f"{dataset}/{split}/ep_start_end_ids.npy" for split in ("training", "validation")]
+  if dataset and all(map(os.path.isfile, files)):
+    section.facts.append(f"dataset in {dataset}")
   else:
     fix = "export CALVIN_DATA=FOLDER  # made by dataset/download_data.sh of github.com/mees/calvin"
-    what = f"names no dataset, with {' and '.join(files)}" if data else "is not set"
-    section.problem("$CALVIN_DATA", what, fix)
+    problem = f"names no dataset, with {' and '.join(files)}" if dataset else "is not set"
+    section.problem("$CALVIN_DATA", problem, fix)
   return section
 
 
@@ -166,10 +168,12 @@ def examine(seconds: float) -> Iterator[Section]:
     try:
       section = check(name, *args)
     except Exception as error:
-      what = f"was not checked: {doctor_jobs.first_line(error)}"
+      reason = f"was not checked: {doctor_jobs.first_line(error)}"
       fix = "cd FOLDER" if isinstance(error, OSError) else "pip install --force-reinstall -e ."
-      section = Section(name, [], [Problem("This", what, fix, check not in (check_packages, check_calvin))])
-    stopping = {word for one in section.problems if one.stops_demo for word in one.subject.split(", ")}
+      section = Section(name, [], [Problem("This", reason, fix, check not in (check_packages, check_calvin))])
+    stopping = {
+      word for problem in section.problems if problem.stops_demo for word in problem.subject.split(", ")
+    }
     broken += sorted(stopping & {*doctor_jobs.FIRST, "JAX"})
     yield section
 
@@ -186,9 +190,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.json:
       text = f"{section.name}: {', '.join(section.facts)}"
       print(textwrap.fill(text, 100, subsequent_indent="  ", break_on_hyphens=False), flush=True)
-      for one in section.problems:
-        print(f"  {'!' if one.stops_demo else '-'} {one.subject} {one.what}\n      {one.fix}", flush=True)
-  stopping = [one.subject for section in sections for one in section.problems if one.stops_demo]
+      for problem in section.problems:
+        print(
+          f"  {'!' if problem.stops_demo else '-'} {problem.subject} {problem.what}\n      {problem.fix}",
+          flush=True,
+        )
+  stopping = [problem.subject for section in sections for problem in section.problems if problem.stops_demo]
   if args.json:
     report = {"wam_jax": wam_jax.__version__, "demo_can_run": not stopping, "sections": sections}
     print(json.dumps(report, indent=2, default=vars))

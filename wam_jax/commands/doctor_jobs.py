@@ -93,7 +93,7 @@ def import_errors(versions: dict[str, str], seconds: float) -> dict[str, tuple[s
     seconds: for all together.
 
   Returns:
-    {package: (error, how to mend it)} of those that failed. One that hangs or crashes keeps those behind it
+    {package: (error, how to repair it)} of those that failed. One that hangs or crashes keeps those behind it
     from being tried.
   """
   if not versions:
@@ -101,17 +101,17 @@ def import_errors(versions: dict[str, str], seconds: float) -> dict[str, tuple[s
   order = sorted(versions, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
   modules = {_MODULES.get(name, name.replace("-", "_")): name for name in order}
   answers, failure = run(import_all, seconds, *modules)
-  errors = {modules[one[0]]: one[1] for one in answers if isinstance(one, list) and one[1]}
+  errors = {modules[reply[0]]: reply[1] for reply in answers if isinstance(reply, list) and reply[1]}
   if failure:
     errors[modules[answers[-1]] if answers else order[0]] = failure
   return {name: (error, _mend(name, versions[name], error, errors)) for name, error in errors.items()}
 
 
 def _mend(name: str, version: str, error: str, broken: Collection[str]) -> str:
-  """How to mend a package that cannot be imported."""
+  """How to repair a package that cannot be imported."""
   texts = [text for text in metadata.requires(name) or [] if "extra ==" not in text]
   requires = {re.split(r"[^\w.-]", text)[0].lower() for text in texts}
-  causes = [other for other in broken if other.lower() in requires]
+  causes = [package for package in broken if package.lower() in requires]
   if causes:
     return f"mend {', '.join(causes)} first"
   missing = error.startswith("ModuleNotFoundError")  # of what it needs: pip fetches that
@@ -151,6 +151,6 @@ def step_gymnasium() -> Iterator[str]:
 
 def find_calvin() -> Iterator[str]:
   """The checkout of CALVIN's simulator."""
-  from wam_jax.envs.calvin import simulator as calvin
+  from wam_jax.envs.calvin import simulator as calvin_simulator
 
-  yield f"calvin_env in {calvin.find_root()}"
+  yield f"calvin_env in {calvin_simulator.find_root()}"

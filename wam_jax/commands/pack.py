@@ -36,10 +36,10 @@ def pack(workdir: str, out: pathlib.Path, which: str | None = None) -> pathlib.P
     PolicyError, ArtifactError, CheckpointError: as `load_policy`; or weights that half precision cannot hold.
   """
   artifact, policy, params, tasks = load.load_stacked(workdir, which)
-  chosen = which or next(name for name in TRAINED if POLICIES[name].stage == artifact.stage)
+  policy_name = which or next(name for name in TRAINED if POLICIES[name].stage == artifact.stage)
   evaluated = load_artifact(workdir, "evaluate")
-  packed.write_packed(out, artifact, chosen, tasks, policy, params, load.find_world_model(artifact))
-  write_text(out.with_suffix(".md"), card(evaluated, chosen, out))
+  packed.write_packed(out, artifact, policy_name, tasks, policy, params, load.find_world_model(artifact))
+  write_text(out.with_suffix(".md"), card(evaluated, policy_name, out))
   return out
 
 

@@ -57,9 +57,9 @@ def animate(episodes: Sequence[dict[str, Any]], size: int) -> Any:
 
   render = renderer.make_renderer(size, workers=1)
   films = []
-  for one in episodes:
-    shown = np.unique(np.append(np.arange(0, one["steps"] + 1, FRAME_STEP), one["steps"]))
-    films.append(render(one["robot_obs"][shown], one["scene_obs"][shown])["rgb_static"])
+  for episode in episodes:
+    shown = np.unique(np.append(np.arange(0, episode["steps"] + 1, FRAME_STEP), episode["steps"]))
+    films.append(render(episode["robot_obs"][shown], episode["scene_obs"][shown])["rgb_static"])
   return media.side_by_side(films, min(4, len(films)))
 
 
@@ -112,11 +112,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1
   episodes = []
   for i in range(arguments.episodes):
-    one = play(policy, arguments.seed + i, arguments.max_steps)
-    word = "success" if one["success"] else "no success"
-    print(f"{policy.task}, start {arguments.seed + i}: {word} after {one['steps']} steps", flush=True)
-    episodes.append(one)
-  solved = sum(one["success"] for one in episodes)
+    episode = play(policy, arguments.seed + i, arguments.max_steps)
+    word = "success" if episode["success"] else "no success"
+    print(f"{policy.task}, start {arguments.seed + i}: {word} after {episode['steps']} steps", flush=True)
+    episodes.append(episode)
+  solved = sum(episode["success"] for episode in episodes)
   out.write_bytes(film(episodes, arguments.size, out.suffix[1:]))
   print(f"{solved} of {len(episodes)} succeeded. Animation: {out.absolute()}")
   return 0

@@ -1,4 +1,4 @@
-"""Makes the page of a finished run anew, or puts several runs side by side. No stage runs.
+"""Makes the page of a finished run again, or puts several runs side by side. No stage runs.
 
 python -m wam_jax.report --workdir=runs/calvin_wam_demo
 python -m wam_jax.report --workdir=runs/calvin_wam_demo --compare=runs/calvin_dreamerv2_demo --out=both.html
@@ -38,12 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
   runner.use_compilation_cache()
   from wam_jax.reporting import comparison, run_report
 
-  others = [folder for folder in arguments.compare.split(",") if folder]
+  compared = [folder for folder in arguments.compare.split(",") if folder]
   try:
-    runs = [read_run(folder) for folder in (arguments.workdir, *others)]
-    out = arguments.out or _default(runs[0], bool(others))
+    runs = [read_run(folder) for folder in (arguments.workdir, *compared)]
+    out = arguments.out or _default(runs[0], bool(compared))
     out.parent.mkdir(parents=True, exist_ok=True)
-    missing = comparison.write(runs, out) if others else run_report.rebuild(runs[0], out)
+    missing = comparison.write(runs, out) if compared else run_report.rebuild(runs[0], out)
   except (RunError, ArtifactError, OSError) as error:
     print(f"\n{error}", file=sys.stderr)
     return 1
@@ -56,8 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _default(run: Run, compared: bool) -> pathlib.Path:
   if compared:
     return run.workdir / "comparison.html"
-  made = run.workdir / "report"
-  return (made if (made / "DONE").exists() else run.workdir) / "report.html"
+  report_folder = run.workdir / "report"
+  return (report_folder if (report_folder / "DONE").exists() else run.workdir) / "report.html"
 
 
 if __name__ == "__main__":

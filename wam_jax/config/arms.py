@@ -20,7 +20,7 @@ class Arm:
 
   Attributes:
     title: in tables.
-    changes: dotted path -> value, beside the study's own settings.
+    changes: dotted path -> value, on top of the study's own settings.
     stages: that it runs itself, in order; frames are shared by all arms of a seed.
     base: arm whose finished stages it takes for all that it does not run.
     snapshots: whether policies are also cloned on the world models of `world_model.snapshots`.

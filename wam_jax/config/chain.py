@@ -17,7 +17,7 @@ SLOWER = {"play_table": 1.0, "calvin": 18.0}
 _SIMULATOR = ("env.name", "env.calvin_scene", "env.image_size", "env.max_steps")
 
 
-def _one(_: Any) -> float:
+def _constant_work(_: Any) -> float:
   return 1.0
 
 
@@ -32,10 +32,10 @@ class Stage:
     size: of a config -> how much it is, in words, for the plan.
     seconds: that it takes at the size of preset `demo` on 2 CPU cores.
     work: of a config -> work in any unit; other sizes are estimated by its ratio to that of `demo`.
-    adds: fields that, when set, ask for more from a finished stage; they change nothing of what is there.
+    adds: fields that, when set, ask for more from a finished stage; they change nothing that exists.
     schema: of its files; another one makes older artifacts differ.
     together: whether all processes of a run work on it; otherwise the first one does.
-    asked: it runs only when it is asked for by --config.stage.
+    on_request: it runs only when it is asked for by --config.stage.
   """
 
   name: str
@@ -43,11 +43,11 @@ class Stage:
   reads: tuple[str, ...]
   size: Callable[[Any], str] = lambda _: ""
   seconds: float = 10.0
-  work: Callable[[Any], float] = _one
+  work: Callable[[Any], float] = _constant_work
   adds: tuple[str, ...] = ()
   schema: int = 1
   together: bool = False
-  asked: bool = False
+  on_request: bool = False
 
 
 # --- how much work a stage is ------------------------------------------------------------------------
@@ -349,7 +349,7 @@ CHAIN: tuple[Stage, ...] = (
     size=lambda c: "all frames of the dataset, shrunk, as TFDS",
     seconds=15,
     work=_frames,
-    asked=True,
+    on_request=True,
   ),
   Stage(
     "online_ppo",
@@ -360,7 +360,7 @@ CHAIN: tuple[Stage, ...] = (
     ),
     seconds=3_000,
     work=_improving_really,
-    asked=True,
+    on_request=True,
   ),
   Stage(
     "evaluate_cloned",
@@ -370,9 +370,9 @@ CHAIN: tuple[Stage, ...] = (
     seconds=60,
     work=_evaluating_cloned,
     together=True,
-    asked=True,
+    on_request=True,
   ),
 )
 ROWS: dict[str, Stage] = {stage.name: stage for stage in CHAIN}
-STAGES = tuple(stage.name for stage in CHAIN if not stage.asked)  # of a whole run
-EXTRA_STAGES = tuple(stage.name for stage in CHAIN if stage.asked)  # run only when asked for by name
+STAGES = tuple(stage.name for stage in CHAIN if not stage.on_request)  # of a whole run
+EXTRA_STAGES = tuple(stage.name for stage in CHAIN if stage.on_request)  # run only when asked for by name

@@ -48,15 +48,15 @@ class ConfigError(Exception):
     super().__init__("\n".join(lines))
 
 
-def suggest(word: str, known: Iterable[str]) -> str:
+def suggest(word: str, candidates: Iterable[str]) -> str:
   """The known word that `word` was most likely meant to be, or ''."""
-  known = list(known)
-  close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+  candidates = list(candidates)
+  close = difflib.get_close_matches(word, candidates, n=1, cutoff=0.6)
   if close:
     return close[0]
   # The right last part under a wrong group: world_model.update, model.updates.
   tails: dict[str, list[str]] = {}
-  for path in known:
+  for path in candidates:
     tails.setdefault(path.rsplit(".", 1)[-1], []).append(path)
   tail = difflib.get_close_matches(word.rsplit(".", 1)[-1], list(tails), n=1, cutoff=0.75)
   return tails[tail[0]][0] if tail and len(tails[tail[0]]) == 1 else ""
@@ -67,9 +67,9 @@ def shown(value: Any) -> str:
   return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, candidates: Iterable[str]) -> str:
   """A question naming the likely right word, or an empty string."""
-  better = suggest(word, known)
+  better = suggest(word, candidates)
   return f"did you mean {better}?" if better else ""
 
 
@@ -94,20 +94,20 @@ class Check:
     return isinstance(value, self.types) and (bool in self.types or not isinstance(value, bool))
 
 
-def number(low: float, high: float = math.inf, *, open_low: bool = False, whole: bool = False) -> Check:
+def number(low: float, high: float = math.inf, *, open_low: bool = False, integer: bool = False) -> Check:
   """A number in [low, high], or (low, high] if `open_low`."""
   above = f"more than {low}" if open_low else f"at least {low}"
   rule = above if high == math.inf else f"{above} and at most {high}"
   return Check(
     lambda value: math.isfinite(value) and (low < value if open_low else low <= value) and value <= high,
-    f"{'a whole number, ' if whole else ''}{rule}",
-    (int,) if whole else (int, float),
+    f"{'a whole number, ' if integer else ''}{rule}",
+    (int,) if integer else (int, float),
   )
 
 
 def count(low: int = 1, high: int = MOST) -> Check:
   """A whole number in [low, high]."""
-  return number(low, high, whole=True)
+  return number(low, high, integer=True)
 
 
 def choice(*words: str) -> Check:

@@ -28,9 +28,9 @@ def apply_overrides(config: ConfigDict, overrides: Iterable[tuple[str, str]]) ->
   for path, text in overrides:
     if path not in fields:
       inside = [name for name in fields if name.startswith(path + ".")]
-      known = f"a group, with {', '.join(name[len(path) + 1 :] for name in inside)}" if inside else ""
+      group_fields = f"a group, with {', '.join(name[len(path) + 1 :] for name in inside)}" if inside else ""
       better = did_you_mean(path, fields) or "see wam_jax/config/fields.py for all fields"
-      problems.append(Problem(path, text, "a field of the config", known or better))
+      problems.append(Problem(path, text, "a field of the config", group_fields or better))
       continue
     try:
       # An empty list does not show what belongs in it; its check does.
@@ -134,33 +134,33 @@ def device_problems(config: Any, num_devices: int, num_processes: int = 1) -> li
 
   Args:
     config: from `finalize`.
-    num_devices: that there are, of all processes.
+    num_devices: of all processes.
     num_processes: of the run.
   """
-  wanted = config.training.devices
-  if wanted > num_devices:
+  requested = config.training.devices
+  if requested > num_devices:
     rule = f"at most the {num_devices} devices that there are"
-    return [Problem("training.devices", wanted, rule, "leave it at 0 to use all of them")]
-  if num_processes > 1 and wanted not in (0, num_devices):
+    return [Problem("training.devices", requested, rule, "leave it at 0 to use all of them")]
+  if num_processes > 1 and requested not in (0, num_devices):
     rule = f"0 or all {num_devices} devices, with {num_processes} processes"
-    return [Problem("training.devices", wanted, rule, "leave it at 0, or start fewer processes")]
-  devices = wanted or num_devices
+    return [Problem("training.devices", requested, rule, "leave it at 0, or start fewer processes")]
+  devices = requested or num_devices
   fields = flatten(config)
   problems = []
   if num_processes > 1 and config.stage == "online_ppo":
     rule = "not online_ppo with several processes: its simulators are one machine's"
     problems.append(Problem("stage", config.stage, rule, "start one process"))
-  for path, other in _DIVIDED:
-    size, unit = fields[path], devices * (fields[other] if other else 1)
+  for path, factor in _DIVIDED:
+    size, unit = fields[path], devices * (fields[factor] if factor else 1)
     if size % unit:
       low, high = size // unit * unit, (size // unit + 1) * unit
-      nearest = " or ".join(str(one) for one in (low, high) if one)
-      what = f"{devices} devices" + (f" times {other}" if other and fields[other] > 1 else "")
+      nearest = " or ".join(str(multiple) for multiple in (low, high) if multiple)
+      divisor = f"{devices} devices" + (f" times {factor}" if factor and fields[factor] > 1 else "")
       fix = f"--config.{path}={nearest}"
       fewer = max(n for n in range(1, devices + 1) if size % (n * unit // devices) == 0)
       if num_processes == 1:
         fix += f", or --config.training.devices={fewer}"
-      problems.append(Problem(path, size, f"a multiple of {unit} ({what})", fix))
+      problems.append(Problem(path, size, f"a multiple of {unit} ({divisor})", fix))
   return problems
 
 

@@ -113,8 +113,8 @@ def experiment_file(value: str) -> str:
   """
   path, colon, preset = value.partition(":")
   name = path.removeprefix("experiments/").removesuffix(".py")
-  found = None if os.path.exists(path) else own_experiments().get(name)
-  return f"{found}{colon}{preset}" if found else value
+  packaged = None if os.path.exists(path) else own_experiments().get(name)
+  return f"{packaged}{colon}{preset}" if packaged else value
 
 
 def preset_config(preset: str = "auto", experiment: str = "calvin_wam") -> ConfigDict:
@@ -156,7 +156,7 @@ def detect_preset(
   if not device:
     note = f"{why_not} ({fix})" if fix else why_not
     return "demo", f"{note}; {cores} CPU core{'s' if cores > 1 else ''}"
-  data = environ.get("CALVIN_DATA", "")
-  if data and (pathlib.Path(data) / "training").is_dir():
-    return "paper", f"{device} and CALVIN's data in {data}"
+  calvin_data = environ.get("CALVIN_DATA", "")
+  if calvin_data and (pathlib.Path(calvin_data) / "training").is_dir():
+    return "paper", f"{device} and CALVIN's data in {calvin_data}"
   return "small", f"{device}, and no CALVIN data ($CALVIN_DATA names no folder with training/)"

@@ -258,10 +258,10 @@ RULES: tuple[Rule, ...] = (
 )
 
 
-def _divisor(whole: int, most: int) -> int:
-  """A divisor of `whole`, at most `most` and close to it where one is found quickly."""
-  near = range(most, max(most - 10_000, 0), -1)
-  return next((n for n in near if whole % n == 0), math.gcd(whole, most))
+def _divisor(total: int, limit: int) -> int:
+  """A divisor of `total`, at most `limit` and close to it where the search is quick."""
+  near = range(limit, max(limit - 10_000, 0), -1)
+  return next((n for n in near if total % n == 0), math.gcd(total, limit))
 
 
 def check_rule(rule: Rule, values: list[Any]) -> list[Problem]:

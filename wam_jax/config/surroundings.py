@@ -53,7 +53,7 @@ def _impossible(path: pathlib.Path) -> str:
   except OSError as error:
     if error.errno in (errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP):
       return os.strerror(error.errno)
-  long = any(len(os.fsencode(part)) > 255 for part in path.parts)  # also below folders that are not there yet
+  long = any(len(os.fsencode(part)) > 255 for part in path.parts)  # also below folders that do not exist yet
   return os.strerror(errno.ENAMETOOLONG) if long else ""
 
 
@@ -75,7 +75,7 @@ def _check_inputs(config: ConfigDict) -> list[Problem]:
 
 
 def _check_lumos(config: ConfigDict) -> list[Problem]:
-  """A world model of LUMOS: the file is there, and the networks are of its kind."""
+  """A world model of LUMOS: the file exists, and the networks are of its kind."""
   path = config.inputs.lumos_checkpoint = _expand(config.inputs.lumos_checkpoint)
   if not path:
     return []
@@ -167,8 +167,8 @@ def _find_wandb(config: ConfigDict) -> list[Problem]:
   project = config.training.wandb_project
   if not project:
     return []
-  found = importlib.util.find_spec("wandb")
-  if found is not None and found.origin is not None:  # a folder `wandb`, as W&B makes them, has no origin
+  spec = importlib.util.find_spec("wandb")
+  if spec is not None and spec.origin is not None:  # a folder `wandb`, as W&B makes them, has no origin
     return []
   rule = "empty where the package wandb is not installed"
   return [Problem("training.wandb_project", project, rule, "pip install 'wam_jax[wandb]'")]
@@ -178,7 +178,7 @@ _AMOUNT = ("data.source", "data.calvin_path", "data.play_frames")
 
 
 def _check_amount(config: ConfigDict) -> list[Problem]:
-  """A batch of the world model must not be larger than all the data there is."""
+  """A batch of the world model must not be larger than all the data available."""
   frames, where = config.data.play_frames, "data.play_frames"
   if config.data.source == "calvin":
     where = f"the frames in {config.data.calvin_path}/training"
@@ -193,7 +193,7 @@ def _check_amount(config: ConfigDict) -> list[Problem]:
 
 
 def _count_frames(file: pathlib.Path) -> int:
-  """Frames by a split's table of episodes; 0 if it is not there or not as it should be."""
+  """Frames by a split's table of episodes; 0 if it is missing or malformed."""
   try:
     # Mapped, not loaded: a damaged header may promise terabytes.
     ids: np.ndarray = np.lib.format.open_memmap(file, mode="r")

@@ -120,7 +120,7 @@ def make_expert(
     env: the environment that the actions will be given to.
     rng: source of the small variation between demonstrations.
     aim_error: standard deviation [m], along each axis, of one displacement of the whole path: a clumsy hand
-      that lands beside the handle.
+      that lands next to the handle.
     wrist_error: standard deviation [rad], about each axis, of one turn of the hand that lasts the whole path.
 
   Returns:
@@ -150,7 +150,7 @@ def make_wanderer(env: TaughtEnvironment, rng: np.random.Generator) -> Callable[
     rng: source of randomness.
 
   Returns:
-    act() -> action [7]; it never ends. Each destination is approached with a speed of its own; at some
+    act() -> action [7]; it never ends. Each destination is approached with its own speed; at some
     the gripper opens or closes.
   """
   skills = registry.load_skills(env.name)

@@ -13,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 
 from wam_jax.envs import experts, registry
-from wam_jax.envs import tasks as tasks_lib
+from wam_jax.envs import tasks as task_rules
 from wam_jax.envs.base import Skill, TaughtEnvironment
 
 SUCCESS_FRAMES = 10  # frames kept after a demo's success first holds: the classifier's positives
@@ -56,7 +56,7 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """What recording depends on, beside the job."""
+  """What recording depends on, besides the job."""
 
   seed: int
   env: str
@@ -164,12 +164,12 @@ def record_play(
         break
       episode.step(experts.add_noise(action, rng, settings.action_noise))
       steps -= 1
-      if task and not succeeded and tasks_lib.success(task, start, episode.state[1]):
+      if task and not succeeded and task_rules.success(task, start, episode.state[1]):
         succeeded = True
         steps = min(steps, int(rng.integers(_LINGER_STEPS, endpoint=True)))
     if counted and (succeeded or len(episode) < frames):  # not those cut by the episode's end
-      tried, done = attempts.get(task, (0, 0))
-      attempts[task] = (tried + 1, done + succeeded)
+      tried, successes = attempts.get(task, (0, 0))
+      attempts[task] = (tried + 1, successes + succeeded)
   return {**episode.arrays(), "attempts": attempts}
 
 
@@ -196,10 +196,10 @@ def _attempt(
       resting, action = True, np.append(np.zeros(6), gripper)
     gripper = action[6]
     episode.step(experts.add_noise(action, rng, settings.action_noise))
-    if not succeeded and tasks_lib.success(task, start, episode.state[1]):
+    if not succeeded and task_rules.success(task, start, episode.state[1]):
       succeeded, end = True, len(episode) + SUCCESS_FRAMES
   arrays = episode.arrays()
-  return arrays, bool(tasks_lib.success(task, start, arrays["scene_obs"][-1]))
+  return arrays, bool(task_rules.success(task, start, arrays["scene_obs"][-1]))
 
 
 def record_demo(
@@ -249,7 +249,7 @@ def record_failure(
 
   def failing(aim_error: float, drawn: bool) -> dict[str, np.ndarray] | None:
     arrays, _ = _attempt(env, rng, task, settings, aim_error, settings.wrist_error, drawn)
-    succeeded = tasks_lib.success(task, arrays["scene_obs"][:1], arrays["scene_obs"]).any()
+    succeeded = task_rules.success(task, arrays["scene_obs"][:1], arrays["scene_obs"]).any()
     return None if succeeded else arrays
 
   for tried in range(MAX_ATTEMPTS):

@@ -1,4 +1,4 @@
-"""Records many episodes in processes, each into a file of its own.
+"""Records many episodes in processes, each into a separate file.
 
 Run as a module it is a worker of the collect stage: jobs come in on stdin, one JSON object per line,
 and each is answered by one line on stdout. No JAX here, so that a worker starts in a moment.
@@ -52,7 +52,7 @@ def _make_environment(settings: Settings) -> TaughtEnvironment:
 def record_all(
   jobs: Sequence[Job], settings: Settings, folder: pathlib.Path, workers: int, done: Callable[[int], Any]
 ) -> int:
-  """Does all jobs whose file is not there yet, each into `folder`/<name>.npz.
+  """Does all jobs whose file does not exist yet, each into `folder`/<name>.npz.
 
   The simulator's Python holds the interpreter's lock, so workers are processes. They are started as
   modules rather than forked (JAX's threads do not survive that) or spawned (which would import the
@@ -168,8 +168,8 @@ def record_all(
 def main(argv: Sequence[str]) -> None:
   """A worker: settings as JSON and the folder as arguments, jobs on stdin."""
   settings, folder = Settings(**json.loads(argv[0])), pathlib.Path(argv[1])
-  for each in (signal.SIGINT, signal.SIGHUP):  # the parent's to handle: it ends its workers
-    signal.signal(each, signal.SIG_IGN)
+  for signum in (signal.SIGINT, signal.SIGHUP):  # the parent's to handle: it ends its workers
+    signal.signal(signum, signal.SIG_IGN)
   answers = os.fdopen(os.dup(1), "w")
   os.dup2(2, 1)  # whatever a library prints must not be taken for an answer
   env = _make_environment(settings)

@@ -66,7 +66,7 @@ def make_environment(name: str, root: str = "", scene: str = "D") -> base.Enviro
 
   Raises:
     ValueError: unknown name.
-    calvin.CalvinMissingError: CALVIN's simulator is not there.
+    calvin.CalvinMissingError: CALVIN's simulator is not installed.
   """
   out: base.Environment = _load(_find(name).environment)(**_place(name, root, scene))
   return out

@@ -42,14 +42,14 @@ class VectorEnvironment:
     self._renderer = renderer
     self._pictures: dict[str, np.ndarray] = {}
 
-  def _each(self, task: Callable[[int], None], indices: np.ndarray) -> None:
+  def _for_rows(self, task: Callable[[int], None], indices: np.ndarray) -> None:
     """Calls task(i) for all indices, split among the threads."""
 
-    def some(part: np.ndarray) -> None:
+    def run_part(part: np.ndarray) -> None:
       for i in part:
         task(int(i))
 
-    list(self._pool.map(some, np.array_split(indices, self._workers)))
+    list(self._pool.map(run_part, np.array_split(indices, self._workers)))
 
   def _rows(self, name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     array = np.asarray(array)
@@ -70,7 +70,7 @@ class VectorEnvironment:
     rows = (
       np.arange(self.num) if active is None else np.flatnonzero(self._rows("active", active, (self.num,)))
     )
-    self._each(lambda i: self.environments[i].reset(robot_obs[i], scene_obs[i]), rows)
+    self._for_rows(lambda i: self.environments[i].reset(robot_obs[i], scene_obs[i]), rows)
     if active is None:
       self._pictures = {}
 
@@ -85,12 +85,12 @@ class VectorEnvironment:
     active = (
       np.ones(self.num, bool) if active is None else self._rows("active", active, (self.num,)).astype(bool)
     )
-    self._each(lambda i: self.environments[i].step(actions[i]), np.flatnonzero(active))
+    self._for_rows(lambda i: self.environments[i].step(actions[i]), np.flatnonzero(active))
 
   def state(self) -> tuple[np.ndarray, np.ndarray]:
     """robot_obs [n, 15], scene_obs [n, 24]."""
     states = [environment.state() for environment in self.environments]
-    return np.stack([robot for robot, _ in states]), np.stack([things for _, things in states])
+    return np.stack([robot for robot, _ in states]), np.stack([scene for _, scene in states])
 
   def observe(self, active: np.ndarray | None = None) -> dict[str, np.ndarray]:
     """States and pictures.

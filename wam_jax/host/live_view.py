@@ -124,7 +124,7 @@ class LiveView:
   def __enter__(self) -> LiveView:
     streams = (sys.stdout, sys.stderr)
     self._live.start()
-    for handler in _stream_handlers():  # they hold the streams that were there when they were made
+    for handler in _stream_handlers():  # they hold the streams of the moment they were made
       if handler.stream in streams:
         new = sys.stdout if handler.stream is streams[0] else sys.stderr
         self._handlers.append((handler, handler.setStream(new)))
@@ -202,7 +202,7 @@ class LiveView:
       text.truncate(width, overflow="crop")
       yield text
     if not self._ended:
-      yield Text()  # the cursor rests on a line of its own
+      yield Text()  # the cursor rests on a separate line
 
   def _stage_line(self, line: StageLine) -> Text:
     text = Text(f"  {line.stage:<18} ")
@@ -293,7 +293,7 @@ class Terminal:
     if self.gone:
       return
     try:
-      function(*(one.encode(self.encoding, "replace").decode(self.encoding) for one in text))
+      function(*(part.encode(self.encoding, "replace").decode(self.encoding) for part in text))
     except BlockingIOError:
       pass  # a slow terminal that another program has set so: the next drawing may pass
     except (OSError, ValueError):
@@ -309,7 +309,7 @@ def make_console(file: IO[str], **options: Any) -> Console:
 
   Args:
     file: the terminal.
-    **options: of `rich.console.Console`, beside those set here.
+    **options: of `rich.console.Console`, besides those set here.
   """
   # Texts of others are shown as they are: not broken into lines, nothing in brackets taken for a style.
   plain: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False, "soft_wrap": True}
@@ -325,17 +325,17 @@ class _Console(Console):
 def _stream_handlers() -> Iterator[logging.StreamHandler[Any]]:
   """Those of the root logger, and absl's own, which hands on to another."""
   for handler in logging.root.handlers:
-    for one in (handler, getattr(handler, "python_handler", None)):
-      if isinstance(one, logging.StreamHandler):
-        yield one
+    for candidate in (handler, getattr(handler, "python_handler", None)):
+      if isinstance(candidate, logging.StreamHandler):
+        yield candidate
 
 
 def _terminals(file: IO[str]) -> list[int]:
   """Descriptors of the terminal that a file is, with stderr's if it is the same; none if it is none."""
-  found: list[int] = []
+  descriptors: list[int] = []
   with contextlib.suppress(OSError, ValueError, AttributeError):
     terminal = os.ttyname(file.fileno())
-    found.append(file.fileno())
-    other = cast("IO[str]", sys.__stderr__).fileno()
-    found += [other] if os.ttyname(other) == terminal else []
-  return found
+    descriptors.append(file.fileno())
+    stderr = cast("IO[str]", sys.__stderr__).fileno()
+    descriptors += [stderr] if os.ttyname(stderr) == terminal else []
+  return descriptors

@@ -31,7 +31,7 @@ class Progress:
 
   Args:
     total: units of work.
-    description: shown beside them.
+    description: shown next to them.
     initial: units that are done already.
     silent: whether to print nothing.
   """
@@ -42,7 +42,7 @@ class Progress:
     self._note = ""
     self._start = self._printed = time.monotonic()
     self._silent = silent
-    self._shown = -1  # what the last line said was done
+    self._shown = -1  # what the last line reported as done
 
   def update(self, n: int = 1) -> None:
     """Counts `n` more units as done."""
@@ -166,9 +166,9 @@ class Logger:
       return line["step"] <= step or not all(name.startswith(prefix) for name in names)
 
     lines = read_metrics(self._path)
-    kept = [line for line in lines if stays(line)]
+    kept_lines = [line for line in lines if stays(line)]
     temporary = self._path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept_lines), encoding="utf-8")
     temporary.replace(self._path)
 
   def close(self) -> None:
@@ -205,10 +205,10 @@ class _Events:
     from tensorboardX.proto.event_pb2 import Event
     from tensorboardX.record_writer import masked_crc32c
 
-    data = Event(wall_time=time.time(), **content).SerializeToString()
-    length = struct.pack("<Q", len(data))
-    checks = [struct.pack("<I", masked_crc32c(part)) for part in (length, data)]
-    record = memoryview(length + checks[0] + data + checks[1])
+    event = Event(wall_time=time.time(), **content).SerializeToString()
+    length = struct.pack("<Q", len(event))
+    checks = [struct.pack("<I", masked_crc32c(part)) for part in (length, event)]
+    record = memoryview(length + checks[0] + event + checks[1])
     while record:
       record = record[self._file.write(record) :]
 

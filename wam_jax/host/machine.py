@@ -26,7 +26,7 @@ class Accelerator(NamedTuple):
 def find_accelerator(
   environ: Mapping[str, str] = os.environ, root: str | os.PathLike[str] = "/"
 ) -> Accelerator:
-  """The accelerator by the device nodes that there are. One that this JAX cannot drive does not count.
+  """The accelerator by the device nodes that exist. One that this JAX cannot drive does not count.
 
   Args:
     environ: environment variables.
@@ -38,13 +38,13 @@ def find_accelerator(
   dev = pathlib.Path(root) / "dev"
   gpu = any(dev.glob("nvidia[0-9]*")) and environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1")
   tpu = any(dev.glob("accel[0-9]*")) or any(name in environ for name in ("TPU_NAME", "TPU_WORKER_ID"))
-  for found, device, extra, plugins in (
+  for present, device, extra, plugins in (
     (gpu, "NVIDIA GPU", "cuda", ("jax_cuda12_plugin", "jax_cuda13_plugin")),
     (tpu, "TPU", "tpu", ("libtpu",)),
   ):
-    if found and any(importlib.util.find_spec(plugin) for plugin in plugins):
+    if present and any(importlib.util.find_spec(plugin) for plugin in plugins):
       return Accelerator(device, "", "")
-    if found:
+    if present:
       why_not = f"{device} found, but JAX's support for it is not installed"
       return Accelerator("", why_not, f"pip install -e '.[{extra}]'")
   return Accelerator("", "no accelerator found", "")
@@ -97,8 +97,8 @@ def host_bytes(root: str | os.PathLike[str] = "/") -> int:
       top, files = root / "sys/fs/cgroup", ("memory.max", "memory.current")
     else:
       continue
-    own = top / name.lstrip("/")
-    for group in [own, *own.parents][: len(own.parts) - len(top.parts) + 1]:
+    cgroup = top / name.lstrip("/")
+    for group in [cgroup, *cgroup.parents][: len(cgroup.parts) - len(top.parts) + 1]:
       try:
         most, used = (int((group / file).read_text()) for file in files)  # 'max', no limit, is no number
         stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
@@ -116,7 +116,7 @@ def compilation_cache() -> str:
 
 
 def writable(folder: str) -> bool:
-  """Whether this process may write in a folder, or make it if it is not there."""
+  """Whether this process may write in a folder, or create it if it is missing."""
   path = pathlib.Path(folder).absolute()
   above = next(place for place in (path, *path.parents) if os.path.exists(place))
   return os.path.isdir(above) and os.access(above, os.W_OK | os.X_OK)
@@ -127,9 +127,9 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 def disk_full(error: BaseException | None) -> str | None:
   """The system's words if a full disk, quota or file-size limit is behind an error. Orbax has only them."""
-  seen: set[int] = set()
-  while error is not None and id(error) not in seen:
-    seen.add(id(error))
+  visited: set[int] = set()
+  while error is not None and id(error) not in visited:
+    visited.add(id(error))
     for number in _FULL:
       if getattr(error, "errno", None) == number or os.strerror(number) in str(error):
         return os.strerror(number)

@@ -1,6 +1,6 @@
 """The processes of a run: usually one; on several hosts, or by launch/local_multiprocess.py, several.
 
-JAX connects the devices. Beside that every process holds a connection to the first one, by which they wait
+JAX connects the devices. In addition every process holds a connection to the first one, by which they wait
 for each other and agree, answering signals meanwhile, and by which a process that is gone is noticed: at once
 when the system closes its connection, otherwise when it has been silent for SILENCE_SECONDS. JAX notices
 too, later, and aborts with a stack dump.
@@ -43,9 +43,9 @@ class _Connection:
     self._lines = sock.makefile("rb")
 
   def send(self, kind: str, *content: Any) -> None:
-    data = json.dumps([kind, *content]).encode() + b"\n"
+    message = json.dumps([kind, *content]).encode() + b"\n"
     with self._lock, contextlib.suppress(OSError):  # the reader notices that the other side is gone
-      self._socket.sendall(data)
+      self._socket.sendall(message)
 
   def receive(self) -> list[Any] | None:
     """The next line but heartbeats; None when the other side is gone or has been silent for too long."""
@@ -77,7 +77,7 @@ class _Group:
     self._lost = lost
     self._ending = False
     self._round = 0
-    self._said: dict[int, dict[int, Any]] = {}  # round -> process -> value (first process only)
+    self._answers: dict[int, dict[int, Any]] = {}  # round -> process -> value (first process only)
     self._agreed: dict[int, list[Any]] = {}  # round -> values of all
     self._change = threading.Condition()
     self._connections: dict[int, _Connection] = {}
@@ -126,8 +126,8 @@ class _Group:
     self._start()
 
   def _start(self) -> None:
-    for other in self._connections:
-      threading.Thread(target=self._listen, args=(other,), daemon=True).start()
+    for process in self._connections:
+      threading.Thread(target=self._listen, args=(process,), daemon=True).start()
 
   def _beat(self) -> None:
     while True:
@@ -135,35 +135,35 @@ class _Group:
         connection.send("beat")
       time.sleep(BEAT_SECONDS)
 
-  def _listen(self, other: int) -> None:
-    connection, code = self._connections[other], None
+  def _listen(self, process: int) -> None:
+    connection, code = self._connections[process], None
     while (message := connection.receive()) is not None:
       kind, *content = message
       with self._change:
         if kind == "value":
-          self._said.setdefault(content[0], {})[other] = content[1]
+          self._answers.setdefault(content[0], {})[process] = content[1]
         elif kind == "agreed":
           self._agreed[content[0]] = content[1]
         elif kind == "end":  # of a process, and its exit code
-          other, code = content
+          process, code = content
           break
         self._change.notify_all()
     if self._ending or code == 0:
       return
     for connection in self._connections.values() if self.index == 0 else ():
-      connection.send("end", other, LOST if code is None else code)
-    self._lost(other, code)
+      connection.send("end", process, LOST if code is None else code)
+    self._lost(process, code)
 
   def gather(self, value: Any) -> list[Any]:
     """Values of all processes, by their index; all must call this in the same order."""
     self._round += 1
     with self._change:
       if self.index == 0:
-        said = self._said.setdefault(self._round, {})
-        while len(said) < self.count - 1:
+        answers = self._answers.setdefault(self._round, {})
+        while len(answers) < self.count - 1:
           self._change.wait(0.5)  # shortly, so that Python answers signals
-        values = [value, *(said[i] for i in range(1, self.count))]
-        del self._said[self._round]
+        values = [value, *(answers[i] for i in range(1, self.count))]
+        del self._answers[self._round]
       else:
         self._connections[0].send("value", self._round, value)
         while self._round not in self._agreed:
@@ -200,7 +200,7 @@ def is_first() -> bool:
 
 
 def gather(value: Any) -> list[Any]:
-  """What each process says, by index; waits for all. All processes must call this in the same order.
+  """The value of each process, by index; waits for all. All processes must call this in the same order.
 
   Args:
     value: anything that JSON takes.
@@ -225,15 +225,15 @@ def wanted(coordinator: str, environ: Mapping[str, str] = os.environ) -> bool:
     coordinator: the flag, may be empty.
     environ: environment variables.
   """
-  return bool(coordinator) or _told_of_others(environ) or _on_tpu(environ)
+  return bool(coordinator) or _launched_in_group(environ) or _on_tpu(environ)
 
 
-def _told_of_others(environ: Mapping[str, str]) -> bool:
+def _launched_in_group(environ: Mapping[str, str]) -> bool:
   def number(name: str) -> int:
     text = environ.get(name, "")
     return int(text) if text.isdigit() else 0
 
-  # Inside a batch script, beside the steps that srun starts, SLURM_STEP_NUM_TASKS is not there or 1.
+  # Inside a batch script, next to the steps that srun starts, SLURM_STEP_NUM_TASKS is unset or 1.
   several = max(number("SLURM_STEP_NUM_TASKS"), number("OMPI_COMM_WORLD_SIZE")) > 1
   hosts = environ.get("TPU_PROCESS_ADDRESSES") or environ.get("TPU_WORKER_HOSTNAMES") or ""
   return several or "," in hosts
@@ -254,7 +254,7 @@ def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -
     process_id: of this one, from 0, with `coordinator`.
 
   Raises:
-    ProcessesError: the arguments are not complete, or the others are not there.
+    ProcessesError: the arguments are not complete, or the other processes are missing.
   """
   global _group
   if coordinator and not (num_processes >= 1 and 0 <= process_id < num_processes):
@@ -272,7 +272,7 @@ def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -
       try:
         jax.distributed.initialize()
       except (ValueError, OSError):
-        if _told_of_others(os.environ):
+        if _launched_in_group(os.environ):
           raise
         return  # a TPU or the like that belongs to no pod
     if jax.process_count() == 1:
@@ -305,16 +305,16 @@ def _open_port() -> socket.socket:
   return socket.create_server(("", 0))
 
 
-def _end_with(other: int, code: int | None) -> None:
+def _end_with(process: int, code: int | None) -> None:
   """Ends this process because another one did: what is computed together cannot go on."""
   if code is None or code == LOST:
-    text = f"process {other} is gone; the same command in all processes goes on from the last checkpoint"
+    text = f"process {process} is gone; the same command in all processes goes on from the last checkpoint"
     code = LOST
   elif code > 128:
-    time.sleep(STOP_SECONDS)  # this one was perhaps stopped too, and has its own end to come to
-    text = f"process {other} was stopped; the same command in all processes goes on from what is saved"
+    time.sleep(STOP_SECONDS)  # this one may have been stopped too, and ends in its own way
+    text = f"process {process} was stopped; the same command in all processes goes on from what is saved"
   else:
-    text = f"process {other} ended with code {code}; its own message says why"
+    text = f"process {process} ended with code {code}; its own message says why"
   _exit(code, text)
 
 

@@ -77,7 +77,7 @@ def _again(signum: int, frame: Any) -> None:
 
 
 def _watch(reading: int) -> None:
-  """Counts the grace time, and answers a second signal. In a thread of its own, because Python runs handlers
+  """Counts the grace time, and answers a second signal. In a separate thread, because Python runs handlers
   between its own instructions only, and one call of a compiled program may take longer than that."""
   first = 0
   while True:
@@ -93,7 +93,7 @@ def _watch(reading: int) -> None:
       timer.daemon = True
       timer.start()
       text = f"{signal.Signals(signum).name}: saving and ending; a second one ends at once"
-      # In a thread of its own: a terminal that stands still (Ctrl-S) must not keep the second signal waiting.
+      # In a separate thread: a terminal that stands still (Ctrl-S) must not keep the second signal waiting.
       threading.Thread(target=_say, args=(text,), daemon=True).start()
 
 
@@ -107,7 +107,7 @@ def _give_up(signum: int) -> None:
 
 @contextlib.contextmanager
 def told_through(tell: Callable[[str], None]) -> Iterator[None]:
-  """Inside, what is said about signals goes through `tell`, from another thread, instead of to stderr."""
+  """Inside, reports about signals go through `tell`, from another thread, instead of to stderr."""
   _State.tell = tell
   try:
     yield

@@ -42,10 +42,10 @@ def open_loop_rows(judge: Mapping[str, Any]) -> Rows:
   """
   horizons, model = judge["horizons"], judge["models"][0]
   rows = [["Frames imagined", "0 (seen)", *map(str, horizons)]]
-  for camera, own in model["open_loop"].items():
+  for camera, scores in model["open_loop"].items():
     name, repeated = CAMERA_NAMES.get(camera, camera), model["repeated"][camera]
     for label, key, digits in (("PSNR, dB", "psnr", 2), ("SSIM", "ssim", 3)):
-      values = [number(own[f"reconstruction_{key}"], digits), *(number(v, digits) for v in own[key])]
+      values = [number(scores[f"reconstruction_{key}"], digits), *(number(v, digits) for v in scores[key])]
       rows.append([f"{name}: {label}", *values])
       rows.append(["  last frame seen, repeated", NOTHING, *(number(v, digits) for v in repeated[key])])
   return rows
@@ -120,21 +120,21 @@ def discrimination_rows(quality: Mapping[str, Any]) -> Rows:
     ]
   ]
 
-  def row(label: str, takes: str, told: Mapping[str, Any]) -> list[str]:
-    difference, auc = told["difference"], told["auc"]
+  def row(label: str, takes: str, discrimination: Mapping[str, Any]) -> list[str]:
+    difference, auc = discrimination["difference"], discrimination["auc"]
     return [
       label,
       takes,
-      f"{100 * told['sensitivity']['value']:.0f}",
-      f"{100 * (1 - told['specificity']['value']):.0f}",
+      f"{100 * discrimination['sensitivity']['value']:.0f}",
+      f"{100 * (1 - discrimination['specificity']['value']):.0f}",
       f"{100 * difference['value']:.0f} ({100 * difference['low']:.0f} to {100 * difference['high']:.0f})",
       f"{auc['value']:.2f} ({auc['low']:.2f} to {auc['high']:.2f})",
     ]
 
   for kind, label in (("real", "seen"), ("dreamt", "dreamt")):
-    for task, own in quality["tasks"].items():
-      takes = f"{own['takes']['good']}, {own['takes']['failed']}"
-      rows.append(row(f"{task}, {label}", takes, own["discrimination"][kind]))
+    for task, task_quality in quality["tasks"].items():
+      takes = f"{task_quality['takes']['good']}, {task_quality['takes']['failed']}"
+      rows.append(row(f"{task}, {label}", takes, task_quality["discrimination"][kind]))
     rows.append(row(f"Mean, {label}", NOTHING, quality["discrimination"][kind]))
   return rows
 
@@ -161,11 +161,11 @@ def measured(judge: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, tu
     model: one of its models.
   """
   out: dict[str, tuple[Value, int]] = {}
-  for camera, own in model["open_loop"].items():
+  for camera, scores in model["open_loop"].items():
     name = CAMERA_NAMES.get(camera, camera)
     for label, key, digits in (("PSNR, dB", "psnr", 2), ("SSIM", "ssim", 3)):
-      out[f"{name}: {label}, seen"] = (own[f"reconstruction_{key}"], digits)
-      for horizon, value in zip(judge["horizons"], own[key], strict=True):
+      out[f"{name}: {label}, seen"] = (scores[f"reconstruction_{key}"], digits)
+      for horizon, value in zip(judge["horizons"], scores[key], strict=True):
         out[f"{name}: {label}, {horizon} imagined"] = (value, digits)
       for horizon, value in zip(judge["horizons"], model["repeated"][camera][key], strict=True):
         out[f"{name}: {label}, last frame repeated, {horizon}"] = (value, digits)
@@ -205,12 +205,12 @@ def difference_rows(names: Sequence[str], columns: Sequence[Mapping[str, tuple[V
   """
   rows = [["", names[0], *(text for name in names[1:] for text in (name, "difference"))]]
   for label in dict.fromkeys(label for column in columns for label in column):
-    first, cells = columns[0].get(label, (NOTHING, 0))[0], []
+    reference, cells = columns[0].get(label, (NOTHING, 0))[0], []
     for k, column in enumerate(columns):
-      other, digits = column.get(label, (NOTHING, 0))
-      cells.append(number(other, digits))
-      if k and isinstance(first, float) and isinstance(other, float):
-        cells.append(number(other - first, digits, sign=True))
+      value, digits = column.get(label, (NOTHING, 0))
+      cells.append(number(value, digits))
+      if k and isinstance(reference, float) and isinstance(value, float):
+        cells.append(number(value - reference, digits, sign=True))
       elif k:
         cells.append(NOTHING)
     rows.append([label, *cells])
@@ -220,9 +220,9 @@ def difference_rows(names: Sequence[str], columns: Sequence[Mapping[str, tuple[V
 def described(judge: Mapping[str, Any]) -> str:
   """What the numbers were measured on, in one sentence."""
   data = judge["data"]
-  asked = "" if data["windows"] == data["windows_asked"] else f" ({data['windows_asked']} were asked for)"
+  requested = "" if data["windows"] == data["windows_asked"] else f" ({data['windows_asked']} were asked for)"
   return (
-    f"Measured on {data['windows']} windows{asked} of {data['frames']} frames of the validation split "
+    f"Measured on {data['windows']} windows{requested} of {data['frames']} frames of the validation split "
     f"({data['kind']}), held out from training; {judge['context']} frames are seen, the others imagined "
     f"from the true actions. Probes are fitted on {data['probe_frames']:,} frames of the training split "
     f"({data['probe_kind']})."

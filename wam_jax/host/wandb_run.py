@@ -1,6 +1,6 @@
 """Metrics to Weights & Biases too, where `training.wandb_project` asks for it. The only importer of wandb.
 
-One W&B run for each work folder, which keeps its id. What goes wrong here is said once and stops nothing.
+One W&B run for each work folder, which keeps its id. What goes wrong here is reported once and stops nothing.
 What W&B's environment variables say (WANDB_MODE, WANDB_ENTITY, WANDB_NAME, WANDB_DIR, ...) holds.
 """
 
@@ -39,7 +39,7 @@ class WandbRun:
     try:
       import wandb
 
-      said: dict[str, Any] = {"name": str(workdir), "dir": str(workdir)}
+      defaults: dict[str, Any] = {"name": str(workdir), "dir": str(workdir)}
       self._run = wandb.init(
         project=project,
         id=_run_id(workdir / ID_FILE),
@@ -47,7 +47,7 @@ class WandbRun:
         config=dict(config),
         # console: it would take stdout from the live view, and send its pictures.
         settings={"console": "off", "finish_timeout": FINISH_SECONDS},
-        **{key: value for key, value in said.items() if f"WANDB_{key.upper()}" not in os.environ},
+        **{key: value for key, value in defaults.items() if f"WANDB_{key.upper()}" not in os.environ},
       )
     except Exception as error:
       self._give_up(error)

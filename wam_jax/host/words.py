@@ -5,6 +5,6 @@ from __future__ import annotations
 
 def duration(seconds: float) -> str:
   """Seconds as `h:mm:ss` or `m:ss`."""
-  minutes, rest = divmod(round(seconds), 60)
+  minutes, seconds_left = divmod(round(seconds), 60)
   hours, minutes = divmod(minutes, 60)
-  return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+  return f"{hours}:{minutes:02}:{seconds_left:02}" if hours else f"{minutes}:{seconds_left:02}"

@@ -104,10 +104,10 @@ def line_chart(
     An <svg> element, or "" when there is nothing to draw.
   """
   drawn = []
-  for one in series:
-    points = [(x, y) for x, y in one.points() if not log_y or y > 0]
+  for curve in series:
+    points = [(x, y) for x, y in curve.points() if not log_y or y > 0]
     if points:
-      drawn.append((one, points if one.dots else thin(points)))
+      drawn.append((curve, points if curve.dots else thin(points)))
   if not drawn:
     return ""
   xs = [x for _, points in drawn for x, _ in points]
@@ -153,14 +153,14 @@ def line_chart(
     f'<text class="tick" x="{label_at:.0f}" y="{height - 4}" text-anchor="middle">'
     f"{html.escape(x_label)}</text>"
   )
-  for one, points in drawn:
-    name = f"<title>{html.escape(one.name)}</title>"
-    if one.dots or len(points) == 1:
+  for curve, points in drawn:
+    name = f"<title>{html.escape(curve.name)}</title>"
+    if curve.dots or len(points) == 1:
       dots = "".join(f'<circle cx="{px(x):.1f}" cy="{py(y):.1f}" r="4.5"/>' for x, y in points)
-      parts.append(f'<g class="dots {one.style}">{name}{dots}</g>')
+      parts.append(f'<g class="dots {curve.style}">{name}{dots}</g>')
     else:
       path = " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in points)
-      parts.append(f'<polyline class="line {one.style}" points="{path}">{name}</polyline>')
+      parts.append(f'<polyline class="line {curve.style}" points="{path}">{name}</polyline>')
   return "".join(parts) + "</svg>"
 
 
@@ -173,7 +173,7 @@ line.grid { stroke: #e9ecf1; } .axis { stroke: #5d6676; }
 
 
 def standalone(svg: str, title: str, legend: Sequence[tuple[str, str, str]]) -> str:
-  """A chart as a file of its own, on white, with its title and a legend below.
+  """A chart as a separate file, on white, with its title and a legend below.
 
   Args:
     svg: from `line_chart`, of its default size.

@@ -75,10 +75,10 @@ def build(runs: Sequence[Run]) -> dict[str, Any]:
         "experiment": run.results.get("experiment", run.config.experiment),
         "preset": run.results.get("preset", run.config.preset),
         "seed": run.results["seed"],
-        "policies": own,
+        "policies": run_policies,
         "seconds": sum(artifact.seconds for artifact in run.inputs.values()),
       }
-      for name, run, own in zip(names, runs, policies, strict=True)
+      for name, run, run_policies in zip(names, runs, policies, strict=True)
     ],
     "tasks": tasks,
     "differences": differences,
@@ -120,30 +120,30 @@ def success(run: Run, tasks: Sequence[str]) -> dict[str, dict[str, Any]]:
   return out
 
 
-def difference(first: Run, other: Run, policy: str, tasks: Sequence[str]) -> dict[str, dict[str, Any]]:
-  """What the other run succeeds in more than the first.
+def difference(first: Run, second: Run, policy: str, tasks: Sequence[str]) -> dict[str, dict[str, Any]]:
+  """What the second run succeeds in more than the first.
 
   Episodes are paired where both began from the same states; otherwise the two rates are taken as independent.
 
   Returns:
     task, or 'mean' of these tasks -> difference, low, high, paired.
   """
-  own = [run.episodes(policy) for run in (first, other)]
-  rates = [success(run, tasks)[policy] for run in (first, other)]
+  run_episodes = [run.episodes(policy) for run in (first, second)]
+  rates = [success(run, tasks)[policy] for run in (first, second)]
   out: dict[str, dict[str, Any]] = {}
   before: list[bool] = []
   after: list[bool] = []
   for task in tasks:
     pair = [
       {name: x[run.results["tasks"].index(task)] for name, x in episodes.items()}
-      for run, episodes in zip((first, other), own, strict=True)
+      for run, episodes in zip((first, second), run_episodes, strict=True)
       if episodes is not None
     ]
     starts = ("start_robot_obs", "start_scene_obs")
     if len(pair) == 2 and all(np.array_equal(pair[0][name], pair[1][name]) for name in starts):
-      of_first, of_other = (one["success"].tolist() for one in pair)
-      before, after = before + of_first, after + of_other
-      out[task] = _difference(intervals.paired_difference(of_first, of_other), True)
+      first_success, second_success = (outcome["success"].tolist() for outcome in pair)
+      before, after = before + first_success, after + second_success
+      out[task] = _difference(intervals.paired_difference(first_success, second_success), True)
     else:
       out[task] = _unpaired(*(rate[task] for rate in rates))
   if all(row["paired"] for row in out.values()):
@@ -153,8 +153,8 @@ def difference(first: Run, other: Run, policy: str, tasks: Sequence[str]) -> dic
   return out
 
 
-def _difference(found: tuple[float, float, float], paired: bool) -> dict[str, Any]:
-  return dict(zip(("difference", "low", "high"), found, strict=True)) | {"paired": paired}
+def _difference(interval: tuple[float, float, float], paired: bool) -> dict[str, Any]:
+  return dict(zip(("difference", "low", "high"), interval, strict=True)) | {"paired": paired}
 
 
 def _unpaired(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, Any]:
@@ -178,13 +178,13 @@ def curves(runs: Sequence[Run], names: Sequence[str], tasks: Sequence[str]) -> l
       {
         "title": f"World model: {title}",
         "x_label": "update",
-        "series": [one for one in series if one is not None],
+        "series": [curve for curve in series if curve is not None],
         "log_y": metric.startswith("loss"),
       }
     )
-  whole = all(list(run.results["tasks"]) == list(tasks) for run in runs)
+  same_tasks = all(list(run.results["tasks"]) == list(tasks) for run in runs)
   improved = [read_metrics(run.inputs["ppo"].path) for run in runs]
-  for task in (*((None,) if whole else ()), *tasks):
+  for task in (*((None,) if same_tasks else ()), *tasks):
     charts += _ppo_charts(runs, names, improved, task)
   return [chart for chart in charts if chart["series"]]
 
@@ -197,11 +197,11 @@ def _ppo_charts(
   chart: dict[str, Any] = {}
   for k, (run, name) in enumerate(zip(runs, names, strict=True)):
     for chart in ppo_chart(lines[k], run.results, task):
-      own = {one["name"]: one for one in chart["series"]}
-      dots = [own.pop("real, cloned"), own.pop("real, after PPO")]
+      by_name = {curve["name"]: curve for curve in chart["series"]}
+      dots = [by_name.pop("real, cloned"), by_name.pop("real, after PPO")]
       evaluated = {"x": dots[0]["x"] + dots[1]["x"], "y": dots[0]["y"] + dots[1]["y"], "dots": True}
-      monitored = own.get("real, monitored")
-      series.append(own["imagined, exploring"] | {"name": f"{name}, imagined", "style": f"s{k} dashed"})
+      monitored = by_name.get("real, monitored")
+      series.append(by_name["imagined, exploring"] | {"name": f"{name}, imagined", "style": f"s{k} dashed"})
       if monitored is not None:
         series.append(monitored | {"name": f"{name}, real", "style": f"s{k}"})
       series.append(evaluated | {"name": "" if monitored else f"{name}, real", "style": f"s{k}"})
@@ -214,10 +214,10 @@ def open_loop(judges: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list
   for camera in dict.fromkeys(camera for judge in judges for camera in judge["models"][0]["open_loop"]):
     series = []
     for k, (judge, name) in enumerate(zip(judges, names, strict=True)):
-      own = judge["models"][0]["open_loop"].get(camera)
-      if own is not None:
-        curve = own["psnr_curve"]
-        note = f": mean {own['mean_psnr']:.2f} dB"
+      scores = judge["models"][0]["open_loop"].get(camera)
+      if scores is not None:
+        curve = scores["psnr_curve"]
+        note = f": mean {scores['mean_psnr']:.2f} dB"
         frames = list(range(1, len(curve) + 1))
         series.append({"name": name, "x": frames, "y": curve, "style": f"s{k}", "note": note})
     title = f"Open loop: PSNR, dB, {tables.CAMERA_NAMES.get(camera, camera)} camera"
@@ -251,10 +251,10 @@ def _shown(value: Any) -> str:
 
 def settings(runs: Sequence[Run], names: Sequence[str]) -> tables.Rows:
   """The settings that the results depend on and that differ, header first."""
-  own = [run.settings() for run in runs]
+  run_settings = [run.settings() for run in runs]
   rows = [["Setting", *names]]
-  for path in dict.fromkeys(path for one in own for path in one):
-    values = [_shown(one[path]) if path in one else "(absent)" for one in own]
+  for path in dict.fromkeys(path for fields in run_settings for path in fields):
+    values = [_shown(fields[path]) if path in fields else "(absent)" for fields in run_settings]
     if len(set(values)) > 1:
       rows.append([path, *values])
   return rows
@@ -264,12 +264,12 @@ def origin(runs: Sequence[Run], names: Sequence[str]) -> tables.Rows:
   """Versions and machines that differ, header first."""
   facts = []
   for run in runs:
-    known = run.results.get("provenance", {})
-    packages = known.get("packages", {})
-    facts.append({fact: known.get(fact) for fact in FACTS} | packages)
+    provenance = run.results.get("provenance", {})
+    packages = provenance.get("packages", {})
+    facts.append({fact: provenance.get(fact) for fact in FACTS} | packages)
   rows = [["Version, machine", *names]]
-  for fact in dict.fromkeys(fact for one in facts for fact in one):
-    values = [tables.NOTHING if one.get(fact) is None else _shown(one[fact]) for one in facts]
+  for fact in dict.fromkeys(fact for row in facts for fact in row):
+    values = [tables.NOTHING if row.get(fact) is None else _shown(row[fact]) for row in facts]
     if len(set(values)) > 1:
       rows.append([fact, *values])
   return rows
@@ -291,7 +291,7 @@ def notes(
   differences: Sequence[Mapping[str, Any]],
 ) -> list[str]:
   """What a reader must know to judge the differences."""
-  rows = [row for own in differences for found in own.values() for row in found.values()]
+  rows = [row for by_policy in differences for by_task in by_policy.values() for row in by_task.values()]
   unpaired = sum(not row["paired"] for row in rows)
   paired = (
     "from the same start states, episode by episode (interval of Agresti and Min for paired proportions)"
@@ -313,7 +313,7 @@ def notes(
   simulators = {str(run.results.get("simulator", {}).get("name", run.config.env.name)) for run in runs}
   if len(simulators) > 1:
     lines.append(f"Different simulators ({', '.join(sorted(simulators))}): their numbers do not compare.")
-  data = {run.inputs["judge_world_model"].inputs.get("collect") for run in runs}
-  if len(data) > 1 or any(judge["data"] != judges[0]["data"] for judge in judges):
+  datasets = {run.inputs["judge_world_model"].inputs.get("collect") for run in runs}
+  if len(datasets) > 1 or any(judge["data"] != judges[0]["data"] for judge in judges):
     lines.append("The world models were judged on different held-out frames: small differences mean nothing.")
   return lines

@@ -36,32 +36,32 @@ def _headline(compared: Mapping[str, Any]) -> str:
 
 def _summary(compared: Mapping[str, Any]) -> str:
   """Each other run against the first, in a sentence."""
-  first, *others = (run["name"] for run in compared["runs"])
+  baseline, *names = (run["name"] for run in compared["runs"])
   tasks = f"mean of {len(compared['tasks'])} tasks" if len(compared["tasks"]) > 1 else compared["tasks"][0]
   lines = []
-  for name, found in zip(others, compared["differences"], strict=True):
-    said, beyond = [], []
+  for name, by_policy in zip(names, compared["differences"], strict=True):
+    phrases, beyond = [], []
     for policy, label in NAMES.items():
-      mean = found[policy]["mean"]
+      mean = by_policy[policy]["mean"]
       span = parts.span_of(mean["low"], mean["high"], True)
-      said.append(f"{label} <b>{points(mean['difference'])}</b> ({span})")
-      beyond += [label] if _told(mean) else []
-    pairs = "paired" if all(row["mean"]["paired"] for row in found.values()) else "not paired"
+      phrases.append(f"{label} <b>{points(mean['difference'])}</b> ({span})")
+      beyond += [label] if _beyond_chance(mean) else []
+    pairs = "paired" if all(row["mean"]["paired"] for row in by_policy.values()) else "not paired"
     verdict = f"Beyond chance: {' and '.join(beyond)}." if beyond else "No difference can be told."
     lines.append(
-      f"<b>{escape(name)}</b> minus {escape(first)} in points, 95 % intervals, {escape(tasks)}, {pairs}. "
-      f"{'. '.join(said)}. {verdict}"
+      f"<b>{escape(name)}</b> minus {escape(baseline)} in points, 95 % intervals, {escape(tasks)}, {pairs}. "
+      f"{'. '.join(phrases)}. {verdict}"
     )
   return "".join(f'<p class="lead">{line}</p>' for line in lines)
 
 
-def _told(row: Mapping[str, Any]) -> bool:
+def _beyond_chance(row: Mapping[str, Any]) -> bool:
   """Whether the interval leaves out 0."""
   return bool(row["low"] > 0 or row["high"] < 0)
 
 
 def _difference_cell(row: Mapping[str, Any], mixed: bool) -> str:
-  style = ("good" if row["low"] > 0 else "bad") if _told(row) else ""
+  style = ("good" if row["low"] > 0 else "bad") if _beyond_chance(row) else ""
   star = "*" if mixed and not row["paired"] else ""
   span = f'<span class="ci">{parts.span_of(row["low"], row["high"], True)}</span>'
   return f'<td><span class="{style}">{points(row["difference"])}{star}</span>{span}</td>'
@@ -69,7 +69,7 @@ def _difference_cell(row: Mapping[str, Any], mixed: bool) -> str:
 
 def _table(compared: Mapping[str, Any]) -> str:
   runs, differences = compared["runs"], compared["differences"]
-  rows = [row for own in differences for found in own.values() for row in found.values()]
+  rows = [row for by_policy in differences for by_task in by_policy.values() for row in by_task.values()]
   mixed = len({row["paired"] for row in rows}) > 1
   over = '<th class="name" rowspan="2">Task</th><th class="text" rowspan="2">0 to 100 %</th>'
   head = ""
@@ -111,27 +111,27 @@ def _models(compared: Mapping[str, Any]) -> str:
   head, *rows = compared["models"]
   head = ["On held-out play", *head[1:]]
   main = [row for row in rows if row[0] in compared["main_rows"]]
-  named = lambda some: [[parts.quantity_of(name).replace(": ", "\n", 1), *cells] for name, *cells in some]
-  whole = parts.details("All numbers", parts.rows_table([head, *named(rows)]))
+  named = lambda table: [[parts.quantity_of(name).replace(": ", "\n", 1), *cells] for name, *cells in table]
+  all_numbers = parts.details("All numbers", parts.rows_table([head, *named(rows)]))
   return (
     "<p class='soft'>PSNR of frames seen and imagined, scores of linear probes (R\u00b2, balanced accuracy), "
     "squared error of the action read off two embeddings.</p>"
     + parts.rows_table([head, *named(main)])
-    + whole
+    + all_numbers
   )
 
 
 def _dreams(compared: Mapping[str, Any], strips: Sequence[Mapping[str, bytes]]) -> str:
   moving, still = [], []
-  for run, own in zip(compared["runs"], strips, strict=True):
+  for run, images in zip(compared["runs"], strips, strict=True):
     name = escape(run["name"])
-    if "webp" in own:
-      source = media.data_uri(own["webp"], "webp")
+    if "webp" in images:
+      source = media.data_uri(images["webp"], "webp")
       moving.append(
         f'<figure class="card still"><h3>{name}</h3><img src="{source}" alt="A dream of {name}"></figure>'
       )
-    if "png" in own:
-      source = media.data_uri(own["png"], "png")
+    if "png" in images:
+      source = media.data_uri(images["png"], "png")
       still.append(
         f'<h3 class="group">{name}</h3><div class="card strip" role="region" tabindex="0" '
         f'aria-label="{name}"><img src="{source}" alt="Dreams of {name}"></div>'
@@ -147,12 +147,12 @@ def _dreams(compared: Mapping[str, Any], strips: Sequence[Mapping[str, bytes]]) 
 
 def _settings(compared: Mapping[str, Any]) -> str:
   out = ""
-  for key, none in (
+  for key, empty_text in (
     ("settings", "No setting that the results depend on differs."),
     ("origin", "Versions and machines are the same."),
   ):
     rows = compared[key]
-    table = parts.rows_table(rows, text=True) if len(rows) > 1 else f'<p class="soft gap">{none}</p>'
+    table = parts.rows_table(rows, text=True) if len(rows) > 1 else f'<p class="soft gap">{empty_text}</p>'
     out += parts.details(f"{len(rows) - 1} settings differ", table) if len(rows) > MANY else table
   return out
 

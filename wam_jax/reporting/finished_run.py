@@ -45,7 +45,7 @@ class Run:
     return json.loads((self.inputs["judge_world_model"].path / "judge.json").read_text(encoding="utf-8"))
 
   def strips(self) -> dict[str, bytes]:
-    """png and webp -> the open-loop prediction as a strip and as an animation, as far as they are there."""
+    """png and webp -> the open-loop prediction as a strip and as an animation, as far as they exist."""
     paths = {kind: self.inputs["judge_world_model"].path / f"strip.{kind}" for kind in ("png", "webp")}
     return {kind: path.read_bytes() for kind, path in paths.items() if path.exists()}
 
@@ -84,10 +84,10 @@ def read_run(workdir: str | os.PathLike[str]) -> Run:
     evaluated = load_artifact(path, "evaluate")
     results = json.loads((evaluated.path / "results.json").read_text(encoding="utf-8"))
   except (ArtifactError, OSError, ValueError) as error:
-    done = [stage for stage in STAGES if (path / stage / "DONE").exists()]
-    there = f"finished there: {', '.join(done)}" if done else "no stage is finished there"
+    finished = [stage for stage in STAGES if (path / stage / "DONE").exists()]
+    state = f"finished there: {', '.join(finished)}" if finished else "no stage is finished there"
     raise RunError(
-      f"{path} is no finished run: {error}\n  ({there}; a run is finished when it is evaluated: repeat the "
+      f"{path} is no finished run: {error}\n  ({state}; a run is finished when it is evaluated: repeat the "
       "command that began it)"
     ) from error
   root = evaluated.path.parent
@@ -95,14 +95,14 @@ def read_run(workdir: str | os.PathLike[str]) -> Run:
   lost: list[str] = []
   missing: list[str] = []
   for stage in (stage for stage in STAGES if stage != "report"):
-    found: Artifact | None = evaluated
+    artifact: Artifact | None = evaluated
     reasons: list[str] = []
     if stage in evaluated.inputs:
-      found, reasons = search_input(evaluated, stage, evaluated.inputs[stage])
+      artifact, reasons = search_input(evaluated, stage, evaluated.inputs[stage])
     elif stage != "evaluate":
-      found, reasons = _made_on(root, stage, evaluated.inputs)
-    if found is not None:
-      inputs[stage] = found
+      artifact, reasons = _made_on(root, stage, evaluated.inputs)
+    if artifact is not None:
+      inputs[stage] = artifact
     elif stage in OPTIONAL:
       missing.append(f"{stage} is not where the run had it, its time is not counted")
     else:
@@ -117,13 +117,13 @@ def _made_on(root: pathlib.Path, stage: str, prints: Mapping[str, str]) -> tuple
   reasons = []
   for folder in (root / stage, *given_folders(root, stage)):
     try:
-      found = load_artifact(folder, stage)
+      artifact = load_artifact(folder, stage)
     except ArtifactError as error:
       reasons.append(f"  {error}")
       continue
-    if all(prints.get(name, value) == value for name, value in found.inputs.items()):
-      return found, []
-    reasons.append(f"  {found.path}: of another world model or other data")
+    if all(prints.get(name, value) == value for name, value in artifact.inputs.items()):
+      return artifact, []
+    reasons.append(f"  {artifact.path}: of another world model or other data")
   return None, reasons
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from wam_jax.host import tables
 from wam_jax.reporting import media
 
-STRIP_FRAMES = 4  # imagined frames shown beside those of the horizons
+STRIP_FRAMES = 4  # imagined frames shown besides those of the horizons
 FPS = 10  # of the animated strip: a third of real time
 
 
@@ -22,16 +22,16 @@ def draw_strip(
   Args:
     pictures: camera -> (true, predicted) [T, S, S, 3] uint8.
     context: C, frames seen.
-    horizons: frames imagined that are shown, beside some between.
+    horizons: frames imagined that are shown, besides some between.
 
   Returns:
     (strip [H, W, 3], animation [T, H', W', 3]): true, predicted and error of each camera.
   """
   length, size = next(iter(pictures.values()))[0].shape[:2]
-  seen = sorted({0, context - 1})
+  context_frames = sorted({0, context - 1})
   between = np.linspace(context, length - 1, min(STRIP_FRAMES, length - context)).round().astype(int)
   later = sorted({*between.tolist(), *(context - 1 + h for h in horizons if context - 1 + h < length)})
-  columns, scale = [*seen, *later], max(1, round(128 / size))
+  columns, scale = [*context_frames, *later], max(1, round(128 / size))
   rows, films = [], []
   for camera, (true, predicted) in pictures.items():
     error = media.error_picture(true, predicted)
@@ -43,7 +43,7 @@ def draw_strip(
     rows += [(label, film[columns]) for label, film in shown]
     films.append([film for _, film in shown])
   labels = [f"{i - context + 1:+d}" if i != context - 1 else "0" for i in columns]
-  strip = media.make_strip(rows, len(seen), labels, scale)
+  strip = media.make_strip(rows, len(context_frames), labels, scale)
   frames = []
   for t in range(length):
     colour = media.CONTEXT_COLOUR if t < context else media.IMAGINED_COLOUR
@@ -54,23 +54,23 @@ def draw_strip(
 
 def notes(judge: Mapping[str, Any]) -> list[str]:
   """What a reader must know to judge the numbers."""
-  data, targets = judge["data"], judge["targets"]
+  facts, targets = judge["data"], judge["targets"]
   lines = [
     tables.described(judge),
     "Windows at the horizons: "
     + ", ".join(f"{n} at {h}" for h, n in zip(judge["horizons"], judge["windows_at_horizons"], strict=True))
     + ". `missing`: no window is long enough.",
     (
-      f"A balanced accuracy over {data['windows']} windows has a standard error of about "
-      f"{0.5 / data['windows'] ** 0.5:.2f}, more where windows of one episode are alike."
+      f"A balanced accuracy over {facts['windows']} windows has a standard error of about "
+      f"{0.5 / facts['windows'] ** 0.5:.2f}, more where windows of one episode are alike."
     ),
     "R²: 1 is perfect, 0 as good as the mean of all held-out frames. Balanced accuracy: 0.5 is chance. "
     "`constant`: the quantity does not change there. On in the held-out frames: "
     + ", ".join(f"{name} {100 * targets[name]['mean']:.0f} %" for name in ("bulb", "led"))
     + ". The first frames of a window, which are the context, are not read.",
   ]
-  if data["kind"] != "play":
-    lines.append(f"The held-out frames are not play but {data['kind']}.")
+  if facts["kind"] != "play":
+    lines.append(f"The held-out frames are not play but {facts['kind']}.")
   for model in judge["models"]:
     if not model["same_data"]:
       lines.append(f"{model['name']} was trained on other data than that of this run.")

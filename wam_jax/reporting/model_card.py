@@ -27,9 +27,11 @@ def card(evaluated: Artifact, which: str, path: pathlib.Path) -> str:
   data, w = c["data"], c["world_model"]
   times = {name: seconds for name in STAGES if (seconds := _seconds(evaluated, name))}
   policies = POLICIES[which].card
-  own = data["source"] == "embedded"
+  embedded = data["source"] == "embedded"
   play = (
-    f"{data['play_frames']:,} frames of play by scripted experts" if own else "a dataset in CALVIN's format"
+    f"{data['play_frames']:,} frames of play by scripted experts"
+    if embedded
+    else "a dataset in CALVIN's format"
   )
   return "\n".join(
     [
@@ -74,8 +76,8 @@ def card(evaluated: Artifact, which: str, path: pathlib.Path) -> str:
 
 def _seconds(evaluated: Artifact, stage: str) -> float | None:
   """Time of a stage of the same run, None if it is not to be found."""
-  given = evaluated.config["inputs"].get(stage)
+  folder = evaluated.config["inputs"].get(stage)
   try:
-    return load_artifact(given or evaluated.path.parent / stage, stage).seconds
+    return load_artifact(folder or evaluated.path.parent / stage, stage).seconds
   except ArtifactError:
     return None

@@ -241,10 +241,10 @@ def rows_table(rows: Sequence[Sequence[str]], text: bool = False, total: bool = 
     text: cells are words, not numbers.
     total: the last row sums the others up.
   """
-  first, *others = rows[0]
+  corner, *heads = rows[0]
   kind, cell_of = (' class="text"', _breakable) if text else ("", escape)
-  head = f'<th class="name">{escape(first)}</th>'
-  head += "".join(f"<th{kind}>{escape(cell)}</th>" for cell in others)
+  head = f'<th class="name">{escape(corner)}</th>'
+  head += "".join(f"<th{kind}>{escape(cell)}</th>" for cell in heads)
   lines = []
   for i, (name, *cells) in enumerate(rows[1:], 2):
     style = ' class="soft"' if name.startswith(" ") else ""
@@ -254,14 +254,15 @@ def rows_table(rows: Sequence[Sequence[str]], text: bool = False, total: bool = 
     values = "".join(f"<td{kind}>{cell_of(cell)}</td>" for cell in cells)
     lines.append(f'<tr{style}><td class="name">{_breakable(title)}{behind}</td>{values}</tr>')
   classes = "card wide gap rows words" if text else "card wide gap rows"
-  return table_card(f"<tr>{head}</tr>", lines, first, classes)
+  return table_card(f"<tr>{head}</tr>", lines, corner, classes)
 
 
 def _entries(chart: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
   """The legend of a chart; none of a single curve."""
-  named = [one for one in chart["series"] if one["name"]]
+  named = [curve for curve in chart["series"] if curve["name"]]
   entries = [
-    (one["name"] + one.get("note", ""), one["style"] + " dot" * one.get("dots", False)) for one in named
+    (curve["name"] + curve.get("note", ""), curve["style"] + " dot" * curve.get("dots", False))
+    for curve in named
   ]
   return tuple(entries) if len(entries) > 1 else ()
 
@@ -292,8 +293,8 @@ def chart_file(chart: Mapping[str, Any]) -> str:
   svg = _svg(chart, charts.WIDTH, charts.HEIGHT)
   shown = {name for name, _ in _entries(chart)}
   legend = []
-  for one in chart["series"]:
-    name, style = one["name"] + one.get("note", ""), one["style"].split()[0]
+  for curve in chart["series"]:
+    name, style = curve["name"] + curve.get("note", ""), curve["style"].split()[0]
     legend.append((name if name in shown else "", style, _LIGHT[style]))
   return charts.standalone(svg, chart["title"], legend) if svg else ""
 
@@ -316,7 +317,7 @@ def chart_card(chart: Mapping[str, Any], title: str | None = None, explained: bo
 
 
 def chart_groups(all_charts: Sequence[Mapping[str, Any]], words: Mapping[str, str] | None = None) -> str:
-  """Charts under what stands before the colon of their titles; a legend that most share stands there too.
+  """Charts under what stands before the colon of their titles; a legend that most share stands above them.
 
   Args:
     all_charts: as for `chart_card`.
@@ -331,8 +332,8 @@ def chart_groups(all_charts: Sequence[Mapping[str, Any]], words: Mapping[str, st
     shared = shared if count > 2 else ()
     cards = []
     for chart in members:
-      rest = chart["title"].partition(": ")[2]
-      cards.append(chart_card(chart, rest[:1].upper() + rest[1:], bool(shared) and _entries(chart) == shared))
+      name = chart["title"].partition(": ")[2]
+      cards.append(chart_card(chart, name[:1].upper() + name[1:], bool(shared) and _entries(chart) == shared))
     if any(cards):
       text = f'<p class="soft small">{escape(words[group])}</p>' if words and group in words else ""
       above = legend(shared).replace('"legend"', '"legend all"') if shared else ""

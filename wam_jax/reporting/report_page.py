@@ -57,10 +57,10 @@ def _summary(report: Mapping[str, Any]) -> str:
   mean = results["policies"].get("ppo", {}).get("mean", {})
   if "imagined" in mean:
     gap = mean["gap"]
-    said = f"{abs(100 * gap):.1f} points {'above' if gap > 0 else 'below'} the simulator"
+    gap_text = f"{abs(100 * gap):.1f} points {'above' if gap > 0 else 'below'} the simulator"
     sentences.append(
       f"In its dreams the final policy succeeds in {percent(mean['imagined'])}, "
-      f"{said if round(1000 * gap) else 'as in the simulator'}."
+      f"{gap_text if round(1000 * gap) else 'as in the simulator'}."
     )
   return f'<p class="lead">{" ".join(sentences)}</p>' if sentences else ""
 
@@ -74,19 +74,19 @@ def _table(report: Mapping[str, Any]) -> str:
   results = report["results"]
   policies = results["policies"]
   compared = [name for name in COMPARED if name in policies]
-  others = [name for name in HEADS if name in policies and name not in compared]
+  uncompared = [name for name in HEADS if name in policies and name not in compared]
   dreamed = "imagined" in policies.get("ppo", {}).get("mean", {})
   head = '<th class="name">Task</th><th class="text">0 to 100 %</th>'
   head += "".join(f"<th>{HEADS[name]}</th>" for name in compared)
   head += "<th>Imagined<br>after PPO</th><th>Gap,<br>points</th>" if dreamed else ""
-  head += "".join(f"<th>{HEADS[name]}</th>" for name in others)
+  head += "".join(f"<th>{HEADS[name]}</th>" for name in uncompared)
   lines = []
   for task in (*results["tasks"], None):
     rows = {name: p["mean"] if task is None else p["per_task"][task] for name, p in policies.items()}
     cells = "".join(_cell(rows[name], True) for name in compared)
     if dreamed:
       cells += f"<td>{percent(rows['ppo'].get('imagined'))}</td><td>{points(rows['ppo'].get('gap'))}</td>"
-    cells += "".join(_cell(rows[name], False) for name in others)
+    cells += "".join(_cell(rows[name], False) for name in uncompared)
     bars = [(name, rows[name]["rate"], rows[name]["low"], rows[name]["high"]) for name in compared]
     marks = [(name, rows[name]["rate"]) for name in ("expert", "random") if name in rows]
     marks += [("imagined", rows["ppo"]["imagined"])] if dreamed else []
@@ -141,8 +141,11 @@ def _dreams(report: Mapping[str, Any], strips: Mapping[str, bytes]) -> str:
       f'<figure class="card still"><h3>True, predicted, error</h3>'
       f'<img src="{media.data_uri(strips["webp"], "webp")}" alt="A dream as an animation"></figure>'
     )
-  for camera, own in model["open_loop"].items():
-    lines = (("world model", own, "s0"), ("last frame seen, repeated", model["repeated"][camera], "random"))
+  for camera, scores in model["open_loop"].items():
+    lines = (
+      ("world model", scores, "s0"),
+      ("last frame seen, repeated", model["repeated"][camera], "random"),
+    )
     series = [
       {
         "name": name,

@@ -34,29 +34,29 @@ FRAME_STEP = 2  # every second frame of an episode is shown
 TITLE = "Skills learned inside a world model"
 
 
-def rebuild(found: Run, out: pathlib.Path) -> list[str]:
-  """Makes the page of a finished run anew; no stage runs, nothing else is written.
+def rebuild(run: Run, out: pathlib.Path) -> list[str]:
+  """Makes the page of a finished run again; no stage runs, nothing else is written.
 
   Args:
-    found: the run.
+    run: the run.
     out: file to write.
 
   Returns:
     What is missing on the page, and why.
   """
-  missing = list(found.missing)
+  missing = list(run.missing)
   shown: list[dict[str, Any]] = []
   animations: dict[str, bytes] = {}
   try:
-    shown, animations, _ = draw_rollouts(found.config, found.inputs["evaluate"].path / "rollouts.npz")
+    shown, animations, _ = draw_rollouts(run.config, run.inputs["evaluate"].path / "rollouts.npz")
   except (ImportError, OSError, ValueError, RuntimeError) as error:  # a simulator that is not here
     missing.append(f"no animations of episodes: {str(error).strip().splitlines()[0]}")
-  made = read_artifact(found.workdir / "report")
-  seconds = made.seconds if made is not None and made.done else None
-  report = build(found.config, found.inputs, shown, seconds, found.results.get("provenance"))
+  report_artifact = read_artifact(run.workdir / "report")
+  seconds = report_artifact.seconds if report_artifact is not None and report_artifact.done else None
+  report = build(run.config, run.inputs, shown, seconds, run.results.get("provenance"))
   report["notes"].append(f"Page made anew from the run's files, by wam_jax {wam_jax.__version__}.")
   report["notes"] += [f"Missing here: {line}." for line in missing]
-  write_text(out, report_page.render_page(report, found.strips(), animations))
+  write_text(out, report_page.render_page(report, run.strips(), animations))
   return missing
 
 
@@ -190,7 +190,7 @@ def draw_episodes(
     steps: that each took.
 
   Returns:
-    camera -> of each episode [T', S, S, 3] uint8, S = `report.animation_size` or what there is.
+    camera -> of each episode [T', S, S, 3] uint8, S = `report.animation_size` or what the simulator draws.
   """
   from wam_jax.envs import registry
 
@@ -202,7 +202,8 @@ def draw_episodes(
   render = registry.make_renderer(env.name, size, env.workers, env.calvin_root, env.calvin_scene)
   times = [np.unique(np.append(np.arange(0, n + 1, FRAME_STEP), n)) for n in steps]  # the last state always
   states = [
-    np.concatenate([own[t] for own, t in zip(of, times, strict=True)]) for of in (robot_obs, scene_obs)
+    np.concatenate([episode[t] for episode, t in zip(arrays, times, strict=True)])
+    for arrays in (robot_obs, scene_obs)
   ]
   borders = np.cumsum([len(t) for t in times])[:-1]
   return {camera: np.split(frames, borders) for camera, frames in render(*states).items()}
@@ -250,20 +251,20 @@ def metric_series(
 def _chart(
   title: str, x_label: str, series: Sequence[dict[str, Any] | None], **options: Any
 ) -> list[dict[str, Any]]:
-  there = [one for one in series if one is not None]
-  return [{"title": title, "x_label": x_label, "series": there, **options}] if there else []
+  present = [curve for curve in series if curve is not None]
+  return [{"title": title, "x_label": x_label, "series": present, **options}] if present else []
 
 
 def _per_task(
   lines: Sequence[Mapping[str, Any]], pattern: str, tasks: Sequence[str]
 ) -> list[dict[str, Any] | None]:
-  """Series of the metrics that match, one per task where `pattern` has a {task}, else one of its own."""
+  """Series of the metrics that match, one per task where `pattern` has a {task}, else a single one."""
   names = {name for line in lines for name in line}
-  found = []
+  series = []
   for k, task in enumerate(tasks):
     matching = sorted(n for n in names if re.fullmatch(pattern.format(task=task), n))
-    found += [metric_series(lines, n, title_of(task), f"s{k % 8}") for n in matching[:1]]
-  return found
+    series += [metric_series(lines, n, title_of(task), f"s{k % 8}") for n in matching[:1]]
+  return series
 
 
 def curves(inputs: Mapping[str, Artifact], results: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -306,10 +307,10 @@ def curves(inputs: Mapping[str, Artifact], results: Mapping[str, Any]) -> list[d
     ("classifier", "Cloning and classifier: loss of the classifier"),
   ):
     of_tasks = _per_task(lines[stage], stage + r"/{task}/(loss|loss/total)", tasks)
-    of_all = [
+    pooled = [
       metric_series(lines[stage], f"{stage}/{name}", "all tasks", "s0") for name in ("loss", "loss/total")
     ]
-    charts += _chart(title, "update", of_tasks if any(of_tasks) else of_all, log_y=True)
+    charts += _chart(title, "update", of_tasks if any(of_tasks) else pooled, log_y=True)
   charts += [chart for task in (None, *tasks) for chart in ppo_chart(lines["ppo"], results, task)]
   ppo = lines["ppo"]
   for name, title in (
@@ -336,14 +337,14 @@ def ppo_chart(
     results: of stage evaluate.
     task: its name; None: the mean of all.
   """
-  own = "" if task is None else f"{task}/"
-  imagined = metric_series(lines, f"ppo/{own}imagined_success", "imagined, exploring", "imagined")
+  task_prefix = "" if task is None else f"{task}/"
+  imagined = metric_series(lines, f"ppo/{task_prefix}imagined_success", "imagined, exploring", "imagined")
   if imagined is None:
     return []
   last = max(line["step"] for line in lines)
   held_out = ("imagined, held-out starts", "imagined dashed")
-  monitored = metric_series(lines, f"ppo/monitor/{own}imagined_success", *held_out)
-  real = metric_series(lines, f"ppo/monitor/{own}real_success", "real, monitored", "ppo")
+  monitored = metric_series(lines, f"ppo/monitor/{task_prefix}imagined_success", *held_out)
+  real = metric_series(lines, f"ppo/monitor/{task_prefix}real_success", "real, monitored", "ppo")
   rows = {name: results["policies"][name] for name in COMPARED}
   rates = {
     name: (row["mean"] if task is None else row["per_task"][task])["rate"] for name, row in rows.items()

@@ -27,7 +27,7 @@ def result_of(run: Run) -> dict[str, Any]:
   """What is kept of a finished run.
 
   Raises:
-    RunError: its episodes or the classifier's measurements are not there.
+    RunError: its episodes or the classifier's measurements are missing.
   """
   evaluate = run.inputs["evaluate"].path
   quality_file = run.inputs["classifier"].path / "quality.json"
@@ -66,22 +66,22 @@ def keep(run: Run, folder: pathlib.Path) -> pathlib.Path:
   """Writes a run's numbers to `folder/seed<n>.json`.
 
   Raises:
-    RunError: files there are of another recipe, or this seed is there with other episodes.
+    RunError: files there are of another recipe, or this seed exists with other episodes.
   """
   result = result_of(run)
   path = folder / f"seed{result['seed']}.json"
-  for other in read(folder):
-    names = sorted({*other["settings"], *result["settings"]})
-    different = [name for name in names if other["settings"].get(name) != result["settings"].get(name)]
+  for earlier in read(folder):
+    names = sorted({*earlier["settings"], *result["settings"]})
+    different = [name for name in names if earlier["settings"].get(name) != result["settings"].get(name)]
     if different:
       shown = [
-        f"  {name}: {other['settings'].get(name, '(absent)')!r} there, "
+        f"  {name}: {earlier['settings'].get(name, '(absent)')!r} there, "
         f"{result['settings'].get(name, '(absent)')!r} in {run.workdir}"
         for name in different
       ]
       fix = "One table is of one recipe: give another --results folder, or remove the files there."
       raise RunError("\n".join([f"{folder}: holds runs of other settings.", *shown, fix]))
-    if other["seed"] == result["seed"] and other["policies"] != result["policies"]:
+    if earlier["seed"] == result["seed"] and earlier["policies"] != result["policies"]:
       raise RunError(
         f"{path}: another run of seed {result['seed']} is kept there; remove the file to replace it"
       )
@@ -96,7 +96,7 @@ def read(folder: pathlib.Path) -> list[dict[str, Any]]:
   Raises:
     RunError: a file is not one of this format.
   """
-  found = []
+  results = []
   for path in sorted(folder.glob("seed*.json")):
     try:
       result = json.loads(path.read_text(encoding="utf-8"))
@@ -108,8 +108,8 @@ def read(folder: pathlib.Path) -> list[dict[str, Any]]:
       raise RunError(
         f"{path}: not the numbers of a run ({error}); remove it and keep the run again"
       ) from error
-    found.append(result)
-  return sorted(found, key=lambda result: result["seed"])
+    results.append(result)
+  return sorted(results, key=lambda result: result["seed"])
 
 
 def markdown(results: Sequence[Result]) -> str:
@@ -198,7 +198,7 @@ def seed_rows(results: Sequence[Result]) -> tables.Rows:
         _percent(improved),
         _signed(*gain(result)),
         f"{100 * imagined_minus_real(result):+.1f}",
-        *(f"{100 * _told_apart(result, kind):.0f}" for kind in ("real", "dreamt")),
+        *(f"{100 * _discrimination(result, kind):.0f}" for kind in ("real", "dreamt")),
         f"{1000 * _hand(result):.1f}",
         duration(sum(result["seconds"].values())),
         result["provenance"]["cpu"],
@@ -214,7 +214,8 @@ def seed_rows(results: Sequence[Result]) -> tables.Rows:
       _signed(*over) if len(results) > 1 else f"{100 * over[0]:+.1f}",
       f"{100 * mean([imagined_minus_real(result) for result in results]):+.1f}",
       *(
-        f"{100 * mean([_told_apart(result, kind) for result in results]):.0f}" for kind in ("real", "dreamt")
+        f"{100 * mean([_discrimination(result, kind) for result in results]):.0f}"
+        for kind in ("real", "dreamt")
       ),
       f"{1000 * mean([_hand(result) for result in results]):.1f}",
       duration(mean([sum(result["seconds"].values()) for result in results])),
@@ -224,9 +225,9 @@ def seed_rows(results: Sequence[Result]) -> tables.Rows:
   return rows
 
 
-def _told_apart(result: Result, kind: str) -> float:
-  told = result["discrimination"]
-  return float("nan") if told is None else told[kind]["difference"]["value"]
+def _discrimination(result: Result, kind: str) -> float:
+  numbers = result["discrimination"]
+  return float("nan") if numbers is None else numbers[kind]["difference"]["value"]
 
 
 def _hand(result: Result) -> float:

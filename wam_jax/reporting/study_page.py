@@ -1,7 +1,7 @@
 """The page of a study's results: Markdown and charts, made from the JSON files of its pieces alone.
 
-Two texts are taken in as they are, beside the results: `reading.md`, what people make of the numbers, and
-`design.md`, what was decided before the runs. In the folder `calvin` beside them: results.json of stage
+Two texts are taken in as they are, next to the results: `reading.md`, what people make of the numbers, and
+`design.md`, what was decided before the runs. In the folder `calvin` next to them: results.json of stage
 evaluate, of runs on CALVIN's own simulator, as `<arm>_seed<n>.json`.
 """
 
@@ -93,13 +93,13 @@ def draw_charts(results: Results) -> dict[str, str]:
   """File name -> SVG."""
   out = {}
   legend = [(ARMS[arm].title, arm, COLOURS[arm]) for arm in MAIN]
-  found = curves(results)
-  if found:
-    updates, _, arrays = found
+  success_curves = curves(results)
+  if success_curves:
+    updates, _, arrays = success_curves
     rates = np.stack([x.mean((-1, -2)) for x in arrays])  # [seeds, arms, U]
     series = []
     for i, arm in enumerate(MAIN):
-      series += [charts.Series(ARMS[arm].title, updates, one[i], arm, dots=True) for one in rates]
+      series += [charts.Series(ARMS[arm].title, updates, rate[i], arm, dots=True) for rate in rates]
       series.append(charts.Series(ARMS[arm].title, updates, rates[:, i].mean(0), arm))
     svg = charts.line_chart(
       series, x_label="updates of the world model", title="", percent=True, x_ticks=updates
@@ -177,16 +177,16 @@ def _compared(results: Results) -> dict[str, dict[int, Result]]:
 
 
 def _introduction(results: Results) -> list[str]:
-  one = _any(results)
-  if one is None:
+  piece = _any(results)
+  if piece is None:
     return ["No result yet."]
   seeds = common_seeds(results, MAIN)
   count = f"{len(seeds)} seed{'s' if len(seeds) != 1 else ''}" if seeds else "no seed yet"
-  where = "the embedded simulator" if one["simulator"]["name"] == "play_table" else "CALVIN's own simulator"
+  where = "the embedded simulator" if piece["simulator"]["name"] == "play_table" else "CALVIN's own simulator"
   return [
     (
       "WAM and DreamerV2 world models, equal but for the inverse-dynamics loss, on the same frames; "
-      f"preset `{one['preset']}`, {where}, {len(one['tasks'])} tasks, {one['episodes']} episodes per "
+      f"preset `{piece['preset']}`, {where}, {len(piece['tasks'])} tasks, {piece['episodes']} episodes per "
       f"task, arm and seed, {count} of the main "
       f"comparison{' (' + ', '.join(map(str, seeds)) + ')' if seeds else ''}. All arms of a seed have "
       "the same frames, demos and start states; differences are paired by start state. This page is "
@@ -217,21 +217,21 @@ def _headline(results: Results) -> list[str]:
         ]
       )
   differences = [["Difference in points", "Published", "Here", "Bootstrap 95 %", "t 95 %", "Each seed"]]
-  wanted = [(f"WAM minus DreamerV2, {POLICY_NAMES[p]}", (MAIN[0], p), (MAIN[1], p)) for p in POLICY_NAMES]
-  wanted += [(f"{ARMS[arm].title}, after PPO minus cloned", (arm, "ppo"), (arm, "cloned")) for arm in MAIN]
-  for label, a, b in wanted:
-    found = difference(results, a, b)
-    if found is None:
+  pairs = [(f"WAM minus DreamerV2, {POLICY_NAMES[p]}", (MAIN[0], p), (MAIN[1], p)) for p in POLICY_NAMES]
+  pairs += [(f"{ARMS[arm].title}, after PPO minus cloned", (arm, "ppo"), (arm, "cloned")) for arm in MAIN]
+  for label, a, b in pairs:
+    gap = difference(results, a, b)
+    if gap is None:
       continue
-    known = a in PUBLISHED and b in PUBLISHED
+    is_published = a in PUBLISHED and b in PUBLISHED
     differences.append(
       [
         label,
-        _points(PUBLISHED[a] - PUBLISHED[b]) if known else NOTHING,
-        _points(found["mean"]),
-        _span(*found["bootstrap"]),
-        _span(*found["t"]),
-        ", ".join(map(_points, found["per_seed"])),
+        _points(PUBLISHED[a] - PUBLISHED[b]) if is_published else NOTHING,
+        _points(gap["mean"]),
+        _span(*gap["bootstrap"]),
+        _span(*gap["t"]),
+        ", ".join(map(_points, gap["per_seed"])),
       ]
     )
   if len(rows) == 1:
@@ -297,18 +297,18 @@ def _per_task(results: Results) -> list[str]:
 
 
 def _by_update(results: Results, relative: pathlib.Path) -> list[str]:
-  found = curves(results)
-  if not found:
+  success_curves = curves(results)
+  if not success_curves:
     return []
-  updates, seeds, arrays = found
+  updates, seeds, arrays = success_curves
   rates = np.stack([x.mean((-1, -2)) for x in arrays])  # [seeds, arms, U]
   heads = ["Updates", "WAM", "DreamerV2", "WAM minus DreamerV2", "bootstrap 95 %"]
   rows = [heads]
   for u, update in enumerate(updates):
     statistic = lambda drawn: float(np.mean([rate_of(x[0]) - rate_of(x[1]) for x in drawn]))
     low, high = bootstrap.interval(bootstrap.resampled([x[:, u] for x in arrays], statistic))
-    ours, theirs = rates[:, :, u].mean(0)
-    cells = [_percent(ours), _percent(theirs), _points(ours - theirs), _span(low, high)]
+    wam, dreamer = rates[:, :, u].mean(0)
+    cells = [_percent(wam), _percent(dreamer), _points(wam - dreamer), _span(low, high)]
     rows.append([f"{update:,}", *cells])
 
   def ratio(drawn: Sequence[np.ndarray]) -> float:
@@ -379,10 +379,10 @@ def _models(results: Results, folder: pathlib.Path, relative: pathlib.Path) -> l
   judged = {
     arm: [piece["judge"] for piece in results.get(arm, {}).values() if "judge" in piece] for arm in MAIN
   }
-  judged = {arm: found for arm, found in judged.items() if found}
+  judged = {arm: judges for arm, judges in judged.items() if judges}
   if not judged:
     return []
-  measured = {arm: [tables.measured(judge, judge) for judge in found] for arm, found in judged.items()}
+  measured = {arm: [tables.measured(judge, judge) for judge in judges] for arm, judges in judged.items()}
   shown = (", seen", ", posterior", *(f", {h} imagined" for h in SHOWN_HORIZONS))
   labels = [
     label
@@ -392,9 +392,9 @@ def _models(results: Results, folder: pathlib.Path, relative: pathlib.Path) -> l
   rows = [["Mean over seeds", *(ARMS[arm].title for arm in measured)]]
   for label in labels:
     cells = []
-    for found in measured.values():
-      values: list[float] = [v for one in found if isinstance(v := one.get(label, (None,))[0], float)]
-      digits = found[0][label][1] if label in found[0] else 3
+    for judges in measured.values():
+      values: list[float] = [v for row in judges if isinstance(v := row.get(label, (None,))[0], float)]
+      digits = judges[0][label][1] if label in judges[0] else 3
       cells.append(tables.number(float(np.mean(values)), digits) if values else NOTHING)
     if any(cell != NOTHING for cell in cells):
       rows.append([label, *cells])
@@ -428,8 +428,8 @@ def _ablations(results: Results) -> list[str]:
       rate, low, high, _ = pooled(have, policy)
       cells.append(f"{_percent(rate)} ({_span(low, high, lambda x: _percent(x, 0))})")
     for policy in COMPARED:
-      found = difference(results, (arm, policy), ("wam", policy)) if arm != "wam" else None
-      cells.append(NOTHING if found is None else f"{_points(found['mean'])} ({_span(*found['bootstrap'])})")
+      gap = difference(results, (arm, policy), ("wam", policy)) if arm != "wam" else None
+      cells.append(NOTHING if gap is None else f"{_points(gap['mean'])} ({_span(*gap['bootstrap'])})")
     errors = [
       np.mean([e["error"] for e in piece["judge"]["inverse_dynamics"].values()])
       for piece in pieces
@@ -465,9 +465,9 @@ def _calvin(folder: pathlib.Path) -> list[str]:
   for task in [*next(iter(runs.values()))["tasks"], "mean"]:
     row = [task]
     for key, policy in columns:
-      found = runs[key]["policies"][policy]
-      one = found["mean"] if task == "mean" else found["per_task"][task]
-      row.append(f"{100 * one['rate']:.1f} ({100 * one['low']:.0f}-{100 * one['high']:.0f})")
+      policy_results = runs[key]["policies"][policy]
+      rates = policy_results["mean"] if task == "mean" else policy_results["per_task"][task]
+      row.append(f"{100 * rates['rate']:.1f} ({100 * rates['low']:.0f}-{100 * rates['high']:.0f})")
     rows.append(row)
   return [
     "## On CALVIN's own simulator",
@@ -481,13 +481,13 @@ def _calvin(folder: pathlib.Path) -> list[str]:
 def _power(results: Results) -> list[str]:
   rows = [["Comparison", "Seeds", "SD over seeds", "of it by episodes", "found with 80 % power"]]
   for policy in COMPARED:
-    found = difference(results, (MAIN[0], policy), (MAIN[1], policy))
-    if found is None or len(found["per_seed"]) < 2:
+    gap = difference(results, (MAIN[0], policy), (MAIN[1], policy))
+    if gap is None or len(gap["per_seed"]) < 2:
       continue
-    n = len(found["per_seed"])
-    deviation = float(np.std(found["per_seed"], ddof=1))
+    n = len(gap["per_seed"])
+    deviation = float(np.std(gap["per_seed"], ddof=1))
     chance = []
-    for seed in found["seeds"]:
+    for seed in gap["seeds"]:
       x, y = (policy_episodes(results[arm][seed], policy) for arm in MAIN)
       chance.append(float((x - y).var(1).mean()) / (x.size))
     rows.append(
@@ -552,8 +552,8 @@ def _cost(results: Results) -> list[str]:
 
 
 def _not_run(results: Results, planned: Sequence[int]) -> list[str]:
-  one = _any(results)
-  if one is None:
+  piece = _any(results)
+  if piece is None:
     return []
   seeds = sorted({*planned, *(seed for pieces in results.values() for seed in pieces)})
   lines = []
@@ -568,10 +568,10 @@ def _not_run(results: Results, planned: Sequence[int]) -> list[str]:
 
 
 def _commands(results: Results) -> list[str]:
-  one = _any(results)
-  if one is None:
+  example = _any(results)
+  if example is None:
     return []
-  command = f"python -m wam_jax.main --config=experiments/{one['experiment']}.py:{one['preset']}"
+  command = f"python -m wam_jax.main --config=experiments/{example['experiment']}.py:{example['preset']}"
   commits = sorted(
     {commit[:10] for pieces in results.values() for piece in pieces.values() for commit in piece["commits"]}
   )
@@ -580,7 +580,7 @@ def _commands(results: Results) -> list[str]:
     "",
     "```bash",
     f"{command}    # all that is not there, and this page",
-    f"{command} --config.study.arms=wam --config.study.seeds={one['seed']}    # one piece",
+    f"{command} --config.study.arms=wam --config.study.seeds={example['seed']}    # one piece",
     f"{command} --config.stage=report    # this page alone",
     "```",
     "",

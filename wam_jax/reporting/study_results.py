@@ -44,11 +44,11 @@ def read_result(path: pathlib.Path) -> dict[str, Any]:
 
 def read_results(folder: pathlib.Path) -> dict[str, dict[int, dict[str, Any]]]:
   """arm -> seed -> piece, of all JSON files in a folder."""
-  found: dict[str, dict[int, dict[str, Any]]] = {}
+  results: dict[str, dict[int, dict[str, Any]]] = {}
   for path in sorted(folder.glob("*.json")):
     result = read_result(path)
-    found.setdefault(result["arm"], {})[result["seed"]] = result
-  return {arm: dict(sorted(found[arm].items())) for arm in ARMS if arm in found}
+    results.setdefault(result["arm"], {})[result["seed"]] = result
+  return {arm: dict(sorted(results[arm].items())) for arm in ARMS if arm in results}
 
 
 def episodes(success: Mapping[str, str], tasks: Sequence[str]) -> np.ndarray:
@@ -64,8 +64,8 @@ def policy_episodes(result: Result, policy: str) -> np.ndarray:
 def common_seeds(results: Results, arms: Sequence[str]) -> list[int]:
   """Seeds that all of some arms have, with the same start states."""
   seeds = set.intersection(*(set(results.get(arm, {})) for arm in arms)) if arms else set()
-  same = lambda seed: len({results[arm][seed]["start_states"] for arm in arms}) == 1
-  return sorted(seed for seed in seeds if same(seed))
+  same_starts = lambda seed: len({results[arm][seed]["start_states"] for arm in arms}) == 1
+  return sorted(seed for seed in seeds if same_starts(seed))
 
 
 def rate_of(counts: np.ndarray) -> float:

@@ -32,14 +32,14 @@ def read_data(config: Any, collect: Artifact, world_model: Artifact, logger: Log
   heldout = read("validation", j.windows)
   fit = read("training", math.ceil(j.probe_frames / j.horizons[-1]))
   takes = read_takes(root / "validation", length, j.windows, j.context + 1, size, config, logger)
-  seen = heldout.mask[:, j.context :]
-  values = heldout.target[:, j.context :][seen]
+  mask = heldout.mask[:, j.context :]
+  values = heldout.target[:, j.context :][mask]
   used = int(fit.mask[:, j.context :].sum())
-  left = seen.sum(0)
+  reaching = mask.sum(0)
   facts = {
     "context": j.context,
     "horizons": list(j.horizons),
-    "windows_at_horizons": [int(left[h - 1]) if h <= len(left) else 0 for h in j.horizons],
+    "windows_at_horizons": [int(reaching[h - 1]) if h <= len(reaching) else 0 for h in j.horizons],
     "targets": {
       target.name: {
         "score": "balanced accuracy" if target.binary else "R²",
@@ -55,7 +55,7 @@ def read_data(config: Any, collect: Artifact, world_model: Artifact, logger: Log
       "windows": len(heldout),
       "windows_asked": j.windows,
       "frames": heldout.length,
-      "heldout_frames": int(seen.sum()),
+      "heldout_frames": int(mask.sum()),
       "probe_kind": fit.kind,
       "probe_windows": len(fit),
       "probe_frames": used,
@@ -172,8 +172,8 @@ def judge_model(
       name: None if blocks[0][name] is None else np.concatenate([block[name] for block in blocks])
       for name in blocks[0]
     }
-    own, repeated = summarise_pictures(joined, heldout.mask[:, context:], config.judge.horizons)
-    numbers["open_loop"][camera], numbers["repeated"][camera] = own, repeated
+    model_scores, repeated = summarise_pictures(joined, heldout.mask[:, context:], config.judge.horizons)
+    numbers["open_loop"][camera], numbers["repeated"][camera] = model_scores, repeated
   readings = read_probes(features, data, context)
   horizons = config.judge.horizons
   numbers["probes"] = judge_probes(readings, "play", heldout, context, horizons)
@@ -234,10 +234,10 @@ def summarise_pictures(
     }
 
   psnr, ssim = measured["psnr"], measured["ssim"]
-  own = of(psnr[:, 1:], None if ssim is None else ssim[:, 1:])
-  own["reconstruction_psnr"] = float(psnr[:, 0].mean())
-  own["reconstruction_ssim"] = None if ssim is None else float(ssim[:, 0].mean())
-  return own, of(measured["repeated_psnr"], measured["repeated_ssim"])
+  model_scores = of(psnr[:, 1:], None if ssim is None else ssim[:, 1:])
+  model_scores["reconstruction_psnr"] = float(psnr[:, 0].mean())
+  model_scores["reconstruction_ssim"] = None if ssim is None else float(ssim[:, 0].mean())
+  return model_scores, of(measured["repeated_psnr"], measured["repeated_ssim"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -264,9 +264,9 @@ def read_probes(features: Mapping[str, np.ndarray], data: Data, context: int) ->
     data: the windows.
     context: C.
   """
-  seen = data.fit.mask[:, context:]
-  groups = np.broadcast_to(np.arange(len(seen))[:, None], seen.shape)
-  fitted = probes.fit(features["fit"][seen], data.fit.target[:, context:][seen], BINARY, groups[seen])
+  mask = data.fit.mask[:, context:]
+  groups = np.broadcast_to(np.arange(len(mask))[:, None], mask.shape)
+  fitted = probes.fit(features["fit"][mask], data.fit.target[:, context:][mask], BINARY, groups[mask])
   prefixes = {"play": "", "takes": "takes_"}
   read = lambda kind: {name: fitted.read(features[prefixes[name] + kind]) for name in data.judged}
   return Readings(fitted, read("posterior"), read("imagined"))
@@ -353,17 +353,17 @@ def judge_probes(
   def at(readings: np.ndarray, horizon: int) -> list[float | str | None]:
     if horizon > valid.shape[1]:
       return [None] * len(TARGETS)
-    there, t = valid[:, horizon - 1], horizon - 1
-    here = readings[there, t if readings.shape[1] > 1 else 0]
-    return probes.score(fitted, here, truth[there, t], BINARY, variance)
+    rows, t = valid[:, horizon - 1], horizon - 1
+    held_readings = readings[rows, t if readings.shape[1] > 1 else 0]
+    return probes.score(fitted, held_readings, truth[rows, t], BINARY, variance)
 
   by_horizon = [at(imagined, h) for h in horizons]
-  kept = [at(posterior[:, :1], h) for h in horizons]
+  held_scores = [at(posterior[:, :1], h) for h in horizons]
   return {
     target.name: {
       "posterior": at_posterior[k],
       "imagined": [scores[k] for scores in by_horizon],
-      "kept": [scores[k] for scores in kept],
+      "kept": [scores[k] for scores in held_scores],
       "error": None if target.binary else float(error[k]),
       "regularisation": float(fitted.regularisation[k]),
     }
@@ -387,14 +387,16 @@ def judge_actions(
     `mean_action`: of the training data's mean.
   """
   pairs, fitted = heldout.mask[:, 1:], fit.mask[:, 1:]
-  both = lambda embed: np.concatenate([embed[:, :-1], embed[:, 1:]], -1)
-  action, known = (of.padded(of.frames.action)[:, :-1] for of in (heldout, fit))
-  action, known = action[pairs], known[fitted]
+  paired = lambda embed: np.concatenate([embed[:, :-1], embed[:, 1:]], -1)
+  action, fit_action = (of.padded(of.frames.action)[:, :-1] for of in (heldout, fit))
+  action, fit_action = action[pairs], fit_action[fitted]
   groups = np.broadcast_to(np.arange(len(fitted))[:, None], fitted.shape)[fitted]
-  linear = probes.fit(both(features["fit_embed"])[fitted], known, np.zeros(known.shape[1], bool), groups)
+  linear = probes.fit(
+    paired(features["fit_embed"])[fitted], fit_action, np.zeros(fit_action.shape[1], bool), groups
+  )
   readings = {
     "error": features["action"][pairs].astype(np.float64),
-    "linear": linear.read(both(features["embed"])[pairs]),
+    "linear": linear.read(paired(features["embed"])[pairs]),
     "mean_action": fit.frames.action.mean(0, dtype=np.float64),
   }
   errors = {name: np.square(reading - action).mean(0) for name, reading in readings.items()}

@@ -89,43 +89,47 @@ def _plan_stage(config: ConfigDict, stage: str, plans: dict[str, StagePlan]) -> 
   }
   inputs = {required: plans[required].artifact.fingerprint for required in row.requires}
   path = pathlib.Path(config.workdir) / stage
-  print_ = artifact_lib.fingerprint(part, inputs, row.schema)
-  made = artifact_lib.read_artifact(path)
+  fingerprint = artifact_lib.fingerprint(part, inputs, row.schema)
+  saved = artifact_lib.read_artifact(path)
   artifact = Artifact(
     stage=stage,
     path=path,
-    fingerprint=print_,
+    fingerprint=fingerprint,
     config=config.to_dict(),
     part=part,
     inputs=inputs,
     schema=row.schema,
-    seconds=made.seconds if made else 0.0,
-    peak_bytes=made.peak_bytes if made else 0,
+    seconds=saved.seconds if saved else 0.0,
+    peak_bytes=saved.peak_bytes if saved else 0,
   )
-  if made is None and path.is_dir() and any(file.name not in artifact_lib.BEGUN for file in path.iterdir()):
+  if saved is None and path.is_dir() and any(file.name not in artifact_lib.BEGUN for file in path.iterdir()):
     note = "the folder holds files, but no artifact.json: not made by wam_jax, or by another version"
     return StagePlan(stage, "conflict", artifact, (note,), True)
-  if made is None:
+  if saved is None:
     return StagePlan(stage, "run", artifact)
-  if made.fingerprint == print_:
-    more = stage in wanted_stages(config) and any(values[name] for name in row.adds)
-    return StagePlan(stage, "skip", made) if made.done and not more else StagePlan(stage, "resume", artifact)
-  settings, others = _differences(made, artifact)
-  return StagePlan(stage, "conflict", artifact, (*settings, *others), bool(settings))
+  if saved.fingerprint == fingerprint:
+    extra = stage in wanted_stages(config) and any(values[name] for name in row.adds)
+    return (
+      StagePlan(stage, "skip", saved) if saved.done and not extra else StagePlan(stage, "resume", artifact)
+    )
+  settings, origins = _differences(saved, artifact)
+  return StagePlan(stage, "conflict", artifact, (*settings, *origins), bool(settings))
 
 
-def _differences(made: Artifact, wanted: Artifact) -> tuple[list[str], list[str]]:
+def _differences(saved: Artifact, planned: Artifact) -> tuple[list[str], list[str]]:
   settings = []
-  for path in sorted(made.part.keys() | wanted.part.keys()):
-    old, new = (_show(each.part, path) for each in (made, wanted))
+  for path in sorted(saved.part.keys() | planned.part.keys()):
+    old, new = (_show(version.part, path) for version in (saved, planned))
     if old != new:
       settings.append(f"{path}: {old} -> {new}")
-  if made.schema != wanted.schema:
-    settings.append(f"format of its files: {made.schema} -> {wanted.schema} (another version of wam_jax)")
-  others = [
-    f"made from another {stage}" for stage in wanted.inputs if made.inputs.get(stage) != wanted.inputs[stage]
+  if saved.schema != planned.schema:
+    settings.append(f"format of its files: {saved.schema} -> {planned.schema} (another version of wam_jax)")
+  origins = [
+    f"made from another {stage}"
+    for stage in planned.inputs
+    if saved.inputs.get(stage) != planned.inputs[stage]
   ]
-  return settings, others
+  return settings, origins
 
 
 def _show(part: dict[str, Any], path: str) -> str:
@@ -140,17 +144,17 @@ def check_lineage(plans: dict[str, StagePlan]) -> None:
   """
   if "world_model" not in plans:
     return
-  own = plans["world_model"].artifact
+  world_model = plans["world_model"].artifact
   lines = []
   for stage, plan in plans.items():
     if plan.action != "use" or stage in ("collect", "world_model"):
       continue
-    other = artifact_lib.world_model_of(plan.artifact)
-    if other is not None and other != own.fingerprint:
-      lines.append(f"  inputs.{stage}={plan.artifact.path}: made on {other[:12]}")
+    basis = artifact_lib.world_model_of(plan.artifact)
+    if basis is not None and basis != world_model.fingerprint:
+      lines.append(f"  inputs.{stage}={plan.artifact.path}: made on {basis[:12]}")
   if lines:
     head = "features mean nothing in another world model. That of this run has the fingerprint "
-    lines.insert(0, f"{head}{own.fingerprint[:12]} ({own.path}), but:")
+    lines.insert(0, f"{head}{world_model.fingerprint[:12]} ({world_model.path}), but:")
     lines.append(
       "Give the one that they were made on (--config.inputs.world_model=FOLDER), or leave them out."
     )

@@ -1,6 +1,6 @@
-"""What PPO is really doing while it runs: imagined beside real success, and which policies to keep.
+"""What PPO is really doing while it runs: imagined next to real success, and which policies to keep.
 
-Two policies are kept beside the last one, task by task: the best by what can be known without a simulator,
+Two policies are kept besides the last one, task by task: the best by what can be known without a simulator,
 as on a robot, and the best by the simulator. They are `selected/<by>/params`; `selection.json` says from
 which iteration.
 """
@@ -67,7 +67,7 @@ class Monitor:
     self._selection = Selection(stage.workdir, self._tasks, config.evaluate.episodes)
 
   def __call__(self, step: int, state: train.PPOState) -> None:
-    """Measures if it is time to. Raises nothing of its own."""
+    """Measures if it is time to. Raises no errors itself."""
     if step % self._every and step != self._last:
       return
     per_task = self.measure(state)
@@ -156,18 +156,18 @@ def kl_to_cloned(policy: Policy, params: Params, feature: jax.Array, key: jax.Ar
     itself minus that under the cloned one.
   """
   chain = policy.sample_chain(params, feature, *policy.draw_noise(key, feature.shape[:-1]))[1]
-  own, cloned = (policy.log_prob(params[name], feature, chain) for name in ("tuned", "base"))
-  return (own - cloned).mean()
+  tuned, cloned = (policy.log_prob(params[name], feature, chain) for name in ("tuned", "base"))
+  return (tuned - cloned).mean()
 
 
 def _real_starts(
   config: Any, collect: Artifact, tasks: Sequence[str], logger: Logger
 ) -> tuple[np.ndarray, np.ndarray] | None:
   """Held-out start states behind those of stage evaluate: robot_obs [K, M, 15], scene_obs [K, M, 24]."""
-  used, wanted = config.evaluate.episodes, config.ppo.eval_episodes
-  if not wanted:
+  used, requested = config.evaluate.episodes, config.ppo.eval_episodes
+  if not requested:
     return None
-  starts = calvin.read_start_states(dataset_path(collect), tasks, used + wanted)
+  starts = calvin.read_start_states(dataset_path(collect), tasks, used + requested)
   count = min(len(robot) for robot, _ in starts.values()) - used
   if count < 1:
     logger.info(
@@ -198,19 +198,19 @@ class Selection:
       score: [K].
       actor: networks stacked over K tasks.
     """
-    known = self._best.get(by, {})
-    better = [t not in known or float(score[k]) > known[t]["score"] for k, t in enumerate(self._tasks)]
+    scores = self._best.get(by, {})
+    better = [t not in scores or float(score[k]) > scores[t]["score"] for k, t in enumerate(self._tasks)]
     if not any(better):
       return
     folder = self._workdir / "selected" / by / "params"
-    kept = jax.device_get(actor)
+    networks = jax.device_get(actor)
     if not all(better):
       rows = np.flatnonzero(better)
       merge = lambda old, new: _replace_rows(np.asarray(old), new, rows)
-      kept = jax.tree.map(merge, load_params(folder), kept)
-    save_params(folder, kept)
+      networks = jax.tree.map(merge, load_params(folder), networks)
+    save_params(folder, networks)
     new = {t: {"iteration": step, "score": float(score[k])} for k, t in enumerate(self._tasks) if better[k]}
-    self._best[by] = known | new
+    self._best[by] = scores | new
     content = {"first_start": self._first_start, "selected": self._best}
     write_text(self._workdir / SELECTION, json.dumps(content, indent=2) + "\n")
 

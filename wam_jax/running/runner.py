@@ -59,10 +59,10 @@ def run(config: ConfigDict, quiet: bool = False) -> dict[str, Artifact]:
     return {}
   plan_lib.check_conflicts(config, plans)
   plan_lib.check_lineage(plans)
-  wanted = plan_lib.wanted_stages(config)
-  _check_inputs(config, plans, wanted)
+  stages = plan_lib.wanted_stages(config)
+  _check_inputs(config, plans, stages)
   use_compilation_cache()
-  _check_devices(config, plans, wanted)
+  _check_devices(config, plans, stages)
   workdir = pathlib.Path(config.workdir)
   with lock(workdir) if first else contextlib.nullcontext():
     _check_processes(config, workdir)
@@ -70,11 +70,11 @@ def run(config: ConfigDict, quiet: bool = False) -> dict[str, Artifact]:
     # Shared storage may show the processes different things for a while: what the first sees, counts.
     actions = processes.gather({stage: plan.action for stage, plan in plans.items()})[0]
     artifacts: dict[str, Artifact] = {}
-    work = any(actions[stage] not in ("skip", "use") for stage in wanted)
+    work = any(actions[stage] not in ("skip", "use") for stage in stages)
     with _wandb_run(config, work) as wandb, _live_view(config, plans, actions, work, quiet) as view:
       for stage, plan in plans.items():
         artifacts[stage] = plan.artifact
-        if actions[stage] not in ("skip", "use") and stage in wanted:
+        if actions[stage] not in ("skip", "use") and stage in stages:
           if first or chain.ROWS[stage].together:
             artifacts[stage] = run_stage(config, plan, artifacts, view, wandb)
           processes.gather(stage)
@@ -87,14 +87,14 @@ def run(config: ConfigDict, quiet: bool = False) -> dict[str, Artifact]:
   return artifacts
 
 
-def _check_devices(config: ConfigDict, plans: dict[str, StagePlan], wanted: tuple[str, ...]) -> None:
-  """Batches must divide over the devices there are, where a stage that divides them is to run.
+def _check_devices(config: ConfigDict, plans: dict[str, StagePlan], stages: tuple[str, ...]) -> None:
+  """Batches must divide over the available devices, where a stage that divides them is to run.
 
   Raises:
-    ConfigError: they do not, or `training.devices` are not there.
+    ConfigError: they do not, or `training.devices` do not exist.
   """
-  left = [stage for stage in wanted if plans[stage].action not in ("skip", "use")]
-  if processes.count() == 1 and not any(chain.ROWS[stage].together for stage in left):
+  pending = [stage for stage in stages if plans[stage].action not in ("skip", "use")]
+  if processes.count() == 1 and not any(chain.ROWS[stage].together for stage in pending):
     return  # opening the devices takes a moment
   import jax
 
@@ -112,14 +112,14 @@ def _check_processes(config: ConfigDict, workdir: pathlib.Path) -> None:
   if processes.count() == 1:
     return
   settings = processes.gather({path: str(value) for path, value in config_lib.flatten(config).items()})
-  for one in settings:
-    del one["env.workers"]  # of each host
-  for i, other in enumerate(settings):
-    different = sorted(path for path in settings[0] if settings[0][path] != other.get(path))
+  for values in settings:
+    del values["env.workers"]  # of each host
+  for i, process_settings in enumerate(settings):
+    different = sorted(path for path in settings[0] if settings[0][path] != process_settings.get(path))
     if different:
       raise StageError(
         f"the processes of this run have different settings: {', '.join(different)} of process {i} "
-        f"({', '.join(other.get(path, '') for path in different)}) and of process 0 "
+        f"({', '.join(process_settings.get(path, '') for path in different)}) and of process 0 "
         f"({', '.join(settings[0][path] for path in different)}). Start all with the same command."
       )
   mark = workdir / f".seen-by-all-{secrets.token_hex(8) if processes.is_first() else ''}"
@@ -127,10 +127,10 @@ def _check_processes(config: ConfigDict, workdir: pathlib.Path) -> None:
   if processes.is_first():
     mark.touch()
   processes.gather(None)
-  seen = processes.gather(_appears(mark))
+  visible = processes.gather(_appears(mark))
   if processes.is_first():
     mark.unlink()
-  blind = [i for i, one in enumerate(seen) if not one]
+  blind = [i for i, sees in enumerate(visible) if not sees]
   if blind:
     raise StageError(
       f"processes {', '.join(map(str, blind))} do not see what process 0 writes in {workdir.absolute()}: the "
@@ -139,7 +139,7 @@ def _check_processes(config: ConfigDict, workdir: pathlib.Path) -> None:
 
 
 def _appears(path: pathlib.Path, seconds: float = 10.0) -> bool:
-  """Whether a file is there, or comes: shared storage may take a moment."""
+  """Whether a file exists, or appears: shared storage may take a moment."""
   deadline = time.monotonic() + seconds
   while not path.exists():
     if time.monotonic() > deadline:
@@ -148,9 +148,9 @@ def _appears(path: pathlib.Path, seconds: float = 10.0) -> bool:
   return True
 
 
-def _check_inputs(config: ConfigDict, plans: dict[str, StagePlan], wanted: tuple[str, ...]) -> None:
-  """Stages that were not asked for must be there already."""
-  missing = [plan.stage for plan in plans.values() if plan.stage not in wanted and plan.action != "skip"]
+def _check_inputs(config: ConfigDict, plans: dict[str, StagePlan], stages: tuple[str, ...]) -> None:
+  """Stages that were not asked for must exist already."""
+  missing = [plan.stage for plan in plans.values() if plan.stage not in stages and plan.action != "skip"]
   missing = [stage for stage in missing if plans[stage].action != "use"]
   if missing:
     experiment = f"experiments/{config.experiment}.py:{config.preset}"
@@ -233,11 +233,11 @@ def run_stage(
     view.begin(plan.stage)
   logger.info("goes on" if plan.action == "resume" else "starts")
   inputs = {name: artifacts[name] for name in chain.ROWS[plan.stage].requires}
-  start, done = time.monotonic(), False
+  start, finished = time.monotonic(), False
   try:
     stage = StageRun(config, inputs, artifact.path, logger)
     importlib.import_module(f"wam_jax.stages.{plan.stage}").run(stage)
-    done = True
+    finished = True
   finally:
     logger.close()
     artifact = dataclasses.replace(
@@ -246,8 +246,8 @@ def run_stage(
       peak_bytes=max(artifact.peak_bytes, peak_bytes()),
     )
     # After an error the record of time is worth less than the error, which a full disk must not replace.
-    with contextlib.nullcontext() if done else contextlib.suppress(OSError):
-      artifact_lib.write_artifact(artifact, done=done)
+    with contextlib.nullcontext() if finished else contextlib.suppress(OSError):
+      artifact_lib.write_artifact(artifact, done=finished)
   logger.info(f"done in {duration(artifact.seconds)}, memory up to {artifact.peak_bytes / 2**30:.1f} GiB")
   if view is not None:
     view.finish(plan.stage, artifact.seconds)
@@ -308,7 +308,7 @@ def closing_text(config: ConfigDict, artifacts: dict[str, Artifact]) -> str:
     folder = artifacts["report"].path
     table = first_table((folder / "report.md").read_text(encoding="utf-8"))
     lines += ["", "Result", *table, "", f"Report: {(folder / 'report.html').absolute()}", "", "Next"]
-    lines += [f"  {what:<28} {command}" for what, command in _next(config)]
+    lines += [f"  {purpose:<28} {command}" for purpose, command in _next(config)]
   else:
     lines += ["", *(f"Finished: {artifacts[stage].path}" for stage in plan_lib.wanted_stages(config))]
   return "\n".join(lines)

@@ -78,28 +78,28 @@ class Piece:
 
 
 def run(config: FrozenConfigDict) -> None:
-  """Runs the pieces that have left no result yet, and makes the page from all results there are.
+  """Runs the pieces that have left no result yet, and makes the page from all results.
 
   Args:
     config: from `config.finalize`, with `study.seeds`.
 
   Raises:
-    StageError: a result is there of other settings, or cannot be read.
+    StageError: a result has other settings, or cannot be read.
   """
   results = results_folder(config)
   pieces = [
     Piece(arm, seed, pathlib.Path(config.workdir)) for seed in config.study.seeds for arm in config.study.arms
   ]
   first = processes.is_first()
-  there = lambda piece: read_result(results, piece, settings_of(config, piece)) is not None
-  found = {piece: there(piece) for piece in pieces}
+  is_done = lambda piece: read_result(results, piece, settings_of(config, piece)) is not None
+  progress = {piece: is_done(piece) for piece in pieces}
   if first:
-    print(plan_text(config, found), flush=True)
+    print(plan_text(config, progress), flush=True)
   if config.stage == "plan":
     return
   for piece in pieces if config.stage == "all" else ():
     # Looked at again: another process may have finished it. What the first process sees, counts.
-    if processes.gather(there(piece))[0]:
+    if processes.gather(is_done(piece))[0]:
       continue
     if first:
       print(f"\n=== {piece.name}: {ARMS[piece.arm].title}, seed {piece.seed}", flush=True)
@@ -128,11 +128,11 @@ def results_folder(config: Any) -> pathlib.Path:
   return pathlib.Path(config.study.results) / f"{config.experiment}_{config.preset}"
 
 
-def plan_text(config: Any, found: Mapping[Piece, bool]) -> str:
-  """What is there, and what the rest will take."""
+def plan_text(config: Any, progress: Mapping[Piece, bool]) -> str:
+  """What is done, and how long the rest will take."""
   lines = [f"Study {config.experiment}, preset {config.preset}, in {config.workdir}"]
   total = 0.0
-  for piece, done in found.items():
+  for piece, done in progress.items():
     seconds = sum(
       plan_lib.estimate(run_config(config, piece, stage, piece.workdir), stage) * times
       for stage, times in _stages_of(config, ARMS[piece.arm])
@@ -146,15 +146,15 @@ def plan_text(config: Any, found: Mapping[Piece, bool]) -> str:
 
 def _stages_of(config: Any, arm: Arm) -> list[tuple[str, int]]:
   """(stage, how often it runs) of an arm."""
-  more = len(_clonings(config)) if arm.snapshots else 0
+  clonings = len(_clonings(config)) if arm.snapshots else 0
   times = dict.fromkeys(arm.stages, 1)
-  for stage in CLONING_STAGES if more else ():
-    times[stage] = times.get(stage, 0) + more
+  for stage in CLONING_STAGES if clonings else ():
+    times[stage] = times.get(stage, 0) + clonings
   return list(times.items())
 
 
 def _clonings(config: Any) -> tuple[int, ...]:
-  """Snapshots that policies are cloned on, beside the finished world model."""
+  """Snapshots that policies are cloned on, besides the finished world model."""
   return tuple(update for update in config.world_model.snapshots if update < config.world_model.updates)
 
 
@@ -214,8 +214,8 @@ def run_piece(config: Any, piece: Piece) -> None:
   _run_stages(config, piece, arm.stages, piece.workdir, inputs)
   for update in _clonings(config) if arm.snapshots else ():
     snapshot = piece.workdir / "world_model" / "snapshots" / str(update)
-    given = inputs | {"world_model": snapshot}
-    _run_stages(config, piece, CLONING_STAGES, piece.workdir / f"at_{update}", given)
+    snapshot_inputs = inputs | {"world_model": snapshot}
+    _run_stages(config, piece, CLONING_STAGES, piece.workdir / f"at_{update}", snapshot_inputs)
 
 
 def _taken(arm: Arm) -> tuple[str, ...]:
@@ -232,9 +232,9 @@ def _run_stages(
   inputs: Mapping[str, pathlib.Path],
 ) -> dict[str, pathlib.Path]:
   """Runs stages one after the other; returns their folders. Waits while another process is in them."""
-  made: dict[str, pathlib.Path] = {}
+  folders: dict[str, pathlib.Path] = {}
   for stage in stages:
-    run = run_config(config, piece, stage, workdir, {**inputs, **made})
+    run = run_config(config, piece, stage, workdir, {**inputs, **folders})
     waited = False
     while processes.gather(plan_lib.make_plan(run)[stage].action)[0] != "skip":
       try:
@@ -247,8 +247,8 @@ def _run_stages(
           print(f"waits: {error}", flush=True)
         waited = True
         time.sleep(WAIT_SECONDS)
-    made[stage] = workdir / stage
-  return made
+    folders[stage] = workdir / stage
+  return folders
 
 
 # --- what came out --------------------------------------------------------------------------------
@@ -316,7 +316,7 @@ def ppo_curves(ppo: Artifact) -> dict[str, list[list[float]]]:
 
 
 def write_result(config: Any, results: pathlib.Path, piece: Piece) -> None:
-  """Writes the JSON file of a finished piece and, of one seed of each arm compared, animations beside it."""
+  """Writes the JSON file of a finished piece and, of one seed of each arm compared, animations next to it."""
   results.mkdir(parents=True, exist_ok=True)
   if piece.arm in MAIN and not any(results.glob(f"{piece.arm}_seed*_policies.webp")):
     shutil.copyfile(piece.workdir / "judge_world_model" / "strip.webp", results / f"{piece.name}_dreams.webp")
@@ -338,12 +338,12 @@ def draw_policies(config: Any, evaluate: pathlib.Path) -> np.ndarray:
   for name in COMPARED:
     with np.load(evaluate / f"{name}.npz", allow_pickle=False) as file:
       policies.append({key: file[key] for key in ("success", "steps", "robot_obs", "scene_obs")})
-  before, after = (one["success"].astype(int) for one in policies)
+  before, after = (episodes["success"].astype(int) for episodes in policies)
   order = 2 * (after > before) + (after != before)  # the first of the largest
   gained = (after > before).any(1)
   tasks = np.argsort(~gained, kind="stable")[:4]
   chosen = [(k, int(order[k].argmax())) for k in tasks]
-  pick = lambda key: [one[key][k, m] for one in policies for k, m in chosen]
+  pick = lambda key: [episodes[key][k, m] for episodes in policies for k, m in chosen]
   drawn = run_report.draw_episodes(
     config, pick("robot_obs"), pick("scene_obs"), [int(n) for n in pick("steps")]
   )
@@ -361,12 +361,12 @@ def read_result(results: pathlib.Path, piece: Piece, settings: Mapping[str, Any]
     return None
   result = study_results.read_result(path)
   # A field that came after the result is off by default: what it was made with, then.
-  made = {name: _plain(value) for name, value in config_lib.flatten(config_lib.default_config()).items()}
-  made |= result["settings"]
+  recorded = {name: _plain(value) for name, value in config_lib.flatten(config_lib.default_config()).items()}
+  recorded |= result["settings"]
   different = [
-    f"  {name}: {made.get(name, '(absent)')!r} -> {settings.get(name, '(absent)')!r}"
+    f"  {name}: {recorded.get(name, '(absent)')!r} -> {settings.get(name, '(absent)')!r}"
     for name in sorted({*result["settings"], *settings} - set(PLACES))
-    if made.get(name) != settings.get(name)
+    if recorded.get(name) != settings.get(name)
   ]
   if different:
     raise StageError(

@@ -58,23 +58,23 @@ class Clock:
       setattr(self, name, getattr(self, name) + time.monotonic() - began)
 
   def metrics(self, updates: int, frames: int) -> dict[str, float]:
-    """Per update, and begins anew.
+    """Per update; then starts from zero again.
 
     Args:
       updates: since the last line.
-      frames: of an update; 0: not said.
+      frames: of an update; 0: not reported.
 
     Returns:
       `time/update`, `time/data`, `time/compute`, `time/checkpoint` in seconds per update, and
       `speed/updates_per_second`, `speed/frames_per_second`.
     """
     now = time.monotonic()
-    whole = max(now - self._began, 1e-9)
+    elapsed = max(now - self._began, 1e-9)
     out = {name: getattr(self, name) / updates for name in ("data", "compute", "checkpoint")}
-    out = {f"time/{name}": value for name, value in (("update", whole / updates), *out.items())}
-    out["speed/updates_per_second"] = updates / whole
+    out = {f"time/{name}": value for name, value in (("update", elapsed / updates), *out.items())}
+    out["speed/updates_per_second"] = updates / elapsed
     if frames:
-      out["speed/frames_per_second"] = updates * frames / whole
+      out["speed/frames_per_second"] = updates * frames / elapsed
     self.data = self.compute = self.checkpoint = 0.0
     self._began = now
     return out
@@ -84,12 +84,14 @@ def memory_metrics() -> dict[str, float]:
   """GiB that the process and, where the backend tells, its fullest device hold."""
   out = {"memory/process": resident_bytes() / 2**30}
   stats = [device.memory_stats() for device in jax.local_devices() if device.platform != "cpu"]
-  known = [one for one in stats if one and "bytes_in_use" in one]
-  if known:
-    out["memory/device"] = max(one["bytes_in_use"] for one in known) / 2**30
-    out["memory/device_peak"] = max(one.get("peak_bytes_in_use", 0) for one in known) / 2**30
-    if all(one.get("bytes_limit") for one in known):
-      out["memory/device_share"] = max(one["bytes_in_use"] / one["bytes_limit"] for one in known)
+  device_stats = [memory for memory in stats if memory and "bytes_in_use" in memory]
+  if device_stats:
+    out["memory/device"] = max(memory["bytes_in_use"] for memory in device_stats) / 2**30
+    out["memory/device_peak"] = max(memory.get("peak_bytes_in_use", 0) for memory in device_stats) / 2**30
+    if all(memory.get("bytes_limit") for memory in device_stats):
+      out["memory/device_share"] = max(
+        memory["bytes_in_use"] / memory["bytes_limit"] for memory in device_stats
+      )
   return out
 
 
@@ -137,12 +139,12 @@ def train_loop(
     total: updates in all.
     per_call: updates per dispatch; also the spacing of metric lines.
     key: random key of this stage and seed.
-    description: shown beside the bar.
+    description: shown next to the bar.
     prefix: put in front of each metric's name, with a slash.
     mesh: devices of the run. The state is put on all of them; the callbacks and the caller get it on one.
     frames: that an update works on, for the speed.
     clock: that `update` counts its waiting for data with.
-    best: metric by which a checkpoint is the best one, which is kept beside the newest.
+    best: metric by which a checkpoint is the best one, which is kept along with the newest.
     on_metrics: called with (step, metrics) after each call.
     started: called with (0, state) before the first update, in the first process; not when a run goes on.
     batch_done: called with (step, state) after each call, in the first process, for work between programs.
@@ -153,7 +155,7 @@ def train_loop(
 
   Raises:
     TrainingError: a metric is not finite. Says which, at which update, and where the last checkpoint is.
-    CheckpointError: no checkpoint there is good, they are of another structure, or one cannot be written.
+    CheckpointError: no checkpoint is good, they are of another structure, or one cannot be written.
     Stopped: after a signal, when the state is saved.
   """
   config, logger = stage.config, stage.logger
@@ -205,9 +207,9 @@ def train_loop(
           batch_done(step, local(state))
         due = step < total and time.monotonic() - saved > 60 * config.training.checkpoint_minutes
         # The clocks and signals of processes differ; the first one's clock counts, and any signal does.
-        said = processes.gather([due, stopping.requested()])
-        signum = max(one[1] for one in said)
-        if said[0][0] or signum:
+        votes = processes.gather([due, stopping.requested()])
+        signum = max(vote[1] for vote in votes)
+        if votes[0][0] or signum:
           with clock.count("checkpoint"):
             checkpointer.save(step, state, values.get(best[0]))
           saved = time.monotonic()
@@ -258,24 +260,24 @@ def _step(state: Any) -> int:
 
 def _finite(metrics: dict[str, np.ndarray], step: int, checkpointer: Checkpointer) -> dict[str, float]:
   """Means of the metrics of the call that ended at `step`; raises if one is not finite."""
-  first: dict[str, int] = {}  # metric -> the update that it failed at
+  failures: dict[str, int] = {}  # metric -> the update that it failed at
   for name, value in metrics.items():
     per_update = np.atleast_1d(value)
     bad = np.flatnonzero(~np.isfinite(per_update))
     if len(bad):
-      first[name] = step - len(per_update) + int(bad[0]) + 1
-  if first:
-    update = min(first.values())
-    names = [name for name in first if first[name] == update]
+      failures[name] = step - len(per_update) + int(bad[0]) + 1
+  if failures:
+    update = min(failures.values())
+    names = [name for name in failures if failures[name] == update]
     # What is derived from a loss that failed says nothing new.
     names = [name for name in names if name.startswith("loss/") and name != "loss/total"] or names
     terms = ", ".join(f"{name} is {_at(metrics[name], update - step)}" for name in names)
     saved = checkpointer.latest_step()
-    kept = "no checkpoint was written yet"
+    note = "no checkpoint was written yet"
     if saved is not None:
-      kept = f"the last good checkpoint is {checkpointer.path / str(saved)}"
+      note = f"the last good checkpoint is {checkpointer.path / str(saved)}"
     raise TrainingError(
-      f"update {update}: {terms}; {kept}. The same command would take the same steps again: lower the "
+      f"update {update}: {terms}; {note}. The same command would take the same steps again: lower the "
       "learning rate or grad_clip (in another workdir), or look for broken data."
     )
   return {name: float(np.mean(value)) for name, value in metrics.items()}

@@ -150,8 +150,8 @@ def _quality(
   tasks: dict[str, dict[str, Any]] = {}
 
   def judged(k: int, called: Any, label: np.ndarray, mask: np.ndarray) -> dict[str, float | None]:
-    found, probability = called
-    quality = train.precision_recall(found[k], label[k], mask[k])
+    predicted, probability = called
+    quality = train.precision_recall(predicted[k], label[k], mask[k])
     return quality | train.calibration(probability[k], label[k], mask[k])
 
   for k, task in enumerate(heldout.tasks):
@@ -167,13 +167,13 @@ def _quality(
     }
   if failed is None:
     return {"tasks": tasks}
-  told_key = jax.random.fold_in(dream_key, 1)
-  told = told_apart(world, world_params, classifier, params, heldout, failed, told_key)
+  separation_key = jax.random.fold_in(dream_key, 1)
+  separation = told_apart(world, world_params, classifier, params, heldout, failed, separation_key)
   for k, task in enumerate(heldout.tasks):
     good_takes, failed_takes = (int(takes.mask[k].any(-1).sum()) for takes in (heldout, failed))
     tasks[task]["takes"] = {"good": good_takes, "failed": failed_takes}
-    tasks[task]["discrimination"] = {kind: numbers["tasks"][k] for kind, numbers in told.items()}
-  return {"tasks": tasks, "discrimination": {kind: numbers["mean"] for kind, numbers in told.items()}}
+    tasks[task]["discrimination"] = {kind: numbers["tasks"][k] for kind, numbers in separation.items()}
+  return {"tasks": tasks, "discrimination": {kind: numbers["mean"] for kind, numbers in separation.items()}}
 
 
 def told_apart(
@@ -208,9 +208,9 @@ def told_apart(
     """Of real features and of dreams, for each task those of its takes."""
     arrays = tuple(jnp.asarray(x) for x in (takes.feature, takes.action, takes.mask))
     task = (params, *arrays, task_keys(key, len(takes.tasks)))
-    both = jax.device_get(over_tasks(measure)(task, world_params))
-    there = np.asarray(takes.mask.any(-1))
-    return [[each[k][there[k]] for k in range(len(takes.tasks))] for each in both]
+    by_source = jax.device_get(over_tasks(measure)(task, world_params))
+    valid_takes = np.asarray(takes.mask.any(-1))
+    return [[margin[k][valid_takes[k]] for k in range(len(takes.tasks))] for margin in by_source]
 
   of_good, of_failed = scores(good, jax.random.fold_in(key, 0)), scores(failed, jax.random.fold_in(key, 1))
   return {kind: discrimination(of_good[i], of_failed[i]) for i, kind in enumerate(("real", "dreamt"))}

@@ -1,4 +1,4 @@
-"""Collects frames from the embedded simulator, or checks a dataset that is already there.
+"""Collects frames from the embedded simulator, or checks an existing dataset.
 
 States are recorded first, by worker processes, and kept as small files; pictures are drawn from them
 afterwards in large batches and written in CALVIN's format. CALVIN's own simulator draws as it records.
@@ -46,22 +46,24 @@ def make_jobs(config: Any) -> dict[str, list[Job]]:
     'training': play, then demos task by task; 'validation': held-out demos, then held-out play; 'starts':
     start states; 'failed': failed takes task by task, those held out last, if there are any.
   """
-  data = config.data
+  sizes = config.data
 
   def play(kind: str, frames: int) -> list[Job]:
-    return [Job(kind, "", i) for i in range(-(-frames // data.play_episode_frames))]
+    return [Job(kind, "", i) for i in range(-(-frames // sizes.play_episode_frames))]
 
-  def each(kind: str, count: int) -> list[Job]:
+  def per_task(kind: str, count: int) -> list[Job]:
     return [Job(kind, task, i) for task in config.tasks for i in range(count)]
 
   jobs = {
-    "training": play("play", data.play_frames) + each("demo", data.demos_per_task),
-    "validation": each("heldout", data.heldout_demos_per_task)
-    + play("heldout_play", data.heldout_play_frames),
-    "starts": each("start", data.heldout_starts_per_task),
+    "training": play("play", sizes.play_frames) + per_task("demo", sizes.demos_per_task),
+    "validation": per_task("heldout", sizes.heldout_demos_per_task)
+    + play("heldout_play", sizes.heldout_play_frames),
+    "starts": per_task("start", sizes.heldout_starts_per_task),
   }
-  if data.failed_takes_per_task:
-    jobs[calvin.FAILED] = each("failed", data.failed_takes_per_task + data.heldout_failed_takes_per_task)
+  if sizes.failed_takes_per_task:
+    jobs[calvin.FAILED] = per_task(
+      "failed", sizes.failed_takes_per_task + sizes.heldout_failed_takes_per_task
+    )
   return jobs
 
 

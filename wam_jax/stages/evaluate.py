@@ -2,7 +2,7 @@
 
 All policies start from the same held-out states. Files: `results.json`, `rollouts.npz` (one episode
 per task of the final policy) and `<policy>.npz` (all episodes; a policy that has one is not run again).
-The processes of a run share the episodes; the noise of an episode depends on which others run beside it.
+The processes of a run share the episodes; the noise of an episode depends on which others run along with it.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def measure(stage: StageRun, names: Sequence[str]) -> dict[str, dict[str, np.nda
   workdir.mkdir(parents=True, exist_ok=True)
   robot_obs, scene_obs = start_states(inputs["collect"], tasks, config.evaluate.episodes)
   shares = [robot_obs.shape[1] * i // processes.count() for i in range(processes.count() + 1)]
-  own = slice(*shares[processes.index() : processes.index() + 2])
-  runner = PolicyRunner(config, inputs, tasks, robot_obs[:, own], scene_obs[:, own], logger)
+  share = slice(*shares[processes.index() : processes.index() + 2])
+  runner = PolicyRunner(config, inputs, tasks, robot_obs[:, share], scene_obs[:, share], logger)
   episodes: dict[str, dict[str, np.ndarray]] = {}
   for name in names:
     path = workdir / f"{name}.npz"
@@ -114,17 +114,17 @@ def run_shared(runner: PolicyRunner, name: str, workdir: pathlib.Path) -> dict[s
   if not processes.is_first():
     return None
   parts = []
-  for path in (part(i) for i, one in enumerate(ran) if one):
+  for path in (part(i) for i, episodes_run in enumerate(ran) if episodes_run):
     with np.load(path, allow_pickle=False) as file:
       parts.append({key: file[key] for key in file.files})
     path.unlink()
   out = {}
   for key, x in parts[0].items():
-    values = [one[key] for one in parts]
+    values = [episodes_run[key] for episodes_run in parts]
     if x.ndim > 1:
       out[key] = np.concatenate(values, 1)  # [K, M, ...]
     else:  # imagined success [K]; seconds, which the processes spent at the same time
-      episodes = [one["success"].shape[1] for one in parts]
+      episodes = [episodes_run["success"].shape[1] for episodes_run in parts]
       out[key] = np.average(values, 0, weights=episodes) if x.ndim else np.max(values)
   return out
 
@@ -140,8 +140,8 @@ def policies(config: Any, ppo: Artifact, logger: Logger) -> tuple[str, ...]:
     )
   first = [
     name
-    for name, wanted in (("expert", config.evaluate.expert), ("random", config.evaluate.random_policy))
-    if wanted
+    for name, enabled in (("expert", config.evaluate.expert), ("random", config.evaluate.random_policy))
+    if enabled
   ]
   return (*first, *COMPARED, *(SELECTED[by] for by in selected))
 
@@ -153,15 +153,15 @@ def start_states(collect: Artifact, tasks: Sequence[str], episodes: int) -> tupl
     DatasetError: the data has too few of them.
   """
   root = dataset_path(collect)
-  known = calvin.read_start_states(root, tasks, episodes)
-  for task, (robot, _) in known.items():
+  starts = calvin.read_start_states(root, tasks, episodes)
+  for task, (robot, _) in starts.items():
     if len(robot) < episodes:
       raise DatasetError(
         root / "validation",
         f"{len(robot)} start states of {task}, evaluate.episodes = {episodes} are needed.",
         fix=f"set config.evaluate.episodes={len(robot)} or collect more.",
       )
-  robot_obs, scene_obs = (np.stack([known[task][part] for task in tasks]) for part in range(2))
+  robot_obs, scene_obs = (np.stack([starts[task][part] for task in tasks]) for part in range(2))
   return robot_obs, scene_obs
 
 
@@ -308,9 +308,9 @@ def load_episodes(
     return None
   with np.load(path, allow_pickle=False) as file:
     stored = {name: file[name] for name in file.files}
-  same = np.array_equal(stored.pop("start_robot_obs"), robot_obs)
-  same &= np.array_equal(stored.pop("start_scene_obs"), scene_obs)
-  return stored if same else None
+  same_starts = np.array_equal(stored.pop("start_robot_obs"), robot_obs)
+  same_starts &= np.array_equal(stored.pop("start_scene_obs"), scene_obs)
+  return stored if same_starts else None
 
 
 def _simulator(env: Any) -> dict[str, str]:

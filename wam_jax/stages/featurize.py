@@ -12,10 +12,10 @@ from wam_jax.acting.models import load_world_model
 from wam_jax.data import calvin, windows
 from wam_jax.data.calvin import dataset_path
 from wam_jax.data.features import DemoFeatures, save_features
-from wam_jax.envs import tasks as task_oracle
+from wam_jax.envs import tasks as task_rules
 from wam_jax.nn.world_model import WorldModel
 from wam_jax.running.stage_run import StageRun
-from wam_jax.train import world_model as train
+from wam_jax.train import world_model as wm
 from wam_jax.types import Batch, Params, features
 
 DEMOS_PER_CALL = 16
@@ -72,8 +72,8 @@ def filter_demos(
     DemoFeatures [K, M, T, ...], padded to the longest window and to the largest number of demos of a task.
   """
   spans = {task: demos.windows(task) for task in tasks}
-  length = max(end - start for windows_ in spans.values() for start, end in windows_)
-  most = max(len(windows_) for windows_ in spans.values())
+  length = max(end - start for task_spans in spans.values() for start, end in task_spans)
+  most = max(len(task_spans) for task_spans in spans.values())
   shape = (len(tasks), most, length)
   feature = np.zeros((*shape, model.feature_size), np.float32)
   action = windows.rest_actions(*shape)
@@ -81,7 +81,7 @@ def filter_demos(
 
   @jax.jit
   def filtered(params: Params, batch: Batch, key: jax.Array) -> jax.Array:
-    return features(train.filter_windows(model, params, batch, key)[1])
+    return features(wm.filter_windows(model, params, batch, key)[1])
 
   rows = [(k, m, window) for k, task in enumerate(tasks) for m, window in enumerate(spans[task])]
   for first in range(0, len(rows), DEMOS_PER_CALL):
@@ -94,7 +94,7 @@ def filter_demos(
       feature[k, m, :n] = np.asarray(out[row, :n])
       action[k, m, :n] = batch.action[row, :n]
       scene = demos.frames.scene_obs[start:end]
-      success[k, m, :n] = task_oracle.success(tasks[k], scene[:1], scene)
+      success[k, m, :n] = task_rules.success(tasks[k], scene[:1], scene)
       mask[k, m, :n] = True
     if progress is not None:
       progress.update(len(part))

@@ -31,18 +31,18 @@ class JudgeError(Exception):
 
 
 def run(stage: StageRun) -> None:
-  """Judges the run's world model, and those of `config.judge.compare` beside it."""
+  """Judges the run's world model and those of `config.judge.compare`."""
   config, inputs, workdir, logger = stage.config, stage.inputs, stage.workdir, stage.logger
   workdir.mkdir(parents=True, exist_ok=True)
-  own = inputs["world_model"]
-  others = [load_artifact(path, "world_model") for path in config.judge.compare]
-  check_comparable([own, *others])
+  world_model = inputs["world_model"]
+  compared = [load_artifact(path, "world_model") for path in config.judge.compare]
+  check_comparable([world_model, *compared])
   data = None
   judge = _read_json(workdir / "judge.json")
   if judge is None:
-    data = read_data(config, inputs["collect"], own, logger)
-    model, pictures = judge_model(config, own, data, logger)
-    judge = data.facts | {"models": [model | {"same_data": _same_data(own, inputs)}]}
+    data = read_data(config, inputs["collect"], world_model, logger)
+    model, pictures = judge_model(config, world_model, data, logger)
+    judge = data.facts | {"models": [model | {"same_data": _same_data(world_model, inputs)}]}
     judge |= {"format": FORMAT, "seed": config.seed, "provenance": provenance()}
     strip, animation = draw_strip(pictures, judge["context"], judge["horizons"])
     media.save_png(workdir / "strip.png", strip)
@@ -53,17 +53,17 @@ def run(stage: StageRun) -> None:
     write_text(workdir / "judge.json", json.dumps(judge, indent=2) + "\n")
   for _, rows in tables.judge_tables(judge):
     logger.info("\n" + tables.markdown_table(rows))
-  if not others:
+  if not compared:
     return
 
-  known = (_read_json(workdir / "comparison.json") or {"models": []})["models"][1:]
+  judged = (_read_json(workdir / "comparison.json") or {"models": []})["models"][1:]
   models = list(judge["models"])
-  for other in others:
-    entry = next((each for each in known if each["fingerprint"] == other.fingerprint), None)
+  for candidate in compared:
+    entry = next((row for row in judged if row["fingerprint"] == candidate.fingerprint), None)
     if entry is None:
-      data = data or read_data(config, inputs["collect"], own, logger)
-      entry, _ = judge_model(config, other, data, logger)
-    models.append(entry | {"path": str(other.path), "same_data": _same_data(other, inputs)})
+      data = data or read_data(config, inputs["collect"], world_model, logger)
+      entry, _ = judge_model(config, candidate, data, logger)
+    models.append(entry | {"path": str(candidate.path), "same_data": _same_data(candidate, inputs)})
   comparison = judge | {"models": name_models(models), "provenance": provenance()}
   write_text(workdir / "comparison.json", json.dumps(comparison, indent=2) + "\n")
   write_text(workdir / "comparison.md", comparison_markdown(comparison))
@@ -87,16 +87,16 @@ def check_comparable(artifacts: Sequence[Artifact]) -> None:
   """
   first = artifacts[0]
   cameras = lambda a: tuple(a.config["world_model"].get("cameras", ("rgb_static", "rgb_gripper")))
-  for other in artifacts[1:]:
-    sizes = [a.config["env"]["image_size"] for a in (first, other)]
+  for model in artifacts[1:]:
+    sizes = [a.config["env"]["image_size"] for a in (first, model)]
     if sizes[0] != sizes[1]:
       raise JudgeError(
-        f"{other.path}: a world model of {sizes[1]} x {sizes[1]} pixels cannot be compared with one of "
+        f"{model.path}: a world model of {sizes[1]} x {sizes[1]} pixels cannot be compared with one of "
         f"{sizes[0]} x {sizes[0]} ({first.path}): PSNR and SSIM depend on the size of the pictures."
       )
-    if cameras(first) != cameras(other):
+    if cameras(first) != cameras(model):
       raise JudgeError(
-        f"{other.path}: a world model of the cameras {', '.join(cameras(other))} cannot be compared with one "
+        f"{model.path}: a world model of the cameras {', '.join(cameras(model))} cannot be compared with one "
         f"of {', '.join(cameras(first))} ({first.path})."
       )
 
@@ -120,9 +120,9 @@ def metrics(judge: Mapping[str, Any]) -> dict[str, float]:
   """The numbers of the first model as metrics; what is missing or constant is left out."""
   model, out = judge["models"][0], {}
   for i, horizon in enumerate(judge["horizons"]):
-    for camera, own in model["open_loop"].items():
+    for camera, scores in model["open_loop"].items():
       for kind in ("psnr", "ssim"):
-        out[f"{kind}/{camera}_{horizon}"] = own[kind][i]
+        out[f"{kind}/{camera}_{horizon}"] = scores[kind][i]
     for name, probe in model["probes"].items():
       out[f"probe/{name}_imagined_{horizon}"] = probe["imagined"][i]
   for name, probe in model["probes"].items():

@@ -85,14 +85,14 @@ def run(stage: StageRun) -> None:
     batch_done=monitor,
   )
   _, imagined = models.load_policy(inputs["ppo"])
-  found = compare(
+  comparison = compare(
     demos.tasks,
     read_metrics(workdir),
     monitor.real_success(imagined),
     steps_per_iteration=config.ppo.dreams * config.ppo.chunks_per_iteration * policy.chunk,
   )
-  write_text(workdir / "online.json", json.dumps(found, indent=2) + "\n")
-  text = tables.markdown_table(rows(found))
+  write_text(workdir / "online.json", json.dumps(comparison, indent=2) + "\n")
+  text = tables.markdown_table(rows(comparison))
   write_text(workdir / "online.md", text + "\n")
   logger.info("\n" + text)
   params = {"base": frozen.base, "tuned": state.params["actor"], "critic": state.params["critic"]}
@@ -128,22 +128,22 @@ def compare(
     for line in lines
     if all(key(task) in line for task in names)
   ]
-  found: dict[str, Any] = {"curve": curve, "imagination": {}, "real_steps_to_match": {}}
+  comparison: dict[str, Any] = {"curve": curve, "imagination": {}, "real_steps_to_match": {}}
   if imagination is not None:
-    found["imagination"] = {task: float(rate) for task, rate in zip(names, imagination, strict=True)}
-    for task, goal in found["imagination"].items():
+    comparison["imagination"] = {task: float(rate) for task, rate in zip(names, imagination, strict=True)}
+    for task, goal in comparison["imagination"].items():
       steps = [point["real_steps"] for point in curve if point["success"][task] >= goal - 1e-9]
-      found["real_steps_to_match"][task] = min(steps, default=None)
-  return found
+      comparison["real_steps_to_match"][task] = min(steps, default=None)
+  return comparison
 
 
-def rows(found: Mapping[str, Any]) -> tables.Rows:
+def rows(comparison: Mapping[str, Any]) -> tables.Rows:
   """`compare` as a table, header first."""
-  curve, imagination = found["curve"], found["imagination"]
+  curve, imagination = comparison["curve"], comparison["imagination"]
   heads = ["Real success in %", *(f"{point['real_steps']:,} steps" for point in curve), "in imagination"]
   out = [[*heads, "real steps to match"]]
   for task in curve[0]["success"] if curve else ():
-    steps = found["real_steps_to_match"].get(task)
+    steps = comparison["real_steps_to_match"].get(task)
     percent = [f"{100 * point['success'][task]:.0f}" for point in curve]
     reached = f"{100 * imagination[task]:.0f}" if task in imagination else tables.NOTHING
     never = "not reached" if imagination else tables.NOTHING
@@ -154,7 +154,7 @@ def rows(found: Mapping[str, Any]) -> tables.Rows:
 class Episodes:
   """Rollouts of all tasks' policies in the simulator, E environments of each, in the form of dreams.
 
-  Environments start anew in every iteration, so that an interrupted run goes on as if it had not been.
+  Environments restart in every iteration, so that an interrupted run goes on as if it had not been.
   """
 
   def __init__(
@@ -213,9 +213,9 @@ class Episodes:
     environment.reset(robot, scene)
     origin = environment.state()[1]
     latent = wm.initial_latent(self._model, self._world_params, total)
-    rest = rest_actions(total)
+    rest_action = rest_actions(total)
     latent = self._filter(
-      self._world_params, latent, environment.observe(), rest, started, jax.random.fold_in(key, 0)
+      self._world_params, latent, environment.observe(), rest_action, started, jax.random.fold_in(key, 0)
     )
     step = np.zeros(total, np.int32)
     out: list[dict[str, Any]] = []
@@ -223,16 +223,16 @@ class Episodes:
     for n in range(self._chunks):
       act_key, frame_key, restart_key = jax.random.split(jax.random.fold_in(key, n + 1), 3)
       feature = fold(features(latent))
-      left = fold(1 - step / self._horizon).astype(np.float32)
-      value = self._value((critic, feature, left), None)
+      time_left = fold(1 - step / self._horizon).astype(np.float32)
+      value = self._value((critic, feature, time_left), None)
       networks = self._base, actor, feature, task_keys(act_key, len(tasks))
       chunk, chain, log_prob = self._act(networks, None)
       success = np.zeros(total, bool)
       actions = np.asarray(chunk).reshape(total, policy.chunk, -1)
       for h in range(policy.chunk):
         environment.step(actions[:, h])
-        seen = environment.observe()
-        now = seen["scene_obs"]
+        observation = environment.observe()
+        now = observation["scene_obs"]
         success |= np.concatenate(
           [
             task_rules.success(task, origin[part], now[part])
@@ -240,7 +240,9 @@ class Episodes:
           ]
         )
         frame = jax.random.fold_in(frame_key, h)
-        latent = self._filter(self._world_params, latent, seen, actions[:, h], np.zeros(total, bool), frame)
+        latent = self._filter(
+          self._world_params, latent, observation, actions[:, h], np.zeros(total, bool), frame
+        )
       step = step + 1
       truncated = (step >= self._horizon) & ~success
       after = fold(1 - step / self._horizon).astype(np.float32)
@@ -255,7 +257,7 @@ class Episodes:
           "terminated": fold(success),
           "truncated": fold(truncated),
           "bootstrap_value": bootstrap,
-          "time_left": left,
+          "time_left": time_left,
         }
       )
       ended = success | truncated
@@ -265,8 +267,8 @@ class Episodes:
         robot, scene = self._draw_starts(ended, *environment.state(), rng)
         environment.reset(robot, scene, ended)
         origin = np.where(ended[:, None], environment.state()[1], origin)
-        seen = environment.observe(ended)
-        fresh = self._filter(self._world_params, latent, seen, rest, ended, restart_key)
+        observation = environment.observe(ended)
+        fresh = self._filter(self._world_params, latent, observation, rest_action, ended, restart_key)
         latent = jax.tree.map(
           lambda new, old, ended=ended: jnp.where(ended.reshape(-1, *[1] * (new.ndim - 1)), new, old),
           fresh,
@@ -278,11 +280,11 @@ class Episodes:
     return ends, rollout, real
 
   def _draw_starts(
-    self, which: np.ndarray, robot: np.ndarray, scene: np.ndarray, rng: np.random.Generator
+    self, selected: np.ndarray, robot: np.ndarray, scene: np.ndarray, rng: np.random.Generator
   ) -> tuple[np.ndarray, np.ndarray]:
-    """The states with those that `which` names drawn anew from the demos' first frames."""
+    """The states with those that `selected` names drawn again from the demos' first frames."""
     robot, scene = robot.copy(), scene.copy()
-    for i in np.flatnonzero(which):
+    for i in np.flatnonzero(selected):
       robots, scenes = self._starts[self._tasks[i // self._num]]
       row = rng.integers(len(robots))
       robot[i], scene[i] = robots[row], scenes[row]
@@ -300,4 +302,4 @@ def training_starts(config: Any, collect: Artifact) -> dict[str, tuple[np.ndarra
   )
   rows = {task: [start for start, _ in demos.windows(task)] for task in config.tasks}
   states = demos.frames.robot_obs, demos.frames.scene_obs
-  return {task: (states[0][found], states[1][found]) for task, found in rows.items()}
+  return {task: (states[0][first_rows], states[1][first_rows]) for task, first_rows in rows.items()}

@@ -148,7 +148,7 @@ def imagined_rates(
     [K] float.
   """
 
-  def one(task: Any, world_params: Params) -> jax.Array:
+  def success_of_task(task: Any, world_params: Params) -> jax.Array:
     policy_params, classifier_params, feature, key = task
     return imagined_success(
       world,
@@ -163,15 +163,15 @@ def imagined_rates(
     )
 
   task = (policy_params, classifier_params, jnp.asarray(start), task_keys(key, len(start)))
-  return np.asarray(over_tasks(one)(task, world_params)).mean(1)
+  return np.asarray(over_tasks(success_of_task)(task, world_params)).mean(1)
 
 
 def entropy_limits(world: World, world_params: Params, demos: DemoFeatures) -> jax.Array:
   """`familiar_entropy` of each task's demos: [K]."""
 
-  def one(task: Any, world_params: Params) -> jax.Array:
+  def limit_of_task(task: Any, world_params: Params) -> jax.Array:
     feature, action, mask = task
     return familiar_entropy(world, world_params, feature, action, mask, jax.random.key(0))
 
   arrays = tuple(jnp.asarray(x) for x in (demos.feature, demos.action, demos.mask))
-  return over_tasks(one)(arrays, world_params)
+  return over_tasks(limit_of_task)(arrays, world_params)

@@ -25,12 +25,12 @@ from wam_jax.storage import artifact as artifact_lib
 from wam_jax.storage.saved_params import save_params
 from wam_jax.train import sharding
 from wam_jax.train import state as train_state
-from wam_jax.train import world_model as train
+from wam_jax.train import world_model as wm
 from wam_jax.types import Params
 
 
 def run(stage: StageRun) -> None:
-  """Writes `params`; the networks are described by the config saved beside them."""
+  """Writes `params`; the networks are described by the config saved next to them."""
   config, inputs, workdir, logger = stage.config, stage.inputs, stage.workdir, stage.logger
   w, size = config.world_model, config.env.image_size
   folder = dataset_path(inputs["collect"]) / "training"
@@ -40,9 +40,9 @@ def run(stage: StageRun) -> None:
   init_key, train_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1))
   extra = failed_takes(config, folder.parent)
   num_frames, own_frames = calvin.count_frames(folder, extra), calvin.count_frames(folder)
-  shapes = jax.eval_shape(lambda: train.init_params(make_world_model(w, size), init_key))
+  shapes = jax.eval_shape(lambda: wm.init_params(make_world_model(w, size), init_key))
   num_params = sum(x.size for x in jax.tree.leaves(shapes))
-  at_once = math.ceil(w.batch_size / w.accumulate / (train.REMAT_PARTS if w.remat else 1))
+  at_once = math.ceil(w.batch_size / w.accumulate / (wm.REMAT_PARTS if w.remat else 1))
   reserve = stream.training_bytes(num_params, at_once, w.sequence_length, size)
   source, why = stream.choose_source(
     num_frames,
@@ -66,19 +66,19 @@ def run(stage: StageRun) -> None:
       if cache
       else calvin.read_frames(folder, size, config.env.workers, logger.progress, extra)
     )
-    known: Any = frames
+    index: Any = frames
   else:
-    known = cache
-  warning = stream.check_windows(folder, known.starts, known.ends, w.sequence_length)
+    index = cache
+  warning = stream.check_windows(folder, index.starts, index.ends, w.sequence_length)
   if warning:
     logger.info(warning)
 
-  model = make_world_model(w, size, write_statistics(config, folder, known.robot_obs[:own_frames], workdir))
-  params = train.init_params(model, init_key)
+  model = make_world_model(w, size, write_statistics(config, folder, index.robot_obs[:own_frames], workdir))
+  params = wm.init_params(model, init_key)
   logger.info(f"world model: {num_params / 1e6:.1f} M parameters, {num_frames:,} frames")
   sampler = windows.Sampler(num_frames, w.batch_size, w.sequence_length, w.carry_state, w.reset_probability)
-  optimizer = train.make_optimizer(w, params)
-  carry = train.initial_latent(model, params, w.batch_size) if w.carry_state else None
+  optimizer = wm.make_optimizer(w, params)
+  carry = wm.initial_latent(model, params, w.batch_size) if w.carry_state else None
   state = train_state.make_train_state(params, optimizer, carry=carry)
 
   def keep_snapshot(step: int, state: Any) -> None:
@@ -91,7 +91,7 @@ def run(stage: StageRun) -> None:
   with contextlib.ExitStack() as stack:
     if source == "device":
       store = sharding.put(windows.make_store(frames), mesh)
-      update_resident = train.make_update(
+      update_resident = wm.make_update(
         model, w, optimizer, lambda store, key, step, i: sampler.sample(store, key, step), mesh
       )
       update: Any = lambda state, _, num: update_resident(state, store, keys, num)
@@ -151,8 +151,8 @@ class Streamed:
     def sample(pieces: Any, key: jax.Array, step: jax.Array, i: jax.Array) -> Any:
       return sampler.finish(jax.tree.map(lambda x: x[i], pieces), key, step)
 
-    self._update = train.make_update(model, config.world_model, optimizer, sample, mesh)
-    self._starts = stream.starts_on_host(sampler, lambda step: train.step_keys(key, step)[0])
+    self._update = wm.make_update(model, config.world_model, optimizer, sample, mesh)
+    self._starts = stream.starts_on_host(sampler, lambda step: wm.step_keys(key, step)[0])
 
   def __call__(self, state: Any, _: jax.Array, num: int) -> tuple[Any, dict[str, np.ndarray]]:
     if self._stream is None:
@@ -209,31 +209,31 @@ def take_lumos(stage: StageRun, folder: pathlib.Path) -> None:
       "statistics of the data they were trained on"
     )
   model = make_world_model(w, config.env.image_size, write_statistics(config, folder, robot_obs, workdir))
-  initial = train.init_params(model, jax.random.fold_in(jax.random.key(config.seed), 1))
+  initial = wm.init_params(model, jax.random.fold_in(jax.random.key(config.seed), 1))
   imported = lumos.to_params(lumos.read_state_dict(path), initial, path)
   params = lumos.merge(initial, imported)
-  own = sorted(set(params) - set(imported))
-  logger.info(f"took the world model of {path}; not trained there, and random here: {', '.join(own)}")
+  untrained = sorted(set(params) - set(imported))
+  logger.info(f"took the world model of {path}; not trained there, and random here: {', '.join(untrained)}")
   save_params(workdir / "params", params)
 
 
 def save_snapshot(workdir: pathlib.Path, step: int, params: Params) -> None:
-  """Keeps the model of an update as an artifact of its own, for `inputs.world_model` and comparisons.
+  """Keeps the model of an update as a separate artifact, for `inputs.world_model` and comparisons.
 
   Args:
     workdir: the stage's folder, whose artifact.json the runner has written.
     step: update.
     params: parameters after it.
   """
-  whole = artifact_lib.read_artifact(workdir)
-  if whole is None:
+  artifact = artifact_lib.read_artifact(workdir)
+  if artifact is None:
     raise ValueError(f"{workdir}: no artifact.json")
-  part = whole.part | {"snapshot": step}
+  part = artifact.part | {"snapshot": step}
   snapshot = dataclasses.replace(
-    whole,
+    artifact,
     path=workdir / "snapshots" / str(step),
     part=part,
-    fingerprint=artifact_lib.fingerprint(part, whole.inputs, whole.schema),
+    fingerprint=artifact_lib.fingerprint(part, artifact.inputs, artifact.schema),
   )
   artifact_lib.write_artifact(snapshot, done=False)
   save_params(snapshot.path / "params", params)

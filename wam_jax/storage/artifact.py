@@ -18,7 +18,7 @@ from wam_jax.config.chain import STAGES
 from wam_jax.host import processes
 
 FORMAT = 1  # of artifact.json
-# What a process leaves that ends (killed, or the disk is full) before artifact.json is there.
+# What a process leaves that ends (killed, or the disk is full) before artifact.json exists.
 BEGUN = ("config.json", "config.json.tmp", "artifact.json.tmp")
 
 
@@ -124,7 +124,7 @@ def load_artifact(path: str | os.PathLike[str], stage: str | None = None) -> Art
     stage: which stage it must be of; None: any.
 
   Raises:
-    ArtifactError: not there, not finished, or of another stage.
+    ArtifactError: missing, not finished, or of another stage.
   """
   path = pathlib.Path(path)
   if stage is not None and not (path / "artifact.json").exists():
@@ -157,8 +157,8 @@ def _tuples(value: Any) -> Any:
 
 def given_folders(workdir: pathlib.Path, stage: str) -> list[pathlib.Path]:
   """Folders that the run of a work folder took a stage from (`inputs.<stage>`), the last stage's first."""
-  made = [read_artifact(workdir / name) for name in reversed(STAGES)]
-  folders = [artifact.config.get("inputs", {}).get(stage) for artifact in made if artifact is not None]
+  artifacts = [read_artifact(workdir / name) for name in reversed(STAGES)]
+  folders = [artifact.config.get("inputs", {}).get(stage) for artifact in artifacts if artifact is not None]
   return [pathlib.Path(folder) for folder in dict.fromkeys(folders) if folder]
 
 
@@ -168,10 +168,10 @@ def search_input(
   """The artifact that another one was made from.
 
   Args:
-    of: the other one.
-    stage: of the one wanted.
-    fingerprint: of the one wanted.
-    path: where it is; None: where the run had it, or beside the other one.
+    of: the artifact made from it.
+    stage: of the artifact to find.
+    fingerprint: of the artifact to find.
+    path: where it is; None: where the run had it, or next to `of`.
 
   Returns:
     (the artifact or None, what was found instead).
@@ -184,13 +184,13 @@ def search_input(
   reasons = []
   for folder in dict.fromkeys(pathlib.Path(folder) for folder in folders if folder):
     try:
-      found = load_artifact(folder, stage)
+      candidate = load_artifact(folder, stage)
     except ArtifactError as error:
       reasons.append(f"  {error}")
       continue
-    if found.fingerprint == fingerprint:
-      return found, []
-    reasons.append(f"  {found.path}: another one, fingerprint {found.fingerprint[:12]}")
+    if candidate.fingerprint == fingerprint:
+      return candidate, []
+    reasons.append(f"  {candidate.path}: another one, fingerprint {candidate.fingerprint[:12]}")
   return None, reasons
 
 

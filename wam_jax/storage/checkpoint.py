@@ -1,6 +1,6 @@
 """Training states on disk, by Orbax, with checksums: checkpoints of a running stage.
 
-Orbax writes into a folder of its own for every attempt; its manifest is written
+Orbax writes into a separate folder for every attempt; its manifest is written
 (`wam_jax.storage.checksums`); then one rename gives it its name. So a killed process leaves a whole
 checkpoint or none, and damage on the disk is found before anything is read.
 
@@ -139,8 +139,8 @@ class Checkpointer:
       pending.thread.join()
     self._pending = None
     step = pending.step
-    said = processes.gather("" if pending.error is None else cannot_write(pending.error))
-    failed = next((text for text in said if text), "")
+    errors = processes.gather("" if pending.error is None else cannot_write(pending.error))
+    failed = next((text for text in errors if text), "")
     if failed:
       self._orbax = None  # its own state after an error is not known
       join_writers()
@@ -186,8 +186,8 @@ class Checkpointer:
     self.wait()
     step = None if step is None else int(step)
     if step is not None and step not in self._steps:
-      there = ", ".join(map(str, sorted(self._steps))) or "none"
-      raise CheckpointError(f"{self.path}: no checkpoint of step {step}; there are: {there}")
+      steps = ", ".join(map(str, sorted(self._steps))) or "none"
+      raise CheckpointError(f"{self.path}: no checkpoint of step {step}; there are: {steps}")
     chosen = _on_first(self._choose if step is None else functools.partial(self._check, step))
     for damaged in chosen["damaged"]:
       del self._steps[damaged]
@@ -225,9 +225,9 @@ class Checkpointer:
 
     def leave() -> dict[str, Any]:
       for step in newer:
-        left = beside(self.path / str(step), ".left")
-        remove(left)
-        os.replace(self.path / str(step), left)
+        retired = beside(self.path / str(step), ".left")
+        remove(retired)
+        os.replace(self.path / str(step), retired)
       marker.write_text(str(best), encoding="utf-8")
       return {}
 
@@ -267,14 +267,14 @@ class Checkpointer:
     else:
       try:
         self.close()
-      except CheckpointError as other:  # the first error is the cause of the end
-        error.add_note(str(other))
+      except CheckpointError as later_error:  # the first error is the cause of the end
+        error.add_note(str(later_error))
 
   def _sweep(self) -> None:
     """Removes what failed saves left."""
     if processes.is_first() and self.path.is_dir():
-      for rest in unfinished(self.path, r"\d+"):
-        remove(rest, ignore_errors=True)
+      for leftover in unfinished(self.path, r"\d+"):
+        remove(leftover, ignore_errors=True)
 
   def _writer(self) -> Any:
     import orbax.checkpoint as ocp
@@ -290,7 +290,7 @@ class Checkpointer:
       self._orbax = ocp.AsyncCheckpointer(handler, async_options=options)
     return self._orbax
 
-  def _finish(self, pending: _Pending, known: dict[int, float | None]) -> None:
+  def _finish(self, pending: _Pending, scores: dict[int, float | None]) -> None:
     """In the background: once Orbax is done the manifest, then the name, then no more of the oldest steps."""
     # Not Orbax's post_finalization_callback, which it calls before it has written its last file.
     try:
@@ -304,7 +304,7 @@ class Checkpointer:
       return
     if processes.is_first():
       try:
-        for old in self._outdated(known | {pending.step: pending.score}):
+        for old in self._outdated(scores | {pending.step: pending.score}):
           pruned = self.path / f"{old}{_PRUNED}"
           remove(pruned)
           os.replace(self.path / str(old), pruned)
@@ -349,9 +349,11 @@ class Checkpointer:
     except NewerFormatError:
       raise
     except CheckpointError as error:
-      others = ", ".join(str(other) for other in sorted(self._steps) if other != step) or "none"
+      other_steps = (
+        ", ".join(str(candidate) for candidate in sorted(self._steps) if candidate != step) or "none"
+      )
       raise CheckpointError(
-        f"checkpoint of step {step} is damaged: {error}; other steps here: {others}"
+        f"checkpoint of step {step} is damaged: {error}; other steps here: {other_steps}"
       ) from error
     return {"step": step, "damaged": [], "lines": []}
 
@@ -464,8 +466,8 @@ def _unreadable(step_folder: pathlib.Path) -> str | None:
   try:
     with ocp.Checkpointer(handler, multiprocessing_options=options) as checkpointer:
       tree = checkpointer.metadata(step_folder / "default").item_metadata
-      wanted = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-      checkpointer.restore(step_folder / "default", args=ocp.args.PyTreeRestore(restore_args=wanted))
+      restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+      checkpointer.restore(step_folder / "default", args=ocp.args.PyTreeRestore(restore_args=restore_args))
   except Exception as error:  # Orbax raises whatever its layers raise
     return " ".join(first_lines(error, 3).split())
   return None

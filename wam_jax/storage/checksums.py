@@ -80,17 +80,17 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
 
   Raises:
     NewerFormatError: written by a newer version.
-    CheckpointError: not there or not a manifest. Says what is wrong with it, on one line.
+    CheckpointError: missing or not a manifest. Says what is wrong with it, on one line.
   """
   file = pathlib.Path(folder) / MANIFEST
   record = read_json(file)
   check_format(record.get("format"), file)
-  kept = record.pop("sha256", None)
+  recorded = record.pop("sha256", None)
   try:
-    same = kept == digest(record)
+    intact = recorded == digest(record)
   except (ValueError, RecursionError) as error:  # for instance lone surrogates
     raise CheckpointError(f"{file}: content differs from what was written ({error})") from error
-  if not same:
+  if not intact:
     raise CheckpointError(f"{file}: content differs from what was written (its own sha256)")
   step, score, files = record.get("step"), record.get("score"), record.get("files")
   if step is not None and (type(step) is not int or step < 0):
@@ -122,7 +122,7 @@ def verify(folder: str | os.PathLike[str], step: int | None = None) -> Manifest:
   if manifest.step != step:
     raise CheckpointError(f"{folder / MANIFEST}: of step {manifest.step}, not of step {step}")
   root = os.path.realpath(folder)
-  for name, wanted in manifest.files.items():
+  for name, entry in manifest.files.items():
     file = folder / name
     try:
       # A link may lead outside; Orbax makes none.
@@ -133,10 +133,10 @@ def verify(folder: str | os.PathLike[str], step: int | None = None) -> Manifest:
       if not file.is_file():
         raise CheckpointError(f"{file}: not a file")
       size = file.stat().st_size
-      if size != wanted.bytes:
-        what = "truncated" if size < wanted.bytes else "too long"
-        raise CheckpointError(f"{file}: {what}: {size} bytes found, {wanted.bytes} expected")
-      if _sha256(file) != wanted.sha256:
+      if size != entry.bytes:
+        fault = "truncated" if size < entry.bytes else "too long"
+        raise CheckpointError(f"{file}: {fault}: {size} bytes found, {entry.bytes} expected")
+      if _sha256(file) != entry.sha256:
         raise CheckpointError(f"{file}: content differs from what was written (sha256)")
     except (OSError, ValueError) as error:
       raise CheckpointError(f"{file}: cannot be read ({error})") from error

@@ -48,7 +48,7 @@ def beside(path: pathlib.Path, suffix: str) -> pathlib.Path:
 
 
 def remove(path: pathlib.Path, ignore_errors: bool = False) -> None:
-  """Deletes a folder, if it is there."""
+  """Deletes a folder, if it exists."""
   if os.path.lexists(path):
     shutil.rmtree(path, ignore_errors=ignore_errors)
 
@@ -66,15 +66,15 @@ def cannot_write(error: BaseException) -> str:
 def quiet_when_full() -> None:
   """Keeps the tracebacks of Orbax's threads out of sight when the disk is full: CheckpointError says all."""
 
-  def wanted(record: logging.LogRecord) -> bool:
+  def is_relevant(record: logging.LogRecord) -> bool:
     return not (record.exc_info and disk_full(record.exc_info[1]))
 
   for name in ("absl", "asyncio"):  # what Orbax and its event loops log to
-    logging.getLogger(name).addFilter(wanted)
+    logging.getLogger(name).addFilter(is_relevant)
   before = sys.unraisablehook
 
   def hook(unraisable: Any) -> None:
-    # TensorStore says so when it is done with a write whose event loop has failed.
+    # TensorStore reports this when it is done with a write whose event loop has failed.
     if str(unraisable.exc_value) != "Event loop is closed":
       before(unraisable)
 

@@ -33,7 +33,7 @@ _attempts = itertools.count()
 
 
 def save_params(path: str | os.PathLike[str], tree: Any) -> None:
-  """Writes final parameters, replacing what is there.
+  """Writes final parameters, replacing what exists.
 
   Killed at any moment, it leaves the old parameters or the new ones whole. In a run of many processes the
   first one writes, and waits for no other.
@@ -53,16 +53,16 @@ def save_params(path: str | os.PathLike[str], tree: Any) -> None:
   host = jax.tree.map(np.asarray, jax.device_get(tree))
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists() and (whole := _whole_params(path)) is not None:
-      os.replace(whole, path)  # of a process killed between the last two renames below
-    for rest in (new, old, *unfinished(path.parent, re.escape(path.name))):
-      remove(rest)
+    if not path.exists() and (complete := _complete_params(path)) is not None:
+      os.replace(complete, path)  # of a process killed between the last two renames below
+    for leftover in (new, old, *unfinished(path.parent, re.escape(path.name))):
+      remove(leftover)
     with _params_checkpointer() as checkpointer:
       checkpointer.save(writing, host)
       checkpointer.wait_until_finished()
     checksums.write_json(writing / MARKER, {"format": FORMAT})
     checksums.write_manifest(writing)
-    os.replace(writing, new)  # `new` is whole whenever it is there
+    os.replace(writing, new)  # `new` is whole whenever it exists
     if path.exists():
       os.replace(path, old)
     os.replace(new, path)
@@ -71,10 +71,10 @@ def save_params(path: str | os.PathLike[str], tree: Any) -> None:
   except Exception as error:  # Orbax raises whatever its layers raise
     join_writers()
     if path.parent.is_dir():
-      for rest in unfinished(path.parent, re.escape(path.name)):
-        remove(rest, ignore_errors=True)
-    kept = " The parameters that were there before are kept." if path.exists() else ""
-    raise CheckpointError(f"{path}: {cannot_write(error)}{kept}") from error
+      for leftover in unfinished(path.parent, re.escape(path.name)):
+        remove(leftover, ignore_errors=True)
+    kept_note = " The parameters that were there before are kept." if path.exists() else ""
+    raise CheckpointError(f"{path}: {cannot_write(error)}{kept_note}") from error
 
 
 def load_params(path: str | os.PathLike[str]) -> Any:
@@ -86,15 +86,15 @@ def load_params(path: str | os.PathLike[str]) -> Any:
     Nested dicts of NumPy arrays.
 
   Raises:
-    CheckpointError: nothing there, damaged (names the file), written by a newer version, or Orbax cannot
+    CheckpointError: missing, damaged (names the file), written by a newer version, or Orbax cannot
       read it.
   """
   path = pathlib.Path(path).absolute()
   if not path.is_dir():
-    whole = _whole_params(path)
-    if whole is None:
+    complete = _complete_params(path)
+    if complete is None:
       raise CheckpointError(f"{path}: no parameters here")
-    path = whole
+    path = complete
   if os.path.lexists(path / MANIFEST) or os.path.lexists(path / MARKER):
     try:
       checksums.verify(path)
@@ -125,9 +125,11 @@ def _params_checkpointer() -> Any:
   return ocp.StandardCheckpointer(multiprocessing_options=options)
 
 
-def _whole_params(path: pathlib.Path) -> pathlib.Path | None:
-  """What a process killed while it replaced parameters left whole beside `path`, the newer first."""
-  return next((rest for rest in (beside(path, ".new"), beside(path, ".old")) if rest.is_dir()), None)
+def _complete_params(path: pathlib.Path) -> pathlib.Path | None:
+  """What a process killed while it replaced parameters left whole next to `path`, the newer first."""
+  return next(
+    (candidate for candidate in (beside(path, ".new"), beside(path, ".old")) if candidate.is_dir()), None
+  )
 
 
 def check_params(params: Any, expected: Any, path: str | os.PathLike[str]) -> None:
@@ -141,19 +143,23 @@ def check_params(params: Any, expected: Any, path: str | os.PathLike[str]) -> No
   Raises:
     CheckpointError: with every parameter that is missing, not wanted, or of another shape.
   """
-  found, wanted = (
+  shapes, expected_shapes = (
     {
       "/".join(str(key.key) for key in keys): tuple(leaf.shape)
       for keys, leaf in jax.tree.leaves_with_path(tree)
     }
     for tree in (params, expected)
   )
-  lines = [f"  {name}: missing, wanted {list(wanted[name])}" for name in wanted if name not in found]
-  lines += [f"  {name} {list(found[name])}: not wanted" for name in found if name not in wanted]
+  lines = [
+    f"  {name}: missing, wanted {list(expected_shapes[name])}"
+    for name in expected_shapes
+    if name not in shapes
+  ]
+  lines += [f"  {name} {list(shapes[name])}: not wanted" for name in shapes if name not in expected_shapes]
   lines += [
-    f"  {name}: {list(found[name])}, wanted {list(wanted[name])}"
-    for name in wanted
-    if name in found and found[name] != wanted[name]
+    f"  {name}: {list(shapes[name])}, wanted {list(expected_shapes[name])}"
+    for name in expected_shapes
+    if name in shapes and shapes[name] != expected_shapes[name]
   ]
   if lines:
     raise CheckpointError(

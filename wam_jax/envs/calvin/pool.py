@@ -85,11 +85,11 @@ class CalvinVector:
       raise
 
   def _launch(self) -> tuple[Any, Any]:
-    ours, theirs = self._context.Pipe()
-    process = self._context.Process(target=serve, args=(theirs, self._make), daemon=True)
+    connection, worker_end = self._context.Pipe()
+    process = self._context.Process(target=serve, args=(worker_end, self._make), daemon=True)
     process.start()
-    theirs.close()
-    return process, ours
+    worker_end.close()
+    return process, connection
 
   def _answer(self, worker: int) -> Any:
     """What a process says. Raises _DeadError, or RuntimeError for an error inside the simulator."""
@@ -127,8 +127,8 @@ class CalvinVector:
 
   def _call(self, method: str, episodes: Iterable[int], arguments: Callable[[int], tuple]) -> dict[int, Any]:
     """Calls a method for some episodes, all processes side by side: episode -> answer."""
-    wanted = set(episodes)
-    share = [[e for e in owned if e in wanted] for owned in self._owned]
+    requested = set(episodes)
+    share = [[e for e in owned if e in requested] for owned in self._owned]
     calls = [[(e, *arguments(e)) for e in part] for part in share]
     busy = [w for w, part in enumerate(calls) if part]
     for w in busy:
@@ -244,7 +244,7 @@ class CalvinRenderer:
     for begin in range(0, len(robot_obs), num):
       rows = np.minimum(np.arange(begin, begin + num), len(robot_obs) - 1)
       self._vector.reset(robot_obs[rows], scene_obs[rows])
-      seen = self._vector.observe()
+      pictures = self._vector.observe()
       for key, part in parts.items():
-        part.append(seen[key][: len(robot_obs) - begin])
+        part.append(pictures[key][: len(robot_obs) - begin])
     return {key: np.concatenate(part) for key, part in parts.items()}

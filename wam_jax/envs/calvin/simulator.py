@@ -35,7 +35,7 @@ _PACKAGES = {"pybullet": "pybullet", "hydra": "hydra-core", "omegaconf": "omegac
 
 
 class CalvinMissingError(RuntimeError):
-  """A part of CALVIN's simulator is not there; the text names it and says what to do."""
+  """A part of CALVIN's simulator is missing; the text names it and says what to do."""
 
   def __init__(self, missing: str):
     super().__init__(f"{missing}\n{HOW_TO}")
@@ -77,9 +77,9 @@ def _stand_in() -> None:
   """Empty modules for what calvin_env imports and a simulation without a screen never calls."""
 
   def module(name: str, **content: Any) -> types.ModuleType:
-    made = types.ModuleType(name)
-    made.__dict__.update(content)
-    return made
+    stub = types.ModuleType(name)
+    stub.__dict__.update(content)
+    return stub
 
   def no_repository(*_: Any, **__: Any) -> Any:
     head = types.SimpleNamespace(object=types.SimpleNamespace(hexsha="unknown"))
@@ -96,7 +96,7 @@ def _stand_in() -> None:
   )
   for group in groups:
     if group[0].__name__ not in sys.modules and importlib.util.find_spec(group[0].__name__) is None:
-      sys.modules.update({made.__name__: made for made in group})
+      sys.modules.update({stub.__name__: stub for stub in group})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +125,7 @@ class CalvinTable:
       scene: one of SCENES.
 
     Raises:
-      CalvinMissingError: something is not installed or not there.
+      CalvinMissingError: something is not installed or missing.
       ValueError: unknown scene.
     """
     if scene not in SCENES:
@@ -181,8 +181,8 @@ class CalvinTable:
 
   def state(self) -> tuple[np.ndarray, np.ndarray]:
     """(robot_obs [15], scene_obs [24]), float64."""
-    found = self._env.get_state_obs()
-    return np.array(found["robot_obs"], np.float64), np.array(found["scene_obs"], np.float64)
+    observation = self._env.get_state_obs()
+    return np.array(observation["robot_obs"], np.float64), np.array(observation["scene_obs"], np.float64)
 
   def target_pose(self) -> tuple[np.ndarray, np.ndarray]:
     """Target position [3] in m and Euler angles [3] in rad of the tcp, moved by every action."""
@@ -192,8 +192,8 @@ class CalvinTable:
   @property
   def surfaces(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Where the scene lets blocks start: name -> lowest and highest corner [3] in m."""
-    found = self._env.scene.surfaces
-    return {str(name): (np.array(low), np.array(high)) for name, (low, high) in found.items()}
+    boxes = self._env.scene.surfaces
+    return {str(name): (np.array(low), np.array(high)) for name, (low, high) in boxes.items()}
 
   def pictures(self) -> dict[str, np.ndarray]:
     """'rgb_static' [200, 200, 3] and 'rgb_gripper' [84, 84, 3] uint8, of this very moment.

@@ -32,7 +32,7 @@ def _sample_blocks(rng: np.random.Generator, env: CalvinTable) -> np.ndarray:
   for row, block in enumerate(blocks):
     while True:
       block[:3] = rng.uniform(*surfaces[int(rng.integers(len(surfaces)))])
-      if all(np.linalg.norm(block[:3] - other[:3]) > _BLOCK_DISTANCE for other in blocks[:row]):
+      if all(np.linalg.norm(block[:3] - neighbour[:3]) > _BLOCK_DISTANCE for neighbour in blocks[:row]):
         break
     block[5] = rng.uniform(-np.pi, np.pi)
   return blocks.ravel()
@@ -42,9 +42,9 @@ def sample_start(
   task: str | None, rng: np.random.Generator, env: CalvinTable
 ) -> tuple[np.ndarray, np.ndarray]:
   """See `experts.sample_start`: the hand is driven there from the neutral posture; the blocks settle."""
-  wanted = find_skill(SKILLS, task).task if task is not None else None
+  rule = find_skill(SKILLS, task).task if task is not None else None
   for _ in range(_START_ATTEMPTS):
-    scene_obs = goals.sample_furniture(wanted, rng)
+    scene_obs = goals.sample_furniture(rule, rng)
     scene_obs[6:] = _sample_blocks(rng, env)
     env.reset(None, scene_obs)
     place = rng.uniform(*WORKSPACE)
@@ -86,10 +86,10 @@ def _close_drawer(scene_obs: np.ndarray, rng: np.random.Generator) -> Route:
 
 
 def _move_slider(side: float, scene_obs: np.ndarray, rng: np.random.Generator) -> Route:
-  """Beside the handle, on its right (side 1) or left (-1), then to the other side."""
+  """Next to the handle, on its right (side 1) or left (-1), then to the other side."""
   handle = 0.04 - scene_obs[goals.SLIDER]
   x, z = handle + side * (0.085 + rng.uniform(0, 0.01)), 0.51 + rng.uniform(-0.004, 0.004)
-  y = -0.008 + rng.uniform(-0.004, 0.004)  # deep beside the handle, or a noisy hand slips off
+  y = -0.008 + rng.uniform(-0.004, 0.004)  # deep next to the handle, or a noisy hand slips off
   end = x - side * 0.33
   return Route([np.array(p) for p in ((x, -0.12, 0.60), (x, y, 0.60), (x, y, z), (end, y, z))])
 

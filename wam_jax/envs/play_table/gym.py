@@ -91,10 +91,10 @@ class PlayTableEnv(gymnasium.Env):
     """
     super().reset(seed=seed)
     options = options or {}
-    given = set(options)
-    if given and given != {"robot_obs", "scene_obs"}:
-      raise ValueError(f"options must be 'robot_obs' and 'scene_obs' together, got {sorted(given)}")
-    if given:
+    option_names = set(options)
+    if option_names and option_names != {"robot_obs", "scene_obs"}:
+      raise ValueError(f"options must be 'robot_obs' and 'scene_obs' together, got {sorted(option_names)}")
+    if option_names:
       state = options["robot_obs"], options["scene_obs"]
     else:
       state = skills.sample_start(self.task, self.np_random)

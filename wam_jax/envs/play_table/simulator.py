@@ -179,10 +179,10 @@ def _check_array(name: str, array: np.ndarray, size: int) -> np.ndarray:
   return array
 
 
-def _check_range(name: str, index: int, what: str, value: float, limits, tolerance: float) -> None:
+def _check_range(name: str, index: int, quantity: str, value: float, limits, tolerance: float) -> None:
   low, high = limits
   if not low - tolerance <= value <= high + tolerance:
-    raise ValueError(f"{name}[{index}] = {value:g}: {what} must be in [{low:g}, {high:g}]")
+    raise ValueError(f"{name}[{index}] = {value:g}: {quantity} must be in [{low:g}, {high:g}]")
 
 
 def check_state(robot_obs: np.ndarray, scene_obs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -200,7 +200,7 @@ def check_state(robot_obs: np.ndarray, scene_obs: np.ndarray) -> tuple[np.ndarra
       action that is not one of its two values.
   """
   robot = _check_array("robot_obs", robot_obs, ROBOT_OBS)
-  things = _check_array("scene_obs", scene_obs, SCENE_OBS)
+  scene_array = _check_array("scene_obs", scene_obs, SCENE_OBS)
   width = (2 * scene.FINGER_RANGE[0], 2 * scene.FINGER_RANGE[1])
   _check_range("robot_obs", 6, "the gripper's width", robot[6], width, _RANGE_TOLERANCE["width"])
   for i, limits in enumerate(scene.ARM_RANGE):
@@ -209,11 +209,11 @@ def check_state(robot_obs: np.ndarray, scene_obs: np.ndarray) -> tuple[np.ndarra
     raise ValueError(f"robot_obs[14] = {robot[14]:g}: the last gripper action must be exactly +1 or -1")
   for i, joint in enumerate(scene.FURNITURE_JOINTS):
     limits = scene.FURNITURE_RANGE[joint]
-    _check_range("scene_obs", i, f"the {joint}", things[i], limits, _RANGE_TOLERANCE["furniture"])
+    _check_range("scene_obs", i, f"the {joint}", scene_array[i], limits, _RANGE_TOLERANCE["furniture"])
   for i, lamp in ((4, "bulb"), (5, "LED")):
-    if things[i] not in (0.0, 1.0):
-      raise ValueError(f"scene_obs[{i}] = {things[i]:g}: the {lamp} must be 0 or 1")
-  return robot, things
+    if scene_array[i] not in (0.0, 1.0):
+      raise ValueError(f"scene_obs[{i}] = {scene_array[i]:g}: the {lamp} must be 0 or 1")
+  return robot, scene_array
 
 
 class SceneState:
@@ -241,7 +241,7 @@ class SceneState:
 class PlayTable:
   """One play table; implements `envs.base.Environment`.
 
-  Beside (robot_obs, scene_obs) and velocities, the state holds the target pose that actions move;
+  Besides (robot_obs, scene_obs) and velocities, the state holds the target pose that actions move;
   `reset` puts it at the gripper and sets velocities to zero. The same reset and actions give results
   identical to the bit.
   """

@@ -61,7 +61,7 @@ def _sample_blocks(rng: np.random.Generator) -> np.ndarray:
       place = rng.uniform((-0.38, -0.14), (0.38, -0.04))
       clear = np.linalg.norm(place - scene.BUTTON_XY) > 0.10
       clear &= place[0] < scene.SWITCH_ORIGIN[0] - 0.12  # the hand comes to the lever low over the desk
-      if clear and all(np.linalg.norm(place - other) > 0.10 for other in placed):
+      if clear and all(np.linalg.norm(place - neighbour) > 0.10 for neighbour in placed):
         break
     placed.append(place)
     block[:2], block[2] = place, scene.DESK_TOP + scene.BLOCK_HALF_SIZE[name][2]
@@ -99,7 +99,7 @@ def _close_drawer(scene_obs: np.ndarray, rng: np.random.Generator) -> Route:
 
 
 def _move_slider(side: float, scene_obs: np.ndarray, rng: np.random.Generator) -> Route:
-  """Beside the handle, on its right (side 1) or left (-1), then to the other side."""
+  """Next to the handle, on its right (side 1) or left (-1), then to the other side."""
   handle = (
     np.array(scene.SLIDER_ORIGIN) + 0.06 * scene.SLOPE_NORMAL - np.array([scene_obs[goals.SLIDER], 0, 0])
   )
