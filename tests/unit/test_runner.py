@@ -378,12 +378,12 @@ def test_estimate_counts_what_ppo_measures_on_the_way_and_the_simulator():
   demo = config_lib.preset_config("demo")
   config = config_lib.preset_config("demo")
   config.ppo.eval_every, config.ppo.eval_episodes = 4, 10
-  policies = 2.2  # of evaluate: cloned, PPO, and the expert, which needs no networks
-  # Of 14 iterations five are measured: before the first, and after 4, 8, 12 and 14.
-  measured = 5 * 10 / (policies * demo.evaluate.episodes)
+  policies = 3.2  # of evaluate: cloned, PPO, random, and the expert, which needs no networks
+  # Of 24 iterations seven are measured: before the first, and after 4, 8, 12, 16, 20 and 24.
+  measured = 7 * 10 / (policies * demo.evaluate.episodes)
   seconds = chain.ROWS["ppo"].seconds + measured * chain.ROWS["evaluate"].seconds
   assert plan.estimate(config, "ppo") == pytest.approx(seconds)
-  assert plan.estimate(config, "evaluate") == pytest.approx(chain.ROWS["evaluate"].seconds * 4.2 / policies)
+  assert plan.estimate(config, "evaluate") == pytest.approx(chain.ROWS["evaluate"].seconds * 5.2 / policies)
   config.env.name = "calvin"
   assert plan.estimate(config, "evaluate") > 10 * plan.estimate(demo, "evaluate")
   assert plan.estimate(config, "ppo") > seconds
