@@ -205,11 +205,3 @@ class Policy(Protocol):
   def log_prob_of_noise(self, noise: jax.Array) -> jax.Array:
     """`log_prob` of the stochastic chain that `noise` drew, [K, ..., H, A] -> [..., K', H, A]."""
     ...
-
-
-class RewardFn(Protocol):
-  """Probability that a feature shows success."""
-
-  def __call__(self, params: Params, feature: jax.Array) -> jax.Array:
-    """[..., F] -> [...] in [0, 1]."""
-    ...

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from wam_jax import config as config_lib
-from wam_jax.acting import rollout
+from wam_jax.acting import rollout, step
 from wam_jax.core import intervals
 from wam_jax.core.actions import executable
 from wam_jax.envs import tasks as task_rules
@@ -107,7 +107,7 @@ def _run(model, speed, max_steps=8, key=5, **options):
 def test_actions_follow_from_filtering_every_frame(model):
   """The executed actions equal those recomputed offline by `observe` over the recorded episode."""
   steps = 8
-  episodes, params, _ = _run(model, np.zeros((2, 2)), steps, posterior_mode=True)
+  episodes, params, _ = _run(model, np.zeros((2, 2)), steps)
   robot, scene, action = (
     x.reshape(4, -1, x.shape[-1]) for x in (episodes.robot_obs, episodes.scene_obs, episodes.action)
   )
@@ -123,7 +123,9 @@ def test_actions_follow_from_filtering_every_frame(model):
     mask=np.ones((4, steps), bool),
   )
   embed = wm.encode(*model, batch)
-  feature = features(wm.observe(*model, embed, batch.prev_action, batch.is_first, None)[0])
+  keys = [step.frame_keys(jax.random.key(5), t)[0] for t in range(steps)]
+  noise = jnp.stack([wm.latent_noise(model[0], key, (4,)) for key in keys], 1)
+  feature = features(wm.observe(*model, embed, batch.prev_action, batch.is_first, noise)[0])
   np.testing.assert_allclose(episodes.first_feature.reshape(4, -1), feature[:, 0], atol=1e-5)
   sampled_at = np.arange(steps) - np.arange(steps) % CHUNK
   for k in range(2):

@@ -90,8 +90,8 @@ def test_interrupted_equals_uninterrupted(tmp_path):
 
 def test_total_need_not_be_a_multiple_and_finished_runs_nothing(tmp_path):
   seen = []
-  state = loop(tmp_path, 10, on_metrics=lambda step, metrics: seen.append((step, set(metrics))))
-  assert int(state.step) == 10 and seen == [(4, {"loss"}), (8, {"loss"}), (10, {"loss"})]
+  state = loop(tmp_path, 10, batch_done=lambda step, state: seen.append((step, int(state.step))))
+  assert int(state.step) == 10 and seen == [(4, 4), (8, 8), (10, 10)]
 
   def never(state, key, num):
     raise AssertionError("nothing is left to do")

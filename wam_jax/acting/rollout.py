@@ -48,28 +48,14 @@ class Rollouts:
 
 
 @functools.lru_cache(maxsize=16)
-def _make_steps(
-  model: Any, policy: Any, deterministic: bool, posterior_mode: bool
-) -> tuple[Callable, Callable]:
+def _make_steps(model: Any, policy: Any, deterministic: bool) -> tuple[Callable, Callable]:
   """Compiled (filter one frame, sample what is executed); kept, so that a second rollout compiles nothing."""
-
-  @jax.jit
-  def filter_frame(
-    params: Params,
-    latent: Latent,
-    observation: dict[str, jax.Array],
-    prev_action: jax.Array,
-    is_first: jax.Array,
-    key: jax.Array,
-  ) -> Latent:
-    sample_key = None if posterior_mode else key
-    return step.filter_frame(model, params, latent, observation, prev_action, is_first, sample_key)
 
   @functools.partial(jax.jit, static_argnums=3)
   def sample_chunks(params: Params, latent: Latent, key: jax.Array, num_tasks: int) -> jax.Array:
     return step.sample_chunks(policy, params, latent, key, num_tasks, deterministic)
 
-  return filter_frame, sample_chunks
+  return jax.jit(functools.partial(step.filter_frame, model)), sample_chunks
 
 
 def rollout_policies(
@@ -86,7 +72,6 @@ def rollout_policies(
   max_steps: int,
   chunk: int,
   deterministic: bool = True,
-  posterior_mode: bool = False,
   progress: Callable[[int], None] | None = None,
 ) -> Rollouts:
   """Runs one policy per task from given start states, all episodes side by side.
@@ -108,8 +93,6 @@ def rollout_policies(
     max_steps: control steps until an episode has failed.
     chunk: H, actions per chunk, all executed.
     deterministic: the evaluation variant of sampling, with little noise.
-    posterior_mode: filter with the most probable latent instead of a sample. Policies are trained on
-      features of samples.
     progress: called with the number of control steps done since the last call (of `max_steps`).
 
   Returns:
@@ -124,7 +107,7 @@ def rollout_policies(
     raise ValueError(
       f"{num_tasks} tasks x {episodes} episodes need {total} environments, got {environment.num}"
     )
-  filter_frame, sample_chunks = _make_steps(model, policy, deterministic, posterior_mode)
+  filter_frame, sample_chunks = _make_steps(model, policy, deterministic)
 
   environment.reset(robot_obs.reshape(total, -1), scene_obs.reshape(total, -1))
   record = _Record(tasks, episodes, *environment.state(), max_steps)

@@ -23,6 +23,7 @@ EpsFn = Callable[[jax.Array, jax.Array], jax.Array]
 NOISE_CLIP = 3.0  # noise draws are clamped to +-3 standard deviations
 CHUNK_CLIP = 1.0  # the predicted clean chunk is clamped to the range of actions
 DETERMINISTIC_STD = 1e-3
+COSINE_OFFSET = 0.008  # s, keeps the first beta away from 0
 
 
 @struct.dataclass
@@ -54,12 +55,11 @@ class Schedule:
     return self.beta.shape[0]
 
 
-def make_schedule(num_steps: int, offset: float = 0.008) -> Schedule:
+def make_schedule(num_steps: int) -> Schedule:
   """Cosine schedule.
 
   Args:
     num_steps: K, at least 1.
-    offset: s, keeps the first beta away from 0.
 
   Returns:
     Schedule. Only the betas are computed in float64; the other tables follow in float32, as in
@@ -74,7 +74,7 @@ def make_schedule(num_steps: int, offset: float = 0.008) -> Schedule:
   if num_steps < 1:
     raise ValueError(f"num_steps: expected at least 1, got {num_steps}")
   points = np.linspace(0.0, 1.0, num_steps + 1)
-  survival = np.cos((points + offset) / (1 + offset) * np.pi / 2) ** 2
+  survival = np.cos((points + COSINE_OFFSET) / (1 + COSINE_OFFSET) * np.pi / 2) ** 2
   beta = np.clip(1 - survival[1:] / survival[:-1], 0.0, 0.999).astype(np.float32)
   one = np.float32(1)
   alpha = one - beta

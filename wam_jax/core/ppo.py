@@ -10,21 +10,18 @@ import jax
 import jax.numpy as jnp
 
 
-def mean_log_prob(
-  log_prob: jax.Array, low: float = -5.0, high: float = 2.0, num_actions: int | None = None
-) -> jax.Array:
+def mean_log_prob(log_prob: jax.Array, low: float = -5.0, high: float = 2.0) -> jax.Array:
   """One log-probability per denoising step from those of its elements.
 
   Args:
     log_prob: [..., H, A].
     low: clamp of each element; keeps single outliers from deciding a ratio.
     high: the same, above.
-    num_actions: only the first so many actions of the chunk count (those executed). None: all.
 
   Returns:
     [...], mean over actions and dimensions of the clamped values.
   """
-  return jnp.clip(log_prob, low, high)[..., :num_actions, :].mean((-2, -1))
+  return jnp.clip(log_prob, low, high).mean((-2, -1))
 
 
 def clip_range(num_steps: int, low: float, high: float, rate: float) -> jax.Array:
@@ -50,18 +47,16 @@ def step_discount(num_steps: int, gamma: float) -> jax.Array:
   return gamma ** jnp.arange(num_steps - 1, -1, -1)
 
 
-def normalise(advantage: jax.Array, min_std: float = 0.0) -> jax.Array:
+def normalise(advantage: jax.Array) -> jax.Array:
   """Advantages with mean 0 and standard deviation 1 (n - 1) over all axes.
 
   Args:
     advantage: [...], at least two entries.
-    min_std: floor of the divisor, so that a batch in which nothing differs stays near zero.
 
   Returns:
     [...].
   """
-  std = jnp.std(advantage, ddof=1)
-  return (advantage - advantage.mean()) / (jnp.maximum(std, min_std) + 1e-8)
+  return (advantage - advantage.mean()) / (jnp.std(advantage, ddof=1) + 1e-8)
 
 
 def clipped_chain_loss(
@@ -96,29 +91,19 @@ def clipped_chain_loss(
   return loss, metrics
 
 
-def value_loss(
-  value: jax.Array, target: jax.Array, old_value: jax.Array | None = None, clip: float = 0.0
-) -> jax.Array:
+def value_loss(value: jax.Array, target: jax.Array) -> jax.Array:
   """Half the mean squared error of the critic.
 
   Args:
     value: [...].
     target: [...], returns.
-    old_value: [...], values when the chunk was drawn; only for clipping.
-    clip: > 0 keeps the new value within so much of the old one and takes the worse of both errors.
 
   Returns:
     Scalar.
 
   Raises:
-    ValueError: shapes differ, or clipping without old values.
+    ValueError: shapes differ.
   """
   if value.shape != target.shape:
     raise ValueError(f"target: expected {list(value.shape)}, got {list(target.shape)}")
-  error = jnp.square(value - target)
-  if clip > 0:
-    if old_value is None or old_value.shape != value.shape:
-      raise ValueError("old_value: needed in the shape of value when clip > 0")
-    held = old_value + jnp.clip(value - old_value, -clip, clip)
-    error = jnp.maximum(error, jnp.square(held - target))
-  return 0.5 * error.mean()
+  return 0.5 * jnp.square(value - target).mean()

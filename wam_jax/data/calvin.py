@@ -37,6 +37,7 @@ from wam_jax.storage.artifact import Artifact
 
 ANNOTATION_FILE = "lang_annotations/auto_lang_ann.npy"
 START_STATES_FILE = "start_states.npz"
+CHECKED_FRAMES = 16  # read per split by the quick check, spread evenly
 Spans = tuple[PathLike, np.ndarray]  # a split, and [E, 2] first and last id of spans in it, both included
 FAILED = "failed"  # split beside training/ and validation/: annotated windows in which the task failed
 
@@ -63,9 +64,9 @@ class Split:
   frames: Frames
   annotations: tuple[Annotation, ...]
 
-  def windows(self, task: str, limit: int | None = None) -> list[tuple[int, int]]:
-    """(start, end) of the task's windows in the order of the dataset, at most `limit`."""
-    return [(a.start, a.end) for a in self.annotations if a.task == task][:limit]
+  def windows(self, task: str) -> list[tuple[int, int]]:
+    """(start, end) of the task's windows in the order of the dataset."""
+    return [(a.start, a.end) for a in self.annotations if a.task == task]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -451,16 +452,13 @@ def check_root(root: PathLike) -> pathlib.Path:
   return root
 
 
-def check_dataset(
-  root: PathLike, tasks: Sequence[str], image_size: int = 64, samples: int = 16
-) -> dict[str, dict[str, int]]:
+def check_dataset(root: PathLike, tasks: Sequence[str], image_size: int = 64) -> dict[str, dict[str, int]]:
   """Quick check of a dataset: ids, annotations, that all files are there, and a sample of frames.
 
   Args:
     root: folder that holds training/ and validation/.
     tasks: tasks that must be annotated in both.
     image_size: side that pictures will be shrunk to [pixels].
-    samples: frames read per split, spread evenly.
 
   Returns:
     split -> {'frames', 'episodes', 'windows'}: counts.
@@ -474,7 +472,7 @@ def check_dataset(
     spans = read_episode_ids(folder)
     annotations = read_annotations(folder, spans, tasks)
     ids = open_reader(folder, spans, image_size).ids  # all frames are there
-    picked = ids[np.unique(np.linspace(0, len(ids) - 1, min(samples, len(ids))).astype(int))]
+    picked = ids[np.unique(np.linspace(0, len(ids) - 1, min(CHECKED_FRAMES, len(ids))).astype(int))]
     _read_spans(folder, np.stack([picked, picked], 1), image_size, 1, None)
     out[split] = {"frames": len(ids), "episodes": len(spans), "windows": len(annotations)}
   return out

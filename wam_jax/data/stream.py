@@ -111,9 +111,7 @@ def choose_source(
 # Which windows.
 
 
-def check_windows(
-  folder: PathLike, starts: np.ndarray, ends: np.ndarray, length: int, *, inside: bool = False
-) -> str:
+def check_windows(folder: PathLike, starts: np.ndarray, ends: np.ndarray, length: int) -> str:
   """Checks that a split is long enough for windows.
 
   Args:
@@ -121,30 +119,25 @@ def check_windows(
     starts: [E] first frame of each episode.
     ends: [E] one past the last frame of each episode.
     length: T, frames of a window.
-    inside: windows must lie in one episode each; otherwise they may cross into the next one.
 
   Returns:
     A line for the log if some episodes are shorter than a window, or ''.
 
   Raises:
-    DatasetError: the split, or with `inside` each of its episodes, is shorter than a window.
+    DatasetError: the split is shorter than a window.
   """
   lengths = np.asarray(ends) - np.asarray(starts)
-  total, longest = int(lengths.sum()), int(lengths.max(initial=0))
-  fix = "use a shorter world_model.sequence_length, or more data."
+  total = int(lengths.sum())
   if total < length:
+    fix = "use a shorter world_model.sequence_length, or more data."
     raise DatasetError(folder, f"has {total} frames, too few for one window of {length}.", fix=fix)
-  if inside and longest < length:
-    raise DatasetError(
-      folder, f"its longest episode has {longest} frames, too few for a window of {length}.", fix=fix
-    )
   short = lengths < length
   if not short.any():
     return ""
   share = lengths[short].sum() / total
   return (
     f"{folder}: {int(short.sum())} of {len(lengths)} episodes ({share:.1%} of the frames) are shorter than a "
-    f"window of {length} frames: {'they are left out' if inside else 'windows there cross their ends'}"
+    f"window of {length} frames: windows there cross their ends"
   )
 
 
@@ -230,9 +223,10 @@ def _piece_borders(
   return np.array(pieces, np.int64), calls
 
 
-def updates_per_piece(per_call: int, update_bytes: int, limit: int = PIECE_BYTES) -> int:
-  """Largest divisor of `per_call` whose pictures stay within `limit` bytes, at least 1."""
-  return max(n for n in range(1, per_call + 1) if per_call % n == 0 and (n == 1 or n * update_bytes <= limit))
+def updates_per_piece(per_call: int, update_bytes: int) -> int:
+  """Largest divisor of `per_call` whose pictures stay within PIECE_BYTES, at least 1."""
+  divisors = (n for n in range(1, per_call + 1) if per_call % n == 0)
+  return max(n for n in divisors if n == 1 or n * update_bytes <= PIECE_BYTES)
 
 
 class WindowStream:

@@ -222,10 +222,10 @@ def make_world_model(
     inverse_dynamics_input=config.inverse_dynamics_input,
     inverse_dynamics_hidden=config.inverse_dynamics_hidden,
     decode_embedding=config.embedding_image_weight > 0,
-    # The weight is absent in models of earlier versions. In the latent the state needs no decoder.
-    decode_robot=config.get("robot_obs_weight", 0.0) > 0 and config.proprio != "latent",
+    # In the latent the state needs no decoder.
+    decode_robot=config.robot_obs_weight > 0 and config.proprio != "latent",
     learned_initial_state=config.learned_initial_state,
-    memory_frames=config.get("memory_frames", 0),  # absent in models of earlier versions
+    memory_frames=config.get("memory_frames", 0),  # absent in pretrained/small.npz
     norm_eps=config.norm_eps,
     image_size=image_size,
     robot_obs_mean=tuple(float(x) for x in mean),

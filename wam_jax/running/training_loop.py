@@ -118,7 +118,6 @@ def train_loop(
   frames: int = 0,
   clock: Clock | None = None,
   best: tuple[str, Literal["max", "min"]] = ("loss", "min"),
-  on_metrics: Callable[[int, dict[str, float]], None] | None = None,
   started: Callable[[int, Any], None] | None = None,
   batch_done: Callable[[int, Any], None] | None = None,
   stops: Sequence[int] = (),
@@ -145,7 +144,6 @@ def train_loop(
     frames: that an update works on, for the speed.
     clock: that `update` counts its waiting for data with.
     best: metric by which a checkpoint is the best one, which is kept along with the newest.
-    on_metrics: called with (step, metrics) after each call.
     started: called with (0, state) before the first update, in the first process; not when a run goes on.
     batch_done: called with (step, state) after each call, in the first process, for work between programs.
     stops: updates that a call must end at, so that `batch_done` sees their state.
@@ -201,8 +199,6 @@ def train_loop(
         measured = clock.metrics(num, frames) | memory_metrics()
         logger.write(step, {f"{prefix}/{name}": value for name, value in (values | measured).items()})
         progress.update(num)
-        if on_metrics is not None:
-          on_metrics(step, values)
         if batch_done is not None and first:
           batch_done(step, local(state))
         due = step < total and time.monotonic() - saved > 60 * config.training.checkpoint_minutes

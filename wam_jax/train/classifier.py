@@ -27,6 +27,8 @@ from wam_jax.types import Metrics, Params, TrainState
 # their actions. By the number of groups.
 SHARES = {5: (0.25, 0.25, 0.15, 0.15, 0.2), 7: (0.25, 0.25, 0.1, 0.1, 0.1, 0.1, 0.1)}
 POSITIVE = (True, True, False, False, False, False, False)
+ROUNDS = 2  # how often all demos are dreamt
+BINS = 10  # equal parts of [0, 1], for the calibration error
 
 
 @struct.dataclass
@@ -116,7 +118,6 @@ def make_pool(
   num_dreams: int,
   length: int,
   stride: int,
-  rounds: int = 2,
   failed: dict[str, np.ndarray] | None = None,
 ) -> Pool:
   """Labelled features of all tasks.
@@ -130,7 +131,6 @@ def make_pool(
     num_dreams: per task, of random actions; as many again of other tasks' actions (if there are any).
     length: actions per such dream.
     stride: every how many steps of them is kept.
-    rounds: how often all demos are dreamt.
     failed: takes that failed, arrays as in `demos`. Without them a hand that goes through the right motion
       beside the handle is never seen to fail, neither in demos nor in random dreams, and the pose of the
       hand alone tells success.
@@ -153,7 +153,7 @@ def make_pool(
 
   def dreamt(takes: dict[str, np.ndarray], k: int, key: jax.Array) -> list[np.ndarray]:
     take = tuple(jnp.asarray(takes[name][k]) for name in names)
-    parts = jax.device_get([dream_demos(world_params, *take, k) for k in jax.random.split(key, rounds)])
+    parts = jax.device_get([dream_demos(world_params, *take, k) for k in jax.random.split(key, ROUNDS)])
     return [np.concatenate(part) for part in zip(*parts, strict=True)]
 
   pools: list[list[np.ndarray]] = []
@@ -448,16 +448,13 @@ def precision_recall(predicted: np.ndarray, label: np.ndarray, mask: np.ndarray)
   }
 
 
-def calibration(
-  probability: np.ndarray, label: np.ndarray, mask: np.ndarray, bins: int = 10
-) -> dict[str, float | None]:
+def calibration(probability: np.ndarray, label: np.ndarray, mask: np.ndarray) -> dict[str, float | None]:
   """How far probabilities can be trusted, over the masked-in entries; null without any.
 
   Args:
     probability: [...] in [0, 1].
     label: [...] bool.
     mask: [...] bool.
-    bins: equal parts of [0, 1].
 
   Returns:
     {"calibration_error": mean distance between the probability and the share of successes of a bin, weighted
@@ -473,6 +470,6 @@ def calibration(
   p, y = probability[mask].astype(np.float64), label[mask].astype(np.float64)
   if not len(p):
     return {"calibration_error": None, "brier": None}
-  row = np.minimum((p * bins).astype(int), bins - 1)
-  off = np.abs(np.bincount(row, p - y, bins))
+  row = np.minimum((p * BINS).astype(int), BINS - 1)
+  off = np.abs(np.bincount(row, p - y, BINS))
   return {"calibration_error": float(off.sum() / len(p)), "brier": float(np.square(p - y).mean())}

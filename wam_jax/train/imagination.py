@@ -26,6 +26,9 @@ from wam_jax.train import sharding
 from wam_jax.train.world_model import imagine_step, roll
 from wam_jax.types import Dream, Latent, Metrics, Params, Policy, features, latent_from_features
 
+HOLD = 4  # steps that a random action is held
+FAMILIAR_SHARE = 0.95  # of the demos' frames, whose entropy is familiar
+
 
 @dataclasses.dataclass(frozen=True)
 class World:
@@ -202,24 +205,23 @@ def imagine_actions(
   return jnp.swapaxes(roll(step, world.latent(feature), action, key, features)[1], 0, 1)
 
 
-def random_actions(key: jax.Array, num: int, length: int, hold: int = 4) -> jax.Array:
+def random_actions(key: jax.Array, num: int, length: int) -> jax.Array:
   """Actions that know nothing of the task.
 
-  Half of the sequences draw anew at every step, half hold a draw for `hold` steps and so travel.
-  Motion is uniform in [-1, 1]; the gripper keeps its sign for `hold` steps in both.
+  Half of the sequences draw anew at every step, half hold a draw for HOLD steps and so travel.
+  Motion is uniform in [-1, 1]; the gripper keeps its sign for HOLD steps in both.
 
   Args:
     key: random key.
     num: B.
     length: T.
-    hold: steps that a draw is held.
 
   Returns:
     [B, T, 7], executable.
   """
   motion_key, gripper_key = jax.random.split(key)
   motion = jax.random.uniform(motion_key, (num, length, 6), minval=-1.0)
-  held = jnp.arange(length) // hold * hold
+  held = jnp.arange(length) // HOLD * HOLD
   travels = (jnp.arange(num) % 2 == 1)[:, None, None]
   motion = jnp.where(travels, motion[:, held], motion)
   gripper = jax.random.bernoulli(gripper_key, 0.5, (num, length, 1))[:, held]
@@ -246,7 +248,6 @@ def familiar_entropy(
   action: jax.Array,
   mask: jax.Array,
   key: jax.Array,
-  quantile: float = 0.95,
 ) -> jax.Array:
   """Entropy of the prior that demos rarely exceed: how unsure the world model is where it has been.
 
@@ -257,7 +258,6 @@ def familiar_entropy(
     action: [M, T, 7].
     mask: [M, T] bool, with at least one entry.
     key: of the prior's samples, which do not matter to the entropy of one step.
-    quantile: share of the demos' frames below.
 
   Returns:
     Scalar, nats.
@@ -265,7 +265,7 @@ def familiar_entropy(
   flat = lambda x: x.reshape(-1, x.shape[-1])
   latent = world.imagine_step(world.arrange(world_params), world.latent(flat(feature)), flat(action), key)
   entropy = jnp.where(mask.reshape(-1), distributions.entropy(latent.logits), jnp.nan)
-  return jnp.nanquantile(entropy, quantile)
+  return jnp.nanquantile(entropy, FAMILIAR_SHARE)
 
 
 def dream(
@@ -426,19 +426,8 @@ def imagined_success(
   key: jax.Array,
   *,
   horizon_chunks: int,
-  deterministic: bool = True,
 ) -> jax.Array:
   """Which dreams the classifier ever calls a success, of one task: [E] bool. Arguments as `dream_scores`."""
   success = lambda feature: classifier.success(classifier_params, feature).astype(jnp.float32)
-  best = dream_scores(
-    world,
-    world_params,
-    policy,
-    policy_params,
-    success,
-    feature,
-    key,
-    horizon_chunks=horizon_chunks,
-    deterministic=deterministic,
-  )
-  return best > 0
+  actor = policy, policy_params
+  return dream_scores(world, world_params, *actor, success, feature, key, horizon_chunks=horizon_chunks) > 0
