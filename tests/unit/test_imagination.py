@@ -172,10 +172,13 @@ def test_familiar_entropy_is_a_quantile_of_what_counts():
   mask = np.ones((1, 101), bool)
   mask[0, :50] = False
   got = imagination.familiar_entropy(
-    WORLD, {"speed": 1.0}, jnp.asarray(feature), jnp.zeros((1, 101, 7)), jnp.asarray(mask), None, 1.0
+    WORLD, {"speed": 1.0}, jnp.asarray(feature), jnp.zeros((1, 101, 7)), jnp.asarray(mask), None
   )
-  p = np.exp([2.5, 0, 0]) / np.exp([2.5, 0, 0]).sum()  # the least sure of those that count
-  np.testing.assert_allclose(got, np.log(3) - (p * np.log(p)).sum(), rtol=1e-5)
+  logits = np.zeros((51, 3))  # of those that count
+  logits[:, 0] = np.linspace(2.5, 5, 51)
+  p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+  entropy = np.log(3) - (p * np.log(p)).sum(1)
+  np.testing.assert_allclose(got, np.quantile(entropy, imagination.FAMILIAR_SHARE), rtol=1e-5)
 
 
 def test_dream_scores_keep_the_largest():
