@@ -153,7 +153,7 @@ def test_the_short_size_fits_a_free_runtime():
     minutes[size] = 2 * sum(plan.estimate(config, stage) for stage in config_lib.STAGES) / 60
   assert 15 < minutes["short"] < 20  # as the notebook says; 25 is the most it may be
   assert 30 < minutes["demo"] < 40
-  assert 60 < minutes["small"] < 120
+  assert 40 < minutes["small"] < 90
 
 
 # --- the whole --------------------------------------------------------------------------------------

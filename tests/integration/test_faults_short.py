@@ -53,6 +53,7 @@ def start(whole, cache, tmp_path):
   return begin
 
 
+@pytest.mark.slow
 def test_killed_and_signalled_equals_uninterrupted(whole, cache, tmp_path):
   table, seconds = Table(), seconds_of(whole)[STAGE] / 2  # it compiled then
   faults, rng = [KILL, TERM, INT, KILL], rng_of("short")

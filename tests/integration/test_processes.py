@@ -118,7 +118,8 @@ def child(launcher_pid, index):
   raise AssertionError(f"no process {index}")
 
 
-@pytest.mark.parametrize("lost", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", [0, 1])
 def test_a_lost_process_ends_the_other_which_says_so(both, tmp_path, lost):
   changes = {"stage": "world_model", "inputs__collect": both[0], "world_model__updates": 3000}
   changes |= {"training__checkpoint_minutes": 0, "training__log_every": 2}

@@ -12,6 +12,7 @@ import pytest
 from integration.test_pipeline import ROOT, SHRUNK, environment
 from PIL import Image
 
+pytestmark = pytest.mark.slow
 TASKS = ("turn_on_led",)
 SMALLER = {
   "tasks": ",".join(TASKS),

@@ -76,7 +76,6 @@ def test_reads_what_it_wrote(root):
   np.testing.assert_array_equal(frames.ends, [7, 12, 18])
   np.testing.assert_array_equal(np.flatnonzero(frames.is_first), [0, 7, 12])
   assert split.windows("open_drawer") == [(7, 12), (13, 17)]
-  assert split.windows("open_drawer", 1) == [(7, 12)]
   assert frames.num_frames == 18
 
 

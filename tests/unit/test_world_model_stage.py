@@ -85,7 +85,9 @@ def assert_equal(a, b):
   jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-@pytest.mark.parametrize("carry", [False, True], ids=["fresh", "carried"])
+@pytest.mark.parametrize(
+  "carry", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["fresh", "carried"]
+)
 def test_streamed_training_equals_resident_training_to_the_bit(collected, tmp_path, carry):
   settings = {"world_model__carry_state": carry, "world_model__reset_probability": 0.2}
   settings["world_model__open_loop_share"] = 0.0 if carry else 0.5

@@ -12,6 +12,8 @@ action = policy.act(observation)           # for every frame; policy.json says w
 import json
 import pathlib
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,7 +23,7 @@ from jax import export as jax_export
 class Policy:
   """Holds the state from frame to frame."""
 
-  def __init__(self, folder="."):
+  def __init__(self, folder: str | pathlib.Path = ".") -> None:
     folder = pathlib.Path(folder)
     self.about = json.loads((folder / "policy.json").read_text())
     with np.load(folder / "params.npz", allow_pickle=False) as file:
@@ -30,10 +32,10 @@ class Policy:
     self._start, self._step = read("start.jaxexport"), read("step.jaxexport")
     self.reset()
 
-  def reset(self, seed=0):
+  def reset(self, seed: int = 0) -> None:
     self._state = self._start(self.params, np.int32(seed))
 
-  def act(self, observation):
+  def act(self, observation: Mapping[str, Any]) -> np.ndarray:
     """Arrays of policy.json's "observation" (more are ignored) -> action float32 [B, 7]."""
     inputs = {}
     for name, spec in self.about["observation"].items():

@@ -141,7 +141,9 @@ def conv_stack(
   return _over_tiles(x, steps, transposed, stride) if steps else x
 
 
-def _check(shape: tuple[int, ...], layers: Sequence, activations: Sequence, transposed: bool, stride: int):
+def _check(
+  shape: tuple[int, ...], layers: Sequence, activations: Sequence, transposed: bool, stride: int
+) -> None:
   if len(shape) != 4:
     raise ValueError(f"x must be [N, Y, X, C], got {list(shape)}")
   if len(layers) != len(activations):

@@ -12,6 +12,7 @@ steps. The published constants are the defaults.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -229,8 +230,8 @@ def sample_chain(
   t = jnp.arange(num_steps - 1, -1, -1, dtype=jnp.int32)
   std = step_std(schedule, t, min_std, deterministic)
 
-  def make_step(eps: EpsFn):
-    def step(x, inputs):
+  def make_step(eps: EpsFn) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    def step(x: jax.Array, inputs: Any) -> tuple[jax.Array, jax.Array]:
       t, std, noise = inputs
       x = posterior_mean(schedule, x, t, eps(x, t)) + std * noise
       return x, x
@@ -298,8 +299,8 @@ def sample_ddim(
   survival = np.append(schedule.alpha_bar[t[1:]], np.float32(1))  # alpha_bar after each step
   steps = jnp.asarray(t), jnp.asarray(np.sqrt(survival)), jnp.asarray(np.sqrt(1 - survival))
 
-  def make_step(eps: EpsFn):
-    def step(x, inputs):
+  def make_step(eps: EpsFn) -> Callable[..., tuple[jax.Array, None]]:
+    def step(x: jax.Array, inputs: Any) -> tuple[jax.Array, None]:
       t, keep, spread = inputs
       x0 = predict_x0(schedule, x, t, eps(x, t))
       noise = x - _at(schedule.sqrt_alpha_bar, t) * x0

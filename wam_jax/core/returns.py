@@ -48,7 +48,7 @@ def gae(
   delta = reward + gamma * next_value * (1 - terminated.astype(value.dtype)) - value
   carry_on = gamma * lam * (1 - (terminated | truncated).astype(value.dtype))
 
-  def step(advantage, inputs):
+  def step(advantage: jax.Array, inputs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
     delta, decay = inputs
     advantage = delta + decay * advantage
     return advantage, advantage
@@ -148,7 +148,7 @@ def scale_rewards(
   _check_shapes(reward.shape, first=first)
   _check_shapes(reward.shape[1:], ret=state.ret)
 
-  def step(ret, inputs):
+  def step(ret: jax.Array, inputs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
     reward, first = inputs
     ret = jnp.where(first, 0.0, gamma * ret) + reward
     return ret, ret

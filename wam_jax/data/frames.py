@@ -139,6 +139,16 @@ def _picture_shapes(folder: pathlib.Path, first: int, image_size: int) -> dict[s
   return shapes
 
 
+def _check_floats(path: pathlib.Path, key: str, array: np.ndarray, width: int) -> None:
+  if array.shape != (width,) or array.dtype.kind != "f":
+    raise DatasetError(
+      path,
+      f"must be {width} floats, not {array.dtype} {list(array.shape)}.",
+      key=key,
+      fix="repair or remove the episode of this frame.",
+    )
+
+
 def check_vectors(folder: pathlib.Path, ids: np.ndarray, values: dict[str, np.ndarray]) -> None:
   """Range rules of a block of frames. Clips rounding of rel_actions in place.
 
@@ -264,13 +274,7 @@ class FrameReader:
       arrays = read_npz(path, (*widths, *CAMERAS))
       for key, width in widths.items():
         array = arrays[key]
-        if array.shape != (width,) or array.dtype.kind != "f":
-          raise DatasetError(
-            path,
-            f"must be {width} floats, not {array.dtype} {list(array.shape)}.",
-            key=key,
-            fix="repair or remove the episode of this frame.",
-          )
+        _check_floats(path, key, array, width)
         vectors[key][row] = array
       for key, shape in self._shapes.items():
         array = arrays[key]
@@ -299,14 +303,7 @@ class FrameReader:
     rows = [read_npz(frame_path(self.folder, frame_id), keys) for frame_id in self.ids[begin:stop]]
     for frame_id, row in zip(self.ids[begin:stop], rows, strict=True):
       for key, array in row.items():
-        if array.shape != (VECTOR_KEYS[key],) or array.dtype.kind != "f":
-          rule = f"must be {VECTOR_KEYS[key]} floats, not {array.dtype} {list(array.shape)}."
-          raise DatasetError(
-            frame_path(self.folder, frame_id),
-            rule,
-            key=key,
-            fix="repair or remove the episode of this frame.",
-          )
+        _check_floats(frame_path(self.folder, frame_id), key, array, VECTOR_KEYS[key])
     return {key: np.stack([row[key] for row in rows]) for key in keys}
 
   def signature(self) -> str:

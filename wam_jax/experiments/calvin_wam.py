@@ -7,8 +7,10 @@
 Published success after PPO: 92.8 % (mean over the skills, arXiv 2603.28955).
 """
 
+from ml_collections import ConfigDict
+
 from wam_jax import config
 
 
-def get_config(preset: str = "auto"):
+def get_config(preset: str = "auto") -> ConfigDict:
   return config.preset_config(preset, experiment="calvin_wam")

@@ -9,6 +9,8 @@ Writes docs/results/ and docs/RESULTS.md. The arms: wam_jax/config/arms.py. Sett
 below 10, before any run of the seeds here.
 """
 
+from ml_collections import ConfigDict
+
 from wam_jax import config
 from wam_jax.config.arms import ARMS
 
@@ -46,7 +48,7 @@ PLANNED = {
 }
 
 
-def get_config(preset: str = "auto"):
+def get_config(preset: str = "auto") -> ConfigDict:
   c = config.preset_config(preset, experiment="reproduction")
   c.update_from_flattened_dict(PLANNED)
   if c.preset != "paper":

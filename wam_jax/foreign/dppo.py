@@ -16,7 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from wam_jax.foreign.torch_file import Shape, StateDict, WeightsError, read_weights
+from wam_jax.foreign.torch_file import (
+  Shape,
+  StateDict,
+  WeightsError,
+  differences,
+  read_weights,
+  readings,
+)
 
 Tree = dict[str, Any]
 
@@ -131,27 +138,18 @@ def _fields(name: str) -> str:
 
 def _readings(state: Mapping[str, np.ndarray]) -> dict[str, int]:
   """Sizes that the shapes tell, as far as the weights are there."""
-
-  def size(name: str, axis: int) -> int | None:
-    shape = state[name].shape if name in state else ()
-    return shape[axis] if axis < len(shape) else None
-
   blocks = sum(name.endswith(".l1.weight") for name in state)
-  found = {
-    "hidden": size(f"{FIRST}.weight", 0),
-    "blocks": blocks,
-    "time_dim": size(MARK, 1),
-    "chunk * action": size(f"mlp_mean.layers.{blocks + 1}.weight", 0),
+  places = {
+    "hidden": (f"{FIRST}.weight", 0),
+    "time_dim": (MARK, 1),
+    "chunk * action": (f"mlp_mean.layers.{blocks + 1}.weight", 0),
+    "inputs": (f"{FIRST}.weight", 1),
   }
-  out = {name: value for name, value in found.items() if value is not None}
-  inputs = size(f"{FIRST}.weight", 1)
-  if inputs is not None and {"time_dim", "chunk * action"} <= out.keys():
-    out["feature"] = inputs - out["time_dim"] - out["chunk * action"]
-  return out
-
-
-def _lines(title: str, rows: list[str]) -> list[str]:
-  return [f"  {title}:", *(f"    {row}" for row in rows)] if rows else []
+  found = readings(state, places)
+  inputs = found.pop("inputs", None)
+  if inputs is not None and {"time_dim", "chunk * action"} <= found.keys():
+    found["feature"] = inputs - found["time_dim"] - found["chunk * action"]
+  return found | {"blocks": blocks}
 
 
 def to_params(
@@ -182,19 +180,7 @@ def to_params(
     inputs, outputs = node["kernel"].shape
     wanted |= {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
 
-  there = {name: tuple(x.shape) for name, x in state.items()}
-  lines = [
-    *_lines("missing", [f"{n} {list(s)} ({_fields(n)})" for n, s in wanted.items() if n not in there]),
-    *_lines("not expected", [f"{n} {list(s)} ({_fields(n)})" for n, s in there.items() if n not in wanted]),
-    *_lines(
-      "of another shape",
-      [
-        f"{n}: is {list(there[n])}, expected {list(s)} ({_fields(n)})"
-        for n, s in wanted.items()
-        if n in there and there[n] != s
-      ],
-    ),
-  ]
+  lines = differences(state, wanted).lines(_fields)
   if lines:
     told = ", ".join(f"{name} {value}" for name, value in _readings(state).items())
     raise DppoError(

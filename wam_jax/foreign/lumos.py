@@ -8,13 +8,21 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from wam_jax.embodiment import CAMERAS, ROBOT_OBS
-from wam_jax.foreign.torch_file import Shape, StateDict, WeightsError, read_weights
+from wam_jax.foreign.torch_file import (
+  Shape,
+  StateDict,
+  WeightsError,
+  differences,
+  read_weights,
+  readings,
+  titled,
+)
 
 Tree = dict[str, Any]
 
@@ -220,21 +228,16 @@ def _unflatten(leaves: Mapping[tuple[str, ...], Any]) -> Tree:
 
 def _readings(state: Mapping[str, np.ndarray]) -> dict[str, int]:
   """Sizes that the shapes tell, as far as the weights are there."""
-
-  def size(name: str, axis: int) -> int | None:
-    shape = state[name].shape if name in state else ()
-    return shape[axis] if axis < len(shape) else None
-
   cell = "rssm_core.cell"
-  found = {
-    "depth": size("encoder.encoder_static.0.weight", 0),
-    "embed": size("encoder.fuse.0.weight", 0),
-    "deter": size(f"{cell}.gru.layers.0.weight_hh", 1),
-    "stoch * classes": size(f"{cell}.z_mlp.weight", 1),
-    "hidden": size(f"{cell}.z_mlp.weight", 0),
-    "posterior's input": size(f"{cell}.post_mlp_e.weight", 1),
+  places = {
+    "depth": ("encoder.encoder_static.0.weight", 0),
+    "embed": ("encoder.fuse.0.weight", 0),
+    "deter": (f"{cell}.gru.layers.0.weight_hh", 1),
+    "stoch * classes": (f"{cell}.z_mlp.weight", 1),
+    "hidden": (f"{cell}.z_mlp.weight", 0),
+    "posterior's input": (f"{cell}.post_mlp_e.weight", 1),
   }
-  return {name: value for name, value in found.items() if value is not None}
+  return readings(state, places)
 
 
 def sizes(state: Mapping[str, np.ndarray], classes: int) -> dict[str, Any]:
@@ -280,37 +283,22 @@ def sizes(state: Mapping[str, np.ndarray], classes: int) -> dict[str, Any]:
   }
 
 
-def _lines(title: str, rows: Iterable[str]) -> list[str]:
-  rows = list(rows)
-  return [f"  {title}:", *(f"    {row}" for row in rows)] if rows else []
-
-
 def _mismatch(
   source: str, state: Mapping[str, np.ndarray], expected: Mapping[tuple[str, ...], Shape]
 ) -> MismatchError | None:
   """All differences between the weights there and those expected (path -> shape in our layout)."""
   wanted = {w.name: _torch_shape(w, expected[w.path]) for w in _TABLE if w.path in expected}
-  there = {name: tuple(x.shape) for name, x in state.items()}
   known = {w.path for w in _TABLE}
-  missing = {name: shape for name, shape in wanted.items() if name not in there}
-  unexpected = {name: shape for name, shape in there.items() if name not in wanted}
-  different = {n: (there[n], s) for n, s in wanted.items() if n in there and there[n] != s}
   foreign = {"/".join(path): shape for path, shape in expected.items() if path not in known}
-  if not (missing or unexpected or different or foreign):
-    return None
 
-  def field(name: str) -> str:
+  def fields(name: str) -> str:
     return f"world_model: {_BY_NAME[name].fields}" if name in _BY_NAME else "no part of a LUMOS world model"
 
-  lines = [
-    *_lines("missing", (f"{n} {list(s)} ({field(n)})" for n, s in missing.items())),
-    *_lines("not expected", (f"{n} {list(s)} ({field(n)})" for n, s in unexpected.items())),
-    *_lines(
-      "of another shape",
-      (f"{n}: is {list(a)}, expected {list(b)} ({field(n)})" for n, (a, b) in different.items()),
-    ),
-    *_lines("parameters of this model that LUMOS has not", (f"{n} {list(s)}" for n, s in foreign.items())),
-  ]
+  found = differences(state, wanted)
+  rows = [f"{name} {list(shape)}" for name, shape in foreign.items()]
+  lines = [*found.lines(fields), *titled("parameters of this model that LUMOS has not", rows)]
+  if not lines:
+    return None
   told = ", ".join(f"{name} {value}" for name, value in _readings(state).items()) or "nothing"
   error = MismatchError(
     source,
@@ -318,8 +306,8 @@ def _mismatch(
     fix=f"set the fields named to what the weights were made with (they tell: {told}; LUMOS also has vision "
     "conv, both cameras, learned_initial_state), or use other weights.",
   )
-  error.missing, error.unexpected = missing, unexpected
-  error.different, error.foreign = different, foreign
+  error.missing, error.unexpected = found.missing, found.unexpected
+  error.different, error.foreign = found.different, foreign
   return error
 
 

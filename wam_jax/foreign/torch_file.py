@@ -37,6 +37,56 @@ class WeightsError(CheckpointError):
     super().__init__(f"{self.where}: {rule}" + (f" What to do: {fix}" if fix else ""))
 
 
+@dataclasses.dataclass(frozen=True)
+class Differences:
+  """How weights differ from those that a network needs.
+
+  Attributes:
+    missing: torch name -> shape, expected and not there.
+    unexpected: torch name -> shape, there and not expected.
+    different: torch name -> (shape there, shape expected).
+  """
+
+  missing: dict[str, Shape]
+  unexpected: dict[str, Shape]
+  different: dict[str, tuple[Shape, Shape]]
+
+  def lines(self, fields: Callable[[str], str]) -> list[str]:
+    """All of them for an error, each with the config fields that speak for it; empty without any."""
+    return [
+      *titled("missing", [f"{n} {list(s)} ({fields(n)})" for n, s in self.missing.items()]),
+      *titled("not expected", [f"{n} {list(s)} ({fields(n)})" for n, s in self.unexpected.items()]),
+      *titled(
+        "of another shape",
+        [f"{n}: is {list(a)}, expected {list(b)} ({fields(n)})" for n, (a, b) in self.different.items()],
+      ),
+    ]
+
+
+def differences(state: Mapping[str, np.ndarray], wanted: Mapping[str, Shape]) -> Differences:
+  """What is wrong with the names and shapes of weights."""
+  present = {name: tuple(x.shape) for name, x in state.items()}
+  return Differences(
+    missing={name: shape for name, shape in wanted.items() if name not in present},
+    unexpected={name: shape for name, shape in present.items() if name not in wanted},
+    different={n: (present[n], s) for n, s in wanted.items() if n in present and present[n] != s},
+  )
+
+
+def titled(title: str, rows: list[str]) -> list[str]:
+  """Rows under a title, indented; nothing without rows."""
+  return [f"  {title}:", *(f"    {row}" for row in rows)] if rows else []
+
+
+def readings(state: Mapping[str, np.ndarray], places: Mapping[str, tuple[str, int]]) -> dict[str, int]:
+  """Sizes that shapes tell, as far as the weights are there; `places`: size -> (torch name, axis)."""
+  return {
+    size: state[name].shape[axis]
+    for size, (name, axis) in places.items()
+    if name in state and axis < state[name].ndim
+  }
+
+
 # A torch file holds `<name>/data.pkl` and one member `<name>/data/<key>` per storage; the
 # pickle refers to storages by persistent ids and rebuilds each tensor from one by offset, size, stride.
 
