@@ -245,6 +245,7 @@ def test_killed_and_repeated_equals_uninterrupted(finished, tmp_path):
   assert steps[0] == steps[1]
 
 
+@pytest.mark.slow
 def test_ppo_in_the_simulator_beside_that_in_imagination(finished):
   workdir, first = finished
   assert first.returncode == 0

@@ -15,6 +15,7 @@ def test_t_interval_of_three_seeds_by_hand():
   assert math.isnan(bootstrap.mean_over_seeds([0.4])[1])
 
 
+@pytest.mark.slow
 def test_bootstrap_interval_covers_the_truth_about_as_often_as_it_says():
   rng = np.random.default_rng(0)
   covered = 0

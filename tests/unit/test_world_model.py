@@ -123,17 +123,19 @@ def test_published_size_has_lumos_number_of_parameters():
 @pytest.mark.parametrize(
   "changes",
   [
-    {"cameras": ("rgb_static",)},
+    pytest.param({"cameras": ("rgb_static",)}, marks=pytest.mark.slow),
     {"cameras": ("rgb_gripper",), "vision": "conv"},
-    {"proprio": "sincos"},
+    pytest.param({"proprio": "sincos"}, marks=pytest.mark.slow),
     {"proprio": "zscore", "vision": "conv"},
-    {"vision": "conv", "depth": 2, "stoch": 5, "classes": 3, "deter": 7},
-    {"image_size": 128},
+    pytest.param(
+      {"vision": "conv", "depth": 2, "stoch": 5, "classes": 3, "deter": 7}, marks=pytest.mark.slow
+    ),
+    pytest.param({"image_size": 128}, marks=pytest.mark.slow),
     {"image_size": 128, "vision": "conv"},
     {"inverse_dynamics_input": "feature"},
-    {"compute_dtype": "bfloat16"},
+    pytest.param({"compute_dtype": "bfloat16"}, marks=pytest.mark.slow),
     {"compute_dtype": "bfloat16", "vision": "conv"},
-    {"remat": True, "accumulate": 2},
+    pytest.param({"remat": True, "accumulate": 2}, marks=pytest.mark.slow),
     {"learned_initial_state": True, "carry_state": True},
     {"proprio": "latent", "robot_obs_weight": 1.0, "carry_state": True, "compute_dtype": "bfloat16"},
     {"proprio": "latent", "robot_obs_weight": 1.0, "open_loop_share": 0.5, "remat": True, "accumulate": 2},
@@ -188,7 +190,9 @@ def gradients_of_one_update(batch, **changes):
   return jax.tree.map(lambda a, b: np.asarray(a) - b, before, state.params), metrics
 
 
-@pytest.mark.parametrize("changes", [{"accumulate": 2}, {"accumulate": 4}, {"remat": True}])
+@pytest.mark.parametrize(
+  "changes", [pytest.param({"accumulate": 2}, marks=pytest.mark.slow), {"accumulate": 4}, {"remat": True}]
+)
 def test_memory_savers_do_not_change_the_gradient(changes):
   batch = random_batch(batch=4)
   batch = batch.replace(is_first=batch.is_first.at[0, 2:].set(True))  # parts with unequal numbers of pairs

@@ -130,6 +130,7 @@ def test_an_artifact_with_other_parameters_is_refused_with_the_difference(collec
     models.load_world_model(load_artifact(artifact.path))
 
 
+@pytest.mark.slow
 def test_robot_statistics_travel_with_the_artifact(collected, tmp_path):
   artifact, _ = train(collected, tmp_path / "z", world_model__proprio="zscore", world_model__snapshots=(7,))
   for one in (artifact, load_artifact(artifact.path / "snapshots/7")):
