@@ -159,6 +159,7 @@ def test_the_short_size_fits_a_free_runtime():
 # --- the whole --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_it_runs_from_top_to_bottom(tmp_path, monkeypatch):
   """Nothing is downloaded: the package is there."""
   monkeypatch.setenv(

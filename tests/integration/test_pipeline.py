@@ -215,6 +215,7 @@ def test_changed_config_names_the_difference(finished):
   assert files(workdir) == before
 
 
+@pytest.mark.slow
 def test_killed_and_repeated_equals_uninterrupted(finished, tmp_path):
   workdir, first = finished
   assert first.returncode == 0
