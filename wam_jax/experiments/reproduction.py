@@ -12,6 +12,15 @@ below 10, before any run of the seeds here.
 from wam_jax import config
 from wam_jax.config_study import ARMS
 
+# Sizes of preset small when the study was planned.
+SMALL = {
+  "data.play_frames": 100_000,
+  "data.heldout_play_frames": 8_000,
+  "data.failed_takes_per_task": 40,
+  "world_model.updates": 4_500,
+  "classifier.updates": 1_200,
+  "ppo.iterations": 40,
+}
 EPISODES = 50  # per task, arm and seed
 MONITORED = 20  # episodes per task of the curve over PPO iterations, from other start states
 
@@ -27,6 +36,7 @@ PLANNED = {
   "world_model.failed_takes": False,
   "world_model.memory_frames": 0,
   "world_model.open_loop_share": 0.0,
+  "world_model.decode_fraction": 0.25,
   "classifier.ensemble": 1,
   "classifier.threshold": 0.5,
   "ppo.start_frames": 4,
@@ -42,7 +52,7 @@ def get_config(preset: str = "auto"):
   if c.preset != "paper":
     c.world_model.depth = 32
   if c.preset == "small":
-    c.ppo.iterations, c.data.failed_takes_per_task = 40, 40
+    c.update_from_flattened_dict(SMALL)
   c.study.seeds = (10, 11, 12)
   c.study.arms = tuple(ARMS)
   c.data.heldout_starts_per_task = EPISODES + MONITORED
