@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -33,15 +34,22 @@ def load_world_model(artifact: Artifact) -> tuple[WorldModel, Params]:
   if (artifact.path / STATISTICS).exists():
     content = json.loads((artifact.path / STATISTICS).read_text(encoding="utf-8"))
     statistics = (content["mean"], content["std"])
-  try:
+  with _of_this_version(artifact):
     model = model_of(artifact.config, statistics)
+  params = load_params(artifact.path / "params")
+  check_params(params, jax.eval_shape(lambda: wm.init_params(model, jax.random.key(0))), artifact.path)
+  return model, params
+
+
+@contextlib.contextmanager
+def _of_this_version(artifact: Artifact) -> Iterator[None]:
+  """Raises CheckpointError where the config of an artifact lacks a field that is read inside."""
+  try:
+    yield
   except (KeyError, AttributeError) as error:
     raise CheckpointError(
       f"{artifact.path}: its config has no {error}: made by another version of wam_jax; train it again"
     ) from error
-  params = load_params(artifact.path / "params")
-  check_params(params, jax.eval_shape(lambda: wm.init_params(model, jax.random.key(0))), artifact.path)
-  return model, params
 
 
 def model_of(config: Mapping[str, Any], statistics: tuple[Any, Any] | None) -> WorldModel:
@@ -116,12 +124,8 @@ def described_policy(artifact: Artifact, network: Params) -> Policy:
   Raises:
     CheckpointError: made by another version of wam_jax.
   """
-  try:
+  with _of_this_version(artifact):
     return make_policy(artifact.config, feature_size(network))
-  except KeyError as error:
-    raise CheckpointError(
-      f"{artifact.path}: its config has no {error}: made by another version of wam_jax; train it again"
-    ) from error
 
 
 def make_classifier(config: Mapping[str, Any], feature_size: int) -> SuccessClassifier:

@@ -1,6 +1,6 @@
 """The chain of stages: one row each. No JAX, no files: the plan and the config are made of these rows.
 
-A new stage is a module `wam_jax/stages/NAME.py` with `run(config, inputs, workdir, logger)`, and a row here.
+A new stage is a module `wam_jax/stages/NAME.py` with `run(stage: StageRun)`, and a row here.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def _cloning(c: Any) -> float:
 
 
 def _improving(c: Any) -> float:
-  """PPO in dreams, and the measurements on its way, scaled to what `demo` does."""
+  """Multiplications of PPO in dreams, without the measurements on its way (`monitoring`)."""
   p = c.ppo
   gaussian = c.behaviour_cloning.policy == "gaussian"
   denoised, tuned = (1, 1) if gaussian else (c.behaviour_cloning.denoising_steps, p.fine_tuned_steps)
@@ -134,7 +134,7 @@ def _improving(c: Any) -> float:
   return len(c.tasks) * p.iterations * (dreaming + p.epochs * chunks * tuned * 3 * _policy(c))
 
 
-def _improving_really(c: Any) -> float:
+def _improving_in_the_simulator(c: Any) -> float:
   chunks = c.ppo.dreams * c.ppo.chunks_per_iteration
   return len(c.tasks) * c.online.iterations * chunks * SLOWER[c.env.name]
 
@@ -359,7 +359,7 @@ CHAIN: tuple[Stage, ...] = (
       f"{len(c.tasks)} x {c.online.iterations} x {c.ppo.dreams} x {c.ppo.chunks_per_iteration} real chunks"
     ),
     seconds=3_000,
-    work=_improving_really,
+    work=_improving_in_the_simulator,
     on_request=True,
   ),
   Stage(

@@ -6,6 +6,7 @@ relative to the state at the start of the episode.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from collections.abc import Mapping
 
@@ -19,19 +20,19 @@ BULB_THRESHOLD = 0.044  # m of the switch above which the bulb is lit
 _SHORT_OF_END = 0.01  # m that a hand may leave between furniture and its end stop
 
 
-class Goal:
+class Goal(abc.ABC):
   """Success as a function of the scene at the start and now."""
 
+  @abc.abstractmethod
   def __call__(self, start: np.ndarray, now: np.ndarray) -> np.ndarray:
     """scene_obs [..., 24] at the start and now -> [...] bool; false where nothing has changed."""
-    raise NotImplementedError
 
   def possible(self, scene_obs: np.ndarray) -> bool:
     """Whether it can still come true from scene_obs [24]: play tries nothing else."""
     del scene_obs
     return True
 
-  def prepare(self, scene_obs: np.ndarray) -> None:
+  def prepare(self, scene_obs: np.ndarray) -> None:  # noqa: B027
     """Changes a random scene_obs [24], in place, where the goal holds already."""
 
 

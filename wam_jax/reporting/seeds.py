@@ -249,6 +249,8 @@ def spread(results: Sequence[Result]) -> str:
   ]
   lowest, task, seed = min(tasks)
   episodes = study_results.policy_episodes(results[0], "ppo").shape[1]
+  if len(results) == 1:
+    return f"1 seed, {episodes} episodes per task and policy: how far seeds differ it cannot say."
   return (
     f"{len(results)} seeds, {episodes} episodes per task, seed and policy. One run may end anywhere here: "
     f"{_percent(min(after))} to {_percent(max(after))} % after PPO, its gain from {100 * min(gains):+.1f} to "

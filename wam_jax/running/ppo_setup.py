@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 
@@ -57,7 +58,7 @@ class Networks:
       )
     )
 
-  def initial_state(self, config: object, frozen: train.Frozen, key: jax.Array) -> train.PPOState:
+  def initial_state(self, config: Any, frozen: train.Frozen, key: jax.Array) -> train.PPOState:
     """State before the first iteration, stacked over K tasks.
 
     Args:
