@@ -111,7 +111,7 @@ def test_an_artifact_loads_back_as_what_it_is(featurized, tmp_path, kind, cls):
 
 
 def test_only_the_evaluation_depends_on_ddim_steps():
-  """A new field of behaviour_cloning belongs in the stage's CONFIG, or is named here as none of it."""
+  """A new field of behaviour_cloning belongs in the stage's row, or is named here as none of it."""
   fields = {name for name in config_lib.flatten(make_config()) if name.startswith("behaviour_cloning.")}
   listed = {name for name in chain.ROWS["behaviour_cloning"].reads if name in fields}
   assert fields - listed == {"behaviour_cloning.ddim_steps"}

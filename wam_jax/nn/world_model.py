@@ -225,7 +225,7 @@ def make_world_model(
     # In the latent the state needs no decoder.
     decode_robot=config.robot_obs_weight > 0 and config.proprio != "latent",
     learned_initial_state=config.learned_initial_state,
-    memory_frames=config.get("memory_frames", 0),  # absent in pretrained/small.npz
+    memory_frames=config.memory_frames,
     norm_eps=config.norm_eps,
     image_size=image_size,
     robot_obs_mean=tuple(float(x) for x in mean),
