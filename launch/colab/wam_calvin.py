@@ -97,9 +97,9 @@ print(f"wam_jax {installed()}")
 #
 # | SIZE | what it trains | free CPU runtime |
 # |---|---|---|
-# | `short` | 4 skills, world model of 1,200 updates: half the demo | 15 to 20 minutes |
-# | `demo` | 8 skills, 1,500 updates: the package's `demo` preset | 30 to 40 minutes |
-# | `small` | the same with half as many updates again and more PPO | 40 minutes to 1.5 hours |
+# | `short` | 4 skills, world model of 1,200 updates: half the demo | 15 minutes |
+# | `demo` | 8 skills, 1,500 updates: the package's `demo` preset | 25 minutes |
+# | `small` | the same with half as many updates again and more PPO | 30 minutes |
 # | `smallest` | one skill, a dozen updates: shows that everything runs, learns nothing | 3 minutes |
 #
 # The times are estimates: measured on a server, taking the two cores of a free runtime to be half as fast.

@@ -151,9 +151,9 @@ def test_the_short_size_fits_a_free_runtime():
     pairs = [tuple(setting.split("=", 1)) for setting in settings.split()]
     config = config_lib.finalize(config, config_lib.apply_overrides(config, pairs))
     minutes[size] = 2 * sum(plan.estimate(config, stage) for stage in config_lib.STAGES) / 60
-  assert 15 < minutes["short"] < 20  # as the notebook says; 25 is the most it may be
-  assert 30 < minutes["demo"] < 40
-  assert 40 < minutes["small"] < 90
+  assert 10 < minutes["short"] < 20  # as the notebook says; 25 is the most it may be
+  assert 20 < minutes["demo"] < 30
+  assert 25 < minutes["small"] < 40
 
 
 # --- the whole --------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What the demo preset must reach; runs it whole (15 to 35 minutes on 2 CPU cores).
+"""What the demo preset must reach; runs it whole (12 minutes or more on 2 CPU cores).
 
   bash launch/test.sh -m slow tests/slow
 

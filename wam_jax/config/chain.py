@@ -30,7 +30,7 @@ class Stage:
     requires: stages whose artifacts it reads.
     reads: config fields, or groups of them, that its result depends on; they make its fingerprint.
     size: of a config -> how much it is, in words, for the plan.
-    seconds: that it takes at the size of preset `demo` on 2 CPU cores.
+    seconds: that it takes at the size of preset `demo` on 2 cores of an AMD EPYC with nothing else to do.
     work: of a config -> work in any unit; other sizes are estimated by its ratio to that of `demo`.
     adds: fields that, when set, ask for more from a finished stage; they change nothing that exists.
     schema: of its files; another one makes older artifacts differ.
@@ -216,7 +216,7 @@ CHAIN: tuple[Stage, ...] = (
       "data.wrist_error",
     ),
     size=_size_of_collect,
-    seconds=160,
+    seconds=149,
     work=_collecting,
   ),
   Stage(
@@ -231,7 +231,7 @@ CHAIN: tuple[Stage, ...] = (
       "data.failed_takes_per_task",
     ),
     size=_size_of_world_model,
-    seconds=260,
+    seconds=215,
     work=_training,
     together=True,
   ),
@@ -242,7 +242,7 @@ CHAIN: tuple[Stage, ...] = (
     size=lambda c: (
       f"{1 + len(c.judge.compare)} x {c.judge.windows} windows, {c.judge.horizons[-1]} frames imagined"
     ),
-    seconds=20,
+    seconds=13,
     work=_judging,
     adds=("judge.compare",),
     schema=3,
@@ -259,7 +259,7 @@ CHAIN: tuple[Stage, ...] = (
       "data.heldout_failed_takes_per_task",
     ),
     size=lambda c: f"{len(c.tasks)} x ({_takes_in_words(c)})",
-    seconds=40,
+    seconds=28,
     work=lambda c: _demo_frames(c) * (_recurrent(c) + _vision(c)),
   ),
   Stage(
@@ -274,7 +274,7 @@ CHAIN: tuple[Stage, ...] = (
       "ppo.horizon_steps",
     ),
     size=_size_of_classifier,
-    seconds=110,
+    seconds=70,
     work=_classifying,
     together=True,
   ),
@@ -301,7 +301,7 @@ CHAIN: tuple[Stage, ...] = (
       "behaviour_cloning.ema_decay",
     ),
     size=_size_of_cloning,
-    seconds=70,
+    seconds=50,
     work=_cloning,
     together=True,
   ),
@@ -313,7 +313,7 @@ CHAIN: tuple[Stage, ...] = (
       f"{len(c.tasks)} x {c.ppo.iterations} iterations of {c.ppo.dreams} x "
       f"{c.ppo.chunks_per_iteration} chunks"
     ),
-    seconds=190,
+    seconds=139,
     work=_improving,
     together=True,
   ),
@@ -322,7 +322,7 @@ CHAIN: tuple[Stage, ...] = (
     requires=("collect", "world_model", "featurize", "behaviour_cloning", "classifier", "ppo"),
     reads=("seed", "tasks", *_SIMULATOR, "evaluate", "behaviour_cloning.ddim_steps"),
     size=_episodes,
-    seconds=150,
+    seconds=75,
     work=_evaluating,
     together=True,
   ),
@@ -340,7 +340,7 @@ CHAIN: tuple[Stage, ...] = (
     ),
     reads=("seed", "tasks", "report"),
     size=lambda c: "tables, curves, animations",
-    seconds=20,
+    seconds=3,
   ),
   Stage(
     "convert",
@@ -367,7 +367,7 @@ CHAIN: tuple[Stage, ...] = (
     requires=("collect", "world_model", "featurize", "behaviour_cloning"),
     reads=("seed", "tasks", *_SIMULATOR, "evaluate.episodes", "behaviour_cloning.ddim_steps"),
     size=_episodes,
-    seconds=60,
+    seconds=24,
     work=_evaluating_cloned,
     together=True,
     on_request=True,

@@ -1,7 +1,7 @@
 """WAM on the eight CALVIN skills.
 
   python -m wam_jax.main --config=experiments/calvin_wam.py            # preset chosen from the machine
-  python -m wam_jax.main --config=experiments/calvin_wam.py:demo       # 2 CPU cores, 15 to 40 minutes
+  python -m wam_jax.main --config=experiments/calvin_wam.py:demo       # 2 CPU cores, 12 minutes or more
   python -m wam_jax.main --config=experiments/calvin_wam.py:paper      # published sizes
 
 Published success after PPO: 92.8 % (mean over the skills, arXiv 2603.28955).
