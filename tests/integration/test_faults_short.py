@@ -62,6 +62,7 @@ def test_killed_and_signalled_equals_uninterrupted(whole, cache, tmp_path):
   assert all(tried == survived for tried, survived, _ in table.rows.values())
 
 
+@pytest.mark.slow
 def test_second_signal_ends_at_once(start, tmp_path):
   start(f"stuck:{STAGE}:1").ends_at_once(tmp_path / "run" / STAGE)
 
@@ -82,6 +83,7 @@ def test_weight_that_is_not_a_number_then_a_damaged_checkpoint(whole, start, tmp
   assert_equal(whole, tmp_path / "run", [STAGE])
 
 
+@pytest.mark.slow
 def test_frame_that_is_not_a_number(start, tmp_path):
   frame = sorted((tmp_path / "run" / "collect" / "dataset" / "training").glob("episode_*.npz"))[77]
   with np.load(frame) as file:
@@ -93,6 +95,7 @@ def test_frame_that_is_not_a_number(start, tmp_path):
   assert str(frame) in process.err and "robot_obs" in process.err, process.words
 
 
+@pytest.mark.slow
 def test_full_disk(whole, cache, tmp_path):
   with small_disk(tmp_path / "disk", "100m") as disk:
     workdir = disk / "run"

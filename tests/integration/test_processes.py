@@ -57,6 +57,7 @@ def both(tmp_path_factory):
   return (*folders, two.stdout)
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_does(both):
   one, two, out = both
   for stage in ("world_model", "behaviour_cloning", "classifier", "ppo"):
