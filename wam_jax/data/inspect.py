@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -87,7 +88,7 @@ def inspect_dataset(
     _inspect_starts(root, tasks, report["splits"]["validation"], problems)
   if any(split["frames"] for split in report["splits"].values()):
     report["form"] = "CALVIN: one npz per frame"
-    if (root / converted.MANIFEST).is_file():
+    if os.path.lexists(root / converted.MANIFEST):
       report["form"] = "converted from CALVIN's: TFDS, array_record"
   report["trainable"] = not problems
   return report

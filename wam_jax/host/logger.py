@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from wam_jax.host import processes
+from wam_jax.host.regular_files import open_file, read_text
 from wam_jax.host.words import duration
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ class Logger:
     line: dict[str, Any] = {"step": int(step), "time": round(time.time(), 3)}
     line |= {name: value if math.isfinite(value) else None for name, value in values.items()}
     self.workdir.mkdir(parents=True, exist_ok=True)
-    with self._path.open("a", encoding="utf-8") as file:
+    with open_file(self._path, "a", encoding="utf-8") as file:
       file.write(json.dumps(line) + "\n")
     if self._tensorboard is None:
       self._tensorboard = _Events(self.workdir / "tensorboard")
@@ -168,7 +169,8 @@ class Logger:
     lines = read_metrics(self._path)
     kept_lines = [line for line in lines if stays(line)]
     temporary = self._path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept_lines), encoding="utf-8")
+    with open_file(temporary, "w", encoding="utf-8") as file:
+      file.writelines(json.dumps(line) + "\n" for line in kept_lines)
     temporary.replace(self._path)
 
   def close(self) -> None:
@@ -221,7 +223,7 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
   path = pathlib.Path(path)
   path = path / "metrics.jsonl" if path.is_dir() else path
   lines = []
-  for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+  for text in read_text(path, 2**32).splitlines() if os.path.lexists(path) else ():
     with contextlib.suppress(json.JSONDecodeError):
       lines.append(json.loads(text))
   return lines

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import IO, Any
+from typing import Any
 
 PathLike = str | os.PathLike[str]
 _KINDS = {
@@ -47,7 +47,7 @@ def check_file(path: PathLike) -> None:
   os.close(_open(os.fspath(path), os.O_RDONLY | os.O_CLOEXEC))
 
 
-def open_file(path: PathLike, mode: str = "rb", **options: Any) -> IO[Any]:
+def open_file(path: PathLike, mode: str = "rb", **options: Any) -> Any:
   """`open`, for regular files and links to them.
 
   Raises:

@@ -168,8 +168,8 @@ class PlainUnpickler(pickle._Unpickler):
       if order not in ("<", ">", "|", "=") or size not in (-1, target.itemsize):
         raise pickle.UnpicklingError("a dtype of another size")
       size, alignment = (target.itemsize, target.alignment) if target.kind in "SU" else (-1, -1)
-      make: Any = target.__setstate__  # type: ignore[attr-defined]
-      make((3, order, None, None, None, size, alignment, target.flags))
+      make: Any = target
+      make.__setstate__((3, order, None, None, None, size, alignment, target.flags))
     else:
       raise pickle.UnpicklingError("an object that is filled")
 
@@ -190,7 +190,7 @@ class PlainUnpickler(pickle._Unpickler):
     ):
       raise pickle.UnpicklingError("an array of objects in another")
     self._charge(len(content))
-    fill: Any = target.__setstate__  # type: ignore[attr-defined]
+    fill: Any = target.__setstate__
     fill((1, tuple(shape), dtype, bool(fortran), content))
 
   def put(self, target: Any, items: Iterable[tuple[Any, Any]]) -> None:
@@ -306,8 +306,8 @@ def check_nesting(value: Any) -> None:
         raise pickle.UnpicklingError("containers that nest too deep")
       return levels, count
     levels, count = 0, 0
-    items = container.values() if isinstance(container, dict) else container
-    for item in items.flat if isinstance(container, np.ndarray) else items:
+    items: Any = container.values() if isinstance(container, dict) else container
+    for item in items.flat if isinstance(items, np.ndarray) else items:
       count += 1
       if isinstance(item, list | tuple | dict) or (isinstance(item, np.ndarray) and item.dtype.hasobject):
         below, more = measure(item, depth + 1)

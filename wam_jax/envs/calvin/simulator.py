@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from wam_jax.embodiment import ACTION, CAMERAS, CONTROL_HZ, ROBOT_OBS, SCENE_OBS
+from wam_jax.host.regular_files import read_bytes
 
 SCENES = ("A", "B", "C", "D")
 PICTURE_SIZES = dict(zip(CAMERAS, (200, 84), strict=True))  # sides in pixels
@@ -68,7 +69,7 @@ def describe(root: str = "", scene: str = "D") -> dict[str, str]:
   for part in ("calvin_env", "conf", "data"):
     for path in sorted((folder / part).rglob("*")):
       if path.is_file() and path.suffix != ".pyc":
-        digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
+        digest.update(path.relative_to(folder).as_posix().encode() + read_bytes(path))
   versions = {package: metadata.version(package) for package in _PACKAGES.values()}
   return {"scene": scene, "calvin_env_sha256": digest.hexdigest(), **versions}
 
