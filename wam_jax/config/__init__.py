@@ -12,6 +12,7 @@ from wam_jax.config.presets import (
   default_config,
   detect_preset,
   experiment_file,
+  load_experiment,
   own_experiments,
   preset_config,
 )
@@ -28,6 +29,7 @@ __all__ = [
   "detect_preset",
   "device_problems",
   "experiment_file",
+  "load_experiment",
   "finalize",
   "flatten",
   "own_experiments",

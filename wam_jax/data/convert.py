@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
-import fcntl
 import functools
 import json
 import os
@@ -37,6 +36,7 @@ from wam_jax.data.frames import (
 )
 from wam_jax.embodiment import ACTION, CAMERAS, ROBOT_OBS, SCENE_OBS
 from wam_jax.host import machine
+from wam_jax.host.locks import LockError, NoLocksError, locked
 from wam_jax.host.machine import disk_full
 from wam_jax.host.regular_files import check_file, open_file, read_text
 
@@ -98,7 +98,7 @@ def convert(
     return _already_there(out, settings)
   partial = out.with_name(f"{out.name}.partial")
   try:
-    with _locked(partial):
+    with _locked(partial, log):
       _begin(partial, settings)
       _check_room(partial, plans)
       shards = {
@@ -125,15 +125,15 @@ def _already_there(out: pathlib.Path, settings: dict[str, Any]) -> dict[str, Any
 
 
 @contextlib.contextmanager
-def _locked(partial: pathlib.Path) -> Iterator[None]:
+def _locked(partial: pathlib.Path, log: Callable[[str], None]) -> Iterator[None]:
   partial.mkdir(parents=True, exist_ok=True)
-  with open(partial / _LOCK, "w") as lock:
+  with contextlib.ExitStack() as stack:
     try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      raise DatasetError(partial, "another process is converting to it.", fix="wait for it.") from None
-    except OSError:  # a network disk without locks
-      pass
+      stack.enter_context(locked(partial / _LOCK, wait=False))
+    except NoLocksError as error:
+      log(f"{error}. Until then start no second conversion to {partial}.")
+    except LockError as error:
+      raise DatasetError(partial, f"{error}.", fix="another --out.") from None
     yield
 
 

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from wam_jax import config as config_lib
 from wam_jax.config import chain
-from wam_jax.host import machine, processes, stopping
+from wam_jax.host import locks, machine, processes, stopping
 from wam_jax.host.logger import Logger
 from wam_jax.host.words import duration
 from wam_jax.running import plan as plan_lib
@@ -278,24 +278,20 @@ def lock(workdir: pathlib.Path) -> Iterator[None]:
   """Keeps a second process out of a work folder; the lock goes when the process does.
 
   Raises:
-    StageError: another process holds it, or the folder cannot be made.
+    InUseError: another process holds it.
+    StageError: the folder cannot be made, or its file system has no locks.
   """
-  import fcntl
-
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    file = (workdir / ".lock").open("a+")
-  except OSError as error:
-    raise StageError(
-      f"cannot write in {workdir}: {error.strerror}. Choose another --config.workdir"
-    ) from error
-  with file:
+  other = "choose another --config.workdir"
+  with contextlib.ExitStack() as stack:
     try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      workdir.mkdir(parents=True, exist_ok=True)
+      stack.enter_context(locks.locked(workdir / ".lock", wait=False))
+    except locks.TakenError as error:
+      raise InUseError(f"{error}, or {other}") from error
+    except locks.LockError as error:
+      raise StageError(f"{error} ({other})") from error
     except OSError as error:
-      raise InUseError(
-        f"another process is running in {workdir}; wait for it, or choose another --config.workdir"
-      ) from error
+      raise StageError(f"cannot write in {workdir}: {error.strerror}. Choose another --config.workdir") from error
     yield
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import pathlib
 import shutil
@@ -26,7 +25,7 @@ from wam_jax.config import chain
 from wam_jax.config.arms import ARMS, CLONING_STAGES, MAIN, Arm
 from wam_jax.config.chain import EXTRA_STAGES, STAGES
 from wam_jax.embodiment import CONTROL_HZ
-from wam_jax.host import processes
+from wam_jax.host import locks, processes
 from wam_jax.host.logger import read_metrics
 from wam_jax.host.provenance import provenance
 from wam_jax.host.words import duration
@@ -118,8 +117,7 @@ def run(config: FrozenConfigDict) -> None:
 def _alone_in(folder: pathlib.Path) -> Iterator[None]:
   """Waits until no other process of this machine writes results or page."""
   folder.mkdir(parents=True, exist_ok=True)
-  with (folder / ".lock").open("a") as file:
-    fcntl.flock(file, fcntl.LOCK_EX)
+  with locks.locked(folder / ".lock", wait=True):
     yield
 
 

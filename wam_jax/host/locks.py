@@ -1,0 +1,58 @@
+"""Locks on files, of which the system lets go when the process ends, however it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import pathlib
+import stat
+from collections.abc import Iterator
+
+_TAKEN = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
+MENDED_BY = (
+  "mount it with locks (NFS: with lockd running, or -o nolock on one host; Lustre: -o flock), or use a folder "
+  "on another disk"
+)
+
+
+class LockError(Exception):
+  """A file cannot be locked; the text says why and what to do."""
+
+
+class TakenError(LockError):
+  """Another process holds the lock."""
+
+
+class NoLocksError(LockError):
+  """The file system has no locks."""
+
+
+@contextlib.contextmanager
+def locked(file: str | os.PathLike[str], wait: bool) -> Iterator[None]:
+  """Holds a lock.
+
+  Args:
+    file: created if needed; its folder must exist.
+    wait: until another process lets go of it.
+
+  Raises:
+    OSError: the file cannot be made.
+    LockError: something else has its name.
+    TakenError: another process holds it, and `wait` is false.
+    NoLocksError: its file system has no locks (ENOLCK, ENOSYS and others).
+  """
+  folder = pathlib.Path(file).parent
+  # Neither for reading nor for writing alone: that would wait for the other end of a pipe.
+  with open(os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b", buffering=0) as stream:
+    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+      raise LockError(f"{file}: not a file; remove it")
+    try:
+      fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+      if error.errno in _TAKEN:
+        raise TakenError(f"another process is at work in {folder}; wait for it") from error
+      reason = f"the file system of {folder} has no locks ({error.strerror})"
+      raise NoLocksError(f"{reason}: {MENDED_BY}") from error
+    yield
