@@ -35,7 +35,7 @@ from wam_jax.data.frames import (
   num_workers,
 )
 from wam_jax.embodiment import ACTION, CAMERAS, ROBOT_OBS, SCENE_OBS
-from wam_jax.host import machine
+from wam_jax.host import console, machine
 from wam_jax.host.locks import LockError, NoLocksError, locked
 from wam_jax.host.machine import disk_full
 from wam_jax.host.regular_files import check_file, open_file, read_text
@@ -510,4 +510,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  console.run_program(main)

@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import pathlib
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,7 +28,8 @@ from wam_jax.data.frames import (
 )
 from wam_jax.embodiment import CAMERAS, SCENE_OBS
 from wam_jax.envs.tasks import TASKS
-from wam_jax.host import machine
+from wam_jax.host import console, machine
+from wam_jax.host.words import printable
 
 SPLITS = ("training", "validation", calvin.FAILED)
 SAMPLE = 256  # frames read per split unless told otherwise
@@ -329,9 +329,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     frames=options.frames,
     image_size=options.image_size,
   )
-  print(json.dumps(report, indent=2) if options.json else format_report(report))
+  print(json.dumps(report, indent=2) if options.json else printable(format_report(report)))
   return 0 if report["trainable"] else 1
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  console.run_program(main)

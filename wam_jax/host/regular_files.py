@@ -20,11 +20,14 @@ _KINDS = {
 }
 
 
+class NotAFileError(OSError):
+  """Something else has the name of a file: a pipe, a device, a socket, a folder."""
+
+
 def _check(status: os.stat_result, path: PathLike) -> None:
   if not stat.S_ISREG(status.st_mode):
     kind = _KINDS.get(stat.S_IFMT(status.st_mode), "something else")
-    number = errno.EISDIR if stat.S_ISDIR(status.st_mode) else errno.EINVAL
-    raise OSError(number, f"{kind}, not a file", os.fspath(path))
+    raise NotAFileError(errno.EINVAL, f"{kind}, not a file", os.fspath(path))
 
 
 def _open(path: str, flags: int) -> int:
@@ -51,8 +54,8 @@ def open_file(path: PathLike, mode: str = "rb", **options: Any) -> Any:
   """`open`, for regular files and links to them.
 
   Raises:
-    OSError: as of `open`; also at once where a pipe, a device, a socket, a folder or a link to itself is.
-      Its `strerror` says which.
+    NotAFileError: at once, where something else is; its `strerror` says what.
+    OSError: as of `open`; a link to itself is one.
   """
   return open(path, mode, opener=_open, **options)
 

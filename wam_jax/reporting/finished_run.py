@@ -13,12 +13,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from wam_jax.config import STAGES
+from wam_jax.host.words import PrintableError
 from wam_jax.storage.artifact import Artifact, ArtifactError, given_folders, load_artifact, search_input
 
 OPTIONAL = ("collect",)  # of which a page only tells the time
 
 
-class RunError(Exception):
+class RunError(PrintableError):
   """A folder is no finished run, or runs cannot be compared; the text says what to do."""
 
 

@@ -291,7 +291,9 @@ def lock(workdir: pathlib.Path) -> Iterator[None]:
     except locks.LockError as error:
       raise StageError(f"{error} ({other})") from error
     except OSError as error:
-      raise StageError(f"cannot write in {workdir}: {error.strerror}. Choose another --config.workdir") from error
+      raise StageError(
+        f"cannot write in {workdir}: {error.strerror}. Choose another --config.workdir"
+      ) from error
     yield
 
 

@@ -16,13 +16,14 @@ from typing import Any
 
 from wam_jax.config.chain import STAGES
 from wam_jax.host import processes
+from wam_jax.host.words import PrintableError
 
 FORMAT = 1  # of artifact.json
 # What a process leaves that ends (killed, or the disk is full) before artifact.json exists.
 BEGUN = ("config.json", "config.json.tmp", "artifact.json.tmp")
 
 
-class ArtifactError(Exception):
+class ArtifactError(PrintableError):
   """A folder is not a finished artifact of the wanted stage."""
 
 

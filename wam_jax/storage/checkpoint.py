@@ -31,6 +31,7 @@ import jax
 import numpy as np
 
 from wam_jax.host import processes
+from wam_jax.host.numbers import whole
 from wam_jax.storage import checksums
 from wam_jax.storage.checksums import FORMAT, MANIFEST, MARKER, CheckpointError, NewerFormatError
 from wam_jax.storage.orbax_edge import (
@@ -106,7 +107,7 @@ class Checkpointer:
     import orbax.checkpoint as ocp
 
     self.wait()
-    step = int(step)
+    step = whole("step", step, 0)
     if step in self._steps:
       return
     score = None if score is None or not math.isfinite(score) else float(score)
@@ -184,7 +185,7 @@ class Checkpointer:
     import orbax.checkpoint as ocp
 
     self.wait()
-    step = None if step is None else int(step)
+    step = None if step is None else whole("step", step, 0)
     if step is not None and step not in self._steps:
       steps = ", ".join(map(str, sorted(self._steps))) or "none"
       raise CheckpointError(f"{self.path}: no checkpoint of step {step}; there are: {steps}")
