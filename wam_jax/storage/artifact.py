@@ -16,6 +16,7 @@ from typing import Any
 
 from wam_jax.config.chain import STAGES
 from wam_jax.host import processes
+from wam_jax.host.regular_files import open_file, read_text
 from wam_jax.host.words import PrintableError
 
 FORMAT = 1  # of artifact.json
@@ -104,14 +105,14 @@ def read_artifact(path: str | os.PathLike[str]) -> Artifact | None:
   """
   path = pathlib.Path(path)
   file = path / "artifact.json"
-  if not file.exists():
+  if not os.path.lexists(file):
     return None
   try:
-    record = json.loads(file.read_text(encoding="utf-8"))
+    record = json.loads(read_text(file))
     version = record.pop("format")
     if version != FORMAT:
       raise ArtifactError(f"{file}: format {version}, this version reads {FORMAT}")
-    config = _tuples(json.loads((path / "config.json").read_text(encoding="utf-8")))
+    config = _tuples(json.loads(read_text(path / "config.json")))
     return Artifact(path=path, config=config, **record)
   except (ValueError, KeyError, TypeError, OSError) as error:
     raise ArtifactError(f"{file}: cannot be read ({error})") from error
@@ -145,7 +146,8 @@ def write_text(path: pathlib.Path, text: str) -> None:
   if not processes.is_first():
     return
   temporary = path.with_name(path.name + ".tmp")
-  temporary.write_text(text, encoding="utf-8")
+  with open_file(temporary, "w", encoding="utf-8") as file:
+    file.write(text)
   temporary.replace(path)
 
 
