@@ -17,7 +17,7 @@ from wam_jax.data import calvin, converted, files, frames_cache, statistics
 from wam_jax.envs.play_table import simulator
 from wam_jax.foreign import dppo, lumos
 from wam_jax.host import locks, logger, numbers, regular_files, words
-from wam_jax.storage import artifact, checksums
+from wam_jax.storage import artifact, checksums, saved_params
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -61,6 +61,7 @@ def _settings(path):
 
 def _under(name, read):
   def reads(path):
+    (path.parent / name).parent.mkdir(exist_ok=True)
     (path.parent / name).symlink_to(path)
     read(path.parent)
 
@@ -85,6 +86,10 @@ OPENED = {
   "artifact": (_artifact, artifact.ArtifactError),
   "settings": (_settings, artifact.ArtifactError),
   "JSON": (checksums.read_json, checksums.CheckpointError),
+  "parameters": (
+    _under("d/_METADATA", lambda folder: saved_params.load_params(folder / "d")),
+    checksums.CheckpointError,
+  ),
   "experiment": (lambda path: config.load_experiment(str(path)), config.ConfigError),
   "lock": (_lock, (locks.LockError, OSError)),
   "log": (_under("metrics.jsonl", logger.read_metrics), OSError),

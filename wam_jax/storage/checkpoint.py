@@ -32,6 +32,7 @@ import numpy as np
 
 from wam_jax.host import processes
 from wam_jax.host.numbers import whole
+from wam_jax.host.regular_files import open_file, read_text
 from wam_jax.storage import checksums
 from wam_jax.storage.checksums import FORMAT, MANIFEST, MARKER, CheckpointError, NewerFormatError
 from wam_jax.storage.orbax_edge import (
@@ -218,7 +219,7 @@ class Checkpointer:
     if best is None:
       raise CheckpointError(f"{self.path}: no checkpoint has a score to be the best by")
     marker = self.path / "went_back_to.json"
-    read = lambda: {"done": marker.exists() and marker.read_text(encoding="utf-8") == str(best)}
+    read = lambda: {"done": os.path.lexists(marker) and read_text(marker) == str(best)}
     if _on_first(read)["done"]:
       return self.restore(example)
     state = self.restore(example, best)
@@ -229,7 +230,8 @@ class Checkpointer:
         retired = beside(self.path / str(step), ".left")
         remove(retired)
         os.replace(self.path / str(step), retired)
-      marker.write_text(str(best), encoding="utf-8")
+      with open_file(marker, "w", encoding="utf-8") as file:
+        file.write(str(best))
       return {}
 
     _on_first(leave)

@@ -15,7 +15,7 @@ import pathlib
 import re
 from typing import Any
 
-from wam_jax.host.regular_files import open_file, read_bytes
+from wam_jax.host.regular_files import check_file, open_file, read_bytes
 from wam_jax.host.words import PrintableError
 
 FORMAT = 2  # of checkpoint folders; 1 had no manifests
@@ -124,6 +124,7 @@ def verify(folder: str | os.PathLike[str], step: int | None = None) -> Manifest:
   manifest = read_manifest(folder)
   if manifest.step != step:
     raise CheckpointError(f"{folder / MANIFEST}: of step {manifest.step}, not of step {step}")
+  check_files(folder)  # also of what no manifest lists
   root = os.path.realpath(folder)
   for name, entry in manifest.files.items():
     file = folder / name
@@ -144,6 +145,16 @@ def verify(folder: str | os.PathLike[str], step: int | None = None) -> Manifest:
     except (OSError, ValueError) as error:
       raise CheckpointError(f"{file}: cannot be read ({error})") from error
   return manifest
+
+
+def check_files(folder: pathlib.Path) -> None:
+  """Raises CheckpointError where something in a folder is neither file nor folder: Orbax would wait."""
+  for path in folder.rglob("*"):
+    try:
+      if not path.is_dir():
+        check_file(path)
+    except OSError as error:
+      raise CheckpointError(f"{path}: {error.strerror}") from error
 
 
 def check_format(version: Any, file: pathlib.Path) -> int:
