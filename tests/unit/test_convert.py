@@ -255,7 +255,10 @@ def test_another_conversion_is_not_mixed_in(source, tmp_path, monkeypatch):
     _convert(source, tmp_path / "out")
   with pytest.raises(DatasetError, match="begun with another image_size"):
     _convert(source, tmp_path / "out", image_size=4)
-  with locked(tmp_path / "out.partial" / ".lock", wait=False), pytest.raises(DatasetError, match="another process"):
+  with (
+    locked(tmp_path / "out.partial" / ".lock", wait=False),
+    pytest.raises(DatasetError, match="another process"),
+  ):
     _convert(source, tmp_path / "out")
 
 

@@ -29,9 +29,9 @@ __all__ = [
   "detect_preset",
   "device_problems",
   "experiment_file",
-  "load_experiment",
   "finalize",
   "flatten",
+  "load_experiment",
   "own_experiments",
   "preset_config",
 ]

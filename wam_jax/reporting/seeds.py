@@ -14,7 +14,8 @@ from wam_jax.host.words import duration
 from wam_jax.reporting import study_results
 from wam_jax.reporting.finished_run import Run, RunError
 from wam_jax.reporting.study_results import PLACES, episodes_of
-from wam_jax.storage.artifact import write_text
+from wam_jax.storage.artifact import ArtifactError, write_text
+from wam_jax.storage.records import read_record
 
 FORMAT = 1
 HAND_HORIZON = 20  # imagined frames, in the table
@@ -30,12 +31,11 @@ def result_of(run: Run) -> dict[str, Any]:
     RunError: its episodes or the classifier's measurements are missing.
   """
   evaluate = run.inputs["evaluate"].path
-  quality_file = run.inputs["classifier"].path / "quality.json"
   try:
-    quality = json.loads(quality_file.read_text(encoding="utf-8"))
+    quality = read_record(run.inputs["classifier"].path, "quality.json")
     tasks, judge = tuple(run.results["tasks"]), run.judge()
     policies = {name: episodes_of(evaluate / f"{name}.npz", tasks) for name in run.results["policies"]}
-  except (OSError, ValueError, KeyError) as error:
+  except (ArtifactError, KeyError) as error:
     raise RunError(f"{run.workdir}: cannot be kept ({error})") from error
   if "imagined" not in policies.get("ppo", {}):
     raise RunError(f"{run.workdir}: its evaluation has no imagined success of the policies after PPO")

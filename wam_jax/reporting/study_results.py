@@ -11,6 +11,7 @@ import numpy as np
 
 from wam_jax.config.arms import ARMS, MAIN
 from wam_jax.core import bootstrap, intervals
+from wam_jax.storage.records import read_arrays
 
 # Where things are on a machine: no part of what was measured.
 PLACES = ("data.calvin_path", "inputs.lumos_checkpoint", "inputs.dppo_checkpoint", "judge.compare")
@@ -127,9 +128,8 @@ def curves(
 
 def episodes_of(path: pathlib.Path, tasks: Sequence[str]) -> dict[str, Any]:
   """Episodes of a policy: `success`, task -> a digit for each start state, and `imagined`, task -> rate."""
-  with np.load(path, allow_pickle=False) as file:
-    success = file["success"]
-    imagined = file["imagined"] if "imagined" in file.files else None
+  arrays = read_arrays(path)
+  success, imagined = arrays["success"], arrays.get("imagined")
   out: dict[str, Any] = {
     "success": {task: "".join("01"[int(x)] for x in success[k]) for k, task in enumerate(tasks)}
   }

@@ -281,17 +281,18 @@ def lock(workdir: pathlib.Path) -> Iterator[None]:
     InUseError: another process holds it.
     StageError: the folder cannot be made, or its file system has no locks.
   """
-  other = "choose another --config.workdir"
   with contextlib.ExitStack() as stack:
     try:
       workdir.mkdir(parents=True, exist_ok=True)
       stack.enter_context(locks.locked(workdir / ".lock", wait=False))
     except locks.TakenError as error:
-      raise InUseError(f"{error}, or {other}") from error
+      raise InUseError(f"{error}, or choose another --config.workdir") from error
     except locks.LockError as error:
-      raise StageError(f"{error} ({other})") from error
+      raise StageError(f"{error} (--config.workdir)") from error
     except OSError as error:
-      raise StageError(f"cannot write in {workdir}: {error.strerror}. Choose another --config.workdir") from error
+      raise StageError(
+        f"cannot write in {workdir}: {error.strerror}. Choose another --config.workdir"
+      ) from error
     yield
 
 
