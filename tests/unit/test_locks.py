@@ -23,23 +23,26 @@ def fail_with(monkeypatch, number):
 
 
 def test_held_by_one(tmp_path):
-  with locks.locked(tmp_path / "lock", wait=False):
-    with pytest.raises(locks.TakenError), locks.locked(tmp_path / "lock", wait=False):
-      pass
-  with locks.locked(tmp_path / "lock", wait=True):
+  lock = lambda wait=False: locks.locked(tmp_path / "lock", wait)
+  with lock(), pytest.raises(locks.TakenError), lock():
+    pass
+  with lock(wait=True):
     pass
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EIO])
 def test_without_locks_nobody_is_said_to_be_there(tmp_path, monkeypatch, number):
   fail_with(monkeypatch, number)
-  with pytest.raises(StageError, match="no locks.*--config.workdir") as error, runner.lock(tmp_path / "run"):
+  with (
+    pytest.raises(StageError, match="cannot be locked.*--config.workdir") as error,
+    runner.lock(tmp_path / "run"),
+  ):
     pass
   assert not isinstance(error.value, runner.InUseError) and os.strerror(number) in str(error.value)
   lines = []
   with frames_cache._locked(tmp_path / "cache", lines.append):  # goes on, and says so
     pass
-  assert len(lines) == 1 and "no locks" in lines[0] and str(tmp_path) in lines[0]
+  assert len(lines) == 1 and "cannot be locked" in lines[0] and str(tmp_path) in lines[0]
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: os.symlink(path.name, path), os.mkdir])

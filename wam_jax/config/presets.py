@@ -132,8 +132,8 @@ def load_experiment(value: str) -> ConfigDict:
     What its `get_config` returns, given the preset if there is one.
 
   Raises:
-    ConfigError: no such file, or it does not parse, raises, exits, or has no `get_config` that returns a config;
-      with file and line.
+    ConfigError: no such file, or it does not parse, raises, exits, or has no `get_config` that returns a
+      config. Names file and line.
   """
   path, colon, preset = value.partition(":")
   try:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from wam_jax.host.regular_files import read_bytes
+from wam_jax.host.regular_files import most_inflated, read_bytes
 from wam_jax.host.words import PrintableError
 from wam_jax.storage.plain_pickle import PlainUnpickler, RefusedError
 
@@ -48,10 +48,6 @@ COPY_AGAIN = "copy or download this file again."
 
 MAX_HEADER = 10_000  # bytes of an npy file's header, NumPy's own limit
 MAX_FILE = 2**32 - 1  # bytes of a file that is read whole
-MAX_INFLATED = 2**26  # bytes that the arrays of a small file may unpack to: pictures of 4,700 x 4,700 pixels
-MAX_RATIO = (
-  32  # the same for each byte of a larger one: noise unpacks to as many, pictures to ten times as many
-)
 MAX_ID = 9_999_999  # of a frame: its file is episode_%07d.npz
 
 
@@ -147,7 +143,7 @@ def read_npz(path: PathLike, keys: Sequence[str] | None = None) -> dict[str, np.
   except OSError as error:
     raise DatasetError(path, f"cannot be read ({error.strerror}).", fix=COPY_AGAIN) from None
   members, view, out = _directory(data, path), memoryview(data), {}
-  allowance = MAX_INFLATED + MAX_RATIO * len(data)
+  allowance = most_inflated(len(data))
   for key in members if keys is None else keys:
     if key not in members:
       raise DatasetError(

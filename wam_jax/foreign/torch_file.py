@@ -18,8 +18,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from wam_jax.data.files import MAX_INFLATED, MAX_RATIO, DatasetError, read_npz
-from wam_jax.host.regular_files import check_file
+from wam_jax.data.files import DatasetError, read_npz
+from wam_jax.host.regular_files import check_file, most_inflated
 from wam_jax.storage.checksums import CheckpointError
 from wam_jax.storage.plain_pickle import PlainUnpickler, check_shape, is_plain_key
 
@@ -198,7 +198,7 @@ class _TorchArchive:
 
   def __init__(self, archive: zipfile.ZipFile, index: str, size: int):
     self._archive, self._size = archive, size
-    self._allowance = MAX_INFLATED + MAX_RATIO * size  # of all members that are read
+    self._allowance = most_inflated(size)  # of all members that are read
     self._root = index.removesuffix("data.pkl")
     self._storages: dict[str, np.ndarray] = {}
     order = f"{self._root}byteorder"

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from wam_jax.host.regular_files import NotAFileError, open_file
 
 _TAKEN = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
-MENDED_BY = (
-  "mount it with locks (NFS: with lockd running, or -o nolock on one host; Lustre: -o flock), or use a folder "
-  "on another disk"
+_FIX = (
+  "its file system has no locks, or they do not work; mount it with locks (NFS: with lockd running; "
+  "Lustre: -o flock), or use a folder on another disk"
 )
 
 
@@ -55,6 +55,5 @@ def locked(file: str | os.PathLike[str], wait: bool) -> Iterator[None]:
     except OSError as error:
       if error.errno in _TAKEN:
         raise TakenError(f"another process is at work in {folder}; wait for it") from error
-      reason = f"the file system of {folder} has no locks ({error.strerror})"
-      raise NoLocksError(f"{reason}: {MENDED_BY}") from error
+      raise NoLocksError(f"{folder} cannot be locked ({error.strerror}): {_FIX}") from error
     yield

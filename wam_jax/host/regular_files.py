@@ -11,6 +11,10 @@ import stat
 from typing import Any
 
 PathLike = str | os.PathLike[str]
+MAX_INFLATED = 2**26  # bytes that a small archive may unpack to: pictures of 4,700 x 4,700 pixels
+MAX_RATIO = (
+  32  # the same for each byte of a larger one: pictures unpack to ten times as many, weights to less
+)
 _KINDS = {
   stat.S_IFDIR: "a folder",
   stat.S_IFIFO: "a named pipe",
@@ -77,3 +81,8 @@ def read_bytes(path: PathLike, most: int = 2**62) -> bytes:
 def read_text(path: PathLike, most: int = 2**28) -> str:
   """All of a file in UTF-8. Raises OSError as `read_bytes`, and UnicodeDecodeError."""
   return read_bytes(path, most).decode("utf-8")
+
+
+def most_inflated(size: int) -> int:
+  """Bytes that the members of an archive of this size may unpack to, all together."""
+  return MAX_INFLATED + MAX_RATIO * size

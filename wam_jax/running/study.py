@@ -35,6 +35,7 @@ from wam_jax.running import plan as plan_lib
 from wam_jax.running import runner
 from wam_jax.running.plan import StageError
 from wam_jax.storage.artifact import Artifact, load_artifact, write_text
+from wam_jax.storage.records import read_arrays, read_record
 
 DATA = "data"  # folder of the frames that all arms of a seed share
 WAIT_SECONDS = 5.0  # between looks at a work folder that another process is in
@@ -257,7 +258,9 @@ def gather(config: Any, piece: Piece) -> dict[str, Any]:
   arm = ARMS[piece.arm]
   artifacts = {stage: load_artifact(piece.workdir, stage) for stage in arm.stages}
   last = artifacts["evaluate" if "evaluate" in artifacts else "evaluate_cloned"]
-  evaluated = json.loads((last.path / "results.json").read_text(encoding="utf-8"))
+  evaluated = read_record(
+    last.path, "results.json", start_states={"per_task": int, "sha256": str}, simulator=dict
+  )
   tasks = tuple(evaluated["tasks"])
   seconds = {stage: artifact.seconds for stage, artifact in artifacts.items()}
   seconds["collect"] = load_artifact(piece.data, "collect").seconds
@@ -288,7 +291,7 @@ def gather(config: Any, piece: Piece) -> dict[str, Any]:
     by_update[str(config.world_model.updates)] = result["policies"]["cloned"]["success"]
     result["by_update"] = by_update
   if "judge_world_model" in artifacts:
-    judge = json.loads((artifacts["judge_world_model"].path / "judge.json").read_text(encoding="utf-8"))
+    judge = read_record(artifacts["judge_world_model"].path, "judge.json")
     measured.append(judge["provenance"])
     names = ("open_loop", "repeated", "probes", "inverse_dynamics")
     result["judge"] = {name: judge[name] for name in ("context", "horizons", "targets", "data")}
@@ -334,8 +337,7 @@ def draw_policies(config: Any, evaluate: pathlib.Path) -> np.ndarray:
   """
   policies = []
   for name in COMPARED:
-    with np.load(evaluate / f"{name}.npz", allow_pickle=False) as file:
-      policies.append({key: file[key] for key in ("success", "steps", "robot_obs", "scene_obs")})
+    policies.append(read_arrays(evaluate / f"{name}.npz", ("success", "steps", "robot_obs", "scene_obs")))
   before, after = (episodes["success"].astype(int) for episodes in policies)
   order = 2 * (after > before) + (after != before)  # the first of the largest
   gained = (after > before).any(1)

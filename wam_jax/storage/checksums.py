@@ -195,10 +195,15 @@ def read_json(file: pathlib.Path) -> dict[str, Any]:
 
 
 def write_json(file: pathlib.Path, record: dict[str, Any]) -> None:
-  """Writes a JSON file whole or not at all, and has it on the disk before it has its name."""
+  """Writes a JSON file as `write_text` does."""
+  write_text(file, json.dumps(record, indent=2) + "\n")
+
+
+def write_text(file: pathlib.Path, text: str) -> None:
+  """Writes a file whole or not at all, and has it on the disk before it has its name."""
   temporary = file.with_name(file.name + ".tmp")
   with open_file(temporary, "w", encoding="utf-8") as stream:
-    stream.write(json.dumps(record, indent=2) + "\n")
+    stream.write(text)
     stream.flush()
     os.fsync(stream.fileno())
   os.replace(temporary, file)
@@ -215,6 +220,14 @@ def sync_folder(folder: pathlib.Path) -> None:
     os.fsync(handle)
   finally:
     os.close(handle)
+
+
+def sync_files(folder: pathlib.Path) -> None:
+  """Has what the files of a folder hold on the disk; those of folders in it are not looked at."""
+  for file in folder.iterdir():
+    if file.is_file():
+      with open(file, "rb") as stream:
+        os.fsync(stream.fileno())
 
 
 def digest(body: dict[str, Any]) -> str:
