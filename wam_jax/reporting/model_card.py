@@ -13,7 +13,6 @@ from wam_jax.reporting import run_report
 from wam_jax.storage.artifact import Artifact, ArtifactError, load_artifact
 from wam_jax.storage.records import read_record
 
-
 _FACTS = {"command": str, "wam_jax": str, "commit": str, "cpu": str, "devices": [str]}
 
 

@@ -15,16 +15,14 @@ _NUMBER = (int, float)
 _MEASURED = (int, float, type(None))  # None: there was nothing to measure
 _RATES = {"n": int, "successes": int, "rate": _NUMBER, "low": _NUMBER, "high": _NUMBER, "steps": _MEASURED}
 _DEMOS = {"precision": _MEASURED, "recall": _MEASURED, "calibration_error": _MEASURED}
-_PROBES = {str: {"posterior": _MEASURED, "imagined": [_MEASURED]}}
+_PROBES = {str: {"posterior": object, "imagined": list}}  # a number, or why there is none
 
 _JUDGED = {
   "context": int,
   "horizons": [int],
-  "windows_at_horizons": [int],
   "targets": {str: {"score": str}},
   "data": dict,
-  "provenance": dict,
-  "models": [{"name": str, "fingerprint": str, "open_loop": {str: {"psnr": [_MEASURED]}}, "probes": _PROBES}],
+  "models": [{"name": str, "open_loop": {str: {"psnr": [_MEASURED]}}, "probes": _PROBES}],
 }
 
 # File -> what readers rely on: a type, [form of every item], {key: form}, or {str: form of every value}.
@@ -49,7 +47,6 @@ FORMS = MappingProxyType(
       "policies": {str: {"label": str, "per_task": {str: _RATES}, "mean": _RATES}},
       "seed": int,
       "max_steps": int,
-      "provenance": dict,
     },
   }
 )
