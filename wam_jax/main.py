@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from wam_jax import config as config_lib
 from wam_jax.config import ConfigError
+from wam_jax.host import console
 from wam_jax.running import entry
 
 EXPERIMENT = "experiments/calvin_wam.py"
@@ -86,4 +87,4 @@ def _config() -> ConfigDict:
 
 
 if __name__ == "__main__":
-  app.run(main, flags_parser=parse)
+  console.run_program(lambda: app.run(main, flags_parser=parse))

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from wam_jax.host.numbers import whole
 from wam_jax.nn.classifier import SuccessClassifier
 from wam_jax.nn.policies.diffusion import DiffusionPolicy
 from wam_jax.nn.policies.gaussian import GaussianPolicy
@@ -94,6 +95,7 @@ def make_policy(config: Mapping[str, Any], feature_size: int) -> Policy:
 
 def for_acting(policy: Policy, ddim_steps: int) -> Policy:
   """The policy as it is evaluated: a diffusion policy that samples in so many DDIM steps (0: as trained)."""
+  ddim_steps = whole("ddim_steps", ddim_steps, 0)
   if isinstance(policy, DiffusionPolicy):
     return dataclasses.replace(policy, ddim_steps=ddim_steps)
   return policy

@@ -58,6 +58,8 @@ class Policy:
     self.reset()
 
   def reset(self, seed: int = 0) -> None:
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**31:
+      raise ValueError(f"seed: expected a whole number from 0 to {2**31 - 1}, got {seed!r}")
     self._state = self._start(self.params, np.int32(seed))
 
   def act(self, observation: Mapping[str, Any]) -> np.ndarray:
@@ -65,7 +67,9 @@ class Policy:
     inputs = {}
     for name, spec in self.about["observation"].items():
       array = np.asarray(observation[name])
-      if list(array.shape) != spec["shape"] or (spec["dtype"] == "uint8") != (array.dtype == np.uint8):
+      if list(array.shape) != spec["shape"] or (
+        array.dtype != np.uint8 if spec["dtype"] == "uint8" else array.dtype.kind not in "fiu"
+      ):
         raise ValueError(f"{name}: expected {spec['dtype']} {spec['shape']}, got {array.dtype} {array.shape}")
       inputs[name] = array.astype(spec["dtype"])
       if not np.isfinite(inputs[name]).all():

@@ -23,7 +23,7 @@ from typing import Any
 
 import wam_jax
 from wam_jax.commands import doctor_jobs
-from wam_jax.host import machine
+from wam_jax.host import console, machine
 
 MEMORY, DISK = 2.8e9, 2e9  # bytes that the demo takes
 
@@ -205,4 +205,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  console.run_program(main)

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from wam_jax.config.checks import ConfigError, Problem, did_you_mean
 from wam_jax.config.fields import FIELDS, PRESETS
 from wam_jax.host.machine import available_cores, find_accelerator
+from wam_jax.host.regular_files import check_file
 
 # Differences of each preset from `default_config`.
 _DEMO: dict[str, Any] = {
@@ -135,10 +136,14 @@ def load_experiment(value: str) -> ConfigDict:
       config. Names file and line.
   """
   path, colon, preset = value.partition(":")
-  if not os.path.isfile(path):
-    problem = f"{path or 'its path is empty'}: no such file" + (" (a folder)" if os.path.isdir(path) else "")
+  try:
+    check_file(path)
+  except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
+    problem = f"{path or 'its path is empty'}: {getattr(error, 'strerror', None) or error}"
     fix = f"give the path of a file, or one of {', '.join(own_experiments())}"
-    raise ConfigError([Problem("--config", value, "an experiment file[:preset]", f"{problem}; {fix}")])
+    raise ConfigError(
+      [Problem("--config", value, "an experiment file[:preset]", f"{problem}; {fix}")]
+    ) from None
   loader = importlib.machinery.SourceFileLoader("experiment", path)
   module = importlib.util.module_from_spec(importlib.machinery.ModuleSpec(loader.name, loader, origin=path))
   sys.modules[loader.name] = module

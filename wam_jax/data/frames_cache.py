@@ -33,6 +33,7 @@ from wam_jax.data.frames import (
 from wam_jax.embodiment import CAMERAS
 from wam_jax.host.locks import LockError, NoLocksError, locked
 from wam_jax.host.machine import disk_full
+from wam_jax.host.regular_files import open_file, read_text
 
 VERSION = 1
 _VECTORS = ("action", "robot_obs", "scene_obs", "starts", "ends", "ids")
@@ -79,7 +80,7 @@ class FrameCache(FrameVectors):
         view, offset = view[got:], offset + got
 
     try:
-      with open(path, "rb", buffering=0) as file:
+      with open_file(path, buffering=0) as file:
         yield read
     except OSError as error:
       raise DatasetError(path, f"cannot be read ({error.strerror}).", fix=_REMAKE) from None
@@ -188,10 +189,10 @@ def _picture_bytes(num_frames: int, image_size: int) -> int:
 def _mismatch(path: pathlib.Path, reader: FrameReader, manifest: dict[str, object]) -> str:
   """Why the cache at `path` cannot be used for a split with this manifest; '' if it can."""
   try:
-    found = json.loads((path / "manifest.json").read_text())
+    found = json.loads(read_text(path / "manifest.json"))
   except FileNotFoundError:
     return "none there yet"
-  except (OSError, ValueError):
+  except (OSError, ValueError, RecursionError):
     return "its manifest is damaged"
   if found != manifest:
     return "the split's files have changed since it was made"

@@ -7,8 +7,9 @@ import errno
 import fcntl
 import os
 import pathlib
-import stat
 from collections.abc import Iterator
+
+from wam_jax.host.regular_files import NotAFileError, open_file
 
 _TAKEN = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 _FIX = (
@@ -44,10 +45,11 @@ def locked(file: str | os.PathLike[str], wait: bool) -> Iterator[None]:
     NoLocksError: its file system has no locks (ENOLCK, ENOSYS and others).
   """
   folder = pathlib.Path(file).parent
-  # Neither for reading nor for writing alone: that would wait for the other end of a pipe.
-  with open(os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b", buffering=0) as stream:
-    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-      raise LockError(f"{file}: not a file; remove it")
+  try:
+    stream = open_file(file, "a")
+  except NotAFileError as error:
+    raise LockError(f"{file}: {error.strerror}; remove it") from error
+  with stream:
     try:
       fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError as error:

@@ -8,3 +8,17 @@ def duration(seconds: float) -> str:
   minutes, seconds_left = divmod(round(seconds), 60)
   hours, minutes = divmod(minutes, 60)
   return f"{hours}:{minutes:02}:{seconds_left:02}" if hours else f"{minutes}:{seconds_left:02}"
+
+
+def printable(text: str) -> str:
+  """Text of others for a terminal: control characters, which it would obey, as escapes; line ends stay."""
+  if text.isprintable():
+    return text
+  return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
+class PrintableError(Exception):
+  """An error whose text may quote what stands in files; it is `printable`."""
+
+  def __init__(self, text: object = ""):
+    super().__init__(printable(str(text)))

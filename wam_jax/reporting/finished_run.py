@@ -12,13 +12,15 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from wam_jax.config import STAGES
+from wam_jax.host.regular_files import read_bytes
+from wam_jax.host.words import PrintableError
 from wam_jax.storage.artifact import Artifact, ArtifactError, given_folders, load_artifact, search_input
 from wam_jax.storage.records import read_arrays, read_record
 
 OPTIONAL = ("collect",)  # of which a page only tells the time
 
 
-class RunError(Exception):
+class RunError(PrintableError):
   """A folder is no finished run, or runs cannot be compared; the text says what to do."""
 
 
@@ -47,7 +49,7 @@ class Run:
   def strips(self) -> dict[str, bytes]:
     """png and webp -> the open-loop prediction as a strip and as an animation, as far as they exist."""
     paths = {kind: self.inputs["judge_world_model"].path / f"strip.{kind}" for kind in ("png", "webp")}
-    return {kind: path.read_bytes() for kind, path in paths.items() if path.exists()}
+    return {kind: read_bytes(path) for kind, path in paths.items() if path.exists()}
 
   def episodes(self, policy: str) -> dict[str, np.ndarray] | None:
     """success [K, M] and the start states of a policy's episodes; None if they are not stored."""

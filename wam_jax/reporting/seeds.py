@@ -10,6 +10,7 @@ from typing import Any
 from wam_jax.acting.policy_table import COMPARED, POLICIES
 from wam_jax.core import bootstrap, intervals
 from wam_jax.host import tables
+from wam_jax.host.regular_files import read_text
 from wam_jax.host.words import duration
 from wam_jax.reporting import study_results
 from wam_jax.reporting.finished_run import Run, RunError
@@ -99,7 +100,7 @@ def read(folder: pathlib.Path) -> list[dict[str, Any]]:
   results = []
   for path in sorted(folder.glob("seed*.json")):
     try:
-      result = json.loads(path.read_text(encoding="utf-8"))
+      result = json.loads(read_text(path))
       if result["format"] != FORMAT or not {*COMPARED} <= {*result["policies"]}:
         raise RunError(
           f"{path}: format {result['format']}, or no policy after PPO; this version reads {FORMAT}"

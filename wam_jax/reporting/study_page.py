@@ -20,6 +20,7 @@ from wam_jax.acting.policy_table import COMPARED, POLICIES, SELECTED
 from wam_jax.config.arms import ARMS, MAIN
 from wam_jax.core import bootstrap, intervals
 from wam_jax.host import tables
+from wam_jax.host.regular_files import read_text
 from wam_jax.host.tables import NOTHING, markdown_table
 from wam_jax.host.words import duration
 from wam_jax.reporting import charts
@@ -162,7 +163,7 @@ def markdown(
 
 
 def _text(path: pathlib.Path) -> list[str]:
-  return path.read_text(encoding="utf-8").rstrip().splitlines() if path.exists() else []
+  return read_text(path).rstrip().splitlines() if path.exists() else []
 
 
 def _any(results: Results) -> Result | None:
@@ -456,7 +457,7 @@ def _calvin(folder: pathlib.Path) -> list[str]:
   runs = {}
   for arm in MAIN:
     for path in sorted(folder.glob(f"{arm}_seed*.json")):
-      runs[ARMS[arm].title, path.stem.rpartition("seed")[2]] = json.loads(path.read_text(encoding="utf-8"))
+      runs[ARMS[arm].title, path.stem.rpartition("seed")[2]] = json.loads(read_text(path))
   if not runs:
     return []
   columns = [(key, policy) for policy in COMPARED for key in runs]

@@ -11,6 +11,7 @@ import numpy as np
 
 from wam_jax.config.arms import ARMS, MAIN
 from wam_jax.core import bootstrap, intervals
+from wam_jax.host.regular_files import read_text
 from wam_jax.storage.records import read_arrays
 
 # Where things are on a machine: no part of what was measured.
@@ -32,11 +33,11 @@ def read_result(path: pathlib.Path) -> dict[str, Any]:
     ResultError: not a file of this format.
   """
   try:
-    result = json.loads(path.read_text(encoding="utf-8"))
+    result = json.loads(read_text(path))
     if result["format"] != FORMAT:
       raise ResultError(f"{path}: format {result['format']}, this version reads {FORMAT}")
     missing = [name for name in ("arm", "seed", "tasks", "policies", "settings") if name not in result]
-  except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+  except (OSError, ValueError, KeyError, TypeError) as error:
     raise ResultError(f"{path}: not the result of a piece ({error}); remove it, and run it again") from error
   if missing:
     raise ResultError(f"{path}: no {', '.join(missing)}; remove it, and run it again")

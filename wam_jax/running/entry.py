@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from wam_jax.config import ConfigError
 from wam_jax.host import processes, stopping
 from wam_jax.host.machine import disk_full
+from wam_jax.host.words import printable
 from wam_jax.running import runner, study
 
 
@@ -89,5 +90,5 @@ def _run(make_config: Callable[[], ConfigDict], coordinator: str, num_processes:
 def report(error: object, code: int) -> int:
   """Prints what went wrong; returns the code."""
   with contextlib.suppress(OSError):  # the terminal may have been closed
-    print(f"\n{error}", file=sys.stderr)
+    print(f"\n{printable(str(error))}", file=sys.stderr)
   return code

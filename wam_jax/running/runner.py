@@ -21,6 +21,7 @@ from wam_jax import config as config_lib
 from wam_jax.config import chain
 from wam_jax.host import locks, machine, processes, stopping
 from wam_jax.host.logger import Logger
+from wam_jax.host.regular_files import read_text
 from wam_jax.host.words import duration
 from wam_jax.running import plan as plan_lib
 from wam_jax.running.plan import StageError, StagePlan
@@ -303,7 +304,7 @@ def closing_text(config: ConfigDict, artifacts: dict[str, Artifact]) -> str:
   lines.append(f"  {'together':<18} {duration(sum(a.seconds for a in artifacts.values())):>8}")
   if "report" in artifacts:
     folder = artifacts["report"].path
-    table = first_table((folder / "report.md").read_text(encoding="utf-8"))
+    table = first_table(read_text(folder / "report.md"))
     lines += ["", "Result", *table, "", f"Report: {(folder / 'report.html').absolute()}", "", "Next"]
     lines += [f"  {purpose:<28} {command}" for purpose, command in _next(config)]
   else:

@@ -17,6 +17,8 @@ from typing import Any
 
 from wam_jax.config.chain import STAGES
 from wam_jax.host import processes
+from wam_jax.host.regular_files import read_bytes
+from wam_jax.host.words import PrintableError
 from wam_jax.storage import checksums
 
 FORMAT = 1  # of artifact.json
@@ -27,7 +29,7 @@ _KINDS |= {"seconds": int | float, "peak_bytes": int}
 BEGUN = ("config.json", "config.json.tmp", "artifact.json.tmp")
 
 
-class ArtifactError(Exception):
+class ArtifactError(PrintableError):
   """A folder is not a finished artifact of the wanted stage."""
 
 
@@ -61,7 +63,7 @@ class Artifact:
   def done(self) -> bool:
     """Whether DONE is there and names this result; one that a crash left empty does not count."""
     try:
-      return (self.path / "DONE").read_bytes().strip() == self.fingerprint.encode()
+      return read_bytes(self.path / "DONE").strip() == self.fingerprint.encode()
     except OSError:
       return False
 
@@ -114,7 +116,7 @@ def read_artifact(path: str | os.PathLike[str]) -> Artifact | None:
   """
   path = pathlib.Path(path)
   file = path / "artifact.json"
-  if not file.exists():
+  if not os.path.lexists(file):
     return None
   record = _read_json(file)
   version = record.pop("format", None)

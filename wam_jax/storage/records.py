@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from wam_jax.host.regular_files import most_inflated, open_file, read_text
 from wam_jax.storage.artifact import ArtifactError, how_to_remake
 
 _NUMBER = (int, float)
@@ -65,7 +66,7 @@ def read_record(folder: pathlib.Path, name: str, **also: Any) -> dict[str, Any]:
   """
   file = folder / name
   try:
-    content = json.loads(file.read_text(encoding="utf-8"))
+    content = json.loads(read_text(file))
   except FileNotFoundError as error:
     raise ArtifactError(f"{file}: missing. {how_to_remake(folder)}") from error
   except (OSError, ValueError, RecursionError) as error:
@@ -87,7 +88,9 @@ def read_arrays(file: pathlib.Path, names: tuple[str, ...] = ()) -> dict[str, np
     ArtifactError: missing or damaged, or an array is missing.
   """
   try:
-    with np.load(file, allow_pickle=False) as arrays:
+    with open_file(file) as opened, np.load(opened, allow_pickle=False) as arrays:
+      if sum(member.file_size for member in arrays.zip.infolist()) > most_inflated(file.stat().st_size):
+        raise ValueError("would unpack to more than its size allows")
       missing = [name for name in names if name not in arrays.files]
       if not missing:
         return {name: arrays[name] for name in names or arrays.files}

@@ -105,6 +105,8 @@ def load_params(path: str | os.PathLike[str]) -> Any:
         f"{path}: cannot be read: {error}. Take these parameters from a copy, or delete the folder and run "
         "the stage that made it again."
       ) from error
+  else:
+    checksums.check_files(path)
   try:
     with _params_checkpointer() as checkpointer, warnings.catch_warnings():
       warnings.filterwarnings("ignore", message="Sharding info not provided")
