@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -27,7 +28,7 @@ _JUDGED = {
 }
 
 # File -> what readers rely on: a type, [form of every item], {key: form}, or {str: form of every value}.
-FORMS = MappingProxyType(
+FORMS: Mapping[str, dict[Any, Any]] = MappingProxyType(
   {
     "result.json": {str: {str: _MEASURED}},
     "selection.json": {"first_start": int, "selected": {str: {str: {"iteration": int, "score": _NUMBER}}}},
