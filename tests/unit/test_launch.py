@@ -354,9 +354,8 @@ def test_what_is_installed_as_root_is_signed_or_nothing_is(tools, host):
   tools("sudo", 'if [ "$1" = tee ]; then cat > /dev/null; fi')
   tools("lsb_release", "echo jammy")
   tools("uv")
-  install = lambda **env: _script(
-    tools, host / "wam_jax/launch/tpu_pod.sh", "_install", HOME=str(host), **env
-  )
+  script = host / "wam_jax/launch/tpu_pod.sh"
+  install = lambda **env: _script(tools, script, "_install", HOME=str(host), **env)
   assert install(BUCKET="b", GCSFUSE_VERSION="9.8.7").returncode == 0
   urls = [word for words in tools.calls("curl") for word in words if "://" in word]
   assert urls and all(url.startswith("https://packages.cloud.google.com/") for url in urls)
