@@ -24,7 +24,7 @@ from wam_jax.host.words import duration
 from wam_jax.reporting import media, report_page
 from wam_jax.reporting.finished_run import Run
 from wam_jax.reporting.page_parts import title_of
-from wam_jax.storage.artifact import Artifact, read_artifact, write_text
+from wam_jax.storage.artifact import Artifact, ArtifactError, read_artifact, write_text
 from wam_jax.storage.records import read_arrays, read_record
 from wam_jax.train.world_model import ACTION_NAMES
 
@@ -50,7 +50,7 @@ def rebuild(run: Run, out: pathlib.Path) -> list[str]:
   animations: dict[str, bytes] = {}
   try:
     shown, animations, _ = draw_rollouts(run.config, run.inputs["evaluate"].path / "rollouts.npz")
-  except (ImportError, OSError, ValueError, RuntimeError) as error:  # a simulator that is not here
+  except (ArtifactError, ImportError, OSError, ValueError, RuntimeError) as error:  # or no simulator is here
     missing.append(f"no animations of episodes: {str(error).strip().splitlines()[0]}")
   report_artifact = read_artifact(run.workdir / "report")
   seconds = report_artifact.seconds if report_artifact is not None and report_artifact.done else None

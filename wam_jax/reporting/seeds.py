@@ -34,7 +34,7 @@ def result_of(run: Run) -> dict[str, Any]:
   evaluate = run.inputs["evaluate"].path
   try:
     quality = read_record(run.inputs["classifier"].path, "quality.json")
-    tasks, judge = tuple(run.results["tasks"]), run.judge()
+    tasks, judge, facts = tuple(run.results["tasks"]), run.judge(), run.results["provenance"]
     policies = {name: episodes_of(evaluate / f"{name}.npz", tasks) for name in run.results["policies"]}
   except (ArtifactError, KeyError) as error:
     raise RunError(f"{run.workdir}: cannot be kept ({error})") from error
@@ -54,7 +54,7 @@ def result_of(run: Run) -> dict[str, Any]:
     "seconds": {stage: round(artifact.seconds, 1) for stage, artifact in used.items()},
     "peak_bytes": max(artifact.peak_bytes for artifact in used.values()),
     "settings": {name: value for name, value in run.settings().items() if _matters(name)},
-    "provenance": run.results["provenance"],
+    "provenance": facts,
   }
 
 

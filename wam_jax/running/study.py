@@ -253,14 +253,15 @@ def _run_stages(
 # --- what came out --------------------------------------------------------------------------------
 
 
+_STARTS = {"per_task": int, "sha256": str}
+
+
 def gather(config: Any, piece: Piece) -> dict[str, Any]:
   """The result of a finished piece, as plain values."""
   arm = ARMS[piece.arm]
   artifacts = {stage: load_artifact(piece.workdir, stage) for stage in arm.stages}
   last = artifacts["evaluate" if "evaluate" in artifacts else "evaluate_cloned"]
-  evaluated = read_record(
-    last.path, "results.json", start_states={"per_task": int, "sha256": str}, simulator=dict
-  )
+  evaluated = read_record(last.path, "results.json", start_states=_STARTS, simulator=dict, provenance=dict)
   tasks = tuple(evaluated["tasks"])
   seconds = {stage: artifact.seconds for stage, artifact in artifacts.items()}
   seconds["collect"] = load_artifact(piece.data, "collect").seconds
@@ -291,7 +292,7 @@ def gather(config: Any, piece: Piece) -> dict[str, Any]:
     by_update[str(config.world_model.updates)] = result["policies"]["cloned"]["success"]
     result["by_update"] = by_update
   if "judge_world_model" in artifacts:
-    judge = read_record(artifacts["judge_world_model"].path, "judge.json")
+    judge = read_record(artifacts["judge_world_model"].path, "judge.json", provenance=dict)
     measured.append(judge["provenance"])
     names = ("open_loop", "repeated", "probes", "inverse_dynamics")
     result["judge"] = {name: judge[name] for name in ("context", "horizons", "targets", "data")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -16,20 +17,18 @@ _NUMBER = (int, float)
 _MEASURED = (int, float, type(None))  # None: there was nothing to measure
 _RATES = {"n": int, "successes": int, "rate": _NUMBER, "low": _NUMBER, "high": _NUMBER, "steps": _MEASURED}
 _DEMOS = {"precision": _MEASURED, "recall": _MEASURED, "calibration_error": _MEASURED}
-_PROBES = {str: {"posterior": _MEASURED, "imagined": [_MEASURED]}}
+_PROBES = {str: {"posterior": object, "imagined": list}}  # a number, or why there is none
 
 _JUDGED = {
   "context": int,
   "horizons": [int],
-  "windows_at_horizons": [int],
   "targets": {str: {"score": str}},
   "data": dict,
-  "provenance": dict,
-  "models": [{"name": str, "fingerprint": str, "open_loop": {str: {"psnr": [_MEASURED]}}, "probes": _PROBES}],
+  "models": [{"name": str, "open_loop": {str: {"psnr": [_MEASURED]}}, "probes": _PROBES}],
 }
 
 # File -> what readers rely on: a type, [form of every item], {key: form}, or {str: form of every value}.
-FORMS = MappingProxyType(
+FORMS: Mapping[str, dict[Any, Any]] = MappingProxyType(
   {
     "result.json": {str: {str: _MEASURED}},
     "selection.json": {"first_start": int, "selected": {str: {str: {"iteration": int, "score": _NUMBER}}}},
@@ -50,7 +49,6 @@ FORMS = MappingProxyType(
       "policies": {str: {"label": str, "per_task": {str: _RATES}, "mean": _RATES}},
       "seed": int,
       "max_steps": int,
-      "provenance": dict,
     },
   }
 )
