@@ -14,7 +14,7 @@ from wam_jax.nn.classifier import SuccessClassifier
 from wam_jax.nn.policies.diffusion import DiffusionPolicy
 from wam_jax.nn.world_model import make_world_model
 from wam_jax.train import behaviour_cloning, classifier, imagination, ppo, sharding, state, tasks, world_model
-from wam_jax.types import Latent
+from wam_jax.types import Latent, Takes
 
 F = 10
 POLICY = DiffusionPolicy(F, chunk=2, hidden=8, time_dim=4, denoising_steps=4, fine_tuned_steps=2)
@@ -116,12 +116,9 @@ def one_task_update(update_task, start, data, devices):
 
 def test_gradient_of_cloning(mesh):
   rng = np.random.default_rng(1)
-  data = behaviour_cloning.make_data(
-    rng.normal(size=(1, 3, 9, F)).astype(np.float32),
-    rng.uniform(-1, 1, (1, 3, 9, 7)).astype(np.float32),
-    np.ones((1, 3, 9), bool),
-    POLICY.chunk,
-  )
+  feature = rng.normal(size=(1, 3, 9, F)).astype(np.float32)
+  action = rng.uniform(-1, 1, (1, 3, 9, 7)).astype(np.float32)
+  data = behaviour_cloning.make_data(Takes(feature, action, None, np.ones((1, 3, 9), bool)), POLICY.chunk)
   optimizer = optax.sgd(1.0)
   start = state.make_train_state(POLICY.init(jax.random.key(0)), optimizer, ema=True)
   found = [
@@ -172,6 +169,7 @@ def test_gradient_of_ppo(mesh, form, minibatches, monkeypatch):
   c.update(dreams=16, chunks_per_iteration=5, horizon_steps=8, epochs=1, minibatches=minibatches)
   c.update(value_hidden=(8, 8, 8), critic_warmup_iterations=0, bc_weight=0.1, bc_form=form, target_kl=1e9)
   world = imagination.World(drift, 2, 3)
+  dreamer = imagination.Dreamer(world, POLICY, CLASSIFIER, c.horizon_steps // POLICY.chunk)
   keys = jax.random.split(jax.random.key(3), 4)
   frozen = ppo.Frozen(
     base=POLICY.init(keys[2]),
@@ -182,8 +180,8 @@ def test_gradient_of_ppo(mesh, form, minibatches, monkeypatch):
   stack = lambda tree: jax.tree.map(lambda x: jnp.stack([x, x]), tree)
   found, rollouts = [], []
   for devices in (None, mesh):
-    iterate = ppo.make_iteration(world, POLICY, CLASSIFIER, c, devices)
-    dream = ppo.make_rollout(world, POLICY, CLASSIFIER, c, devices)
+    iterate = ppo.make_iteration(dreamer, c, devices)
+    dream = ppo.make_rollout(dreamer, c, devices)
     run = lambda task, shared, f: f(task[0], task[1], shared, task[2])
     task = sharding.put((stack(begun), stack(frozen), tasks.task_keys(jax.random.key(4), 2)), devices)
     shared = sharding.put({"gain": jnp.float32(0.3)}, devices)

@@ -23,6 +23,7 @@ from wam_jax.commands import report as report_command
 from wam_jax.config import STAGES, chain
 from wam_jax.host.logger import read_metrics
 from wam_jax.reporting import run_report
+from wam_jax.running import ppo_setup
 from wam_jax.running.stage_run import StageRun
 from wam_jax.stages import ppo
 from wam_jax.storage.artifact import load_artifact
@@ -122,10 +123,10 @@ def test_ppo_learns_in_the_warmed_world_only(finished, tmp_path, monkeypatch):
   class Learns(Exception):
     pass
 
-  def make_iteration(world, *rest):
-    raise Learns(world)
+  def make_iteration(dreamer, *rest):
+    raise Learns(dreamer.world)
 
-  monkeypatch.setattr(ppo, "make_world", make_world)
+  monkeypatch.setattr(ppo_setup, "make_world", make_world)
   monkeypatch.setattr(ppo.train, "make_iteration", make_iteration)
   inputs = {stage: load_artifact(workdir / stage, stage) for stage in chain.ROWS["ppo"].requires}
   config = ConfigDict(load_artifact(workdir / "ppo", "ppo").config)

@@ -18,7 +18,7 @@ from wam_jax.storage.artifact import Artifact
 from wam_jax.train import classifier as train
 from wam_jax.train.imagination import World
 from wam_jax.train.state import make_train_state
-from wam_jax.types import Latent
+from wam_jax.types import Latent, Takes
 
 F = 8  # D = 2 and two variables of three classes
 CLASSIFIER = SuccessClassifier(F, (16, 8), 16)
@@ -42,13 +42,13 @@ def demos(tasks=2, num=4, length=12):
   feature[..., 0] = np.arange(length)
   feature[..., -1] += success
   action = rng.uniform(-1, 1, (tasks, num, length, 7)).astype(np.float32)
-  return {"feature": feature, "action": action, "success": success, "mask": mask}
+  return Takes(feature, action, success, mask)
 
 
 def make_pool(data=None, **changes):
   data = data or demos()
   args = {"num_dreams": 6, "length": 8, "stride": 4} | changes
-  return train.make_pool(WORLD, {}, data, data["feature"][:, :, 0].repeat(2, 1), jax.random.key(0), **args)
+  return train.make_pool(WORLD, {}, data, data.feature[:, :, 0].repeat(2, 1), jax.random.key(0), **args)
 
 
 def test_nt_xent_by_hand():
@@ -72,18 +72,18 @@ def test_nt_xent_finite_at_extremes():
 
 
 def test_demo_dreams_carry_the_demo_labels_of_their_time():
-  data = {k: jnp.asarray(v[0]) for k, v in demos().items()}
-  feature, label, valid = train.demo_dreams(WORLD, {}, *data.values(), jax.random.key(1))
+  data = jax.tree.map(lambda x: jnp.asarray(x[0]), demos())
+  feature, label, valid = train.demo_dreams(WORLD, {}, data, jax.random.key(1))
   assert feature.shape == (4, 11, F) and valid.any()
   time = np.asarray(feature[..., 0]).astype(int)
   first = time[:, 0] - 1
   assert (first >= 0).all() and (first < 8).all()  # starts before success
-  lengths = np.asarray(data["mask"].sum(1))
+  lengths = np.asarray(data.mask.sum(1))
   np.testing.assert_array_equal(np.asarray(valid), time < lengths[:, None])
   np.testing.assert_array_equal(np.asarray(label), (time >= 8) & (time < lengths[:, None]))
   # The second coordinate adds up exactly the demo's actions from its start on.
   for m in range(4):
-    total = data["feature"][m, first[m], 1] + data["action"][m, first[m] : first[m] + 2, 0].sum()
+    total = data.feature[m, first[m], 1] + data.action[m, first[m] : first[m] + 2, 0].sum()
     np.testing.assert_allclose(feature[m, 1, 1], total, rtol=1e-5)
 
 
@@ -92,8 +92,8 @@ def test_pool_groups_hold_what_they_say():
   pool = make_pool(data)
   for k in range(2):
     groups = [np.asarray(pool.feature[k, pool.row[k, g, : pool.count[k, g]]]) for g in range(5)]
-    assert len(groups[0]) == data["success"][k].sum()
-    assert len(groups[2]) == (data["mask"] & ~data["success"])[k].sum()
+    assert len(groups[0]) == data.success[k].sum()
+    assert len(groups[2]) == (data.mask & ~data.success)[k].sum()
     assert (groups[0][:, -1] > 0.5).all() and (groups[2][:, -1] < 0.5).all()
     assert (groups[1][:, 0] >= 8).all() and (groups[3][:, 0] < 8).all()
     # Random actions and the other task's: 6 dreams each, seen at steps 4 and 8 of 8.
@@ -104,12 +104,12 @@ def test_pool_groups_hold_what_they_say():
 
 def test_failed_takes_are_negatives_real_and_dreamt():
   failed = demos(num=3)
-  failed["success"] = np.zeros_like(failed["success"])
-  failed["feature"][..., 1] = 50.0  # a mark that a dream carries on
+  failed = failed.replace(success=np.zeros_like(failed.success))
+  failed.feature[..., 1] = 50.0  # a mark that a dream carries on
   pool = make_pool(failed=failed)
   for k in range(2):
     real, dreamt = (np.asarray(pool.feature[k, pool.row[k, g, : pool.count[k, g]]]) for g in (5, 6))
-    assert len(real) == failed["mask"][k].sum() and (real[:, 1] == 50).all()
+    assert len(real) == failed.mask[k].sum() and (real[:, 1] == 50).all()
     assert len(dreamt) and (dreamt[:, 1] > 30).all()
   feature, label = train.sample_batch(jax.tree.map(lambda x: x[0], pool), jax.random.key(0), 40)
   assert label.sum() == 20 and (feature[:, 1] > 30).sum() == 8 and not label[feature[:, 1] > 30].any()
@@ -118,8 +118,7 @@ def test_failed_takes_are_negatives_real_and_dreamt():
 @pytest.mark.parametrize("value", [False, True])
 def test_task_without_both_labels_is_an_error(value):
   data = demos()
-  data["success"] = data["success"].copy()
-  data["success"][1] = value
+  data.success[1] = value
   with pytest.raises(ValueError, match="task 1: its demos hold no frame"):
     make_pool(data)
 
@@ -137,10 +136,10 @@ def test_training_separates_success():
   assert last["loss"] < first["loss"] and last["accuracy"] > 0.8
   params = {"network": state.params, "threshold": jnp.float32(0)}
   data = demos()
-  found = CLASSIFIER.success(params, data["feature"][0])
-  quality = train.precision_recall(np.asarray(found), data["success"][0], data["mask"][0])
+  found = CLASSIFIER.success(params, data.feature[0])
+  quality = train.precision_recall(np.asarray(found), data.success[0], data.mask[0])
   assert quality["recall"] > 0.9 and quality["precision"] > 0.8  # 1 of 13 is wrong on some machines
-  assert CLASSIFIER(params, data["feature"][0]).shape == (4, 12)
+  assert CLASSIFIER(params, data.feature[0]).shape == (4, 12)
   with pytest.raises(ValueError, match="feature"):
     CLASSIFIER.margin(state.params, jnp.ones((2, F + 1)))
 
@@ -229,8 +228,11 @@ class Height:
   def margin(self, network, feature):
     return network * feature[..., 1]
 
+  def score(self, params, feature):
+    return self.margin(params["network"], feature) - params["threshold"]
+
   def success(self, params, feature):
-    return self.margin(params["network"], feature) > params["threshold"]
+    return self.score(params, feature) > 0
 
   def __call__(self, params, feature):
     return jax.nn.sigmoid(self.margin(params["network"], feature))
@@ -250,15 +252,16 @@ def one_take_set(lengths, seed=0, length=7):
   feature[:, 0, 1] += 3  # higher than any later frame: the first frame does not count
   feature[~mask] = 100.0  # neither does the padding
   action[~mask] = 100.0
-  return feature, action, mask
+  return Takes(feature, action, np.zeros_like(mask), mask)
 
 
 def test_take_scores_by_hand():
-  feature, action, mask = one_take_set([7, 4, 2])
+  one = one_take_set([7, 4, 2])
+  feature, action = one.feature, one.action
   params = {"network": jnp.float32(2.0), "threshold": jnp.float32(0.3)}
-  score = lambda world: jax.jit(
-    lambda key: train.take_scores(world, {}, Height(), params, feature, action, mask, key, 5)
-  )(jax.random.key(1))
+  score = lambda world: jax.jit(lambda key: train.take_scores(world, {}, Height(), params, one, key, 5))(
+    jax.random.key(1)
+  )
   real, dreamt = score(WORLD)
   assert real.shape == (3, 1) and dreamt.shape == (3, 5)
   for m, num in enumerate([7, 4, 2]):

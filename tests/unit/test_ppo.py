@@ -39,6 +39,10 @@ WORLD = imagination.World(drift, 2, 3)
 WORLD_PARAMS = {"gain": jnp.float32(0.3)}
 
 
+def dreamer(c, policy=POLICY, classifier=CLASSIFIER):
+  return imagination.Dreamer(WORLD, policy, classifier, c.horizon_steps // policy.chunk)
+
+
 def setup(c, seed=0, policy=POLICY):
   keys = jax.random.split(jax.random.key(seed), 4)
   starts = imagination.StartFrames(jax.random.normal(keys[0], (5, F)), jnp.int32(5))
@@ -188,7 +192,7 @@ def test_regulariser_draws_the_policy_back_to_the_cloned_one():
 def test_iteration_bakes_nothing_in(horizon, form):
   c = tiny(horizon=horizon, bc_form=form)
   frozen, state = setup(c)
-  iteration = ppo.make_iteration(WORLD, POLICY, CLASSIFIER, c)
+  iteration = ppo.make_iteration(dreamer(c), c)
   args = state, frozen, WORLD_PARAMS, jax.random.key(0)
   constants = jax.make_jaxpr(iteration)(*args).consts
   # The schedule's tables, some of them more than once; the networks hold hundreds of numbers.
@@ -203,7 +207,7 @@ def test_iteration_bakes_nothing_in(horizon, form):
 def test_warm_up_holds_the_actor_and_target_kl_stops_it(policy):
   c = tiny(critic_warmup_iterations=1)
   frozen, state = setup(c, policy=policy)
-  iteration = jax.jit(ppo.make_iteration(WORLD, policy, CLASSIFIER, c))
+  iteration = jax.jit(ppo.make_iteration(dreamer(c, policy), c))
   new, _ = iteration(state, frozen, WORLD_PARAMS, jax.random.key(0))
   after, metrics = iteration(new, frozen, WORLD_PARAMS, jax.random.key(1))
   assert all(jnp.isfinite(x).all() for x in jax.tree.leaves((after.params, after.opt_state, metrics)))
@@ -215,7 +219,7 @@ def test_warm_up_holds_the_actor_and_target_kl_stops_it(policy):
   assert not same(new, after, "actor")
   wild = tiny(target_kl=1e-9, actor_learning_rate=1e-2)
   frozen, state = setup(wild, policy=policy)
-  _, metrics = jax.jit(ppo.make_iteration(WORLD, policy, CLASSIFIER, wild))(
+  _, metrics = jax.jit(ppo.make_iteration(dreamer(wild, policy), wild))(
     state, frozen, WORLD_PARAMS, jax.random.key(0)
   )
   assert metrics["stopped_early"] == 1
@@ -266,7 +270,7 @@ def test_reward_that_likes_the_action_raises_it(policy):
   frozen = frozen.replace(classifier=jnp.float32(0.7))
   frozen = frozen.replace(starts=imagination.StartFrames(0.1 * frozen.starts.feature, jnp.int32(5)))
   state = ppo.init_state(policy, c, frozen, jax.random.key(1))
-  iteration = jax.jit(ppo.make_iteration(WORLD, policy, Judge(), c))
+  iteration = jax.jit(ppo.make_iteration(dreamer(c, policy, Judge()), c))
   rates = []
   for i in range(30):
     state, metrics = iteration(state, frozen, {"gain": jnp.float32(0.1)}, jax.random.key(i))
@@ -300,7 +304,7 @@ def test_blocks_divide_the_minibatch(num, steps, block, monkeypatch):
 def test_first_bad_tensor_is_named():
   c = tiny()
   frozen, state = setup(c)
-  iteration = jax.jit(ppo.make_iteration(WORLD, POLICY, CLASSIFIER, c))
+  iteration = jax.jit(ppo.make_iteration(dreamer(c), c))
 
   def found(state=state, frozen=frozen, gain=0.3):
     _, metrics = iteration(state, frozen, {"gain": jnp.float32(gain)}, jax.random.key(0))

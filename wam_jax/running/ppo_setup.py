@@ -13,7 +13,7 @@ from wam_jax.nn.classifier import SuccessClassifier
 from wam_jax.nn.world_model import WorldModel
 from wam_jax.running.stage_run import StageRun
 from wam_jax.train import ppo as train
-from wam_jax.train.imagination import StartFrames
+from wam_jax.train.imagination import Dreamer, StartFrames, make_world
 from wam_jax.train.tasks import task_keys
 from wam_jax.types import Params, Policy
 
@@ -41,6 +41,11 @@ class Networks:
   classifier_params: Params
   demos: DemoFeatures
   heldout: DemoFeatures
+
+  def dreamer(self, config: Any, temperature: float = 1.0) -> Dreamer:
+    """Dreams that `config` (`config.ppo`) cuts; `temperature` as in `make_world`."""
+    world = make_world(self.model, temperature=temperature)
+    return Dreamer(world, self.policy, self.classifier, config.horizon_steps // self.policy.chunk)
 
   def frozen(self, starts: StartFrames, entropy_limit: jax.Array) -> train.Frozen:
     """What no update changes, on the device.

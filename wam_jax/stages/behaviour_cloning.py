@@ -36,9 +36,9 @@ def run(stage: StageRun) -> None:
   demos = load_features(inputs["featurize"].path / "train.npz")
   policy = make_policy(config, demos.feature.shape[-1])
   cloning, tasks = config.behaviour_cloning, demos.tasks
-  data = train.make_data(demos.feature, demos.action, demos.mask, cloning.chunk)
+  data = train.make_data(demos.takes, cloning.chunk)
   unseen = load_features(inputs["featurize"].path / "heldout.npz")
-  heldout = train.make_data(unseen.feature, unseen.action, unseen.mask, cloning.chunk)
+  heldout = train.make_data(unseen.takes, cloning.chunk)
   key = jax.random.fold_in(jax.random.key(config.seed), 3)
   init_key, train_key, test_key = jax.random.split(key, 3)
   if config.inputs.dppo_checkpoint:

@@ -46,7 +46,7 @@ def run(stage: StageRun) -> None:
   policy, demos = networks.policy, networks.demos
   num_tasks = len(demos.tasks)
   # Only the monitor dreams, and only its dreams are judged by the classifier.
-  starts = make_starts(demos.feature, demos.success, demos.mask)
+  starts = make_starts(demos.takes)
   frozen = networks.frozen(starts, jnp.zeros(num_tasks))
   key = jax.random.fold_in(jax.random.key(config.seed), 8)
   init_key, train_key = jax.random.split(key)

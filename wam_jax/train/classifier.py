@@ -6,6 +6,7 @@ that cannot have succeeded: precision on real demos says nothing about those.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,9 +19,9 @@ from jax.sharding import Mesh
 
 from wam_jax.nn.classifier import SuccessClassifier
 from wam_jax.train import sharding
-from wam_jax.train.imagination import World, imagine_actions, random_actions
+from wam_jax.train.imagination import World, random_actions
 from wam_jax.train.tasks import repeat
-from wam_jax.types import Metrics, Params, TrainState
+from wam_jax.types import Metrics, Params, Takes, TrainState
 
 # Share of a batch for: success in demos, success in dreams of demos, the rest of demos, the rest of
 # dreams of demos, dreams that cannot have succeeded; and where there are failed takes, these and dreams of
@@ -47,29 +48,21 @@ class Pool:
 
 
 def demo_dreams(
-  world: World,
-  world_params: Params,
-  feature: jax.Array,
-  action: jax.Array,
-  success: jax.Array,
-  mask: jax.Array,
-  key: jax.Array,
+  world: World, world_params: Params, demos: Takes, key: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Demos continued in imagination from a random frame before success, with the demo's own actions.
 
   Args:
     world: the frozen world model.
     world_params: its parameters.
-    feature: [M, T, F].
-    action: [M, T, 7].
-    success: [M, T] bool.
-    mask: [M, T] bool.
+    demos: of one task.
     key: random key.
 
   Returns:
     Features [M, T-1, F] after each action, the demo's labels at those times [M, T-1] bool, and
     which count [M, T-1] bool.
   """
+  success, mask = demos.success, demos.mask
   num, length = mask.shape
   before = mask & ~jnp.cumsum(success, 1).astype(bool)
   start_key, dream_key = jax.random.split(key)
@@ -77,9 +70,8 @@ def demo_dreams(
   now = first[:, None] + jnp.arange(length - 1)
   later = jnp.minimum(now + 1, length - 1)
   rows = jnp.arange(num)[:, None]
-  dreamt = imagine_actions(
-    world, world_params, feature[rows[:, 0], first], action[rows, jnp.minimum(now, length - 1)], dream_key
-  )
+  action = demos.action[rows, jnp.minimum(now, length - 1)]
+  dreamt = world.imagine_actions(world_params, demos.feature[rows[:, 0], first], action, dream_key)
   valid = mask[rows, later] & (now + 1 < length) & mask[:, :1]
   return dreamt, success[rows, later] & valid, valid
 
@@ -105,33 +97,33 @@ def impossible_dreams(
   Returns:
     [B, T // stride, F].
   """
-  return imagine_actions(world, world_params, start, action, key)[:, stride - 1 :: stride]
+  return world.imagine_actions(world_params, start, action, key)[:, stride - 1 :: stride]
 
 
 def make_pool(
   world: World,
   world_params: Params,
-  demos: dict[str, np.ndarray],
+  demos: Takes,
   start: jax.Array,
   key: jax.Array,
   *,
   num_dreams: int,
   length: int,
   stride: int,
-  failed: dict[str, np.ndarray] | None = None,
+  failed: Takes | None = None,
 ) -> Pool:
   """Labelled features of all tasks.
 
   Args:
     world: the frozen world model.
     world_params: its parameters.
-    demos: feature [K, M, T, F], action [K, M, T, 7], success and mask [K, M, T].
+    demos: stacked over K tasks.
     start: [K, B, F], start frames of dreams, B at least `num_dreams`.
     key: random key.
     num_dreams: per task, of random actions; as many again of other tasks' actions (if there are any).
     length: actions per such dream.
     stride: every how many steps of them is kept.
-    failed: takes that failed, arrays as in `demos`. Without them a hand that goes through the right motion
+    failed: takes that failed, likewise. Without them a hand that goes through the right motion
       beside the handle is never seen to fail, neither in demos nor in random dreams, and the pose of the
       hand alone tells success.
 
@@ -141,19 +133,18 @@ def make_pool(
   Raises:
     ValueError: a task whose demos never show success, or always.
   """
-  success, mask = demos["success"] & demos["mask"], demos["mask"]
+  success, mask = demos.success & demos.mask, demos.mask
   for k in range(len(mask)):
     if not success[k].any() or not (mask[k] & ~success[k]).any():
       raise ValueError(f"task {k}: its demos hold no frame {'without' if success[k].any() else 'of'} success")
-  num_tasks, size = len(mask), demos["feature"].shape[-1]
-  names = ("feature", "action", "success", "mask")
-  dream_demos = jax.jit(lambda params, f, a, s, m, key: demo_dreams(world, params, f, a, s, m, key))
-  dream_others = jax.jit(lambda params, s, a, key: impossible_dreams(world, params, s, a, key, stride))
+  num_tasks, size = len(mask), demos.feature.shape[-1]
+  dream_demos = jax.jit(functools.partial(demo_dreams, world))
+  dream_others = jax.jit(functools.partial(impossible_dreams, world, stride=stride))
   rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
 
-  def dreamt(takes: dict[str, np.ndarray], k: int, key: jax.Array) -> list[np.ndarray]:
-    take = tuple(jnp.asarray(takes[name][k]) for name in names)
-    parts = jax.device_get([dream_demos(world_params, *take, k) for k in jax.random.split(key, ROUNDS)])
+  def dreamt(takes: Takes, k: int, key: jax.Array) -> list[np.ndarray]:
+    of_task = jax.tree.map(lambda x: jnp.asarray(x[k]), takes)
+    parts = jax.device_get([dream_demos(world_params, of_task, k) for k in jax.random.split(key, ROUNDS)])
     return [np.concatenate(part) for part in zip(*parts, strict=True)]
 
   pools: list[list[np.ndarray]] = []
@@ -163,13 +154,13 @@ def make_pool(
 
     actions = [random_actions(jax.random.fold_in(task_key, 1), num_dreams, length)]
     if num_tasks > 1:
-      actions.append(jnp.asarray(_other_actions(demos["action"], mask, k, num_dreams, length, rng)))
+      actions.append(jnp.asarray(_other_actions(demos.action, mask, k, num_dreams, length, rng)))
     keys = jax.random.split(jax.random.fold_in(task_key, 2), len(actions))
     refused = [dream_others(world_params, start[k, :num_dreams], *x) for x in zip(actions, keys, strict=True)]
     groups = [
-      demos["feature"][k][success[k]],
+      demos.feature[k][success[k]],
       feature[label],
-      demos["feature"][k][mask[k] & ~success[k]],
+      demos.feature[k][mask[k] & ~success[k]],
       feature[valid & ~label],
       np.concatenate([np.asarray(x).reshape(-1, size) for x in refused]),
     ]
@@ -178,7 +169,7 @@ def make_pool(
       groups[empty] = groups[empty] if len(groups[empty]) else groups[twin]
     if failed is not None:
       feature, _, valid = dreamt(failed, k, jax.random.fold_in(task_key, 3))
-      groups += [failed["feature"][k][failed["mask"][k]], feature[valid]]
+      groups += [failed.feature[k][failed.mask[k]], feature[valid]]
     pools.append(groups)
   return _stack_pools(pools)
 
@@ -189,8 +180,8 @@ def _other_actions(
   """Actions of random demos of other tasks, [num, length, 7], the last one repeated."""
   other = (task + rng.integers(1, len(mask), num)) % len(mask)
   demo = [rng.choice(np.flatnonzero(mask[o].any(-1))) for o in other]
-  found = action[other, demo][:, :length]
-  return np.pad(found, ((0, 0), (0, length - found.shape[1]), (0, 0)), mode="edge")
+  drawn = action[other, demo][:, :length]
+  return np.pad(drawn, ((0, 0), (0, length - drawn.shape[1]), (0, 0)), mode="edge")
 
 
 def _stack_pools(pools: list[list[np.ndarray]]) -> Pool:
@@ -373,9 +364,7 @@ def take_scores(
   world_params: Params,
   classifier: SuccessClassifier,
   params: Params,
-  feature: jax.Array,
-  action: jax.Array,
-  mask: jax.Array,
+  takes: Takes,
   key: jax.Array,
   num_dreams: int,
 ) -> tuple[jax.Array, jax.Array]:
@@ -386,9 +375,7 @@ def take_scores(
     world_params: its parameters.
     classifier: sizes.
     params: {"network", "threshold"} of one task.
-    feature: [M, T, F], takes filtered from their first frames.
-    action: [M, T, 7].
-    mask: [M, T] bool.
+    takes: of this task.
     key: of the prior's samples.
     num_dreams: L, dreams of each take.
 
@@ -398,14 +385,13 @@ def take_scores(
   """
 
   def largest(feature: jax.Array) -> jax.Array:
-    margin = classifier.margin(params["network"], feature) - params["threshold"]
-    return jnp.where(mask[:, 1:], margin, -jnp.inf).max(1)
+    return jnp.where(takes.mask[:, 1:], classifier.score(params, feature), -jnp.inf).max(1)
 
   def dreamt(_: None, key: jax.Array) -> tuple[None, jax.Array]:
-    return None, largest(imagine_actions(world, world_params, feature[:, 0], action[:, :-1], key))
+    return None, largest(world.imagine_actions(world_params, takes.feature[:, 0], takes.action[:, :-1], key))
 
   _, dreams = jax.lax.scan(dreamt, None, jax.random.split(key, num_dreams))
-  return largest(feature[:, 1:])[:, None], dreams.T
+  return largest(takes.feature[:, 1:])[:, None], dreams.T
 
 
 def calibrate(margin: np.ndarray, threshold: float, max_false_positives: float) -> np.ndarray:
@@ -441,10 +427,10 @@ def precision_recall(predicted: np.ndarray, label: np.ndarray, mask: np.ndarray)
   if not predicted.shape == label.shape == mask.shape:
     raise ValueError(f"shapes differ: {predicted.shape}, {label.shape}, {mask.shape}")
   hits = (predicted & label & mask).sum()
-  called, there = (predicted & mask).sum(), (label & mask).sum()
+  called, positive = (predicted & mask).sum(), (label & mask).sum()
   return {
     "precision": float(hits / called) if called else None,
-    "recall": float(hits / there) if there else None,
+    "recall": float(hits / positive) if positive else None,
   }
 
 

@@ -15,10 +15,9 @@ from flax import struct
 from jax.sharding import Mesh
 
 from wam_jax.core import ppo, returns
-from wam_jax.nn.classifier import SuccessClassifier
 from wam_jax.nn.policies.critic import Critic
 from wam_jax.train import sharding
-from wam_jax.train.imagination import DreamState, StartFrames, World, dream, start_dreams
+from wam_jax.train.imagination import Dreamer, DreamerParams, DreamState, StartFrames, start_dreams
 from wam_jax.train.state import make_optimizer
 from wam_jax.types import Dream, Metrics, Params, Policy
 
@@ -50,7 +49,7 @@ class Frozen:
     base: the cloned network.
     classifier: {"network", "threshold"}.
     starts: start frames of dreams.
-    entropy_limit: scalar, nats; see `imagination.dream`.
+    entropy_limit: scalar, nats; see `imagination.Dreamer.dream`.
   """
 
   base: Params
@@ -279,15 +278,11 @@ Update = Callable[[PPOState, Frozen, DreamState, Dream, jax.Array, jax.Array], t
 Iteration = Callable[[PPOState, Frozen, Params, jax.Array], tuple[PPOState, Metrics]]
 
 
-def make_rollout(
-  world: World, policy: Policy, classifier: SuccessClassifier, config: Any, mesh: Mesh | None = None
-) -> Rollout:
+def make_rollout(dreamer: Dreamer, config: Any, mesh: Mesh | None = None) -> Rollout:
   """Builds the rollout of an iteration of one task, with values.
 
   Args:
-    world: the frozen world model's function; its parameters are an argument of the rollout.
-    policy: what acts.
-    classifier: sizes.
+    dreamer: world model, policy and classifier.
     config: `config.ppo`.
     mesh: devices that the dreams are divided over.
 
@@ -299,19 +294,14 @@ def make_rollout(
   def rollout(
     state: PPOState, frozen: Frozen, world_params: Params, key: jax.Array
   ) -> tuple[DreamState, Dream, Metrics]:
-    return dream(
-      world,
-      world_params,
-      policy,
-      {"base": frozen.base, "tuned": state.params["actor"]},
+    policy_params = {"base": frozen.base, "tuned": state.params["actor"]}
+    return dreamer.dream(
+      DreamerParams(world_params, policy_params, frozen.classifier),
       functools.partial(value, state.params["critic"]),
-      classifier,
-      frozen.classifier,
       frozen.starts,
       state.dreams,
       key,
       num_chunks=config.chunks_per_iteration,
-      horizon_chunks=config.horizon_steps // policy.chunk,
       log_prob_min=config.log_prob_min,
       log_prob_max=config.log_prob_max,
       entropy_limit=frozen.entropy_limit,
@@ -465,15 +455,11 @@ def make_update(policy: Policy, config: Any, mesh: Mesh | None = None) -> Update
   return update
 
 
-def make_iteration(
-  world: World, policy: Policy, classifier: SuccessClassifier, config: Any, mesh: Mesh | None = None
-) -> Iteration:
+def make_iteration(dreamer: Dreamer, config: Any, mesh: Mesh | None = None) -> Iteration:
   """Builds one iteration of one task: rollout, advantages, epochs of minibatches.
 
   Args:
-    world: the frozen world model's function; its parameters are an argument of the iteration.
-    policy: what acts.
-    classifier: sizes.
+    dreamer: world model, policy and classifier; their parameters are arguments of the iteration.
     config: `config.ppo`.
     mesh: devices that dreams and minibatches are divided over.
 
@@ -481,8 +467,8 @@ def make_iteration(
     `iteration(state, frozen, world_params, key) -> (state, metrics)`, a pure function to be jitted
     and mapped over tasks.
   """
-  make_dreams = make_rollout(world, policy, classifier, config, mesh)
-  update = make_update(policy, config, mesh)
+  make_dreams = make_rollout(dreamer, config, mesh)
+  update = make_update(dreamer.policy, config, mesh)
 
   def iteration(
     state: PPOState, frozen: Frozen, world_params: Params, key: jax.Array
