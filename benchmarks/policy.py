@@ -47,7 +47,7 @@ from wam_jax.nn.world_model import make_world_model  # noqa: E402
 from wam_jax.train import behaviour_cloning as bc  # noqa: E402
 from wam_jax.train import imagination, ppo  # noqa: E402
 from wam_jax.train import state as train_state  # noqa: E402
-from wam_jax.train import world_model as train_world_model  # noqa: E402
+from wam_jax.train import world_model as wm  # noqa: E402
 from wam_jax.types import Takes  # noqa: E402
 
 try:
@@ -66,7 +66,7 @@ CLONING_STEPS = 20  # of ours per call
 def random_parameters(model: Any, key: jax.Array) -> Any:
   """Parameters of the world model's shapes, without compiling its initialisation."""
   rng = np.random.default_rng(0)
-  shapes = jax.eval_shape(lambda k: train_world_model.init_params(model, k), key)
+  shapes = jax.eval_shape(lambda k: wm.init_params(model, k), key)
 
   def draw(path: Any, like: Any) -> jax.Array:
     if path[-1].key == "kernel":

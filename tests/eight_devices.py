@@ -13,7 +13,10 @@ from wam_jax.data import windows
 from wam_jax.nn.classifier import SuccessClassifier
 from wam_jax.nn.policies.diffusion import DiffusionPolicy
 from wam_jax.nn.world_model import make_world_model
-from wam_jax.train import behaviour_cloning, classifier, imagination, ppo, sharding, state, tasks, world_model
+from wam_jax.train import behaviour_cloning, classifier, imagination, ppo, sharding, state, tasks
+from wam_jax.train import world_model as wm
+from wam_jax.train import world_model_training as wm_training
+from wam_jax.train.classifier_pool import Pool
 from wam_jax.types import Latent, Takes
 
 F = 10
@@ -70,17 +73,17 @@ def world_model_config(**changes):
 def test_gradient_of_the_world_model(mesh, changes):
   c = world_model_config(**changes)
   model = make_world_model(c)
-  params = world_model.init_params(model, jax.random.key(0))
+  params = wm.init_params(model, jax.random.key(0))
   sampler = windows.Sampler(64, 16, 6, c.carry_state, 0.1)
   batch = sampler.sample(random_store(), jax.random.key(1), jnp.int32(3))
-  pairs = np.asarray(world_model.valid_pairs(batch.is_first)).reshape(8, -1).sum(1)
+  pairs = np.asarray(wm_training.valid_pairs(batch.is_first)).reshape(8, -1).sum(1)
   assert len(set(pairs)) > 1  # devices with unequal numbers of pairs
-  draws = world_model.draw(model, c, jax.random.key(2), 16, 6)
-  carry = world_model.initial_latent(model, params, 16) if c.carry_state else None
+  draws = wm_training.draw(model, c, jax.random.key(2), 16, 6)
+  carry = wm.initial_latent(model, params, 16) if c.carry_state else None
   found = {}
   for name, devices in (("one", None), ("eight", mesh)):
     args = sharding.put((params, batch, draws, carry), devices)
-    found[name] = jax.jit(world_model.make_gradients(model, c, devices))(*args)
+    found[name] = jax.jit(wm_training.make_gradients(model, c, devices))(*args)
   close(found["one"], found["eight"])
   assert max(np.abs(x).max() for x in jax.tree.leaves(found["one"][0])) > 1
 
@@ -93,11 +96,11 @@ def test_updates_of_the_world_model(mesh):
   sample = lambda store, key, step, i: sampler.sample(store, key, step)
   found = []
   for devices in (None, mesh):
-    params = world_model.init_params(model, jax.random.key(0))
+    params = wm.init_params(model, jax.random.key(0))
     optimizer = optax.sgd(1e-5)
-    carry = world_model.initial_latent(model, params, 16)
+    carry = wm.initial_latent(model, params, 16)
     start = state.make_train_state(params, optimizer, carry=carry)
-    update = world_model.make_update(model, c, optimizer, sample, devices)
+    update = wm_training.make_update(model, c, optimizer, sample, devices)
     args = sharding.put((start, random_store(), jax.random.key(5)), devices)
     after, metrics = update(*args, 3)
     assert all(x.is_fully_replicated for x in jax.tree.leaves((after, metrics)))
@@ -136,7 +139,7 @@ def test_gradient_of_cloning(mesh):
 
 def test_gradient_of_the_classifier(mesh):
   rng = np.random.default_rng(2)
-  pool = classifier.Pool(
+  pool = Pool(
     feature=jnp.asarray(rng.normal(size=(40, F)), jnp.float32),
     row=jnp.asarray(rng.integers(0, 40, (5, 9)), jnp.int32),
     count=jnp.full(5, 9, jnp.int32),

@@ -127,7 +127,7 @@ def test_ppo_learns_in_the_warmed_world_only(finished, tmp_path, monkeypatch):
     raise Learns(dreamer.world)
 
   monkeypatch.setattr(ppo_setup, "make_world", make_world)
-  monkeypatch.setattr(ppo.train, "make_iteration", make_iteration)
+  monkeypatch.setattr(ppo.ppo, "make_iteration", make_iteration)
   inputs = {stage: load_artifact(workdir / stage, stage) for stage in chain.ROWS["ppo"].requires}
   config = ConfigDict(load_artifact(workdir / "ppo", "ppo").config)
   with pytest.raises(Learns) as stopped:

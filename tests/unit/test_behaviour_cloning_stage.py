@@ -20,7 +20,7 @@ from wam_jax.nn.policies.diffusion import DiffusionPolicy
 from wam_jax.nn.policies.gaussian import GaussianPolicy
 from wam_jax.running import plan
 from wam_jax.running.stage_run import StageRun
-from wam_jax.stages import behaviour_cloning as stage
+from wam_jax.stages import behaviour_cloning as cloning_stage
 from wam_jax.stages import evaluate, ppo
 from wam_jax.storage import artifact as artifact_lib
 from wam_jax.storage.artifact import Artifact, load_artifact
@@ -68,7 +68,7 @@ def clone(featurized, path, **changes) -> tuple[Artifact, list[str]]:
   lines: list[str] = []
   logger.info = lines.append
   try:
-    stage.run(StageRun(config, {"featurize": featurized}, path, logger))
+    cloning_stage.run(StageRun(config, {"featurize": featurized}, path, logger))
   finally:
     logger.close()
   artifact_lib.write_artifact(artifact, done=True)

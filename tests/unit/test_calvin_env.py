@@ -14,7 +14,7 @@ import pytest
 
 from wam_jax.envs import registry
 from wam_jax.envs.calvin import pool as calvin_pool
-from wam_jax.envs.calvin import simulator as calvin
+from wam_jax.envs.calvin import simulator as calvin_simulator
 
 
 class CountingTable:
@@ -43,7 +43,7 @@ class CountingTable:
 
   def pictures(self):
     value = np.uint8(self._scene[0] * 10 + self._robot[14])
-    return {key: np.full((n, n, 3), value) for key, n in calvin.PICTURE_SIZES.items()}
+    return {key: np.full((n, n, 3), value) for key, n in calvin_simulator.PICTURE_SIZES.items()}
 
   def snapshot(self):
     name = len(self.snapshots)
@@ -142,22 +142,24 @@ def test_renderer_draws_states_in_blocks():
 def test_what_is_missing_is_named(tmp_path, monkeypatch):
   monkeypatch.delenv("CALVIN_ROOT", raising=False)
   for make in (registry.make_environment, lambda name, **kw: registry.make_vector(name, 2, **kw)):
-    with pytest.raises(calvin.CalvinMissingError, match="no checkout of calvin_env was named"):
+    with pytest.raises(calvin_simulator.CalvinMissingError, match="no checkout of calvin_env was named"):
       make("calvin")
-    with pytest.raises(calvin.CalvinMissingError, match=r"it has no calvin_env/envs(.|\n)*git clone"):
+    with pytest.raises(
+      calvin_simulator.CalvinMissingError, match=r"it has no calvin_env/envs(.|\n)*git clone"
+    ):
       make("calvin", root=str(tmp_path))
   for part in ("calvin_env/envs/play_table_env.py", "conf/scene/x.yaml", "data/x"):
     (tmp_path / part).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / part).touch()
-  monkeypatch.setattr(calvin.importlib.util, "find_spec", lambda name: None)
+  monkeypatch.setattr(calvin_simulator.importlib.util, "find_spec", lambda name: None)
   with pytest.raises(
-    calvin.CalvinMissingError, match="not installed: pybullet, hydra-core, omegaconf, scipy"
+    calvin_simulator.CalvinMissingError, match="not installed: pybullet, hydra-core, omegaconf, scipy"
   ):
-    calvin.find_root(str(tmp_path))
+    calvin_simulator.find_root(str(tmp_path))
 
 
 real = pytest.mark.skipif(
-  "CALVIN_ROOT" not in os.environ or calvin.importlib.util.find_spec("pybullet") is None,
+  "CALVIN_ROOT" not in os.environ or calvin_simulator.importlib.util.find_spec("pybullet") is None,
   reason="needs a checkout of calvin_env in $CALVIN_ROOT, and wam_jax[calvin]",
 )
 
@@ -193,7 +195,7 @@ def _in_a_process(program):
 
 
 @real
-@pytest.mark.parametrize("scene", calvin.SCENES)
+@pytest.mark.parametrize("scene", calvin_simulator.SCENES)
 def test_all_scenes(scene):
   vector = calvin_pool.CalvinVector(1, 1, 64, scene=scene)
   robot, things = np.zeros((1, 15)), np.zeros((1, 24))

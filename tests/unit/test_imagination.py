@@ -10,7 +10,7 @@ from wam_jax.nn.policies.diffusion import DiffusionPolicy
 from wam_jax.nn.rssm import CHANGE_SCALE
 from wam_jax.nn.world_model import make_world_model
 from wam_jax.train import imagination
-from wam_jax.train import world_model as train_world_model
+from wam_jax.train import world_model as wm
 from wam_jax.types import Latent, Takes
 
 F = 8  # D = 2, two variables of three classes
@@ -249,7 +249,7 @@ def small_world_model(proprio="none"):
   config.update(vision="patch", depth=4, embed=16, deter=12, stoch=3, classes=5, hidden=10)
   config.update(inverse_dynamics_hidden=8, compute_dtype="float32", proprio=proprio)
   model = make_world_model(config)
-  params = train_world_model.init_params(model, jax.random.key(0))
+  params = wm.init_params(model, jax.random.key(0))
   code = jax.nn.one_hot(jax.random.randint(jax.random.key(1), (6, 3), 0, 5), 5).reshape(6, -1)
   parts = [jax.random.normal(jax.random.key(2), (6, 12)), code]
   if model.carries_robot:

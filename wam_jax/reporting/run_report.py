@@ -15,7 +15,7 @@ import numpy as np
 
 import wam_jax
 from wam_jax.acting.policy_table import COMPARED, POLICIES, SELECTED
-from wam_jax.embodiment import CONTROL_HZ
+from wam_jax.embodiment import ACTION_NAMES, CONTROL_HZ
 from wam_jax.host import tables
 from wam_jax.host.logger import read_metrics
 from wam_jax.host.provenance import provenance
@@ -25,7 +25,6 @@ from wam_jax.reporting import media, report_page
 from wam_jax.reporting.finished_run import Run
 from wam_jax.reporting.page_parts import title_of
 from wam_jax.storage.artifact import Artifact, read_artifact, write_text
-from wam_jax.train.world_model import ACTION_NAMES
 
 FORMAT = 2  # of report.json
 

@@ -16,10 +16,10 @@ from wam_jax.acting.models import load_world_model
 from wam_jax.core import probes, recursion
 from wam_jax.data.calvin import dataset_path
 from wam_jax.data.judged_windows import BINARY, HAND, TARGETS, Data, Windows, read_takes, read_windows
+from wam_jax.embodiment import ACTION_NAMES
 from wam_jax.host.logger import Logger
 from wam_jax.storage.artifact import Artifact
 from wam_jax.train import judging
-from wam_jax.train.world_model import ACTION_NAMES
 
 WINDOWS_PER_CALL = 16
 

@@ -24,7 +24,7 @@ from wam_jax.running.ppo_setup import Networks
 from wam_jax.running.stage_run import StageRun
 from wam_jax.storage.artifact import Artifact, write_text
 from wam_jax.storage.saved_params import load_params, save_params
-from wam_jax.train import ppo as train
+from wam_jax.train import ppo
 from wam_jax.train.imagination import draw_starts, make_starts
 from wam_jax.train.tasks import over_tasks, task_keys, task_metrics
 from wam_jax.types import Params, Policy
@@ -46,7 +46,7 @@ class Monitor:
     self,
     stage: StageRun,
     networks: Networks,
-    frozen: train.Frozen,
+    frozen: ppo.Frozen,
     prefix: str,
     every: int,
     last: int,
@@ -65,7 +65,7 @@ class Monitor:
     self._environment: Any = None
     self._selection = Selection(stage.workdir, self._tasks, config.evaluate.episodes)
 
-  def __call__(self, step: int, state: train.PPOState) -> None:
+  def __call__(self, step: int, state: ppo.PPOState) -> None:
     """Measures if it is time to. Raises no errors itself."""
     if step % self._every and step != self._last:
       return
@@ -76,7 +76,7 @@ class Monitor:
       if f"{by}_success" in per_task:
         self._selection.offer(by, step, per_task[f"{by}_success"], state.params["actor"])
 
-  def measure(self, state: train.PPOState) -> dict[str, Any]:
+  def measure(self, state: ppo.PPOState) -> dict[str, Any]:
     """Metric -> [K]."""
     num_tasks = len(self._tasks)
     params = {"base": self._frozen.base, "tuned": state.params["actor"]}

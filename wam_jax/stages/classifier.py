@@ -18,7 +18,8 @@ from wam_jax.running.stage_run import StageRun
 from wam_jax.running.training_loop import train_loop
 from wam_jax.storage.artifact import Artifact, write_text
 from wam_jax.storage.saved_params import save_params
-from wam_jax.train import classifier as train
+from wam_jax.train import classifier as classifier_training
+from wam_jax.train.classifier_pool import demo_dreams, make_pool
 from wam_jax.train.imagination import World, draw_starts, make_starts, make_world
 from wam_jax.train.sharding import make_mesh
 from wam_jax.train.state import make_optimizer, make_train_state
@@ -58,7 +59,7 @@ def run(stage: StageRun) -> None:
 
   logger.info("dreaming the demos, random actions and other tasks' actions")
   start = _starts(demos, start_key)
-  pool = train.make_pool(
+  pool = make_pool(
     world,
     world_params,
     demos.takes,
@@ -74,7 +75,7 @@ def run(stage: StageRun) -> None:
     task_keys(init_key, num_tasks)
   )
   mesh = make_mesh(config.training.devices)
-  update_task = train.make_update(classifier, optimizer, part, mesh)
+  update_task = classifier_training.make_update(classifier, optimizer, part, mesh)
 
   state = train_loop(
     stage,
@@ -89,13 +90,13 @@ def run(stage: StageRun) -> None:
   )
 
   margins = over_tasks(
-    lambda task, shared: train.random_dream_margins(
+    lambda task, shared: classifier_training.random_dream_margins(
       world, shared, classifier, *task, length=length, stride=stride
     )
   )
   fresh = margins((state.params, start, task_keys(calibrate_key, num_tasks)), world_params)
   # Half of what the gate allows: the gate is measured on held-out starts.
-  threshold = train.calibrate(np.asarray(fresh), part.threshold, part.max_false_positives / 2)
+  threshold = classifier_training.calibrate(np.asarray(fresh), part.threshold, part.max_false_positives / 2)
   params = {"network": state.params, "threshold": jnp.asarray(threshold)}
   quality = _quality(world, world_params, classifier, params, heldout, heldout_failed, margins, test_key)
   save_params(workdir / "params", params)
@@ -128,7 +129,7 @@ def _quality(
 
   def measure(task: Any, shared: Params) -> Any:
     params, takes, key = task
-    feature, label, mask = train.demo_dreams(world, shared, takes, key)
+    feature, label, mask = demo_dreams(world, shared, takes, key)
     judged = lambda feature: (classifier.success(params, feature), classifier(params, feature))
     return judged(takes.feature), (judged(feature), label, mask)
 
@@ -141,8 +142,8 @@ def _quality(
 
   def judged(k: int, called: Any, label: np.ndarray, mask: np.ndarray) -> dict[str, float | None]:
     predicted, probability = called
-    quality = train.precision_recall(predicted[k], label[k], mask[k])
-    return quality | train.calibration(probability[k], label[k], mask[k])
+    quality = classifier_training.precision_recall(predicted[k], label[k], mask[k])
+    return quality | classifier_training.calibration(probability[k], label[k], mask[k])
 
   for k, task in enumerate(heldout.tasks):
     tasks[task] = {
@@ -192,7 +193,7 @@ def told_apart(
 
   def measure(task: Any, shared: Params) -> Any:
     params, takes, key = task
-    return train.take_scores(world, shared, classifier, params, takes, key, DREAMS_PER_TAKE)
+    return classifier_training.take_scores(world, shared, classifier, params, takes, key, DREAMS_PER_TAKE)
 
   def scores(takes: DemoFeatures, key: jax.Array) -> list[list[np.ndarray]]:
     """Of real features and of dreams, for each task those of its takes."""

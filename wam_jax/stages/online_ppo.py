@@ -32,7 +32,7 @@ from wam_jax.running.stage_run import StageRun
 from wam_jax.running.training_loop import NotFiniteError, train_loop
 from wam_jax.storage.artifact import Artifact, write_text
 from wam_jax.storage.saved_params import save_params
-from wam_jax.train import ppo as train
+from wam_jax.train import ppo
 from wam_jax.train import world_model as wm
 from wam_jax.train.imagination import DreamState, make_starts
 from wam_jax.train.tasks import over_tasks, task_keys, task_metrics
@@ -54,17 +54,17 @@ def run(stage: StageRun) -> None:
   episodes = Episodes(
     config, inputs["collect"], networks.model, networks.world_params, policy, networks.cloned["base"]
   )
-  update_task = train.make_update(policy, config.ppo)
+  update_task = ppo.make_update(policy, config.ppo)
   update_tasks = over_tasks(lambda task, _: update_task(*task))
 
-  def update(state: train.PPOState, key: jax.Array, num: int) -> tuple[train.PPOState, dict[str, Any]]:
+  def update(state: ppo.PPOState, key: jax.Array, num: int) -> tuple[ppo.PPOState, dict[str, Any]]:
     assert num == 1  # per_call
     rollout_key, chain_key, epoch_key = jax.random.split(key, 3)
     with jax.transfer_guard("allow"):  # pictures and actions travel at every step, by nature
       ends, rollout, real = episodes.rollout(state, rollout_key)
     keys = task_keys(chain_key, num_tasks), task_keys(epoch_key, num_tasks)
     after, metrics = update_tasks((state, frozen, ends, rollout, *keys), None)
-    problem = train.not_finite(demos.tasks, metrics)
+    problem = ppo.not_finite(demos.tasks, metrics)
     if problem:
       raise NotFiniteError(problem)
     return after, task_metrics(demos.tasks, metrics | real)
@@ -189,10 +189,10 @@ class Episodes:
     return act
 
   def _make_value(self, config: Any) -> Callable[[Any, Any], Any]:
-    critic = train.make_critic(config.ppo)
+    critic = ppo.make_critic(config.ppo)
     return lambda task, _: critic.apply({"params": task[0]}, *task[1:])
 
-  def rollout(self, state: train.PPOState, key: jax.Array) -> tuple[DreamState, Dream, dict[str, np.ndarray]]:
+  def rollout(self, state: ppo.PPOState, key: jax.Array) -> tuple[DreamState, Dream, dict[str, np.ndarray]]:
     """N chunks in every environment.
 
     Args:

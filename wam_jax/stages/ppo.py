@@ -20,7 +20,7 @@ from wam_jax.running.training_loop import NotFiniteError, train_loop
 from wam_jax.stages import classifier as classifier_stage
 from wam_jax.storage.artifact import write_text
 from wam_jax.storage.saved_params import save_params
-from wam_jax.train import ppo as train
+from wam_jax.train import ppo
 from wam_jax.train.imagination import add_failed_starts, draw_starts, make_starts
 from wam_jax.train.sharding import make_mesh, put
 from wam_jax.train.tasks import over_tasks, repeat, task_keys, task_metrics
@@ -50,7 +50,7 @@ def run(stage: StageRun) -> None:
   state = networks.initial_state(config.ppo, frozen, init_key)
   mesh = make_mesh(config.training.devices)
   warmed = networks.dreamer(config.ppo, config.ppo.prior_temperature)
-  iterate_task = train.make_iteration(warmed, config.ppo, mesh)
+  iterate_task = ppo.make_iteration(warmed, config.ppo, mesh)
 
   def iterate(task: Any, shared: Any) -> Any:
     (state, frozen, key), (world_params, num) = task, shared
@@ -63,7 +63,7 @@ def run(stage: StageRun) -> None:
     keys, count = put((task_keys(key, num_tasks), jax.device_put(np.int32(num))), mesh)
     after, metrics = iterate_tasks((state, frozen_everywhere, keys), (world_everywhere, count))
     metrics = jax.device_get(metrics)
-    problem = train.not_finite(demos.tasks, metrics)
+    problem = ppo.not_finite(demos.tasks, metrics)
     if problem:
       raise NotFiniteError(problem)
     return after, task_metrics(demos.tasks, metrics)

@@ -26,6 +26,7 @@ from wam_jax.storage.saved_params import save_params
 from wam_jax.train import sharding
 from wam_jax.train import state as train_state
 from wam_jax.train import world_model as wm
+from wam_jax.train import world_model_training as wm_training
 from wam_jax.types import Params
 
 
@@ -42,7 +43,7 @@ def run(stage: StageRun) -> None:
   num_frames, own_frames = calvin.count_frames(folder, extra), calvin.count_frames(folder)
   shapes = jax.eval_shape(lambda: wm.init_params(make_world_model(w, size), init_key))
   num_params = sum(x.size for x in jax.tree.leaves(shapes))
-  at_once = math.ceil(w.batch_size / w.accumulate / (wm.REMAT_PARTS if w.remat else 1))
+  at_once = math.ceil(w.batch_size / w.accumulate / (wm_training.REMAT_PARTS if w.remat else 1))
   reserve = stream.training_bytes(num_params, at_once, w.sequence_length, size)
   source, why = stream.choose_source(
     num_frames,
@@ -77,7 +78,7 @@ def run(stage: StageRun) -> None:
   params = wm.init_params(model, init_key)
   logger.info(f"world model: {num_params / 1e6:.1f} M parameters, {num_frames:,} frames")
   sampler = windows.Sampler(num_frames, w.batch_size, w.sequence_length, w.carry_state, w.reset_probability)
-  optimizer = wm.make_optimizer(w, params)
+  optimizer = wm_training.make_optimizer(w, params)
   carry = wm.initial_latent(model, params, w.batch_size) if w.carry_state else None
   state = train_state.make_train_state(params, optimizer, carry=carry)
 
@@ -91,7 +92,7 @@ def run(stage: StageRun) -> None:
   with contextlib.ExitStack() as stack:
     if source == "device":
       store = sharding.put(windows.make_store(frames), mesh)
-      update_resident = wm.make_update(
+      update_resident = wm_training.make_update(
         model, w, optimizer, lambda store, key, step, i: sampler.sample(store, key, step), mesh
       )
       update: Any = lambda state, _, num: update_resident(state, store, keys, num)
@@ -151,8 +152,8 @@ class Streamed:
     def sample(pieces: Any, key: jax.Array, step: jax.Array, i: jax.Array) -> Any:
       return sampler.finish(jax.tree.map(lambda x: x[i], pieces), key, step)
 
-    self._update = wm.make_update(model, config.world_model, optimizer, sample, mesh)
-    self._starts = stream.starts_on_host(sampler, lambda step: wm.step_keys(key, step)[0])
+    self._update = wm_training.make_update(model, config.world_model, optimizer, sample, mesh)
+    self._starts = stream.starts_on_host(sampler, lambda step: wm_training.step_keys(key, step)[0])
 
   def __call__(self, state: Any, _: jax.Array, num: int) -> tuple[Any, dict[str, np.ndarray]]:
     if self._stream is None:

@@ -18,7 +18,8 @@ import numpy as np
 from flax import struct
 from jax.sharding import Mesh
 
-from wam_jax.core import distributions, ppo
+from wam_jax.core import distributions
+from wam_jax.core import ppo as ppo_loss
 from wam_jax.core.actions import executable
 from wam_jax.nn import rssm
 from wam_jax.nn.classifier import SuccessClassifier
@@ -328,7 +329,7 @@ class Dreamer:
       x_init, noise = sharding.split(x_init, mesh), sharding.split(noise, mesh, axis=1)
       chunk, chain = policy.sample_chain(params.policy, state.feature, x_init, noise)
       log_prob = policy.log_prob_of_noise(noise)
-      log_prob = ppo.mean_log_prob(log_prob, log_prob_min, log_prob_max)
+      log_prob = ppo_loss.mean_log_prob(log_prob, log_prob_min, log_prob_max)
       feature, entropy = self.world.imagine_chunk(world_params, state.feature, chunk, world_key)
       above = jax.nn.relu(entropy - entropy_limit)
       step = state.step + 1
