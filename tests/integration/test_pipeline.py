@@ -22,7 +22,7 @@ from wam_jax.commands import pack, play
 from wam_jax.commands import report as report_command
 from wam_jax.config import STAGES, chain
 from wam_jax.host.logger import read_metrics
-from wam_jax.reporting import run_report
+from wam_jax.reporting import curves
 from wam_jax.running import ppo_setup
 from wam_jax.running.stage_run import StageRun
 from wam_jax.stages import ppo
@@ -187,7 +187,7 @@ def test_report_draws_every_curve_of_the_world_model(finished):
   workdir, _ = finished
   inputs = {name: load_artifact(workdir / name, name) for name in STAGES[:-1]}
   results = json.loads((workdir / "evaluate" / "results.json").read_text())
-  series = {chart["title"]: len(chart["series"]) for chart in run_report.curves(inputs, results)}
+  series = {chart["title"]: len(chart["series"]) for chart in curves.curves(inputs, results)}
   assert series["World model: picture loss"] == 2
   assert series["World model: KL, nats"] == 1
   assert series["World model: inverse dynamics, squared error"] == 7

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,8 +19,10 @@ from wam_jax.data.calvin import dataset_path
 from wam_jax.data.judged_windows import BINARY, HAND, TARGETS, Data, Windows, read_takes, read_windows
 from wam_jax.embodiment import ACTION_NAMES
 from wam_jax.host.logger import Logger
+from wam_jax.nn.world_model import WorldModel
 from wam_jax.storage.artifact import Artifact
 from wam_jax.train import judging
+from wam_jax.types import Batch, Params
 
 WINDOWS_PER_CALL = 16
 
@@ -86,74 +89,10 @@ def judge_model(
   began = time.perf_counter()
   model, params = load_world_model(artifact)
   params = jax.device_put(params)
-  context = config.judge.context
-  heldout, fit = data.heldout, data.fit
-  ahead = heldout.length - context
-  reached = [h for h in config.judge.horizons if h <= ahead]
-  key = jax.random.fold_in(jax.random.key(config.seed), 7)
-  filter_windows = judging.make_filter(model, context)
-  imagine_windows = judging.make_imagine(model, context, reached)
-
-  def parts(of: Windows) -> list[list[int]]:
-    """Rows of each call, the last ones repeated: one shape, one compilation."""
-    size = min(WINDOWS_PER_CALL, len(of))
-    return [[min(i, len(of) - 1) for i in range(first, first + size)] for first in range(0, len(of), size)]
-
-  takes = data.takes
-  names = (
-    "fit",
-    "fit_embed",
-    "posterior",
-    "embed",
-    "action",
-    "imagined",
-    "takes_posterior",
-    "takes_imagined",
-  )
-  out: dict[str, list[Any]] = {name: [] for name in names}
-  per_camera: dict[str, list[Any]] = {camera: [] for camera in model.cameras}
-  shown_row, shown = _most_moved(heldout), {}
-  total = len(fit) + len(heldout) + (0 if takes is None else len(takes))
+  context, horizons, heldout = config.judge.context, config.judge.horizons, data.heldout
+  total = len(data.fit) + sum(map(len, data.judged.values()))
   with logger.progress(total, f"judging {_name(artifact)}") as progress:
-    for number, rows in enumerate(parts(fit)):
-      batch = jax.tree.map(jnp.asarray, fit.batch(rows))
-      filtered = filter_windows(params, batch, jax.random.fold_in(key, number))
-      new = len(set(rows))
-      out["fit"].append(np.asarray(filtered["feature"][:new, context:]))
-      out["fit_embed"].append(np.asarray(filtered["embed"][:new]))
-      progress.update(new)
-    for number, rows in enumerate(parts(heldout)):
-      batch = jax.tree.map(jnp.asarray, heldout.batch(rows))
-      observe_key, imagine_key = jax.random.split(jax.random.fold_in(key, len(fit) + number))
-      filtered = filter_windows(params, batch, observe_key)
-      imagined = imagine_windows(params, batch, filtered["feature"], filtered["last"], imagine_key)
-      new = len(set(rows))
-      out["posterior"].append(np.asarray(filtered["feature"][:new, context - 1 :]))
-      out["embed"].append(np.asarray(filtered["embed"][:new]))
-      out["action"].append(np.asarray(filtered["action"][:new]))
-      out["imagined"].append(np.asarray(imagined["feature"][:new]))
-      for camera in model.cameras:
-        pictures = imagined[camera].pop("pictures")
-        per_camera[camera].append(
-          {k: None if v is None else np.asarray(v[:new]) for k, v in imagined[camera].items()}
-        )
-        if shown_row in rows[:new]:
-          i, frames = rows.index(shown_row), int(heldout.mask[shown_row].sum())
-          shown[camera] = tuple(np.asarray(x[i, :frames]) for x in (getattr(batch, camera), pictures))
-      progress.update(new)
-    imagine_features = judging.make_imagine_features(model, context)
-    for number, rows in enumerate([] if takes is None else parts(takes)):
-      assert takes is not None
-      batch = jax.tree.map(jnp.asarray, takes.batch(rows))
-      observe_key, imagine_key = jax.random.split(jax.random.fold_in(key, len(fit) + len(heldout) + number))
-      filtered = filter_windows(params, batch, observe_key)
-      new = len(set(rows))
-      out["takes_posterior"].append(np.asarray(filtered["feature"][:new, context - 1 :]))
-      out["takes_imagined"].append(
-        np.asarray(imagine_features(params, batch, filtered["last"], imagine_key)[:new])
-      )
-      progress.update(new)
-  features = {name: np.concatenate(blocks) for name, blocks in out.items() if blocks}
+    features, measured, shown = _run_model(config, model, params, data, progress.update)
   numbers: dict[str, Any] = {
     "name": _name(artifact),
     "path": str(artifact.path),
@@ -167,24 +106,77 @@ def judge_model(
     "open_loop": {},
     "repeated": {},
   }
-  for camera, blocks in per_camera.items():
-    joined = {
-      name: None if blocks[0][name] is None else np.concatenate([block[name] for block in blocks])
-      for name in blocks[0]
-    }
-    model_scores, repeated = summarise_pictures(joined, heldout.mask[:, context:], config.judge.horizons)
+  for camera, pictures in measured.items():
+    model_scores, repeated = summarise_pictures(pictures, heldout.mask[:, context:], horizons)
     numbers["open_loop"][camera], numbers["repeated"][camera] = model_scores, repeated
   readings = read_probes(features, data, context)
-  horizons = config.judge.horizons
   numbers["probes"] = judge_probes(readings, "play", heldout, context, horizons)
   numbers["hand"] = {
     name: judge_hand(readings, name, judged, context, horizons) for name, judged in data.judged.items()
   }
-  if takes is not None:
-    numbers["takes"] = judge_probes(readings, "takes", takes, context, horizons)
-  numbers["inverse_dynamics"] = judge_actions(features, heldout, fit)
+  if data.takes is not None:
+    numbers["takes"] = judge_probes(readings, "takes", data.takes, context, horizons)
+  numbers["inverse_dynamics"] = judge_actions(features, heldout, data.fit)
   numbers["seconds"] = round(time.perf_counter() - began, 2)
   return numbers, shown
+
+
+def _run_model(
+  config: Any, model: WorldModel, params: Params, data: Data, update: Callable[[int], Any]
+) -> tuple[dict[str, np.ndarray], dict[str, Any], dict[str, Any]]:
+  """Filters and imagines all windows.
+
+  Returns:
+    (features, as `read_probes` and `judge_actions` take them; camera -> what `train.judging.make_imagine`
+    measures; camera -> (true, predicted) of the window that is shown).
+  """
+  context, heldout = config.judge.context, data.heldout
+  key = jax.random.fold_in(jax.random.key(config.seed), 7)
+  filter_windows = judging.make_filter(model, context)
+  reached = [h for h in config.judge.horizons if h <= heldout.length - context]
+  imagine_windows = judging.make_imagine(model, context, reached)
+  imagine_features = judging.make_imagine_features(model, context)
+
+  def calls(of: Windows, offset: int) -> Iterator[tuple[list[int], int, Batch, jax.Array]]:
+    """(rows, how many are new, batch, key); the last rows are repeated: one shape, one compilation."""
+    size = min(WINDOWS_PER_CALL, len(of))
+    for number, first in enumerate(range(0, len(of), size)):
+      rows = [min(i, len(of) - 1) for i in range(first, first + size)]
+      new, batch = len(set(rows)), jax.tree.map(jnp.asarray, of.batch(rows))
+      yield rows, new, batch, jax.random.fold_in(key, offset + number)
+      update(new)
+
+  out: dict[str, list[np.ndarray]] = collections.defaultdict(list)
+  measured: dict[str, list[Any]] = {camera: [] for camera in model.cameras}
+  shown_row, shown = _most_moved(heldout), {}
+  for _, new, batch, call_key in calls(data.fit, 0):
+    filtered = filter_windows(params, batch, call_key)
+    out["fit"].append(np.asarray(filtered["feature"][:new, context:]))
+    out["fit_embed"].append(np.asarray(filtered["embed"][:new]))
+  for rows, new, batch, call_key in calls(heldout, len(data.fit)):
+    observe_key, imagine_key = jax.random.split(call_key)
+    filtered = filter_windows(params, batch, observe_key)
+    imagined = imagine_windows(params, batch, filtered["feature"], filtered["last"], imagine_key)
+    out["posterior"].append(np.asarray(filtered["feature"][:new, context - 1 :]))
+    out["embed"].append(np.asarray(filtered["embed"][:new]))
+    out["action"].append(np.asarray(filtered["action"][:new]))
+    out["imagined"].append(np.asarray(imagined["feature"][:new]))
+    for camera in model.cameras:
+      drawn = imagined[camera].pop("pictures")
+      measured[camera].append(jax.tree.map(lambda x: np.asarray(x[:new]), imagined[camera]))
+      if shown_row in rows[:new]:
+        i, frames = rows.index(shown_row), int(heldout.mask[shown_row].sum())
+        shown[camera] = tuple(np.asarray(x[i, :frames]) for x in (getattr(batch, camera), drawn))
+  takes = () if data.takes is None else calls(data.takes, len(data.fit) + len(heldout))
+  for _, new, batch, call_key in takes:
+    observe_key, imagine_key = jax.random.split(call_key)
+    filtered = filter_windows(params, batch, observe_key)
+    out["takes_posterior"].append(np.asarray(filtered["feature"][:new, context - 1 :]))
+    imagined_features = imagine_features(params, batch, filtered["last"], imagine_key)
+    out["takes_imagined"].append(np.asarray(imagined_features[:new]))
+  join = lambda *blocks: np.concatenate(blocks)
+  pictures = {camera: jax.tree.map(join, *blocks) for camera, blocks in measured.items()}
+  return {name: join(*blocks) for name, blocks in out.items()}, pictures, shown
 
 
 def _most_moved(of: Windows) -> int:
