@@ -109,13 +109,11 @@ def judge_model(
   for camera, pictures in measured.items():
     model_scores, repeated = summarise_pictures(pictures, heldout.mask[:, context:], horizons)
     numbers["open_loop"][camera], numbers["repeated"][camera] = model_scores, repeated
-  readings = read_probes(features, data, context)
-  numbers["probes"] = judge_probes(readings, "play", heldout, context, horizons)
-  numbers["hand"] = {
-    name: judge_hand(readings, name, judged, context, horizons) for name, judged in data.judged.items()
-  }
-  if data.takes is not None:
-    numbers["takes"] = judge_probes(readings, "takes", data.takes, context, horizons)
+  readings = read_probes(features, data, context, horizons)
+  numbers["probes"] = readings["play"].scores()
+  numbers["hand"] = {name: read.hand() for name, read in readings.items()}
+  if "takes" in readings:
+    numbers["takes"] = readings["takes"].scores()
   numbers["inverse_dynamics"] = judge_actions(features, heldout, data.fit)
   numbers["seconds"] = round(time.perf_counter() - began, 2)
   return numbers, shown
@@ -234,20 +232,69 @@ def summarise_pictures(
 
 @dataclasses.dataclass(frozen=True)
 class Readings:
-  """What linear probes read off features.
+  """What linear probes read off the features of held-out windows, next to what was there.
 
   Attributes:
     fitted: the probes, fitted on the posterior of the training windows.
-    posterior: play or takes -> [W, T-C+1, K], from frame C - 1.
-    imagined: play or takes -> [W, T-C, K].
+    posterior: [W, T-C+1, K], from frame C - 1.
+    imagined: [W, T-C, K].
+    truth: [W, T-C, K].
+    valid: [W, T-C] bool, false where a window is over.
+    horizons: frames imagined, at which readings are judged.
   """
 
   fitted: probes.Probes
-  posterior: dict[str, np.ndarray]
-  imagined: dict[str, np.ndarray]
+  posterior: np.ndarray
+  imagined: np.ndarray
+  truth: np.ndarray
+  valid: np.ndarray
+  horizons: Sequence[int]
+
+  def hand(self) -> dict[str, Any]:
+    """Error of the hand's position: `posterior`, and at the horizons `imagined`; see `distance`."""
+    posterior, imagined = (read - self.truth for read in (self.posterior[:, 1:], self.imagined))
+    return {
+      "posterior": distance(posterior[..., HAND][self.valid]),
+      "imagined": distances_at(imagined[..., HAND], self.valid, self.horizons),
+    }
+
+  def scores(self) -> dict[str, Any]:
+    """Scores of all targets.
+
+    Returns:
+      target -> `posterior`, and at the horizons `imagined` and `kept` (the reading of the last frame seen):
+      scores of `core.probes.score`; `error`: of the posterior's readings, in the target's unit, and
+      `regularisation`.
+    """
+    fitted, posterior, valid, truth = self.fitted, self.posterior, self.valid, self.truth
+    at_posterior = probes.score(fitted, posterior[:, 1:][valid], truth[valid], BINARY)
+    variance = truth[valid].var(0)  # of all held-out frames: at one horizon a joint may hardly differ
+    error = np.sqrt(np.square(posterior[:, 1:][valid] - truth[valid]).mean(0))
+
+    def at(readings: np.ndarray, horizon: int) -> list[float | str | None]:
+      if horizon > valid.shape[1]:
+        return [None] * len(TARGETS)
+      rows, t = valid[:, horizon - 1], horizon - 1
+      held_readings = readings[rows, t if readings.shape[1] > 1 else 0]
+      return probes.score(fitted, held_readings, truth[rows, t], BINARY, variance)
+
+    by_horizon = [at(self.imagined, h) for h in self.horizons]
+    held_scores = [at(posterior[:, :1], h) for h in self.horizons]
+    return {
+      target.name: {
+        "posterior": at_posterior[k],
+        "imagined": [scores[k] for scores in by_horizon],
+        "kept": [scores[k] for scores in held_scores],
+        "error": None if target.binary else float(error[k]),
+        "regularisation": float(fitted.regularisation[k]),
+      }
+      for k, target in enumerate(TARGETS)
+    }
 
 
-def read_probes(features: Mapping[str, np.ndarray], data: Data, context: int) -> Readings:
+def read_probes(
+  features: Mapping[str, np.ndarray], data: Data, context: int, horizons: Sequence[int]
+) -> dict[str, Readings]:
   """Fits probes and reads what is judged.
 
   Args:
@@ -255,40 +302,31 @@ def read_probes(features: Mapping[str, np.ndarray], data: Data, context: int) ->
       where there are takes, `takes_posterior` and `takes_imagined` likewise.
     data: the windows.
     context: C.
+    horizons: frames imagined.
+
+  Returns:
+    play, and takes where there are any -> readings.
   """
   mask = data.fit.mask[:, context:]
   groups = np.broadcast_to(np.arange(len(mask))[:, None], mask.shape)
   fitted = probes.fit(features["fit"][mask], data.fit.target[:, context:][mask], BINARY, groups[mask])
   prefixes = {"play": "", "takes": "takes_"}
-  read = lambda kind: {name: fitted.read(features[prefixes[name] + kind]) for name in data.judged}
-  return Readings(fitted, read("posterior"), read("imagined"))
-
-
-def judge_hand(
-  readings: Readings, name: str, judged: Windows, context: int, horizons: Sequence[int]
-) -> dict[str, Any]:
-  """Error of the hand's position, as the probes read it.
-
-  Args:
-    readings: from `read_probes`.
-    name: play or takes.
-    judged: the windows that were imagined.
-    context: C.
-    horizons: frames imagined.
-
-  Returns:
-    `posterior` and `imagined` (at the horizons): {"median", "rms"} of the distance [m], None without windows.
-  """
-  valid, truth = judged.mask[:, context:], judged.target[:, context:, HAND]
-  posterior, imagined = (read[name][..., HAND] for read in (readings.posterior, readings.imagined))
+  read = lambda name, kind: fitted.read(features[prefixes[name] + kind])
   return {
-    "posterior": distance((posterior[:, 1:] - truth)[valid]),
-    "imagined": distances_at(imagined - truth, valid, horizons),
+    name: Readings(
+      fitted,
+      read(name, "posterior"),
+      read(name, "imagined"),
+      judged.target[:, context:],
+      judged.mask[:, context:],
+      horizons,
+    )
+    for name, judged in data.judged.items()
   }
 
 
 def distance(error: np.ndarray) -> dict[str, float] | None:
-  """Median and root mean square of the length of errors [N, 3]; None without any."""
+  """`median` and root mean square, `rms`, of the length of errors [N, 3] in m; None without any."""
   if not len(error):
     return None
   length = np.linalg.norm(error, axis=-1)
@@ -303,7 +341,7 @@ def distances_at(
 
 
 def judge_recursion(data: Data, context: int, horizons: Sequence[int]) -> dict[str, Any] | None:
-  """`judge_hand`'s `imagined` of a linear recursion fitted on the training windows; play or takes -> list.
+  """`Readings.hand`'s `imagined` of a linear recursion fitted on the training windows; play or takes -> list.
 
   None where the context is too short for it, or no training window is long enough.
   """
@@ -317,50 +355,6 @@ def judge_recursion(data: Data, context: int, horizons: Sequence[int]) -> dict[s
     error = recursion.predict(coefficients, position, action, context) - position[:, context:]
     out[name] = distances_at(error, judged.mask[:, context:], horizons)
   return out
-
-
-def judge_probes(
-  readings: Readings, name: str, judged: Windows, context: int, horizons: Sequence[int]
-) -> dict[str, Any]:
-  """Scores of what probes read off the posterior and the imagination of held-out windows.
-
-  Args:
-    readings: from `read_probes`.
-    name: play or takes.
-    judged: the windows that were imagined.
-    context: C.
-    horizons: frames imagined.
-
-  Returns:
-    target -> `posterior`, and at the horizons `imagined` and `kept` (the reading of the last frame seen):
-    scores of `core.probes.score`; `error`: of the posterior's readings, in the target's unit, and
-    `regularisation`.
-  """
-  fitted, posterior, imagined = readings.fitted, readings.posterior[name], readings.imagined[name]
-  valid, truth = judged.mask[:, context:], judged.target[:, context:]
-  at_posterior = probes.score(fitted, posterior[:, 1:][valid], truth[valid], BINARY)
-  variance = truth[valid].var(0)  # of all held-out frames: at one horizon a joint may hardly differ
-  error = np.sqrt(np.square(posterior[:, 1:][valid] - truth[valid]).mean(0))
-
-  def at(readings: np.ndarray, horizon: int) -> list[float | str | None]:
-    if horizon > valid.shape[1]:
-      return [None] * len(TARGETS)
-    rows, t = valid[:, horizon - 1], horizon - 1
-    held_readings = readings[rows, t if readings.shape[1] > 1 else 0]
-    return probes.score(fitted, held_readings, truth[rows, t], BINARY, variance)
-
-  by_horizon = [at(imagined, h) for h in horizons]
-  held_scores = [at(posterior[:, :1], h) for h in horizons]
-  return {
-    target.name: {
-      "posterior": at_posterior[k],
-      "imagined": [scores[k] for scores in by_horizon],
-      "kept": [scores[k] for scores in held_scores],
-      "error": None if target.binary else float(error[k]),
-      "regularisation": float(fitted.regularisation[k]),
-    }
-    for k, target in enumerate(TARGETS)
-  }
 
 
 def judge_actions(

@@ -122,7 +122,6 @@ class Monitor:
       environment=self._environment,
       key=jax.random.fold_in(self._key, 1),
       max_steps=env.max_steps,
-      chunk=self._networks.policy.chunk,
     )
     return episodes.success.mean(1)
 

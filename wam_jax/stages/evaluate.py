@@ -212,7 +212,6 @@ class PolicyRunner:
           environment=environment,
           key=jax.random.key(self._config.seed),  # the same noise for every policy
           max_steps=self._max_steps,
-          chunk=policy.chunk,
           progress=progress.update,
         )
       arrays = _arrays(episodes)

@@ -232,13 +232,7 @@ class Episodes:
       for h in range(policy.chunk):
         environment.step(actions[:, h])
         observation = environment.observe()
-        now = observation["scene_obs"]
-        success |= np.concatenate(
-          [
-            task_rules.success(task, origin[part], now[part])
-            for task, part in zip(tasks, np.arange(total).reshape(shape), strict=True)
-          ]
-        )
+        success |= task_rules.successes(tasks, origin, observation["scene_obs"])
         frame = jax.random.fold_in(frame_key, h)
         latent = self._filter(
           self._world_params, latent, observation, actions[:, h], np.zeros(total, bool), frame
