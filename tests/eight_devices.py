@@ -13,7 +13,8 @@ from wam_jax.data import windows
 from wam_jax.nn.classifier import SuccessClassifier
 from wam_jax.nn.policies.diffusion import DiffusionPolicy
 from wam_jax.nn.world_model import make_world_model
-from wam_jax.train import behaviour_cloning, classifier, imagination, ppo, sharding, state, tasks
+from wam_jax.train import behaviour_cloning, classifier, imagination, ppo, sharding, state
+from wam_jax.train import tasks as train_tasks
 from wam_jax.train import world_model as wm
 from wam_jax.train import world_model_training as wm_training
 from wam_jax.train.classifier_pool import Pool
@@ -111,7 +112,7 @@ def test_updates_of_the_world_model(mesh):
 def one_task_update(update_task, start, data, devices):
   """What one step of plain SGD with rate 1 takes off the parameters: the gradient; and metrics."""
   stack = lambda tree: jax.tree.map(lambda x: jnp.stack([x, x]), tree)
-  update = tasks.make_task_update(update_task, stack(data), ("a", "b"), devices)
+  update = train_tasks.make_task_update(update_task, stack(data), ("a", "b"), devices)
   begun = sharding.put(stack(start), devices)
   after, metrics = update(begun, jax.random.key(7), 1)
   return jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), begun.params, after.params), metrics
@@ -186,10 +187,10 @@ def test_gradient_of_ppo(mesh, form, minibatches, monkeypatch):
     iterate = ppo.make_iteration(dreamer, c, devices)
     dream = ppo.make_rollout(dreamer, c, devices)
     run = lambda task, shared, f: f(task[0], task[1], shared, task[2])
-    task = sharding.put((stack(begun), stack(frozen), tasks.task_keys(jax.random.key(4), 2)), devices)
+    task = sharding.put((stack(begun), stack(frozen), train_tasks.task_keys(jax.random.key(4), 2)), devices)
     shared = sharding.put({"gain": jnp.float32(0.3)}, devices)
-    rollouts.append(tasks.over_tasks(lambda t, s: run(t, s, dream), mesh=devices)(task, shared))
-    after, metrics = tasks.over_tasks(lambda t, s: run(t, s, iterate), mesh=devices)(task, shared)
+    rollouts.append(train_tasks.over_tasks(lambda t, s: run(t, s, dream), mesh=devices)(task, shared))
+    after, metrics = train_tasks.over_tasks(lambda t, s: run(t, s, iterate), mesh=devices)(task, shared)
     assert all(x.is_fully_replicated for x in jax.tree.leaves(after))
     taken = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), task[0].params, after.params)
     found.append(((taken, after.scale, after.dreams), metrics))

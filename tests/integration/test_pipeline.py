@@ -25,7 +25,7 @@ from wam_jax.host.logger import read_metrics
 from wam_jax.reporting import curves
 from wam_jax.running import ppo_setup
 from wam_jax.running.stage_run import StageRun
-from wam_jax.stages import ppo
+from wam_jax.stages import ppo as ppo_stage
 from wam_jax.storage.artifact import load_artifact
 from wam_jax.storage.saved_params import load_params
 from wam_jax.train import imagination
@@ -127,11 +127,11 @@ def test_ppo_learns_in_the_warmed_world_only(finished, tmp_path, monkeypatch):
     raise Learns(dreamer.world)
 
   monkeypatch.setattr(ppo_setup, "make_world", make_world)
-  monkeypatch.setattr(ppo.ppo, "make_iteration", make_iteration)
+  monkeypatch.setattr(ppo_stage.ppo, "make_iteration", make_iteration)
   inputs = {stage: load_artifact(workdir / stage, stage) for stage in chain.ROWS["ppo"].requires}
   config = ConfigDict(load_artifact(workdir / "ppo", "ppo").config)
   with pytest.raises(Learns) as stopped:
-    ppo.run(StageRun(config, inputs, tmp_path, None))
+    ppo_stage.run(StageRun(config, inputs, tmp_path, None))
   assert set(worlds) == {1.0, 1.5}
   assert stopped.value.args[0] is worlds[1.5]
 
