@@ -378,7 +378,7 @@ class Dreamer:
     """Largest score that each dream ever gets where the reward would look, of one task.
 
     Args:
-      params: of this task; the policy acts without noise.
+      params: of this task; the policy acts by its evaluation variant.
       feature: [E, F], one dream from each.
       key: random key.
 
