@@ -201,8 +201,8 @@ def test_fields_that_go_together(config, right, path, value, named, word):
 def test_calvins_experts_know_scene_d_only(config, tmp_path, monkeypatch):
   monkeypatch.delenv("CALVIN_ROOT", raising=False)
   assert set(problems_of(config, ("env.name", "calvin"))) == {"env.calvin_root"}
-  (tmp_path / "calvin_env/envs").mkdir(parents=True)
-  (tmp_path / "calvin_env/envs/play_table_env.py").touch()
+  for part in ("calvin_env/envs/play_table_env.py", "conf/scene", "data"):
+    (tmp_path / part).mkdir(parents=True)
   monkeypatch.setenv("CALVIN_ROOT", str(tmp_path))
   assert config_lib.finalize(config).env.calvin_root == str(tmp_path)
   found = problems_of(config, ("env.calvin_scene", "A"))

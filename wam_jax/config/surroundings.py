@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from wam_jax.config.chain import STAGES
 from wam_jax.config.checks import Problem
 from wam_jax.embodiment import CAMERAS
+from wam_jax.envs.calvin.simulator import CalvinMissingError, find_checkout
 from wam_jax.host.machine import available_cores
 
 
@@ -155,12 +156,14 @@ def _find_calvin_env(config: ConfigDict) -> list[Problem]:
   if config.env.name != "calvin":
     return []
   path = _expand(config.env.calvin_root or os.environ.get("CALVIN_ROOT", ""))
-  config.env.calvin_root = path
-  if os.path.isfile(f"{path}/calvin_env/envs/play_table_env.py"):
-    return []
-  rule = "a checkout of CALVIN's simulator, with env.name=calvin"
-  fix = "git clone https://github.com/mees/calvin_env and name its folder, here or in $CALVIN_ROOT"
-  return [Problem("env.calvin_root", path, rule, fix)]
+  try:
+    config.env.calvin_root = str(find_checkout(path))
+  except CalvinMissingError as error:
+    rule = "a checkout of CALVIN's simulator, or of mees/calvin with it inside, with env.name=calvin"
+    fix = "git clone https://github.com/mees/calvin_env and name its folder, here or in $CALVIN_ROOT"
+    config.env.calvin_root = path
+    return [Problem("env.calvin_root", path, rule, f"{error.missing} {fix}")]
+  return []
 
 
 def _find_wandb(config: ConfigDict) -> list[Problem]:
