@@ -27,6 +27,9 @@ LENGTHS = (7, 5, 6)
 ANNOTATIONS = [("open_drawer", 7, 12), ("turn_on_led", 12, 18), ("open_drawer", 13, 17)]
 
 
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 183\n"
+
+
 def _frames(n: int, size: int = 8, seed: int = 0) -> dict[str, np.ndarray]:
   rng = np.random.default_rng(seed)
   action = rng.uniform(-1, 1, (n, 7))
@@ -311,7 +314,8 @@ BAD = {
   "missing frame": (_missing, "", "missing frame.*episode from 7 to 11"),
   "truncated": (_truncated, "", "truncated"),
   "overwritten": (_overwritten, "", "checksum"),
-  "empty file": (lambda f: frame_path(f, 8).write_bytes(b""), "", "truncated"),
+  "empty file": (lambda f: frame_path(f, 8).write_bytes(b""), "", "empty"),
+  "pointer of git lfs": (lambda f: frame_path(f, 8).write_bytes(LFS), "", "Git LFS pointer"),
   "absent key": (_set(rgb_gripper=None), "rgb_gripper", "absent"),
   "shape": (_set(robot_obs=np.ones(14)), "robot_obs", "15 floats"),
   "dtype": (_set(scene_obs=np.ones(24, np.int64)), "scene_obs", "24 floats"),
@@ -448,6 +452,14 @@ def test_frames_of_another_name(root, name):
   (folder / f"{name(5)}.npz").unlink()
   with pytest.raises(DatasetError, match=f"{name(5)}.npz: missing frame"):
     calvin.read_frames(folder, 8)
+
+
+@pytest.mark.parametrize("name", [files.IDS_FILE, calvin.ANNOTATION_FILE])
+def test_pointers_in_place_of_a_splits_own_files(root, name):
+  (root / "training" / name).write_bytes(LFS)
+  with pytest.raises(DatasetError, match="Git LFS pointer") as error:
+    calvin.read_split(root / "training", 8)
+  assert error.value.file == root / "training" / name and "git lfs pull" in error.value.fix
 
 
 def test_frames_that_are_no_npz(root):

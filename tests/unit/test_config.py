@@ -198,11 +198,23 @@ def test_fields_that_go_together(config, right, path, value, named, word):
   assert set(found) == {named} and word in found[named].rule
 
 
+@pytest.mark.parametrize("field", ["inputs.lumos_checkpoint", "inputs.dppo_checkpoint"])
+def test_a_pointer_under_a_checkpoints_name_is_found_before_the_run(config, tmp_path, field):
+  file = tmp_path / "a.ckpt"
+  file.write_text("version https://git-lfs.github.com/spec/v1\n")
+  config.tasks, config.world_model.vision = ("open_drawer",), "conv"
+  (problem,) = problems_of(config, (field, str(file))).values()
+  assert "Git LFS pointer" in problem.rule and "git lfs pull" in problem.fix
+  file.write_bytes(b"{\0\0\0\0\0\0\0{")  # safetensors, whose first byte is any
+  config.update_from_flattened_dict({field: str(file)})
+  config_lib.finalize(config)
+
+
 def test_calvins_experts_know_scene_d_only(config, tmp_path, monkeypatch):
   monkeypatch.delenv("CALVIN_ROOT", raising=False)
   assert set(problems_of(config, ("env.name", "calvin"))) == {"env.calvin_root"}
-  for part in ("calvin_env/envs/play_table_env.py", "conf/scene", "data"):
-    (tmp_path / part).mkdir(parents=True)
+  (tmp_path / "calvin_env/envs").mkdir(parents=True)
+  (tmp_path / "calvin_env/envs/play_table_env.py").touch()
   monkeypatch.setenv("CALVIN_ROOT", str(tmp_path))
   assert config_lib.finalize(config).env.calvin_root == str(tmp_path)
   found = problems_of(config, ("env.calvin_scene", "A"))

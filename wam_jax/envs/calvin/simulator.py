@@ -32,7 +32,7 @@ HOW_TO = """CALVIN's simulator and data take three steps:
   pip install 'wam_jax[calvin]'
   git clone https://github.com/mees/calvin_env, and --config.env.calvin_root=calvin_env or $CALVIN_ROOT
   dataset/download_data.sh of github.com/mees/calvin, and --config.data.calvin_path=FOLDER or $CALVIN_DATA"""
-PARTS = ("calvin_env/envs/play_table_env.py", "conf/scene", "data")  # of a checkout of calvin_env
+_MARK = "calvin_env/envs/play_table_env.py"  # by this file a checkout of calvin_env is known
 _PACKAGES = {"pybullet": "pybullet", "hydra": "hydra-core", "omegaconf": "omegaconf", "scipy": "scipy"}
 
 
@@ -45,7 +45,7 @@ class CalvinMissingError(RuntimeError):
 
 
 def find_checkout(root: str = "") -> pathlib.Path:
-  """The checkout of calvin_env by its files; no package is looked for.
+  """The checkout of calvin_env, known by one file; no package is looked for.
 
   Args:
     root: its folder, or that of a checkout of mees/calvin with it inside; empty: $CALVIN_ROOT.
@@ -57,17 +57,15 @@ def find_checkout(root: str = "") -> pathlib.Path:
   if not name:
     raise CalvinMissingError("no checkout of calvin_env was named.")
   path, inner = pathlib.Path(name), pathlib.Path(name, "calvin_env")
-  missing = [[part for part in PARTS if not os.path.exists(folder / part)] for folder in (path, inner)]
-  if not missing[0]:
-    return path
-  if not missing[1]:  # CALVIN's own README sets $CALVIN_ROOT to the checkout of mees/calvin
-    return inner
+  for folder in (path, inner):  # CALVIN's own README sets $CALVIN_ROOT to the checkout of mees/calvin
+    if os.path.isfile(folder / _MARK):
+      return folder
   if os.path.isfile(path / ".gitmodules") and os.path.isdir(inner):
     raise CalvinMissingError(
-      f"{path} is a checkout of mees/calvin without its submodules: {inner} has no {missing[1][0]}. "
+      f"{path} is a checkout of mees/calvin without its submodules: {inner} has no {_MARK}. "
       f"Fetch them: git -C {path} submodule update --init --recursive"
     )
-  raise CalvinMissingError(f"{path} is no checkout of calvin_env: it has no {missing[0][0]}.")
+  raise CalvinMissingError(f"{path} is no checkout of calvin_env: it has no {_MARK}.")
 
 
 def find_root(root: str = "") -> pathlib.Path:
@@ -77,6 +75,9 @@ def find_root(root: str = "") -> pathlib.Path:
     CalvinMissingError: as `find_checkout`; or a Python package is not installed or cannot be imported.
   """
   path = find_checkout(root)
+  for part in ("conf/scene", "data"):
+    if not (path / part).exists():
+      raise CalvinMissingError(f"{path} is no checkout of calvin_env: it has no {part}.")
   absent = [name for module, name in _PACKAGES.items() if importlib.util.find_spec(module) is None]
   if absent:
     raise CalvinMissingError(f"not installed: {', '.join(absent)}.")
