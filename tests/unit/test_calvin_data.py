@@ -314,7 +314,7 @@ BAD = {
   "missing frame": (_missing, "", "missing frame.*episode from 7 to 11"),
   "truncated": (_truncated, "", "truncated"),
   "overwritten": (_overwritten, "", "checksum"),
-  "empty file": (lambda f: frame_path(f, 8).write_bytes(b""), "", "empty"),
+  "empty file": (lambda f: frame_path(f, 8).write_bytes(b""), "", "truncated"),
   "pointer of git lfs": (lambda f: frame_path(f, 8).write_bytes(LFS), "", "Git LFS pointer"),
   "absent key": (_set(rgb_gripper=None), "rgb_gripper", "absent"),
   "shape": (_set(robot_obs=np.ones(14)), "robot_obs", "15 floats"),

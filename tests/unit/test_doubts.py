@@ -35,6 +35,11 @@ def _metres(f):
   f["rel_actions"][:, :3] *= 0.02
 
 
+def _metres_and_rest(f):
+  _metres(f)
+  f["rel_actions"][:40, :3] = 0.0
+
+
 def _radians(f):
   f["rel_actions"][:, 3:6] *= 0.05
 
@@ -59,6 +64,7 @@ ALL = slice(None)
   [
     (lambda f: None, []),
     (_metres, [("rel_actions", "look like m,")]),
+    (_metres_and_rest, [("rel_actions", "look like m,")]),
     (_radians, [("rel_actions", "look like rad,")]),
     (_set("rel_actions", ALL, 2, 0.0), [("rel_actions", "number 2")]),
     (_set("rel_actions", ALL, slice(3, 6), 0.0), [("rel_actions", "number 5")]),

@@ -111,10 +111,10 @@ def _doubt_actions(folder: pathlib.Path, action: np.ndarray, state: np.ndarray) 
   moved[:, 3:6] = (moved[:, 3:6] + np.pi) % (2 * np.pi) - np.pi
   for name, part, unit, word in _UNITS:
     size, distance = (np.linalg.norm(array[:, part], axis=1) for array in (action, moved))
-    strong = size >= np.median(size)
     most = np.abs(action[:, part]).max()
     if not most:
       continue  # reported above
+    strong = size >= np.median(size[size > 0])  # a robot may rest most of the time
     ratio = np.median(distance[strong]) / np.median(size[strong])
     fix = (
       f"divide them by CALVIN's unit ({unit:g} {word}), or by your largest motion, so that they fill [-1, 1]."

@@ -295,9 +295,10 @@ def read_weights(
       return _read_safetensors(path, select, error_type)
     if not zipfile.is_zipfile(path):
       what, fix = file_kinds.describe_file(path)
+      state = "damaged" if path.stat().st_size else "an empty file"
       raise error_type(
         path,
-        f"neither a file of torch.save nor an npz nor safetensors: {what or 'damaged'}.",
+        f"neither a file of torch.save nor an npz nor safetensors: {what or state}.",
         fix=fix or COPY_AGAIN,
       )
     with zipfile.ZipFile(path) as archive:

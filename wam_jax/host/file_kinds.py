@@ -59,8 +59,6 @@ def describe(head: bytes) -> tuple[str, str]:
   Returns:
     (what it is, what to do), both '' for bytes of no kind that is known here.
   """
-  if not head:
-    return "empty", "copy or download it again."
   if head[4:9] == b"\0\0\0\0{":  # safetensors, whose first bytes are a length and may be anything
     return "", ""
   if head[257:262] == b"ustar":
