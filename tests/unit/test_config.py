@@ -198,6 +198,18 @@ def test_fields_that_go_together(config, right, path, value, named, word):
   assert set(found) == {named} and word in found[named].rule
 
 
+@pytest.mark.parametrize("field", ["inputs.lumos_checkpoint", "inputs.dppo_checkpoint"])
+def test_a_pointer_under_a_checkpoints_name_is_found_before_the_run(config, tmp_path, field):
+  file = tmp_path / "a.ckpt"
+  file.write_text("version https://git-lfs.github.com/spec/v1\n")
+  config.tasks, config.world_model.vision = ("open_drawer",), "conv"
+  (problem,) = problems_of(config, (field, str(file))).values()
+  assert "Git LFS pointer" in problem.rule and "git lfs pull" in problem.fix
+  file.write_bytes(b"{\0\0\0\0\0\0\0{")  # safetensors, whose first byte is any
+  config.update_from_flattened_dict({field: str(file)})
+  config_lib.finalize(config)
+
+
 def test_calvins_experts_know_scene_d_only(config, tmp_path, monkeypatch):
   monkeypatch.delenv("CALVIN_ROOT", raising=False)
   assert set(problems_of(config, ("env.name", "calvin"))) == {"env.calvin_root"}

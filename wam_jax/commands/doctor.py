@@ -13,6 +13,7 @@ import dataclasses
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import sys
@@ -131,13 +132,17 @@ def check_table(name: str, seconds: float) -> Section:
 def check_calvin(name: str, seconds: float) -> Section:
   """CALVIN's packages, simulator and dataset."""
   section = check_packages(name, seconds, "calvin")
-  facts, failure = doctor_jobs.run(doctor_jobs.find_calvin, seconds)
+  facts, failure = doctor_jobs.run(doctor_jobs.step_calvin, seconds)
   section.facts += facts
-  if failure and "not installed" not in failure:  # already reported
+  fix = "git clone https://github.com/mees/calvin_env && export CALVIN_ROOT=$PWD/calvin_env"
+  reported = any(words in failure for words in ("not installed", "is installed, but"))
+  if failure and facts:
+    module = re.search(r"No module named '(\w+)", failure)
+    section.problem("calvin_env", f"made no step: {failure}", f"pip install {module[1]}" if module else fix)
+  elif failure and not reported:
     problem = (
       f"names no simulator: {failure.partition(': ')[2]}" if "CALVIN_ROOT" in os.environ else "is not set"
     )
-    fix = "git clone https://github.com/mees/calvin_env && export CALVIN_ROOT=$PWD/calvin_env"
     section.problem("$CALVIN_ROOT", problem, fix)
   dataset = os.path.expanduser(os.environ.get("CALVIN_DATA", ""))
   files = [f"{dataset}/{split}/ep_start_end_ids.npy" for split in ("training", "validation")]

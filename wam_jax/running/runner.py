@@ -23,6 +23,7 @@ from wam_jax.host import machine, processes, stopping
 from wam_jax.host.logger import Logger
 from wam_jax.host.words import duration
 from wam_jax.running import plan as plan_lib
+from wam_jax.running.data_check import check_data
 from wam_jax.running.plan import StageError, StagePlan
 from wam_jax.running.stage_run import StageRun
 from wam_jax.storage import artifact as artifact_lib
@@ -55,9 +56,16 @@ def run(config: ConfigDict, quiet: bool = False) -> dict[str, Artifact]:
   plans = plan_lib.make_plan(config)
   if first and not quiet:
     print(plan_lib.format_plan(config, plans), flush=True)
+  problems, warnings = check_data(config, plans)
+  for warning in warnings if first else ():
+    print(f"Warning: {warning}", file=sys.stderr, flush=True)
   if config.stage == "plan":
+    for problem in problems if first else ():
+      print(problem, flush=True)
     return {}
   plan_lib.check_conflicts(config, plans)
+  if problems:
+    raise StageError("\n".join(problems))
   plan_lib.check_lineage(plans)
   stages = plan_lib.wanted_stages(config)
   _check_inputs(config, plans, stages)
