@@ -51,7 +51,7 @@ def ran(monkeypatch, tmp_path):
   monkeypatch.setattr(chain, "STAGES", tuple(ROWS))
   monkeypatch.setattr(chain, "EXTRA_STAGES", ())
   monkeypatch.setattr(chain, "ROWS", ROWS)
-  monkeypatch.setattr(runner, "use_compilation_cache", lambda: None)
+  monkeypatch.setattr(runner.surroundings, "prepare_jax", lambda: None)
   return calls
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from wam_jax.acting.policy import PolicyError
 from wam_jax.acting.policy_table import TRAINED
 from wam_jax.config import TASKS
-from wam_jax.host import machine
+from wam_jax.host import machine, surroundings
 
 FRAME_STEP = 2  # every second frame is shown
 
@@ -100,14 +100,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.error(f"--out: there is no folder {out.parent}")
 
   import wam_jax
-  from wam_jax.running.runner import use_compilation_cache
   from wam_jax.storage.artifact import ArtifactError
   from wam_jax.storage.checksums import CheckpointError
 
-  use_compilation_cache()
   try:
+    surroundings.start_jax()
     policy = wam_jax.load_policy(arguments.policy, arguments.task, arguments.which)
-  except (PolicyError, ArtifactError, CheckpointError) as error:
+  except (PolicyError, ArtifactError, CheckpointError, surroundings.SurroundingsError) as error:
     print(f"\n{error}", file=sys.stderr)
     return 1
   episodes = []

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from ml_collections import ConfigDict
 
 from wam_jax.config import ConfigError
-from wam_jax.host import processes, stopping
+from wam_jax.host import processes, stopping, surroundings
 from wam_jax.host.machine import disk_full
 from wam_jax.running import runner, study
 
@@ -53,7 +53,7 @@ def _run(make_config: Callable[[], ConfigDict], coordinator: str, num_processes:
     stopping.install()
     config = make_config()
     if config.stage != "plan" and processes.wanted(coordinator):
-      runner.use_compilation_cache()
+      surroundings.prepare_jax()
       processes.start(coordinator, num_processes, process_id)
       stopping.install()  # JAX has taken SIGTERM
     study.run(config) if config.study.seeds else runner.run(config)

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import gc
 import importlib
-import os
 import pathlib
 import resource
 import secrets
@@ -19,7 +18,7 @@ from ml_collections import ConfigDict
 
 from wam_jax import config as config_lib
 from wam_jax.config import chain
-from wam_jax.host import machine, processes, stopping
+from wam_jax.host import processes, stopping, surroundings
 from wam_jax.host.logger import Logger
 from wam_jax.host.words import duration
 from wam_jax.running import plan as plan_lib
@@ -61,7 +60,7 @@ def run(config: ConfigDict, quiet: bool = False) -> dict[str, Artifact]:
   plan_lib.check_lineage(plans)
   stages = plan_lib.wanted_stages(config)
   _check_inputs(config, plans, stages)
-  use_compilation_cache()
+  surroundings.prepare_jax()
   _check_devices(config, plans, stages)
   workdir = pathlib.Path(config.workdir)
   with lock(workdir) if first else contextlib.nullcontext():
@@ -92,10 +91,14 @@ def _check_devices(config: ConfigDict, plans: dict[str, StagePlan], stages: tupl
 
   Raises:
     ConfigError: they do not, or `training.devices` do not exist.
+    SurroundingsError: JAX cannot open them.
   """
   pending = [stage for stage in stages if plans[stage].action not in ("skip", "use")]
-  if processes.count() == 1 and not any(chain.ROWS[stage].together for stage in pending):
+  if not pending:
     return  # opening the devices takes a moment
+  surroundings.open_devices()
+  if processes.count() == 1 and not any(chain.ROWS[stage].together for stage in pending):
+    return
   import jax
 
   problems = config_lib.device_problems(config, jax.device_count(), processes.count())
@@ -266,11 +269,6 @@ def _free_memory() -> None:
   if "jax" in sys.modules:
     sys.modules["jax"].clear_caches()
   gc.collect()
-
-
-def use_compilation_cache() -> None:
-  """Lets JAX keep compiled programs between processes. Must come before JAX is imported."""
-  os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", machine.compilation_cache())
 
 
 @contextlib.contextmanager
