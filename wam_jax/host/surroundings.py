@@ -6,6 +6,7 @@ JAX is asked only where it is imported already.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,7 @@ JAX_SETTINGS: dict[str, Any] = {
   "numpy_rank_promotion": "allow",
   "default_prng_impl": "threefry2x32",
   "transfer_guard": "allow",
+  "disable_jit": False,  # a picture would take minutes
 }
 _WORDS = {"1": "true", "yes": "true", "on": "true", "0": "false", "no": "false", "off": "false"}
 
@@ -77,6 +79,13 @@ def own_settings() -> Iterator[None]:
     yield
 
 
+def print_anything() -> None:
+  """Lets stdout and stderr show in another form what their encoding lacks, instead of failing."""
+  for stream in (sys.stdout, sys.stderr):
+    if isinstance(stream, io.TextIOWrapper):
+      stream.reconfigure(errors="backslashreplace")
+
+
 def other_settings(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
   """Variables that set JAX otherwise than JAX_SETTINGS -> what is used instead."""
   plain = lambda text: _WORDS.get(text.lower(), text.lower())
@@ -90,6 +99,7 @@ def other_settings(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
 
 def prepare_jax() -> None:
   """Makes JAX's settings and its place for compiled programs ours. For programs, before JAX computes."""
+  print_anything()
   os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", machine.compilation_cache())
   for variable, value in other_settings().items():
     print(

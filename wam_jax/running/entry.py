@@ -1,8 +1,8 @@
 """From a config to an exit code: connects the processes of a run, answers signals, reports what went wrong.
 
 Exit codes: 0 done; 1 an error whose text says what to do; 2 the config has problems; 129, 130 and 143 stopped
-by SIGHUP, SIGINT and SIGTERM, and saved; 75 another process of the run is gone. After the last four the same
-command goes on.
+by SIGHUP, SIGINT and SIGTERM, and saved; 75 another process of the run is gone or did not come. After the
+last four the same command goes on.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ def run(
 def _run(make_config: Callable[[], ConfigDict], coordinator: str, num_processes: int, process_id: int) -> int:
   config: ConfigDict | None = None
   try:
+    surroundings.print_anything()
     stopping.install()
     config = make_config()
     if config.stage != "plan" and processes.wanted(coordinator):
@@ -66,7 +67,9 @@ def _run(make_config: Callable[[], ConfigDict], coordinator: str, num_processes:
   except Exception as error:
     processes.failed(error)
     if type(error).__module__.startswith("wam_jax."):
-      return report(error, 1)  # our own errors say what to do; a traceback would hide it
+      return report(
+        error, getattr(error, "code", 1)
+      )  # our own errors say what to do; a traceback would hide it
     full = disk_full(error)
     if full is not None:
       where = (
