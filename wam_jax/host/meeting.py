@@ -44,7 +44,7 @@ def split_address(address: str) -> tuple[str, int]:
   match = re.fullmatch(r"(\[[0-9a-fA-F:.%\w]+\]|[^\s:/\[\]]+):(\d{1,5})", address)
   if not match or not 0 < int(match[2]) < 65536:
     raise ProcessesError(
-      f"--coordinator={address} must be HOST:PORT: where process 0 runs, and a free port there, as node1:12355"
+      f"--coordinator={address} must be HOST:PORT: that of process 0, and a free port there, as node1:12355"
     )
   return match[1].strip("[]"), int(match[2])
 

@@ -19,6 +19,8 @@ from wam_jax.config import ConfigError
 from wam_jax.host import processes, stopping, surroundings
 from wam_jax.host.machine import disk_full
 from wam_jax.running import runner, study
+from wam_jax.running.plan import StageError
+from wam_jax.storage.artifact import ArtifactError
 
 
 def run(
@@ -57,8 +59,11 @@ def _run(make_config: Callable[[], ConfigDict], coordinator: str, num_processes:
       surroundings.prepare_jax()
       processes.start(coordinator, num_processes, process_id)
       stopping.install()  # JAX has taken SIGTERM
-    study.run(config) if config.study.seeds else runner.run(config)
+    _carry_out(config)
   except ConfigError as error:
+    if error.config is not None and error.config.stage == "plan":
+      with contextlib.suppress(StageError, ArtifactError):
+        _carry_out(error.config)  # what it would cost, before what is missing
     return report(error, 2)
   except stopping.Stopped as stop:
     return report(stop, stop.code)
@@ -87,6 +92,10 @@ def _run(make_config: Callable[[], ConfigDict], coordinator: str, num_processes:
     traceback.print_exc()
     return 1
   return 0
+
+
+def _carry_out(config: ConfigDict) -> None:
+  study.run(config) if config.study.seeds else runner.run(config)
 
 
 def report(error: object, code: int) -> int:

@@ -20,7 +20,7 @@ from wam_jax import config as config_lib
 from wam_jax.config import chain
 from wam_jax.host import processes, stopping, surroundings
 from wam_jax.host.logger import Logger
-from wam_jax.host.words import duration
+from wam_jax.host.words import count, duration
 from wam_jax.running import plan as plan_lib
 from wam_jax.running.plan import StageError, StagePlan
 from wam_jax.running.stage_run import StageRun
@@ -156,12 +156,11 @@ def _check_inputs(config: ConfigDict, plans: dict[str, StagePlan], stages: tuple
   missing = [plan.stage for plan in plans.values() if plan.stage not in stages and plan.action != "skip"]
   missing = [stage for stage in missing if plans[stage].action != "use"]
   if missing:
-    experiment = f"experiments/{config.experiment}.py:{config.preset}"
-    command = f"python -m wam_jax.main --config={experiment} --config.workdir={config.workdir}"
     lines = [
       f"{config.stage} is made from {', '.join(missing)}, not finished in {config.workdir}. Run first:"
     ]
-    lines += [f"  {command} --config.stage={stage}" for stage in missing]
+    for stage in missing:
+      lines.append(f"  {config_lib.command(config, workdir=config.workdir, stage=stage)}")
     lines.append(f"or name finished ones: --config.inputs.{missing[0]}=FOLDER")
     raise StageError("\n".join(lines))
 
@@ -204,7 +203,7 @@ def _live_view(
     for stage, plan in plans.items()
     if not (quiet and actions[stage] in words)
   ]
-  tasks = config.tasks[0] if len(config.tasks) == 1 else f"{len(config.tasks)} tasks"
+  tasks = config.tasks[0] if len(config.tasks) == 1 else count(len(config.tasks), "task")
   title = "" if quiet else f"{config.experiment} {config.preset}, {tasks}"
   with live_view.LiveView(title, lines) as view, stopping.told_through(view.message):
     yield view
@@ -314,9 +313,11 @@ def closing_text(config: ConfigDict, artifacts: dict[str, Artifact]) -> str:
 
 def _next(config: ConfigDict) -> list[tuple[str, str]]:
   """What one may do with a finished run: (what, command)."""
-  main = f"python -m wam_jax.main --config=experiments/{config.experiment}.py:{config.preset}"
   steps = [
-    ("another seed", f"{main} --config.seed={config.seed + 1} --config.workdir=FOLDER"),
+    (
+      "another seed",
+      config_lib.command(config, seed=config.seed + 1, workdir=f"{config.workdir}_seed{config.seed + 1}"),
+    ),
     ("take the policies along", f"python -m wam_jax.pack --workdir={config.workdir} --out=policies.npz"),
   ]
   if config.env.name == "play_table":
