@@ -196,8 +196,8 @@ def check_conflicts(config: ConfigDict, plans: dict[str, StagePlan]) -> None:
     lines.append(f"  made from another {next(iter(first))}: {', '.join(follow)}")
   lines.append("Choose one:")
   usable = {f"inputs__{plan.stage}": plan.artifact.path for plan in plans.values() if plan.action == "skip"}
-  stage = {} if config.stage == "all" else {"stage": config.stage}
-  keep = config_lib.command(config, **usable, **stage, workdir=_free_folder(config.workdir))
+  asked = {} if config.stage == "all" else {"stage": config.stage}
+  keep = config_lib.command(config, **usable, **asked, workdir=_free_folder(config.workdir))
   lines.append(f"  keep both:            {keep}")
   old = {path: value for plan in conflicts for path, value in plan.old.items()}
   if old:
