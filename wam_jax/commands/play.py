@@ -16,6 +16,7 @@ from wam_jax.acting.policy import PolicyError
 from wam_jax.acting.policy_table import TRAINED
 from wam_jax.config import TASKS
 from wam_jax.host import machine, surroundings
+from wam_jax.host.words import count
 
 FRAME_STEP = 2  # every second frame is shown
 
@@ -113,7 +114,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   for i in range(arguments.episodes):
     episode = play(policy, arguments.seed + i, arguments.max_steps)
     word = "success" if episode["success"] else "no success"
-    print(f"{policy.task}, start {arguments.seed + i}: {word} after {episode['steps']} steps", flush=True)
+    print(
+      f"{policy.task}, start {arguments.seed + i}: {word} after {count(episode['steps'], 'step')}", flush=True
+    )
     episodes.append(episode)
   solved = sum(episode["success"] for episode in episodes)
   out.write_bytes(film(episodes, arguments.size, out.suffix[1:]))

@@ -13,6 +13,7 @@ from wam_jax.config.fields import FIELDS
 from wam_jax.config.presets import own_experiments, preset_config
 from wam_jax.config.rules import RULES, check_rule
 from wam_jax.config.surroundings import DERIVED
+from wam_jax.host.words import count
 
 
 def apply_overrides(config: ConfigDict, overrides: Iterable[tuple[str, str]]) -> list[Problem]:
@@ -141,7 +142,7 @@ def device_problems(config: Any, num_devices: int, num_processes: int = 1) -> li
   """
   requested = config.training.devices
   if requested > num_devices:
-    rule = f"at most the {num_devices} devices that there are"
+    rule = f"at most {num_devices}, the devices that there are"
     return [Problem("training.devices", requested, rule, "leave it at 0 to use all of them")]
   if num_processes > 1 and requested not in (0, num_devices):
     rule = f"0 or all {num_devices} devices, with {num_processes} processes"
@@ -157,7 +158,7 @@ def device_problems(config: Any, num_devices: int, num_processes: int = 1) -> li
     if size % unit:
       low, high = size // unit * unit, (size // unit + 1) * unit
       nearest = " or ".join(str(multiple) for multiple in (low, high) if multiple)
-      divisor = f"{devices} devices" + (f" times {factor}" if factor and fields[factor] > 1 else "")
+      divisor = count(devices, "device") + (f" times {factor}" if factor and fields[factor] > 1 else "")
       fix = f"--config.{path}={nearest}"
       fewer = max(n for n in range(1, devices + 1) if size % (n * unit // devices) == 0)
       if num_processes == 1:
