@@ -401,6 +401,9 @@ def test_wandb_must_be_there_to_be_used(config, wandb, monkeypatch, tmp_path):
 def test_empty_lists_know_what_they_hold(config):
   assert config_lib.apply_overrides(config, [("world_model.snapshots", "[10, 1e2]")]) == []
   assert config.world_model.snapshots == (10, 100)
+  config.world_model.snapshots = ()
+  (problem,) = config_lib.apply_overrides(config, [("world_model.snapshots", "ten")])
+  assert "whole number" in problem.rule
   assert "world_model.snapshots" in problems_of(config, ("world_model.snapshots", "ten"))
   for row in ROWS:
     if isinstance(row.default, tuple):

@@ -24,7 +24,7 @@ from typing import Any
 
 import wam_jax
 from wam_jax.commands import doctor_jobs
-from wam_jax.host import machine
+from wam_jax.host import machine, surroundings
 
 MEMORY, DISK = 2.8e9, 2e9  # bytes that the demo takes
 
@@ -61,6 +61,12 @@ def check_machine(name: str) -> Section:
   section.facts.append(f"{disk / 1e9:.1f} GB of disk free in {folder}")
   if not (3, 11) <= sys.version_info[:2] <= (3, 12):
     section.problem("Python", "must be 3.11 or 3.12", "PYTHON=python3.12 bash launch/quickstart.sh", True)
+  if sys.flags.optimize > 1:
+    problem = "runs with -OO, which drops the docstrings that TensorFlow Probability needs"
+    section.problem("Python", problem, "unset PYTHONOPTIMIZE", True)
+  for variable, value in surroundings.other_settings().items():
+    problem = f"is {os.environ[variable]}; wam_jax uses {value} all the same"
+    section.problem(variable, problem, f"unset {variable}  # or leave it")
   if memory < MEMORY:  # other programs may have ended when the demo needs it
     section.problem("Memory", f"is short: the demo takes {MEMORY / 1e9:g} GB", "end other programs")
   if disk < DISK or not machine.writable(folder):
@@ -189,6 +195,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--json", action="store_true")
   parser.add_argument("--seconds", type=float, default=120.0, help="for each process that tries something")
   args = parser.parse_args(argv)
+  surroundings.print_anything()
   sections = []
   for section in examine(args.seconds):
     sections.append(section)
