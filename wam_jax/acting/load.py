@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 from typing import Any
 
@@ -19,10 +20,10 @@ from wam_jax.types import Params
 
 @surroundings.own_settings()
 def load_policy(
-  path: Any = None,
+  path: str | os.PathLike[str] | None = None,
   task: str | None = None,
   which: str | None = None,
-  world_model: Any = None,
+  world_model: str | os.PathLike[str] | None = None,
   ddim_steps: int = 0,
 ) -> ActingPolicy:
   """A trained policy, with the world model that it was trained on.
@@ -35,6 +36,9 @@ def load_policy(
       where PPO was monitored; 'cloned'; None: 'ppo' if it is finished, else 'cloned'.
     world_model: folder of the world model, where it is neither next to the policy nor where the run had it.
     ddim_steps: of a diffusion policy, so many denoising steps by DDIM; 0: all that it was trained with.
+
+  Returns:
+    An object with `reset(batch_size=None, seed=0)` and `act(observation) -> action`.
 
   Raises:
     PolicyError: no finished policy there, no such task, or the world model that it was trained on is not

@@ -213,7 +213,6 @@ class PolicyRunner:
           environment=environment,
           key=jax.random.key(self._config.seed),  # the same noise for every policy
           max_steps=self._max_steps,
-          chunk=policy.chunk,
           progress=progress.update,
         )
       arrays = _arrays(episodes)
@@ -268,24 +267,19 @@ class PolicyRunner:
   def _imagined(self, policy: Any, params: Any, first_feature: np.ndarray | None) -> np.ndarray:
     """Share of dreams, from the very same start frames, that the classifier calls a success: [K]."""
     from wam_jax.acting import models
-    from wam_jax.stages import ppo
     from wam_jax.train import imagination
+    from wam_jax.train.tasks import task_keys
 
     assert first_feature is not None  # only experts have none
     model, model_params, _ = self._open()
     classifier, classifier_params = models.load_classifier(self._inputs["classifier"])
     rows = np.arange(self._config.evaluate.imagined_episodes) % first_feature.shape[1]
-    return ppo.imagined_rates(
-      imagination.make_world(model),
-      model_params,
-      policy,
-      params,
-      classifier,
-      classifier_params,
-      jax.numpy.asarray(first_feature[:, rows]),
-      jax.random.key(self._config.seed + 2),
-      horizon_chunks=-(-self._max_steps // policy.chunk),
-    )
+    chunks = -(-self._max_steps // policy.chunk)
+    dreamer = imagination.Dreamer(imagination.make_world(model), policy, classifier, chunks)
+    feature = jax.numpy.asarray(first_feature[:, rows])
+    keys = task_keys(jax.random.key(self._config.seed + 2), len(feature))
+    scores = dreamer.score_tasks()((params, classifier_params, feature, keys), model_params)
+    return np.asarray(scores > 0).mean(1)
 
 
 def _arrays(episodes: Rollouts) -> dict[str, np.ndarray]:
