@@ -10,6 +10,7 @@ import signal
 import sys
 
 from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
 
 CASES = int(os.environ.get("WAM_FUZZ_CASES", "2000"))
 FUZZ = settings(
@@ -83,3 +84,28 @@ def guarded(seconds: float, writable: pathlib.Path | None = None, memory: int = 
 def listing(folder: pathlib.Path) -> list[tuple[str, int]]:
   """Everything under a folder, with its time of change."""
   return sorted((str(p.relative_to(folder)), p.lstat().st_mtime_ns) for p in folder.rglob("*"))
+
+
+@st.composite
+def damaged(draw, content):
+  """These bytes with some changed, lost, added, moved or repeated."""
+  data = bytearray(content)
+  for _ in range(draw(st.integers(1, 3))):
+    at = draw(st.integers(0, max(len(data) - 1, 0)))
+    # Headers and directories lie at the ends, and are small beside the pictures.
+    at = draw(st.sampled_from([at, at, min(at % 130, len(data)), max(len(data) - 1 - at % 600, 0)]))
+    length = draw(st.sampled_from([1, 1, 2, 4, 8, 100]))
+    how = draw(st.integers(0, 7))
+    if how <= 2 and at < len(data):
+      data[at] ^= draw(st.integers(1, 255))
+    elif how == 3:
+      data[at : at + length] = draw(st.sampled_from([b"\xff", b"\0", b"\x7f", b"9", b"("])) * length
+    elif how == 4:
+      del data[at:]
+    elif how == 5:
+      del data[at : at + length]
+    elif how == 6:
+      data[at:at] = draw(st.binary(min_size=1, max_size=12))
+    else:
+      data[at:at] = data[at : at + length] * draw(st.sampled_from([1, 1, 50]))
+  return bytes(data)

@@ -1,6 +1,6 @@
 """A small finished run of random numbers, written as the stages write theirs, but the report."""
 
-import hashlib
+import dataclasses
 import json
 
 import numpy as np
@@ -11,7 +11,7 @@ from wam_jax.core import discrimination
 from wam_jax.embodiment import ACTION_NAMES
 from wam_jax.reporting import media
 from wam_jax.stages import evaluate, judge_world_model
-from wam_jax.storage.artifact import Artifact, write_artifact
+from wam_jax.storage.artifact import Artifact, fingerprint, write_artifact
 
 TASKS = ("open_drawer", "turn_on_led")
 RATES = {"expert": 1.0, "random": 0.0, "cloned": 0.5, "ppo": 0.7}
@@ -88,23 +88,20 @@ def write_run(folder, rng, tasks=TASKS, episodes=10, start=0, **settings):
       for path, value in config_lib.flatten(config).items()
       if any(path == name or path.startswith(name + ".") for name in spec.reads)
     }
-    prints = {name: inputs[name].fingerprint for name in spec.requires}
-    fingerprint = hashlib.sha256(f"{stage}{part}{prints}{folder}".encode()).hexdigest()
-    inputs[stage] = Artifact(
-      stage,
-      folder / stage,
-      fingerprint,
-      config.to_dict(),
-      part,
-      prints,
-      seconds=10.0 + i,
-      peak_bytes=2_000_000_000,
-    )
+    prints = {name: inputs[name].fingerprint for name in spec.requires} or {"other": str(folder)}
+    made = make_artifact(stage, folder / stage, config.to_dict(), part, prints)
+    inputs[stage] = dataclasses.replace(made, seconds=10.0 + i, peak_bytes=2_000_000_000)
     write_artifact(inputs[stage], done=True)
   _write_metrics(folder, rng, tasks)
   _write_judge(folder, rng)
   _write_episodes(folder, rng, tasks, episodes, start)
   return config, inputs
+
+
+def make_artifact(stage, path, config=None, part=None, inputs=None):
+  """An artifact with the fingerprint of its settings and inputs, as the runner makes it."""
+  part, inputs = part or {}, inputs or {}
+  return Artifact(stage, path, fingerprint(part, inputs), config or {}, part, inputs)
 
 
 def _write_metrics(folder, rng, tasks):
@@ -172,5 +169,5 @@ def shown(tasks=TASKS):
 
 def write_report_stage(folder, seconds):
   """A finished stage report, without its files."""
-  artifact = Artifact("report", folder / "report", "f" * 64, {}, seconds=seconds)
-  write_artifact(artifact, done=True)
+  artifact = make_artifact("report", folder / "report")
+  write_artifact(dataclasses.replace(artifact, seconds=seconds), done=True)

@@ -13,15 +13,15 @@ import sys
 from collections.abc import Sequence
 
 from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from wam_jax import config as config_lib
-from wam_jax.config import ConfigError, Problem
+from wam_jax.config import ConfigError
+from wam_jax.host import console
 from wam_jax.running import entry
 
 EXPERIMENT = "experiments/calvin_wam.py"
-# config_flags loads the file; overrides are not its business (sys_argv), see `split_overrides`.
-_CONFIG = config_flags.DEFINE_config_file("config", None, f"Experiment file, as {EXPERIMENT}.", sys_argv=[""])
+_CONFIG = flags.DEFINE_string("config", EXPERIMENT, "Experiment file[:preset]; overrides: `split_overrides`.")
 _COORDINATOR = flags.DEFINE_string(
   "coordinator",
   "",
@@ -29,6 +29,7 @@ _COORDINATOR = flags.DEFINE_string(
 )
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", 0, "Processes of this run, with --coordinator.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", -1, "Of this process, from 0, with --coordinator.")
+_experiment = ConfigDict()  # what the file gives, and what the command line changes of it; see `parse`
 _overrides: list[tuple[str, str]] = []
 
 
@@ -63,21 +64,15 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str
 
 
 def parse(argv: Sequence[str]) -> list[str]:
-  """absl's flag parser, with the config's overrides kept for `main`."""
+  """absl's flag parser, with the experiment's config and its overrides kept for `main`."""
+  global _experiment
   rest, _overrides[:] = split_overrides([*argv, "--config.stage=plan"] if len(argv) == 1 else argv)
   try:
     unparsed = flags.FLAGS(rest)
-    if _CONFIG.value is None:
-      flags.FLAGS["config"].parse(config_lib.experiment_file(EXPERIMENT))
-    config_lib.flatten(_CONFIG.value)  # a file that could not be read raises only when looked at
+    _experiment = config_lib.load_experiment(config_lib.experiment_file(_CONFIG.value))
     return unparsed
   except (ConfigError, flags.Error) as error:
     sys.exit(entry.report(error, 2))
-  except OSError as error:
-    given = next((word.partition("=")[2] for word in rest if word.startswith("--config=")), EXPERIMENT)
-    known = ", ".join(config_lib.own_experiments())
-    fix = f"{str(error).strip().splitlines()[-1].strip()}; give the path of a file, or one of {known}"
-    sys.exit(entry.report(ConfigError([Problem("--config", given, "an experiment file[:preset]", fix)]), 2))
 
 
 def main(argv: Sequence[str]) -> int:
@@ -91,9 +86,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _config() -> ConfigDict:
-  config = _CONFIG.value
-  return config_lib.finalize(config, config_lib.apply_overrides(config, _overrides))
+  return config_lib.finalize(_experiment, config_lib.apply_overrides(_experiment, _overrides))
 
 
 if __name__ == "__main__":
-  app.run(main, flags_parser=parse)
+  console.run_program(lambda: app.run(main, flags_parser=parse))

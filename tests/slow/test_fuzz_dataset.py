@@ -19,7 +19,8 @@ import zlib
 
 import numpy as np
 import pytest
-from fuzzing import FUZZ, guarded
+from fuzzing import FUZZ, damaged, guarded
+from harmful_pickles import HARMFUL
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -199,31 +200,6 @@ def _check(root, found, rows, states, crafted, cache=None):
 
 # ---------------------------------------------------------------------------------------------
 # Damage at random.
-
-
-@st.composite
-def _damaged(draw, content):
-  """These bytes with some changed, lost, added, moved or repeated."""
-  data = bytearray(content)
-  for _ in range(draw(st.integers(1, 3))):
-    at = draw(st.integers(0, max(len(data) - 1, 0)))
-    # Headers and directories lie at the ends, and are small beside the pictures.
-    at = draw(st.sampled_from([at, at, min(at % 130, len(data)), max(len(data) - 1 - at % 600, 0)]))
-    length = draw(st.sampled_from([1, 1, 2, 4, 8, 100]))
-    how = draw(st.integers(0, 7))
-    if how <= 2 and at < len(data):
-      data[at] ^= draw(st.integers(1, 255))
-    elif how == 3:
-      data[at : at + length] = draw(st.sampled_from([b"\xff", b"\0", b"\x7f", b"9", b"("])) * length
-    elif how == 4:
-      del data[at:]
-    elif how == 5:
-      del data[at : at + length]
-    elif how == 6:
-      data[at:at] = draw(st.binary(min_size=1, max_size=12))
-    else:
-      data[at:at] = data[at : at + length] * draw(st.sampled_from([1, 1, 50]))
-  return bytes(data)
 
 
 def _replace(path, content):
@@ -475,6 +451,7 @@ def _opcodes(draw):
   return draw(
     st.sampled_from(
       [
+        *HARMFUL.values(),
         b"\x80\x04Nr\xff\xff\xff\x7f.",  # LONG_BINPUT
         b"\x80\x04Np2147483647\n.",
         b"\x80\x05\x96" + struct.pack("<Q", 2**34) + b"x.",  # BYTEARRAY8
@@ -638,7 +615,7 @@ def _mutate(draw, root, source, bomb):
     path = draw(st.sampled_from(frames if draw(st.booleans()) else special))
     how = draw(st.integers(0, 9))
     if how <= 3:
-      _replace(path, draw(_damaged(path.read_bytes())))
+      _replace(path, draw(damaged(path.read_bytes())))
       # Checksums guard archives; annotations, ids and statistics have none.
       crafted |= path.name == statistics.STATISTICS_FILE
     elif how <= 7:
@@ -660,13 +637,17 @@ def _mutate(draw, root, source, bomb):
       _replace(other, mine)
     else:
       path.unlink()
-      what = draw(st.integers(0, 4))
+      what = draw(st.integers(0, 5))
       if what == 1:
         path.write_bytes(b"")
       elif what == 2:
         path.mkdir()
       elif what == 3:
-        path.symlink_to(draw(st.sampled_from(["nowhere", path.name, "/etc/passwd", ".", "../training"])))
+        path.symlink_to(
+          draw(st.sampled_from(["nowhere", path.name, "/etc/passwd", "/dev/zero", ".", "../training"]))
+        )
+      elif what == 4:
+        os.mkfifo(path)
   return crafted
 
 
@@ -808,7 +789,7 @@ def test_damaged_conversions_are_read_rightly_or_named(converted_sound, data):
       content[at] ^= data.draw(st.integers(1, 255))
       _replace(path, bytes(content))
     else:
-      _replace(path, data.draw(_damaged(path.read_bytes())))
+      _replace(path, data.draw(damaged(path.read_bytes())))
   rows, states = sound.known[source]
   with guarded(SECONDS):
     found = _read_everything(root)

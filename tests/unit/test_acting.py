@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import pathlib
@@ -13,6 +12,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from made_up_run import make_artifact
 
 import wam_jax
 from wam_jax import config as config_lib
@@ -23,7 +23,6 @@ from wam_jax.commands import export as export_command
 from wam_jax.core.image import area_resize
 from wam_jax.nn.world_model import make_world_model, proprio_features
 from wam_jax.storage import artifact as artifact_lib
-from wam_jax.storage.artifact import Artifact
 from wam_jax.storage.saved_params import save_params
 from wam_jax.train import world_model as wm
 
@@ -58,24 +57,29 @@ def random_like(make, seed, lead=()):
   return jax.tree.map(draw, jax.eval_shape(make, jax.random.key(0)))
 
 
-def write_run(root, config, fingerprint="1"):
+def write_run(root, config):
   """Finished world_model, featurize, behaviour_cloning and ppo with random parameters."""
-  world, features, cloned, tuned = (digit * 64 for digit in (fingerprint, "2", "3", "4"))
-  plain = config.to_dict()
-  make = lambda stage, print_, inputs: Artifact(stage, root / stage, print_, plain, inputs=inputs)
+  inputs = {}
+
+  def finish(stage, made_from, params=None, result=None):
+    prints = {name: inputs[name] for name in made_from}
+    artifact = make_artifact(stage, root / stage, config.to_dict(), {"of": stage}, prints)
+    write(artifact, params, result)
+    inputs[stage] = artifact.fingerprint
+
   model = make_world_model(config.world_model, config.env.image_size)
   params = random_like(lambda key: wm.init_params(model, key), 0)
   params["rssm"]["from_embed"]["kernel"] *= 5  # latents that depend on the frame more than on the noise
   params["rssm"]["posterior_output"]["kernel"] *= 10
-  write(make("world_model", world, {}), params)
-  write(make("featurize", features, {"world_model": world}))
+  finish("world_model", (), params)
+  finish("featurize", ("world_model",))
   policy = models.make_policy(config, model.feature_size)
   base, actor = (random_like(policy.init, seed, (len(TASKS),)) for seed in (1, 2))
   values = dict.fromkeys(TASKS, 0.5)
-  write(make("behaviour_cloning", cloned, {"featurize": features}), base, {"loss_train": values})
-  inputs = {"world_model": world, "featurize": features, "behaviour_cloning": cloned}
-  write(
-    make("ppo", tuned, inputs),
+  finish("behaviour_cloning", ("featurize",), base, {"loss_train": values})
+  finish(
+    "ppo",
+    ("world_model", "featurize", "behaviour_cloning"),
     {"base": base, "tuned": actor, "critic": {"x": np.zeros(1)}},
     {"imagined_success_cloned": values},
   )
@@ -184,9 +188,10 @@ def test_the_state_of_a_policy_holds_the_robots_if_the_latent_does(run, latent_r
 def test_a_work_folder_gives_the_ppo_policy_if_finished_else_the_cloned_one(run, tmp_path):
   shutil.copytree(run, tmp_path / "run")
   made = lambda: wam_jax.load_policy(tmp_path / "run", TASKS[0]).made_from
-  assert made() == {"ppo": "4" * 64, "world_model": "1" * 64}
+  prints = lambda *stages: {stage: artifact_lib.read_artifact(run / stage).fingerprint for stage in stages}
+  assert made() == prints("ppo", "world_model")
   (tmp_path / "run" / "ppo" / "DONE").unlink()
-  assert made() == {"behaviour_cloning": "3" * 64, "world_model": "1" * 64}
+  assert made() == prints("behaviour_cloning", "world_model")
   with pytest.raises(PolicyError, match="ppo is not finished"):
     wam_jax.load_policy(tmp_path / "run", TASKS[0], "ppo")
   with pytest.raises(PolicyError, match="ppo is not finished"):
@@ -219,14 +224,16 @@ def test_unknown_task_names_those_there_are(run, task):
 def test_another_world_model_is_refused(run, tmp_path, which):
   shutil.copytree(run, tmp_path / "run")
   folder = tmp_path / "run" / "world_model"
-  other = dataclasses.replace(artifact_lib.load_artifact(folder), fingerprint="9" * 64)
+  right = artifact_lib.load_artifact(folder).fingerprint
+  other = make_artifact("world_model", folder, make_config().to_dict(), {"of": "another"})
   artifact_lib.write_artifact(other, done=True)
-  with pytest.raises(PolicyError, match=r"trained on the world model with fingerprint 1{12}.*\n.*9{12}"):
+  told = rf"trained on the world model with fingerprint {right[:12]}.*\n.*{other.fingerprint[:12]}"
+  with pytest.raises(PolicyError, match=told):
     wam_jax.load_policy(tmp_path / "run", TASKS[0], which)
   # The right one, named, is taken; a wrong one, named, is not.
   policy = wam_jax.load_policy(tmp_path / "run", TASKS[0], which, world_model=run / "world_model")
-  assert policy.made_from["world_model"] == "1" * 64
-  with pytest.raises(PolicyError, match="another one, fingerprint 9{12}"):
+  assert policy.made_from["world_model"] == right
+  with pytest.raises(PolicyError, match=f"another one, fingerprint {other.fingerprint[:12]}"):
     wam_jax.load_policy(run, TASKS[0], which, world_model=folder)
   shutil.rmtree(folder)
   with pytest.raises(PolicyError, match="no artifact here"):
@@ -241,8 +248,9 @@ def test_a_world_model_taken_from_elsewhere_is_found(run, tmp_path):
     artifact = artifact_lib.load_artifact(tmp_path / "run", stage)
     artifact.config["inputs"]["world_model"] = str(tmp_path / "elsewhere")
     artifact_lib.write_artifact(artifact, done=True)
+  right = artifact_lib.load_artifact(run, "world_model").fingerprint
   for which in ("ppo", "cloned"):
-    assert wam_jax.load_policy(tmp_path / "run", TASKS[0], which).made_from["world_model"] == "1" * 64
+    assert wam_jax.load_policy(tmp_path / "run", TASKS[0], which).made_from["world_model"] == right
   # A run that took the cloned policy from the first one.
   shutil.move(tmp_path / "run" / "behaviour_cloning", tmp_path / "run" / "moved")
   tuned = artifact_lib.load_artifact(tmp_path / "run", "ppo")

@@ -9,6 +9,7 @@ import pathlib
 import jax
 import numpy as np
 import pytest
+from made_up_run import make_artifact
 
 from wam_jax import config as config_lib
 from wam_jax.acting import models
@@ -63,7 +64,7 @@ def make_config(**changes):
 def clone(featurized, path, **changes) -> tuple[Artifact, list[str]]:
   """Runs the stage as the runner does."""
   config = make_config(**changes)
-  artifact = Artifact(stage="behaviour_cloning", path=path, fingerprint="1", config=config.to_dict())
+  artifact = make_artifact("behaviour_cloning", path, config.to_dict())
   artifact_lib.write_artifact(artifact, done=False)
   logger = Logger(path, "behaviour_cloning")
   lines: list[str] = []

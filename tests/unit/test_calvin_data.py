@@ -496,7 +496,7 @@ for _ in range(60):
   [
     (np.zeros(3), "language.task"),
     ("text", "language.task"),
-    ({"language": {"task": [_LAUGHS]}, "info": {"indx": [(0, 5)]}}, "language.task"),
+    ({"language": {"task": [_LAUGHS]}, "info": {"indx": [(0, 5)]}}, "nest too deep"),
     ({"language": {"task": [3]}, "info": {"indx": [(0, 5)]}}, "language.task"),
     ({"language": {"task": ["open_drawer"]}, "info": {"indx": [(0, np.inf)]}}, "whole numbers"),
     ({"language": {"task": ["open_drawer"]}, "info": {"indx": [(-1, 10**30)]}}, "whole numbers"),

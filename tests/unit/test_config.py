@@ -410,6 +410,33 @@ def test_empty_lists_know_what_they_hold(config):
       assert {type(item) for item in row.default} <= {type(row.check.item)}, row.path
 
 
+@pytest.mark.parametrize(
+  ("text", "where"),
+  [
+    ("def get_config(preset='demo'):\n  pass\n", "line 1: get_config returns nothing"),
+    ("x = 1\n\ndef get_config():\n  return {}\n", "line 3: get_config returns a dict"),
+    ("x = 1\n", "get_config"),
+    ("x = 1\nif True\n  pass\n", "line 2: SyntaxError"),
+    ("def get_config():\n\treturn 1\n  return 2\n", "line 3: "),
+    ("import nothing_of_that_name\n", "line 1: ModuleNotFoundError"),
+    ("def get_config():\n  import json\n  return json.loads('{')\n", "line 3: JSONDecodeError"),
+    ("open('not there')\n", "line 1: FileNotFoundError"),
+    ("raise SystemExit\n", "line 1: SystemExit"),
+    ("get_config = 3\n", "TypeError"),
+    ("\0", "Error"),
+    ("x = '\udcff'\n", "SyntaxError"),
+    (None, "no such file (a folder)"),
+  ],
+)
+def test_an_experiment_file_that_gives_no_config_is_told_with_its_line(tmp_path, text, where):
+  path = tmp_path / "mine.py"
+  path.mkdir() if text is None else path.write_bytes(text.encode("utf-8", "surrogateescape"))
+  with pytest.raises(ConfigError) as error:
+    config_lib.load_experiment(str(path))
+  assert f"{path}" in str(error.value) and where in str(error.value)
+  assert len(str(error.value).splitlines()) == 4
+
+
 def test_values_of_an_experiment_file_that_no_check_expects(config):
   config.seed, config.tasks = 10**400, (["open_drawer"],)
   assert set(problems_of(config)) == {"seed", "tasks"}

@@ -13,6 +13,7 @@ import pytest
 from wam_jax.data import calvin, calvin_writer, convert, converted, examples, files, frames_cache, inspect
 from wam_jax.data.files import DatasetError
 from wam_jax.data.frames import frame_path
+from wam_jax.host.locks import locked
 from wam_jax.host.logger import Logger
 from wam_jax.running.stage_run import StageRun
 from wam_jax.stages import convert as convert_stage
@@ -254,7 +255,10 @@ def test_another_conversion_is_not_mixed_in(source, tmp_path, monkeypatch):
     _convert(source, tmp_path / "out")
   with pytest.raises(DatasetError, match="begun with another image_size"):
     _convert(source, tmp_path / "out", image_size=4)
-  with convert._locked(tmp_path / "out.partial"), pytest.raises(DatasetError, match="another process"):
+  with (
+    locked(tmp_path / "out.partial" / ".lock", wait=False),
+    pytest.raises(DatasetError, match="another process"),
+  ):
     _convert(source, tmp_path / "out")
 
 

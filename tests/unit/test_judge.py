@@ -6,6 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from made_up_run import make_artifact
 
 from wam_jax import config as config_lib
 from wam_jax.data import calvin, calvin_writer, judged_windows
@@ -230,7 +231,7 @@ def write_split(folder, first_id, lengths, demos, seed):
 def make_model(folder, config, digit, inputs=None):
   """A finished world_model artifact with random parameters, always the same ones."""
   c = config_lib.finalize(config)
-  artifact = Artifact("world_model", folder / "world_model", digit * 64, c.to_dict(), inputs=inputs or {})
+  artifact = make_artifact("world_model", folder / "world_model", c.to_dict(), {"of": digit}, inputs)
   artifact_lib.write_artifact(artifact, done=False)
   model = make_world_model(c.world_model, c.env.image_size)
   save_params(artifact.path / "params", wm.init_params(model, jax.random.key(0)))
@@ -348,7 +349,10 @@ def test_comparison_of_a_finished_stage_keeps_its_result(judged, inputs, tmp_pat
   run(config, inputs, workdir)
   assert (workdir / "judge.json").read_bytes() == before
   result = json.loads((workdir / "comparison.json").read_text())
-  assert [model["fingerprint"] for model in result["models"]] == ["1" * 64, other.fingerprint]
+  assert [model["fingerprint"] for model in result["models"]] == [
+    inputs["world_model"].fingerprint,
+    other.fingerprint,
+  ]
   ours, theirs = result["models"]
   assert ours == own["models"][0] and not theirs["same_data"]
   for part in (
@@ -435,7 +439,7 @@ def test_a_comparison_is_asked_of_a_finished_stage(tmp_path):
   (tmp_path / "other" / "DONE").write_text("")
   for stage in ("collect", "world_model"):
     (tmp_path / "given" / stage).mkdir(parents=True)
-    artifact = Artifact(stage, tmp_path / "given" / stage, "a" * 64, {})
+    artifact = make_artifact(stage, tmp_path / "given" / stage)
     artifact_lib.write_artifact(artifact, done=True)
 
   def planned(stage, compare):

@@ -52,11 +52,53 @@ def wait_for(check):
 
 
 def test_all_hear_what_each_says_whatever_knocks_at_the_port():
-  trio = Trio([b"5\n", b"{}\n", b"[]\n", b'["hello", "wrong", 1]\n', b"[" * 100_000 + b"\n", b""])
+  junk = [b"5\n", b"{}\n", b"[]\n", b'["hello", "wrong", 1]\n', b"[" * 100_000 + b"\n", b""]
+  junk += ['["hello", "é", 1]\n'.encode(), b"secret 00000003\n", b"secret 0000000\xff\n", b"\0" * 99]
+  trio = Trio(junk)
   for i in range(3):
     values = [{"step": i}, [i, "two"], None]
     assert trio.gather(*values) == dict.fromkeys(range(3), values)
   assert trio.lost == [[], [], []]
+
+
+@pytest.mark.parametrize("words", [b'["beat"]\n', b"s", b""])
+def test_who_does_not_say_the_token_in_time_holds_up_nobody(monkeypatch, words):
+  monkeypatch.setattr(processes, "CONNECT_SECONDS", 0.6)
+  monkeypatch.setattr(processes, "HELLO_SECONDS", 0.3)
+  monkeypatch.setattr(processes, "MOST_STRANGERS", 3)
+  server = processes._open_port()
+  port = server.getsockname()[1]
+  group = processes._Group(0, 3, None)
+  errors, ended = [], threading.Event()
+
+  def serve():
+    with pytest.raises(processes.ProcessesError) as error:
+      group.serve(server, "secret")
+    errors.append(str(error.value))
+    ended.set()
+
+  threading.Thread(target=serve).start()
+  strangers = [socket.create_connection(("127.0.0.1", port)) for _ in range(5)]
+  processes._Group(2, 3, lambda *_: None).connect(("127.0.0.1", port), "secret")
+  dropped = set()
+  while not ended.wait(0.05):  # they go on talking, each less than a hello
+    for i, sock in enumerate(strangers):
+      try:
+        sock.sendall(words)
+      except OSError:
+        dropped.add(i)
+  assert set(group._connections) == {2} and "[1]" in errors[0]
+  assert not words or dropped == set(range(5))
+
+
+@pytest.mark.parametrize(
+  ("host", "address"),
+  [("127.0.0.1", "127.0.0.1"), ("localhost", "127.0.0.1"), ("192.0.2.1", ""), ("no.such.host.invalid", "")],
+)
+def test_the_port_is_open_at_the_coordinators_address_only(host, address):
+  assert processes.address_to_listen_at(host) == address
+  with processes._open_port(address=address) as server:
+    assert not address or server.getsockname()[0] == address
 
 
 def test_an_end_is_told_to_all_and_a_broken_connection_is_a_loss():

@@ -11,6 +11,7 @@ from wam_jax.commands import report as report_command
 from wam_jax.core import intervals
 from wam_jax.reporting import comparison, page_parts
 from wam_jax.reporting.finished_run import RunError, labels, read_run
+from wam_jax.storage import artifact as artifact_lib
 
 
 @pytest.fixture
@@ -82,10 +83,9 @@ def test_stages_that_were_taken_from_elsewhere_are_found(run, tmp_path):
   shutil.move(run / "world_model", moved)
   with pytest.raises(RunError, match="world_model is not there"):
     read(run)
-  path = run / "evaluate" / "config.json"
-  config = json.loads(path.read_text())
-  config["inputs"]["world_model"] = str(moved)
-  path.write_text(json.dumps(config))
+  evaluated = artifact_lib.load_artifact(run, "evaluate")
+  evaluated.config["inputs"]["world_model"] = str(moved)
+  artifact_lib.write_artifact(evaluated, done=True)
   assert read(run)[0].inputs["world_model"].path == moved
 
 

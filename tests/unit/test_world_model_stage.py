@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pathlib
 
 import jax
 import numpy as np
 import pytest
+from made_up_run import make_artifact
 
 from wam_jax import config as config_lib
 from wam_jax.acting import models
@@ -54,9 +54,7 @@ def train(collected, path, until=None, **changes):
   """Runs the stage as the runner does; with `until`, stops it after the call that reaches this update."""
   config = make_config(**changes)
   part = {key: value for key, value in config_lib.flatten(config).items() if key.startswith("world_model")}
-  artifact = Artifact(
-    stage="world_model", path=path, fingerprint="1", config=config.to_dict(), part=part, inputs={}, schema=1
-  )
+  artifact = make_artifact("world_model", path, config.to_dict(), part)
   artifact_lib.write_artifact(artifact, done=False)
   logger = Logger(path, "world_model")
   lines: list[str] = []
@@ -117,15 +115,15 @@ def test_snapshots_are_artifacts_and_change_nothing(collected, tmp_path):
 
 def test_an_artifact_with_other_parameters_is_refused_with_the_difference(collected, tmp_path):
   artifact, _ = train(collected, tmp_path / "a")
-  config = json.loads((artifact.path / "config.json").read_text())
+  config = artifact.config
   config["world_model"] |= {"deter": 9, "embedding_image_weight": 0.0}
-  (artifact.path / "config.json").write_text(json.dumps(config))
+  artifact_lib.write_artifact(make_artifact("world_model", artifact.path, config), done=True)
   with pytest.raises(CheckpointError) as error:
     models.load_world_model(load_artifact(artifact.path))
   assert "rssm/gru/recurrent/kernel: [6, 18], wanted [9, 27]" in str(error.value)
   assert "embedding_decoder/rgb_static/grid/kernel [8, 64]: not wanted" in str(error.value)
   del config["world_model"]["cameras"]
-  (artifact.path / "config.json").write_text(json.dumps(config))
+  artifact_lib.write_artifact(make_artifact("world_model", artifact.path, config), done=True)
   with pytest.raises(CheckpointError, match="cameras.*another version"):
     models.load_world_model(load_artifact(artifact.path))
 

@@ -17,6 +17,8 @@ from wam_jax.acting import policy as acting
 from wam_jax.acting.policy import ActingPolicy
 from wam_jax.acting.step import act_step, start_state
 from wam_jax.embodiment import ACTION, ROBOT_OBS
+from wam_jax.host.numbers import whole
+from wam_jax.storage import checksums
 
 FORMAT = 1  # of policy.json
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -51,10 +53,9 @@ def export_policy(
 
   Raises:
     ExportError: the folder holds files, or an unknown platform.
-    ValueError: batch below 1.
+    ValueError: batch is below 1, or no whole number.
   """
-  if batch < 1:
-    raise ValueError(f"batch: expected at least 1, got {batch}")
+  batch = whole("batch", batch, 1)
   platforms = tuple(platforms or (jax_export.default_export_platform(),))
   unknown = [name for name in platforms if name not in PLATFORMS]
   if unknown:
@@ -84,6 +85,7 @@ def export_policy(
     np.savez(file, allow_pickle=False, **{name: np.asarray(value) for name, value in params.items()})
   about = describe(policy, batch, platforms, state, observation)
   (partial / "policy.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+  checksums.write_manifest(partial)
   shutil.copy(pathlib.Path(__file__).with_name("run_exported.py"), partial / "run_policy.py")
   if out.exists():
     out.rmdir()

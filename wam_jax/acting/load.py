@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pathlib
 from typing import Any
@@ -14,7 +13,8 @@ from wam_jax.acting.policy import ActingPolicy, PolicyError, index_of
 from wam_jax.acting.policy_table import POLICIES, TRAINED
 from wam_jax.host import surroundings
 from wam_jax.storage import artifact as artifact_lib
-from wam_jax.storage.artifact import Artifact, ArtifactError
+from wam_jax.storage.artifact import Artifact, ArtifactError, how_to_remake
+from wam_jax.storage.records import read_record
 from wam_jax.types import Params
 
 
@@ -64,12 +64,16 @@ def load_policy(
 def load_stacked(path: Any, which: str | None = None) -> tuple[Artifact, Any, Params, tuple[str, ...]]:
   """(artifact, policy, parameters stacked over tasks, tasks in that order) of `load_policy`'s path."""
   artifact = find_policy(path, which)
-  result = json.loads((artifact.path / "result.json").read_text(encoding="utf-8"))
+  result = read_record(artifact.path, "result.json")
   selected = POLICIES[which].selected if which else ""
   if selected and not (artifact.path / "selected" / selected).is_dir():
     raise PolicyError(f"{artifact.path}: PPO was not monitored (ppo.eval_every): there is no {which}")
   policy, params = models.load_policy(artifact, selected)
-  return artifact, policy, params, tuple(next(iter(result.values())))
+  tasks = tuple(next(iter(result.values())))
+  if len(tasks) != (stacked := jax.tree.leaves(params)[0].shape[0]):
+    told = f"{artifact.path / 'result.json'}: {len(tasks)} tasks, but there are policies of {stacked}"
+    raise ArtifactError(f"{told}. {how_to_remake(artifact.path)}")
+  return artifact, policy, params, tasks
 
 
 def find_policy(path: Any, which: str | None = None) -> Artifact:

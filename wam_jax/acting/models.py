@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 
+from wam_jax.host.numbers import whole
 from wam_jax.nn.classifier import SuccessClassifier
 from wam_jax.nn.policies.diffusion import DiffusionPolicy
 from wam_jax.nn.policies.gaussian import GaussianPolicy
 from wam_jax.nn.world_model import WorldModel, make_world_model
-from wam_jax.storage.artifact import Artifact
+from wam_jax.storage.artifact import Artifact, how_to_remake
 from wam_jax.storage.checksums import CheckpointError
+from wam_jax.storage.records import read_record
 from wam_jax.storage.saved_params import check_params, load_params
 from wam_jax.train import world_model as wm
 from wam_jax.types import Params, Policy
@@ -32,23 +33,29 @@ def load_world_model(artifact: Artifact) -> tuple[WorldModel, Params]:
   """
   statistics = None
   if (artifact.path / STATISTICS).exists():
-    content = json.loads((artifact.path / STATISTICS).read_text(encoding="utf-8"))
+    content = read_record(artifact.path, STATISTICS)
     statistics = (content["mean"], content["std"])
   with _of_this_version(artifact):
     model = model_of(artifact.config, statistics)
+    expected = jax.eval_shape(lambda: wm.init_params(model, jax.random.key(0)))
   params = load_params(artifact.path / "params")
-  check_params(params, jax.eval_shape(lambda: wm.init_params(model, jax.random.key(0))), artifact.path)
+  check_params(params, expected, artifact.path)
   return model, params
 
 
 @contextlib.contextmanager
 def _of_this_version(artifact: Artifact) -> Iterator[None]:
-  """Raises CheckpointError where the config of an artifact lacks a field that is read inside."""
+  """Raises CheckpointError where an artifact's config or parameters lack what is read, or do not fit."""
   try:
     yield
   except (KeyError, AttributeError) as error:
     raise CheckpointError(
-      f"{artifact.path}: its config has no {error}: made by another version of wam_jax; train it again"
+      f"{artifact.path}: its config or parameters have no {error}: made by another version of wam_jax; "
+      "train it again"
+    ) from error
+  except (TypeError, ValueError) as error:
+    raise CheckpointError(
+      f"{artifact.path}: its config describes no networks ({error}). {how_to_remake(artifact.path)}"
     ) from error
 
 
@@ -83,6 +90,7 @@ def make_policy(config: Mapping[str, Any], feature_size: int) -> Policy:
 
 def for_acting(policy: Policy, ddim_steps: int) -> Policy:
   """The policy as it is evaluated: a diffusion policy that samples in so many DDIM steps (0: as trained)."""
+  ddim_steps = whole("ddim_steps", ddim_steps, 0)
   if isinstance(policy, DiffusionPolicy):
     return dataclasses.replace(policy, ddim_steps=ddim_steps)
   return policy
@@ -101,26 +109,26 @@ def load_policy(artifact: Artifact, selected: str = "") -> tuple[Policy, Params]
     selected: of `policy_table.SELECTED`, after PPO; empty: the last one.
 
   Raises:
-    CheckpointError: made by another version of wam_jax.
+    CheckpointError: made by another version of wam_jax, or the parameters are not those that the config
+      next to them describes.
   """
   params = load_params(artifact.path / "params")
   if artifact.stage == "behaviour_cloning":
     params = {"base": params, "tuned": params}
-  else:
-    del params["critic"]
   if selected:
     params["tuned"] = load_params(artifact.path / "selected" / selected / "params")
-  return described_policy(artifact, params["base"]), params
-
-
-def described_policy(artifact: Artifact, network: Params) -> Policy:
-  """The policy of a stacked network by the config saved next to it.
-
-  Raises:
-    CheckpointError: made by another version of wam_jax.
-  """
   with _of_this_version(artifact):
-    return make_policy(artifact.config, feature_size(network))
+    params = {name: params[name] for name in ("base", "tuned")}
+    policy = make_policy(artifact.config, feature_size(params["base"]))
+    expected = policy_shapes(policy, jax.tree.leaves(params)[0].shape[0])
+  check_params(params, expected, artifact.path)
+  return policy, params
+
+
+def policy_shapes(policy: Policy, tasks: int) -> Any:
+  """Shapes of {"base", "tuned"} of a policy, stacked over so many tasks."""
+  network = jax.eval_shape(jax.vmap(policy.init), jax.random.split(jax.random.key(0), tasks))
+  return {"base": network, "tuned": network}
 
 
 def make_classifier(config: Mapping[str, Any], feature_size: int) -> SuccessClassifier:
@@ -132,6 +140,7 @@ def make_classifier(config: Mapping[str, Any], feature_size: int) -> SuccessClas
 def load_classifier(artifact: Artifact) -> tuple[SuccessClassifier, Params]:
   """The classifier, and {"network", "threshold"} stacked over tasks."""
   params = load_params(artifact.path / "params")
-  first = "embed0" if len(artifact.config["classifier"]["embed"]) > 1 else "embedding"
-  size = params["network"][first]["kernel"].shape[-2]
-  return make_classifier(artifact.config, size), params
+  with _of_this_version(artifact):
+    first = "embed0" if len(artifact.config["classifier"]["embed"]) > 1 else "embedding"
+    size = params["network"][first]["kernel"].shape[-2]
+    return make_classifier(artifact.config, size), params

@@ -6,11 +6,11 @@ with the package. `python -m wam_jax.pack` makes them.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pathlib
-import zipfile
-import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,7 +18,12 @@ from flax import traverse_util
 
 from wam_jax.acting import models
 from wam_jax.acting.policy import ActingPolicy, PolicyError, index_of
+from wam_jax.data.files import DatasetError, read_npz
+from wam_jax.storage import checksums
 from wam_jax.storage.artifact import Artifact
+from wam_jax.storage.records import misfit
+from wam_jax.storage.saved_params import check_finite, check_params
+from wam_jax.train import world_model as wm
 from wam_jax.types import Params, Policy
 
 FORMAT = 1
@@ -26,6 +31,18 @@ SHIPPED = pathlib.Path(__file__).parents[1] / "pretrained" / "demo.npz"
 # Networks of the world model that acting does without.
 UNUSED = ("decoder", "embedding_decoder", "robot_decoder", "inverse_dynamics_head")
 META = "meta"  # name in the file of everything that is no weight, as JSON
+PACK_AGAIN = "Copy it again, or write it again with python -m wam_jax.pack."
+_DIGEST = "sha256"  # in META, of all else
+_FORM = {
+  "format": int,
+  "tasks": [str],
+  "which": str,
+  "feature_size": int,
+  "made_from": {str: str},
+  "statistics": [[(int, float)]],
+  "world_model": {"world_model": dict, "env": {"image_size": int}},
+  "policy": {"behaviour_cloning": dict, "ppo": dict},
+}
 
 
 def write_packed(
@@ -66,6 +83,7 @@ def write_packed(
     "policy": {name: artifact.config[name] for name in ("behaviour_cloning", "ppo")},
   }
   arrays = {name: _halved(name, np.asarray(value)) for name, value in flat.items()}
+  meta[_DIGEST] = _digest(meta, arrays)
   out.parent.mkdir(parents=True, exist_ok=True)
   temporary = out.with_name(out.name + ".tmp")
   with temporary.open("wb") as file:
@@ -81,6 +99,37 @@ def _halved(name: str, value: np.ndarray) -> np.ndarray:
   return value.astype(np.float16)
 
 
+def _read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+  """What a packed file says of itself, and its weights.
+
+  Raises:
+    PolicyError: damaged, changed after it was written, or not such a file.
+  """
+  try:
+    flat = read_npz(path)
+    meta = json.loads(str(flat.pop(META)))
+  except DatasetError as error:
+    raise PolicyError(f"{path}: not a file of packed policies: {error.rule} {PACK_AGAIN}") from error
+  except (ValueError, KeyError, RecursionError) as error:
+    raise PolicyError(f"{path}: not a file of packed policies ({error!r:.200}). {PACK_AGAIN}") from error
+  if problem := misfit(meta, _FORM):
+    raise PolicyError(f"{path}: not a file of packed policies: in {META} {problem}. {PACK_AGAIN}")
+  if meta["format"] != FORMAT:
+    raise PolicyError(f"{path}: format {meta['format']}, this version reads {FORMAT}")
+  recorded = meta.pop(_DIGEST, None)  # earlier versions wrote none, and relied on the archive's CRCs
+  if recorded is not None and recorded != _digest(meta, flat):
+    raise PolicyError(f"{path}: changed after it was written (sha256). {PACK_AGAIN}")
+  return meta, flat
+
+
+def _digest(meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
+  """sha256 of all that is in a packed file but itself."""
+  parts = {
+    name: [x.dtype.str, list(x.shape), hashlib.sha256(x.tobytes()).hexdigest()] for name, x in arrays.items()
+  }
+  return checksums.digest({"meta": meta, "arrays": parts})
+
+
 def load_packed(
   path: pathlib.Path, task: str | None = None, which: str | None = None, ddim_steps: int = 0
 ) -> ActingPolicy:
@@ -93,26 +142,27 @@ def load_packed(
     ddim_steps: as for `load.load_policy`.
 
   Raises:
-    PolicyError: not such a file, no such task, or it holds other policies.
+    PolicyError: not such a file, damaged or changed, no such task, or it holds other policies.
+    CheckpointError: weights are missing, not wanted, of another shape, NaN or infinite.
     ValueError: `ddim_steps` out of range.
   """
-  try:
-    with np.load(path, allow_pickle=False) as file:
-      meta = json.loads(str(file[META]))
-      flat = {name: file[name] for name in file.files if name != META}
-  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-    raise PolicyError(f"{path}: not a file of packed policies ({error})") from error
-  if meta["format"] != FORMAT:
-    raise PolicyError(f"{path}: format {meta['format']}, this version reads {FORMAT}")
+  meta, flat = _read(path)
   if which not in (None, meta["which"]):
     raise PolicyError(f"{path}: holds the policies {meta['which']}, not {which}")
   k = index_of(path, meta["tasks"], task)
   arrays = {name: x.astype(np.float32) if x.dtype == np.float16 else x for name, x in flat.items()}
   params = traverse_util.unflatten_dict(arrays, sep="/")
-  config = meta["world_model"]
-  mean, std = map(tuple, meta["statistics"])
-  model = models.model_of(config, (mean, std))
-  policy = models.make_policy(meta["policy"], meta["feature_size"])
+  try:
+    mean, std = map(tuple, meta["statistics"])
+    model = models.model_of(meta["world_model"], (mean, std))
+    policy = models.make_policy(meta["policy"], meta["feature_size"])
+    world = jax.eval_shape(lambda: wm.init_params(model, jax.random.key(0)))
+    actors = models.policy_shapes(policy, len(meta["tasks"]))
+  except (KeyError, AttributeError, TypeError, ValueError) as error:
+    raise PolicyError(f"{path}: its settings describe no networks ({error}); {PACK_AGAIN}") from error
+  used = {name: network for name, network in world.items() if name not in UNUSED}
+  check_params(params, {"world_model": used, "policy": actors}, path)
+  check_finite(params, path)
   policy = models.for_acting(policy, ddim_steps)
   actor = jax.tree.map(lambda x: x[k : k + 1], params["policy"])
   return ActingPolicy(model, params["world_model"], policy, actor, meta["tasks"][k], meta["made_from"])

@@ -18,12 +18,14 @@ from wam_jax.acting.step import State, act_step, start_state
 from wam_jax.core.image import area_resize
 from wam_jax.embodiment import ROBOT_OBS
 from wam_jax.host import surroundings
+from wam_jax.host.numbers import whole
+from wam_jax.host.words import PrintableError
 from wam_jax.types import Params
 
 MAX_SEED = 2**31 - 1
 
 
-class PolicyError(Exception):
+class PolicyError(PrintableError):
   """There is no such policy, or its world model is not the one it was trained on."""
 
 
@@ -94,12 +96,11 @@ class ActingPolicy:
       seed: of all noise, 0 to 2**31 - 1; the same seed and observations give the same actions.
 
     Raises:
-      ValueError: batch_size below 1, or seed out of range.
+      ValueError: batch_size or seed is out of range, or no whole number.
     """
-    if batch_size is not None and batch_size < 1:
-      raise ValueError(f"batch_size: expected at least 1, or None for one robot, got {batch_size}")
-    if not 0 <= seed <= MAX_SEED:
-      raise ValueError(f"seed: expected 0 to {MAX_SEED}, got {seed}")
+    if batch_size is not None:
+      batch_size = whole("batch_size", batch_size, 1)
+    seed = whole("seed", seed, 0, MAX_SEED)
     self._batch_size = batch_size
     self._state: State = self._start(self.params[0], batch_size or 1, self.chunk, seed)
 

@@ -9,6 +9,8 @@ policy.reset(seed=0)                       # before every episode
 action = policy.act(observation)           # for every frame; policy.json says what goes in and comes out
 """
 
+import hashlib
+import io
 import json
 import pathlib
 import time
@@ -19,20 +21,45 @@ import jax
 import numpy as np
 from jax import export as jax_export
 
+PARTS = ("policy.json", "params.npz", "start.jaxexport", "step.jaxexport")
+
+
+def read_parts(folder: pathlib.Path) -> dict[str, bytes]:
+  """The files of an exported policy, each as it was written: JAX crashes on a damaged program.
+
+  Raises:
+    ValueError: a file is missing or differs from what was written.
+  """
+  parts = {}
+  try:
+    files = json.loads((folder / "manifest.json").read_bytes())["files"]
+    for name in PARTS:
+      parts[name] = (folder / name).read_bytes()
+      if hashlib.sha256(parts[name]).hexdigest() != files[name]["sha256"]:
+        raise ValueError(f"{name} differs from what was written (sha256)")
+  except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    raise ValueError(
+      f"{folder}: {error}. Copy the folder again, or write it again with python -m wam_jax.export (folders "
+      "without manifest.json are of an earlier version)"
+    ) from error
+  return parts
+
 
 class Policy:
   """Holds the state from frame to frame."""
 
   def __init__(self, folder: str | pathlib.Path = ".") -> None:
-    folder = pathlib.Path(folder)
-    self.about = json.loads((folder / "policy.json").read_text())
-    with np.load(folder / "params.npz", allow_pickle=False) as file:
+    parts = read_parts(pathlib.Path(folder))
+    self.about = json.loads(parts["policy.json"])
+    with np.load(io.BytesIO(parts["params.npz"]), allow_pickle=False) as file:
       self.params = jax.device_put({name: file[name] for name in file.files})
-    read = lambda name: jax.jit(jax_export.deserialize(bytearray((folder / name).read_bytes())).call)
-    self._start, self._step = read("start.jaxexport"), read("step.jaxexport")
+    function = lambda name: jax.jit(jax_export.deserialize(bytearray(parts[name])).call)
+    self._start, self._step = function("start.jaxexport"), function("step.jaxexport")
     self.reset()
 
   def reset(self, seed: int = 0) -> None:
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**31:
+      raise ValueError(f"seed: expected a whole number from 0 to {2**31 - 1}, got {seed!r}")
     self._state = self._start(self.params, np.int32(seed))
 
   def act(self, observation: Mapping[str, Any]) -> np.ndarray:
@@ -40,7 +67,9 @@ class Policy:
     inputs = {}
     for name, spec in self.about["observation"].items():
       array = np.asarray(observation[name])
-      if list(array.shape) != spec["shape"] or (spec["dtype"] == "uint8") != (array.dtype == np.uint8):
+      if list(array.shape) != spec["shape"] or (
+        array.dtype != np.uint8 if spec["dtype"] == "uint8" else array.dtype.kind not in "fiu"
+      ):
         raise ValueError(f"{name}: expected {spec['dtype']} {spec['shape']}, got {array.dtype} {array.shape}")
       inputs[name] = array.astype(spec["dtype"])
       if not np.isfinite(inputs[name]).all():

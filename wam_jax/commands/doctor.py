@@ -24,7 +24,7 @@ from typing import Any
 
 import wam_jax
 from wam_jax.commands import doctor_jobs
-from wam_jax.host import machine, surroundings
+from wam_jax.host import console, machine, surroundings
 
 MEMORY, DISK = 2.8e9, 2e9  # bytes that the demo takes
 
@@ -217,4 +217,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  console.run_program(main)

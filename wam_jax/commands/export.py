@@ -22,7 +22,8 @@ from wam_jax.acting import load
 from wam_jax.acting.export import PLATFORMS, ExportError, export_policy
 from wam_jax.acting.policy import PolicyError
 from wam_jax.acting.policy_table import TRAINED
-from wam_jax.host import machine, surroundings
+from wam_jax.host import console, machine, surroundings
+from wam_jax.host.words import printable
 from wam_jax.storage.artifact import ArtifactError
 from wam_jax.storage.checksums import CheckpointError
 
@@ -66,10 +67,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"\n{error}", file=sys.stderr)
     return 1
   size = sum(path.stat().st_size for path in out.iterdir())
-  print(f"{policy.task} ({', '.join(policy.made_from)}) written to {out}, {size / 1e6:.0f} MB. Try it:")
+  made = printable(f"{policy.task} ({', '.join(policy.made_from)})")
+  print(f"{made} written to {out}, {size / 1e6:.0f} MB. Try it:")
   print(f"  python {out / 'run_policy.py'}")
   return 0
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  console.run_program(main)

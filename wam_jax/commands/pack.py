@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from wam_jax.acting import load, packed
 from wam_jax.acting.policy import PolicyError
 from wam_jax.acting.policy_table import POLICIES, TRAINED
-from wam_jax.host import machine, surroundings
+from wam_jax.host import console, machine, surroundings
 from wam_jax.reporting.model_card import card
 from wam_jax.storage.artifact import ArtifactError, load_artifact, write_text
 from wam_jax.storage.checksums import CheckpointError
@@ -66,4 +66,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  console.run_program(main)

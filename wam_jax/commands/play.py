@@ -15,7 +15,7 @@ from typing import Any
 from wam_jax.acting.policy import PolicyError
 from wam_jax.acting.policy_table import TRAINED
 from wam_jax.config import TASKS
-from wam_jax.host import machine, surroundings
+from wam_jax.host import console, machine, surroundings
 from wam_jax.host.words import count
 
 FRAME_STEP = 2  # every second frame is shown
@@ -125,4 +125,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  console.run_program(main)

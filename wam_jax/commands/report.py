@@ -11,7 +11,8 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from wam_jax.host import machine, surroundings
+from wam_jax.host import console, machine, surroundings
+from wam_jax.host.words import printable
 from wam_jax.reporting.finished_run import Run, RunError, read_run
 from wam_jax.storage.artifact import ArtifactError
 
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"\n{error}", file=sys.stderr)
     return 1
   for line in missing:
-    print(f"Note: {line}")
+    print(printable(f"Note: {line}"))
   print(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
   return 0
 
@@ -60,4 +61,4 @@ def _default(run: Run, compared: bool) -> pathlib.Path:
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  console.run_program(main)

@@ -10,7 +10,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from wam_jax.host import machine, surroundings
+from wam_jax.host import console, machine, surroundings
+from wam_jax.host.words import printable
 from wam_jax.reporting.finished_run import RunError, read_run
 from wam_jax.storage.artifact import ArtifactError
 
@@ -40,9 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   if not results:
     print(f"\n{arguments.results}: no runs are kept here; name finished ones with --runs", file=sys.stderr)
     return 1
-  print(seeds.markdown(results))
+  print(printable(seeds.markdown(results)))
   return 0
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  console.run_program(main)

@@ -12,6 +12,7 @@ from wam_jax.config.presets import (
   default_config,
   detect_preset,
   experiment_file,
+  load_experiment,
   own_experiments,
   preset_config,
 )
@@ -32,6 +33,7 @@ __all__ = [
   "finalize",
   "flag",
   "flatten",
+  "load_experiment",
   "own_experiments",
   "preset_config",
 ]

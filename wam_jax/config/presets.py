@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.machinery
+import importlib.util
 import os
 import pathlib
+import sys
+import traceback
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +16,7 @@ from ml_collections import ConfigDict
 from wam_jax.config.checks import ConfigError, Problem, did_you_mean
 from wam_jax.config.fields import FIELDS, PRESETS
 from wam_jax.host.machine import available_cores, find_accelerator
+from wam_jax.host.regular_files import check_file
 
 # Differences of each preset from `default_config`.
 _DEMO: dict[str, Any] = {
@@ -115,6 +120,53 @@ def experiment_file(value: str) -> str:
   name = path.removeprefix("experiments/").removesuffix(".py")
   packaged = None if os.path.exists(path) else own_experiments().get(name)
   return f"{packaged}{colon}{preset}" if packaged else value
+
+
+def load_experiment(value: str) -> ConfigDict:
+  """Runs an experiment file.
+
+  Args:
+    value: PATH[:preset], as `experiment_file` gives it.
+
+  Returns:
+    What its `get_config` returns, given the preset if there is one.
+
+  Raises:
+    ConfigError: no such file, or it does not parse, raises, exits, or has no `get_config` that returns a
+      config. Names file and line.
+  """
+  path, colon, preset = value.partition(":")
+  try:
+    check_file(path)
+  except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
+    problem = f"{path or 'its path is empty'}: {getattr(error, 'strerror', None) or error}"
+    fix = f"give the path of a file, or one of {', '.join(own_experiments())}"
+    raise ConfigError(
+      [Problem("--config", value, "an experiment file[:preset]", f"{problem}; {fix}")]
+    ) from None
+  loader = importlib.machinery.SourceFileLoader("experiment", path)
+  module = importlib.util.module_from_spec(importlib.machinery.ModuleSpec(loader.name, loader, origin=path))
+  sys.modules[loader.name] = module
+  line: int | None = None
+  try:
+    loader.exec_module(module)
+    line = getattr(getattr(module.get_config, "__code__", None), "co_firstlineno", None)
+    config = module.get_config(*([preset] if colon else []))
+    if isinstance(config, ConfigDict):
+      return config
+    returned = "nothing" if config is None else f"a {type(config).__name__}"
+    reason = f"get_config returns {returned}, not a ConfigDict"
+  except ConfigError:
+    raise
+  except (Exception, SystemExit) as error:  # it is a program: it can raise anything
+    frames = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+    frames += [error.lineno] if isinstance(error, SyntaxError) and error.filename == path else []
+    line = frames[-1] if frames else line
+    text = error.msg if isinstance(error, SyntaxError) else str(error)
+    reason = " ".join(f"{type(error).__name__}: {text}".split()).rstrip(":")
+  where = path if line is None else f"{path}, line {line}"
+  rule = "an experiment file, whose get_config(preset) returns a config"
+  raise ConfigError([Problem("--config", value, rule, f"mend {where}: {reason}")])
 
 
 def preset_config(preset: str = "auto", experiment: str = "calvin_wam") -> ConfigDict:

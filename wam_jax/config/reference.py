@@ -14,6 +14,7 @@ from wam_jax.config.fields import FIELDS, GROUPS, PRESETS
 from wam_jax.config.finalize import flatten
 from wam_jax.config.presets import preset_config
 from wam_jax.config.rules import RULES
+from wam_jax.host import console
 
 _HEAD = """\
 # All config fields
@@ -75,4 +76,4 @@ def reference() -> str:
 
 
 if __name__ == "__main__":
-  print(reference(), end="")
+  console.run_program(lambda: print(reference(), end=""))

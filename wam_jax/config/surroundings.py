@@ -21,6 +21,7 @@ from wam_jax.embodiment import CAMERAS
 from wam_jax.envs.calvin.simulator import CalvinMissingError, find_checkout
 from wam_jax.host import file_kinds
 from wam_jax.host.machine import available_cores
+from wam_jax.host.regular_files import check_file
 
 
 def _place_workdir(config: ConfigDict) -> list[Problem]:
@@ -209,6 +210,7 @@ def _check_amount(config: ConfigDict) -> list[Problem]:
 def _count_frames(file: pathlib.Path) -> int:
   """Frames by a split's table of episodes; 0 if it is missing or malformed."""
   try:
+    check_file(file)
     # Mapped, not loaded: a damaged header may promise terabytes.
     ids: np.ndarray = np.lib.format.open_memmap(file, mode="r")
   except (OSError, ValueError, EOFError, SyntaxError, MemoryError, OverflowError):

@@ -36,6 +36,7 @@ from wam_jax.data.frames import (
   ProgressFactory,
   empty_frames,
 )
+from wam_jax.host.regular_files import read_text
 from wam_jax.storage.artifact import Artifact
 
 ANNOTATION_FILE = "lang_annotations/auto_lang_ann.npy"
@@ -93,7 +94,7 @@ def read_episode_ids(folder: PathLike) -> np.ndarray:
   if not folder.is_dir():
     raise DatasetError(folder, "no such folder.", fix=fix)
   path = folder / IDS_FILE
-  if not path.is_file():
+  if not os.path.lexists(path):
     raise DatasetError(folder, f"not a split of a CALVIN dataset: it has no {IDS_FILE}.", fix=fix)
   return read_ids(path)
 
@@ -408,7 +409,7 @@ def read_start_states(
   """
   folder = check_root(root) / "validation"
   path = folder / START_STATES_FILE
-  if path.is_file():
+  if os.path.lexists(path):
     arrays = read_npz(path, ("task", "robot_obs", "scene_obs"))
     names = arrays["task"]
     if names.ndim != 1 or names.dtype.kind != "U":
@@ -442,7 +443,7 @@ def read_start_states(
     for key, array in (("robot_obs", robot_obs), ("scene_obs", scene_obs)):
       if array.shape[1:] != (VECTOR_KEYS[key],) or not np.isfinite(array).all():
         raise DatasetError(
-          path if path.is_file() else folder,
+          path if os.path.lexists(path) else folder,
           f"start states of {task} must be finite and have {VECTOR_KEYS[key]} numbers.",
           key=key,
           fix=COPY_AGAIN,
@@ -515,6 +516,6 @@ def dataset_path(artifact: Artifact | pathlib.Path) -> pathlib.Path:
   """
   path = artifact if isinstance(artifact, pathlib.Path) else artifact.path
   pointer = path / "dataset.json"
-  if pointer.is_file():
-    return check_root(json.loads(pointer.read_text())["root"])
+  if os.path.lexists(pointer):
+    return check_root(json.loads(read_text(pointer))["root"])
   return check_root(path / "dataset")

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
-import fcntl
 import functools
 import json
 import os
@@ -36,8 +35,10 @@ from wam_jax.data.frames import (
   num_workers,
 )
 from wam_jax.embodiment import ACTION, CAMERAS, ROBOT_OBS, SCENE_OBS
-from wam_jax.host import machine
+from wam_jax.host import console, machine
+from wam_jax.host.locks import LockError, NoLocksError, locked
 from wam_jax.host.machine import disk_full
+from wam_jax.host.regular_files import check_file, open_file, read_text
 
 SHARD_EXAMPLES = 64  # 100 MB of pictures at 64 x 64; what an interruption can cost
 _LISTED = 20  # broken frames that the summary names
@@ -82,7 +83,7 @@ def convert(
   """
   source, out = pathlib.Path(source).resolve(), pathlib.Path(os.path.abspath(out))
   calvin.check_root(source)
-  if (source / converted.MANIFEST).is_file():
+  if os.path.lexists(source / converted.MANIFEST):
     raise DatasetError(source, "is converted already.", fix="use it as it is.")
   folders = [source / name for name in converted.TFDS_SPLITS if (source / name).is_dir()]
   plans = {folder.name: plan_split(folder, image_size, skip_broken) for folder in folders}
@@ -93,11 +94,11 @@ def convert(
     "skip_broken": skip_broken,
     "files": {name: plan.reader.signature() for name, plan in plans.items()},
   }
-  if out.exists():
+  if os.path.lexists(out):
     return _already_there(out, settings)
   partial = out.with_name(f"{out.name}.partial")
   try:
-    with _locked(partial):
+    with _locked(partial, log):
       _begin(partial, settings)
       _check_room(partial, plans)
       shards = {
@@ -115,7 +116,7 @@ def convert(
 
 
 def _already_there(out: pathlib.Path, settings: dict[str, Any]) -> dict[str, Any]:
-  if (out / converted.MANIFEST).is_file():
+  if os.path.lexists(out / converted.MANIFEST):
     manifest = converted.read_manifest(out)
     if manifest.get("settings") == settings:
       return manifest
@@ -124,25 +125,25 @@ def _already_there(out: pathlib.Path, settings: dict[str, Any]) -> dict[str, Any
 
 
 @contextlib.contextmanager
-def _locked(partial: pathlib.Path) -> Iterator[None]:
+def _locked(partial: pathlib.Path, log: Callable[[str], None]) -> Iterator[None]:
   partial.mkdir(parents=True, exist_ok=True)
-  with open(partial / _LOCK, "w") as lock:
+  with contextlib.ExitStack() as stack:
     try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      raise DatasetError(partial, "another process is converting to it.", fix="wait for it.") from None
-    except OSError:  # a network disk without locks
-      pass
+      stack.enter_context(locked(partial / _LOCK, wait=False))
+    except NoLocksError as error:
+      log(f"{error}. Until then start no second conversion to {partial}.")
+    except LockError as error:
+      raise DatasetError(partial, f"{error}.", fix="another --out.") from None
     yield
 
 
 def _begin(partial: pathlib.Path, settings: dict[str, Any]) -> None:
   """Makes the folders, or sees that what is there was begun in the same way."""
   path = partial / _SETTINGS
-  if path.is_file():
+  if os.path.lexists(path):
     try:
-      begun = dict(json.loads(path.read_text()))
-    except ValueError:
+      begun = dict(json.loads(read_text(path)))
+    except (ValueError, TypeError, RecursionError):
       begun = {}
     other = [key for key in settings if begun.get(key) != settings[key]]
     if other:
@@ -185,7 +186,7 @@ def _disk_error(partial: pathlib.Path, error: OSError) -> DatasetError:
 
 def _write_json(path: pathlib.Path, content: Any) -> None:
   beside = path.with_name(f".{path.name}.tmp")
-  with open(beside, "w") as file:
+  with open_file(beside, "w") as file:
     file.write(json.dumps(content, indent=2) + "\n")
     file.flush()
     os.fsync(file.fileno())
@@ -238,9 +239,9 @@ def _write_split(
 def _read_shard_facts(about: pathlib.Path, path: pathlib.Path) -> dict[str, Any] | None:
   """What was written down of a finished shard; None if it must be written (again)."""
   try:
-    facts: dict[str, Any] = json.loads(about.read_text())
+    facts: dict[str, Any] = json.loads(read_text(about))
     return facts if path.stat().st_size == facts["bytes"] else None
-  except (OSError, ValueError, KeyError):
+  except (OSError, ValueError, KeyError, TypeError, RecursionError):
     return None
 
 
@@ -321,7 +322,8 @@ def _finish(
     np.save(folder / "ep_lens.npy", spans[:, 1] - spans[:, 0] + 1)
     windows = _write_annotations(plan, folder, spans)
     for extra in (calvin.START_STATES_FILE, "scene_info.npy", "statistics.yaml"):
-      if (plan.folder / extra).is_file():
+      if os.path.lexists(plan.folder / extra):
+        check_file(plan.folder / extra)
         shutil.copyfile(plan.folder / extra, folder / extra)
     broken = [(i, "missing") for i in plan.missing] + [tuple(b) for s in shards[name] for b in s["broken"]]
     manifest["splits"][name] = {
@@ -510,4 +512,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  console.run_program(main)

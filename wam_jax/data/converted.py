@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 import pathlib
 import threading
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,7 @@ from wam_jax.data.frames import (
   list_frames,
 )
 from wam_jax.embodiment import ACTION, CAMERAS, ROBOT_OBS, SCENE_OBS
+from wam_jax.host.regular_files import read_bytes, read_text
 
 MANIFEST, EXAMPLES = "convert.json", "examples.npy"
 VERSION = 1
@@ -40,7 +42,7 @@ _CONVERT_AGAIN = "convert the dataset again: python -m wam_jax.data.convert"
 
 def is_converted(folder: PathLike) -> bool:
   """Whether a split lies in a converted dataset."""
-  return (pathlib.Path(folder).parent / MANIFEST).is_file()
+  return os.path.lexists(pathlib.Path(folder).parent / MANIFEST)
 
 
 def open_reader(folder: PathLike, spans: np.ndarray, image_size: int) -> FrameReader:
@@ -91,7 +93,7 @@ def read_manifest(root: PathLike) -> dict[str, Any]:
   """What `convert.json` says. Raises DatasetError if it is damaged or of another version."""
   path = pathlib.Path(root) / MANIFEST
   try:
-    manifest: dict[str, Any] = json.loads(path.read_text())
+    manifest: dict[str, Any] = json.loads(read_text(path))
     version = manifest["version"]
     for split in manifest["splits"].values():
       _check_shards(split["shards"])
@@ -269,5 +271,5 @@ class ConvertedReader(FrameReader):
   def signature(self) -> str:
     """See `FrameReader.signature`."""
     digest = hashlib.sha256(np.stack([self.starts, self.ends]).tobytes())
-    digest.update((self.folder.parent / MANIFEST).read_bytes())
+    digest.update(read_bytes(self.folder.parent / MANIFEST))
     return digest.hexdigest()

@@ -9,6 +9,7 @@ import pathlib
 import numpy as np
 
 from wam_jax.data.files import DatasetError, PathLike, read_npz
+from wam_jax.storage.artifact import how_to_remake
 from wam_jax.types import Takes
 
 _KEYS = ("feature", "action", "success", "mask", "tasks")
@@ -45,6 +46,8 @@ class DemoFeatures:
     for name, wanted in expected.items():
       if getattr(self, name).shape != wanted:
         raise ValueError(f"{name}: expected {list(wanted)}, got {list(getattr(self, name).shape)}")
+      if getattr(self, name).dtype.kind not in "fb":
+        raise ValueError(f"{name}: expected numbers, got {getattr(self, name).dtype}")
     if self.feature.ndim != 4 or len(self.tasks) != len(self.feature):
       raise ValueError(
         f"{len(self.tasks)} tasks, but feature is {list(self.feature.shape)}, not [K, M, T, F]"
@@ -87,11 +90,12 @@ def load_features(path: PathLike) -> DemoFeatures:
   Raises:
     DatasetError: no such file, damaged, or arrays that do not fit together.
   """
-  arrays = read_npz(path, _KEYS)
-  tasks = tuple(str(task) for task in arrays.pop("tasks"))
+  fix = how_to_remake(pathlib.Path(path).parent)
   try:
+    arrays = read_npz(path, _KEYS)
+    tasks = tuple(str(task) for task in arrays.pop("tasks"))
     return DemoFeatures(**arrays, tasks=tasks)
-  except ValueError as error:
-    raise DatasetError(
-      path, f"{error}.", fix="delete the featurize artifact and run the stage again."
-    ) from None
+  except DatasetError as error:
+    raise DatasetError(path, error.rule, key=error.key, fix=fix) from None
+  except (ValueError, TypeError, IndexError) as error:
+    raise DatasetError(path, f"{error}.", fix=fix) from None

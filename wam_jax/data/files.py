@@ -7,24 +7,26 @@ import functools
 import io
 import os
 import pathlib
-import pickle
-import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from pickle import UnpicklingError
+from typing import Any
 
 import numpy as np
 
 from wam_jax.host import file_kinds
+from wam_jax.host.regular_files import most_inflated, read_bytes
+from wam_jax.host.words import PrintableError
+from wam_jax.storage.plain_pickle import PlainUnpickler, RefusedError
 
 PathLike = str | os.PathLike[str]
 
 IDS_FILE = "ep_start_end_ids.npy"
 
 
-class DatasetError(ValueError):
+class DatasetError(PrintableError, ValueError):
   """Something on disk breaks a rule of the format: names the file, the key, the rule and what to do."""
 
   def __init__(self, file: PathLike, rule: str, *, key: str = "", fix: str = ""):
@@ -47,7 +49,7 @@ COPY_AGAIN = "copy or download this file again."
 
 _MAGIC = b"\x93NUMPY"
 MAX_HEADER = 10_000  # bytes of an npy file's header, NumPy's own limit
-MAX_INFLATED = 2**26  # bytes that a compressed array may unpack to: a picture of 4,700 x 4,700 pixels
+MAX_FILE = 2**32 - 1  # bytes of a file that is read whole
 MAX_ID = 9_999_999  # of a frame: its file is episode_%07d.npz
 
 
@@ -67,7 +69,7 @@ def _npy_header(text: bytes) -> tuple[np.dtype[Any], tuple[int, ...], bool]:
   return dtype, shape, fortran
 
 
-def _parse_npy(data: bytes | memoryview, path: PathLike, key: str) -> np.ndarray:
+def parse_npy(data: bytes | memoryview, path: PathLike, key: str) -> np.ndarray:
   """Array in the bytes of an npy file. Never unpickles."""
   if bytes(data[:6]) != _MAGIC:
     raise DatasetError(path, "not a NumPy array.", key=key, fix=COPY_AGAIN)
@@ -142,8 +144,7 @@ def read_npz(path: PathLike, keys: Sequence[str] | None = None) -> dict[str, np.
     DatasetError: no such file, truncated or damaged, or a key that is not there.
   """
   try:
-    with open(path, "rb", buffering=0) as file:
-      data = file.read()
+    data = read_bytes(path, MAX_FILE)
   except FileNotFoundError:
     raise DatasetError(
       path, "no such file.", fix=f"copy or download it, or take its episode out of {IDS_FILE}."
@@ -151,6 +152,7 @@ def read_npz(path: PathLike, keys: Sequence[str] | None = None) -> dict[str, np.
   except OSError as error:
     raise DatasetError(path, f"cannot be read ({error.strerror}).", fix=COPY_AGAIN) from None
   members, view, out = _directory(data, path), memoryview(data), {}
+  allowance = most_inflated(len(data))
   for key in members if keys is None else keys:
     if key not in members:
       raise DatasetError(
@@ -163,9 +165,10 @@ def read_npz(path: PathLike, keys: Sequence[str] | None = None) -> dict[str, np.
     content: bytes | memoryview = view[begin : begin + packed]
     try:
       if method == zipfile.ZIP_DEFLATED:
-        if size > MAX_INFLATED:
-          rule = f"would unpack to {size:,} bytes, of which an array may have {MAX_INFLATED:,}."
-          raise DatasetError(path, rule, key=key, fix="store smaller pictures, or do not use this file.")
+        allowance -= size
+        if allowance < 0:
+          rule = f"would unpack to {size:,} bytes: too many for arrays of a file of {len(data):,}."
+          raise DatasetError(path, rule, key=key, fix="store smaller arrays, or do not use this file.")
         # A byte more than declared is enough to see that there are more, however many.
         content = zlib.decompressobj(-15).decompress(content, size + 1)
       elif method != zipfile.ZIP_STORED:
@@ -177,7 +180,7 @@ def read_npz(path: PathLike, keys: Sequence[str] | None = None) -> dict[str, np.
         path, "damaged: its content does not match its checksum.", key=key, fix=COPY_AGAIN
       ) from None
     try:
-      out[key] = _parse_npy(content, path, key)
+      out[key] = parse_npy(content, path, key)
     except (ValueError, SyntaxError, TypeError, KeyError, struct.error, IndexError) as error:
       if isinstance(error, DatasetError):
         raise
@@ -187,10 +190,10 @@ def read_npz(path: PathLike, keys: Sequence[str] | None = None) -> dict[str, np.
 
 def read_npy(path: pathlib.Path) -> np.ndarray:
   try:
-    data = path.read_bytes()
+    data = read_bytes(path, MAX_FILE)
     if not data.startswith(_MAGIC):
       raise _damaged(path, data, "npy file")
-    return _parse_npy(data, path, "")
+    return parse_npy(data, path, "")
   except DatasetError:
     raise
   except FileNotFoundError:
@@ -222,118 +225,6 @@ def read_ids(path: pathlib.Path) -> np.ndarray:
   return ids
 
 
-# Pickles. Python's own unpickler in C takes memory that a few bytes ask for (LONG_BINPUT, BYTEARRAY8), and
-# NumPy's dtypes and arrays believe the state that they are given; so this is the one in Python, with the few
-# steps that annotations need, each looked at.
-
-
-def _plain_dtype(code: Any, *_: Any) -> np.dtype[Any]:
-  if not isinstance(code, str | bytes) or not _CODE.fullmatch(
-    code if isinstance(code, str) else code.decode()
-  ):
-    raise pickle.UnpicklingError(f"dtype {str(code)[:40]}")
-  return np.dtype(code if isinstance(code, str) else code.decode(), align=False, copy=True)
-
-
-_CODE = re.compile(r"[<>|=]?(b1|[?]|[iu][1248]|f[248]|c8|c16|O8?|[SU][0-9]{0,6})")
-
-
-def _plain_array(kind: Any, shape: Any, code: Any) -> np.ndarray:
-  """An empty array, which the pickle fills afterwards."""
-  if kind is not _NDARRAY or shape != (0,) or code not in (b"b", "b"):
-    raise pickle.UnpicklingError("an array that does not begin empty")
-  return np.empty(0, np.int8)
-
-
-def _plain_scalar(dtype: Any, content: Any = b"") -> Any:
-  if not isinstance(dtype, np.dtype) or dtype.hasobject or not isinstance(content, bytes):
-    raise pickle.UnpicklingError("a scalar that is no plain number or text")
-  if len(content) != dtype.itemsize or not content:
-    raise pickle.UnpicklingError("a scalar of another size")
-  return np.frombuffer(content, dtype)[0]
-
-
-def _plain_buffer(content: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
-  if not isinstance(dtype, np.dtype) or not isinstance(content, bytes | bytearray):
-    raise pickle.UnpicklingError("an array that is not made of bytes")
-  return np.frombuffer(content, dtype).reshape(shape, order=order)
-
-
-_NDARRAY = object()  # stands for np.ndarray, which must not be called: it takes memory by its arguments alone
-
-
-class _PlainUnpickler(pickle._Unpickler):
-  """Admits NumPy arrays, dtypes and scalars and plain containers; refuses all else by name."""
-
-  stack: list[Any]
-  read: Callable[[int], bytes]
-  append: Callable[[Any], None]
-
-  # NumPy 1 wrote numpy.core, NumPy 2 writes numpy._core: both are read with the installed one.
-  _ALLOWED: ClassVar[dict[tuple[str, str], Any]] = {
-    ("numpy", "ndarray"): _NDARRAY,
-    ("numpy", "dtype"): _plain_dtype,
-    ("builtins", "set"): set,
-    ("builtins", "frozenset"): frozenset,
-    **{
-      (f"numpy.{core}.multiarray", name): make
-      for core in ("core", "_core")
-      for name, make in (("_reconstruct", _plain_array), ("scalar", _plain_scalar))
-    },
-    **{(f"numpy.{core}.numeric", "_frombuffer"): _plain_buffer for core in ("core", "_core")},
-  }
-
-  dispatch: ClassVar[dict[int, Any]] = {
-    code: step
-    for code, step in pickle._Unpickler.dispatch.items()
-    if bytes([code])
-    not in (
-      *(pickle.NEXT_BUFFER, pickle.READONLY_BUFFER, pickle.PERSID, pickle.BINPERSID),
-      *(pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.INST, pickle.OBJ, pickle.NEWOBJ, pickle.NEWOBJ_EX),
-    )
-  }
-
-  def find_class(self, module: str, name: str) -> Any:
-    try:
-      return self._ALLOWED[module, name]
-    except KeyError:
-      raise pickle.UnpicklingError(f"refused: {module}.{name}") from None
-
-  def _reduce(self) -> None:
-    arguments, function = self.stack.pop(), self.stack[-1]
-    if not any(function is known for known in self._ALLOWED.values()) or function is _NDARRAY:
-      raise pickle.UnpicklingError("a call of what is no function")
-    self.stack[-1] = function(*arguments)
-
-  def _build(self) -> None:
-    state: Any = self.stack.pop()
-    target = self.stack[-1]
-    fill: Any = getattr(target, "__setstate__", None)
-    if isinstance(target, np.ndarray) and len(state) == 5:
-      _, shape, dtype, fortran, content = state
-      if not isinstance(dtype, np.dtype) or not dtype.itemsize:  # sizes of nothing cost nothing to claim
-        raise pickle.UnpicklingError("an array of nothing")
-      if dtype.hasobject != isinstance(content, list):
-        raise pickle.UnpicklingError("an array with another kind of content")
-      fill((1, shape, dtype, bool(fortran), content))
-    elif isinstance(target, np.dtype) and len(state) >= 7 and all(part is None for part in state[2:5]):
-      order, size = state[1], state[5]
-      if order not in ("<", ">", "|", "=") or size not in (-1, target.itemsize):
-        raise pickle.UnpicklingError("a dtype of another size")
-      size, alignment = (target.itemsize, target.alignment) if target.kind in "SU" else (-1, -1)
-      fill((3, order, None, None, None, size, alignment, target.flags))
-    else:
-      raise pickle.UnpicklingError("an object that is filled")
-
-  def _bytearray(self) -> None:
-    (size,) = struct.unpack("<Q", self.read(8))
-    self.append(bytearray(self.read(size)))  # what there is, and not as much as is claimed
-
-  dispatch[pickle.BYTEARRAY8[0]] = _bytearray
-  dispatch[pickle.REDUCE[0]] = _reduce
-  dispatch[pickle.BUILD[0]] = _build
-
-
 def load_pickled(path: PathLike) -> Any:
   """Reads an npy file that holds one pickled object, without running anything in it.
 
@@ -348,10 +239,10 @@ def load_pickled(path: PathLike) -> Any:
   """
   path = pathlib.Path(path)
   try:
-    with path.open("rb") as file:
-      if not (head := file.read(file_kinds.HEAD)).startswith(_MAGIC):
-        raise _damaged(path, head, "npy file")
-      file.seek(0)
+    data = read_bytes(path, MAX_FILE)
+    if not data.startswith(_MAGIC):
+      raise _damaged(path, data, "npy file")
+    with io.BytesIO(data) as file:
       version = np.lib.format.read_magic(file)
       read_header = (
         np.lib.format.read_array_header_1_0 if version == (1, 0) else (np.lib.format.read_array_header_2_0)
@@ -359,20 +250,22 @@ def load_pickled(path: PathLike) -> Any:
       _, _, dtype = read_header(file)
       if not dtype.hasobject:
         raise DatasetError(path, "expected a pickled dictionary, found a plain array.", fix=COPY_AGAIN)
-      array = _PlainUnpickler(io.BytesIO(file.read())).load()
+      array = PlainUnpickler(file.read()).load()
   except DatasetError:
     raise
   except FileNotFoundError:
     raise DatasetError(path, "no such file.", fix="use a dataset with language annotations.") from None
-  except pickle.UnpicklingError as error:
-    if "refused" in str(error):
-      raise DatasetError(
-        path,
-        f"its pickle asks for {str(error)[9:]}, which is neither a NumPy array nor a "
-        "plain container; nothing was run.",
-        fix="do not use this file: get it from CALVIN's own server.",
-      ) from None
+  except RefusedError as error:
+    raise DatasetError(
+      path,
+      f"its pickle asks for {error.name}, which is neither a NumPy array nor a "
+      "plain container; nothing was run.",
+      fix="do not use this file: get it from CALVIN's own server.",
+    ) from None
+  except UnpicklingError as error:
     raise DatasetError(path, f"damaged pickle ({error}).", fix=COPY_AGAIN) from None
-  except Exception as error:  # a damaged pickle can raise anything
-    raise DatasetError(path, f"damaged ({type(error).__name__}: {error}).", fix=COPY_AGAIN) from None
+  except OSError as error:
+    raise DatasetError(path, f"cannot be read ({error.strerror}).", fix=COPY_AGAIN) from None
+  except Exception as error:  # a damaged pickle can raise anything, with a text without end
+    raise DatasetError(path, f"damaged ({type(error).__name__}).", fix=COPY_AGAIN) from None
   return array.item() if isinstance(array, np.ndarray) and array.ndim == 0 else array

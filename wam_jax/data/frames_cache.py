@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import io
 import json
@@ -32,7 +31,9 @@ from wam_jax.data.frames import (
   empty,
 )
 from wam_jax.embodiment import CAMERAS
+from wam_jax.host.locks import LockError, NoLocksError, locked
 from wam_jax.host.machine import disk_full
+from wam_jax.host.regular_files import open_file, read_text
 
 VERSION = 1
 _VECTORS = ("action", "robot_obs", "scene_obs", "starts", "ends", "ids")
@@ -79,7 +80,7 @@ class FrameCache(FrameVectors):
         view, offset = view[got:], offset + got
 
     try:
-      with open(path, "rb", buffering=0) as file:
+      with open_file(path, buffering=0) as file:
         yield read
     except OSError as error:
       raise DatasetError(path, f"cannot be read ({error.strerror}).", fix=_REMAKE) from None
@@ -140,7 +141,7 @@ def open_cache(
   """
   folder, path = pathlib.Path(folder), cache_path(root, folder, image_size, extra)
   read_episode_ids(folder)  # an error before any folder is made
-  with _locked(path):
+  with _locked(path, log):
     reader = open_split(folder, image_size, extra)
     manifest = {
       "version": VERSION,
@@ -160,18 +161,16 @@ def open_cache(
 
 
 @contextlib.contextmanager
-def _locked(path: pathlib.Path) -> Iterator[None]:
-  """Held by one process at a time; the system lets go of it when the process ends, however it ends."""
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = open(path.with_name(f".{path.name}.lock"), "w")  # noqa: SIM115
-  except OSError as error:
-    raise DatasetError(
-      path, f"the frames cache cannot be written: {error.strerror}.", fix=_OTHER_FOLDER
-    ) from None
-  with lock:
-    with contextlib.suppress(OSError):  # a network disk without locks
-      fcntl.flock(lock, fcntl.LOCK_EX)
+def _locked(path: pathlib.Path, log: Callable[[str], None]) -> Iterator[None]:
+  with contextlib.ExitStack() as stack:
+    try:
+      path.parent.mkdir(parents=True, exist_ok=True)
+      stack.enter_context(locked(path.with_name(f".{path.name}.lock"), wait=True))
+    except NoLocksError as error:
+      log(f"frames cache {path}: {error}. Until then start no second run that makes it.")
+    except (OSError, LockError) as error:
+      reason = error.strerror if isinstance(error, OSError) else error
+      raise DatasetError(path, f"the frames cache cannot be written: {reason}.", fix=_OTHER_FOLDER) from None
     yield
 
 
@@ -190,10 +189,10 @@ def _picture_bytes(num_frames: int, image_size: int) -> int:
 def _mismatch(path: pathlib.Path, reader: FrameReader, manifest: dict[str, object]) -> str:
   """Why the cache at `path` cannot be used for a split with this manifest; '' if it can."""
   try:
-    found = json.loads((path / "manifest.json").read_text())
+    found = json.loads(read_text(path / "manifest.json"))
   except FileNotFoundError:
     return "none there yet"
-  except (OSError, ValueError):
+  except (OSError, ValueError, RecursionError):
     return "its manifest is damaged"
   if found != manifest:
     return "the split's files have changed since it was made"

@@ -13,8 +13,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import pathlib
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,7 +33,8 @@ from wam_jax.data.frames import (
 )
 from wam_jax.embodiment import CAMERAS, SCENE_OBS
 from wam_jax.envs.tasks import TASKS
-from wam_jax.host import machine
+from wam_jax.host import console, machine
+from wam_jax.host.words import printable
 
 SPLITS = ("training", "validation", calvin.FAILED)
 SAMPLE = 256  # frames read per split unless told otherwise
@@ -99,7 +100,7 @@ def inspect_dataset(
     _inspect_starts(root, tasks, report["splits"]["validation"], problems)
   if any(split["frames"] for split in report["splits"].values()):
     report["form"] = "CALVIN: one npz per frame"
-    if (root / converted.MANIFEST).is_file():
+    if os.path.lexists(root / converted.MANIFEST):
       report["form"] = "converted from CALVIN's: TFDS, array_record"
   if not any(problem["stops"] == "collect" for problem in problems):
     found = _note(problems, doubts.look, root / "training", image_size, tasks=tasks, workers=workers)
@@ -380,9 +381,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     frames=options.frames,
     image_size=options.image_size,
   )
-  print(json.dumps(report, indent=2) if options.json else format_report(report))
+  print(json.dumps(report, indent=2) if options.json else printable(format_report(report)))
   return 0 if report["trainable"] else 1
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  console.run_program(main)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 
 import numpy as np
 import yaml
 
 from wam_jax.data.files import COPY_AGAIN, DatasetError, PathLike
+from wam_jax.host.regular_files import read_text
 
 STATISTICS_FILE = "statistics.yaml"
+MAX_BYTES = 2**20  # of that file; CALVIN's have 10 kB
 NAMES = (
   *("tcp x", "tcp y", "tcp z", "tcp roll", "tcp pitch", "tcp yaw", "gripper width"),
   *(f"joint {i}" for i in range(1, 8)),
@@ -34,7 +37,7 @@ def read_statistics(folder: PathLike) -> tuple[np.ndarray, np.ndarray]:
   """
   path = pathlib.Path(folder) / STATISTICS_FILE
   try:
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    content = yaml.safe_load(read_text(path, MAX_BYTES))
   except FileNotFoundError:
     raise DatasetError(
       path, "no such file.", fix="copy it from the dataset: CALVIN has one in each split."
@@ -77,7 +80,7 @@ def robot_statistics(folder: PathLike, robot_obs: np.ndarray) -> tuple[np.ndarra
   Raises:
     DatasetError: the file is damaged, or not of this split.
   """
-  if not (pathlib.Path(folder) / STATISTICS_FILE).is_file():
+  if not os.path.lexists(pathlib.Path(folder) / STATISTICS_FILE):
     return robot_obs.mean(0, dtype=np.float64), robot_obs.std(0, dtype=np.float64)
   mean, std = read_statistics(folder)
   check_statistics(folder, mean, std, robot_obs)

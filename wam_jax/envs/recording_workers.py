@@ -25,6 +25,7 @@ import numpy as np
 from wam_jax.envs import registry
 from wam_jax.envs.base import TaughtEnvironment
 from wam_jax.envs.recording import Job, Settings, record
+from wam_jax.host.regular_files import open_file
 
 _WORKER_ATTEMPTS = 3  # at one job, before giving up
 
@@ -38,7 +39,7 @@ def _save(path: pathlib.Path, recording: dict[str, Any]) -> None:
 
 def load(folder: pathlib.Path, job: Job, pictures: bool = False) -> dict[str, Any]:
   """Reads what a job left in `folder`; its pictures, if it has any, only when asked for."""
-  with np.load(folder / f"{job.name}.npz") as file:
+  with open_file(folder / f"{job.name}.npz") as opened, np.load(opened, allow_pickle=False) as file:
     names = [name for name in file.files if pictures or not name.startswith("rgb_")]
     recording: dict[str, Any] = {name: file[name] for name in names}
   recording["attempts"] = json.loads(str(recording["attempts"]))

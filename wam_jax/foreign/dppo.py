@@ -25,6 +25,7 @@ from wam_jax.foreign.torch_file import (
   read_weights,
   readings,
 )
+from wam_jax.storage.saved_params import check_finite
 
 Tree = dict[str, Any]
 
@@ -160,6 +161,7 @@ def to_params(
   Raises:
     DppoError: any weight is missing, not expected, or of another shape; lists all of them, each with the
       config field that speaks for it.
+    CheckpointError: NaN or infinity in a weight.
   """
   layers = _layers(sum(name.endswith("_first") and name.startswith("block") for name in expected["body"]))
   kernels = [tuple(expected[part]["kernel"].shape) for part in FIRST_PARTS]
@@ -192,4 +194,5 @@ def to_params(
     for key in path[:-1]:
       node = node.setdefault(key, {})
     node[path[-1]] = {"kernel": array(state[f"{name}.weight"].T), "bias": array(state[f"{name}.bias"])}
+  check_finite(tree, source)
   return tree

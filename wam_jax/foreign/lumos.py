@@ -24,6 +24,7 @@ from wam_jax.foreign.torch_file import (
   readings,
   titled,
 )
+from wam_jax.storage.saved_params import check_finite
 
 Tree = dict[str, Any]
 
@@ -326,6 +327,7 @@ def to_params(
   Raises:
     MismatchError: any weight is missing, not expected, or of another shape; lists all of them.
     LumosError: the first layers of the two decoders differ; in LUMOS they are one.
+    CheckpointError: NaN or infinity in a weight.
   """
   shapes = {path: tuple(leaf.shape) for path, leaf in _flatten(expected).items() if path[0] not in OURS_ALONE}
   if (error := _mismatch(source, state, shapes)) is not None:
@@ -342,7 +344,9 @@ def to_params(
         fix="use weights of a model whose decoders share this layer.",
       )
     leaves[weight.path] = value
-  return _unflatten(leaves)
+  tree = _unflatten(leaves)
+  check_finite(tree, source)
+  return tree
 
 
 def to_state_dict(params: Mapping[str, Any]) -> StateDict:

@@ -6,22 +6,24 @@ with every name in it that is not a tensor replaced by an inert object. Nothing 
 
 from __future__ import annotations
 
-import collections
 import dataclasses
-import io
+import math
 import os
 import pathlib
 import pickle
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 
+from wam_jax.data.files import DatasetError, read_npz
 from wam_jax.foreign import safetensors_file
 from wam_jax.host import file_kinds
+from wam_jax.host.regular_files import check_file, most_inflated
 from wam_jax.storage.checksums import CheckpointError
+from wam_jax.storage.plain_pickle import PlainUnpickler, check_shape, is_plain_key
 
 StateDict = dict[str, np.ndarray]
 Shape = tuple[int, ...]
@@ -107,29 +109,21 @@ class _Tensor:
   stride: Shape
 
 
+@dataclasses.dataclass(frozen=True)
 class _Inert:
-  """Stands for any object that is not a tensor. Takes whatever a pickle does to it and does nothing."""
+  """Stands for any object that is not a tensor, and for its class. State that it is given is lost."""
 
-  origin = ""
-
-  def __new__(cls, *unused: Any, **also_unused: Any) -> _Inert:
-    return object.__new__(cls)
-
-  def _nothing(self, *unused: Any) -> None:
-    pass
-
-  __setstate__ = __setitem__ = append = extend = add = _nothing
-
-  def __call__(self, *unused: Any) -> _Inert:
-    return self
+  origin: str
 
 
 def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *unused: Any) -> _Tensor:
-  numbers = (offset, *size, *stride)
-  if not isinstance(storage, _Storage) or len(size) != len(stride):
+  if not isinstance(storage, _Storage) or type(offset) is not int or offset < 0:
     raise pickle.UnpicklingError("a tensor without storage")
-  if not all(isinstance(n, int) and n >= 0 for n in numbers):
-    raise pickle.UnpicklingError(f"a tensor of size {size} and stride {stride}")
+  check_shape(size)
+  if type(stride) not in (tuple, list) or not all(type(n) is int and 0 <= n < 2**63 for n in stride):
+    raise pickle.UnpicklingError("a tensor whose strides are no whole numbers from 0 on")
+  if len(size) != len(stride):
+    raise pickle.UnpicklingError("a tensor with more sizes than strides, or fewer")
   return _Tensor(storage, offset, tuple(size), tuple(stride))
 
 
@@ -137,23 +131,45 @@ def _rebuild_parameter(data: Any, *unused: Any) -> Any:
   return data
 
 
-class _WeightsUnpickler(pickle.Unpickler):
-  """Admits tensors and plain containers; all else becomes `_Inert`. Imports nothing, runs nothing."""
+def _ordered_dict(pairs: Any = ()) -> dict[Any, Any]:
+  if type(pairs) not in (list, tuple) or not all(type(pair) in (list, tuple) for pair in pairs):
+    raise pickle.UnpicklingError("a dict of other things than pairs")
+  return {key: value for key, value in pairs if is_plain_key(key)}
 
-  _ADMITTED: Mapping[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): collections.OrderedDict,
+
+class _WeightsUnpickler(PlainUnpickler):
+  """Admits tensors and plain containers; all else becomes `_Inert`, on which everything is lost."""
+
+  functions: ClassVar[Mapping[tuple[str, str], Any]] = {
+    ("collections", "OrderedDict"): _ordered_dict,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
   }
 
   def find_class(self, module: str, name: str) -> Any:
-    known = self._ADMITTED.get((module, name))
-    return known or type("Inert", (_Inert,), {"origin": f"{module}.{name}"})
+    return self.functions.get((module, name)) or _Inert(f"{module}.{name}")
+
+  def call(self, function: Any, arguments: Any) -> Any:
+    return function if isinstance(function, _Inert) else super().call(function, arguments)
+
+  def fill(self, target: Any, state: Any) -> None:
+    if type(target) not in (_Inert, dict):  # a dict: attributes, which torch gives to state dicts
+      super().fill(target, state)
+
+  def put(self, target: Any, items: Iterable[tuple[Any, Any]]) -> None:
+    """Leaves out entries whose keys are no names or numbers: they are no weights."""
+    if not isinstance(target, _Inert):
+      super().put(target, ((key, value) for key, value in items if is_plain_key(key)))
+
+  def extend(self, target: Any, items: list[Any]) -> None:
+    """As above, for the members of sets."""
+    if not isinstance(target, _Inert):
+      super().extend(target, list(filter(is_plain_key, items)) if type(target) is set else items)
 
   def persistent_load(self, pid: Any) -> Any:
-    if not isinstance(pid, tuple) or len(pid) != 5 or pid[0] != "storage" or not isinstance(pid[2], str):
-      raise pickle.UnpicklingError(f"unknown persistent id {str(pid)[:80]}")
-    return _Storage(getattr(pid[1], "origin", str(pid[1])), pid[2])
+    if type(pid) is not tuple or len(pid) != 5 or pid[0] != "storage" or type(pid[2]) is not str:
+      raise pickle.UnpicklingError("a persistent id that is no storage's")
+    return _Storage(getattr(pid[1], "origin", type(pid[1]).__name__), pid[2])
 
 
 _DTYPES = {
@@ -174,18 +190,37 @@ _DTYPES = {
 
 
 class _TorchArchive:
-  """One open file of torch.save. Storages are read when a tensor of theirs is asked for."""
+  """One open file of torch.save. Storages are read when a tensor of theirs is asked for.
 
-  def __init__(self, archive: zipfile.ZipFile, index: str):
-    self._archive = archive
+  Args:
+    archive: the file.
+    index: name of the pickle in it.
+    size: of the file in bytes.
+  """
+
+  def __init__(self, archive: zipfile.ZipFile, index: str, size: int):
+    self._archive, self._size = archive, size
+    self._allowance = most_inflated(size)  # of all members that are read
     self._root = index.removesuffix("data.pkl")
     self._storages: dict[str, np.ndarray] = {}
     order = f"{self._root}byteorder"
-    self._big_endian = order in archive.namelist() and archive.read(order) == b"big"
+    self._big_endian = order in archive.namelist() and self._member(order) == b"big"
 
   def load(self) -> Any:
     """The object saved, tensors as `_Tensor`."""
-    return _WeightsUnpickler(io.BytesIO(self._archive.read(f"{self._root}data.pkl"))).load()
+    return _WeightsUnpickler(self._member(f"{self._root}data.pkl")).load()
+
+  def _member(self, name: str) -> bytes:
+    """A file of the archive, in the memory that the archive's size allows and not what it claims."""
+    info = self._archive.getinfo(name)
+    self._allowance -= info.file_size
+    stored = info.compress_type == zipfile.ZIP_STORED
+    if info.compress_size > self._size or (stored and info.file_size != info.compress_size):
+      raise zipfile.BadZipFile(f"{name} claims another size than it has")
+    if self._allowance < 0 or (not stored and info.compress_type != zipfile.ZIP_DEFLATED):
+      raise zipfile.BadZipFile(f"{name} would unpack to {info.file_size:,} bytes")
+    with self._archive.open(info) as file:
+      return file.read(info.file_size)
 
   def array(self, tensor: _Tensor) -> np.ndarray:
     """Read-only view on the tensor's storage; bfloat16 is widened to float32."""
@@ -194,16 +229,22 @@ class _TorchArchive:
       raise ValueError(f"numbers of type {storage.kind} are not read")
     if storage.key not in self._storages:
       dtype = _DTYPES[storage.kind].newbyteorder(">" if self._big_endian else "<")
-      flat = np.frombuffer(self._archive.read(f"{self._root}data/{storage.key}"), dtype)
+      flat = np.frombuffer(self._member(f"{self._root}data/{storage.key}"), dtype)
       if storage.kind == "torch.BFloat16Storage":
         flat = (flat.astype(np.uint32) << 16).view(np.float32)
       self._storages[storage.key] = flat
     flat = self._storages[storage.key]
+    # Here and not only where the tensor was named: this is where memory is looked into.
+    numbers = (tensor.offset, *size, *tensor.stride)
+    if len(size) != len(tensor.stride) or not all(type(n) is int and 0 <= n < 2**63 for n in numbers):
+      raise ValueError("sizes or strides are no whole numbers from 0 on")
     if 0 in size:
       return np.zeros(size, flat.dtype)
     last = tensor.offset + sum((n - 1) * s for n, s in zip(size, tensor.stride, strict=True))
     if last >= flat.size:
       raise ValueError(f"reaches number {last} of a storage of {flat.size}")
+    if math.prod(size) > flat.size:  # each number many times over, which costs nothing to claim
+      raise ValueError(f"claims {math.prod(size)} numbers of a storage of {flat.size}")
     strides = [s * flat.itemsize for s in tensor.stride]
     return np.lib.stride_tricks.as_strided(flat[tensor.offset :], size, strides, writeable=False)
 
@@ -216,11 +257,14 @@ def _read_torch(
   error_type: type[WeightsError],
   wanted: str,
 ) -> StateDict:
-  contents = _TorchArchive(archive, index)
+  contents = _TorchArchive(archive, index, path.stat().st_size)
   try:
     root = contents.load()
-  except Exception as error:  # a damaged pickle can raise anything
-    raise error_type(path, f"damaged pickle ({type(error).__name__}: {error}).", fix=COPY_AGAIN) from None
+  except (zipfile.BadZipFile, zlib.error, OSError):
+    raise
+  except Exception as error:  # a damaged pickle can raise anything, with a text without end
+    reason = str(error) if isinstance(error, pickle.UnpicklingError) else type(error).__name__
+    raise error_type(path, f"damaged pickle ({reason}).", fix=COPY_AGAIN) from None
   if isinstance(root, _Inert):
     raise error_type(
       path, f"holds an object of class {root.origin}, not weights; nothing of it was run.", fix=wanted
@@ -245,10 +289,10 @@ def _read_torch(
 
 def _read_npz(path: pathlib.Path, select: Select, error_type: type[WeightsError]) -> StateDict:
   try:
-    with np.load(path, allow_pickle=False) as file:
-      entries = {name: file[name] for name in file.files}
-  except (ValueError, KeyError) as error:
-    raise error_type(path, f"not an npz of plain arrays ({error}).", fix=COPY_AGAIN) from None
+    entries = read_npz(path)
+  except DatasetError as error:
+    name = f"'{error.key}' " if error.key else ""
+    raise error_type(path, f"not an npz of plain arrays: {name}{error.rule}", fix=error.fix) from None
   weights = {name.removeprefix("param/"): x for name, x in entries.items() if name.startswith("param/")}
   return dict(select(weights or entries))
 
@@ -291,6 +335,7 @@ def read_weights(
   """
   path = pathlib.Path(path)
   try:
+    check_file(path)
     if safetensors_file.is_safetensors(path):
       return _read_safetensors(path, select, error_type)
     if not zipfile.is_zipfile(path):
@@ -315,5 +360,5 @@ def read_weights(
     raise error_type(path, "no such file.", fix=wanted) from None
   except OSError as error:
     raise error_type(path, f"cannot be read ({error.strerror or error}).", fix=COPY_AGAIN) from None
-  except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+  except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
     raise error_type(path, f"damaged archive ({error}).", fix=COPY_AGAIN) from None

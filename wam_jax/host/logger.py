@@ -16,8 +16,10 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from wam_jax.host import processes
+from wam_jax.host.numbers import whole
 from wam_jax.host.progress import Pace, chosen
-from wam_jax.host.words import duration
+from wam_jax.host.regular_files import open_file, read_text
+from wam_jax.host.words import duration, printable
 
 if TYPE_CHECKING:
   from wam_jax.host.live_view import LiveView, Loop
@@ -106,16 +108,17 @@ class Logger:
     if not self._writes:
       return
     values = {name: float(value) for name, value in metrics.items()}
-    line: dict[str, Any] = {"step": int(step), "time": round(time.time(), 3)}
+    step = whole("step", step, 0)
+    line: dict[str, Any] = {"step": step, "time": round(time.time(), 3)}
     line |= {name: value if math.isfinite(value) else None for name, value in values.items()}
     self.workdir.mkdir(parents=True, exist_ok=True)
-    with self._path.open("a", encoding="utf-8") as file:
+    with open_file(self._path, "a", encoding="utf-8") as file:
       file.write(json.dumps(line) + "\n")
     if self._tensorboard is None:
       self._tensorboard = _Events(self.workdir / "tensorboard")
-    self._tensorboard.write(int(step), values)
+    self._tensorboard.write(step, values)
     if self._wandb is not None:
-      self._wandb.send(int(step), values)
+      self._wandb.send(step, values)
     if self._view is not None:
       self._view.show_metrics(values)
     if self._progress is not None:
@@ -169,7 +172,8 @@ class Logger:
     lines = read_metrics(self._path)
     kept_lines = [line for line in lines if stays(line)]
     temporary = self._path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept_lines), encoding="utf-8")
+    with open_file(temporary, "w", encoding="utf-8") as file:
+      file.writelines(json.dumps(line) + "\n" for line in kept_lines)
     temporary.replace(self._path)
 
   def close(self) -> None:
@@ -222,7 +226,7 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
   path = pathlib.Path(path)
   path = path / "metrics.jsonl" if path.is_dir() else path
   lines = []
-  for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+  for text in read_text(path, 2**32).splitlines() if os.path.lexists(path) else ():
     with contextlib.suppress(json.JSONDecodeError):
       lines.append(json.loads(text))
   return lines
@@ -231,7 +235,7 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 def _print(text: str) -> None:
   """Prints a line; a terminal that has gone away is no reason to stop."""
   try:
-    print(text, flush=True)
+    print(printable(text), flush=True)
   except OSError as error:
     if error.errno != errno.EIO:
       raise

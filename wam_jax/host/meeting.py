@@ -8,6 +8,7 @@ it their index and how many they are.
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import re
 import select
 import socket
@@ -49,8 +50,36 @@ def split_address(address: str) -> tuple[str, int]:
   return match[1].strip("[]"), int(match[2])
 
 
-def open_port(port: int = 0) -> socket.socket:
-  """A server at a port (0: any free one), for both kinds of addresses where the system has both."""
+def address_to_listen_at(host: str) -> str:
+  """The one address of this machine that a coordinator's name means; empty: all of them.
+
+  A name that means several, or none of this machine (behind a translating router), is listened for at all. So
+  is a machine's name that means its loopback here (Debian), because elsewhere it means something else.
+  """
+  try:
+    addresses = {str(info[4][0]) for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
+    if host == "localhost":
+      return "127.0.0.1" if "127.0.0.1" in addresses else "::1"
+    address = addresses.pop()
+    if addresses or (ipaddress.ip_address(address).is_loopback and address != host):
+      return ""
+    open_port(address=address).close()
+  except (OSError, ValueError):
+    return ""
+  return address
+
+
+def address_to_bind(address: str) -> str | None:
+  """HOST:PORT of the first process -> where it listens, as JAX wants it; None: at all its addresses."""
+  host, port = split_address(address)
+  host = address_to_listen_at(host)
+  return f"[{host}]:{port}" if ":" in host else f"{host}:{port}" if host else None
+
+
+def open_port(port: int = 0, address: str = "") -> socket.socket:
+  """A server at a port (0: any free one) of an address; empty: of all, of both kinds where there are both."""
+  if address:
+    return socket.create_server((address, port), family=socket.AF_INET6 if ":" in address else socket.AF_INET)
   if socket.has_dualstack_ipv6():
     return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
   return socket.create_server(("", port))
@@ -74,7 +103,7 @@ def meet(address: str, count: int, index: int) -> None:
     _join(host, port, count, index, notes)
     return
   try:
-    server = open_port(port)
+    server = open_port(port, address_to_listen_at(host))
   except OSError as error:
     raise ProcessesError(
       f"process 0 cannot listen at port {port} of this machine ({error.strerror}): end what uses it, or "

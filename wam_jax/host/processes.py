@@ -13,6 +13,7 @@ import hmac
 import json
 import os
 import secrets
+import select
 import socket
 import sys
 import threading
@@ -20,7 +21,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
-from wam_jax.host.meeting import LOST, MissingProcessError, ProcessesError, meet, split_address
+from wam_jax.host.meeting import (
+  LOST,
+  MissingProcessError,
+  ProcessesError,
+  address_to_bind,
+  address_to_listen_at,
+  meet,
+  split_address,
+)
 from wam_jax.host.meeting import open_port as _open_port
 
 __all__ = ["LOST", "MissingProcessError", "ProcessesError"]
@@ -30,7 +39,8 @@ SILENCE_SECONDS = 30.0
 CONNECT_SECONDS = 300
 START_SECONDS = 90.0  # that JAX may take to connect processes that are all there
 STOP_SECONDS = 10.0  # between a stopped process's end and that of the others
-HELLO_SECONDS = 5.0  # for who connects to say who it is
+HELLO_SECONDS = 5.0  # for who connects to say who it is, all of it
+MOST_STRANGERS = 64  # that may be saying it at a time; the oldest makes room
 MOST_BYTES = 1 << 24  # of a line
 
 
@@ -61,13 +71,91 @@ class _Connection:
     except (OSError, ValueError, RecursionError):
       return None
 
-  def close(self) -> None:
-    with contextlib.suppress(OSError):
-      self._socket.close()
+  def greet(self, hello: bytes) -> None:
+    """Sends what the first process admits this one by."""
+    with contextlib.suppress(OSError):  # as in `send`
+      self._socket.sendall(hello)
 
-  def wait_for(self, seconds: float) -> None:
-    """How long the other side may be silent."""
-    self._socket.settimeout(seconds)
+
+def _hello(token: str, process: int) -> bytes:
+  """The first bytes of a connection to the first process; always as many."""
+  return f"{token} {process:08d}\n".encode()
+
+
+class _Door:
+  """The open port of the first process: anything may knock, who does not say the token in time is sent away.
+
+  Reads no byte behind the hello.
+
+  Args:
+    server: bound and listening; closed with this.
+    token: that the other processes know.
+    count: processes of the run.
+  """
+
+  def __init__(self, server: socket.socket, token: str, count: int):
+    self._server = server
+    self._expected = {_hello(token, process): process for process in range(1, count)}
+    self._length = len(_hello(token, 0))
+    self._strangers: dict[socket.socket, tuple[float, bytes]] = {}  # deadline and what came, oldest first
+
+  def __enter__(self) -> _Door:
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    for sock in (self._server, *self._strangers):
+      sock.close()
+
+  def admit(self, until: float) -> Iterator[tuple[int, socket.socket]]:
+    """Waits for one thing to happen at the port, until that time at the latest.
+
+    Yields:
+      Processes that have said the token, with their connections.
+    """
+    now = time.monotonic()
+    for sock in [sock for sock, (deadline, _) in self._strangers.items() if deadline <= now]:
+      self._turn_away(sock)
+    first = min([until, *(deadline for deadline, _ in self._strangers.values())])
+    ready, _, _ = select.select([self._server, *self._strangers], [], [], max(first - now, 0.0))
+    for sock in ready:
+      if sock is self._server:
+        self._let_in()
+      elif sock in self._strangers:
+        process = self._listen_to(sock)
+        if process is not None:
+          del self._strangers[sock]
+          yield process, sock
+
+  def _let_in(self) -> None:
+    while len(self._strangers) >= MOST_STRANGERS:
+      self._turn_away(next(iter(self._strangers)))
+    with contextlib.suppress(OSError):  # gone again before it was let in
+      sock = self._server.accept()[0]
+      sock.setblocking(False)
+      self._strangers[sock] = (time.monotonic() + HELLO_SECONDS, b"")
+
+  def _listen_to(self, sock: socket.socket) -> int | None:
+    """Which process a connection is, once it has said so; one that says anything else is sent away."""
+    deadline, said = self._strangers[sock]
+    try:
+      more = sock.recv(self._length - len(said))
+    except BlockingIOError:
+      return None
+    except OSError:
+      more = b""
+    said += more
+    self._strangers[sock] = deadline, said
+    if more and len(said) < self._length:
+      return None
+    # All are compared: how long it takes tells nothing.
+    processes = [process for hello, process in self._expected.items() if hmac.compare_digest(hello, said)]
+    if not processes:
+      self._turn_away(sock)
+    return processes[0] if processes else None
+
+  def _turn_away(self, sock: socket.socket) -> None:
+    del self._strangers[sock]
+    sock.close()
 
 
 class _Group:
@@ -91,24 +179,16 @@ class _Group:
     """
     deadline = time.monotonic() + CONNECT_SECONDS
     threading.Thread(target=self._beat, daemon=True).start()
-    while len(self._connections) < self.count - 1:
-      try:
-        server.settimeout(max(deadline - time.monotonic(), 0.01))
-        connection = _Connection(server.accept()[0])
-      except TimeoutError:
-        missing = sorted(set(range(1, self.count)) - set(self._connections))
-        raise ProcessesError(
-          f"processes {missing} did not connect to process 0 within {CONNECT_SECONDS} s: the hosts must be "
-          f"able to reach port {server.getsockname()[1]} of this one"
-        ) from None
-      connection.wait_for(HELLO_SECONDS)  # anything may knock at an open port
-      hello = connection.receive()
-      if hello is None or len(hello) != 3 or not hmac.compare_digest(str(hello[1]), token):
-        connection.close()
-        continue
-      connection.wait_for(SILENCE_SECONDS)
-      self._connections[hello[2]] = connection
-    server.close()
+    with _Door(server, token, self.count) as door:
+      while len(self._connections) < self.count - 1:
+        if time.monotonic() > deadline:
+          missing = sorted(set(range(1, self.count)) - set(self._connections))
+          raise ProcessesError(
+            f"processes {missing} did not connect to process 0 within {CONNECT_SECONDS} s: the hosts must be "
+            f"able to reach port {server.getsockname()[1]} of this one"
+          )
+        for process, sock in door.admit(until=deadline):
+          self._connections.setdefault(process, _Connection(sock))
     self._start()
 
   def connect(self, address: tuple[str, int], token: str) -> None:
@@ -121,7 +201,7 @@ class _Group:
       connection = _Connection(socket.create_connection(address, CONNECT_SECONDS))
     except OSError as error:
       raise ProcessesError(f"process 0 cannot be reached at {address[0]}:{address[1]}: {error}") from error
-    connection.send("hello", token, self.index)
+    connection.greet(_hello(token, self.index))
     self._connections[0] = connection
     threading.Thread(target=self._beat, daemon=True).start()
     self._start()
@@ -280,7 +360,11 @@ def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -
     timer = threading.Timer(START_SECONDS, _exit, (LOST, gone))  # JAX itself would abort with a stack dump
     timer.daemon = True
     timer.start()
-    jax.distributed.initialize(*(place if coordinator else ()))
+    bind = address_to_bind(address) if index == 0 else None
+    if coordinator:
+      jax.distributed.initialize(*place, coordinator_bind_address=bind)
+    else:
+      jax.distributed.initialize(coordinator_bind_address=bind)
     timer.cancel()
     if jax.process_count() == 1:
       return
@@ -289,11 +373,12 @@ def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -
 
     host = str(global_state.coordinator_address).rsplit(":", 1)[0].strip("[]")
     token = np.frombuffer(secrets.token_bytes(16), np.uint8).astype(np.int32)
-    server = _open_port() if jax.process_index() == 0 else None
-    port = server.getsockname()[1] if server else 0
+    server = _open_port(address=address_to_listen_at(host)) if jax.process_index() == 0 else None
+    open_port = server.getsockname()[1] if server else 0
     # Also the first exchange between devices: JAX sets it up within 30 seconds or fails, and the processes
     # are never again as close together.
-    port, *token = multihost_utils.broadcast_one_to_all(np.array([port, *token], np.int32)).tolist()
+    message = np.array([open_port, *token], np.int32)
+    open_port, *token = multihost_utils.broadcast_one_to_all(message).tolist()
   except ProcessesError:
     raise
   except Exception as error:  # JAX's search for SLURM, Open MPI and others fails in many ways
@@ -303,7 +388,7 @@ def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -
   if server:
     group.serve(server, secret)
   else:
-    group.connect((host, port), secret)
+    group.connect((host, open_port), secret)
   _group = group
 
 

@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
+from wam_jax.host.regular_files import open_file, read_text
+
 ID_FILE = "wandb_id.txt"  # in the work folder
 # For the rest of the data at the end, if W&B does not answer. Shorter than what a stopped run is given; what
 # was not sent stays in the work folder, for `wandb sync`.
@@ -97,7 +99,8 @@ class WandbRun:
 def _run_id(path: pathlib.Path) -> str:
   """The id that the work folder keeps; makes one if there is none."""
   if path.exists():
-    return path.read_text(encoding="utf-8").strip()
+    return read_text(path).strip()
   new = secrets.token_hex(8)
-  path.write_text(new + "\n", encoding="utf-8")
+  with open_file(path, "w", encoding="utf-8") as file:
+    file.write(new + "\n")
   return new

@@ -13,3 +13,17 @@ def duration(seconds: float) -> str:
 def count(number: int, noun: str) -> str:
   """A number with its noun: `1 task`, `2,000 tasks`."""
   return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def printable(text: str) -> str:
+  """Text of others for a terminal: control characters, which it would obey, as escapes; line ends stay."""
+  if text.isprintable():
+    return text
+  return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
+class PrintableError(Exception):
+  """An error whose text may quote what stands in files; it is `printable`."""
+
+  def __init__(self, text: object = ""):
+    super().__init__(printable(str(text)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -13,12 +12,15 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from wam_jax.config import STAGES
+from wam_jax.host.regular_files import read_bytes
+from wam_jax.host.words import PrintableError
 from wam_jax.storage.artifact import Artifact, ArtifactError, given_folders, load_artifact, search_input
+from wam_jax.storage.records import read_arrays, read_record
 
 OPTIONAL = ("collect",)  # of which a page only tells the time
 
 
-class RunError(Exception):
+class RunError(PrintableError):
   """A folder is no finished run, or runs cannot be compared; the text says what to do."""
 
 
@@ -42,21 +44,20 @@ class Run:
 
   def judge(self) -> dict[str, Any]:
     """Content of `judge.json`."""
-    return json.loads((self.inputs["judge_world_model"].path / "judge.json").read_text(encoding="utf-8"))
+    return read_record(self.inputs["judge_world_model"].path, "judge.json")
 
   def strips(self) -> dict[str, bytes]:
     """png and webp -> the open-loop prediction as a strip and as an animation, as far as they exist."""
     paths = {kind: self.inputs["judge_world_model"].path / f"strip.{kind}" for kind in ("png", "webp")}
-    return {kind: path.read_bytes() for kind, path in paths.items() if path.exists()}
+    return {kind: read_bytes(path) for kind, path in paths.items() if path.exists()}
 
   def episodes(self, policy: str) -> dict[str, np.ndarray] | None:
     """success [K, M] and the start states of a policy's episodes; None if they are not stored."""
     path = self.inputs["evaluate"].path / f"{policy}.npz"
     names = ("success", "start_robot_obs", "start_scene_obs")
     try:
-      with np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in names}
-    except (OSError, KeyError, ValueError):
+      return read_arrays(path, names)
+    except ArtifactError:
       return None
 
   def settings(self) -> dict[str, Any]:
@@ -82,8 +83,8 @@ def read_run(workdir: str | os.PathLike[str]) -> Run:
     raise RunError(f"{path}: there is no such folder")
   try:
     evaluated = load_artifact(path, "evaluate")
-    results = json.loads((evaluated.path / "results.json").read_text(encoding="utf-8"))
-  except (ArtifactError, OSError, ValueError) as error:
+    results = read_record(evaluated.path, "results.json")
+  except ArtifactError as error:
     finished = [stage for stage in STAGES if (path / stage / "DONE").exists()]
     state = f"finished there: {', '.join(finished)}" if finished else "no stage is finished there"
     raise RunError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 
 from wam_jax.acting.policy_table import POLICIES
@@ -12,6 +11,9 @@ from wam_jax.host.tables import markdown_table
 from wam_jax.host.words import duration
 from wam_jax.reporting import run_report
 from wam_jax.storage.artifact import Artifact, ArtifactError, load_artifact
+from wam_jax.storage.records import read_record
+
+_FACTS = {"command": str, "wam_jax": str, "commit": str, "cpu": str, "devices": [str]}
 
 
 def card(evaluated: Artifact, which: str, path: pathlib.Path) -> str:
@@ -22,7 +24,7 @@ def card(evaluated: Artifact, which: str, path: pathlib.Path) -> str:
     which: policies, of `policy_table.TRAINED`.
     path: of the packed file.
   """
-  results = json.loads((evaluated.path / "results.json").read_text(encoding="utf-8"))
+  results = read_record(evaluated.path, "results.json", start_states={"per_task": int}, provenance=_FACTS)
   c, facts = evaluated.config, results["provenance"]
   data, w = c["data"], c["world_model"]
   times = {name: seconds for name in STAGES if (seconds := _seconds(evaluated, name))}

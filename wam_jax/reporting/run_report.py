@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,8 @@ from wam_jax.host.words import count, duration
 from wam_jax.reporting import media, report_page
 from wam_jax.reporting.curves import curves
 from wam_jax.reporting.finished_run import Run
-from wam_jax.storage.artifact import Artifact, read_artifact, write_text
+from wam_jax.storage.artifact import Artifact, ArtifactError, read_artifact, write_text
+from wam_jax.storage.records import read_arrays, read_record
 
 FORMAT = 2  # of report.json
 
@@ -46,7 +47,7 @@ def rebuild(run: Run, out: pathlib.Path) -> list[str]:
   animations: dict[str, bytes] = {}
   try:
     shown, animations, _ = draw_rollouts(run.config, run.inputs["evaluate"].path / "rollouts.npz")
-  except (ImportError, OSError, ValueError, RuntimeError) as error:  # a simulator that is not here
+  except (ArtifactError, ImportError, OSError, ValueError, RuntimeError) as error:  # or no simulator is here
     missing.append(f"no animations of episodes: {str(error).strip().splitlines()[0]}")
   report_artifact = read_artifact(run.workdir / "report")
   seconds = report_artifact.seconds if report_artifact is not None and report_artifact.done else None
@@ -95,10 +96,10 @@ def build(
   Returns:
     Nested dicts and lists, fit for JSON.
   """
-  results = json.loads((inputs["evaluate"].path / "results.json").read_text(encoding="utf-8"))
-  judge = json.loads((inputs["judge_world_model"].path / "judge.json").read_text(encoding="utf-8"))
-  quality_file = inputs["classifier"].path / "quality.json"
-  quality = json.loads(quality_file.read_text(encoding="utf-8")) if quality_file.exists() else {"tasks": {}}
+  results = read_record(inputs["evaluate"].path, "results.json")
+  judge = read_record(inputs["judge_world_model"].path, "judge.json")
+  judged = inputs["classifier"].path
+  quality = read_record(judged, "quality.json") if (judged / "quality.json").exists() else {"tasks": {}}
   results = {key: value for key, value in results.items() if key != "config"}
   stages = [{"name": name, "seconds": a.seconds, "peak_bytes": a.peak_bytes} for name, a in inputs.items()]
   if seconds is not None:
@@ -176,7 +177,7 @@ def notes(config: Any, results: Mapping[str, Any]) -> list[str]:
 
 
 def draw_episodes(
-  config: Any, robot_obs: Sequence[np.ndarray], scene_obs: Sequence[np.ndarray], steps: Sequence[int]
+  config: Any, robot_obs: Iterable[np.ndarray], scene_obs: Iterable[np.ndarray], steps: Sequence[int]
 ) -> dict[str, list[np.ndarray]]:
   """Pictures of recorded episodes, every `FRAME_STEP`-th frame and the last.
 
@@ -219,8 +220,7 @@ def draw_rollouts(
     (facts per episode, task -> animated WebP of both cameras, all tasks' static pictures side by side
     [T, H, W, 3] uint8).
   """
-  with np.load(path, allow_pickle=False) as file:
-    episodes = {name: file[name] for name in file.files}
+  episodes = read_arrays(path, ("robot_obs", "scene_obs", "steps", "task", "success", "episode"))
   steps = episodes["steps"].tolist()
   pictures = draw_episodes(config, episodes["robot_obs"], episodes["scene_obs"], steps)
   static = pictures["rgb_static"]

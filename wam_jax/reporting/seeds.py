@@ -10,11 +10,13 @@ from typing import Any
 from wam_jax.acting.policy_table import COMPARED, POLICIES
 from wam_jax.core import bootstrap, intervals
 from wam_jax.host import tables
+from wam_jax.host.regular_files import read_text
 from wam_jax.host.words import duration
 from wam_jax.reporting import study_results
 from wam_jax.reporting.finished_run import Run, RunError
 from wam_jax.reporting.study_results import PLACES, episodes_of
-from wam_jax.storage.artifact import write_text
+from wam_jax.storage.artifact import ArtifactError, write_text
+from wam_jax.storage.records import read_record
 
 FORMAT = 1
 HAND_HORIZON = 20  # imagined frames, in the table
@@ -30,12 +32,11 @@ def result_of(run: Run) -> dict[str, Any]:
     RunError: its episodes or the classifier's measurements are missing.
   """
   evaluate = run.inputs["evaluate"].path
-  quality_file = run.inputs["classifier"].path / "quality.json"
   try:
-    quality = json.loads(quality_file.read_text(encoding="utf-8"))
-    tasks, judge = tuple(run.results["tasks"]), run.judge()
+    quality = read_record(run.inputs["classifier"].path, "quality.json")
+    tasks, judge, facts = tuple(run.results["tasks"]), run.judge(), run.results["provenance"]
     policies = {name: episodes_of(evaluate / f"{name}.npz", tasks) for name in run.results["policies"]}
-  except (OSError, ValueError, KeyError) as error:
+  except (ArtifactError, KeyError) as error:
     raise RunError(f"{run.workdir}: cannot be kept ({error})") from error
   if "imagined" not in policies.get("ppo", {}):
     raise RunError(f"{run.workdir}: its evaluation has no imagined success of the policies after PPO")
@@ -53,7 +54,7 @@ def result_of(run: Run) -> dict[str, Any]:
     "seconds": {stage: round(artifact.seconds, 1) for stage, artifact in used.items()},
     "peak_bytes": max(artifact.peak_bytes for artifact in used.values()),
     "settings": {name: value for name, value in run.settings().items() if _matters(name)},
-    "provenance": run.results["provenance"],
+    "provenance": facts,
   }
 
 
@@ -99,7 +100,7 @@ def read(folder: pathlib.Path) -> list[dict[str, Any]]:
   results = []
   for path in sorted(folder.glob("seed*.json")):
     try:
-      result = json.loads(path.read_text(encoding="utf-8"))
+      result = json.loads(read_text(path))
       if result["format"] != FORMAT or not {*COMPARED} <= {*result["policies"]}:
         raise RunError(
           f"{path}: format {result['format']}, or no policy after PPO; this version reads {FORMAT}"

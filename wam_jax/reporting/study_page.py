@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from wam_jax.config.arms import ARMS, MAIN
+from wam_jax.host.regular_files import read_text
 from wam_jax.host.tables import NOTHING, markdown_table
 from wam_jax.host.words import duration
 from wam_jax.reporting import charts
@@ -143,7 +144,7 @@ def markdown(
 
 
 def _text(path: pathlib.Path) -> list[str]:
-  return path.read_text(encoding="utf-8").rstrip().splitlines() if path.exists() else []
+  return read_text(path).rstrip().splitlines() if path.exists() else []
 
 
 def _any(results: Results) -> Result | None:

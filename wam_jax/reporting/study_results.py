@@ -11,6 +11,8 @@ import numpy as np
 
 from wam_jax.config.arms import ARMS, MAIN
 from wam_jax.core import bootstrap, intervals
+from wam_jax.host.regular_files import read_text
+from wam_jax.storage.records import read_arrays
 
 # Where things are on a machine: no part of what was measured.
 PLACES = ("data.calvin_path", "inputs.lumos_checkpoint", "inputs.dppo_checkpoint", "judge.compare")
@@ -31,11 +33,11 @@ def read_result(path: pathlib.Path) -> dict[str, Any]:
     ResultError: not a file of this format.
   """
   try:
-    result = json.loads(path.read_text(encoding="utf-8"))
+    result = json.loads(read_text(path))
     if result["format"] != FORMAT:
       raise ResultError(f"{path}: format {result['format']}, this version reads {FORMAT}")
     missing = [name for name in ("arm", "seed", "tasks", "policies", "settings") if name not in result]
-  except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+  except (OSError, ValueError, KeyError, TypeError) as error:
     raise ResultError(f"{path}: not the result of a piece ({error}); remove it, and run it again") from error
   if missing:
     raise ResultError(f"{path}: no {', '.join(missing)}; remove it, and run it again")
@@ -127,9 +129,8 @@ def curves(
 
 def episodes_of(path: pathlib.Path, tasks: Sequence[str]) -> dict[str, Any]:
   """Episodes of a policy: `success`, task -> a digit for each start state, and `imagined`, task -> rate."""
-  with np.load(path, allow_pickle=False) as file:
-    success = file["success"]
-    imagined = file["imagined"] if "imagined" in file.files else None
+  arrays = read_arrays(path)
+  success, imagined = arrays["success"], arrays.get("imagined")
   out: dict[str, Any] = {
     "success": {task: "".join("01"[int(x)] for x in success[k]) for k, task in enumerate(tasks)}
   }

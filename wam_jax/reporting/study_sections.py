@@ -14,6 +14,7 @@ from wam_jax.acting.policy_table import COMPARED, POLICIES, SELECTED
 from wam_jax.config.arms import ARMS, MAIN
 from wam_jax.core import bootstrap, intervals
 from wam_jax.host import tables
+from wam_jax.host.regular_files import read_text
 from wam_jax.host.tables import NOTHING, markdown_table
 from wam_jax.reporting.study_results import (
   Results,
@@ -314,7 +315,7 @@ def calvin(folder: pathlib.Path) -> list[str]:
   runs = {}
   for arm in MAIN:
     for path in sorted(folder.glob(f"{arm}_seed*.json")):
-      runs[ARMS[arm].title, path.stem.rpartition("seed")[2]] = json.loads(path.read_text(encoding="utf-8"))
+      runs[ARMS[arm].title, path.stem.rpartition("seed")[2]] = json.loads(read_text(path))
   if not runs:
     return []
   columns = [(key, policy) for policy in COMPARED for key in runs]

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from wam_jax.config import ConfigError
 from wam_jax.host import processes, stopping, surroundings
 from wam_jax.host.machine import disk_full
+from wam_jax.host.words import printable
 from wam_jax.running import runner, study
 from wam_jax.running.plan import StageError
 from wam_jax.storage.artifact import ArtifactError
@@ -101,5 +102,5 @@ def _carry_out(config: ConfigDict) -> None:
 def report(error: object, code: int) -> int:
   """Prints what went wrong; returns the code."""
   with contextlib.suppress(OSError):  # the terminal may have been closed
-    print(f"\n{error}", file=sys.stderr)
+    print(f"\n{printable(str(error))}", file=sys.stderr)
   return code

@@ -23,6 +23,7 @@ from wam_jax.host.logger import Logger
 from wam_jax.running.ppo_setup import Networks
 from wam_jax.running.stage_run import StageRun
 from wam_jax.storage.artifact import Artifact, write_text
+from wam_jax.storage.records import read_record
 from wam_jax.storage.saved_params import load_params, save_params
 from wam_jax.train import ppo
 from wam_jax.train.imagination import draw_starts, make_starts
@@ -207,7 +208,6 @@ def _replace_rows(old: np.ndarray, new: np.ndarray, rows: np.ndarray) -> np.ndar
 
 def read_selection(workdir: pathlib.Path) -> dict[str, Any]:
   """{"selected": {by: {task: {"iteration", "score"}}}, "first_start"} of stage ppo, by Selection."""
-  path = workdir / SELECTION
-  if not path.exists():
+  if not (workdir / SELECTION).exists():
     return {"selected": {}, "first_start": 0}
-  return json.loads(path.read_text(encoding="utf-8"))
+  return read_record(workdir, SELECTION)

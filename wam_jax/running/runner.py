@@ -18,8 +18,9 @@ from ml_collections import ConfigDict
 
 from wam_jax import config as config_lib
 from wam_jax.config import chain
-from wam_jax.host import processes, stopping, surroundings
+from wam_jax.host import locks, processes, stopping, surroundings
 from wam_jax.host.logger import Logger
+from wam_jax.host.regular_files import read_text
 from wam_jax.host.words import count, duration
 from wam_jax.running import plan as plan_lib
 from wam_jax.running.data_check import check_data
@@ -283,23 +284,20 @@ def lock(workdir: pathlib.Path) -> Iterator[None]:
   """Keeps a second process out of a work folder; the lock goes when the process does.
 
   Raises:
-    StageError: another process holds it, or the folder cannot be made.
+    InUseError: another process holds it.
+    StageError: the folder cannot be made, or its file system has no locks.
   """
-  import fcntl
-
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    file = (workdir / ".lock").open("a+")
-  except OSError as error:
-    raise StageError(
-      f"cannot write in {workdir}: {error.strerror}. Choose another --config.workdir"
-    ) from error
-  with file:
+  with contextlib.ExitStack() as stack:
     try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      workdir.mkdir(parents=True, exist_ok=True)
+      stack.enter_context(locks.locked(workdir / ".lock", wait=False))
+    except locks.TakenError as error:
+      raise InUseError(f"{error}, or choose another --config.workdir") from error
+    except locks.LockError as error:
+      raise StageError(f"{error} (--config.workdir)") from error
     except OSError as error:
-      raise InUseError(
-        f"another process is running in {workdir}; wait for it, or choose another --config.workdir"
+      raise StageError(
+        f"cannot write in {workdir}: {error.strerror}. Choose another --config.workdir"
       ) from error
     yield
 
@@ -311,7 +309,7 @@ def closing_text(config: ConfigDict, artifacts: dict[str, Artifact]) -> str:
   lines.append(f"  {'together':<18} {duration(sum(a.seconds for a in artifacts.values())):>8}")
   if "report" in artifacts:
     folder = artifacts["report"].path
-    table = first_table((folder / "report.md").read_text(encoding="utf-8"))
+    table = first_table(read_text(folder / "report.md"))
     lines += ["", "Result", *table, "", f"Report: {(folder / 'report.html').absolute()}", "", "Next"]
     lines += [f"  {purpose:<28} {command}" for purpose, command in _next(config)]
   else:

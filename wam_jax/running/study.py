@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import pathlib
 import shutil
@@ -26,7 +25,7 @@ from wam_jax.config import chain
 from wam_jax.config.arms import ARMS, CLONING_STAGES, MAIN, Arm
 from wam_jax.config.chain import EXTRA_STAGES, STAGES
 from wam_jax.embodiment import CONTROL_HZ
-from wam_jax.host import processes
+from wam_jax.host import locks, processes
 from wam_jax.host.logger import read_metrics
 from wam_jax.host.provenance import provenance
 from wam_jax.host.words import duration
@@ -36,6 +35,7 @@ from wam_jax.running import plan as plan_lib
 from wam_jax.running import runner
 from wam_jax.running.plan import StageError
 from wam_jax.storage.artifact import Artifact, load_artifact, write_text
+from wam_jax.storage.records import read_arrays, read_record
 
 DATA = "data"  # folder of the frames that all arms of a seed share
 WAIT_SECONDS = 5.0  # between looks at a work folder that another process is in
@@ -118,8 +118,7 @@ def run(config: FrozenConfigDict) -> None:
 def _alone_in(folder: pathlib.Path) -> Iterator[None]:
   """Waits until no other process of this machine writes results or page."""
   folder.mkdir(parents=True, exist_ok=True)
-  with (folder / ".lock").open("a") as file:
-    fcntl.flock(file, fcntl.LOCK_EX)
+  with locks.locked(folder / ".lock", wait=True):
     yield
 
 
@@ -254,12 +253,15 @@ def _run_stages(
 # --- what came out --------------------------------------------------------------------------------
 
 
+_STARTS = {"per_task": int, "sha256": str}
+
+
 def gather(config: Any, piece: Piece) -> dict[str, Any]:
   """The result of a finished piece, as plain values."""
   arm = ARMS[piece.arm]
   artifacts = {stage: load_artifact(piece.workdir, stage) for stage in arm.stages}
   last = artifacts["evaluate" if "evaluate" in artifacts else "evaluate_cloned"]
-  evaluated = json.loads((last.path / "results.json").read_text(encoding="utf-8"))
+  evaluated = read_record(last.path, "results.json", start_states=_STARTS, simulator=dict, provenance=dict)
   tasks = tuple(evaluated["tasks"])
   seconds = {stage: artifact.seconds for stage, artifact in artifacts.items()}
   seconds["collect"] = load_artifact(piece.data, "collect").seconds
@@ -290,7 +292,7 @@ def gather(config: Any, piece: Piece) -> dict[str, Any]:
     by_update[str(config.world_model.updates)] = result["policies"]["cloned"]["success"]
     result["by_update"] = by_update
   if "judge_world_model" in artifacts:
-    judge = json.loads((artifacts["judge_world_model"].path / "judge.json").read_text(encoding="utf-8"))
+    judge = read_record(artifacts["judge_world_model"].path, "judge.json", provenance=dict)
     measured.append(judge["provenance"])
     names = ("open_loop", "repeated", "probes", "inverse_dynamics")
     result["judge"] = {name: judge[name] for name in ("context", "horizons", "targets", "data")}
@@ -336,8 +338,7 @@ def draw_policies(config: Any, evaluate: pathlib.Path) -> np.ndarray:
   """
   policies = []
   for name in COMPARED:
-    with np.load(evaluate / f"{name}.npz", allow_pickle=False) as file:
-      policies.append({key: file[key] for key in ("success", "steps", "robot_obs", "scene_obs")})
+    policies.append(read_arrays(evaluate / f"{name}.npz", ("success", "steps", "robot_obs", "scene_obs")))
   before, after = (episodes["success"].astype(int) for episodes in policies)
   order = 2 * (after > before) + (after != before)  # the first of the largest
   gained = (after > before).any(1)

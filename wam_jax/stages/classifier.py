@@ -17,6 +17,7 @@ from wam_jax.nn.classifier import SuccessClassifier
 from wam_jax.running.stage_run import StageRun
 from wam_jax.running.training_loop import train_loop
 from wam_jax.storage.artifact import Artifact, write_text
+from wam_jax.storage.records import read_record
 from wam_jax.storage.saved_params import save_params
 from wam_jax.train import classifier as classifier_training
 from wam_jax.train.classifier_pool import demo_dreams, make_pool
@@ -217,7 +218,7 @@ def check_gate(artifact: Artifact, tasks: tuple[str, ...], limit: float) -> None
   Raises:
     GateError: naming the tasks above the limit.
   """
-  quality = json.loads((artifact.path / "quality.json").read_text(encoding="utf-8"))["tasks"]
+  quality = read_record(artifact.path, "quality.json")["tasks"]
   shares = {task: quality[task]["random_dreams"]["false_positives"] for task in tasks}
   above = {task: share for task, share in shares.items() if share > limit}
   if above:

@@ -24,6 +24,7 @@ from wam_jax.envs import recording_workers, registry
 from wam_jax.envs.base import Renderer
 from wam_jax.envs.recording import Job, Settings
 from wam_jax.host.logger import Logger
+from wam_jax.host.regular_files import open_file, read_text
 from wam_jax.running.stage_run import StageRun
 
 _VECTORS = ("actions", "rel_actions", "robot_obs", "scene_obs")
@@ -32,7 +33,8 @@ _DRAW_BLOCK = 1024  # frames drawn and written at a time: 25 MB of pictures at 6
 
 def _write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
   partial = path.with_name(f".{path.name}.partial")
-  partial.write_text(json.dumps(content, indent=2) + "\n")
+  with open_file(partial, "w") as file:
+    file.write(json.dumps(content, indent=2) + "\n")
   os.replace(partial, path)
 
 
@@ -178,7 +180,7 @@ def _collect(config: Any, workdir: pathlib.Path, logger: Logger) -> dict[str, An
     "tasks": list(config.tasks),
     "image_size": config.env.image_size,
   }
-  if not settings_file.is_file() or json.loads(settings_file.read_text()) != made_with:
+  if not settings_file.exists() or json.loads(read_text(settings_file)) != made_with:
     for leftover in (dataset, states):  # of an interrupted run with other settings
       shutil.rmtree(leftover, ignore_errors=True)
   states.mkdir(parents=True, exist_ok=True)

@@ -30,7 +30,8 @@ from wam_jax.host.provenance import provenance
 from wam_jax.host.words import count
 from wam_jax.running.ppo_monitor import read_selection
 from wam_jax.running.stage_run import StageRun
-from wam_jax.storage.artifact import Artifact, write_text
+from wam_jax.storage.artifact import Artifact, ArtifactError, write_text
+from wam_jax.storage.records import read_arrays
 
 FORMAT = 1  # of results.json
 
@@ -116,8 +117,7 @@ def run_shared(runner: PolicyRunner, name: str, workdir: pathlib.Path) -> dict[s
     return None
   parts = []
   for path in (part(i) for i, episodes_run in enumerate(ran) if episodes_run):
-    with np.load(path, allow_pickle=False) as file:
-      parts.append({key: file[key] for key in file.files})
+    parts.append(read_arrays(path))
     path.unlink()
   out = {}
   for key, x in parts[0].items():
@@ -298,13 +298,13 @@ def _save_npz(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
 def load_episodes(
   path: pathlib.Path, robot_obs: np.ndarray, scene_obs: np.ndarray
 ) -> dict[str, np.ndarray] | None:
-  """Episodes stored by an interrupted run, or None if there are none from these start states."""
-  if not path.exists():
+  """Episodes stored by an interrupted run; None if there are none from these start states, or damaged."""
+  try:
+    stored = read_arrays(path)
+    same_starts = np.array_equal(stored.pop("start_robot_obs"), robot_obs)
+    same_starts &= np.array_equal(stored.pop("start_scene_obs"), scene_obs)
+  except (ArtifactError, KeyError):
     return None
-  with np.load(path, allow_pickle=False) as file:
-    stored = {name: file[name] for name in file.files}
-  same_starts = np.array_equal(stored.pop("start_robot_obs"), robot_obs)
-  same_starts &= np.array_equal(stored.pop("start_scene_obs"), scene_obs)
   return stored if same_starts else None
 
 

@@ -22,6 +22,7 @@ from wam_jax.reporting.judge_text import FPS, comparison_markdown, draw_strip, m
 from wam_jax.running.judge import judge_model, read_data
 from wam_jax.running.stage_run import StageRun
 from wam_jax.storage.artifact import Artifact, load_artifact, write_text
+from wam_jax.storage.records import read_record
 
 FORMAT = 3  # of judge.json and comparison.json
 
@@ -38,7 +39,7 @@ def run(stage: StageRun) -> None:
   compared = [load_artifact(path, "world_model") for path in config.judge.compare]
   check_comparable([world_model, *compared])
   data = None
-  judge = _read_json(workdir / "judge.json")
+  judge = _read(workdir, "judge.json")
   if judge is None:
     data = read_data(config, inputs["collect"], world_model, logger)
     model, pictures = judge_model(config, world_model, data, logger)
@@ -56,7 +57,7 @@ def run(stage: StageRun) -> None:
   if not compared:
     return
 
-  judged = (_read_json(workdir / "comparison.json") or {"models": []})["models"][1:]
+  judged = (_read(workdir, "comparison.json") or {"models": []})["models"][1:]
   models = list(judge["models"])
   for candidate in compared:
     entry = next((row for row in judged if row["fingerprint"] == candidate.fingerprint), None)
@@ -70,8 +71,8 @@ def run(stage: StageRun) -> None:
   logger.info("\n" + tables.markdown_table(tables.comparison_rows(comparison)))
 
 
-def _read_json(path: pathlib.Path) -> dict[str, Any] | None:
-  return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+def _read(workdir: pathlib.Path, name: str) -> dict[str, Any] | None:
+  return read_record(workdir, name) if (workdir / name).exists() else None
 
 
 def _same_data(artifact: Artifact, inputs: Mapping[str, Artifact]) -> bool:

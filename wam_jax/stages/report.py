@@ -6,6 +6,7 @@ import shutil
 import time
 
 from wam_jax.embodiment import CONTROL_HZ
+from wam_jax.host.regular_files import read_bytes
 from wam_jax.reporting import media, run_report
 from wam_jax.running.stage_run import StageRun
 
@@ -22,6 +23,6 @@ def run(stage: StageRun) -> None:
     media.save_animation(workdir / "rollouts.gif", grid, CONTROL_HZ / run_report.FRAME_STEP)
     progress.update()
     report = run_report.build(config, inputs, shown, time.perf_counter() - began)
-    strips = {name: (judged / f"strip.{name}").read_bytes() for name in ("png", "webp")}
+    strips = {name: read_bytes(judged / f"strip.{name}") for name in ("png", "webp")}
     run_report.write_report(workdir, report, strips, animations)
     progress.update()

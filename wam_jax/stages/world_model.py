@@ -19,6 +19,7 @@ from wam_jax.data.calvin import dataset_path
 from wam_jax.data.frames import Frames
 from wam_jax.foreign import lumos
 from wam_jax.host import processes
+from wam_jax.host.regular_files import read_text
 from wam_jax.nn.world_model import WorldModel, make_world_model
 from wam_jax.running.stage_run import StageRun
 from wam_jax.running.training_loop import Clock, train_loop
@@ -239,5 +240,5 @@ def save_snapshot(workdir: pathlib.Path, step: int, params: Params) -> None:
   artifact_lib.write_artifact(snapshot, done=False)
   save_params(snapshot.path / "params", params)
   if (workdir / STATISTICS).exists():
-    artifact_lib.write_text(snapshot.path / STATISTICS, (workdir / STATISTICS).read_text(encoding="utf-8"))
+    artifact_lib.write_text(snapshot.path / STATISTICS, read_text(workdir / STATISTICS))
   artifact_lib.write_artifact(snapshot, done=True)

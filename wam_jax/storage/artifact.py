@@ -11,18 +11,25 @@ import hashlib
 import json
 import os
 import pathlib
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
 from wam_jax.config.chain import STAGES
 from wam_jax.host import processes
+from wam_jax.host.regular_files import read_bytes
+from wam_jax.host.words import PrintableError
+from wam_jax.storage import checksums
 
 FORMAT = 1  # of artifact.json
+_DIGEST = "sha256"  # key in config.json, of all else in it
+_KINDS: dict[str, Any] = {"stage": str, "fingerprint": str, "part": dict, "inputs": dict, "schema": int}
+_KINDS |= {"seconds": int | float, "peak_bytes": int}
 # What a process leaves that ends (killed, or the disk is full) before artifact.json exists.
 BEGUN = ("config.json", "config.json.tmp", "artifact.json.tmp")
 
 
-class ArtifactError(Exception):
+class ArtifactError(PrintableError):
   """A folder is not a finished artifact of the wanted stage."""
 
 
@@ -54,7 +61,11 @@ class Artifact:
 
   @property
   def done(self) -> bool:
-    return (self.path / "DONE").exists()
+    """Whether DONE is there and names this result; one that a crash left empty does not count."""
+    try:
+      return read_bytes(self.path / "DONE").strip() == self.fingerprint.encode()
+    except OSError:
+      return False
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -84,14 +95,16 @@ def fingerprint(part: Mapping[str, Any], inputs: Mapping[str, str], schema: int 
 
 
 def write_artifact(artifact: Artifact, done: bool) -> None:
-  """Writes config.json, artifact.json and, if `done`, last of all DONE."""
+  """Writes config.json, artifact.json and, if `done`, last of all DONE, when all else is on the disk."""
   artifact.path.mkdir(parents=True, exist_ok=True)
   record = dataclasses.asdict(artifact)
   config = record.pop("config")
   del record["path"]
+  config |= {_DIGEST: checksums.digest(config)}
   write_text(artifact.path / "config.json", json.dumps(config, indent=2) + "\n")
   write_text(artifact.path / "artifact.json", json.dumps({"format": FORMAT} | record, indent=2) + "\n")
-  if done:
+  if done and processes.is_first():
+    checksums.sync_files(artifact.path)
     write_text(artifact.path / "DONE", artifact.fingerprint + "\n")
 
 
@@ -99,21 +112,54 @@ def read_artifact(path: str | os.PathLike[str]) -> Artifact | None:
   """Reads a stage's folder, finished or not; None when it has no artifact.json.
 
   Raises:
-    ArtifactError: artifact.json or config.json cannot be understood.
+    ArtifactError: artifact.json or config.json is missing, cannot be understood, or is not what was written.
   """
   path = pathlib.Path(path)
   file = path / "artifact.json"
-  if not file.exists():
+  if not os.path.lexists(file):
     return None
+  record = _read_json(file)
+  version = record.pop("format", None)
+  if version != FORMAT:
+    raise ArtifactError(f"{file}: format {version!r:.40}, this version reads {FORMAT}")
+  config_file = path / "config.json"
+  config = _read_json(config_file)
+  recorded = config.pop(_DIGEST, None)  # earlier versions wrote none
   try:
-    record = json.loads(file.read_text(encoding="utf-8"))
-    version = record.pop("format")
-    if version != FORMAT:
-      raise ArtifactError(f"{file}: format {version}, this version reads {FORMAT}")
-    config = _tuples(json.loads((path / "config.json").read_text(encoding="utf-8")))
-    return Artifact(path=path, config=config, **record)
-  except (ValueError, KeyError, TypeError, OSError) as error:
-    raise ArtifactError(f"{file}: cannot be read ({error})") from error
+    artifact = Artifact(path=path, config=_tuples(config), **record)
+  except TypeError as error:
+    raise ArtifactError(f"{file}: cannot be read ({error}). {how_to_remake(path)}") from error
+  wrong = [name for name, kind in _KINDS.items() if not isinstance(getattr(artifact, name), kind)]
+  if wrong or not all(isinstance(value, str) for value in artifact.inputs.values()):
+    raise ArtifactError(f"{file}: {', '.join(wrong or ['inputs'])} of a wrong kind. {how_to_remake(path)}")
+  if artifact.fingerprint != fingerprint(artifact.part, artifact.inputs, artifact.schema):
+    raise ArtifactError(f"{file}: its fingerprint is not that of its settings. {_changed(path)}")
+  settings = flatten(config)
+  changed = [name for name, value in artifact.part.items() if settings.get(name, value) != value]
+  if changed or (recorded is not None and recorded != checksums.digest(config)):
+    what = f"{', '.join(changed)} differ from artifact.json" if changed else "its content has another digest"
+    raise ArtifactError(f"{config_file}: {what}. {_changed(path)}")
+  return artifact
+
+
+def how_to_remake(folder: pathlib.Path) -> str:
+  """Sentence: the commands that make a stage's folder again."""
+  made, workdir = (shlex.quote(str(path)) for path in (folder, folder.parent))
+  return (
+    f"Take it from a copy, or make it again: rm -r {made}, then the command of the run: "
+    f"python -m wam_jax.main ... --config.workdir={workdir}"
+  )
+
+
+def _changed(folder: pathlib.Path) -> str:
+  return f"It was changed after it was written. {how_to_remake(folder)}"
+
+
+def _read_json(file: pathlib.Path) -> dict[str, Any]:
+  try:
+    return checksums.read_json(pathlib.Path(os.path.realpath(file)) if file.is_symlink() else file)
+  except checksums.CheckpointError as error:
+    raise ArtifactError(f"{error}. {how_to_remake(file.parent)}") from error
 
 
 def load_artifact(path: str | os.PathLike[str], stage: str | None = None) -> Artifact:
@@ -140,12 +186,9 @@ def load_artifact(path: str | os.PathLike[str], stage: str | None = None) -> Art
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-  """Writes a file whole or not at all; only in the first process of a run."""
-  if not processes.is_first():
-    return
-  temporary = path.with_name(path.name + ".tmp")
-  temporary.write_text(text, encoding="utf-8")
-  temporary.replace(path)
+  """Writes a file whole or not at all, and onto the disk; only in the first process of a run."""
+  if processes.is_first():
+    checksums.write_text(path, text)
 
 
 def _tuples(value: Any) -> Any:

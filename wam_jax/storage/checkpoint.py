@@ -31,6 +31,8 @@ import jax
 import numpy as np
 
 from wam_jax.host import processes
+from wam_jax.host.numbers import whole
+from wam_jax.host.regular_files import open_file, read_text
 from wam_jax.storage import checksums
 from wam_jax.storage.checksums import FORMAT, MANIFEST, MARKER, CheckpointError, NewerFormatError
 from wam_jax.storage.orbax_edge import (
@@ -106,7 +108,7 @@ class Checkpointer:
     import orbax.checkpoint as ocp
 
     self.wait()
-    step = int(step)
+    step = whole("step", step, 0)
     if step in self._steps:
       return
     score = None if score is None or not math.isfinite(score) else float(score)
@@ -184,7 +186,7 @@ class Checkpointer:
     import orbax.checkpoint as ocp
 
     self.wait()
-    step = None if step is None else int(step)
+    step = None if step is None else whole("step", step, 0)
     if step is not None and step not in self._steps:
       steps = ", ".join(map(str, sorted(self._steps))) or "none"
       raise CheckpointError(f"{self.path}: no checkpoint of step {step}; there are: {steps}")
@@ -217,7 +219,7 @@ class Checkpointer:
     if best is None:
       raise CheckpointError(f"{self.path}: no checkpoint has a score to be the best by")
     marker = self.path / "went_back_to.json"
-    read = lambda: {"done": marker.exists() and marker.read_text(encoding="utf-8") == str(best)}
+    read = lambda: {"done": os.path.lexists(marker) and read_text(marker) == str(best)}
     if _on_first(read)["done"]:
       return self.restore(example)
     state = self.restore(example, best)
@@ -228,7 +230,8 @@ class Checkpointer:
         retired = beside(self.path / str(step), ".left")
         remove(retired)
         os.replace(self.path / str(step), retired)
-      marker.write_text(str(best), encoding="utf-8")
+      with open_file(marker, "w", encoding="utf-8") as file:
+        file.write(str(best))
       return {}
 
     _on_first(leave)

@@ -15,6 +15,9 @@ import pathlib
 import re
 from typing import Any
 
+from wam_jax.host.regular_files import check_file, open_file, read_bytes
+from wam_jax.host.words import PrintableError
+
 FORMAT = 2  # of checkpoint folders; 1 had no manifests
 MANIFEST = "manifest.json"
 MARKER = "format.json"  # in a folder that has manifests, so that a missing one is told from format 1
@@ -22,7 +25,7 @@ _LARGEST = 64 * 2**20  # bytes of a manifest; ours have 200 per file
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
-class CheckpointError(Exception):
+class CheckpointError(PrintableError):
   """A checkpoint is missing, damaged, unreadable, or of another structure than asked for."""
 
 
@@ -121,6 +124,7 @@ def verify(folder: str | os.PathLike[str], step: int | None = None) -> Manifest:
   manifest = read_manifest(folder)
   if manifest.step != step:
     raise CheckpointError(f"{folder / MANIFEST}: of step {manifest.step}, not of step {step}")
+  check_files(folder)  # also of what no manifest lists
   root = os.path.realpath(folder)
   for name, entry in manifest.files.items():
     file = folder / name
@@ -141,6 +145,16 @@ def verify(folder: str | os.PathLike[str], step: int | None = None) -> Manifest:
     except (OSError, ValueError) as error:
       raise CheckpointError(f"{file}: cannot be read ({error})") from error
   return manifest
+
+
+def check_files(folder: pathlib.Path) -> None:
+  """Raises CheckpointError where something in a folder is neither file nor folder: Orbax would wait."""
+  for path in folder.rglob("*"):
+    try:
+      if not path.is_dir():
+        check_file(path)
+    except OSError as error:
+      raise CheckpointError(f"{path}: {error.strerror}") from error
 
 
 def check_format(version: Any, file: pathlib.Path) -> int:
@@ -171,9 +185,7 @@ def read_json(file: pathlib.Path) -> dict[str, Any]:
       raise CheckpointError(f"{file}: missing")
     if file.is_symlink() or not file.is_file():
       raise CheckpointError(f"{file}: not a file")
-    if (size := file.stat().st_size) > _LARGEST:
-      raise CheckpointError(f"{file}: {size} bytes, which nothing here writes")
-    record = json.loads(file.read_bytes().decode("utf-8"))
+    record = json.loads(read_bytes(file, _LARGEST).decode("utf-8"))
   except (OSError, ValueError, RecursionError) as error:
     reason = " ".join(str(error).split())
     raise CheckpointError(f"{file}: content differs from what was written ({reason:.200})") from error
@@ -183,10 +195,15 @@ def read_json(file: pathlib.Path) -> dict[str, Any]:
 
 
 def write_json(file: pathlib.Path, record: dict[str, Any]) -> None:
-  """Writes a JSON file whole or not at all, and has it on the disk before it has its name."""
+  """Writes a JSON file as `write_text` does."""
+  write_text(file, json.dumps(record, indent=2) + "\n")
+
+
+def write_text(file: pathlib.Path, text: str) -> None:
+  """Writes a file whole or not at all, and has it on the disk before it has its name."""
   temporary = file.with_name(file.name + ".tmp")
-  with open(temporary, "w", encoding="utf-8") as stream:
-    stream.write(json.dumps(record, indent=2) + "\n")
+  with open_file(temporary, "w", encoding="utf-8") as stream:
+    stream.write(text)
     stream.flush()
     os.fsync(stream.fileno())
   os.replace(temporary, file)
@@ -203,6 +220,14 @@ def sync_folder(folder: pathlib.Path) -> None:
     os.fsync(handle)
   finally:
     os.close(handle)
+
+
+def sync_files(folder: pathlib.Path) -> None:
+  """Has what the files of a folder hold on the disk; those of folders in it are not looked at."""
+  for file in folder.iterdir():
+    if file.is_file():
+      with open(file, "rb") as stream:
+        os.fsync(stream.fileno())
 
 
 def digest(body: dict[str, Any]) -> str:
@@ -231,5 +256,5 @@ def _finite(number: int | float) -> bool:
 
 
 def _sha256(file: pathlib.Path) -> str:
-  with open(file, "rb") as stream:
+  with open_file(file) as stream:
     return hashlib.file_digest(stream, "sha256").hexdigest()

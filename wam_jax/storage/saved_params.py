@@ -86,8 +86,8 @@ def load_params(path: str | os.PathLike[str]) -> Any:
     Nested dicts of NumPy arrays.
 
   Raises:
-    CheckpointError: missing, damaged (names the file), written by a newer version, or Orbax cannot
-      read it.
+    CheckpointError: missing, damaged (names the file), written by a newer version, NaN or infinity in them,
+      or Orbax cannot read it.
   """
   path = pathlib.Path(path).absolute()
   if not path.is_dir():
@@ -105,12 +105,16 @@ def load_params(path: str | os.PathLike[str]) -> Any:
         f"{path}: cannot be read: {error}. Take these parameters from a copy, or delete the folder and run "
         "the stage that made it again."
       ) from error
+  else:
+    checksums.check_files(path)
   try:
     with _params_checkpointer() as checkpointer, warnings.catch_warnings():
       warnings.filterwarnings("ignore", message="Sharding info not provided")
-      return jax.tree.map(np.asarray, checkpointer.restore(path))
+      params = jax.tree.map(np.asarray, checkpointer.restore(path))
   except Exception as error:  # Orbax raises whatever its layers raise
     raise CheckpointError(f"{path}: cannot be read: {first_lines(error)}") from error
+  check_finite(params, path)
+  return params
 
 
 def _params_checkpointer() -> Any:
@@ -132,6 +136,31 @@ def _complete_params(path: pathlib.Path) -> pathlib.Path | None:
   )
 
 
+def check_finite(params: Any, path: str | os.PathLike[str]) -> None:
+  """Raises if a number among weights is NaN or infinity, wherever they come from.
+
+  Args:
+    params: nested dicts of arrays, as read.
+    path: named in the error.
+
+  Raises:
+    CheckpointError: with every parameter that holds such numbers.
+  """
+  names = [
+    name for name, leaf in _by_name(params).items() if not np.isfinite(np.asarray(leaf, np.float32)).all()
+  ]
+  if names:
+    shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    raise CheckpointError(
+      f"{path}: NaN or infinity in {shown}: nothing can act by these weights; take others."
+    )
+
+
+def _by_name(params: Any) -> dict[str, Any]:
+  """Nested dicts -> {"a/b/kernel": leaf}."""
+  return {"/".join(str(key.key) for key in keys): leaf for keys, leaf in jax.tree.leaves_with_path(params)}
+
+
 def check_params(params: Any, expected: Any, path: str | os.PathLike[str]) -> None:
   """Raises if parameters are not of the wanted structure and shapes.
 
@@ -144,11 +173,7 @@ def check_params(params: Any, expected: Any, path: str | os.PathLike[str]) -> No
     CheckpointError: with every parameter that is missing, not wanted, or of another shape.
   """
   shapes, expected_shapes = (
-    {
-      "/".join(str(key.key) for key in keys): tuple(leaf.shape)
-      for keys, leaf in jax.tree.leaves_with_path(tree)
-    }
-    for tree in (params, expected)
+    {name: tuple(leaf.shape) for name, leaf in _by_name(tree).items()} for tree in (params, expected)
   )
   lines = [
     f"  {name}: missing, wanted {list(expected_shapes[name])}"

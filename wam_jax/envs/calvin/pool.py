@@ -17,6 +17,7 @@ from wam_jax.core import image as image_lib
 from wam_jax.embodiment import ACTION, CAMERAS, ROBOT_OBS, SCENE_OBS
 from wam_jax.envs.calvin.simulator import PICTURE_SIZES, MakeTable, find_root, serve
 from wam_jax.host import machine
+from wam_jax.host.numbers import whole
 
 _ATTEMPTS = 3  # at one command, before giving up
 _PATIENCE = 300.0  # seconds without an answer after which a process counts as dead
@@ -59,8 +60,7 @@ class CalvinVector:
     """
     if num < 1:
       raise ValueError(f"num = {num}: must be at least 1")
-    if not 1 <= image_size <= min(PICTURE_SIZES.values()):
-      raise ValueError(f"image_size = {image_size}: must be 1 to {min(PICTURE_SIZES.values())}")
+    image_size = whole("image_size", image_size, 1, min(PICTURE_SIZES.values()))
     if make is None:
       find_root(root)  # the error should come from here
     self.num, self.restarts = num, 0

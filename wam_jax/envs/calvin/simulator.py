@@ -25,6 +25,8 @@ from typing import Any
 import numpy as np
 
 from wam_jax.embodiment import ACTION, CAMERAS, CONTROL_HZ, ROBOT_OBS, SCENE_OBS
+from wam_jax.host.numbers import real
+from wam_jax.host.regular_files import read_bytes
 
 SCENES = ("A", "B", "C", "D")
 PICTURE_SIZES = dict(zip(CAMERAS, (200, 84), strict=True))  # sides in pixels
@@ -102,7 +104,7 @@ def describe(root: str = "", scene: str = "D") -> dict[str, str]:
   for part in ("calvin_env", "conf", "data"):
     for path in sorted((folder / part).rglob("*")):
       if path.is_file() and path.suffix != ".pyc":
-        digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
+        digest.update(path.relative_to(folder).as_posix().encode() + read_bytes(path))
   versions = {package: metadata.version(package) for package in _PACKAGES.values()}
   return {"scene": scene, "calvin_env_sha256": digest.hexdigest(), **versions}
 
@@ -203,6 +205,8 @@ class CalvinTable:
 
   def reset(self, robot_obs: np.ndarray | None = None, scene_obs: np.ndarray | None = None) -> None:
     """Restores a state, at rest. None means the neutral one. Raises ValueError on NaN or shape."""
+    robot_obs = None if robot_obs is None else real("robot_obs", robot_obs)
+    scene_obs = None if scene_obs is None else real("scene_obs", scene_obs)
     sizes = {"robot_obs": (robot_obs, ROBOT_OBS), "scene_obs": (scene_obs, SCENE_OBS)}
     for name, (array, size) in sizes.items():
       if array is not None and (np.shape(array) != (size,) or not np.isfinite(array).all()):
@@ -210,15 +214,15 @@ class CalvinTable:
     self.restore(self._fresh)  # else velocities of the episode before remain
     robot, scene = self._env.robot, self._env.scene
     if scene_obs is not None:
-      scene.reset(np.asarray(scene_obs, np.float64))
-    robot.reset(None if robot_obs is None else np.asarray(robot_obs, np.float64))
+      scene.reset(scene_obs)
+    robot.reset(robot_obs)
     # calvin_env leaves the last gripper action of the episode before.
     robot.gripper_action = 1 if robot_obs is None or robot_obs[14] >= 0 else -1
     self._env.p.stepSimulation(physicsClientId=self._env.cid)  # as calvin_env does
 
   def step(self, action: np.ndarray) -> None:
     """One relative action [7] in [-1, 1], gripper exactly +1 or -1, for 1/30 s. Draws nothing."""
-    action = np.asarray(action, np.float64)
+    action = real("action", action)
     if action.shape != (ACTION,) or not np.isfinite(action).all() or abs(action[6]) != 1:
       raise ValueError(f"action: expected 7 finite numbers, the last one +1 or -1, got {action}")
     self._env.robot.apply_action(action)

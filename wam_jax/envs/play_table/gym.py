@@ -14,6 +14,7 @@ import numpy as np
 from wam_jax.embodiment import ACTION, CAMERAS, CONTROL_HZ, ROBOT_OBS, SCENE_OBS
 from wam_jax.envs.base import find_skill
 from wam_jax.envs.play_table import renderer, simulator, skills
+from wam_jax.host.numbers import real, whole
 
 ENV_ID = "wam_jax/PlayTable-v0"
 
@@ -47,7 +48,7 @@ class PlayTableEnv(gymnasium.Env):
       render_mode: None, or 'rgb_array': `render` returns the static camera's picture.
 
     Raises:
-      ValueError: unknown task or render mode.
+      ValueError: unknown task or render mode, a number that is out of range or not whole.
     """
     if task is not None:
       find_skill(skills.SKILLS, task)
@@ -55,7 +56,8 @@ class PlayTableEnv(gymnasium.Env):
       raise ValueError(
         f"unknown render_mode {render_mode!r}; known: {', '.join(self.metadata['render_modes'])}"
       )
-    self.task, self.max_steps, self.render_mode = task, max_steps, render_mode
+    self.task, self.render_mode = task, render_mode
+    self.max_steps = whole("max_steps", max_steps, 1)
     self._env = simulator.PlayTable()
     self._renderer = renderer.make_renderer(image_size, workers=1)
     picture = gymnasium.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
@@ -107,7 +109,7 @@ class PlayTableEnv(gymnasium.Env):
 
   def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
     """Executes one action for 1/30 s. Raises ValueError if it leaves [-1, 1] or is NaN."""
-    action = np.array(action, np.float64)
+    action = real("action", action)
     if action.shape == (ACTION,) and abs(action[6]) <= 1.0:
       action[6] = 1.0 if action[6] > 0 else -1.0
     self._env.step(action)

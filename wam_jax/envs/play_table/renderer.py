@@ -23,6 +23,7 @@ from wam_jax.embodiment import CAMERAS, ROBOT_OBS, SCENE_OBS
 from wam_jax.envs.play_table import scene, simulator
 from wam_jax.envs.play_table.physics import mujoco
 from wam_jax.host import machine, surroundings
+from wam_jax.host.numbers import whole
 
 BLOCK = 8  # frames per call of the compiled program
 # Where in a pixel (column, row) the rays of each camera go. The resting camera is far away, and furniture
@@ -377,11 +378,8 @@ class PlayTableRenderer:
     Raises:
       ValueError: image_size or workers out of range.
     """
-    if image_size < 1:
-      raise ValueError(f"image_size = {image_size}: must be at least 1")
-    if workers < 0:
-      raise ValueError(f"workers = {workers}: must be 0 (one per core) or more")
-    self.image_size, self._workers = image_size, workers
+    self.image_size = whole("image_size", image_size, 1)
+    self._workers = workers = whole("workers", workers, 0)
     self._pool = concurrent.futures.ThreadPoolExecutor(workers or machine.available_cores(), "renderer")
     self._local = threading.local()
 

@@ -12,6 +12,7 @@ from wam_jax.embodiment import ACTION, CONTROL_HZ, ROBOT_OBS, SCENE_OBS
 from wam_jax.envs import base, goals
 from wam_jax.envs.play_table import scene
 from wam_jax.envs.play_table.physics import mujoco
+from wam_jax.host.numbers import real
 
 TARGET_LEASH = 0.12  # m by which the target may run ahead of the gripper, so that pushing against a stop ends
 RESTING_ACTION = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0])
@@ -168,9 +169,9 @@ def check_action(action: np.ndarray) -> np.ndarray:
     [7] float64.
 
   Raises:
-    ValueError: wrong shape, NaN, a motion outside [-1, 1], a gripper other than +1 or -1.
+    ValueError: no real numbers, wrong shape, NaN, a motion outside [-1, 1], a gripper other than +1 or -1.
   """
-  action = np.asarray(action, np.float64)
+  action = real("action", action)
   if action.shape != (ACTION,):
     raise ValueError(f"action: expected shape [{ACTION}], got {list(action.shape)}")
   if not np.abs(action).max() <= 1.0:  # written so that NaN fails
@@ -182,7 +183,7 @@ def check_action(action: np.ndarray) -> np.ndarray:
 
 
 def _check_array(name: str, array: np.ndarray, size: int) -> np.ndarray:
-  array = np.asarray(array, np.float64)
+  array = real(name, array)
   if array.shape != (size,):
     raise ValueError(f"{name}: expected shape [{size}], got {list(array.shape)}")
   if not np.isfinite(array).all():
