@@ -7,6 +7,6 @@ cd "$(dirname "$0")/.."
 uv=$(command -v uv || echo .venv/bin/uv)
 export UV_CUSTOM_COMPILE_COMMAND="bash launch/lock.sh"
 options=(pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest
-  --no-emit-index-url --no-emit-find-links --no-annotate ${UPGRADE:+--upgrade})
+  --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate ${UPGRADE:+--upgrade})
 "$uv" "${options[@]}" --output-file requirements.lock pyproject.toml
 "$uv" "${options[@]}" --extra dev --constraint requirements.lock --output-file requirements-dev.lock pyproject.toml

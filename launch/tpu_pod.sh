@@ -235,9 +235,13 @@ watch() {
 host_install() {
   cd "$HOME"
   if [ -n "$BUCKET" ] && ! command -v gcsfuse > /dev/null; then
-    local file=gcsfuse_${GCSFUSE_VERSION}_amd64.deb
-    curl -sSfLO "https://github.com/GoogleCloudPlatform/gcsfuse/releases/download/v$GCSFUSE_VERSION/$file"
-    sudo apt-get install -y -q "./$file"
+    # From Google's own repository: apt checks that Google signed what it installs.
+    local google=https://packages.cloud.google.com/apt key=/usr/share/keyrings/cloud.google.asc
+    curl --proto =https -sSf "$google/doc/apt-key.gpg" | sudo tee "$key" > /dev/null
+    echo "deb [signed-by=$key] $google gcsfuse-$(lsb_release -cs) main" \
+      | sudo tee /etc/apt/sources.list.d/gcsfuse.list > /dev/null
+    sudo apt-get update -q
+    sudo apt-get install -y -q "gcsfuse=$GCSFUSE_VERSION"
   fi
   if [ -n "$NFS" ] && ! command -v mount.nfs > /dev/null; then
     sudo apt-get update -q

@@ -16,14 +16,16 @@ from made_up_run import make_artifact
 
 import wam_jax
 from wam_jax import config as config_lib
-from wam_jax.acting import export, models, rollout
+from wam_jax.acting import export, load, models, packed, rollout, run_exported
 from wam_jax.acting.policy import PolicyError
 from wam_jax.acting.policy_table import POLICIES
 from wam_jax.commands import export as export_command
 from wam_jax.core.image import area_resize
 from wam_jax.nn.world_model import make_world_model, proprio_features
 from wam_jax.storage import artifact as artifact_lib
-from wam_jax.storage.saved_params import save_params
+from wam_jax.storage.artifact import ArtifactError
+from wam_jax.storage.checksums import CheckpointError
+from wam_jax.storage.saved_params import load_params, save_params
 from wam_jax.train import world_model as wm
 
 SIZE, CHUNK = 16, 4
@@ -467,3 +469,118 @@ def test_the_command_says_what_is_wrong(run, tmp_path, capsys):
   assert export_command.main([f"--workdir={tmp_path}", f"--task={TASKS[0]}", f"--out={tmp_path / 'x'}"]) == 1
   assert "no finished policy here" in capsys.readouterr().err
   assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module", name="exported")
+def _exported(run, tmp_path_factory):
+  return export.export_policy(wam_jax.load_policy(run, TASKS[0]), tmp_path_factory.mktemp("exported") / "x")
+
+
+@pytest.mark.parametrize("name", [*run_exported.PARTS, "manifest.json"])
+@pytest.mark.parametrize("damage", ["flipped", "short", "missing"])
+def test_a_damaged_part_of_an_exported_policy_is_refused_before_it_is_used(exported, tmp_path, name, damage):
+  folder = shutil.copytree(exported, tmp_path / "copy")
+  content = bytearray((folder / name).read_bytes())
+  content[len(content) // 2] ^= 4
+  (folder / name).unlink()
+  if damage != "missing":
+    (folder / name).write_bytes(content[: len(content) // 2] if damage == "short" else content)
+  with pytest.raises(ValueError, match="wam_jax.export") as error:
+    run_exported.Policy(folder)
+  assert str(folder) in str(error.value)
+
+
+@pytest.fixture(scope="module", name="packed_file")
+def _packed_file(run, tmp_path_factory):
+  out = tmp_path_factory.mktemp("packed") / "policies.npz"
+  artifact, policy, params, tasks = load.load_stacked(run)
+  packed.write_packed(out, artifact, "ppo", tasks, policy, params, load.find_world_model(artifact))
+  return out
+
+
+def _edit_meta(**changes):
+  def edit(arrays):
+    arrays[packed.META] = np.asarray(json.dumps(json.loads(str(arrays[packed.META])) | changes))
+
+  return edit
+
+
+def _without_digest(change):
+  """The same in a file of an earlier version, which has no digest of all."""
+
+  def edit(arrays):
+    meta = json.loads(str(arrays[packed.META]))
+    del meta["sha256"]
+    arrays[packed.META] = np.asarray(json.dumps(meta))
+    change(arrays)
+
+  return edit
+
+
+KERNEL = "policy/tuned/chunk_in/kernel"
+
+
+@pytest.mark.parametrize(
+  ("edit", "told"),
+  [
+    (lambda arrays: arrays[KERNEL].fill(0), "changed"),
+    (_edit_meta(which="cloned"), "changed"),
+    (_edit_meta(tasks=3), "tasks"),
+    (_edit_meta(policy={}), "policy.behaviour_cloning"),
+    (_edit_meta(format=9), "format 9"),
+    (lambda arrays: arrays.pop(packed.META), "packed policies"),
+    (_without_digest(lambda arrays: arrays.pop(KERNEL)), KERNEL),
+    (_without_digest(lambda arrays: arrays[KERNEL].fill(np.nan)), f"NaN or infinity in {KERNEL}"),
+    (_without_digest(lambda arrays: arrays.update({KERNEL: np.ones(3)})), KERNEL),
+    (_without_digest(lambda arrays: arrays.update(more=np.ones(3))), "more"),
+    (_without_digest(_edit_meta(tasks=[*TASKS, "c"])), KERNEL),
+    (_without_digest(_edit_meta(feature_size=5)), "feature"),
+    (_without_digest(_edit_meta(statistics=[[1.0]])), "settings"),
+  ],
+)
+def test_packed_files_that_are_not_what_was_packed(packed_file, tmp_path, edit, told):
+  assert wam_jax.load_policy(packed_file, TASKS[0]).task == TASKS[0]
+  with np.load(packed_file) as file:
+    arrays = {name: file[name].copy() for name in file.files}
+  edit(arrays)
+  np.savez(tmp_path / "edited.npz", **arrays)
+  with pytest.raises((PolicyError, CheckpointError), match=told) as error:
+    wam_jax.load_policy(tmp_path / "edited.npz", TASKS[0])
+  assert "edited.npz" in str(error.value)
+
+
+def test_a_flipped_bit_of_a_packed_file_is_noticed(packed_file, tmp_path):
+  rng, content = np.random.default_rng(0), packed_file.read_bytes()
+  whole = packed._read(packed_file)
+  for place in [*rng.integers(0, len(content), 40), *range(len(content) - 60, len(content), 3)]:
+    damaged = bytearray(content)
+    damaged[place] ^= 1 << int(rng.integers(8))
+    (tmp_path / "damaged.npz").write_bytes(damaged)
+    try:
+      meta, arrays = packed._read(tmp_path / "damaged.npz")
+    except PolicyError:
+      continue
+    assert meta == whole[0]  # a bit that means nothing, as a time
+    jax.tree.map(np.testing.assert_array_equal, arrays, whole[1])
+
+
+@pytest.mark.parametrize(
+  "content", [None, "", "{", "[]", "{}", '{"a": 3}', '{"a": {"x": "y"}}', '{"a": {"x": 1}}']
+)
+def test_a_result_of_another_form_is_told_with_what_makes_it_again(run, tmp_path, content):
+  shutil.copytree(run, tmp_path / "run")
+  file = tmp_path / "run" / "ppo" / "result.json"
+  file.unlink() if content is None else file.write_text(content)
+  with pytest.raises(ArtifactError, match=r"result.json.*rm -r .*/ppo.*--config.workdir=") as error:
+    wam_jax.load_policy(tmp_path / "run", TASKS[0])
+  assert len(str(error.value).splitlines()) == 1
+
+
+def test_weights_that_are_no_numbers_are_refused(run, tmp_path):
+  shutil.copytree(run, tmp_path / "run")
+  folder = tmp_path / "run" / "world_model" / "params"
+  params = load_params(folder)
+  params["fuse"]["kernel"][0, 0] = np.inf
+  save_params(folder, params)
+  with pytest.raises(CheckpointError, match="NaN or infinity in fuse/kernel"):
+    wam_jax.load_policy(tmp_path / "run", TASKS[0])

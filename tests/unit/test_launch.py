@@ -349,6 +349,29 @@ exit $(cat {home}/end)
   return home
 
 
+def test_what_is_installed_as_root_is_signed_or_nothing_is(tools, host):
+  tools("curl", "echo KEY; exit ${CURL_CODE:-0}")
+  tools("sudo", 'if [ "$1" = tee ]; then cat > /dev/null; fi')
+  tools("lsb_release", "echo jammy")
+  tools("uv")
+  script = host / "wam_jax/launch/tpu_pod.sh"
+  install = lambda **env: _script(tools, script, "_install", HOME=str(host), **env)
+  assert install(BUCKET="b", GCSFUSE_VERSION="9.8.7").returncode == 0
+  urls = [word for words in tools.calls("curl") for word in words if "://" in word]
+  assert urls and all(url.startswith("https://packages.cloud.google.com/") for url in urls)
+  installed = [words for words in tools.calls("sudo") if "install" in words]
+  assert [words[-1] for words in installed] == ["gcsfuse=9.8.7"]
+  assert install(BUCKET="b", CURL_CODE="22").returncode != 0
+  assert [words for words in tools.calls("sudo") if "install" in words] == installed
+
+
+@pytest.mark.parametrize("name", ["requirements.lock", "requirements-dev.lock"])
+def test_every_locked_package_has_its_hashes(name):
+  lines = (LAUNCH.parent / name).read_text().replace("\\\n", " ").splitlines()
+  packages = [line for line in lines if line and not line.startswith("#")]
+  assert len(packages) > 50 and not [line for line in packages if "--hash=sha256:" not in line]
+
+
 def test_words_survive_gcloud_and_the_shell_on_the_host(tools, host):
   (host / "end").write_text("0")
   printed = _script(

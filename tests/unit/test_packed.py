@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import numpy as np
 import pytest
 
@@ -20,6 +22,17 @@ def test_the_shipped_file_is_small_and_says_what_it_is():
   for task in TASKS:
     assert f"| {task} " in card
   assert "Command: `python -m wam_jax.main" in card and "/tmp" not in card
+
+
+def test_the_packed_policy_is_the_only_large_file():
+  """Each version of a large file stays in the history for ever (BUILD.md)."""
+  root = packed.SHIPPED.parents[2]
+  listed = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, text=True, check=False)
+  if listed.returncode:
+    pytest.skip("not a git clone")
+  files = [root / name for name in listed.stdout.split("\0") if name]
+  large = [file for file in files if file.is_file() and file.stat().st_size > 4e6]
+  assert large == [packed.SHIPPED]
 
 
 def test_shipped_policies_open_the_drawer():

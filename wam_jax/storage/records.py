@@ -28,7 +28,7 @@ _JUDGED = {
 }
 
 # File -> what readers rely on: a type, [form of every item], {key: form}, or {str: form of every value}.
-FORMS: Mapping[str, Any] = MappingProxyType(
+FORMS: Mapping[str, dict[Any, Any]] = MappingProxyType(
   {
     "result.json": {str: {str: _MEASURED}},
     "selection.json": {"first_start": int, "selected": {str: {str: {"iteration": int, "score": _NUMBER}}}},
