@@ -22,9 +22,10 @@ from wam_jax.commands import pack, play
 from wam_jax.commands import report as report_command
 from wam_jax.config import STAGES, chain
 from wam_jax.host.logger import read_metrics
-from wam_jax.reporting import run_report
+from wam_jax.reporting import curves
+from wam_jax.running import ppo_setup
 from wam_jax.running.stage_run import StageRun
-from wam_jax.stages import ppo
+from wam_jax.stages import ppo as ppo_stage
 from wam_jax.storage.artifact import load_artifact
 from wam_jax.storage.saved_params import load_params
 from wam_jax.train import imagination
@@ -122,15 +123,15 @@ def test_ppo_learns_in_the_warmed_world_only(finished, tmp_path, monkeypatch):
   class Learns(Exception):
     pass
 
-  def make_iteration(world, *rest):
-    raise Learns(world)
+  def make_iteration(dreamer, *rest):
+    raise Learns(dreamer.world)
 
-  monkeypatch.setattr(ppo, "make_world", make_world)
-  monkeypatch.setattr(ppo.train, "make_iteration", make_iteration)
+  monkeypatch.setattr(ppo_setup, "make_world", make_world)
+  monkeypatch.setattr(ppo_stage.ppo, "make_iteration", make_iteration)
   inputs = {stage: load_artifact(workdir / stage, stage) for stage in chain.ROWS["ppo"].requires}
   config = ConfigDict(load_artifact(workdir / "ppo", "ppo").config)
   with pytest.raises(Learns) as stopped:
-    ppo.run(StageRun(config, inputs, tmp_path, None))
+    ppo_stage.run(StageRun(config, inputs, tmp_path, None))
   assert set(worlds) == {1.0, 1.5}
   assert stopped.value.args[0] is worlds[1.5]
 
@@ -186,7 +187,7 @@ def test_report_draws_every_curve_of_the_world_model(finished):
   workdir, _ = finished
   inputs = {name: load_artifact(workdir / name, name) for name in STAGES[:-1]}
   results = json.loads((workdir / "evaluate" / "results.json").read_text())
-  series = {chart["title"]: len(chart["series"]) for chart in run_report.curves(inputs, results)}
+  series = {chart["title"]: len(chart["series"]) for chart in curves.curves(inputs, results)}
   assert series["World model: picture loss"] == 2
   assert series["World model: KL, nats"] == 1
   assert series["World model: inverse dynamics, squared error"] == 7
