@@ -6,7 +6,7 @@ A config is made by an experiment file (`wam_jax/experiments/*.py`), changed on 
 
 from wam_jax.config.chain import STAGES
 from wam_jax.config.checks import ConfigError, Problem
-from wam_jax.config.finalize import apply_overrides, device_problems, finalize, flatten
+from wam_jax.config.finalize import apply_overrides, device_problems, finalize, flatten, settings_read
 from wam_jax.config.presets import (
   PRESET_CHANGES,
   default_config,
@@ -30,6 +30,7 @@ __all__ = [
   "experiment_file",
   "finalize",
   "flatten",
+  "settings_read",
   "own_experiments",
   "preset_config",
 ]

@@ -164,6 +164,21 @@ def device_problems(config: Any, num_devices: int, num_processes: int = 1) -> li
   return problems
 
 
+def settings_read(config: Any, reads: Iterable[str]) -> dict[str, Any]:
+  """Dotted path -> value of what a result depends on.
+
+  Args:
+    config: the run's.
+    reads: fields, or groups of them.
+  """
+  return {
+    path: value
+    for path, value in flatten(config).items()
+    if any(path == name or path.startswith(name + ".") for name in reads)
+    if path not in FIELDS or FIELDS[path].silent is None or value != FIELDS[path].silent
+  }
+
+
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
   """Config -> {dotted path: value}."""
   flat: dict[str, Any] = {}

@@ -1,0 +1,111 @@
+"""What dreams alone say of a policy: where they end, whether actions matter in them, and how strange they are."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from wam_jax.core.actions import executable
+from wam_jax.train.imagination import World, imagine_actions, random_actions
+from wam_jax.types import Params, Policy
+
+
+def policy_dreams(
+  world: World,
+  world_params: Params,
+  policy: Policy,
+  policy_params: Params,
+  feature: jax.Array,
+  key: jax.Array,
+  *,
+  horizon_chunks: int,
+) -> jax.Array:
+  """Features where the reward looks, of dreams of one task under the deterministic policy.
+
+  Args:
+    world: the frozen world model.
+    world_params: its parameters.
+    policy: what acts.
+    policy_params: {"base", "tuned"}.
+    feature: [E, F], one dream from each.
+    key: random key.
+    horizon_chunks: N, length of a dream.
+
+  Returns:
+    [E, N, F], after each chunk.
+  """
+
+  def step(feature: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    policy_key, world_key = jax.random.split(key)
+    chunk = policy.sample(policy_params, feature, policy_key, True)
+    feature = imagine_actions(world, world_params, feature, executable(chunk), world_key)[:, -1]
+    return feature, feature
+
+  return jnp.swapaxes(jax.lax.scan(step, feature, jax.random.split(key, horizon_chunks))[1], 0, 1)
+
+
+def action_distances(
+  world: World, world_params: Params, feature: jax.Array, action: jax.Array, mask: jax.Array, key: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """How far dreams of one start lie from each other, under other actions and under the same ones.
+
+  Args:
+    world: the frozen world model.
+    world_params: its parameters.
+    feature: [M, T, F], takes of one task.
+    action: [M, T, 7].
+    mask: [M, T] bool.
+    key: random key.
+
+  Returns:
+    (random actions against the take's own, its own twice with other samples of the prior): [M] each, mean
+    distance of the features over the frames of the take.
+  """
+  own_key, again_key, random_key = jax.random.split(key, 3)
+  num, length = mask.shape
+  dreamt = lambda action, key: imagine_actions(world, world_params, feature[:, 0], action[:, :-1], key)
+  own = dreamt(action, own_key)
+  valid = mask[:, 1:]
+
+  def distance(other: jax.Array) -> jax.Array:
+    apart = jnp.linalg.norm(own - other, axis=-1)
+    return jnp.where(valid, apart, 0).sum(1) / jnp.maximum(valid.sum(1), 1)
+
+  return distance(dreamt(random_actions(random_key, num, length), own_key)), distance(dreamt(action, again_key))
+
+
+def nearest_distance(feature: jax.Array, known: jax.Array, valid: jax.Array) -> jax.Array:
+  """Distance to the nearest known feature.
+
+  Args:
+    feature: [N, F].
+    known: [M, F], what the model was trained on.
+    valid: [M] bool, with at least one entry.
+
+  Returns:
+    [N].
+  """
+  square = lambda x: jnp.square(x).sum(-1)
+  reference = jnp.where(valid, square(known), jnp.inf)
+  apart = square(feature) + (reference - 2 * feature @ known.T).min(1)
+  return jnp.sqrt(jnp.maximum(apart, 0))
+
+
+def surprise(
+  world: World, world_params: Params, feature: jax.Array, action: jax.Array, after: jax.Array
+) -> jax.Array:
+  """How unexpected what was seen is, given the frame before it and the action.
+
+  Args:
+    world: the frozen world model.
+    world_params: its parameters.
+    feature: [B, F], filtered.
+    action: [B, 7], taken there.
+    after: [B, F], filtered, one frame later.
+
+  Returns:
+    [B] nats: minus the log-probability of its code under the prior.
+  """
+  key = jax.random.key(0)  # of a sample that is not read
+  prior = world.imagine_step(world.arrange(world_params), world.latent(feature), action, key)
+  return -(jax.nn.log_softmax(prior.logits) * world.latent(after).stoch).sum((-2, -1))
