@@ -7,6 +7,7 @@ Files: `certificate.json` (per task deploy, collect or do not trust, every numbe
 from __future__ import annotations
 
 import json
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,7 +28,7 @@ from wam_jax.storage.artifact import write_text
 from wam_jax.train import certificate as train
 from wam_jax.train.imagination import make_world
 from wam_jax.train.tasks import over_tasks, task_keys
-from wam_jax.types import Params, Policy
+from wam_jax.types import Params
 
 FORMAT = 1  # of certificate.json
 DREAMS_PER_TAKE = 4
@@ -39,15 +40,9 @@ def run(stage: StageRun) -> None:
   """Writes certificate.json and monitor.json."""
   config, inputs, workdir, logger = stage.config, stage.inputs, stage.workdir, stage.logger
   networks = ppo_setup.load_networks(stage)
-  policy, tuned = models.load_policy(inputs["ppo"])
-  policy = models.for_acting(policy, config.behaviour_cloning.ddim_steps)
-  failed = known_failed = None
-  if config.data.failed_takes_per_task:
-    known_failed, failed = (
-      load_features(inputs["featurize"].path / f"{name}.npz") for name in ("failed", "heldout_failed")
-    )
+  _, tuned = models.load_policy(inputs["ppo"])
   quality = json.loads((inputs["classifier"].path / "quality.json").read_text(encoding="utf-8"))
-  measured = Dreams(networks, policy, failed, known_failed, config.env.max_steps, config.seed)
+  measured = Dreams(config, inputs["featurize"].path, networks)
   policies = dict(zip(COMPARED, (networks.cloned, tuned), strict=True))
   content = certify(measured, quality, policies, config.certify.required_success)
   write_text(workdir / "certificate.json", json.dumps(content, indent=2) + "\n")
@@ -61,31 +56,25 @@ class Dreams:
   """What is measured in dreams that begin at held-out takes.
 
   Args:
+    config: the run's.
+    features: folder of stage featurize.
     networks: world model, cloned policies, classifiers and demos.
-    policy: networks of the policies, as they are evaluated.
-    failed: held-out failed takes; None without.
-    known_failed: those of training.
-    max_steps: of an episode.
-    seed: of all noise.
   """
 
-  def __init__(
-    self,
-    networks: Networks,
-    policy: Policy,
-    failed: DemoFeatures | None,
-    known_failed: DemoFeatures | None,
-    max_steps: int,
-    seed: int,
-  ):
-    self._networks, self._policy, self._world = networks, policy, make_world(networks.model)
+  def __init__(self, config: Any, features: pathlib.Path, networks: Networks):
+    self._networks, self._world = networks, make_world(networks.model)
+    self._policy = models.for_acting(networks.policy, config.behaviour_cloning.ddim_steps)
     self.tasks = networks.heldout.tasks
-    self._takes = [takes for takes in (networks.heldout, failed) if takes is not None]
-    self._known = [takes for takes in (networks.demos, known_failed) if takes is not None]
-    self._chunks = -(-max_steps // policy.chunk)
-    self._key = jax.random.fold_in(jax.random.key(seed), 9)
-    self._limits = [np.quantile(self._distances(k, self._frames(self._takes, k)[::3]), FAMILIAR_SHARE)
-                    for k in range(len(self.tasks))]
+    self._takes, self._known = [networks.heldout], [networks.demos]
+    if config.data.failed_takes_per_task:
+      self._takes.append(load_features(features / "heldout_failed.npz"))
+      self._known.append(load_features(features / "failed.npz"))
+    self._chunks = -(-config.env.max_steps // networks.policy.chunk)
+    self._key = jax.random.fold_in(jax.random.key(config.seed), 9)
+    self._limits = [
+      np.quantile(self._distances(k, self._frames(self._takes, k)[::3]), FAMILIAR_SHARE)
+      for k in range(len(self.tasks))
+    ]
 
   def follows_actions(self) -> np.ndarray:
     """Chance that random actions lead a dream of a good take further from its own end than chance does: [K]."""
@@ -188,6 +177,7 @@ def certify(
       rows[task] = {
         "predicted": predicted["tasks"][k],
         "imagined": float(measured["called"][k].mean()),
+        "called": np.round(measured["called"][k], 3).tolist(),
         "rogan_gladen": corrected[k],
         "numbers": {
           rule: {"value": value, "colour": certificate.RULES[rule].colour(value)}

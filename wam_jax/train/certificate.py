@@ -61,7 +61,7 @@ def action_distances(
     (random actions against the take's own, its own twice with other samples of the prior): [M] each, mean
     distance of the features over the frames of the take.
   """
-  own_key, again_key, random_key = jax.random.split(key, 3)
+  own_key, again_key, other_key, random_key = jax.random.split(key, 4)
   num, length = mask.shape
   dreamt = lambda action, key: imagine_actions(world, world_params, feature[:, 0], action[:, :-1], key)
   own = dreamt(action, own_key)
@@ -71,7 +71,8 @@ def action_distances(
     apart = jnp.linalg.norm(own - other, axis=-1)
     return jnp.where(valid, apart, 0).sum(1) / jnp.maximum(valid.sum(1), 1)
 
-  return distance(dreamt(random_actions(random_key, num, length), own_key)), distance(dreamt(action, again_key))
+  other = dreamt(random_actions(random_key, num, length), other_key)
+  return distance(other), distance(dreamt(action, again_key))
 
 
 def nearest_distance(feature: jax.Array, known: jax.Array, valid: jax.Array) -> jax.Array:
