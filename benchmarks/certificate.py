@@ -176,7 +176,7 @@ def prove(policies: Sequence[dict[str, Any]], required: float = 0.8) -> dict[str
       verdict = certificate.verdict(predicted, numbers, required)
       verdicts.append((verdict["verdict"], float(pair[verdict["policy"]][0][k])))
     if len(pair) > 1:
-      means = {name: case["draws"].mean() for name, (_, case) in pair.items()}
+      means = {name: certificate.interval(case["draws"].mean(0))["value"] for name, (_, case) in pair.items()}
       best = max(real.mean() for real, _ in pair.values())
       choices.append((run, float(best - pair[max(means, key=lambda name: means[name])][0].mean())))
   inside = lambda row, kind: row[kind]["low"] - 1e-9 <= row["real"] <= row[kind]["high"] + 1e-9

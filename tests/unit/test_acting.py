@@ -17,6 +17,7 @@ import pytest
 import wam_jax
 from wam_jax import config as config_lib
 from wam_jax.acting import export, models, rollout
+from wam_jax.acting.monitor import MonitorError
 from wam_jax.acting.policy import PolicyError
 from wam_jax.acting.policy_table import POLICIES
 from wam_jax.commands import export as export_command
@@ -460,3 +461,61 @@ def test_the_command_says_what_is_wrong(run, tmp_path, capsys):
   assert export_command.main([f"--workdir={tmp_path}", f"--task={TASKS[0]}", f"--out={tmp_path / 'x'}"]) == 1
   assert "no finished policy here" in capsys.readouterr().err
   assert not list(tmp_path.iterdir())
+
+
+# --- monitoring -------------------------------------------------------------------------------------
+
+
+def certify(root, config, limit):
+  """Adds a classifier, and the part of a certificate that a monitor reads."""
+  prints = {stage: artifact_lib.load_artifact(root, stage).fingerprint for stage in ("behaviour_cloning", "ppo")}
+  plain, size = config.to_dict(), make_world_model(config.world_model, config.env.image_size).feature_size
+  classifier = models.make_classifier(config, size)
+  network = random_like(classifier.init, 4, (len(TASKS),))
+  params = {"network": network, "threshold": np.zeros(len(TASKS), np.float32)}
+  write(Artifact("classifier", root / "classifier", "5" * 64, plain), params)
+  certified = Artifact("certify", root / "certify", "6" * 64, plain, inputs=prints | {"classifier": "5" * 64})
+  write(certified)
+  content = {"window": 2, "tasks": {task: {"p50": 1.0, "limit": limit} for task in TASKS}}
+  (certified.path / "monitor.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(("limit", "batch"), [(-1.0, None), (1e9, 3)])
+def test_monitor_reads_along_and_changes_no_action(limit, batch, tmp_path):
+  config = make_config(**{"world_model.proprio": "latent"})
+  root = write_run(tmp_path / "run", config)
+  certify(root, config, limit)
+  seen = observations(5, batch)
+  policy = wam_jax.load_policy(root, TASKS[1])
+  policy.reset(batch)
+  expected = episode(policy, seen)
+  monitor = policy.monitor
+  policy.reset(batch)
+  np.testing.assert_array_equal(episode(policy, seen), expected)
+  values = {name: np.array([r[name] for r in monitor.readings[1:]]) for name in monitor.readings[0]}
+  assert monitor.readings[0]["surprise"] is None and (values["surprise"] >= 0).all()
+  assert np.ptp(values["surprise"]) > 0 and np.ptp(values["success_probability"]) > 0
+  assert ((values["success_probability"] > 0.5) == values["success"]).all()
+  assert (values["unfamiliar"][1:] == (limit < 0)).all() and not values["unfamiliar"][0].any()
+  monitor.save(tmp_path / "episode.jsonl")
+  assert [json.loads(line) for line in (tmp_path / "episode.jsonl").read_text().splitlines()] == monitor.readings
+  policy.reset(batch)
+  assert monitor.readings == []
+
+
+def test_monitor_says_what_it_lacks(tmp_path):
+  config = make_config()
+  root = write_run(tmp_path / "run", config)
+  with pytest.raises(MonitorError, match="--config.stage=certify"):
+    _ = wam_jax.load_policy(root, TASKS[0]).monitor
+  certify(root, config, 1.0)
+  assert wam_jax.load_policy(root, TASKS[0], "cloned").monitor.spread["limit"] == 1
+  shutil.rmtree(root / "ppo")
+  write_run(tmp_path / "other", config)
+  policy = artifact_lib.load_artifact(tmp_path / "other" / "ppo")
+  shutil.copytree(policy.path, root / "ppo")
+  artifact_lib.write_artifact(dataclasses.replace(policy, path=root / "ppo", fingerprint="8" * 64), done=True)
+  with pytest.raises(MonitorError, match="the certificate of another ppo"):
+    _ = wam_jax.load_policy(root, TASKS[0]).monitor
+  with pytest.raises(MonitorError, match="packed"):
+    _ = wam_jax.load_policy(task="open_drawer").monitor

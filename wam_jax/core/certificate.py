@@ -177,8 +177,8 @@ def corrected(
     seed: of the draws.
 
   Returns:
-    Of each task {"value", "low", "high"}, the median and 95 % of the draws: takes by bootstrap, the two rates
-    from their beta posterior. None where most draws tell nothing.
+    `interval` of each task: takes are drawn by bootstrap, the two rates from their beta posterior. None where
+    most draws tell nothing.
   """
   rng = np.random.default_rng(seed)
   rates = [shrunk(*pair) for pair in (sensitivity, specificity)]
@@ -194,8 +194,7 @@ def corrected(
     if len(valid) < DRAWS / 2:
       out.append(None)
       continue
-    low, value, high = np.quantile(valid, (0.025, 0.5, 0.975))
-    out.append({"value": float(value), "low": float(low), "high": float(high)})
+    out.append(interval(valid))
   return out
 
 
@@ -236,9 +235,9 @@ def predict(called: Sequence[np.ndarray], told_apart: Sequence[float]) -> dict[s
 
 
 def interval(draws: np.ndarray) -> dict[str, float]:
-  """{"value", "low", "high"}: the expected success and 95 % of its draws."""
-  low, high = np.quantile(draws, (0.025, 0.975))
-  return {"value": float(draws.mean()), "low": float(low), "high": float(high)}
+  """{"value", "low", "high"}: the median and 95 % of the draws."""
+  low, value, high = np.quantile(draws, (0.025, 0.5, 0.975))
+  return {"value": float(value), "low": float(low), "high": float(high)}
 
 
 def _log_odds(p: np.ndarray) -> np.ndarray:

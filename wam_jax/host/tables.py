@@ -140,7 +140,7 @@ def discrimination_rows(quality: Mapping[str, Any]) -> Rows:
 
 
 CERTIFICATE = (
-  "What held-out takes and dreams alone say, before any simulator. Predicted: expected real success with its 95 % "
+  "What held-out takes and dreams alone say, before any simulator. Predicted: real success with its 95 % "
   "interval, from dreams that begin at held-out takes, by how far such dreams were off on finished runs. Told "
   "apart: good takes called a success minus failed ones, in points."
 )

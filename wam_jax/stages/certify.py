@@ -34,6 +34,7 @@ FORMAT = 1  # of certificate.json
 DREAMS_PER_TAKE = 4
 FAMILIAR_SHARE = 0.95  # of the held-out takes' frames, that lie as near to a training take as is familiar
 LEVELS = {"p50": 0.5, "p95": 0.95, "p99": 0.99}  # of the surprise
+WINDOW = 4  # frames that are strange in a row
 
 
 def run(stage: StageRun) -> None:
@@ -126,19 +127,23 @@ class Dreams:
       out["unfamiliar"].append((self._distances(k, seen) > self._limits[k]).mean())
     return out
 
-  def surprise(self) -> dict[str, dict[str, float]]:
-    """task -> quantiles of how much a frame of held-out takes surprises the world model, in nats."""
-    out = {}
+  def surprise(self) -> dict[str, Any]:
+    """Content of monitor.json: of each task quantiles of how much a frame of held-out takes surprises the world
+    model, in nats, and `limit`, which the mean of `window` frames in a row exceeds in one take of twenty."""
     measure = jax.jit(lambda params, *arrays: train.surprise(self._world, params, *arrays))
+    out: dict[str, Any] = {}
     for k, task in enumerate(self.tasks):
-      values = []
+      frames, peaks = [], []
       for takes in self._takes:
-        pairs = takes.mask[k][:, 1:]
-        arrays = (takes.feature[k][:, :-1][pairs], takes.action[k][:, :-1][pairs], takes.feature[k][:, 1:][pairs])
-        values.append(np.asarray(measure(self._networks.world_params, *arrays)))
-      flat = np.concatenate(values)
+        for m in np.flatnonzero(takes.mask[k].sum(-1) > WINDOW):
+          arrays = (takes.feature[k, m, :-1], takes.action[k, m, :-1], takes.feature[k, m, 1:])
+          values = np.asarray(measure(self._networks.world_params, *arrays))[takes.mask[k, m, 1:]]
+          frames.append(values)
+          peaks.append(np.convolve(values, np.full(WINDOW, 1 / WINDOW), "valid").max())
+      flat = np.concatenate(frames)
       out[task] = {name: float(np.quantile(flat, level)) for name, level in LEVELS.items()}
-    return out
+      out[task]["limit"] = float(np.quantile(peaks, 0.95))
+    return {"window": WINDOW, "tasks": out}
 
   def _frames(self, takes: list[DemoFeatures], k: int) -> np.ndarray:
     """Features of all frames of a task's takes, [N, F]."""
