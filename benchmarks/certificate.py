@@ -1,11 +1,11 @@
 """Whether certificates are true: predicted against real success of finished policies.
 
-python benchmarks/certificate.py measure --out=cases RUN...    # dreams of finished runs, and their real success
+python benchmarks/certificate.py measure --out=cases RUN...    # dreams of finished runs, and real success
 python benchmarks/certificate.py fit cases/*.json              # the numbers of core/certificate.CALIBRATION
 python benchmarks/certificate.py prove cases/*.json            # how often intervals hold, ranks, choices
 
-A run of `measure` is a work folder with stage evaluate or evaluate_cloned. Settle on some runs (`fit`), prove on
-others. `fit` needs SciPy, which comes with JAX.
+A run of `measure` is a work folder with stage evaluate or evaluate_cloned. Settle on some runs (`fit`), prove
+on others. `fit` needs SciPy, which comes with JAX.
 """
 
 from __future__ import annotations
@@ -82,7 +82,9 @@ def cases(paths: Sequence[pathlib.Path]) -> list[dict[str, Any]]:
           "tasks": content["tasks"],
           "called": [np.array(row["called"]) for row in rows],
           "told_apart": [n["told_apart"]["value"] for n in numbers],
-          "corrected": [None if row["rogan_gladen"] is None else row["rogan_gladen"]["value"] for row in rows],
+          "corrected": [
+            None if row["rogan_gladen"] is None else row["rogan_gladen"]["value"] for row in rows
+          ],
           "numbers": [{rule: cell["value"] for rule, cell in n.items()} for n in numbers],
           "successes": np.array([row["successes"] for row in rows]),
           "n": np.array([row["n"] for row in rows]),

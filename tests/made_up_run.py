@@ -116,9 +116,15 @@ def _write_certificate(folder, rng, tasks):
     rows = {}
     for k, task in enumerate(tasks):
       values = {rule: rng.uniform() for rule in certificate.RULES}
-      rows[task] = {"predicted": predicted["tasks"][k], "imagined": 0.8, "rogan_gladen": None, "called": [0.8]}
+      rows[task] = {
+        "predicted": predicted["tasks"][k],
+        "imagined": 0.8,
+        "rogan_gladen": None,
+        "called": [0.8],
+      }
       rows[task]["numbers"] = {
-        rule: {"value": value, "colour": certificate.RULES[rule].colour(value)} for rule, value in values.items()
+        rule: {"value": value, "colour": certificate.RULES[rule].colour(value)}
+        for rule, value in values.items()
       }
     mean = predicted["mean"] | {"imagined": 0.8}
     policies[name] = {"label": name.title(), "mean": mean, "per_task": rows}

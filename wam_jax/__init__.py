@@ -30,8 +30,8 @@ def load_policy(
     ddim_steps: of a diffusion policy, so many denoising steps by DDIM; 0: all that it was trained with.
 
   Returns:
-    An object with `reset(batch_size=None, seed=0)`, `act(observation) -> action`, and `monitor`, which says of
-    each frame whether it looks like success and how strange it is.
+    An object with `reset(batch_size=None, seed=0)`, `act(observation) -> action`, and `monitor`, which says
+    of each frame whether it looks like success and how strange it is.
 
   Raises:
     PolicyError: no such policy, or the world model it was trained on is not to be found.

@@ -21,7 +21,7 @@ from wam_jax.acting import policy as acting
 from wam_jax.commands import pack, play
 from wam_jax.commands import report as report_command
 from wam_jax.config import STAGES, chain
-from wam_jax.host.logger import read_metrics
+from wam_jax.host.logger import Logger, read_metrics
 from wam_jax.reporting import run_report
 from wam_jax.running.stage_run import StageRun
 from wam_jax.stages import ppo
@@ -41,6 +41,7 @@ SHRUNK = {
   "data.failed_takes_per_task": 1,
   "data.heldout_failed_takes_per_task": 1,
   "ppo.failed_starts": 0.5,
+  "ppo.min_discrimination": 0,  # so few updates tell nothing apart
   "ppo.prior_temperature": 1.5,
   "data.heldout_play_frames": 40,
   "judge.horizons": "1,5,50",
@@ -133,6 +134,21 @@ def test_ppo_learns_in_the_warmed_world_only(finished, tmp_path, monkeypatch):
     ppo.run(StageRun(config, inputs, tmp_path, None))
   assert set(worlds) == {1.0, 1.5}
   assert stopped.value.args[0] is worlds[1.5]
+
+
+@pytest.mark.parametrize("left", [TASKS[:1], TASKS])
+def test_ppo_leaves_what_dreams_do_not_tell_apart(left, finished, tmp_path, monkeypatch):
+  workdir, _ = finished
+  monkeypatch.setattr(ppo.classifier_stage, "not_told_apart", lambda *_: dict.fromkeys(left, 0.0))
+  inputs = {stage: load_artifact(workdir / stage, stage) for stage in chain.ROWS["ppo"].requires}
+  config = ConfigDict(load_artifact(workdir / "ppo", "ppo").config)
+  config.ppo.eval_every = 0
+  ppo.run(StageRun(config, inputs, tmp_path, Logger(tmp_path, "ppo")))
+  params = load_params(tmp_path / "params")
+  pairs = zip(*(jax.tree.leaves(params[name]) for name in ("base", "tuned")), strict=True)
+  same = np.all([[np.array_equal(a[k], b[k]) for k in range(len(TASKS))] for a, b in pairs], 0)
+  assert same.tolist() == [task in left for task in TASKS]
+  assert list(json.loads((tmp_path / "result.json").read_text())["left_as_cloned"]) == list(left)
 
 
 def test_every_stage(finished):

@@ -468,7 +468,9 @@ def test_the_command_says_what_is_wrong(run, tmp_path, capsys):
 
 def certify(root, config, limit):
   """Adds a classifier, and the part of a certificate that a monitor reads."""
-  prints = {stage: artifact_lib.load_artifact(root, stage).fingerprint for stage in ("behaviour_cloning", "ppo")}
+  prints = {
+    stage: artifact_lib.load_artifact(root, stage).fingerprint for stage in ("behaviour_cloning", "ppo")
+  }
   plain, size = config.to_dict(), make_world_model(config.world_model, config.env.image_size).feature_size
   classifier = models.make_classifier(config, size)
   network = random_like(classifier.init, 4, (len(TASKS),))
@@ -498,7 +500,9 @@ def test_monitor_reads_along_and_changes_no_action(limit, batch, tmp_path):
   assert ((values["success_probability"] > 0.5) == values["success"]).all()
   assert (values["unfamiliar"][1:] == (limit < 0)).all() and not values["unfamiliar"][0].any()
   monitor.save(tmp_path / "episode.jsonl")
-  assert [json.loads(line) for line in (tmp_path / "episode.jsonl").read_text().splitlines()] == monitor.readings
+  assert [
+    json.loads(line) for line in (tmp_path / "episode.jsonl").read_text().splitlines()
+  ] == monitor.readings
   policy.reset(batch)
   assert monitor.readings == []
 

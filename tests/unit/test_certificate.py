@@ -1,4 +1,4 @@
-"""Certificates: corrections by hand, intervals that hold, colours and verdicts, and what dreams are read for."""
+"""Certificates: corrections by hand, intervals that hold, colours, verdicts, what dreams are read for."""
 
 from __future__ import annotations
 
@@ -63,7 +63,12 @@ def test_the_less_dreams_tell_apart_the_wider_the_interval():
 def test_colours_turn_at_their_limits(name):
   rule = RULES[name]
   worse = np.sign(rule.red - rule.yellow) * 1e-6
-  assert [rule.colour(x) for x in (rule.yellow, rule.yellow + worse, rule.red + worse)] == ["green", "yellow", "red"]
+  values = (rule.yellow, rule.yellow + worse, rule.red + worse)
+  assert [rule.colour(x) for x in values] == [
+    "green",
+    "yellow",
+    "red",
+  ]
   assert rule.colour(None) == "none"
 
 

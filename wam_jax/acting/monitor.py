@@ -1,4 +1,4 @@
-"""What a policy's own world model and classifier say of an episode while it runs: is it solved, is it strange?"""
+"""What a policy's world model and classifier say of an episode while it runs: is it solved, is it strange?"""
 
 from __future__ import annotations
 

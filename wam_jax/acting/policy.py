@@ -97,7 +97,9 @@ class ActingPolicy:
     """
     if self._monitor is None:
       if self._open_monitor is None:
-        raise MonitorError(f"{self.task}: packed policies have no classifier to monitor by; load the run itself")
+        raise MonitorError(
+          f"{self.task}: packed policies have no classifier to monitor by; load the run itself"
+        )
       self._monitor = self._open_monitor()
     return self._monitor
 

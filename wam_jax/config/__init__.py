@@ -30,7 +30,7 @@ __all__ = [
   "experiment_file",
   "finalize",
   "flatten",
-  "settings_read",
   "own_experiments",
   "preset_config",
+  "settings_read",
 ]

@@ -143,7 +143,9 @@ def _improving_in_the_simulator(c: Any) -> float:
 
 def _certifying(c: Any) -> float:
   """Multiplications of the dreams of both policies from all held-out takes."""
-  takes = c.data.heldout_demos_per_task + (c.data.failed_takes_per_task > 0) * c.data.heldout_failed_takes_per_task
+  takes = (
+    c.data.heldout_demos_per_task + (c.data.failed_takes_per_task > 0) * c.data.heldout_failed_takes_per_task
+  )
   denoised = 1 if c.behaviour_cloning.policy == "gaussian" else c.behaviour_cloning.denoising_steps
   return len(c.tasks) * takes * c.env.max_steps * (4 * _recurrent(c) + denoised * _policy(c))
 

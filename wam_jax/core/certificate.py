@@ -1,7 +1,7 @@
 """From dreams to a prediction of real success, with its interval, and the rules that judge what it rests on.
 
-NumPy: the numbers are few and live on the host. How far imagined success is from the real one was measured on
-finished runs (`CALIBRATION`, by benchmarks/certificate.py); what a run brings of its own are its held-out takes.
+NumPy: the numbers are few and live on the host. How far imagined success is from the real one was measured
+on finished runs (`CALIBRATION`, by benchmarks/certificate.py); what a run brings itself are held-out takes.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ class Rule:
     if value is None:
       return "none"
     sign = 1 if self.red > self.yellow else -1
-    return "red" if sign * (value - self.red) > 0 else "yellow" if sign * (value - self.yellow) > 0 else "green"
+    return (
+      "red" if sign * (value - self.red) > 0 else "yellow" if sign * (value - self.yellow) > 0 else "green"
+    )
 
 
 # The order in which reasons are given.
@@ -117,8 +119,8 @@ class Calibration:
     slope: of the imagined log-odds.
     of_task: standard deviation of the error of a task.
     of_policy: standard deviation of what all tasks of a policy share.
-    reference: the least that was told apart in dreams where this was fitted. Below it the error of a task grows
-      as that of Rogan and Gladen's correction does, which divides by it.
+    reference: the least that was told apart in dreams where this was fitted. Below it the error of a task
+      grows as that of Rogan and Gladen's correction does, which divides by it.
   """
 
   intercept: float
@@ -128,8 +130,8 @@ class Calibration:
   reference: float
 
 
-# Sixteen policies on four world models of the embedded simulator: docs/EXPERIMENTS.md, "May one believe a dream?".
-# The four differ by 0.35 in their intercepts; of_policy is that, wider as Student's t with so few asks.
+# On four world models of the embedded simulator: docs/EXPERIMENTS.md, "May one believe a dream?". The four
+# differ by 0.35 in their intercepts; of_policy is that, wider as Student's t is with so few.
 CALIBRATION = Calibration(intercept=0.4, slope=0.87, of_task=0.85, of_policy=0.5, reference=0.35)
 
 
@@ -204,7 +206,7 @@ def draw(
   calibration: Calibration | None = None,
   seed: int = 0,
 ) -> np.ndarray:
-  """Draws of a policy's real success: [K, DRAWS]. Drawn are takes (bootstrap) and the errors of task and policy.
+  """Draws of a policy's real success, [K, DRAWS]: of takes (bootstrap), and of the errors of task and policy.
 
   Args:
     called: of each of K tasks, the share of the dreams from each held-out take that is called a success: [M].
@@ -245,7 +247,9 @@ def _log_odds(p: np.ndarray) -> np.ndarray:
 
 
 def verdict(
-  predicted: Mapping[str, Mapping[str, float]], numbers: Mapping[str, Mapping[str, float | None]], required: float
+  predicted: Mapping[str, Mapping[str, float]],
+  numbers: Mapping[str, Mapping[str, float | None]],
+  required: float,
 ) -> dict[str, str]:
   """What to do with one task, and why.
 
@@ -255,8 +259,8 @@ def verdict(
     required: real success that a policy must have.
 
   Returns:
-    {"verdict": deploy, collect or do not trust, "policy": the one that it is about, "reason", "takes": what to
-    collect; empty where it is deploy}.
+    {"verdict": deploy, collect or do not trust, "policy": the one that it is about, "reason", "takes": what
+    to collect; empty where it is deploy}.
   """
   policy = max(predicted, key=lambda name: predicted[name]["value"])
   colours = {name: rule.colour(numbers[policy].get(name)) for name, rule in RULES.items()}

@@ -141,8 +141,8 @@ def discrimination_rows(quality: Mapping[str, Any]) -> Rows:
 
 CERTIFICATE = (
   "What held-out takes and dreams alone say, before any simulator. Predicted: real success with its 95 % "
-  "interval, from dreams that begin at held-out takes, by how far such dreams were off on finished runs. Told "
-  "apart: good takes called a success minus failed ones, in points."
+  "interval, from dreams that begin at held-out takes, by how far such dreams were off on finished runs. "
+  "Told apart: good takes called a success minus failed ones, in points."
 )
 
 
@@ -153,7 +153,14 @@ def certificate_rows(certificate: Mapping[str, Any]) -> Rows:
     certificate: content of `certificate.json`.
   """
   policies = certificate["policies"]
-  rows = [["Certificate", *(f"{entry['label']}, predicted %" for entry in policies.values()), "Told apart", "Verdict"]]
+  rows = [
+    [
+      "Certificate",
+      *(f"{entry['label']}, predicted %" for entry in policies.values()),
+      "Told apart",
+      "Verdict",
+    ]
+  ]
   said = lambda row: f"{100 * row['value']:.0f} ({100 * row['low']:.0f} to {100 * row['high']:.0f})"
   for task, verdict in certificate["verdicts"].items():
     entries = [entry["per_task"][task] for entry in policies.values()]

@@ -35,8 +35,8 @@ def left_as_cloned(ppo: Artifact) -> dict[str, float]:
 
 def left_sentence(task: str, difference: float) -> str:
   return (
-    f"{title_of(task)}: PPO left the cloned policy as it is, because dreams tell success from failure by no more "
-    f"than {100 * difference:.0f} points (ppo.min_discrimination)."
+    f"{title_of(task)}: PPO left the cloned policy as it is, because dreams tell success from failure by no "
+    f"more than {100 * difference:.0f} points (ppo.min_discrimination)."
   )
 
 
@@ -46,28 +46,34 @@ def content(report: Mapping[str, Any]) -> str:
   certificate = report.get("certificate")
   if not certificate:
     return left
-  return left + f"<p class='soft'>{escape(tables.CERTIFICATE)}</p>" + _verdicts(report) + _numbers(certificate)
+  return (
+    left + f"<p class='soft'>{escape(tables.CERTIFICATE)}</p>" + _verdicts(report) + _numbers(certificate)
+  )
 
 
 def _verdicts(report: Mapping[str, Any]) -> str:
   certificate, measured = report["certificate"], report["results"]["policies"]
   policies = certificate["policies"]
   head = '<th class="name">Task</th>'
-  head += "".join(f"<th>{parts.escape(entry['label'])},<br>predicted</th><th>real</th>" for entry in policies.values())
+  head += "".join(
+    f"<th>{parts.escape(entry['label'])},<br>predicted</th><th>real</th>" for entry in policies.values()
+  )
   head += '<th class="text">Verdict</th>'
   lines = []
   for task, verdict in certificate["verdicts"].items():
     cells = ""
     for name, entry in policies.items():
-      row, real = entry["per_task"][task]["predicted"], measured.get(name, {}).get("per_task", {}).get(task, {})
+      row, real = (
+        entry["per_task"][task]["predicted"],
+        measured.get(name, {}).get("per_task", {}).get(task, {}),
+      )
       span = f'<span class="ci">{parts.span_of(row["low"], row["high"])}</span>'
       cells += f"<td>{percent(row['value'])}{span}</td><td>{percent(real.get('rate'))}</td>"
     takes = f" Collect {verdict['takes']}." if verdict["takes"] else ""
     said = f"{policies[verdict['policy']]['label']}: {verdict['reason']}.{takes}"
     chip = f'<span class="chip {VERDICTS[verdict["verdict"]]}">{verdict["verdict"]}</span>'
-    lines.append(
-      f'<tr><td class="name">{escape(title_of(task))}</td>{cells}<td class="wrap">{chip} {escape(said)}</td></tr>'
-    )
+    cells += f'<td class="wrap">{chip} {escape(said)}</td>'
+    lines.append(f'<tr><td class="name">{escape(title_of(task))}</td>{cells}</tr>')
   return parts.table_card(f"<tr>{head}</tr>", lines, "Certificate")
 
 

@@ -1,7 +1,8 @@
 """Predicts the real success of the cloned policies and of those after PPO from held-out takes: no simulator.
 
-Files: `certificate.json` (per task deploy, collect or do not trust, every number behind it and its colour) and
-`monitor.json` (how much frames of held-out takes surprise the world model, for `load_policy(...).monitor`).
+Files: `certificate.json` (per task deploy, collect or do not trust, with every number behind it and its
+colour), `monitor.json` (how much frames of held-out takes surprise the world model, for
+`load_policy(...).monitor`).
 """
 
 from __future__ import annotations
@@ -78,13 +79,13 @@ class Dreams:
     ]
 
   def follows_actions(self) -> np.ndarray:
-    """Chance that random actions lead a dream of a good take further from its own end than chance does: [K]."""
+    """Share of pairs in which random actions lead a dream further from itself than chance does: [K]."""
     heldout = self._networks.heldout
     one = lambda task, shared: train.action_distances(self._world, shared, *task)
     arrays = tuple(jnp.asarray(x) for x in (heldout.feature, heldout.action, heldout.mask))
     keys = task_keys(jax.random.fold_in(self._key, 0), len(self.tasks))
     others, again = over_tasks(one)((*arrays, keys), self._networks.world_params)
-    valid = heldout.mask.any(-1)
+    valid = np.asarray(heldout.mask.any(-1))
     pairs = zip(np.asarray(others), np.asarray(again), valid, strict=True)
     wins = [discrimination.pair_wins(a[v][:, None], b[v][:, None]).mean() for a, b, v in pairs]
     return np.array(wins)
@@ -93,8 +94,10 @@ class Dreams:
     """Of the dreams of a policy's tasks: `called` ([M] of each task, share of a take's dreams that a
     classifier calls a success), and [K] `disagreement`, `unfamiliar`, `kl_to_cloned`."""
     world, policy, classifier = self._world, self._policy, self._networks.classifier
-    starts = [np.concatenate([takes.feature[k][takes.mask[k].any(-1), 0] for takes in self._takes])
-              for k in range(len(self.tasks))]
+    starts = [
+      np.concatenate([takes.feature[k][takes.mask[k].any(-1), 0] for takes in self._takes])
+      for k in range(len(self.tasks))
+    ]
     most = max(map(len, starts))
     # Tasks with fewer takes repeat theirs; only the first of each are counted.
     start = jnp.asarray(np.stack([np.resize(rows, (most, rows.shape[-1])) for rows in starts]))
@@ -128,8 +131,8 @@ class Dreams:
     return out
 
   def surprise(self) -> dict[str, Any]:
-    """Content of monitor.json: of each task quantiles of how much a frame of held-out takes surprises the world
-    model, in nats, and `limit`, which the mean of `window` frames in a row exceeds in one take of twenty."""
+    """Content of monitor.json: of each task quantiles of how much a frame of held-out takes surprises the
+    world model, in nats, and `limit`, exceeded by the mean of `window` frames in one take of twenty."""
     measure = jax.jit(lambda params, *arrays: train.surprise(self._world, params, *arrays))
     out: dict[str, Any] = {}
     for k, task in enumerate(self.tasks):

@@ -46,9 +46,7 @@ def run(stage: StageRun) -> None:
   config, inputs, workdir = stage.config, stage.inputs, stage.workdir
   if config.classifier.enforce_gate:
     classifier_stage.check_gate(inputs["classifier"], config.tasks, config.classifier.max_false_positives)
-  left = classifier_stage.not_told_apart(
-    inputs["classifier"], config.tasks, config.ppo.min_discrimination
-  )
+  left = classifier_stage.not_told_apart(inputs["classifier"], config.tasks, config.ppo.min_discrimination)
   if left:
     listed = ", ".join(f"{task} {100 * difference:.0f}" for task, difference in left.items())
     stage.logger.info(

@@ -1,4 +1,4 @@
-"""What dreams alone say of a policy: where they end, whether actions matter in them, and how strange they are."""
+"""What dreams alone say of a policy: where they end, whether actions matter, and how strange they are."""
 
 from __future__ import annotations
 
