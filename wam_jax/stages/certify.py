@@ -92,8 +92,9 @@ class Dreams:
 
   def of_policy(self, params: Params) -> dict[str, Any]:
     """Of the dreams of a policy's tasks: `called` ([M] of each task, share of a take's dreams that a
-    classifier calls a success), and [K] `disagreement`, `unfamiliar`, `kl_to_cloned`."""
-    world, policy, classifier = self._world, self._policy, self._networks.classifier
+    classifier calls a success), and [K] `disagreement` (None of one), `unfamiliar`, `kl_to_cloned`."""
+    world, policy, trained = self._world, self._policy, self._networks.policy
+    classifier = self._networks.classifier
     starts = [
       np.concatenate([takes.feature[k][takes.mask[k].any(-1), 0] for takes in self._takes])
       for k in range(len(self.tasks))
@@ -116,7 +117,7 @@ class Dreams:
       )
       above = classifier.margins(judge["network"], feature) > judge["threshold"]
       visited = feature[::DREAMS_PER_TAKE]
-      return above.any(-1), visited, kl_to_cloned(policy, params, visited[:, 0], chain_key)
+      return above.any(-1), visited, kl_to_cloned(trained, params, visited[:, 0], chain_key)
 
     keys = task_keys(jax.random.fold_in(self._key, 1), len(self.tasks))
     task = params, self._networks.classifier_params, start, keys
@@ -125,7 +126,8 @@ class Dreams:
     for k, rows in enumerate(starts):
       by_member = called[k].reshape(-1, most, DREAMS_PER_TAKE)[:, : len(rows)]
       out["called"].append(by_member.mean((0, 2)))
-      out["disagreement"].append((by_member.any(0) & ~by_member.all(0)).mean())
+      split = (by_member.any(0) & ~by_member.all(0)).mean()
+      out["disagreement"].append(split if len(by_member) > 1 else None)
       seen = visited[k][: len(rows)].reshape(-1, visited.shape[-1])
       out["unfamiliar"].append((self._distances(k, seen) > self._limits[k]).mean())
     return out
@@ -181,7 +183,8 @@ def certify(
     corrected = _corrected(measured["called"], tasks, quality)
     rows = {}
     for k, task in enumerate(tasks):
-      own = {rule: float(measured[rule][k]) for rule in ("disagreement", "unfamiliar", "kl_to_cloned")}
+      own = {rule: measured[rule][k] for rule in ("disagreement", "unfamiliar", "kl_to_cloned")}
+      own = {rule: None if value is None else float(value) for rule, value in own.items()}
       rows[task] = {
         "predicted": predicted["tasks"][k],
         "imagined": float(measured["called"][k].mean()),
