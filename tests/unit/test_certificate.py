@@ -78,8 +78,8 @@ GREEN = {name: rule.yellow for name, rule in RULES.items()}
 @pytest.mark.parametrize(
   ("low", "changed", "word", "about"),
   [
-    (0.85, {}, "deploy", "90 % expected, 85 to 97"),
-    (0.5, {}, "collect", "90 % expected, 50 to 97"),
+    (0.85, {}, "deploy", "90 % predicted, 85 to 97"),
+    (0.5, {}, "collect", "90 % predicted, 50 to 97"),
     (0.5, {"unfamiliar": RULES["unfamiliar"].red}, "collect", RULES["unfamiliar"].meaning),
     (0.85, {"told_apart": 0.1}, "do not trust", RULES["told_apart"].meaning),
     (0.85, {"told_apart": None, "auc": None}, "do not trust", "no held-out failed takes"),

@@ -265,7 +265,7 @@ def verdict(
   policy = max(predicted, key=lambda name: predicted[name]["value"])
   colours = {name: rule.colour(numbers[policy].get(name)) for name, rule in RULES.items()}
   row = predicted[policy]
-  says = f"{100 * row['value']:.0f} % expected, {100 * row['low']:.0f} to {100 * row['high']:.0f}"
+  says = f"{100 * row['value']:.0f} % predicted, {100 * row['low']:.0f} to {100 * row['high']:.0f}"
   if colours["told_apart"] == "none":
     reason = "there are no held-out failed takes, so that nobody knows what dreams make of failure"
     return _verdict("do not trust", policy, reason, "failed takes")

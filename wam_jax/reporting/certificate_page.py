@@ -54,27 +54,24 @@ def content(report: Mapping[str, Any]) -> str:
 def _verdicts(report: Mapping[str, Any]) -> str:
   certificate, measured = report["certificate"], report["results"]["policies"]
   policies = certificate["policies"]
-  head = '<th class="name">Task</th>'
-  head += "".join(
-    f"<th>{parts.escape(entry['label'])},<br>predicted</th><th>real</th>" for entry in policies.values()
-  )
-  head += '<th class="text">Verdict</th>'
-  lines = []
+  head = '<th class="name">Task</th><th class="text">Verdict</th>'
+  for entry in policies.values():
+    head += f"<th>{escape(entry['label'])},<br>predicted</th><th>real</th>"
+  lines, reasons = [], []
   for task, verdict in certificate["verdicts"].items():
-    cells = ""
+    cells = f'<td class="text"><span class="chip {VERDICTS[verdict["verdict"]]}">{verdict["verdict"]}</span></td>'
     for name, entry in policies.items():
-      row, real = (
-        entry["per_task"][task]["predicted"],
-        measured.get(name, {}).get("per_task", {}).get(task, {}),
-      )
+      row = entry["per_task"][task]["predicted"]
+      real = measured.get(name, {}).get("per_task", {}).get(task, {})
       span = f'<span class="ci">{parts.span_of(row["low"], row["high"])}</span>'
       cells += f"<td>{percent(row['value'])}{span}</td><td>{percent(real.get('rate'))}</td>"
-    takes = f" Collect {verdict['takes']}." if verdict["takes"] else ""
-    said = f"{policies[verdict['policy']]['label']}: {verdict['reason']}.{takes}"
-    chip = f'<span class="chip {VERDICTS[verdict["verdict"]]}">{verdict["verdict"]}</span>'
-    cells += f'<td class="wrap">{chip} {escape(said)}</td>'
     lines.append(f'<tr><td class="name">{escape(title_of(task))}</td>{cells}</tr>')
-  return parts.table_card(f"<tr>{head}</tr>", lines, "Certificate")
+    takes = f" Collect {verdict['takes']}." if verdict["takes"] else ""
+    label = policies[verdict["policy"]]["label"]
+    reason = escape(f"{label}: {verdict['reason']}.{takes}")
+    reasons.append(f"<li><b>{escape(title_of(task))}</b>: {reason}</li>")
+  table = parts.table_card(f"<tr>{head}</tr>", lines, "Certificate")
+  return f"{table}<ul class='soft'>{''.join(reasons)}</ul>"
 
 
 def _numbers(certificate: Mapping[str, Any]) -> str:
