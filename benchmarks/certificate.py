@@ -61,10 +61,19 @@ def measure(workdir: pathlib.Path) -> dict[str, Any]:
   quality = json.loads((inputs["classifier"].path / "quality.json").read_text(encoding="utf-8"))
   dreams = certify.Dreams(config, inputs["featurize"].path, networks)
   content = certify.certify(dreams, quality, policies, 0.8)
+  measured: dict[str, Any] = {"run": "/".join(workdir.parts[-2:]), "tasks": content["tasks"], "policies": {}}
   for name, entry in content["policies"].items():
-    for task, row in entry["per_task"].items():
-      row |= {key: results[name]["per_task"][task][key] for key in ("successes", "n")}
-  return content | {"run": "/".join(workdir.parts[-2:])}
+    measured["policies"][name] = {
+      task: {
+        "called": row["called"],
+        "rogan_gladen": (row["rogan_gladen"] or {}).get("value"),
+        "numbers": {rule: cell["value"] for rule, cell in row["numbers"].items()},
+        "successes": results[name]["per_task"][task]["successes"],
+        "n": results[name]["per_task"][task]["n"],
+      }
+      for task, row in entry["per_task"].items()
+    }
+  return measured
 
 
 def cases(paths: Sequence[pathlib.Path]) -> list[dict[str, Any]]:
@@ -73,19 +82,16 @@ def cases(paths: Sequence[pathlib.Path]) -> list[dict[str, Any]]:
   for path in paths:
     content = json.loads(path.read_text(encoding="utf-8"))
     for name, entry in content["policies"].items():
-      rows = list(entry["per_task"].values())
-      numbers = [row["numbers"] for row in rows]
+      rows = list(entry.values())
       out.append(
         {
           "run": content["run"],
           "policy": name,
           "tasks": content["tasks"],
           "called": [np.array(row["called"]) for row in rows],
-          "told_apart": [n["told_apart"]["value"] for n in numbers],
-          "corrected": [
-            None if row["rogan_gladen"] is None else row["rogan_gladen"]["value"] for row in rows
-          ],
-          "numbers": [{rule: cell["value"] for rule, cell in n.items()} for n in numbers],
+          "told_apart": [row["numbers"]["told_apart"] for row in rows],
+          "corrected": [row["rogan_gladen"] for row in rows],
+          "numbers": [row["numbers"] for row in rows],
           "successes": np.array([row["successes"] for row in rows]),
           "n": np.array([row["n"] for row in rows]),
         }
