@@ -8,10 +8,10 @@ import numpy as np
 from wam_jax import config as config_lib
 from wam_jax.config import STAGES, chain
 from wam_jax.core import certificate, discrimination
+from wam_jax.embodiment import ACTION_NAMES
 from wam_jax.reporting import media
 from wam_jax.stages import evaluate, judge_world_model
 from wam_jax.storage.artifact import Artifact, write_artifact
-from wam_jax.train.world_model import ACTION_NAMES
 
 TASKS = ("open_drawer", "turn_on_led")
 RATES = {"expert": 1.0, "random": 0.0, "cloned": 0.5, "ppo": 0.7}

@@ -22,9 +22,10 @@ from wam_jax.commands import pack, play
 from wam_jax.commands import report as report_command
 from wam_jax.config import STAGES, chain
 from wam_jax.host.logger import Logger, read_metrics
-from wam_jax.reporting import run_report
+from wam_jax.reporting import curves
+from wam_jax.running import ppo_setup
 from wam_jax.running.stage_run import StageRun
-from wam_jax.stages import ppo
+from wam_jax.stages import ppo as ppo_stage
 from wam_jax.storage.artifact import load_artifact
 from wam_jax.storage.saved_params import load_params
 from wam_jax.train import imagination
@@ -123,15 +124,15 @@ def test_ppo_learns_in_the_warmed_world_only(finished, tmp_path, monkeypatch):
   class Learns(Exception):
     pass
 
-  def make_iteration(world, *rest):
-    raise Learns(world)
+  def make_iteration(dreamer, *rest):
+    raise Learns(dreamer.world)
 
-  monkeypatch.setattr(ppo, "make_world", make_world)
-  monkeypatch.setattr(ppo.train, "make_iteration", make_iteration)
+  monkeypatch.setattr(ppo_setup, "make_world", make_world)
+  monkeypatch.setattr(ppo_stage.ppo, "make_iteration", make_iteration)
   inputs = {stage: load_artifact(workdir / stage, stage) for stage in chain.ROWS["ppo"].requires}
   config = ConfigDict(load_artifact(workdir / "ppo", "ppo").config)
   with pytest.raises(Learns) as stopped:
-    ppo.run(StageRun(config, inputs, tmp_path, None))
+    ppo_stage.run(StageRun(config, inputs, tmp_path, None))
   assert set(worlds) == {1.0, 1.5}
   assert stopped.value.args[0] is worlds[1.5]
 
@@ -139,11 +140,11 @@ def test_ppo_learns_in_the_warmed_world_only(finished, tmp_path, monkeypatch):
 @pytest.mark.parametrize("left", [TASKS[:1], TASKS])
 def test_ppo_leaves_what_dreams_do_not_tell_apart(left, finished, tmp_path, monkeypatch):
   workdir, _ = finished
-  monkeypatch.setattr(ppo.classifier_stage, "not_told_apart", lambda *_: dict.fromkeys(left, 0.0))
+  monkeypatch.setattr(ppo_stage.classifier_stage, "not_told_apart", lambda *_: dict.fromkeys(left, 0.0))
   inputs = {stage: load_artifact(workdir / stage, stage) for stage in chain.ROWS["ppo"].requires}
   config = ConfigDict(load_artifact(workdir / "ppo", "ppo").config)
   config.ppo.eval_every = 0
-  ppo.run(StageRun(config, inputs, tmp_path, Logger(tmp_path, "ppo")))
+  ppo_stage.run(StageRun(config, inputs, tmp_path, Logger(tmp_path, "ppo")))
   params = load_params(tmp_path / "params")
   pairs = zip(*(jax.tree.leaves(params[name]) for name in ("base", "tuned")), strict=True)
   same = np.all([[np.array_equal(a[k], b[k]) for k in range(len(TASKS))] for a, b in pairs], 0)
@@ -202,7 +203,7 @@ def test_report_draws_every_curve_of_the_world_model(finished):
   workdir, _ = finished
   inputs = {name: load_artifact(workdir / name, name) for name in STAGES[:-1]}
   results = json.loads((workdir / "evaluate" / "results.json").read_text())
-  series = {chart["title"]: len(chart["series"]) for chart in run_report.curves(inputs, results)}
+  series = {chart["title"]: len(chart["series"]) for chart in curves.curves(inputs, results)}
   assert series["World model: picture loss"] == 2
   assert series["World model: KL, nats"] == 1
   assert series["World model: inverse dynamics, squared error"] == 7

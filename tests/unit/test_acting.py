@@ -152,7 +152,6 @@ def test_the_actions_are_those_of_a_rollout(made, task, which, ddim_steps, reque
     environment=Recorded(seen),
     key=jax.random.key(seed),
     max_steps=steps,
-    chunk=CHUNK,
   )
   acted = wam_jax.load_policy(run, task, which, ddim_steps=ddim_steps)
   acted.reset(batch_size=batch, seed=seed)

@@ -9,10 +9,9 @@ import pytest
 
 from wam_jax.core import certificate
 from wam_jax.core.certificate import RULES, Calibration
-from wam_jax.train import certificate as train
-from wam_jax.train import imagination as im
-from wam_jax.train.imagination import World
-from wam_jax.types import Latent
+from wam_jax.train import certificate as train_certificate
+from wam_jax.train.imagination import Dreamer, DreamerParams, World
+from wam_jax.types import Latent, Takes
 
 
 def test_rogan_gladen_by_hand():
@@ -114,16 +113,22 @@ class Policy:
     return jnp.full((len(feature), 4, 7), params) + 0.1 * jax.random.normal(key, (len(feature), 1, 1))
 
 
+class Judge:
+  def score(self, params, feature):
+    return feature[..., 0] - feature[..., 1]
+
+
 WORLD = World(moved, 1, 2)
 
 
 def test_dreams_are_those_that_imagined_success_looks_at():
   feature, key = jax.random.normal(jax.random.key(1), (3, 4)), jax.random.key(2)
-  dreams = train.policy_dreams(WORLD, {}, Policy(), 0.2, feature, key, horizon_chunks=5)
-  score = lambda feature: feature[..., 0] - feature[..., 1]
-  largest = im.dream_scores(WORLD, {}, Policy(), 0.2, score, feature, key, horizon_chunks=5)
+  dreamer, params = Dreamer(WORLD, Policy(), Judge(), 5), DreamerParams({}, 0.2, {})
+  dreams = train_certificate.policy_dreams(dreamer, params, feature, key)
   assert dreams.shape == (3, 5, 4)
-  np.testing.assert_allclose(score(dreams).max(1), largest, rtol=1e-5)
+  np.testing.assert_allclose(
+    Judge().score({}, dreams).max(1), dreamer.scores(params, feature, key), rtol=1e-5
+  )
 
 
 @pytest.mark.parametrize("follows", [True, False])
@@ -134,7 +139,8 @@ def test_actions_that_matter_lead_elsewhere(follows):
   rng = np.random.default_rng(0)
   feature, action = rng.normal(size=(20, 9, 4)).astype(np.float32), rng.uniform(-1, 1, (20, 9, 7))
   mask = np.arange(9) < rng.integers(3, 9, 20)[:, None]
-  other, again = train.action_distances(world, {}, feature, jnp.asarray(action), mask, jax.random.key(0))
+  takes = Takes(feature, jnp.asarray(action), None, mask)
+  other, again = train_certificate.action_distances(world, {}, takes, jax.random.key(0))
   assert other.shape == again.shape == (20,)
   assert (other > again).mean() == 1 if follows else 0.2 < (other > again).mean() < 0.8
 
@@ -143,12 +149,12 @@ def test_distance_to_the_nearest_known_feature():
   rng = np.random.default_rng(0)
   feature, known, valid = rng.normal(size=(5, 3)), rng.normal(size=(7, 3)), np.arange(7) < 4
   expected = np.linalg.norm(feature[:, None] - known[None, :4], axis=-1).min(1)
-  np.testing.assert_allclose(train.nearest_distance(feature, known, valid), expected, rtol=1e-4)
+  np.testing.assert_allclose(train_certificate.nearest_distance(feature, known, valid), expected, rtol=1e-4)
 
 
 def test_surprise_is_the_log_probability_of_what_was_seen():
   logits = jnp.log(jnp.array([[[0.25, 0.75], [0.9, 0.1]]]))
   world = World(lambda params, latent, action, key: Latent(latent.deter, latent.stoch, logits, None), 2, 2)
   after = jnp.array([[5.0, 1, 0, 0, 1]])  # deter, then the codes 0 and 1
-  value = train.surprise(world, {}, jnp.zeros((1, 5)), jnp.zeros((1, 7)), after)
+  value = train_certificate.surprise(world, {}, jnp.zeros((1, 5)), jnp.zeros((1, 7)), after)
   np.testing.assert_allclose(value, [-np.log(0.25 * 0.1)], rtol=1e-5)

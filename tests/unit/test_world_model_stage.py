@@ -18,7 +18,7 @@ from wam_jax.data.frames import frame_path
 from wam_jax.foreign import lumos
 from wam_jax.host.logger import Logger
 from wam_jax.running.stage_run import StageRun
-from wam_jax.stages import world_model as stage
+from wam_jax.stages import world_model as world_model_stage
 from wam_jax.storage import artifact as artifact_lib
 from wam_jax.storage.artifact import Artifact, load_artifact
 from wam_jax.storage.checksums import CheckpointError
@@ -70,7 +70,7 @@ def train(collected, path, until=None, **changes):
 
   logger.write = stopping_write
   try:
-    stage.run(StageRun(config, {"collect": collected}, path, logger))
+    world_model_stage.run(StageRun(config, {"collect": collected}, path, logger))
   finally:
     logger.close()
   artifact_lib.write_artifact(artifact, done=True)
@@ -173,11 +173,11 @@ def _with_failed(tmp_path_factory, write_split) -> Artifact:
 def test_failed_takes_that_are_not_held_out_are_trained_on(with_failed, tmp_path):
   settings = {"tasks": ("open_drawer",), "data__failed_takes_per_task": 2}
   root = with_failed.path / "dataset"
-  assert stage.failed_takes(make_config(**settings), root) == []
+  assert world_model_stage.failed_takes(make_config(**settings), root) == []
   settings["world_model__failed_takes"] = True
   none = {"data__failed_takes_per_task": 0, "ppo__failed_starts": 0.0}
-  assert stage.failed_takes(make_config(**settings | none), root) == []
-  ((folder, spans),) = stage.failed_takes(make_config(**settings), root)
+  assert world_model_stage.failed_takes(make_config(**settings | none), root) == []
+  ((folder, spans),) = world_model_stage.failed_takes(make_config(**settings), root)
   assert folder == root / "failed" and spans.tolist() == [[500, 505], [506, 512]]
   resident, said = train(with_failed, tmp_path / "device", **settings)
   assert any("parameters, 73 frames" in line for line in said)

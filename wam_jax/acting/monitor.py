@@ -15,7 +15,7 @@ import numpy as np
 from wam_jax.acting import models
 from wam_jax.storage import artifact as artifact_lib
 from wam_jax.storage.artifact import Artifact, ArtifactError
-from wam_jax.train import certificate
+from wam_jax.train import certificate as train_certificate
 from wam_jax.train.imagination import make_world
 from wam_jax.types import Latent, Params, features
 
@@ -57,7 +57,7 @@ class Monitor:
 
     def read(model_params: Params, judge: Params, before: Any, after: Any) -> tuple[jax.Array, ...]:
       feature, seen = _feature(before), _feature(after)
-      surprise = certificate.surprise(world, model_params, feature, before["prev_action"], seen)
+      surprise = train_certificate.surprise(world, model_params, feature, before["prev_action"], seen)
       return classifier(judge, seen), classifier.success(judge, seen), surprise
 
     self._read = jax.jit(read)

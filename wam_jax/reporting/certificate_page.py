@@ -59,7 +59,8 @@ def _verdicts(report: Mapping[str, Any]) -> str:
     head += f"<th>{escape(entry['label'])},<br>predicted</th><th>real</th>"
   lines, reasons = [], []
   for task, verdict in certificate["verdicts"].items():
-    cells = f'<td class="text"><span class="chip {VERDICTS[verdict["verdict"]]}">{verdict["verdict"]}</span></td>'
+    word = verdict["verdict"]
+    cells = f'<td class="text"><span class="chip {VERDICTS[word]}">{word}</span></td>'
     for name, entry in policies.items():
       row = entry["per_task"][task]["predicted"]
       real = measured.get(name, {}).get("per_task", {}).get(task, {})

@@ -355,8 +355,6 @@ def time_bars(stages: Sequence[Mapping[str, Any]]) -> str:
   return f'<div class="card">{rows}</div>'
 
 
-def details(summary: str, body: str, opened: bool = False) -> str:
+def details(summary: str, body: str) -> str:
   """Something that is folded away."""
-  return (
-    f'<details class="card"{" open" if opened else ""}><summary>{escape(summary)}</summary>{body}</details>'
-  )
+  return f'<details class="card"><summary>{escape(summary)}</summary>{body}</details>'

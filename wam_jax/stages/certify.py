@@ -26,8 +26,8 @@ from wam_jax.running.ppo_monitor import kl_to_cloned
 from wam_jax.running.ppo_setup import Networks
 from wam_jax.running.stage_run import StageRun
 from wam_jax.storage.artifact import write_text
-from wam_jax.train import certificate as train
-from wam_jax.train.imagination import make_world
+from wam_jax.train import certificate as train_certificate
+from wam_jax.train.imagination import Dreamer, DreamerParams, make_world
 from wam_jax.train.tasks import over_tasks, task_keys
 from wam_jax.types import Params
 
@@ -64,14 +64,15 @@ class Dreams:
   """
 
   def __init__(self, config: Any, features: pathlib.Path, networks: Networks):
-    self._networks, self._world = networks, make_world(networks.model)
-    self._policy = models.for_acting(networks.policy, config.behaviour_cloning.ddim_steps)
+    self._networks = networks
+    policy = models.for_acting(networks.policy, config.behaviour_cloning.ddim_steps)
+    chunks = -(-config.env.max_steps // policy.chunk)
+    self._dreamer = Dreamer(make_world(networks.model), policy, networks.classifier, chunks)
     self.tasks = networks.heldout.tasks
     self._takes, self._known = [networks.heldout], [networks.demos]
     if config.data.failed_takes_per_task:
       self._takes.append(load_features(features / "heldout_failed.npz"))
       self._known.append(load_features(features / "failed.npz"))
-    self._chunks = -(-config.env.max_steps // networks.policy.chunk)
     self._key = jax.random.fold_in(jax.random.key(config.seed), 9)
     self._limits = [
       np.quantile(self._distances(k, self._frames(self._takes, k)[::3]), FAMILIAR_SHARE)
@@ -81,10 +82,10 @@ class Dreams:
   def follows_actions(self) -> np.ndarray:
     """Share of pairs in which random actions lead a dream further from itself than chance does: [K]."""
     heldout = self._networks.heldout
-    one = lambda task, shared: train.action_distances(self._world, shared, *task)
-    arrays = tuple(jnp.asarray(x) for x in (heldout.feature, heldout.action, heldout.mask))
+    one = lambda task, shared: train_certificate.action_distances(self._dreamer.world, shared, *task)
     keys = task_keys(jax.random.fold_in(self._key, 0), len(self.tasks))
-    others, again = over_tasks(one)((*arrays, keys), self._networks.world_params)
+    takes = jax.tree.map(jnp.asarray, heldout.takes)
+    others, again = over_tasks(one)((takes, keys), self._networks.world_params)
     valid = np.asarray(heldout.mask.any(-1))
     pairs = zip(np.asarray(others), np.asarray(again), valid, strict=True)
     wins = [discrimination.pair_wins(a[v][:, None], b[v][:, None]).mean() for a, b, v in pairs]
@@ -93,7 +94,6 @@ class Dreams:
   def of_policy(self, params: Params) -> dict[str, Any]:
     """Of the dreams of a policy's tasks: `called` ([M] of each task, share of a take's dreams that a
     classifier calls a success), and [K] `disagreement` (None of one), `unfamiliar`, `kl_to_cloned`."""
-    world, policy, trained = self._world, self._policy, self._networks.policy
     classifier = self._networks.classifier
     starts = [
       np.concatenate([takes.feature[k][takes.mask[k].any(-1), 0] for takes in self._takes])
@@ -106,18 +106,13 @@ class Dreams:
     def one(task: Any, world_params: Params) -> Any:
       params, judge, start, key = task
       dream_key, chain_key = jax.random.split(key)
-      feature = train.policy_dreams(
-        world,
-        world_params,
-        policy,
-        params,
-        jnp.repeat(start, DREAMS_PER_TAKE, 0),
-        dream_key,
-        horizon_chunks=self._chunks,
+      start = jnp.repeat(start, DREAMS_PER_TAKE, 0)
+      feature = train_certificate.policy_dreams(
+        self._dreamer, DreamerParams(world_params, params, judge), start, dream_key
       )
       above = classifier.margins(judge["network"], feature) > judge["threshold"]
       visited = feature[::DREAMS_PER_TAKE]
-      return above.any(-1), visited, kl_to_cloned(trained, params, visited[:, 0], chain_key)
+      return above.any(-1), visited, kl_to_cloned(self._networks.policy, params, visited[:, 0], chain_key)
 
     keys = task_keys(jax.random.fold_in(self._key, 1), len(self.tasks))
     task = params, self._networks.classifier_params, start, keys
@@ -135,7 +130,9 @@ class Dreams:
   def surprise(self) -> dict[str, Any]:
     """Content of monitor.json: of each task quantiles of how much a frame of held-out takes surprises the
     world model, in nats, and `limit`, exceeded by the mean of `window` frames in one take of twenty."""
-    measure = jax.jit(lambda params, *arrays: train.surprise(self._world, params, *arrays))
+    measure = jax.jit(
+      lambda params, *arrays: train_certificate.surprise(self._dreamer.world, params, *arrays)
+    )
     out: dict[str, Any] = {}
     for k, task in enumerate(self.tasks):
       frames, peaks = [], []
@@ -159,7 +156,7 @@ class Dreams:
     return np.asarray(_nearest(feature, known, np.ones(len(known), bool)))
 
 
-_nearest = jax.jit(train.nearest_distance)
+_nearest = jax.jit(train_certificate.nearest_distance)
 
 
 def certify(

@@ -5,56 +5,43 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from wam_jax.core.actions import executable
-from wam_jax.train.imagination import World, imagine_actions, random_actions
-from wam_jax.types import Params, Policy
+from wam_jax.train.imagination import Dreamer, DreamerParams, World, random_actions
+from wam_jax.types import Params, Takes
 
 
-def policy_dreams(
-  world: World,
-  world_params: Params,
-  policy: Policy,
-  policy_params: Params,
-  feature: jax.Array,
-  key: jax.Array,
-  *,
-  horizon_chunks: int,
-) -> jax.Array:
-  """Features where the reward looks, of dreams of one task under the deterministic policy.
+def policy_dreams(dreamer: Dreamer, params: DreamerParams, feature: jax.Array, key: jax.Array) -> jax.Array:
+  """Features where the reward looks, in the dreams that `Dreamer.scores` judges.
 
   Args:
-    world: the frozen world model.
-    world_params: its parameters.
-    policy: what acts.
-    policy_params: {"base", "tuned"}.
+    dreamer: of the policy.
+    params: of one task.
     feature: [E, F], one dream from each.
     key: random key.
-    horizon_chunks: N, length of a dream.
 
   Returns:
     [E, N, F], after each chunk.
   """
+  arranged = dreamer.world.arrange(params.world)
 
   def step(feature: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
     policy_key, world_key = jax.random.split(key)
-    chunk = policy.sample(policy_params, feature, policy_key, True)
-    feature = imagine_actions(world, world_params, feature, executable(chunk), world_key)[:, -1]
+    chunk = dreamer.policy.sample(params.policy, feature, policy_key, deterministic=True)
+    feature, _ = dreamer.world.imagine_chunk(arranged, feature, chunk, world_key)
     return feature, feature
 
-  return jnp.swapaxes(jax.lax.scan(step, feature, jax.random.split(key, horizon_chunks))[1], 0, 1)
+  keys = jax.random.split(key, dreamer.horizon_chunks)
+  return jnp.swapaxes(jax.lax.scan(step, feature, keys)[1], 0, 1)
 
 
 def action_distances(
-  world: World, world_params: Params, feature: jax.Array, action: jax.Array, mask: jax.Array, key: jax.Array
+  world: World, world_params: Params, takes: Takes, key: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
   """How far dreams of one start lie from each other, under other actions and under the same ones.
 
   Args:
     world: the frozen world model.
     world_params: its parameters.
-    feature: [M, T, F], takes of one task.
-    action: [M, T, 7].
-    mask: [M, T] bool.
+    takes: M of one task.
     key: random key.
 
   Returns:
@@ -62,17 +49,17 @@ def action_distances(
     distance of the features over the frames of the take.
   """
   own_key, again_key, other_key, random_key = jax.random.split(key, 4)
-  num, length = mask.shape
-  dreamt = lambda action, key: imagine_actions(world, world_params, feature[:, 0], action[:, :-1], key)
-  own = dreamt(action, own_key)
-  valid = mask[:, 1:]
+  num, length = takes.mask.shape
+  dreamt = lambda action, key: world.imagine_actions(world_params, takes.feature[:, 0], action[:, :-1], key)
+  own = dreamt(takes.action, own_key)
+  valid = takes.mask[:, 1:]
 
   def distance(other: jax.Array) -> jax.Array:
     apart = jnp.linalg.norm(own - other, axis=-1)
     return jnp.where(valid, apart, 0).sum(1) / jnp.maximum(valid.sum(1), 1)
 
   other = dreamt(random_actions(random_key, num, length), other_key)
-  return distance(other), distance(dreamt(action, again_key))
+  return distance(other), distance(dreamt(takes.action, again_key))
 
 
 def nearest_distance(feature: jax.Array, known: jax.Array, valid: jax.Array) -> jax.Array:
