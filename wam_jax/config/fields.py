@@ -295,10 +295,10 @@ ROWS: tuple[Field, ...] = (
   Field("ppo.eval_episodes", 20, count(0),
     "real ones per task, from held-out starts that evaluate leaves; 0: imagined only"),
 
-  Field("ppo.min_discrimination", 0.2, RATE,
+  Field("ppo.min_discrimination", 0.1, RATE,
     "Of a task whose dreams call not so much more of the good than of the failed held-out takes a success, "
     "PPO leaves the cloned policy as it is; 0: never. Without failed takes it is not known.",
-    silent=0.2),
+    silent=0.1),
 
   Field("certify.required_success", 0.8, RATE,
     "real success that a policy must have to be deployed: what the certificate says is held against it"),
