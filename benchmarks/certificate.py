@@ -1,11 +1,11 @@
 """Whether certificates are true: predicted against real success of finished policies.
 
-python benchmarks/certificate.py measure --out=cases RUN...    # dreams of finished runs, and real success
-python benchmarks/certificate.py fit cases/*.json              # the numbers of core/certificate.CALIBRATION
-python benchmarks/certificate.py prove cases/*.json            # how often intervals hold, ranks, choices
+python benchmarks/certificate.py --measure=RUN,RUN --out=FOLDER   # dreams of finished runs, and real success
+python benchmarks/certificate.py --fit=FOLDER                     # numbers of core/certificate.CALIBRATION
+python benchmarks/certificate.py --prove=FOLDER                   # how often intervals hold, ranks, choices
 
-A run of `measure` is a work folder with stage evaluate or evaluate_cloned. Settle on some runs (`fit`), prove
-on others. `fit` needs SciPy, which comes with JAX.
+A run is a work folder with stage evaluate or evaluate_cloned. Settle on some runs (--fit), prove on others.
+--fit needs SciPy, which comes with JAX.
 """
 
 from __future__ import annotations
@@ -76,10 +76,10 @@ def measure(workdir: pathlib.Path) -> dict[str, Any]:
   return measured
 
 
-def cases(paths: Sequence[pathlib.Path]) -> list[dict[str, Any]]:
-  """One entry per policy of the files of `measure`: its tasks' numbers as arrays over tasks."""
+def cases(folder: pathlib.Path) -> list[dict[str, Any]]:
+  """One entry per policy of the files that `measure` made: its tasks' numbers as arrays over tasks."""
   out = []
-  for path in paths:
+  for path in sorted(folder.glob("*.json")):
     content = json.loads(path.read_text(encoding="utf-8"))
     for name, entry in content["policies"].items():
       rows = list(entry.values())
@@ -232,25 +232,30 @@ def markdown(proof: dict[str, Any]) -> str:
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("what", choices=("measure", "fit", "prove"))
-  parser.add_argument("paths", nargs="+", type=pathlib.Path)
-  parser.add_argument("--out", type=pathlib.Path, help="folder for the cases of `measure`, file for `prove`")
+  parser.add_argument("--measure", metavar="RUN,RUN", default="", help="work folders of finished runs")
+  parser.add_argument("--out", type=pathlib.Path, help="folder for the cases of --measure, file for --prove")
+  parser.add_argument("--fit", metavar="FOLDER", type=pathlib.Path, help="of cases")
+  parser.add_argument("--prove", metavar="FOLDER", type=pathlib.Path, help="of cases")
   args = parser.parse_args()
-  if args.what == "measure":
+  if args.measure:
+    if args.out is None:
+      parser.error("--measure needs --out=FOLDER")
     args.out.mkdir(parents=True, exist_ok=True)
-    for workdir in args.paths:
+    for workdir in map(pathlib.Path, args.measure.split(",")):
       content = measure(workdir.absolute())
-      text = json.dumps(content) + "\n"
+      text = json.dumps(content, separators=(",", ":")) + "\n"
       (args.out / f"{content['run'].replace('/', '_')}.json").write_text(text, encoding="utf-8")
       print(workdir, flush=True)
-  elif args.what == "fit":
-    fit(cases(args.paths))
-  else:
-    proof = prove(cases(args.paths))
+  elif args.fit:
+    fit(cases(args.fit))
+  elif args.prove:
+    proof = prove(cases(args.prove))
     print(markdown(proof))
     print(json.dumps(proof["summary"], indent=2))
     if args.out:
       args.out.write_text(json.dumps(proof, indent=1) + "\n", encoding="utf-8")
+  else:
+    parser.error("nothing to do: --measure, --fit or --prove")
 
 
 if __name__ == "__main__":
