@@ -168,6 +168,9 @@ def test_every_stage(finished):
   assert (workdir / "report" / "report.md").exists() and (workdir / "report" / "report.json").exists()
   results = json.loads((workdir / "evaluate" / "results.json").read_text())
   assert all(task in json.dumps(results) for task in TASKS)
+  certificate = json.loads((workdir / "certify" / "certificate.json").read_text())
+  assert set(certificate["verdicts"]) == set(TASKS)
+  assert "## Certificate" in (workdir / "report" / "report.md").read_text()
 
 
 def test_metrics_are_there(finished):
