@@ -17,6 +17,7 @@ from made_up_run import make_artifact
 import wam_jax
 from wam_jax import config as config_lib
 from wam_jax.acting import export, load, models, packed, rollout, run_exported
+from wam_jax.acting.monitor import MonitorError
 from wam_jax.acting.policy import PolicyError
 from wam_jax.acting.policy_table import POLICIES
 from wam_jax.commands import export as export_command
@@ -364,7 +365,7 @@ def test_only_what_the_model_reads_is_needed(tmp_path):
 
 
 def test_importing_the_package_imports_no_jax_and_no_other_package():
-  code = "import sys, wam_jax; assert callable(wam_jax.load_policy)\n"
+  code = "import sys, wam_jax\n"
   code += "sys.exit(bool({'jax', 'numpy', 'ml_collections', 'absl'} & set(sys.modules)))"
   assert subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT).returncode == 0
 
@@ -584,3 +585,68 @@ def test_weights_that_are_no_numbers_are_refused(run, tmp_path):
   save_params(folder, params)
   with pytest.raises(CheckpointError, match="NaN or infinity in fuse/kernel"):
     wam_jax.load_policy(tmp_path / "run", TASKS[0])
+
+
+# --- monitoring -------------------------------------------------------------------------------------
+
+
+def certify(root, config, limit):
+  """Adds a classifier, and the part of a certificate that a monitor reads."""
+  prints = {
+    stage: artifact_lib.load_artifact(root, stage).fingerprint for stage in ("behaviour_cloning", "ppo")
+  }
+  plain, size = config.to_dict(), make_world_model(config.world_model, config.env.image_size).feature_size
+  classifier = models.make_classifier(config, size)
+  network = random_like(classifier.init, 4, (len(TASKS),))
+  params = {"network": network, "threshold": np.zeros(len(TASKS), np.float32)}
+  judge = make_artifact("classifier", root / "classifier", plain, {"of": "classifier"})
+  write(judge, params)
+  prints["classifier"] = judge.fingerprint
+  certified = make_artifact("certify", root / "certify", plain, {"of": "certify"}, prints)
+  write(certified)
+  content = {"window": 2, "tasks": {task: {"p50": 1.0, "limit": limit} for task in TASKS}}
+  (certified.path / "monitor.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(("limit", "batch"), [(-1.0, None), (1e9, 3)])
+def test_monitor_reads_along_and_changes_no_action(limit, batch, tmp_path):
+  config = make_config(**{"world_model.proprio": "latent"})
+  root = write_run(tmp_path / "run", config)
+  certify(root, config, limit)
+  seen = observations(5, batch)
+  policy = wam_jax.load_policy(root, TASKS[1])
+  policy.reset(batch)
+  expected = episode(policy, seen)
+  monitor = policy.monitor
+  policy.reset(batch)
+  np.testing.assert_array_equal(episode(policy, seen), expected)
+  values = {name: np.array([r[name] for r in monitor.readings[1:]]) for name in monitor.readings[0]}
+  assert monitor.readings[0]["surprise"] is None and (values["surprise"] >= 0).all()
+  assert np.ptp(values["surprise"]) > 0 and np.ptp(values["success_probability"]) > 0
+  assert ((values["success_probability"] > 0.5) == values["success"]).all()
+  assert (values["unfamiliar"][1:] == (limit < 0)).all() and not values["unfamiliar"][0].any()
+  monitor.save(tmp_path / "episode.jsonl")
+  assert [
+    json.loads(line) for line in (tmp_path / "episode.jsonl").read_text().splitlines()
+  ] == monitor.readings
+  policy.reset(batch)
+  assert monitor.readings == []
+
+
+def test_monitor_says_what_it_lacks(tmp_path):
+  config = make_config()
+  root = write_run(tmp_path / "run", config)
+  with pytest.raises(MonitorError, match="--config.stage=certify"):
+    _ = wam_jax.load_policy(root, TASKS[0]).monitor
+  certify(root, config, 1.0)
+  assert wam_jax.load_policy(root, TASKS[0], "cloned").monitor.spread["limit"] == 1
+  shutil.rmtree(root / "ppo")
+  write_run(tmp_path / "other", config)
+  policy = artifact_lib.load_artifact(tmp_path / "other" / "ppo")
+  shutil.copytree(policy.path, root / "ppo")
+  another = make_artifact("ppo", root / "ppo", policy.config, {"of": "another"}, policy.inputs)
+  artifact_lib.write_artifact(another, done=True)
+  with pytest.raises(MonitorError, match="the certificate of another ppo"):
+    _ = wam_jax.load_policy(root, TASKS[0]).monitor
+  with pytest.raises(MonitorError, match="packed"):
+    _ = wam_jax.load_policy(task="open_drawer").monitor

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from wam_jax.acting.monitor import Monitor, MonitorError
 from wam_jax.acting.step import State, act_step, start_state
 from wam_jax.core.image import area_resize
 from wam_jax.embodiment import ROBOT_OBS
@@ -52,6 +53,7 @@ class ActingPolicy:
     policy_params: {"base", "tuned"}, on a leading axis of length 1.
     task: the skill's name.
     made_from: stage -> fingerprint of the artifacts, kept for the record.
+    open_monitor: makes the monitor; None: there is none.
 
   Attributes:
     cameras: pictures that `act` needs.
@@ -72,6 +74,7 @@ class ActingPolicy:
     policy_params: Params,
     task: str,
     made_from: Mapping[str, str] | None = None,
+    open_monitor: Callable[[], Monitor] | None = None,
   ):
     if model.feature_size != policy.feature_size:
       raise PolicyError(
@@ -85,7 +88,24 @@ class ActingPolicy:
     self.needs_robot_obs: bool = model.proprio != "none"
     self.chunk: int = policy.chunk
     self._start, self._step = _compiled(model, policy)
+    self._open_monitor = open_monitor
+    self._monitor: Monitor | None = None
     self.reset()
+
+  @property
+  def monitor(self) -> Monitor:
+    """Reads along with `act` from the first time it is asked for; ask before an episode begins.
+
+    Raises:
+      MonitorError: the policy's run was not certified, or it is a packed policy.
+    """
+    if self._monitor is None:
+      if self._open_monitor is None:
+        raise MonitorError(
+          f"{self.task}: packed policies have no classifier to monitor by; load the run itself"
+        )
+      self._monitor = self._open_monitor()
+    return self._monitor
 
   @surroundings.own_settings()
   def reset(self, batch_size: int | None = None, seed: int = 0) -> None:
@@ -102,6 +122,8 @@ class ActingPolicy:
       batch_size = whole("batch_size", batch_size, 1)
     seed = whole("seed", seed, 0, MAX_SEED)
     self._batch_size = batch_size
+    if self._monitor is not None:
+      self._monitor.reset()
     self._state: State = self._start(self.params[0], batch_size or 1, self.chunk, seed)
 
   @surroundings.own_settings()
@@ -121,7 +143,10 @@ class ActingPolicy:
         than that of `reset`; the state is then as before.
     """
     inputs = self._read(observation)
-    self._state, action = self._step(*self.params, self._state, inputs)
+    before = self._state
+    self._state, action = self._step(*self.params, before, inputs)
+    if self._monitor is not None:
+      self._monitor.see(before, self._state, single=self._batch_size is None)
     result = np.asarray(action)
     return result[0] if self._batch_size is None else result
 

@@ -228,3 +228,23 @@ def check_gate(artifact: Artifact, tasks: tuple[str, ...], limit: float) -> None
       f"classifier.max_false_positives is {limit:.1%}. PPO would learn to please the classifier. Train "
       "the world model or the classifier longer, or set classifier.enforce_gate=False to go on anyway."
     )
+
+
+def not_told_apart(artifact: Artifact, tasks: tuple[str, ...], least: float) -> dict[str, float]:
+  """Tasks whose dreams do not tell success from failure well enough to learn from.
+
+  Args:
+    artifact: of this stage.
+    tasks: those that will be trained.
+    least: share of good held-out takes called a success in dreams minus that of failed ones; 0: any.
+
+  Returns:
+    task -> its share, of those below `least`; empty where there were no failed takes to measure it on.
+  """
+  quality = json.loads((artifact.path / "quality.json").read_text(encoding="utf-8"))["tasks"]
+  shares = {
+    task: quality[task]["discrimination"]["dreamt"]["difference"]["value"]
+    for task in tasks
+    if "discrimination" in quality[task]
+  }
+  return {task: share for task, share in shares.items() if least and share < least}
