@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from wam_jax.host import gymnasium_id
+
 if TYPE_CHECKING:
   from wam_jax.acting.policy import ActingPolicy
 
 __version__ = "0.1.0"
+gymnasium_id.register()
 
 
 def load_policy(

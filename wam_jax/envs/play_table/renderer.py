@@ -24,7 +24,9 @@ from wam_jax.embodiment import CAMERAS, ROBOT_OBS, SCENE_OBS
 from wam_jax.envs.play_table import scene, simulator
 from wam_jax.host import machine
 
-BLOCK = 8  # frames per call of the compiled program
+BLOCK = (
+  1  # frames per call of the compiled program: two and more leave the caches, 8 take 3 times as long each
+)
 # Where in a pixel (column, row) the rays of each camera go. The resting camera is far away, and furniture
 # that moves by less than a pixel must still show there; CALVIN gets the same by averaging larger pictures.
 SAMPLES = (((0.25, 0.35), (0.75, 0.65)), ((0.5, 0.5),))
