@@ -24,7 +24,8 @@ make_environment() {
   "$python" -m venv "$venv" || {
     rm -rf "$venv"
     fail "" "This Python cannot make virtual environments. On Debian or Ubuntu: apt install python3-venv" \
-      "Without root: $python -m pip install --user virtualenv && $python -m virtualenv $venv, then repeat."
+      "Without root: $python -m venv --without-pip $(printf %q "$venv")" \
+      "              curl -sS https://bootstrap.pypa.io/get-pip.py | $(printf %q "$venv/bin/python")     then repeat."
   }
 }
 

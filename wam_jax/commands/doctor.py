@@ -58,8 +58,6 @@ def check_machine(name: str) -> Section:
   cores = machine.available_cores()
   section.facts += [f"{cores} CPU core{'s' * (cores > 1)}", f"{memory / 1e9:.1f} GB of memory free"]
   section.facts.append(f"{disk / 1e9:.1f} GB of disk free in {folder}")
-  if sys.version_info < (3, 11):
-    section.problem("Python", "must be 3.11 or newer", "PYTHON=python3.12 bash launch/install.sh", True)
   if memory < MEMORY:  # other programs may have ended when the demo needs it
     section.problem("Memory", f"is short: the demo takes {MEMORY / 1e9:g} GB", "end other programs")
   if disk < DISK or not machine.writable(folder):

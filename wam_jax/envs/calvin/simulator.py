@@ -28,7 +28,7 @@ from wam_jax.embodiment import ACTION, CAMERAS, CONTROL_HZ, ROBOT_OBS, SCENE_OBS
 SCENES = ("A", "B", "C", "D")
 PICTURE_SIZES = dict(zip(CAMERAS, (200, 84), strict=True))  # sides in pixels
 HOW_TO = """CALVIN's simulator and data take three steps:
-  pip install 'wam_jax[calvin]' (but for Python 3.11 on Linux x86-64, pip compiles pybullet: apt install g++ python3-dev)
+  pip install 'wam_jax[calvin]' (compiles pybullet but for Python 3.11 on x86-64: apt install g++ python3-dev)
   git clone https://github.com/mees/calvin_env, and --config.env.calvin_root=calvin_env or $CALVIN_ROOT
   dataset/download_data.sh of github.com/mees/calvin, and --config.data.calvin_path=FOLDER or $CALVIN_DATA"""
 _PACKAGES = {"pybullet": "pybullet", "hydra": "hydra-core", "omegaconf": "omegaconf", "scipy": "scipy"}

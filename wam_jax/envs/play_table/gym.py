@@ -1,7 +1,7 @@
 """The play table as a standard gymnasium environment.
 
-After `import wam_jax`: gymnasium.make("wam_jax/PlayTable-v0", task="open_drawer"). A program without that import
-names this module too: gymnasium.make("wam_jax.envs.play_table.gym:wam_jax/PlayTable-v0").
+After `import wam_jax`: gymnasium.make("wam_jax/PlayTable-v0", task="open_drawer"). A program without that
+import names this module too: gymnasium.make("wam_jax.envs.play_table.gym:wam_jax/PlayTable-v0").
 """
 
 from __future__ import annotations
