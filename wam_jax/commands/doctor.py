@@ -108,7 +108,7 @@ def check_devices(name: str, seconds: float) -> Section:
     fix = "pip install -e ." if failure.startswith("ModuleNotFoundError") else fix
     section.problem("JAX", f"finds no device: {failure}", fix, True)
   elif accelerator.device and all(kind.startswith("cpu") for kind in kinds):
-    fix = f"pip install --force-reinstall -e '.[{'tpu' if accelerator.device == 'TPU' else 'cuda'}]'"
+    fix = f"pip install --force-reinstall 'jax[{'tpu' if accelerator.device == 'TPU' else 'cuda12'}]'"
     section.problem(accelerator.device, "is there, but JAX computes on the CPU", fix)
   elif accelerator.fix:
     section.problem("JAX", "does not use the accelerator that is there", accelerator.fix)
