@@ -15,6 +15,7 @@ import jax
 
 from wam_jax.acting.actor import Actor
 from wam_jax.acting.step import State, act_step, start_state
+from wam_jax.host import surroundings
 from wam_jax.types import Params
 
 
@@ -50,6 +51,7 @@ class ActingPolicy(Actor):
     PolicyError: the policy and the world model have different feature sizes.
   """
 
+  @surroundings.own_settings()
   def __init__(
     self,
     model: Any,
@@ -70,6 +72,9 @@ class ActingPolicy(Actor):
     self.needs_robot_obs, self.chunk = model.proprio != "none", policy.chunk
     self._start, self._step = _compiled(model, policy)
     self.reset()
+
+  reset = surroundings.own_settings()(Actor.reset)
+  act = surroundings.own_settings()(Actor.act)
 
   def _begin(self, batch_size: int, seed: int) -> State:
     return self._start(self.params[0], batch_size, self.chunk, seed)
