@@ -110,9 +110,8 @@ SIZE = "short"  # @param ["short", "demo", "small", "smallest"]
 
 from IPython.display import HTML, Markdown, display
 
-from wam_jax.host import machine
+from wam_jax.host import machine, surroundings
 from wam_jax.reporting import media
-from wam_jax.running import runner
 
 # Settings that differ from the preset: any field of the config.
 SIZES = {
@@ -155,7 +154,7 @@ def picture(content, kind, alt):
   return f'<img src="{media.data_uri(content, kind)}" alt="{alt}" style="max-width:100%">'
 
 
-runner.use_compilation_cache()
+surroundings.prepare_jax()
 os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # this notebook and the training share a GPU
 found = machine.find_accelerator()
 print(f"Accelerator: {found.device or found.why_not}. CPU cores: {machine.available_cores()}.")

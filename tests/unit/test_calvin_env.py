@@ -148,14 +148,57 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch):
       calvin_simulator.CalvinMissingError, match=r"it has no calvin_env/envs(.|\n)*git clone"
     ):
       make("calvin", root=str(tmp_path))
-  for part in ("calvin_env/envs/play_table_env.py", "conf/scene/x.yaml", "data/x"):
-    (tmp_path / part).parent.mkdir(parents=True, exist_ok=True)
-    (tmp_path / part).touch()
+  make_checkout(tmp_path)
   monkeypatch.setattr(calvin_simulator.importlib.util, "find_spec", lambda name: None)
   with pytest.raises(
     calvin_simulator.CalvinMissingError, match="not installed: pybullet, hydra-core, omegaconf, scipy"
   ):
     calvin_simulator.find_root(str(tmp_path))
+
+
+def make_checkout(folder, module=""):
+  """The files by which a checkout is known."""
+  for part in ("calvin_env/envs/play_table_env.py", "conf/scene/x.yaml", "data/x"):
+    (folder / part).parent.mkdir(parents=True, exist_ok=True)
+    (folder / part).write_text(module)
+
+
+def test_a_checkout_of_mees_calvin(tmp_path, monkeypatch):
+  (tmp_path / "calvin_env").mkdir()
+  (tmp_path / ".gitmodules").touch()
+  monkeypatch.setenv("CALVIN_ROOT", str(tmp_path))
+  with pytest.raises(calvin_simulator.CalvinMissingError, match="submodule update"):
+    calvin_simulator.find_checkout()
+  make_checkout(tmp_path / "calvin_env")
+  assert calvin_simulator.find_checkout() == tmp_path / "calvin_env"
+
+
+@pytest.mark.parametrize("error", ["ImportError('libGL.so.1')", "AttributeError('_ARRAY_API')"])
+def test_a_required_package_that_is_broken(tmp_path, monkeypatch, error):
+  make_checkout(tmp_path)
+  for module in calvin_simulator._PACKAGES:
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    (tmp_path / f"{module}.py").write_text(f"raise {error}" if module == "pybullet" else "")
+  monkeypatch.syspath_prepend(str(tmp_path))
+  with pytest.raises(calvin_simulator.CalvinMissingError) as caught:
+    calvin_simulator.find_root(str(tmp_path))
+  assert "pybullet is installed" in str(caught.value) and error.split("'")[1] in str(caught.value)
+
+
+def test_optional_packages_are_never_imported(tmp_path, monkeypatch):
+  """Broken ones would stop calvin_env; and the process keeps those that it has."""
+  for name in ("cv2", "git", "quaternion"):
+    (tmp_path / f"{name}.py").write_text("raise ImportError('broken')")
+  (tmp_path / "importer_of_all.py").write_text("import cv2, git, gym, gym.utils.seeding, quaternion")
+  monkeypatch.syspath_prepend(str(tmp_path))
+  original = object()
+  monkeypatch.setitem(sys.modules, "gym", original)
+  with calvin_simulator._stood_in():
+    module = calvin_simulator.importlib.import_module("importer_of_all")
+  assert module.git.Repo().head.object.hexsha == "unknown"
+  assert sys.modules["gym"] is original and "cv2" not in sys.modules
+  with pytest.raises(ImportError, match="broken"):
+    calvin_simulator.importlib.import_module("cv2")
 
 
 real = pytest.mark.skipif(

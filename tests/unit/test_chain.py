@@ -33,6 +33,16 @@ def test_work_is_positive_for_every_preset():
       assert stage.work(config) > 0 and stage.size(config), (preset, stage.name)
 
 
+def test_larger_pictures_take_longer():
+  demo, large = (config_lib.preset_config("demo") for _ in range(2))
+  large.env.image_size = 128
+  for stage in ("collect", "world_model", "judge_world_model", "featurize", "evaluate", "evaluate_cloned"):
+    assert chain.ROWS[stage].work(large) > 1.5 * chain.ROWS[stage].work(demo), stage
+  one_camera = config_lib.preset_config("demo")
+  one_camera.world_model.cameras = ("rgb_static",)
+  assert chain.ROWS["featurize"].work(one_camera) < chain.ROWS["featurize"].work(demo)
+
+
 def test_a_new_stage_is_one_row_and_one_file(tmp_path):
   package = tmp_path / "wam_jax"
   shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__", "pretrained"))

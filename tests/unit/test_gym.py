@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+import subprocess
+import sys
 import warnings
 
 import gymnasium
@@ -53,3 +57,54 @@ def test_truncates_and_bad_input():
     env.reset(options={"robot_obs": np.ones(15)})
   with pytest.raises(ValueError, match="unknown task 'fly'"):
     make(task="fly")
+
+
+ASYNC = """
+import multiprocessing
+import sys
+import gymnasium
+from wam_jax.host import surroundings
+
+name = "wam_jax.envs.play_table.gym:wam_jax/PlayTable-v0"
+vector = gymnasium.make_vec(name, num_envs=2, vectorization_mode="async", task="turn_on_led", image_size=16)
+assert not surroundings.jax_has_started()
+vector.reset(seed=0)
+observation, *_ = vector.step(vector.action_space.sample())
+assert observation["rgb_static"].shape == (2, 16, 16, 3)
+vector.close()
+
+env = gymnasium.make(name, image_size=16)
+env.reset(seed=0)
+assert surroundings.jax_has_started()
+
+def child():
+  try:
+    gymnasium.make(name, image_size=16).reset(seed=0)
+  except surroundings.SurroundingsError as error:
+    sys.exit(3 if "spawn" in str(error) else 4)
+
+process = multiprocessing.get_context("fork").Process(target=child)
+process.start()
+process.join(30)
+assert process.exitcode == 3, process.exitcode
+"""
+
+
+def test_asynchronous_vectors_step_and_a_fork_after_jax_has_started_is_told():
+  subprocess.run([sys.executable, "-W", "ignore", "-c", ASYNC], timeout=120, check=True)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda env: pickle.loads(pickle.dumps(env))])
+def test_a_copy_goes_on_from_the_same_state(duplicate):
+  env = make(task="turn_on_led", render_mode="rgb_array")
+  env.reset(seed=3)
+  rng = np.random.default_rng(0)
+  actions = rng.uniform(-1, 1, (24, 7)).astype(np.float32)
+  for action in actions[:12]:
+    env.step(action)
+  twin = duplicate(env)
+  assert np.array_equal(twin.render(), env.render())
+  for action in actions[12:]:
+    (observation, *rest), (other, *others) = env.step(action), twin.step(action)
+    assert rest == others and all(np.array_equal(observation[key], other[key]) for key in observation)
+  assert np.array_equal(env.reset()[0]["scene_obs"], twin.reset()[0]["scene_obs"])  # the next random start

@@ -12,11 +12,13 @@ import jax
 from wam_jax.acting import models, packed
 from wam_jax.acting.policy import ActingPolicy, PolicyError, index_of
 from wam_jax.acting.policy_table import POLICIES, TRAINED
+from wam_jax.host import surroundings
 from wam_jax.storage import artifact as artifact_lib
 from wam_jax.storage.artifact import Artifact, ArtifactError
 from wam_jax.types import Params
 
 
+@surroundings.own_settings()
 def load_policy(
   path: str | os.PathLike[str] | None = None,
   task: str | None = None,
@@ -43,6 +45,7 @@ def load_policy(
       to be found.
     ArtifactError, CheckpointError: files that cannot be read.
     ValueError: `which` or `ddim_steps` out of range.
+    SurroundingsError: this process was forked after JAX had started.
   """
   if path is None or pathlib.Path(path).is_file():
     if world_model is not None:

@@ -17,6 +17,7 @@ import numpy as np
 from wam_jax.acting.step import State, act_step, start_state
 from wam_jax.core.image import area_resize
 from wam_jax.embodiment import ROBOT_OBS
+from wam_jax.host import surroundings
 from wam_jax.types import Params
 
 MAX_SEED = 2**31 - 1
@@ -60,6 +61,7 @@ class ActingPolicy:
     PolicyError: the policy and the world model have different feature sizes.
   """
 
+  @surroundings.own_settings()
   def __init__(
     self,
     model: Any,
@@ -83,6 +85,7 @@ class ActingPolicy:
     self._start, self._step = _compiled(model, policy)
     self.reset()
 
+  @surroundings.own_settings()
   def reset(self, batch_size: int | None = None, seed: int = 0) -> None:
     """Begins new episodes.
 
@@ -100,6 +103,7 @@ class ActingPolicy:
     self._batch_size = batch_size
     self._state: State = self._start(self.params[0], batch_size or 1, self.chunk, seed)
 
+  @surroundings.own_settings()
   def act(self, observation: Mapping[str, Any]) -> np.ndarray:
     """Action for the frame just seen. Every frame must be given, also those inside a chunk.
 

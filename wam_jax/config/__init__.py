@@ -6,7 +6,7 @@ A config is made by an experiment file (`wam_jax/experiments/*.py`), changed on 
 
 from wam_jax.config.chain import STAGES
 from wam_jax.config.checks import ConfigError, Problem
-from wam_jax.config.finalize import apply_overrides, device_problems, finalize, flatten
+from wam_jax.config.finalize import apply_overrides, command, device_problems, finalize, flag, flatten
 from wam_jax.config.presets import (
   PRESET_CHANGES,
   default_config,
@@ -24,11 +24,13 @@ __all__ = [
   "ConfigError",
   "Problem",
   "apply_overrides",
+  "command",
   "default_config",
   "detect_preset",
   "device_problems",
   "experiment_file",
   "finalize",
+  "flag",
   "flatten",
   "own_experiments",
   "preset_config",

@@ -20,17 +20,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
+from wam_jax.host.meeting import LOST, MissingProcessError, ProcessesError, meet, split_address
+from wam_jax.host.meeting import open_port as _open_port
+
+__all__ = ["LOST", "MissingProcessError", "ProcessesError"]
+
 BEAT_SECONDS = 3.0
 SILENCE_SECONDS = 30.0
-LOST = 75  # exit code when another process is gone: the same command goes on from the last checkpoint
 CONNECT_SECONDS = 300
+START_SECONDS = 90.0  # that JAX may take to connect processes that are all there
 STOP_SECONDS = 10.0  # between a stopped process's end and that of the others
 HELLO_SECONDS = 5.0  # for who connects to say who it is
 MOST_BYTES = 1 << 24  # of a line
-
-
-class ProcessesError(Exception):
-  """The processes of a run do not find each other or do not belong together."""
 
 
 class _Connection:
@@ -254,7 +255,8 @@ def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -
     process_id: of this one, from 0, with `coordinator`.
 
   Raises:
-    ProcessesError: the arguments are not complete, or the other processes are missing.
+    MissingProcessError: other processes did not come.
+    ProcessesError: the arguments are not complete, or the processes do not belong together.
   """
   global _group
   if coordinator and not (num_processes >= 1 and 0 <= process_id < num_processes):
@@ -262,19 +264,24 @@ def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -
       "--coordinator=HOST:PORT needs --num_processes=N and --process_id=I, from 0 to N - 1, "
       f"not N={num_processes}, I={process_id}"
     )
+  if coordinator:
+    split_address(coordinator)
   import jax
   import numpy as np
 
   try:
-    if coordinator:
-      jax.distributed.initialize(coordinator, num_processes, process_id)
-    else:
-      try:
-        jax.distributed.initialize()
-      except (ValueError, OSError):
-        if _launched_in_group(os.environ):
-          raise
-        return  # a TPU or the like that belongs to no pod
+    place = (coordinator, num_processes, process_id) if coordinator else _place_in_cluster()
+    if place is None:
+      return  # a TPU or the like that belongs to no pod
+    address, count, index = place
+    if count > 1:
+      meet(address, count, index)
+    gone = f"the processes of this run met at {address}, but one has gone since; try the same command again"
+    timer = threading.Timer(START_SECONDS, _exit, (LOST, gone))  # JAX itself would abort with a stack dump
+    timer.daemon = True
+    timer.start()
+    jax.distributed.initialize(*(place if coordinator else ()))
+    timer.cancel()
     if jax.process_count() == 1:
       return
     from jax._src.distributed import global_state  # nothing public says where the first process is
@@ -287,7 +294,9 @@ def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -
     # Also the first exchange between devices: JAX sets it up within 30 seconds or fails, and the processes
     # are never again as close together.
     port, *token = multihost_utils.broadcast_one_to_all(np.array([port, *token], np.int32)).tolist()
-  except (RuntimeError, ValueError, OSError) as error:
+  except ProcessesError:
+    raise
+  except Exception as error:  # JAX's search for SLURM, Open MPI and others fails in many ways
     raise ProcessesError(f"the processes of this run do not find each other: {error}") from error
   group = _Group(jax.process_index(), jax.process_count(), _end_with)
   secret = bytes(token).hex()
@@ -298,11 +307,28 @@ def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -
   _group = group
 
 
-def _open_port() -> socket.socket:
-  """A server at any free port, for both kinds of addresses where the system has both."""
-  if socket.has_dualstack_ipv6():
-    return socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True)
-  return socket.create_server(("", 0))
+def _place_in_cluster() -> tuple[str, int, int] | None:
+  """Address of the first process, how many there are and which one this is, as JAX finds it out.
+
+  Returns:
+    None if this process is alone.
+
+  Raises:
+    Exception: of any kind, where a launcher's variables do not fit together.
+  """
+  from jax._src.clusters import ClusterEnv  # `jax.distributed.initialize` says it only when it has connected
+
+  try:
+    address, count, index, _ = ClusterEnv.auto_detect_unset_distributed_params(
+      os.environ.get("JAX_COORDINATOR_ADDRESS"), None, None, None, None, CONNECT_SECONDS
+    )
+    if address is None or count is None or index is None:
+      raise ValueError("JAX knows no such launcher; give --coordinator, --num_processes and --process_id")
+  except Exception:
+    if _launched_in_group(os.environ):
+      raise
+    return None
+  return address, count, index
 
 
 def _end_with(process: int, code: int | None) -> None:

@@ -8,3 +8,8 @@ def duration(seconds: float) -> str:
   minutes, seconds_left = divmod(round(seconds), 60)
   hours, minutes = divmod(minutes, 60)
   return f"{hours}:{minutes:02}:{seconds_left:02}" if hours else f"{minutes}:{seconds_left:02}"
+
+
+def count(number: int, noun: str) -> str:
+  """A number with its noun: `1 task`, `2,000 tasks`."""
+  return f"{number:,} {noun}{'' if number == 1 else 's'}"

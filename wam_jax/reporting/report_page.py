@@ -11,7 +11,7 @@ from typing import Any
 
 from wam_jax.acting.policy_table import COMPARED, POLICIES
 from wam_jax.host import tables
-from wam_jax.host.words import duration
+from wam_jax.host.words import count, duration
 from wam_jax.reporting import charts, media
 from wam_jax.reporting import page_parts as parts
 from wam_jax.reporting.page_parts import escape, percent, points, title_of
@@ -238,7 +238,7 @@ def _provenance(report: Mapping[str, Any]) -> str:
     "Seed": escape(report["seed"]),
     "Date": escape(facts["date"]),
     "Machine": escape(
-      f"{facts['cpu']}, {facts['cores']} cores; {', '.join(facts['devices'])}; {facts['platform']}"
+      f"{facts['cpu']}, {count(facts['cores'], 'core')}; {', '.join(facts['devices'])}; {facts['platform']}"
     ),
     "Python": escape(facts["python"]),
     "Packages": escape(", ".join(f"{name} {version}" for name, version in facts["packages"].items())),

@@ -18,7 +18,7 @@ from wam_jax.embodiment import CONTROL_HZ
 from wam_jax.host import tables
 from wam_jax.host.provenance import provenance
 from wam_jax.host.tables import markdown_table
-from wam_jax.host.words import duration
+from wam_jax.host.words import count, duration
 from wam_jax.reporting import media, report_page
 from wam_jax.reporting.curves import curves
 from wam_jax.reporting.finished_run import Run
@@ -302,7 +302,7 @@ def markdown(report: Mapping[str, Any]) -> str:
     f"- `{facts['command']}`",
     f"- wam_jax {facts['wam_jax']}" + (f", commit {facts['commit']}" if facts["commit"] else ""),
     f"- {report['experiment']}, preset {report['preset']}, seed {report['seed']}, {facts['date']}",
-    f"- {facts['cpu']}, {facts['cores']} cores; Python {facts['python']}; "
+    f"- {facts['cpu']}, {count(facts['cores'], 'core')}; Python {facts['python']}; "
     + ", ".join(f"{name} {version}" for name, version in facts["packages"].items()),
     "",
   ]

@@ -140,7 +140,7 @@ def plan_text(config: Any, progress: Mapping[Piece, bool]) -> str:
     total += 0 if done else seconds
     state = "done" if done else f"about {duration(seconds)}"
     lines.append(f"  {piece.name:<28} {ARMS[piece.arm].title:<36} {state}")
-  lines.append(f"  about {duration(total)} on 2 CPU cores for what is not done, without collecting")
+  lines.append(f"  about {duration(total)} for what is not done, without collecting, on {plan_lib.REFERENCE}")
   return "\n".join(lines)
 
 

@@ -235,6 +235,12 @@ def run(stage: StageRun) -> None:
   if config.data.source == "calvin":
     root = pathlib.Path(config.data.calvin_path or os.environ.get("CALVIN_DATA", "")).expanduser().resolve()
     counts = calvin.check_dataset(root, config.tasks, config.env.image_size)
+    for split, found in counts.items():
+      if found["without"]:
+        logger.info(
+          f"{root / split} has no annotated window of {', '.join(found['without'])}: a world model can be "
+          "trained and judged on it, but no policy of these tasks"
+        )
     _write_json(workdir / "dataset.json", {"root": str(root)})
     summary: dict[str, Any] = {"source": "calvin", "root": str(root), "splits": counts}
     _write_json(workdir / "summary.json", summary)

@@ -27,6 +27,7 @@ from wam_jax.data.files import DatasetError
 from wam_jax.host import processes
 from wam_jax.host.logger import Logger
 from wam_jax.host.provenance import provenance
+from wam_jax.host.words import count
 from wam_jax.running.ppo_monitor import read_selection
 from wam_jax.running.stage_run import StageRun
 from wam_jax.storage.artifact import Artifact, write_text
@@ -74,7 +75,7 @@ def measure(stage: StageRun, names: Sequence[str]) -> dict[str, dict[str, np.nda
     episodes[name] = stored
     rate = stored["success"].mean()
     dreamed = f", {stored['imagined'].mean():.0%} imagined" if "imagined" in stored else ""
-    logger.info(f"{POLICIES[name].label}: {rate:.1%} of {stored['success'].size} episodes{dreamed}")
+    logger.info(f"{POLICIES[name].label}: {rate:.1%} of {count(stored['success'].size, 'episode')}{dreamed}")
 
   restarts = sum(processes.gather(runner.restarts))
   if not processes.is_first():
@@ -201,7 +202,7 @@ class PolicyRunner:
     else:
       policy, params = self._policy(name)
       model, model_params, environment = self._open()
-      note = f"{self.num} episodes side by side"
+      note = f"{count(self.num, 'episode')} side by side"
       with self._logger.progress(self._max_steps, POLICIES[name].label, note=note) as progress:
         episodes = rollout.rollout_policies(
           model,

@@ -25,6 +25,8 @@ class PlayTableEnv(gymnasium.Env):
   as in `envs.base`. Action: [7] in [-1, 1]; the gripper opens if its number is positive and closes otherwise,
   because samples of a Box are hardly ever exactly +1 or -1. With a task, the reward is 1 and the episode is
   over at success; without, the reward is always 0. Truncation after `max_steps` is this environment's own.
+  `copy.deepcopy` and `pickle` give an environment that goes on from the same state. Making one does not
+  start JAX, `reset` does: then processes can no longer be forked, only spawned.
   """
 
   metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": CONTROL_HZ}  # noqa: RUF012
@@ -47,7 +49,8 @@ class PlayTableEnv(gymnasium.Env):
     Raises:
       ValueError: unknown task or render mode.
     """
-    self._goal = find_skill(skills.SKILLS, task).task.goal if task is not None else None
+    if task is not None:
+      find_skill(skills.SKILLS, task)
     if render_mode not in (None, *self.metadata["render_modes"]):
       raise ValueError(
         f"unknown render_mode {render_mode!r}; known: {', '.join(self.metadata['render_modes'])}"
@@ -110,8 +113,12 @@ class PlayTableEnv(gymnasium.Env):
     self._env.step(action)
     self._steps += 1
     observation = self._observe()
-    success = self._goal is not None and bool(self._goal(self._start, observation["scene_obs"]))
+    success = self._succeeded(observation["scene_obs"])
     return observation, float(success), success, self._steps >= self.max_steps, {"success": success}
+
+  def _succeeded(self, scene_obs: np.ndarray) -> bool:
+    # Looked up each time: a goal may be a function that cannot be pickled.
+    return self.task is not None and bool(skills.SKILLS[self.task].task.goal(self._start, scene_obs))
 
   def render(self) -> np.ndarray | None:
     """The static camera's picture [S, S, 3] uint8, or None without a render mode."""

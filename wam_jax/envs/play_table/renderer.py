@@ -17,12 +17,12 @@ import threading
 
 import jax
 import jax.numpy as jnp
-import mujoco
 import numpy as np
 
 from wam_jax.embodiment import CAMERAS, ROBOT_OBS, SCENE_OBS
 from wam_jax.envs.play_table import scene, simulator
-from wam_jax.host import machine
+from wam_jax.envs.play_table.physics import mujoco
+from wam_jax.host import machine, surroundings
 
 BLOCK = 8  # frames per call of the compiled program
 # Where in a pixel (column, row) the rays of each camera go. The resting camera is far away, and furniture
@@ -368,7 +368,7 @@ class PlayTableRenderer:
   """
 
   def __init__(self, image_size: int = 64, workers: int = 0) -> None:
-    """Compiles nothing yet; the first call does.
+    """Neither compiles nor starts JAX, so that a process may still be forked; the first call does.
 
     Args:
       image_size: S, height and width in pixels.
@@ -381,16 +381,20 @@ class PlayTableRenderer:
       raise ValueError(f"image_size = {image_size}: must be at least 1")
     if workers < 0:
       raise ValueError(f"workers = {workers}: must be 0 (one per core) or more")
-    self.image_size = image_size
-    self._program = _program(image_size)
+    self.image_size, self._workers = image_size, workers
     self._pool = concurrent.futures.ThreadPoolExecutor(workers or machine.available_cores(), "renderer")
     self._local = threading.local()
 
+  def __reduce__(self) -> tuple[type, tuple[int, int]]:
+    """A copy draws the same and holds its own threads."""
+    return PlayTableRenderer, (self.image_size, self._workers)
+
+  @surroundings.own_settings()
   def _draw_block(self, robot_obs: np.ndarray, scene_obs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Pictures of at most BLOCK frames; the block is filled up by repeating the last one."""
     if not hasattr(self._local, "state"):
       self._local.state = simulator.SceneState()
-    program, state, count = self._program, self._local.state, len(robot_obs)
+    program, state, count = _program(self.image_size), self._local.state, len(robot_obs)
     index, wrist = program.geoms.index, program.cameras[1]
     positions, rotations = (
       np.empty((BLOCK, len(index), 3), np.float32),
@@ -422,7 +426,9 @@ class PlayTableRenderer:
 
     Raises:
       ValueError: wrong shapes, or NaN.
+      SurroundingsError: this process was forked after JAX had started.
     """
+    surroundings.check_fork()
     robot_obs, scene_obs = np.asarray(robot_obs, np.float64), np.asarray(scene_obs, np.float64)
     for name, array, width in (
       ("robot_obs", robot_obs, ROBOT_OBS),
