@@ -36,6 +36,9 @@ def read_parts(folder: pathlib.Path) -> dict[str, bytes]:
   """
   parts = {}
   try:
+    absent = [name for name in ("manifest.json", *PARTS) if not (folder / name).is_file()]
+    if absent:  # or a pipe, which would never end
+      raise ValueError(f"no file {', no '.join(absent)}")
     files = json.loads((folder / "manifest.json").read_bytes())["files"]
     for name in PARTS:
       parts[name] = (folder / name).read_bytes()
