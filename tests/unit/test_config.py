@@ -410,7 +410,7 @@ def test_empty_lists_know_what_they_hold(config):
     ("get_config = 3\n", "TypeError"),
     ("\0", "Error"),
     ("x = '\udcff'\n", "SyntaxError"),
-    (None, "no such file (a folder)"),
+    (None, "a folder, not a file"),
   ],
 )
 def test_an_experiment_file_that_gives_no_config_is_told_with_its_line(tmp_path, text, where):
