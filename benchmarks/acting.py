@@ -29,7 +29,7 @@ from wam_jax.acting.models import make_policy
 from wam_jax.acting.policy import ActingPolicy
 from wam_jax.config import default_config
 from wam_jax.nn.world_model import make_world_model
-from wam_jax.train import world_model as train
+from wam_jax.train import world_model as wm
 
 TARGET = 33.3  # ms, at 30 Hz
 SIDES = {"as the model has them": (64, 64), "as CALVIN has them": (200, 84)}
@@ -39,7 +39,7 @@ def full_policy() -> ActingPolicy:
   """The `paper` preset's networks with random weights."""
   config = default_config()
   model = make_world_model(config.world_model, config.env.image_size)
-  params = train.init_params(model, jax.random.key(0))
+  params = wm.init_params(model, jax.random.key(0))
   policy = make_policy(config, model.feature_size)
   network = jax.tree.map(lambda x: x[None], policy.init(jax.random.key(1)))
   return ActingPolicy(model, params, policy, {"base": network, "tuned": network}, "benchmark")

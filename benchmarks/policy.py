@@ -47,7 +47,8 @@ from wam_jax.nn.world_model import make_world_model  # noqa: E402
 from wam_jax.train import behaviour_cloning as bc  # noqa: E402
 from wam_jax.train import imagination, ppo  # noqa: E402
 from wam_jax.train import state as train_state  # noqa: E402
-from wam_jax.train import world_model as train_world_model  # noqa: E402
+from wam_jax.train import world_model as wm  # noqa: E402
+from wam_jax.types import Takes  # noqa: E402
 
 try:
   if "--memory" in sys.argv:
@@ -65,7 +66,7 @@ CLONING_STEPS = 20  # of ours per call
 def random_parameters(model: Any, key: jax.Array) -> Any:
   """Parameters of the world model's shapes, without compiling its initialisation."""
   rng = np.random.default_rng(0)
-  shapes = jax.eval_shape(lambda k: train_world_model.init_params(model, k), key)
+  shapes = jax.eval_shape(lambda k: wm.init_params(model, k), key)
 
   def draw(path: Any, like: Any) -> jax.Array:
     if path[-1].key == "kernel":
@@ -99,7 +100,9 @@ class Ours:
     self.classifier = SuccessClassifier(
       model.feature_size, tuple(config.classifier.embed), config.classifier.hidden
     )
-    self.world = imagination.make_world(model)
+    chunks = config.ppo.horizon_steps // b.chunk
+    world = imagination.make_world(model)
+    self.dreamer = imagination.Dreamer(world, self.policy, self.classifier, chunks)
     keys = jax.random.split(jax.random.key(0), 6)
     self.world_params = random_parameters(model, keys[0])
     code = jax.random.randint(keys[1], (STARTS, model.stoch), 0, model.classes)
@@ -120,7 +123,7 @@ class Ours:
 
   def rollout(self) -> Callable[[], Any]:
     """The rollout, with values."""
-    roll = jax.jit(ppo.make_rollout(self.world, self.policy, self.classifier, self.config.ppo))
+    roll = jax.jit(ppo.make_rollout(self.dreamer, self.config.ppo))
     return lambda: jax.block_until_ready(roll(self.state, self.frozen, self.world_params, self.next_key()))
 
   def update(self, dreams: Any, rollout: Any) -> Callable[[], None]:
@@ -136,7 +139,7 @@ class Ours:
 
   def iteration(self) -> Callable[[], None]:
     """A whole iteration, as the stage compiles it."""
-    iterate = ppo.make_iteration(self.world, self.policy, self.classifier, self.config.ppo)
+    iterate = ppo.make_iteration(self.dreamer, self.config.ppo)
     compiled = jax.jit(iterate)
 
     def call() -> None:
@@ -152,7 +155,7 @@ class Ours:
     feature = rng.normal(size=(1, 50, DEMO_FRAMES // 50, self.policy.feature_size)).astype(np.float32)
     action = rng.uniform(-1, 1, (*feature.shape[:3], 7)).astype(np.float32)
     data = jax.tree.map(
-      lambda x: x[0], bc.make_data(feature, action, np.ones(feature.shape[:3], bool), b.chunk)
+      lambda x: x[0], bc.make_data(Takes(feature, action, None, np.ones(feature.shape[:3], bool)), b.chunk)
     )
     optimizer = train_state.make_optimizer(b.learning_rate, b.updates, weight_decay=b.weight_decay)
     state = train_state.make_train_state(self.frozen.base, optimizer, ema=True)
@@ -537,7 +540,7 @@ def memory() -> None:
 def on_gpu(repeats: int) -> None:
   """Prints wall time per iteration, of one task and of eight in one program."""
   ours = Ours()
-  iterate = ppo.make_iteration(ours.world, ours.policy, ours.classifier, ours.config.ppo)
+  iterate = ppo.make_iteration(ours.dreamer, ours.config.ppo)
   mapped = jax.jit(jax.vmap(iterate, in_axes=(0, 0, None, 0)))
   for tasks in (1, 8):
     stack = lambda tree, n=tasks: jax.tree.map(lambda x: jnp.repeat(x[None], n, 0), tree)

@@ -125,12 +125,13 @@ def alone(args: argparse.Namespace) -> tuple[int, float]:
 
   from wam_jax import config as config_lib
   from wam_jax.nn.world_model import make_world_model
-  from wam_jax.train import world_model
+  from wam_jax.train import world_model as wm
+  from wam_jax.train import world_model_training as wm_training
 
   w = config_lib.preset_config(args.preset).world_model
   model = make_world_model(w, 64)
-  params = world_model.init_params(model, jax.random.key(0))
-  optimizer = world_model.make_optimizer(w, params)
+  params = wm.init_params(model, jax.random.key(0))
+  optimizer = wm_training.make_optimizer(w, params)
 
   @jax.jit
   def step(params, opt_state):

@@ -37,7 +37,8 @@ from wam_jax.config import default_config  # noqa: E402
 from wam_jax.data import windows  # noqa: E402
 from wam_jax.nn.world_model import ROBOT_OBS, make_world_model  # noqa: E402
 from wam_jax.train import state as train_state  # noqa: E402
-from wam_jax.train import world_model as train  # noqa: E402
+from wam_jax.train import world_model as wm  # noqa: E402
+from wam_jax.train import world_model_training as wm_training  # noqa: E402
 
 try:
   import torch
@@ -92,12 +93,12 @@ class Ours:
   def __init__(self, config: Any, num: int):
     self.num, self.store, self.key = num, make_store(), jax.random.key(0)
     model = make_world_model(config)
-    params = train.init_params(model, jax.random.key(1))
+    params = wm.init_params(model, jax.random.key(1))
     self.parameters = sum(x.size for x in jax.tree.leaves(params))
-    optimizer = train.make_optimizer(config, params)
+    optimizer = wm_training.make_optimizer(config, params)
     sampler = windows.Sampler(FRAMES, config.batch_size, config.sequence_length)
     self.sample = lambda store, key, step, i: sampler.sample(store, key, step)
-    self.update = train.make_update(model, config, optimizer, self.sample)
+    self.update = wm_training.make_update(model, config, optimizer, self.sample)
     self.state = train_state.make_train_state(params, optimizer)
 
   def __call__(self) -> None:

@@ -24,9 +24,9 @@ def break_clock() -> None:
 
 def break_update(stage: str, after: int, broken) -> None:
   """Gives the states of a stage from update `after` on to `broken`, and updates what that returns."""
-  from wam_jax.running import runner
+  from wam_jax.host import surroundings
 
-  runner.use_compilation_cache()
+  surroundings.prepare_jax()
   from wam_jax.running import training_loop
 
   loop = training_loop.train_loop

@@ -13,8 +13,12 @@ from wam_jax.data import windows
 from wam_jax.nn.classifier import SuccessClassifier
 from wam_jax.nn.policies.diffusion import DiffusionPolicy
 from wam_jax.nn.world_model import make_world_model
-from wam_jax.train import behaviour_cloning, classifier, imagination, ppo, sharding, state, tasks, world_model
-from wam_jax.types import Latent
+from wam_jax.train import behaviour_cloning, classifier, imagination, ppo, sharding, state
+from wam_jax.train import tasks as train_tasks
+from wam_jax.train import world_model as wm
+from wam_jax.train import world_model_training as wm_training
+from wam_jax.train.classifier_pool import Pool
+from wam_jax.types import Latent, Takes
 
 F = 10
 POLICY = DiffusionPolicy(F, chunk=2, hidden=8, time_dim=4, denoising_steps=4, fine_tuned_steps=2)
@@ -70,17 +74,17 @@ def world_model_config(**changes):
 def test_gradient_of_the_world_model(mesh, changes):
   c = world_model_config(**changes)
   model = make_world_model(c)
-  params = world_model.init_params(model, jax.random.key(0))
+  params = wm.init_params(model, jax.random.key(0))
   sampler = windows.Sampler(64, 16, 6, c.carry_state, 0.1)
   batch = sampler.sample(random_store(), jax.random.key(1), jnp.int32(3))
-  pairs = np.asarray(world_model.valid_pairs(batch.is_first)).reshape(8, -1).sum(1)
+  pairs = np.asarray(wm_training.valid_pairs(batch.is_first)).reshape(8, -1).sum(1)
   assert len(set(pairs)) > 1  # devices with unequal numbers of pairs
-  draws = world_model.draw(model, c, jax.random.key(2), 16, 6)
-  carry = world_model.initial_latent(model, params, 16) if c.carry_state else None
+  draws = wm_training.draw(model, c, jax.random.key(2), 16, 6)
+  carry = wm.initial_latent(model, params, 16) if c.carry_state else None
   found = {}
   for name, devices in (("one", None), ("eight", mesh)):
     args = sharding.put((params, batch, draws, carry), devices)
-    found[name] = jax.jit(world_model.make_gradients(model, c, devices))(*args)
+    found[name] = jax.jit(wm_training.make_gradients(model, c, devices))(*args)
   close(found["one"], found["eight"])
   assert max(np.abs(x).max() for x in jax.tree.leaves(found["one"][0])) > 1
 
@@ -93,11 +97,11 @@ def test_updates_of_the_world_model(mesh):
   sample = lambda store, key, step, i: sampler.sample(store, key, step)
   found = []
   for devices in (None, mesh):
-    params = world_model.init_params(model, jax.random.key(0))
+    params = wm.init_params(model, jax.random.key(0))
     optimizer = optax.sgd(1e-5)
-    carry = world_model.initial_latent(model, params, 16)
+    carry = wm.initial_latent(model, params, 16)
     start = state.make_train_state(params, optimizer, carry=carry)
-    update = world_model.make_update(model, c, optimizer, sample, devices)
+    update = wm_training.make_update(model, c, optimizer, sample, devices)
     args = sharding.put((start, random_store(), jax.random.key(5)), devices)
     after, metrics = update(*args, 3)
     assert all(x.is_fully_replicated for x in jax.tree.leaves((after, metrics)))
@@ -108,7 +112,7 @@ def test_updates_of_the_world_model(mesh):
 def one_task_update(update_task, start, data, devices):
   """What one step of plain SGD with rate 1 takes off the parameters: the gradient; and metrics."""
   stack = lambda tree: jax.tree.map(lambda x: jnp.stack([x, x]), tree)
-  update = tasks.make_task_update(update_task, stack(data), ("a", "b"), devices)
+  update = train_tasks.make_task_update(update_task, stack(data), ("a", "b"), devices)
   begun = sharding.put(stack(start), devices)
   after, metrics = update(begun, jax.random.key(7), 1)
   return jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), begun.params, after.params), metrics
@@ -116,12 +120,9 @@ def one_task_update(update_task, start, data, devices):
 
 def test_gradient_of_cloning(mesh):
   rng = np.random.default_rng(1)
-  data = behaviour_cloning.make_data(
-    rng.normal(size=(1, 3, 9, F)).astype(np.float32),
-    rng.uniform(-1, 1, (1, 3, 9, 7)).astype(np.float32),
-    np.ones((1, 3, 9), bool),
-    POLICY.chunk,
-  )
+  feature = rng.normal(size=(1, 3, 9, F)).astype(np.float32)
+  action = rng.uniform(-1, 1, (1, 3, 9, 7)).astype(np.float32)
+  data = behaviour_cloning.make_data(Takes(feature, action, None, np.ones((1, 3, 9), bool)), POLICY.chunk)
   optimizer = optax.sgd(1.0)
   start = state.make_train_state(POLICY.init(jax.random.key(0)), optimizer, ema=True)
   found = [
@@ -139,7 +140,7 @@ def test_gradient_of_cloning(mesh):
 
 def test_gradient_of_the_classifier(mesh):
   rng = np.random.default_rng(2)
-  pool = classifier.Pool(
+  pool = Pool(
     feature=jnp.asarray(rng.normal(size=(40, F)), jnp.float32),
     row=jnp.asarray(rng.integers(0, 40, (5, 9)), jnp.int32),
     count=jnp.full(5, 9, jnp.int32),
@@ -172,6 +173,7 @@ def test_gradient_of_ppo(mesh, form, minibatches, monkeypatch):
   c.update(dreams=16, chunks_per_iteration=5, horizon_steps=8, epochs=1, minibatches=minibatches)
   c.update(value_hidden=(8, 8, 8), critic_warmup_iterations=0, bc_weight=0.1, bc_form=form, target_kl=1e9)
   world = imagination.World(drift, 2, 3)
+  dreamer = imagination.Dreamer(world, POLICY, CLASSIFIER, c.horizon_steps // POLICY.chunk)
   keys = jax.random.split(jax.random.key(3), 4)
   frozen = ppo.Frozen(
     base=POLICY.init(keys[2]),
@@ -182,13 +184,13 @@ def test_gradient_of_ppo(mesh, form, minibatches, monkeypatch):
   stack = lambda tree: jax.tree.map(lambda x: jnp.stack([x, x]), tree)
   found, rollouts = [], []
   for devices in (None, mesh):
-    iterate = ppo.make_iteration(world, POLICY, CLASSIFIER, c, devices)
-    dream = ppo.make_rollout(world, POLICY, CLASSIFIER, c, devices)
+    iterate = ppo.make_iteration(dreamer, c, devices)
+    dream = ppo.make_rollout(dreamer, c, devices)
     run = lambda task, shared, f: f(task[0], task[1], shared, task[2])
-    task = sharding.put((stack(begun), stack(frozen), tasks.task_keys(jax.random.key(4), 2)), devices)
+    task = sharding.put((stack(begun), stack(frozen), train_tasks.task_keys(jax.random.key(4), 2)), devices)
     shared = sharding.put({"gain": jnp.float32(0.3)}, devices)
-    rollouts.append(tasks.over_tasks(lambda t, s: run(t, s, dream), mesh=devices)(task, shared))
-    after, metrics = tasks.over_tasks(lambda t, s: run(t, s, iterate), mesh=devices)(task, shared)
+    rollouts.append(train_tasks.over_tasks(lambda t, s: run(t, s, dream), mesh=devices)(task, shared))
+    after, metrics = train_tasks.over_tasks(lambda t, s: run(t, s, iterate), mesh=devices)(task, shared)
     assert all(x.is_fully_replicated for x in jax.tree.leaves(after))
     taken = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), task[0].params, after.params)
     found.append(((taken, after.scale, after.dreams), metrics))

@@ -2,8 +2,9 @@
 
 python -m wam_jax.main --config=experiments/calvin_wam.py[:demo|small|paper] [--config.GROUP.FIELD=VALUE]
 
-Our own experiments are found by that name, or by calvin_wam[:demo], from every folder. On several hosts the
-same command runs on each of them: docs/CLUSTER.md. Exit codes: wam_jax/running/entry.py.
+Our own experiments are found by that name, or by calvin_wam[:demo], from every folder. --config.stage=plan,
+or no argument, shows what would be done. All fields: docs/CONFIG.md (python -m wam_jax.config.reference). On
+several hosts the same command runs on each: docs/CLUSTER.md. Exit codes: wam_jax/running/entry.py.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _CONFIG = flags.DEFINE_string("config", EXPERIMENT, "Experiment file[:preset]; o
 _COORDINATOR = flags.DEFINE_string(
   "coordinator",
   "",
-  "host:port of the first of several processes; empty: as SLURM, Open MPI or the TPU pod say.",
+  "HOST:PORT of the first of several processes; empty: as SLURM, Open MPI or the pod say",
 )
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", 0, "Processes of this run, with --coordinator.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", -1, "Of this process, from 0, with --coordinator.")
@@ -65,7 +66,7 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str
 def parse(argv: Sequence[str]) -> list[str]:
   """absl's flag parser, with the experiment's config and its overrides kept for `main`."""
   global _experiment
-  rest, _overrides[:] = split_overrides(argv)
+  rest, _overrides[:] = split_overrides([*argv, "--config.stage=plan"] if len(argv) == 1 else argv)
   try:
     unparsed = flags.FLAGS(rest)
     _experiment = config_lib.load_experiment(config_lib.experiment_file(_CONFIG.value))
@@ -76,10 +77,12 @@ def parse(argv: Sequence[str]) -> list[str]:
 
 def main(argv: Sequence[str]) -> int:
   if len(argv) > 1:
-    words = " ".join(argv[1:])
-    return entry.report(f"not understood: {words} (fields are set by --config.GROUP.FIELD=VALUE)", 2)
+    return entry.report(f"not understood: {' '.join(argv[1:])} (a field: --config.GROUP.FIELD=VALUE)", 2)
   logging.set_verbosity(logging.WARNING)  # Orbax reports every step of its work otherwise
-  return entry.run(_config, _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+  code = entry.run(_config, _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+  if len(sys.argv) == 1:
+    print(f"\nNothing was started. To start it: python -m wam_jax.main --config={EXPERIMENT}")
+  return code
 
 
 def _config() -> ConfigDict:

@@ -98,6 +98,22 @@ class Batch(struct.PyTreeNode):
   mask: jax.Array
 
 
+class Takes(struct.PyTreeNode):
+  """Takes of one task, filtered through the frozen world model (stacked over tasks: a leading axis K more).
+
+  Attributes:
+    feature: [M, T, F] float32 of M takes, padded at the end to T frames.
+    action: [M, T, 7] float32 in [-1, 1], taken at that frame.
+    success: [M, T] bool, the task's predicate holds, relative to the take's first frame.
+    mask: [M, T] bool, false at padding.
+  """
+
+  feature: Any  # on the host until a program takes them
+  action: Any
+  success: Any
+  mask: Any
+
+
 class Dream(struct.PyTreeNode):
   """An imagined rollout of E environments over N chunks (time-major inside scans).
 

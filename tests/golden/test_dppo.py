@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wam_jax.core import diffusion, ppo, returns
+from wam_jax.core import diffusion, returns
+from wam_jax.core import ppo as ppo_loss
 from wam_jax.nn.policies.critic import Critic
 from wam_jax.nn.policies.diffusion import DiffusionPolicy, time_embedding
 
@@ -211,28 +212,28 @@ def test_critic(pre):
 def _log_prob_bounds(network_log_prob, loss):
   # -5 and 2 are DPPO's; the fixtures do not list them among their constants.
   # DPPO can count the executed actions alone.
-  return ppo.mean_log_prob(network_log_prob[..., : loss.c("reward_horizon"), :], -5.0, 2.0)
+  return ppo_loss.mean_log_prob(network_log_prob[..., : loss.c("reward_horizon"), :], -5.0, 2.0)
 
 
 def _chain_loss(loss, variant, network):
   """pg loss, metrics, and the raw log-probabilities, of the pair-wise or chain-wise form."""
   policy, state, chains = loss.policy(), loss["input/state"][:, 0], loss["input/chains"]
   steps = policy.fine_tuned_steps
-  discount = ppo.step_discount(steps, loss.c("gamma_denoising"))
-  clip = ppo.clip_range(
+  discount = ppo_loss.step_discount(steps, loss.c("gamma_denoising"))
+  clip = ppo_loss.clip_range(
     steps, loss.c("clip_ploss_coef_base"), loss.c("clip_ploss_coef"), loss.c("clip_ploss_coef_rate")
   )
   log_prob = policy.log_prob(network, state, chains)
   old = loss["input/oldlogprobs"]
   if variant == "chainwise":
-    advantage = ppo.normalise(loss["input/advantages"])[:, None] * discount
+    advantage = ppo_loss.normalise(loss["input/advantages"])[:, None] * discount
     clip = jnp.broadcast_to(clip, advantage.shape)
   else:
     b, k = loss["input/batch_inds"], loss["input/denoising_inds"]
     log_prob, old = log_prob[b, k], old[b, k]
-    advantage, clip = ppo.normalise(loss["input/advantages"][b]) * discount[k], clip[k]
+    advantage, clip = ppo_loss.normalise(loss["input/advantages"][b]) * discount[k], clip[k]
   new_mean, old_mean = _log_prob_bounds(log_prob, loss), _log_prob_bounds(old, loss)
-  value, metrics = ppo.clipped_chain_loss(new_mean, old_mean, advantage, clip)
+  value, metrics = ppo_loss.clipped_chain_loss(new_mean, old_mean, advantage, clip)
   return value, (metrics, log_prob, jnp.exp(new_mean - old_mean), clip)
 
 
@@ -266,7 +267,7 @@ def test_value_loss_and_gradient(loss, variant):
 
   def fn(params):
     value = loss.critic_module().apply({"params": params}, state, jnp.ones(len(state)))
-    return ppo.value_loss(value, target)
+    return ppo_loss.value_loss(value, target)
 
   value, grad = jax.value_and_grad(fn)(loss.critic(loss.group("param/critic/")))
   close(value, loss[f"{variant}/v_loss"], 2e-6)
@@ -281,7 +282,7 @@ def test_bc_regulariser_and_gradient(loss):
   _, chain = policy.sample_chain(params, state, loss["input/bc_x_init"], loss["input/bc_noise"])
 
   def fn(network):
-    return -ppo.mean_log_prob(policy.log_prob(network, state, chain)).mean()
+    return -ppo_loss.mean_log_prob(policy.log_prob(network, state, chain)).mean()
 
   value, grad = jax.value_and_grad(fn)(loss.actor(loss.group("param/actor_ft/")))
   close(value, loss["chainwise_bc/bc_loss"], 2e-6)

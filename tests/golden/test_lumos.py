@@ -26,6 +26,7 @@ from wam_jax.core import distributions
 from wam_jax.foreign import lumos
 from wam_jax.nn.world_model import make_world_model
 from wam_jax.train import world_model as wm
+from wam_jax.train import world_model_training as wm_training
 from wam_jax.types import Batch, Latent, features
 
 FOLDER = pathlib.Path(os.environ.get("WAM_FIXTURES", pathlib.Path(__file__).parent / "fixtures"))
@@ -122,7 +123,7 @@ class Golden:
 
     def fn(params, weights):
       config = types.SimpleNamespace(**{**self.config.to_dict(), **weights})
-      return wm.world_model_loss(self.model, config, params, self.batch, None)
+      return wm_training.world_model_loss(self.model, config, params, self.batch, None)
 
     compiled = jax.jit(jax.value_and_grad(fn, has_aux=True))
 
@@ -143,7 +144,7 @@ class Golden:
 
   def step(self, gradient):
     """Parameters, first and second moments after one update, by torch name."""
-    optimizer = wm.make_optimizer(self.config, self.params)
+    optimizer = wm_training.make_optimizer(self.config, self.params)
 
     @jax.jit
     def run(params, gradient):

@@ -36,7 +36,7 @@ from wam_jax.data import (
   statistics,
 )
 from wam_jax.data.files import DatasetError
-from wam_jax.data.frames import VECTOR_KEYS, frame_name
+from wam_jax.data.frames import VECTOR_KEYS, frame_path
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -75,7 +75,7 @@ def _write_dataset(root, size, compressed):
     for row in range(sum(LENGTHS) if compressed else 0):
       arrays = {key: array[row] for key, array in frames.items()}
       np.savez_compressed(
-        root / split / frame_name(first + row), **arrays, depth_static=np.ones((size, size), "f4")
+        frame_path(root / split, first + row), **arrays, depth_static=np.ones((size, size), "f4")
       )
     first += sum(LENGTHS)
   return root

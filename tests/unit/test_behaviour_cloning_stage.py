@@ -21,8 +21,9 @@ from wam_jax.nn.policies.diffusion import DiffusionPolicy
 from wam_jax.nn.policies.gaussian import GaussianPolicy
 from wam_jax.running import plan
 from wam_jax.running.stage_run import StageRun
-from wam_jax.stages import behaviour_cloning as stage
-from wam_jax.stages import evaluate, ppo
+from wam_jax.stages import behaviour_cloning as cloning_stage
+from wam_jax.stages import evaluate
+from wam_jax.stages import ppo as ppo_stage
 from wam_jax.storage import artifact as artifact_lib
 from wam_jax.storage.artifact import Artifact, load_artifact
 from wam_jax.storage.checksums import CheckpointError
@@ -69,7 +70,7 @@ def clone(featurized, path, **changes) -> tuple[Artifact, list[str]]:
   lines: list[str] = []
   logger.info = lines.append
   try:
-    stage.run(StageRun(config, {"featurize": featurized}, path, logger))
+    cloning_stage.run(StageRun(config, {"featurize": featurized}, path, logger))
   finally:
     logger.close()
   artifact_lib.write_artifact(artifact, done=True)
@@ -124,7 +125,7 @@ def test_ppo_refuses_a_policy_of_another_kind(featurized, tmp_path, monkeypatch)
   monkeypatch.setattr(models, "load_world_model", lambda _: (None, {}))
   inputs = {"featurize": featurized, "behaviour_cloning": artifact, "world_model": None, "classifier": None}
   with pytest.raises(ValueError, match=r"policy=diffusion, but .* holds a GaussianPolicy"):
-    ppo.run(StageRun(make_config(classifier__enforce_gate=False), inputs, tmp_path, None))
+    ppo_stage.run(StageRun(make_config(classifier__enforce_gate=False), inputs, tmp_path, None))
 
 
 def fixture_changes(tmp_path, **changes):

@@ -27,6 +27,9 @@ LENGTHS = (7, 5, 6)
 ANNOTATIONS = [("open_drawer", 7, 12), ("turn_on_led", 12, 18), ("open_drawer", 13, 17)]
 
 
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 183\n"
+
+
 def _frames(n: int, size: int = 8, seed: int = 0) -> dict[str, np.ndarray]:
   rng = np.random.default_rng(seed)
   action = rng.uniform(-1, 1, (n, 7))
@@ -312,6 +315,7 @@ BAD = {
   "truncated": (_truncated, "", "truncated"),
   "overwritten": (_overwritten, "", "checksum"),
   "empty file": (lambda f: frame_path(f, 8).write_bytes(b""), "", "truncated"),
+  "pointer of git lfs": (lambda f: frame_path(f, 8).write_bytes(LFS), "", "Git LFS pointer"),
   "absent key": (_set(rgb_gripper=None), "rgb_gripper", "absent"),
   "shape": (_set(robot_obs=np.ones(14)), "robot_obs", "15 floats"),
   "dtype": (_set(scene_obs=np.ones(24, np.int64)), "scene_obs", "24 floats"),
@@ -397,7 +401,7 @@ def test_truncated_ids(root):
 @pytest.mark.parametrize(
   ("tasks", "indx", "rule"),
   [
-    ([], [], "no annotated window"),
+    ([], [], "there are no demos"),
     (["open_drawer"], [(0, 5), (7, 9)], "one task for each"),
     (["open_drawer"], [(5, 9)], "one episode"),
     (["open_drawer"], [(16, 19)], "one episode"),
@@ -418,8 +422,51 @@ def test_annotations_without_their_keys(root):
   with pytest.raises(DatasetError, match="language.task"):
     calvin.read_split(root / "training", 8)
   path.unlink()
-  with pytest.raises(DatasetError, match="no such file"):
+  assert calvin.read_split(root / "training", 8).annotations == ()
+  with pytest.raises(DatasetError, match="no window of open_drawer"):
+    calvin.read_demos(root / "training", ("open_drawer",), image_size=8)
+
+
+@pytest.mark.parametrize("place", ["lang_paraphrase-MiniLM-L3-v2", "lang_all-mpnet-base-v2", "."])
+def test_annotations_in_the_places_that_calvins_loaders_know(root, place):
+  folder = root / "training"
+  windows = calvin.read_raw_annotations(folder)
+  (folder / place).mkdir(exist_ok=True)
+  (folder / calvin.ANNOTATION_FILE).rename(folder / place / "auto_lang_ann.npy")
+  assert calvin.read_raw_annotations(folder) == windows and len(windows) == 3
+
+
+@pytest.mark.parametrize(
+  "name",
+  [lambda i: f"frame_{i:06d}", lambda i: f"{i}", lambda i: f"take2_{i:03d}", lambda i: f"episode_{i:09d}"],
+)
+def test_frames_of_another_name(root, name):
+  """Prefix and number of digits are looked up; macOS's hidden twins of the files are passed over."""
+  folder = root / "training"
+  before = calvin.read_frames(folder, 8)
+  for i in before.ids.tolist():
+    frame_path(folder, i).rename(folder / f"{name(i)}.npz")
+    (folder / f"._{name(i)}.npz").touch()
+  np.testing.assert_array_equal(calvin.read_frames(folder, 8).action, before.action)
+  assert inspect_lib.inspect_dataset(root, tasks=TWO, image_size=8)["trainable"]
+  (folder / f"{name(5)}.npz").unlink()
+  with pytest.raises(DatasetError, match=f"{name(5)}.npz: missing frame"):
+    calvin.read_frames(folder, 8)
+
+
+@pytest.mark.parametrize("name", [files.IDS_FILE, calvin.ANNOTATION_FILE])
+def test_pointers_in_place_of_a_splits_own_files(root, name):
+  (root / "training" / name).write_bytes(LFS)
+  with pytest.raises(DatasetError, match="Git LFS pointer") as error:
     calvin.read_split(root / "training", 8)
+  assert error.value.file == root / "training" / name and "git lfs pull" in error.value.fix
+
+
+def test_frames_that_are_no_npz(root):
+  for path in (root / "training").glob("*.npz"):
+    path.rename(path.with_suffix(".pkl"))
+  with pytest.raises(DatasetError, match=r"episode_0000000\.pkl.*as an npz"):
+    calvin.read_frames(root / "training", 8)
 
 
 @pytest.mark.parametrize("ids", [[[0, 10_000_000]], [[0, 2**63 - 1]], [[-(2**63), 3]]])
@@ -618,9 +665,8 @@ def test_unpickler_reads_numpy_1_names(tmp_path):
 
 def test_check_dataset(root):
   counts = calvin.check_dataset(root, ("open_drawer", "turn_on_led"), image_size=8)
-  assert counts["training"] == {"frames": 18, "episodes": 3, "windows": 3}
-  with pytest.raises(DatasetError, match="no window of close_drawer"):
-    calvin.check_dataset(root, ("close_drawer",), image_size=8)
+  assert counts["training"] == {"frames": 18, "episodes": 3, "windows": 3, "without": []}
+  assert calvin.check_dataset(root, ("fly",), image_size=8)["training"]["without"] == ["fly"]
   _missing(root / "training")
   with pytest.raises(DatasetError, match="missing frame"):
     calvin.check_dataset(root, ("open_drawer",), image_size=8)
@@ -690,7 +736,7 @@ def test_inspect_says_what_a_dataset_holds(root, capsys):
   assert report["splits"]["validation"]["start_states"] == {"open_drawer": 2, "turn_on_led": 1}
   assert inspect_lib.main(arguments) == 0
   text = capsys.readouterr().out
-  assert text.endswith("It can be trained on.\n") and "18 in 3 episodes of 5 to 7" in text
+  assert "It can be trained on. 4 warnings" in text and "18 in 3 episodes of 5 to 7" in text
 
 
 def test_inspect_lists_everything_wrong_at_once(root, capsys):
@@ -719,6 +765,17 @@ def test_inspect_lists_everything_wrong_at_once(root, capsys):
   assert all(problem["rule"] and problem["fix"] for problem in report["problems"])
   assert inspect_lib.main(arguments) == 1
   assert "It cannot be trained on: 7 problems." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+  ("split", "tasks", "problems"), [("training", TWO, 1), ("validation", TWO, 1), ("training", (), 0)]
+)
+def test_inspect_says_which_stages_play_without_annotations_allows(root, split, tasks, problems):
+  (root / split / calvin.ANNOTATION_FILE).unlink()
+  report = inspect_lib.inspect_dataset(root, tasks=tasks, image_size=8)
+  assert report["stages"] == ["collect", "world_model", "judge_world_model"]
+  assert len(report["problems"]) == problems and report["trainable"] == (not problems)
+  assert "A world model can be trained and judged on it" in inspect_lib.format_report(report)
 
 
 def test_inspect_counts_what_it_does_not_list(root):

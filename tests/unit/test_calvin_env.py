@@ -14,7 +14,7 @@ import pytest
 
 from wam_jax.envs import registry
 from wam_jax.envs.calvin import pool as calvin_pool
-from wam_jax.envs.calvin import simulator as calvin
+from wam_jax.envs.calvin import simulator as calvin_simulator
 
 
 class CountingTable:
@@ -43,7 +43,7 @@ class CountingTable:
 
   def pictures(self):
     value = np.uint8(self._scene[0] * 10 + self._robot[14])
-    return {key: np.full((n, n, 3), value) for key, n in calvin.PICTURE_SIZES.items()}
+    return {key: np.full((n, n, 3), value) for key, n in calvin_simulator.PICTURE_SIZES.items()}
 
   def snapshot(self):
     name = len(self.snapshots)
@@ -142,22 +142,67 @@ def test_renderer_draws_states_in_blocks():
 def test_what_is_missing_is_named(tmp_path, monkeypatch):
   monkeypatch.delenv("CALVIN_ROOT", raising=False)
   for make in (registry.make_environment, lambda name, **kw: registry.make_vector(name, 2, **kw)):
-    with pytest.raises(calvin.CalvinMissingError, match="no checkout of calvin_env was named"):
+    with pytest.raises(calvin_simulator.CalvinMissingError, match="no checkout of calvin_env was named"):
       make("calvin")
-    with pytest.raises(calvin.CalvinMissingError, match=r"it has no calvin_env/envs(.|\n)*git clone"):
+    with pytest.raises(
+      calvin_simulator.CalvinMissingError, match=r"it has no calvin_env/envs(.|\n)*git clone"
+    ):
       make("calvin", root=str(tmp_path))
-  for part in ("calvin_env/envs/play_table_env.py", "conf/scene/x.yaml", "data/x"):
-    (tmp_path / part).parent.mkdir(parents=True, exist_ok=True)
-    (tmp_path / part).touch()
-  monkeypatch.setattr(calvin.importlib.util, "find_spec", lambda name: None)
+  make_checkout(tmp_path)
+  monkeypatch.setattr(calvin_simulator.importlib.util, "find_spec", lambda name: None)
   with pytest.raises(
-    calvin.CalvinMissingError, match="not installed: pybullet, hydra-core, omegaconf, scipy"
+    calvin_simulator.CalvinMissingError, match="not installed: pybullet, hydra-core, omegaconf, scipy"
   ):
-    calvin.find_root(str(tmp_path))
+    calvin_simulator.find_root(str(tmp_path))
+
+
+def make_checkout(folder, module=""):
+  """The files by which a checkout is known."""
+  for part in ("calvin_env/envs/play_table_env.py", "conf/scene/x.yaml", "data/x"):
+    (folder / part).parent.mkdir(parents=True, exist_ok=True)
+    (folder / part).write_text(module)
+
+
+def test_a_checkout_of_mees_calvin(tmp_path, monkeypatch):
+  (tmp_path / "calvin_env").mkdir()
+  (tmp_path / ".gitmodules").touch()
+  monkeypatch.setenv("CALVIN_ROOT", str(tmp_path))
+  with pytest.raises(calvin_simulator.CalvinMissingError, match="submodule update"):
+    calvin_simulator.find_checkout()
+  make_checkout(tmp_path / "calvin_env")
+  assert calvin_simulator.find_checkout() == tmp_path / "calvin_env"
+
+
+@pytest.mark.parametrize("error", ["ImportError('libGL.so.1')", "AttributeError('_ARRAY_API')"])
+def test_a_required_package_that_is_broken(tmp_path, monkeypatch, error):
+  make_checkout(tmp_path)
+  for module in calvin_simulator._PACKAGES:
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    (tmp_path / f"{module}.py").write_text(f"raise {error}" if module == "pybullet" else "")
+  monkeypatch.syspath_prepend(str(tmp_path))
+  with pytest.raises(calvin_simulator.CalvinMissingError) as caught:
+    calvin_simulator.find_root(str(tmp_path))
+  assert "pybullet is installed" in str(caught.value) and error.split("'")[1] in str(caught.value)
+
+
+def test_optional_packages_are_never_imported(tmp_path, monkeypatch):
+  """Broken ones would stop calvin_env; and the process keeps those that it has."""
+  for name in ("cv2", "git", "quaternion"):
+    (tmp_path / f"{name}.py").write_text("raise ImportError('broken')")
+  (tmp_path / "importer_of_all.py").write_text("import cv2, git, gym, gym.utils.seeding, quaternion")
+  monkeypatch.syspath_prepend(str(tmp_path))
+  original = object()
+  monkeypatch.setitem(sys.modules, "gym", original)
+  with calvin_simulator._stood_in():
+    module = calvin_simulator.importlib.import_module("importer_of_all")
+  assert module.git.Repo().head.object.hexsha == "unknown"
+  assert sys.modules["gym"] is original and "cv2" not in sys.modules
+  with pytest.raises(ImportError, match="broken"):
+    calvin_simulator.importlib.import_module("cv2")
 
 
 real = pytest.mark.skipif(
-  "CALVIN_ROOT" not in os.environ or calvin.importlib.util.find_spec("pybullet") is None,
+  "CALVIN_ROOT" not in os.environ or calvin_simulator.importlib.util.find_spec("pybullet") is None,
   reason="needs a checkout of calvin_env in $CALVIN_ROOT, and wam_jax[calvin]",
 )
 
@@ -193,7 +238,7 @@ def _in_a_process(program):
 
 
 @real
-@pytest.mark.parametrize("scene", calvin.SCENES)
+@pytest.mark.parametrize("scene", calvin_simulator.SCENES)
 def test_all_scenes(scene):
   vector = calvin_pool.CalvinVector(1, 1, 64, scene=scene)
   robot, things = np.zeros((1, 15)), np.zeros((1, 24))

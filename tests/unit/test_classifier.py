@@ -13,12 +13,13 @@ from wam_jax.core.discrimination import NUMBERS
 from wam_jax.data.features import DemoFeatures
 from wam_jax.host import tables
 from wam_jax.nn.classifier import SuccessClassifier
-from wam_jax.stages import classifier as stage
+from wam_jax.stages import classifier as classifier_stage
 from wam_jax.storage.artifact import Artifact
-from wam_jax.train import classifier as train
+from wam_jax.train import classifier as classifier_training
+from wam_jax.train import classifier_pool
 from wam_jax.train.imagination import World
 from wam_jax.train.state import make_train_state
-from wam_jax.types import Latent
+from wam_jax.types import Latent, Takes
 
 F = 8  # D = 2 and two variables of three classes
 CLASSIFIER = SuccessClassifier(F, (16, 8), 16)
@@ -42,13 +43,15 @@ def demos(tasks=2, num=4, length=12):
   feature[..., 0] = np.arange(length)
   feature[..., -1] += success
   action = rng.uniform(-1, 1, (tasks, num, length, 7)).astype(np.float32)
-  return {"feature": feature, "action": action, "success": success, "mask": mask}
+  return Takes(feature, action, success, mask)
 
 
 def make_pool(data=None, **changes):
   data = data or demos()
   args = {"num_dreams": 6, "length": 8, "stride": 4} | changes
-  return train.make_pool(WORLD, {}, data, data["feature"][:, :, 0].repeat(2, 1), jax.random.key(0), **args)
+  return classifier_pool.make_pool(
+    WORLD, {}, data, data.feature[:, :, 0].repeat(2, 1), jax.random.key(0), **args
+  )
 
 
 def test_nt_xent_by_hand():
@@ -57,33 +60,33 @@ def test_nt_xent_by_hand():
   x = jnp.array([[2.0, 0], [0, 0.5], [-3, 0]])
   label = jnp.array([0, 0, 1])
   expected = (np.log1p(np.exp(-1)) + np.log(2)) / 2
-  np.testing.assert_allclose(train.nt_xent(x, label, 1.0), expected, rtol=1e-5)
+  np.testing.assert_allclose(classifier_training.nt_xent(x, label, 1.0), expected, rtol=1e-5)
   with pytest.raises(ValueError, match="label"):
-    train.nt_xent(x, label[:2], 1.0)
+    classifier_training.nt_xent(x, label[:2], 1.0)
 
 
 def test_nt_xent_finite_at_extremes():
   label = jnp.array([0, 0, 1, 1])
   x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)), jnp.float32)
   for embedding, labels in ((0 * x, label), (1e6 * x, label), (x, 0 * label), (x, jnp.arange(4))):
-    value, grad = jax.value_and_grad(lambda e, y=labels: train.nt_xent(e, y, 0.1))(embedding)
+    value, grad = jax.value_and_grad(lambda e, y=labels: classifier_training.nt_xent(e, y, 0.1))(embedding)
     assert jnp.isfinite(value) and jnp.isfinite(grad).all()
-  assert train.nt_xent(x, jnp.arange(4), 0.5) == 0  # no positive pair
+  assert classifier_training.nt_xent(x, jnp.arange(4), 0.5) == 0  # no positive pair
 
 
 def test_demo_dreams_carry_the_demo_labels_of_their_time():
-  data = {k: jnp.asarray(v[0]) for k, v in demos().items()}
-  feature, label, valid = train.demo_dreams(WORLD, {}, *data.values(), jax.random.key(1))
+  data = jax.tree.map(lambda x: jnp.asarray(x[0]), demos())
+  feature, label, valid = classifier_pool.demo_dreams(WORLD, {}, data, jax.random.key(1))
   assert feature.shape == (4, 11, F) and valid.any()
   time = np.asarray(feature[..., 0]).astype(int)
   first = time[:, 0] - 1
   assert (first >= 0).all() and (first < 8).all()  # starts before success
-  lengths = np.asarray(data["mask"].sum(1))
+  lengths = np.asarray(data.mask.sum(1))
   np.testing.assert_array_equal(np.asarray(valid), time < lengths[:, None])
   np.testing.assert_array_equal(np.asarray(label), (time >= 8) & (time < lengths[:, None]))
   # The second coordinate adds up exactly the demo's actions from its start on.
   for m in range(4):
-    total = data["feature"][m, first[m], 1] + data["action"][m, first[m] : first[m] + 2, 0].sum()
+    total = data.feature[m, first[m], 1] + data.action[m, first[m] : first[m] + 2, 0].sum()
     np.testing.assert_allclose(feature[m, 1, 1], total, rtol=1e-5)
 
 
@@ -92,34 +95,33 @@ def test_pool_groups_hold_what_they_say():
   pool = make_pool(data)
   for k in range(2):
     groups = [np.asarray(pool.feature[k, pool.row[k, g, : pool.count[k, g]]]) for g in range(5)]
-    assert len(groups[0]) == data["success"][k].sum()
-    assert len(groups[2]) == (data["mask"] & ~data["success"])[k].sum()
+    assert len(groups[0]) == data.success[k].sum()
+    assert len(groups[2]) == (data.mask & ~data.success)[k].sum()
     assert (groups[0][:, -1] > 0.5).all() and (groups[2][:, -1] < 0.5).all()
     assert (groups[1][:, 0] >= 8).all() and (groups[3][:, 0] < 8).all()
     # Random actions and the other task's: 6 dreams each, seen at steps 4 and 8 of 8.
     assert len(groups[4]) == 2 * 6 * 2 and set(groups[4][:, 0].round()) == {4, 8}
-  feature, label = train.sample_batch(jax.tree.map(lambda x: x[0], pool), jax.random.key(0), 40)
+  feature, label = classifier_pool.sample_batch(jax.tree.map(lambda x: x[0], pool), jax.random.key(0), 40)
   assert feature.shape == (40, F) and label.sum() == 20
 
 
 def test_failed_takes_are_negatives_real_and_dreamt():
   failed = demos(num=3)
-  failed["success"] = np.zeros_like(failed["success"])
-  failed["feature"][..., 1] = 50.0  # a mark that a dream carries on
+  failed = failed.replace(success=np.zeros_like(failed.success))
+  failed.feature[..., 1] = 50.0  # a mark that a dream carries on
   pool = make_pool(failed=failed)
   for k in range(2):
     real, dreamt = (np.asarray(pool.feature[k, pool.row[k, g, : pool.count[k, g]]]) for g in (5, 6))
-    assert len(real) == failed["mask"][k].sum() and (real[:, 1] == 50).all()
+    assert len(real) == failed.mask[k].sum() and (real[:, 1] == 50).all()
     assert len(dreamt) and (dreamt[:, 1] > 30).all()
-  feature, label = train.sample_batch(jax.tree.map(lambda x: x[0], pool), jax.random.key(0), 40)
+  feature, label = classifier_pool.sample_batch(jax.tree.map(lambda x: x[0], pool), jax.random.key(0), 40)
   assert label.sum() == 20 and (feature[:, 1] > 30).sum() == 8 and not label[feature[:, 1] > 30].any()
 
 
 @pytest.mark.parametrize("value", [False, True])
 def test_task_without_both_labels_is_an_error(value):
   data = demos()
-  data["success"] = data["success"].copy()
-  data["success"][1] = value
+  data.success[1] = value
   with pytest.raises(ValueError, match="task 1: its demos hold no frame"):
     make_pool(data)
 
@@ -129,7 +131,7 @@ def test_training_separates_success():
   optimizer = optax.adam(3e-3)
   config = default_config().classifier
   config.batch_size = 64
-  update = jax.jit(train.make_update(CLASSIFIER, optimizer, config))
+  update = jax.jit(classifier_training.make_update(CLASSIFIER, optimizer, config))
   state = make_train_state(CLASSIFIER.init(jax.random.key(0)), optimizer)
   state, first = update(state, pool, jax.random.key(1), jnp.int32(3))
   state, last = update(state, pool, jax.random.key(2), jnp.int32(600))
@@ -137,10 +139,10 @@ def test_training_separates_success():
   assert last["loss"] < first["loss"] and last["accuracy"] > 0.8
   params = {"network": state.params, "threshold": jnp.float32(0)}
   data = demos()
-  found = CLASSIFIER.success(params, data["feature"][0])
-  quality = train.precision_recall(np.asarray(found), data["success"][0], data["mask"][0])
+  found = CLASSIFIER.success(params, data.feature[0])
+  quality = classifier_training.precision_recall(np.asarray(found), data.success[0], data.mask[0])
   assert quality["recall"] > 0.9 and quality["precision"] > 0.8  # 1 of 13 is wrong on some machines
-  assert CLASSIFIER(params, data["feature"][0]).shape == (4, 12)
+  assert CLASSIFIER(params, data.feature[0]).shape == (4, 12)
   with pytest.raises(ValueError, match="feature"):
     CLASSIFIER.margin(state.params, jnp.ones((2, F + 1)))
 
@@ -157,13 +159,13 @@ def test_ensemble_calls_success_what_all_members_do():
   pool = jax.tree.map(lambda x: x[0], make_pool())
   optimizer, config = optax.adam(1e-3), default_config().classifier
   config.batch_size = 16
-  update = train.make_update(pair, optimizer, config)
+  update = classifier_training.make_update(pair, optimizer, config)
   state, _ = jax.jit(update)(make_train_state(network, optimizer), pool, jax.random.key(5), jnp.int32(1))
   key = jax.random.split(jax.random.fold_in(jax.random.key(5), 0), 2)[1]
-  loss = lambda p: train.classifier_loss(
+  loss = lambda p: classifier_training.classifier_loss(
     pair,
     p,
-    *train.sample_batch(pool, key, 16),
+    *classifier_pool.sample_batch(pool, key, 16),
     temperature=config.temperature,
     contrastive_weight=config.contrastive_weight,
     cross_entropy_weight=config.cross_entropy_weight,
@@ -182,31 +184,34 @@ def test_probabilities_calibration_by_hand():
   p = np.array([0.95, 0.95, 0.15, 0.15, 0.5])
   y = np.array([1, 0, 0, 0, 1], bool)
   mask = np.array([1, 1, 1, 1, 0], bool)
-  got = train.calibration(p, y, mask)
+  got = classifier_training.calibration(p, y, mask)
   np.testing.assert_allclose(got["calibration_error"], (2 * 0.45 + 2 * 0.15) / 4)
   np.testing.assert_allclose(got["brier"], (0.05**2 + 0.95**2 + 2 * 0.15**2) / 4)
-  assert train.calibration(p, y, mask & False) == {"calibration_error": None, "brier": None}
+  assert classifier_training.calibration(p, y, mask & False) == {"calibration_error": None, "brier": None}
   with pytest.raises(ValueError, match="shapes"):
-    train.calibration(p, y[:2], mask)
+    classifier_training.calibration(p, y[:2], mask)
 
 
 def test_calibration_keeps_the_share_and_never_goes_below_the_configured_threshold():
   margin = np.random.default_rng(0).normal(3, 2, (2, 200))
   margin[1] -= 100
-  threshold = train.calibrate(margin, 0.5, 0.025)
+  threshold = classifier_training.calibrate(margin, 0.5, 0.025)
   assert threshold[1] == 0
   assert 0 < (margin[0] > threshold[0]).mean() <= 0.025
-  assert train.calibrate(margin, 0.9, 0.025)[1] == pytest.approx(np.log(9), rel=1e-5)
+  assert classifier_training.calibrate(margin, 0.9, 0.025)[1] == pytest.approx(np.log(9), rel=1e-5)
 
 
 def test_precision_recall_by_hand():
   predicted = np.array([1, 1, 1, 0, 0, 1], bool)
   label = np.array([1, 0, 1, 1, 0, 0], bool)
   mask = np.array([1, 1, 1, 1, 1, 0], bool)
-  assert train.precision_recall(predicted, label, mask) == {"precision": 2 / 3, "recall": 2 / 3}
-  assert train.precision_recall(predicted & False, label, mask) == {"precision": None, "recall": 0}
+  assert classifier_training.precision_recall(predicted, label, mask) == {"precision": 2 / 3, "recall": 2 / 3}
+  assert classifier_training.precision_recall(predicted & False, label, mask) == {
+    "precision": None,
+    "recall": 0,
+  }
   with pytest.raises(ValueError, match="shapes"):
-    train.precision_recall(predicted, label[:3], mask)
+    classifier_training.precision_recall(predicted, label[:3], mask)
 
 
 def test_gate(tmp_path):
@@ -216,9 +221,9 @@ def test_gate(tmp_path):
   tasks = {task: groups | {"random_dreams": {"false_positives": share}} for task, share in shares.items()}
   (tmp_path / "quality.json").write_text(json.dumps({"tasks": tasks}))
   artifact = Artifact(stage="classifier", path=tmp_path, fingerprint="", config={})
-  stage.check_gate(artifact, ("open_drawer",), 0.05)
-  with pytest.raises(stage.GateError, match=r"turn_on_led 40\.0%.*enforce_gate") as error:
-    stage.check_gate(artifact, tuple(shares), 0.05)
+  classifier_stage.check_gate(artifact, ("open_drawer",), 0.05)
+  with pytest.raises(classifier_stage.GateError, match=r"turn_on_led 40\.0%.*enforce_gate") as error:
+    classifier_stage.check_gate(artifact, tuple(shares), 0.05)
   assert "open_drawer" not in str(error.value)
 
 
@@ -231,8 +236,11 @@ class Height:
   def margin(self, network, feature):
     return network * feature[..., 1]
 
+  def score(self, params, feature):
+    return self.margin(params["network"], feature) - params["threshold"]
+
   def success(self, params, feature):
-    return self.margin(params["network"], feature) > params["threshold"]
+    return self.score(params, feature) > 0
 
   def __call__(self, params, feature):
     return jax.nn.sigmoid(self.margin(params["network"], feature))
@@ -252,14 +260,15 @@ def one_take_set(lengths, seed=0, length=7):
   feature[:, 0, 1] += 3  # higher than any later frame: the first frame does not count
   feature[~mask] = 100.0  # neither does the padding
   action[~mask] = 100.0
-  return feature, action, mask
+  return Takes(feature, action, np.zeros_like(mask), mask)
 
 
 def test_take_scores_by_hand():
-  feature, action, mask = one_take_set([7, 4, 2])
+  one = one_take_set([7, 4, 2])
+  feature, action = one.feature, one.action
   params = {"network": jnp.float32(2.0), "threshold": jnp.float32(0.3)}
   score = lambda world: jax.jit(
-    lambda key: train.take_scores(world, {}, Height(), params, feature, action, mask, key, 5)
+    lambda key: classifier_training.take_scores(world, {}, Height(), params, one, key, 5)
   )(jax.random.key(1))
   real, dreamt = score(WORLD)
   assert real.shape == (3, 1) and dreamt.shape == (3, 5)
@@ -292,7 +301,7 @@ TOLD = {"network": jnp.array([1.0, -1.0]), "threshold": jnp.array([0.5, 0.5])}
 def test_takes_are_told_apart_task_by_task_and_padding_is_no_take():
   """The second task's network has the other sign: what is high is a failure there."""
   good, failed = takes(2.0, (5, 3)), takes(-2.0, (2, 4), seed=1)
-  told = stage.told_apart(WORLD, {}, Height(), TOLD, good, failed, jax.random.key(0))
+  told = classifier_stage.told_apart(WORLD, {}, Height(), TOLD, good, failed, jax.random.key(0))
   assert set(told) == {"real", "dreamt"}
   for numbers in told.values():
     first, second = numbers["tasks"]
@@ -304,7 +313,7 @@ def test_takes_are_told_apart_task_by_task_and_padding_is_no_take():
   # In dreams alone: takes that fall although their actions say that they stay.
   fallen = takes(2.0, (2, 4), seed=1)
   fallen.feature[:, :, 1:, 1] = -2.0
-  told = stage.told_apart(WORLD, {}, Height(), TOLD, good, fallen, jax.random.key(0))
+  told = classifier_stage.told_apart(WORLD, {}, Height(), TOLD, good, fallen, jax.random.key(0))
   assert told["real"]["tasks"][0]["specificity"]["value"] == 1
   assert told["dreamt"]["tasks"][0]["specificity"]["value"] == 0
 
@@ -312,8 +321,10 @@ def test_takes_are_told_apart_task_by_task_and_padding_is_no_take():
 def test_quality_holds_what_takes_are_told_apart_by():
   rng = np.random.default_rng(3)
   good, failed = takes(2.0, (5, 3)), takes(-2.0, (2, 4), seed=1)
-  margins = lambda task, shared: rng.normal(size=(2, stage.DREAMS))
-  judge = lambda failed: stage._quality(WORLD, {}, Height(), TOLD, good, failed, margins, jax.random.key(0))
+  margins = lambda task, shared: rng.normal(size=(2, classifier_stage.DREAMS))
+  judge = lambda failed: classifier_stage._quality(
+    WORLD, {}, Height(), TOLD, good, failed, margins, jax.random.key(0)
+  )
   quality = json.loads(json.dumps(judge(failed)))
   assert quality["tasks"]["turn_on_led"]["takes"] == {"good": 3, "failed": 4}
   assert quality["tasks"]["open_drawer"]["discrimination"]["dreamt"]["auc"]["value"] == 1

@@ -198,6 +198,18 @@ def test_fields_that_go_together(config, right, path, value, named, word):
   assert set(found) == {named} and word in found[named].rule
 
 
+@pytest.mark.parametrize("field", ["inputs.lumos_checkpoint", "inputs.dppo_checkpoint"])
+def test_a_pointer_under_a_checkpoints_name_is_found_before_the_run(config, tmp_path, field):
+  file = tmp_path / "a.ckpt"
+  file.write_text("version https://git-lfs.github.com/spec/v1\n")
+  config.tasks, config.world_model.vision = ("open_drawer",), "conv"
+  (problem,) = problems_of(config, (field, str(file))).values()
+  assert "Git LFS pointer" in problem.rule and "git lfs pull" in problem.fix
+  file.write_bytes(b"{\0\0\0\0\0\0\0{")  # safetensors, whose first byte is any
+  config.update_from_flattened_dict({field: str(file)})
+  config_lib.finalize(config)
+
+
 def test_calvins_experts_know_scene_d_only(config, tmp_path, monkeypatch):
   monkeypatch.delenv("CALVIN_ROOT", raising=False)
   assert set(problems_of(config, ("env.name", "calvin"))) == {"env.calvin_root"}
@@ -389,6 +401,9 @@ def test_wandb_must_be_there_to_be_used(config, wandb, monkeypatch, tmp_path):
 def test_empty_lists_know_what_they_hold(config):
   assert config_lib.apply_overrides(config, [("world_model.snapshots", "[10, 1e2]")]) == []
   assert config.world_model.snapshots == (10, 100)
+  config.world_model.snapshots = ()
+  (problem,) = config_lib.apply_overrides(config, [("world_model.snapshots", "ten")])
+  assert "whole number" in problem.rule
   assert "world_model.snapshots" in problems_of(config, ("world_model.snapshots", "ten"))
   for row in ROWS:
     if isinstance(row.default, tuple):

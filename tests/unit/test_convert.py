@@ -16,7 +16,7 @@ from wam_jax.data.frames import frame_path
 from wam_jax.host.locks import locked
 from wam_jax.host.logger import Logger
 from wam_jax.running.stage_run import StageRun
-from wam_jax.stages import convert as stage
+from wam_jax.stages import convert as convert_stage
 
 LENGTHS = (9, 5, 12)
 WINDOWS = [("open_drawer", 2, 8), ("turn_on_led", 9, 14), ("open_drawer", 15, 26)]
@@ -374,7 +374,7 @@ def test_stage(source, tmp_path):
   os.symlink(source, made / "dataset")
   work = tmp_path / "convert"
   work.mkdir()
-  stage.run(StageRun(config, {"collect": made}, work, Logger(work, "convert")))
+  convert_stage.run(StageRun(config, {"collect": made}, work, Logger(work, "convert")))
   _same(calvin.read_frames(source / "training", 8), calvin.read_frames(work / "dataset/training", 8))
 
 

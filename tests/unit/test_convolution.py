@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wam_jax.core import convolution as lib
+from wam_jax.core import convolution
 from wam_jax.nn import vision
 
 # (side, channels in, channels out, kernel): the layers of both picture sizes, narrow, and odd ones.
@@ -61,7 +61,7 @@ def compare(function, slow, x, kernel, stride):
     expected = slow(x, kernel, stride)
     weight = np.random.default_rng(0).normal(size=expected.shape)
     grads = {}
-    for form in lib.FORMS:
+    for form in convolution.FORMS:
 
       def loss(x, kernel, form=form):
         out = function(x, kernel, stride, form)
@@ -78,19 +78,19 @@ def compare(function, slow, x, kernel, stride):
 
 @pytest.mark.parametrize(("side", "channels", "out", "size"), STRIDED)
 def test_strided_forms_agree_in_value_and_gradient(side, channels, out, size):
-  compare(lib.strided_conv, slow_strided, *arrays(3, side, side, channels, out, size), 2)
+  compare(convolution.strided_conv, slow_strided, *arrays(3, side, side, channels, out, size), 2)
 
 
 @pytest.mark.parametrize(("side", "channels", "out", "size"), TRANSPOSED)
 def test_transposed_forms_agree_in_value_and_gradient(side, channels, out, size):
-  compare(lib.transposed_conv, slow_transposed, *arrays(3, side, side, channels, out, size), 2)
+  compare(convolution.transposed_conv, slow_transposed, *arrays(3, side, side, channels, out, size), 2)
 
 
 @pytest.mark.parametrize("num", [1, 16, 33])
 @pytest.mark.parametrize("stride", [1, 2, 3])
 def test_any_number_of_images_stride_and_oblong_picture(num, stride):
-  compare(lib.strided_conv, slow_strided, *arrays(num, 9, 12, 2, 3, 4), stride)
-  compare(lib.transposed_conv, slow_transposed, *arrays(num, 3, 2, 2, 3, 4), stride)
+  compare(convolution.strided_conv, slow_strided, *arrays(num, 9, 12, 2, 3, 4), stride)
+  compare(convolution.transposed_conv, slow_transposed, *arrays(num, 3, 2, 2, 3, 4), stride)
 
 
 def test_stack_forms_agree_in_every_gradient():
@@ -102,10 +102,12 @@ def test_stack_forms_agree_in_every_gradient():
       layers = [(jnp.asarray(rng.normal(size=s)), jnp.asarray(rng.normal(size=s[3]))) for s in shapes]
 
       def loss(x, layers, form, transposed=transposed):
-        out = lib.conv_stack(x, layers, [lib.ELU, lib.ELU], transposed=transposed, form=form)
+        out = convolution.conv_stack(
+          x, layers, [convolution.ELU, convolution.ELU], transposed=transposed, form=form
+        )
         return (out**2).sum()
 
-      native, matmul = (jax.grad(loss, (0, 1))(x, layers, form) for form in lib.FORMS)
+      native, matmul = (jax.grad(loss, (0, 1))(x, layers, form) for form in convolution.FORMS)
       for a, b in zip(jax.tree.leaves(native), jax.tree.leaves(matmul), strict=True):
         assert np.abs(a).max() > 0
         np.testing.assert_allclose(a, b, atol=1e-9 * np.abs(a).max())
@@ -113,8 +115,8 @@ def test_stack_forms_agree_in_every_gradient():
 
 def test_transposed_kernel_is_not_flipped():
   kernel = jnp.arange(9.0).reshape(3, 3, 1, 1)
-  for form in lib.FORMS:
-    out = lib.transposed_conv(jnp.full((1, 1, 1, 1), 2.0), kernel, form=form)
+  for form in convolution.FORMS:
+    out = convolution.transposed_conv(jnp.full((1, 1, 1, 1), 2.0), kernel, form=form)
     np.testing.assert_allclose(out[0, :, :, 0], 2 * kernel[:, :, 0, 0])
 
 
@@ -122,9 +124,9 @@ def test_the_two_are_adjoint():
   # <conv(x), y> = <x, transposed(y)> with the kernel's channels swapped.
   x, kernel = (jnp.asarray(v, jnp.float32) for v in arrays(2, 14, 14, 3, 5, 4))
   y = jax.random.normal(jax.random.key(0), (2, 6, 6, 5))
-  for form in lib.FORMS:
-    forward = (lib.strided_conv(x, kernel, form=form) * y).sum()
-    back = (x * lib.transposed_conv(y, kernel.swapaxes(2, 3), form=form)).sum()
+  for form in convolution.FORMS:
+    forward = (convolution.strided_conv(x, kernel, form=form) * y).sum()
+    back = (x * convolution.transposed_conv(y, kernel.swapaxes(2, 3), form=form)).sum()
     np.testing.assert_allclose(forward, back, rtol=1e-4)
 
 
@@ -132,15 +134,15 @@ def test_stack_is_layers_one_by_one():
   x, first = (jnp.asarray(v, jnp.float32) for v in arrays(18, 1, 1, 3, 4, 5))
   second = jnp.asarray(arrays(1, 5, 5, 4, 2, 6)[1], jnp.float32)
   layers = [(first, jnp.arange(4.0)), (second, jnp.arange(2.0))]
-  for form in (*lib.FORMS, None):
-    out = lib.conv_stack(x, layers, (lib.ELU, None), transposed=True, form=form)
-    middle = jax.nn.elu(lib.transposed_conv(x, first) + jnp.arange(4.0))
-    np.testing.assert_allclose(out, lib.transposed_conv(middle, second) + jnp.arange(2.0), atol=2e-4)
+  for form in (*convolution.FORMS, None):
+    out = convolution.conv_stack(x, layers, (convolution.ELU, None), transposed=True, form=form)
+    middle = jax.nn.elu(convolution.transposed_conv(x, first) + jnp.arange(4.0))
+    np.testing.assert_allclose(out, convolution.transposed_conv(middle, second) + jnp.arange(2.0), atol=2e-4)
 
 
 def test_shapes_that_do_not_belong_together_raise():
   x = jnp.ones((2, 8, 8, 3))
-  for function in (lib.strided_conv, lib.transposed_conv):
+  for function in (convolution.strided_conv, convolution.transposed_conv):
     for shape in ((4, 4, 2, 5), (4, 3, 3, 5), (4, 4, 3)):
       with pytest.raises(ValueError, match="kernel must be"):
         function(x, jnp.ones(shape))
@@ -151,11 +153,11 @@ def test_shapes_that_do_not_belong_together_raise():
     with pytest.raises(ValueError, match="stride"):
       function(x, jnp.ones((4, 4, 3, 5)), 0)
   with pytest.raises(ValueError, match="larger than the picture"):
-    lib.strided_conv(x, jnp.ones((9, 9, 3, 5)))
+    convolution.strided_conv(x, jnp.ones((9, 9, 3, 5)))
   with pytest.raises(ValueError, match="bias must be"):
-    lib.conv_stack(x, [(jnp.ones((4, 4, 3, 5)), jnp.ones(3))])
+    convolution.conv_stack(x, [(jnp.ones((4, 4, 3, 5)), jnp.ones(3))])
   with pytest.raises(ValueError, match="1 layers and 2 activations"):
-    lib.conv_stack(x, [(jnp.ones((4, 4, 3, 5)), None)], [None, None])
+    convolution.conv_stack(x, [(jnp.ones((4, 4, 3, 5)), None)], [None, None])
 
 
 @pytest.mark.parametrize("size", [64, 128])
@@ -208,8 +210,8 @@ def test_other_picture_sizes_are_refused():
 
 def test_elu_has_its_value_and_slope():
   x = jnp.concatenate([jnp.linspace(-20, 20, 101), jnp.array([1e-4, -1e-4])])
-  np.testing.assert_allclose(lib.elu(x), jax.nn.elu(x), atol=2e-7)
-  slope = jax.vmap(jax.grad(lib.elu))
+  np.testing.assert_allclose(convolution.elu(x), jax.nn.elu(x), atol=2e-7)
+  slope = jax.vmap(jax.grad(convolution.elu))
   np.testing.assert_allclose(slope(x), jax.vmap(jax.grad(jax.nn.elu))(x), atol=2e-7)
 
 

@@ -108,6 +108,10 @@ def test_which_network_of_a_checkpoint_is_taken(tmp_path, weights):
   assert prefix == "model.network."
   same(read, base)
   same(dppo.read_state_dict(path, prefix="model.actor_ft.")[0], tuned)
+  write(path, {"model": {k.replace(".", "._orig_mod.", 1): x for k, x in model.items()}})  # compiled
+  read, prefix = dppo.read_state_dict(path)
+  assert prefix == "model.network."
+  same(read, base)
   write(path, under("actor_ft.", tuned))  # the only one there
   same(dppo.read_state_dict(path)[0], tuned)
   # State dicts of the network alone, and of the fixture's npz.

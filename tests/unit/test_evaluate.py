@@ -64,6 +64,8 @@ def draw(robot_obs, scene_obs):
 class LinearPolicy:
   """Chunk = tanh of a linear map of the feature; no noise."""
 
+  chunk = CHUNK
+
   def sample(self, params, feature, key, deterministic=False):
     assert deterministic
     return jnp.tanh(feature @ params["w"]).reshape(*feature.shape[:-1], CHUNK, 7) * 1.2
@@ -98,7 +100,6 @@ def _run(model, speed, max_steps=8, key=5, **options):
     environment=environment,
     key=jax.random.key(key),
     max_steps=max_steps,
-    chunk=CHUNK,
     **options,
   )
   return episodes, params, environment
@@ -175,7 +176,7 @@ def test_wrong_number_of_environments(model):
   with pytest.raises(ValueError, match="need 4 environments"):
     rollout.rollout_policies(
       *model, LinearPolicy(), {}, tasks=TASKS, robot_obs=robot_obs, scene_obs=scene_obs,
-      environment=FakeVector(3, np.zeros(3)), key=jax.random.key(0), max_steps=2, chunk=1,
+      environment=FakeVector(3, np.zeros(3)), key=jax.random.key(0), max_steps=2,
     )  # fmt: skip
 
 

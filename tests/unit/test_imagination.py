@@ -10,8 +10,8 @@ from wam_jax.nn.policies.diffusion import DiffusionPolicy
 from wam_jax.nn.rssm import CHANGE_SCALE
 from wam_jax.nn.world_model import make_world_model
 from wam_jax.train import imagination
-from wam_jax.train import world_model as train_world_model
-from wam_jax.types import Latent
+from wam_jax.train import world_model as wm
+from wam_jax.types import Latent, Takes
 
 F = 8  # D = 2, two variables of three classes
 H, HORIZON = 2, 3
@@ -32,8 +32,19 @@ WORLD = imagination.World(count_up, 2, 3)
 class AtTime:
   """Success once the counter has reached the threshold."""
 
+  def score(self, params, feature):
+    return feature[..., 0] - params + 0.5
+
   def success(self, params, feature):
-    return feature[..., 0] >= params
+    return self.score(params, feature) > 0
+
+
+def dreamer(horizon=HORIZON, classifier=None):
+  return imagination.Dreamer(WORLD, POLICY, classifier or AtTime(), horizon)
+
+
+def params_of(policy, threshold, speed=1.0):
+  return imagination.DreamerParams({"speed": jnp.float32(speed)}, policy, jnp.float32(threshold))
 
 
 def setup(num=3):
@@ -49,21 +60,8 @@ def setup(num=3):
 def run(threshold, num_chunks, state=None, starts=None, speed=1.0, **options):
   params, own, fresh = setup()
   value = lambda feature, left: feature[..., 0] + 1000 * left
-  return imagination.dream(
-    WORLD,
-    {"speed": jnp.float32(speed)},
-    POLICY,
-    params,
-    value,
-    AtTime(),
-    jnp.float32(threshold),
-    starts or own,
-    state or fresh,
-    jax.random.key(5),
-    num_chunks=num_chunks,
-    horizon_chunks=HORIZON,
-    **options,
-  )
+  arguments = value, starts or own, state or fresh, jax.random.key(5)
+  return dreamer().dream(params_of(params, threshold, speed), *arguments, num_chunks=num_chunks, **options)
 
 
 def test_horizon_truncates_and_restarts():
@@ -129,16 +127,9 @@ def test_what_enters_the_world_is_executable_and_the_chain_ends_with_it():
 
 def test_imagined_success_counts_dreams_that_ever_succeed():
   params, _, state = setup()
-  go = lambda threshold, chunks: imagination.imagined_success(
-    WORLD,
-    {"speed": jnp.float32(1)},
-    POLICY,
-    params,
-    AtTime(),
-    jnp.float32(threshold),
-    state.feature.at[2, 0].set(-50),
-    jax.random.key(0),
-    horizon_chunks=chunks,
+  feature = state.feature.at[2, 0].set(-50)
+  go = lambda threshold, chunks: (
+    dreamer(chunks).scores(params_of(params, threshold), feature, jax.random.key(0)) > 0
   )
   assert go(4, 1).tolist() == [False, False, False]
   assert go(4, 3).tolist() == [True, True, False]
@@ -171,9 +162,8 @@ def test_familiar_entropy_is_a_quantile_of_what_counts():
   feature[0, :, 2] = np.linspace(0, 5, 101)  # the first class of z: the larger, the surer
   mask = np.ones((1, 101), bool)
   mask[0, :50] = False
-  got = imagination.familiar_entropy(
-    WORLD, {"speed": 1.0}, jnp.asarray(feature), jnp.zeros((1, 101, 7)), jnp.asarray(mask), None
-  )
+  takes = Takes(jnp.asarray(feature), jnp.zeros((1, 101, 7)), jnp.zeros_like(mask), jnp.asarray(mask))
+  got = WORLD.familiar_entropy({"speed": 1.0}, takes, None)
   logits = np.zeros((51, 3))  # of those that count
   logits[:, 0] = np.linspace(2.5, 5, 51)
   p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
@@ -182,19 +172,30 @@ def test_familiar_entropy_is_a_quantile_of_what_counts():
 
 
 def test_dream_scores_keep_the_largest():
+  class Odd(AtTime):
+    def score(self, params, feature):
+      return jnp.where(feature[:, 0] == params, 7.0, -feature[:, 0])
+
   params, _, state = setup()
-  score = lambda feature: jnp.where(feature[:, 0] == 4, 7.0, -feature[:, 0])
-  got = imagination.dream_scores(
-    WORLD,
-    {"speed": jnp.float32(1)},
-    POLICY,
-    params,
-    score,
-    state.feature.at[1, 0].set(1),  # 3, 5, 7 steps
-    jax.random.key(0),
-    horizon_chunks=3,
-  )
+  feature = state.feature.at[1, 0].set(1)  # 3, 5, 7 steps
+  got = dreamer(3, Odd()).scores(params_of(params, 4), feature, jax.random.key(0))
   assert got.tolist() == [7.0, -3.0, 7.0]
+
+
+def test_tasks_are_scored_with_their_own_parameters():
+  params, _, state = setup()
+  stack = lambda *trees: jax.tree.map(lambda *x: jnp.stack(x), *trees)
+  other = jax.tree.map(lambda x: 1.3 * x, params)
+  feature = jnp.stack([state.feature, state.feature.at[:, 0].set(10)])
+  keys = jax.random.split(jax.random.key(0))
+  task = stack(params, other), jnp.array([3.0, 100.0]), feature, keys
+  got = dreamer().score_tasks()(task, {"speed": jnp.float32(2)})
+  alone = [
+    dreamer().scores(params_of(policy, threshold, 2.0), feature[k], keys[k])
+    for k, (policy, threshold) in enumerate(((params, 3.0), (other, 100.0)))
+  ]
+  np.testing.assert_allclose(got, jnp.stack(alone), rtol=1e-6)
+  assert (got[0] > 0).all() and (got[1] < 0).all()
 
 
 def test_make_starts_takes_early_frames_without_success():
@@ -204,49 +205,37 @@ def test_make_starts_takes_early_frames_without_success():
   mask[1, 1] = False
   success = np.zeros_like(mask)
   success[0, 0, 1] = True  # frame 0 only, although it does not hold later
-  starts = imagination.make_starts(feature, success, mask, frames=3)
+  starts = imagination.make_starts(Takes(feature, None, success, mask), frames=3)
   assert starts.count.tolist() == [1 + 3, 3]
   np.testing.assert_array_equal(starts.feature[0, :4], np.concatenate([feature[0, 0, :1], feature[0, 1, :3]]))
   success[1, 0, 0] = True
   with pytest.raises(ValueError, match="task 1"):
-    imagination.make_starts(feature, success, mask)
+    imagination.make_starts(Takes(feature, None, success, mask))
 
 
 def test_a_share_of_dreams_starts_in_failed_takes():
   feature = np.ones((2, 3, 4, F), np.float32)
   mask = np.ones((2, 3, 4), bool)
   mask[0, 1:] = False
-  starts = imagination.make_starts(feature, np.zeros_like(mask), mask, frames=1)
+  starts = imagination.make_starts(Takes(feature, None, np.zeros_like(mask), mask))
   failed = np.arange(2 * 3 * 4, dtype=np.float32).reshape(2, 3, 4, 1) + 10 + 0 * feature
-  starts = imagination.add_failed_starts(starts, failed, mask, share=0.25)
+  starts = imagination.add_failed_starts(starts, Takes(failed, None, None, mask), share=0.25)
   assert starts.failed_count.tolist() == [4, 12]
-  draws = jax.vmap(lambda s, k: s.draw(k, 4000))(starts, jax.random.split(jax.random.key(0)))
+  draws = imagination.draw_starts(starts, jax.random.split(jax.random.key(0)), 4000)
   np.testing.assert_allclose((draws[..., 0] >= 10).mean(1), 0.25, atol=0.03)
   assert set(np.unique(draws[0, :, 0])) == {1, 10, 11, 12, 13}
   assert len(np.unique(draws[1, :, 0])) == 13
   mask[1] = False
   with pytest.raises(ValueError, match="task 1: no failed take"):
-    imagination.add_failed_starts(starts, failed, mask, share=0.25)
+    imagination.add_failed_starts(starts, Takes(failed, None, None, mask), share=0.25)
 
 
 def test_world_parameters_are_arguments():
   """The same program serves another world model: nothing of it is a constant."""
   params, starts, state = setup()
+  arguments = lambda f, t: t, starts, state, jax.random.key(0)
   fn = lambda wp, p: (
-    imagination.dream(
-      WORLD,
-      wp,
-      POLICY,
-      p,
-      lambda f, t: t,
-      AtTime(),
-      jnp.float32(1e9),
-      starts,
-      state,
-      jax.random.key(0),
-      num_chunks=2,
-      horizon_chunks=HORIZON,
-    )[0].feature
+    dreamer().dream(imagination.DreamerParams(wp, p, jnp.float32(1e9)), *arguments, num_chunks=2)[0].feature
   )
   jitted = jax.jit(fn)
   slow, fast = (jitted({"speed": jnp.float32(s)}, params) for s in (1, 3))
@@ -260,7 +249,7 @@ def small_world_model(proprio="none"):
   config.update(vision="patch", depth=4, embed=16, deter=12, stoch=3, classes=5, hidden=10)
   config.update(inverse_dynamics_hidden=8, compute_dtype="float32", proprio=proprio)
   model = make_world_model(config)
-  params = train_world_model.init_params(model, jax.random.key(0))
+  params = wm.init_params(model, jax.random.key(0))
   code = jax.nn.one_hot(jax.random.randint(jax.random.key(1), (6, 3), 0, 5), 5).reshape(6, -1)
   parts = [jax.random.normal(jax.random.key(2), (6, 12)), code]
   if model.carries_robot:
@@ -277,8 +266,8 @@ def test_steps_by_rows_equal_the_networks_own(proprio, temperature):
   model, params, feature = small_world_model(proprio)
   action = imagination.random_actions(jax.random.key(3), 6, 10)
   own, rows = (
-    imagination.imagine_actions(
-      imagination.make_world(model, by_rows, temperature), params, feature, action, jax.random.key(4)
+    imagination.make_world(model, by_rows, temperature).imagine_actions(
+      params, feature, action, jax.random.key(4)
     )
     for by_rows in (False, True)
   )
@@ -313,7 +302,7 @@ def test_the_robot_moves_in_dreams_and_the_prior_reads_it():
   latent = world.latent(feature)
   np.testing.assert_array_equal(latent.robot, feature[:, 27:])
   action = imagination.random_actions(jax.random.key(3), 6, 5)
-  dream = lambda feature: imagination.imagine_actions(world, params, feature, action, jax.random.key(4))
+  dream = lambda feature: world.imagine_actions(params, feature, action, jax.random.key(4))
   dreamt = np.asarray(dream(feature))
   state = np.append(feature[:, None, 27:45], dreamt[..., 27:45], 1)
   moved = np.diff(state, axis=1)

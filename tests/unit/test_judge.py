@@ -22,7 +22,7 @@ from wam_jax.storage import artifact as artifact_lib
 from wam_jax.storage.artifact import Artifact
 from wam_jax.storage.saved_params import save_params
 from wam_jax.train import judging
-from wam_jax.train import world_model as train
+from wam_jax.train import world_model as wm
 
 SIZE = 16
 
@@ -234,7 +234,7 @@ def make_model(folder, config, digit, inputs=None):
   artifact = make_artifact("world_model", folder / "world_model", c.to_dict(), {"of": digit}, inputs)
   artifact_lib.write_artifact(artifact, done=False)
   model = make_world_model(c.world_model, c.env.image_size)
-  save_params(artifact.path / "params", train.init_params(model, jax.random.key(0)))
+  save_params(artifact.path / "params", wm.init_params(model, jax.random.key(0)))
   artifact_lib.write_artifact(artifact, done=True)
   return artifact_lib.load_artifact(artifact.path)
 

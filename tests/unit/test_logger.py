@@ -42,11 +42,12 @@ def test_plain_progress_says_percent_and_time_left(logger, capsys, monkeypatch):
   monkeypatch.setattr(logger_lib, "PLAIN_SECONDS", 0.0)
   with logger.progress(4, "world model", initial=1) as progress:
     progress.update()
-    logger.write(2, {"world_model/loss": 0.25})
+    logger.write(2, {"world_model/loss": 0.25, "world_model/open_drawer/loss": 0.5})
     progress.update(2)
   out = capsys.readouterr().out
   assert "world model: 50 % (2/4" in out and "100 %" in out and "left" in out
-  assert "loss 0.25" in out
+  assert "loss 0.25" in out and "loss 0.5" not in out  # a name only once
+  assert "left" not in out.splitlines()[0]  # the first update compiles
 
 
 def test_a_view_shows_progress_and_metrics_instead_of_lines(tmp_path, capsys, monkeypatch):

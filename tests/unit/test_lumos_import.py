@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import json
 import os
 import pathlib
 import pickle
+import struct
 import sys
 import types
 import zipfile
@@ -167,6 +169,130 @@ def test_prefixes(tmp_path):
     lumos.read_state_dict(path, prefix="x.")
 
 
+@pytest.mark.parametrize(
+  "wrap",
+  [
+    lambda w: {"epoch": 1, "model": w},
+    lambda w: {"model_state_dict": w, "optimizer": {"state": {0: w}}},
+    lambda w: {"state_dict": {f"world_model._orig_mod.{n}": x for n, x in w.items()}},
+    lambda w: {n.replace(".", "._orig_mod.module.", 1): x for n, x in w.items()},
+    lambda w: {"state_dict": {**_other("world_model.", w), **{f"ema_world_model.{n}": w[n] for n in w}}},
+    lambda w: {"model": _other("", w), "model_ema": {"n_averaged": 3, **{f"module.{n}": w[n] for n in w}}},
+    lambda w: {**_other("online_model.", w), "ema_model": {"module": w}},
+    lambda w: {"n_averaged": 3, **{f"module.{n}": w[n] for n in w}},
+  ],
+)
+def test_weights_where_people_keep_them(tmp_path, wrap):
+  """Under a key, compiled, wrapped; and of two copies the averaged one."""
+  weights = {name: tensor("Float", "0", 2, (2,), (1,)) for name in (NAME, "encoder.fuse.0.bias")}
+  storages = {"0": np.ones(2, np.float32).tobytes(), "1": np.zeros(2, np.float32).tobytes()}
+  write_archive(tmp_path / "a.ckpt", wrap(weights), storages)
+  read = lumos.read_state_dict(tmp_path / "a.ckpt")
+  assert read.keys() == weights.keys() and all((x == 1).all() for x in read.values())
+
+
+def _other(prefix, weights):
+  return {f"{prefix}{name}": tensor("Float", "1", 2, (2,), (1,)) for name in weights}
+
+
+def test_dicts_that_hold_themselves_and_each_other(tmp_path):
+  tree = {NAME: tensor("Float", "0", 2, (2,), (1,))}
+  for _ in range(40):
+    tree = {"state_dict": tree, **{f"a{i}": tree for i in range(30)}}
+  tree["itself"] = tree
+  write_archive(tmp_path / "a.ckpt", tree, {"0": np.ones(2, np.float32).tobytes()})
+  with pytest.raises(lumos.LumosError, match="no weights"):
+    lumos.read_state_dict(tmp_path / "a.ckpt")
+
+
+def safetensors(entries, data=b"", header=None):
+  """A file of the format: {name: (dtype, shape, offsets)}, and the numbers."""
+  rows = {n: {"dtype": d, "shape": s, "data_offsets": o} for n, (d, s, o) in entries.items()}
+  text = json.dumps({"__metadata__": {"format": "pt"}, **rows}).encode() if header is None else header
+  return struct.pack("<Q", len(text)) + text + data
+
+
+def test_safetensors(tmp_path):
+  path, brain = tmp_path / "a.safetensors", np.asarray(jnp.asarray([0.1, -3e38], jnp.bfloat16))
+  values = np.arange(6, dtype=np.float32)
+  entries = {
+    "model." + NAME: ("F32", [2, 3], [0, 24]),
+    "model.encoder.fuse.0.bias": ("BF16", [2], [24, 28]),
+    "model.rssm_core.cell.a_mlp.weight": ("F16", [], [28, 30]),
+    "model.rssm_core.cell.z_mlp.bias": ("I64", [0, 3], [30, 30]),
+    "critic.weight": ("F8_E4M3", [2], [30, 32]),
+  }
+  data = values.tobytes() + brain.tobytes() + np.float16(1.5).tobytes() + b"xx"
+  path.write_bytes(safetensors(entries, data))
+  read = lumos.read_state_dict(path)
+  np.testing.assert_array_equal(read[NAME], values.reshape(2, 3))
+  np.testing.assert_array_equal(read["encoder.fuse.0.bias"], brain.astype(np.float32))
+  assert read["rssm_core.cell.a_mlp.weight"] == 1.5 and read["rssm_core.cell.z_mlp.bias"].shape == (0, 3)
+  assert len(read) == 4 and not read[NAME].flags.writeable
+  path.write_bytes(safetensors({NAME: ("F8_E4M3", [2], [0, 2])}, b"xx"))
+  with pytest.raises(lumos.LumosError, match=f"'{NAME}' cannot be read: numbers of type F8_E4M3"):
+    lumos.read_state_dict(path)
+
+
+ROW = b'{"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}'
+
+
+@pytest.mark.parametrize(
+  "content",
+  [
+    safetensors({NAME: ("F32", [2], [0, 8])}, b"1234"),  # cut off
+    safetensors({NAME: ("F32", [1], [0, 4])}, b"12345678"),  # more than is named
+    safetensors({NAME: ("F32", [2], [0, 4])}, b"1234"),  # of another size
+    safetensors({NAME: ("F32", [2**61, 2], [0, 0])}),  # a product that overflows
+    safetensors({NAME: ("F32", [2**62, 0], [0, 0])}),  # nothing, of a shape that no array can have
+    safetensors({NAME: ("F32", [0] * 70, [0, 0])}),
+    safetensors({NAME: ("F32", [-1], [0, -4])}),
+    safetensors({NAME: ("F32", [True], [0, 4])}, b"1234"),
+    safetensors({NAME: ("F32", [1], [4, 8])}, b"12345678"),  # a gap
+    safetensors({NAME: ("F32", [1], [0, 4]), "x": ("F32", [1], [0, 4])}, b"1234"),  # overlapping
+    safetensors({NAME: (["F32"], [1], [0, 4])}, b"1234"),
+    safetensors({NAME: ("F32", 1, [0, 4])}, b"1234"),
+    safetensors({NAME: ("F32", [1], [0, 4, 8])}, b"1234"),
+    safetensors({}, b"1234", b'{"%s": %s, "%s": %s}' % (NAME.encode(), ROW, NAME.encode(), ROW)),
+    safetensors({}, b"", b'{"%s": 1}' % NAME.encode()),
+    safetensors({}, b"", b"{" * 100_000),
+    safetensors({}, b"", b'{"a": ' * 100_000),
+    safetensors({}, b"", b'{"\xff'),
+  ],
+)
+def test_safetensors_that_break_the_format(tmp_path, content):
+  path = tmp_path / "a.safetensors"
+  path.write_bytes(content)
+  with pytest.raises(lumos.LumosError, match="not a whole safetensors file") as error:
+    lumos.read_state_dict(path)
+  assert str(path) in str(error.value) and error.value.fix
+
+
+@pytest.mark.parametrize(
+  ("content", "words"),
+  [
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 183\n", "git lfs pull"),
+    (b"/annex/objects/SHA256E-s1--0.ckpt\n", "git annex get"),
+    (b"\n<!DOCTYPE html><html><title>Google Drive - Virus scan warning", "a web page"),
+    (b"\xef\xbb\xbf<HTML>", "a web page"),
+    (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code>", "answer of a server"),
+    (b'{"error": "Invalid username or password."}', "JSON"),
+    (b"\x1f\x8b\x08\0\0\0\0\0", "gzip"),
+    (b"\0" * 257 + b"ustar\0", "tar archive"),
+    (b"\x89HDF\r\n\x1a\n\0\0", "HDF5"),
+    (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", "before torch 1.6"),
+    (b"\x80\x04\x95", "pickle"),
+    (b"", "empty"),
+    (b"\0\1\2\3", "damaged"),
+  ],
+)
+def test_files_that_are_no_checkpoint_are_called_what_they_are(tmp_path, content, words):
+  (tmp_path / "a.ckpt").write_bytes(content)
+  with pytest.raises(lumos.LumosError, match=words) as error:
+    lumos.read_state_dict(tmp_path / "a.ckpt")
+  assert "a.ckpt" in str(error.value) and error.value.fix
+
+
 def test_npz_under_param(tmp_path):
   np.savez(tmp_path / "a.npz", **{f"param/{NAME}": np.ones(2), f"grad/{NAME}": np.zeros(2), "input/x": 1})
   read = lumos.read_state_dict(tmp_path / "a.npz")
@@ -205,7 +331,7 @@ def test_files_that_cannot_be_read(tmp_path):
   write_archive(path, [1, 2], {})
   refuses("holds a list, not a state dict")
   write_archive(path, {"state_dict": {"policy.weight": 1}}, {})
-  refuses("no weights of a LUMOS world model; it has 'policy.weight'")
+  refuses("no weights of a LUMOS world model; it has 'state_dict.policy.weight'")
   with path.open("wb") as file:
     np.savez(file, **{NAME: np.array([object()])})
   refuses("not an npz of plain arrays")

@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 
 from wam_jax import config as config_lib
-from wam_jax.commands import export, pack, play, report, seeds
+from wam_jax.commands import export as export_command
+from wam_jax.commands import pack, play
+from wam_jax.commands import report as report_command
+from wam_jax.commands import seeds as seeds_command
 from wam_jax.data import convert, inspect
 from wam_jax.envs import registry
 from wam_jax.host import machine
@@ -43,11 +46,11 @@ def test_every_place_of_the_config_refuses_a_bucket(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
   ("main", "arguments"),
   [
-    (export.main, ["--workdir=runs", "--out={}"]),
+    (export_command.main, ["--workdir=runs", "--out={}"]),
     (pack.main, ["--workdir=runs", "--out={}"]),
     (play.main, ["--task=open_drawer", "--policy={}"]),
-    (report.main, ["--workdir={}"]),
-    (seeds.main, ["--results={}"]),
+    (report_command.main, ["--workdir={}"]),
+    (seeds_command.main, ["--results={}"]),
     (convert.main, ["--source=data", "--out={}"]),
     (inspect.main, ["--source={}"]),
   ],

@@ -64,11 +64,11 @@ def test_strip_layout_and_border_colours(rng):
 def test_strip_rejects_what_does_not_fit(rng):
   row = rng.integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
   with pytest.raises(ValueError, match="shape"):
-    media.make_strip([("a", row), ("b", row[:2])], 1)
+    media.make_strip([("a", row), ("b", row[:2])], 1, list("abc"), 1)
   with pytest.raises(ValueError, match="labels"):
-    media.make_strip([("a", row)], 1, labels=["x"])
+    media.make_strip([("a", row)], 1, ["x"], 1)
   with pytest.raises(ValueError, match="uint8"):
-    media.make_strip([("a", row.astype(np.float32))], 1)
+    media.make_strip([("a", row.astype(np.float32))], 1, list("abc"), 1)
 
 
 def test_tile_places_row_by_row(rng):

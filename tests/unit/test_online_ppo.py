@@ -11,7 +11,7 @@ from wam_jax.envs import registry
 from wam_jax.nn.policies.diffusion import DiffusionPolicy
 from wam_jax.nn.world_model import make_world_model
 from wam_jax.stages import online_ppo
-from wam_jax.train import ppo as train
+from wam_jax.train import ppo
 from wam_jax.train import world_model as wm
 from wam_jax.train.imagination import StartFrames
 from wam_jax.types import features
@@ -41,9 +41,9 @@ def make_episodes(world, monkeypatch, scene_obs):
   states = dict.fromkeys(TASKS, (robot[None], scene_obs[None]))
   monkeypatch.setattr(online_ppo, "training_starts", lambda config, collect: states)
   starts = StartFrames(jnp.zeros((2, 1, model.feature_size)), jnp.ones(2, jnp.int32))
-  frozen = train.Frozen(base=base, classifier=jnp.zeros(2), starts=starts, entropy_limit=jnp.zeros(2))
+  frozen = ppo.Frozen(base=base, classifier=jnp.zeros(2), starts=starts, entropy_limit=jnp.zeros(2))
   keys = jax.random.split(jax.random.key(2), 2)
-  state = jax.vmap(lambda f, k: train.init_state(policy, config.ppo, f, k))(frozen, keys)
+  state = jax.vmap(lambda f, k: ppo.init_state(policy, config.ppo, f, k))(frozen, keys)
   return online_ppo.Episodes(config, None, model, params, policy, base), policy, state
 
 

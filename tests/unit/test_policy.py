@@ -17,6 +17,7 @@ from wam_jax.nn.policies.gaussian import GaussianPolicy
 from wam_jax.train import behaviour_cloning as bc
 from wam_jax.train.state import make_train_state
 from wam_jax.train.tasks import over_tasks, repeat, task_keys, task_metrics
+from wam_jax.types import Takes
 
 F = 5
 POLICY = DiffusionPolicy(F, chunk=3, hidden=16, time_dim=4, denoising_steps=5, fine_tuned_steps=2)
@@ -144,7 +145,7 @@ def demos(tasks=2, num=3, length=9):
 
 def test_chunks_never_leave_their_demo():
   feature, action, mask = demos()
-  data = bc.make_data(feature, action, mask, 3)
+  data = bc.make_data(Takes(feature, action, None, mask), 3)
   # Whole chunks of 3: lengths 9, 7, 3 hold 7 + 5 + 1; lengths 5, 2, 0 hold 3.
   assert data.num_starts.tolist() == [13, 3]
   for task in range(2):
@@ -158,16 +159,16 @@ def test_chunks_never_leave_their_demo():
     assert mask[task, d, t + 2].all()
     assert len({*zip(d.tolist(), t.tolist(), strict=True)}) == data.num_starts[task]
   with pytest.raises(ValueError, match="task 1"):
-    bc.make_data(feature, action, mask, 6)
+    bc.make_data(Takes(feature, action, None, mask), 6)
   with pytest.raises(ValueError, match="agree"):
-    bc.make_data(feature, action[:, :2], mask, 3)
+    bc.make_data(Takes(feature, action[:, :2], None, mask), 3)
 
 
 def test_cloning_learns_and_averages():
   """Two tasks, each with one fixed action: sampling gives it back."""
   feature, action, mask = demos()
   goal = np.array([[0.6] * 7, [-0.4] * 7], np.float32)
-  data = bc.make_data(feature, np.broadcast_to(goal[:, None, None], action.shape), mask, 3)
+  data = bc.make_data(Takes(feature, np.broadcast_to(goal[:, None, None], action.shape), None, mask), 3)
   optimizer = optax.adam(1e-2)
   policy = dataclasses.replace(POLICY, hidden=64)
   update = bc.make_update(policy, optimizer, batch_size=64, ema_decay=0.9)
@@ -294,7 +295,7 @@ def test_gaussian_cloning_learns_a_linear_map():
   matrix = rng.normal(size=(2, F, 7)).astype(np.float32) / 15
   action = np.einsum("kmtf,kfa->kmta", feature, matrix)
   assert np.abs(action).max() < 1
-  data = bc.make_data(feature, action, np.ones(feature.shape[:3], bool), 1)
+  data = bc.make_data(Takes(feature, action, None, np.ones(feature.shape[:3], bool)), 1)
   policy = dataclasses.replace(GAUSSIAN, chunk=1, hidden=32)
   optimizer = optax.adam(1e-2)
   update = bc.make_update(policy, optimizer, batch_size=64, ema_decay=0.9)

@@ -7,11 +7,11 @@ import pytest
 from ml_collections import ConfigDict
 
 from wam_jax import config as config_lib
-from wam_jax.core import ppo as loss
+from wam_jax.core import ppo as ppo_loss
 from wam_jax.nn.classifier import SuccessClassifier
 from wam_jax.nn.policies.diffusion import DiffusionPolicy
 from wam_jax.nn.policies.gaussian import GaussianPolicy
-from wam_jax.train import imagination, ppo
+from wam_jax.train import imagination, ppo, ppo_actor
 from wam_jax.types import Latent
 
 F = 10
@@ -39,6 +39,10 @@ WORLD = imagination.World(drift, 2, 3)
 WORLD_PARAMS = {"gain": jnp.float32(0.3)}
 
 
+def dreamer(c, policy=POLICY, classifier=CLASSIFIER):
+  return imagination.Dreamer(WORLD, policy, classifier, c.horizon_steps // policy.chunk)
+
+
 def setup(c, seed=0, policy=POLICY):
   keys = jax.random.split(jax.random.key(seed), 4)
   starts = imagination.StartFrames(jax.random.normal(keys[0], (5, F)), jnp.int32(5))
@@ -53,8 +57,8 @@ def make_sample(frozen, size=6, seed=3):
   feature = draw(size, F)
   params = {"base": frozen.base, "tuned": frozen.base}
   chain = POLICY.sample_chain(params, feature, draw(size, 2, 7), draw(4, size, 2, 7))[1]
-  old = loss.mean_log_prob(POLICY.log_prob(frozen.base, feature, chain)) + 0.002 * draw(size, 2)
-  return ppo.Sample(
+  old = ppo_loss.mean_log_prob(POLICY.log_prob(frozen.base, feature, chain)) + 0.002 * draw(size, 2)
+  return ppo_actor.Sample(
     feature=feature,
     time_left=jnp.ones(size),
     chain=chain,
@@ -66,18 +70,20 @@ def make_sample(frozen, size=6, seed=3):
 
 
 def test_clip_range_and_discount():
-  got = loss.clip_range(10, 0.001, 0.01, 3.0)
+  got = ppo_loss.clip_range(10, 0.001, 0.01, 3.0)
   k = np.arange(10)
   np.testing.assert_allclose(got, 0.001 + 0.009 * (np.exp(3 * k / 9) - 1) / (np.exp(3) - 1), rtol=1e-5)
-  np.testing.assert_allclose(loss.clip_range(1, 0.001, 0.01, 3.0), [0.01])
-  np.testing.assert_allclose(loss.step_discount(3, 0.9), [0.81, 0.9, 1.0], rtol=1e-6)
+  np.testing.assert_allclose(ppo_loss.clip_range(1, 0.001, 0.01, 3.0), [0.01])
+  np.testing.assert_allclose(ppo_loss.step_discount(3, 0.9), [0.81, 0.9, 1.0], rtol=1e-6)
 
 
 def test_clipped_loss_by_hand():
   # Ratios e^0.2, e^-0.2, e^0.2, e^-0.2 with advantages 1, 1, -1, -1 and clip 0.1:
   # max(-r A, -clip(r) A) = -1.1, -0.818731, 1.221403, 0.9.
   new = jnp.array([0.2, -0.2, 0.2, -0.2])
-  value, metrics = loss.clipped_chain_loss(new, jnp.zeros(4), jnp.array([1.0, 1, -1, -1]), jnp.full(4, 0.1))
+  value, metrics = ppo_loss.clipped_chain_loss(
+    new, jnp.zeros(4), jnp.array([1.0, 1, -1, -1]), jnp.full(4, 0.1)
+  )
   np.testing.assert_allclose(value, (-1.1 - 0.818731 + 1.221403 + 0.9) / 4, atol=1e-6)
   assert metrics["clip_fraction"] == 1
   np.testing.assert_allclose(metrics["kl"], (np.exp(0.2) + np.exp(-0.2)) / 2 - 1, atol=1e-6)
@@ -85,23 +91,23 @@ def test_clipped_loss_by_hand():
     args = [new, new, new, new]
     args[bad] = args[bad][:1]
     with pytest.raises(ValueError, match="expected"):
-      loss.clipped_chain_loss(*args)
+      ppo_loss.clipped_chain_loss(*args)
 
 
 def test_value_loss_by_hand():
   value, target = jnp.array([1.0, 2.0]), jnp.array([0.0, 4.0])
-  np.testing.assert_allclose(loss.value_loss(value, target), (1 + 4) / 4)
+  np.testing.assert_allclose(ppo_loss.value_loss(value, target), (1 + 4) / 4)
   with pytest.raises(ValueError, match="target"):
-    loss.value_loss(value, target[:1])
+    ppo_loss.value_loss(value, target[:1])
 
 
 def test_mean_log_prob_clamps_each_element():
   x = jnp.array([[-100.0, 1.0], [3.0, -1.0]])
-  np.testing.assert_allclose(loss.mean_log_prob(x, -5, 2), (-5 + 1 + 2 - 1) / 4)
+  np.testing.assert_allclose(ppo_loss.mean_log_prob(x, -5, 2), (-5 + 1 + 2 - 1) / 4)
 
 
 def test_normalise_survives_equal_advantages():
-  got = loss.normalise(jnp.full(5, 3.0))
+  got = ppo_loss.normalise(jnp.full(5, 3.0))
   assert jnp.isfinite(got).all() and jnp.abs(got).max() < 1e-3
 
 
@@ -116,7 +122,7 @@ def test_actor_gradient_against_finite_differences(form):
   with jax.enable_x64(True):
     base, sample = jax.tree.map(lambda x: jnp.asarray(np.asarray(x), jnp.float64), (frozen.base, sample))
     network = jax.tree.map(lambda x: 1.1 * x, base)  # apart from the cloned one
-    fn = jax.jit(lambda p: ppo.actor_loss(POLICY, c, p, base, sample)[0])
+    fn = jax.jit(lambda p: ppo_actor.actor_loss(POLICY, c, p, base, sample)[0])
     grad = jax.grad(fn)(network)
     leaves, structure = jax.tree.flatten(network)
     rng = np.random.default_rng(1)
@@ -148,7 +154,7 @@ def test_frozen_parameters_get_no_gradient(form):
         jnp.ones((4, 6, 2, 7)),
       )[1]
     )
-    return ppo.actor_loss(POLICY, c, params["tuned"], params["base"], sample.replace(chain=chain))[0]
+    return ppo_actor.actor_loss(POLICY, c, params["tuned"], params["base"], sample.replace(chain=chain))[0]
 
   grad = jax.jit(jax.grad(fn))({"base": frozen.base, "tuned": frozen.base})
   assert all((g == 0).all() for g in jax.tree.leaves(grad["base"]))
@@ -170,7 +176,7 @@ def test_regulariser_draws_the_policy_back_to_the_cloned_one():
     c.bc_form = form
     sample = sample.replace(regulariser=material)
     at = lambda s, c=c, sample=sample: float(
-      ppo.bc_regulariser(
+      ppo_actor.bc_regulariser(
         POLICY,
         c,
         jax.tree.unflatten(structure, [x + s * d for x, d in zip(leaves, away, strict=True)]),
@@ -180,7 +186,7 @@ def test_regulariser_draws_the_policy_back_to_the_cloned_one():
     )
     assert at(0.0) < min(at(-0.3), at(0.3)), form
   with pytest.raises(ValueError, match="regulariser"):
-    ppo.bc_regulariser(POLICY, c, frozen.base, frozen.base, sample.replace(regulariser=None))
+    ppo_actor.bc_regulariser(POLICY, c, frozen.base, frozen.base, sample.replace(regulariser=None))
 
 
 @pytest.mark.parametrize("horizon", ["bootstrap", "terminal", "diwa"])
@@ -188,7 +194,7 @@ def test_regulariser_draws_the_policy_back_to_the_cloned_one():
 def test_iteration_bakes_nothing_in(horizon, form):
   c = tiny(horizon=horizon, bc_form=form)
   frozen, state = setup(c)
-  iteration = ppo.make_iteration(WORLD, POLICY, CLASSIFIER, c)
+  iteration = ppo.make_iteration(dreamer(c), c)
   args = state, frozen, WORLD_PARAMS, jax.random.key(0)
   constants = jax.make_jaxpr(iteration)(*args).consts
   # The schedule's tables, some of them more than once; the networks hold hundreds of numbers.
@@ -203,7 +209,7 @@ def test_iteration_bakes_nothing_in(horizon, form):
 def test_warm_up_holds_the_actor_and_target_kl_stops_it(policy):
   c = tiny(critic_warmup_iterations=1)
   frozen, state = setup(c, policy=policy)
-  iteration = jax.jit(ppo.make_iteration(WORLD, policy, CLASSIFIER, c))
+  iteration = jax.jit(ppo.make_iteration(dreamer(c, policy), c))
   new, _ = iteration(state, frozen, WORLD_PARAMS, jax.random.key(0))
   after, metrics = iteration(new, frozen, WORLD_PARAMS, jax.random.key(1))
   assert all(jnp.isfinite(x).all() for x in jax.tree.leaves((after.params, after.opt_state, metrics)))
@@ -215,7 +221,7 @@ def test_warm_up_holds_the_actor_and_target_kl_stops_it(policy):
   assert not same(new, after, "actor")
   wild = tiny(target_kl=1e-9, actor_learning_rate=1e-2)
   frozen, state = setup(wild, policy=policy)
-  _, metrics = jax.jit(ppo.make_iteration(WORLD, policy, CLASSIFIER, wild))(
+  _, metrics = jax.jit(ppo.make_iteration(dreamer(wild, policy), wild))(
     state, frozen, WORLD_PARAMS, jax.random.key(0)
   )
   assert metrics["stopped_early"] == 1
@@ -234,7 +240,7 @@ def test_actor_loss_of_a_gaussian_by_hand():
   old = -0.5 * (x / s) ** 2 - np.log(s) - 0.5 * np.log(2 * np.pi)
   chain = jnp.stack([jnp.zeros((2, 2, 7)), jnp.broadcast_to(x[:, None, None], (2, 2, 7))], 1)
   advantage = np.array([1.0, -1.0])
-  sample = ppo.Sample(
+  sample = ppo_actor.Sample(
     feature=jnp.ones((2, F)),
     time_left=jnp.ones(2),
     chain=chain,
@@ -243,7 +249,7 @@ def test_actor_loss_of_a_gaussian_by_hand():
     target=jnp.zeros(2),
     regulariser=None,
   )
-  value, metrics = ppo.actor_loss(GAUSSIAN, c, network, network, sample)
+  value, metrics = ppo_actor.actor_loss(GAUSSIAN, c, network, network, sample)
   ratio = np.exp(log_ratio)
   clipped = np.clip(ratio, 0.8, 1.2)  # of a single step the range is clip_max
   assert ratio[0] > 1.2 and ratio[1] < 0.8
@@ -266,7 +272,7 @@ def test_reward_that_likes_the_action_raises_it(policy):
   frozen = frozen.replace(classifier=jnp.float32(0.7))
   frozen = frozen.replace(starts=imagination.StartFrames(0.1 * frozen.starts.feature, jnp.int32(5)))
   state = ppo.init_state(policy, c, frozen, jax.random.key(1))
-  iteration = jax.jit(ppo.make_iteration(WORLD, policy, Judge(), c))
+  iteration = jax.jit(ppo.make_iteration(dreamer(c, policy, Judge()), c))
   rates = []
   for i in range(30):
     state, metrics = iteration(state, frozen, {"gain": jnp.float32(0.1)}, jax.random.key(i))
@@ -279,12 +285,12 @@ def test_gradient_in_blocks_equals_that_of_the_whole():
   frozen, _ = setup(c)
   sample = make_sample(frozen, size=12)
   whole, blocks = (
-    ppo.actor_gradient(POLICY, c, frozen.base, frozen.base, sample, block) for block in (12, 4)
+    ppo_actor.actor_gradient(POLICY, c, frozen.base, frozen.base, sample, block) for block in (12, 4)
   )
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), whole, blocks)
   assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(whole[0])) > 1e-2
   with pytest.raises(ValueError, match="divisor of 12"):
-    ppo.actor_gradient(POLICY, c, frozen.base, frozen.base, sample, 5)
+    ppo_actor.actor_gradient(POLICY, c, frozen.base, frozen.base, sample, 5)
 
 
 @pytest.mark.parametrize(
@@ -292,15 +298,15 @@ def test_gradient_in_blocks_equals_that_of_the_whole():
 )
 def test_blocks_divide_the_minibatch(num, steps, block, monkeypatch):
   monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
-  assert ppo._block(num, steps) == block
+  assert ppo_actor._block(num, steps) == block
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-  assert ppo._block(num, steps) == num
+  assert ppo_actor._block(num, steps) == num
 
 
 def test_first_bad_tensor_is_named():
   c = tiny()
   frozen, state = setup(c)
-  iteration = jax.jit(ppo.make_iteration(WORLD, POLICY, CLASSIFIER, c))
+  iteration = jax.jit(ppo.make_iteration(dreamer(c), c))
 
   def found(state=state, frozen=frozen, gain=0.3):
     _, metrics = iteration(state, frozen, {"gain": jnp.float32(gain)}, jax.random.key(0))

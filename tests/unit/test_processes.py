@@ -96,8 +96,8 @@ def test_who_does_not_say_the_token_in_time_holds_up_nobody(monkeypatch, words):
   [("127.0.0.1", "127.0.0.1"), ("localhost", "127.0.0.1"), ("192.0.2.1", ""), ("no.such.host.invalid", "")],
 )
 def test_the_port_is_open_at_the_coordinators_address_only(host, address):
-  assert processes._address_to_listen_at(host) == address
-  with processes._open_port(address) as server:
+  assert processes.address_to_listen_at(host) == address
+  with processes._open_port(address=address) as server:
     assert not address or server.getsockname()[0] == address
 
 

@@ -7,7 +7,7 @@ import made_up_run
 import numpy as np
 import pytest
 
-from wam_jax.commands import report as command
+from wam_jax.commands import report as report_command
 from wam_jax.core import intervals
 from wam_jax.reporting import comparison, page_parts
 from wam_jax.reporting.finished_run import RunError, labels, read_run
@@ -51,7 +51,7 @@ def files(folder):
 
 def test_page_of_a_run_without_running_anything(run, capsys):
   before = files(run)
-  assert command.main([f"--workdir={run}"]) == 0
+  assert report_command.main([f"--workdir={run}"]) == 0
   out = capsys.readouterr().out
   assert "no animations of episodes" in out and str(run / "report.html") in out  # there is no rollouts.npz
   after = files(run)
@@ -62,7 +62,7 @@ def test_page_of_a_run_without_running_anything(run, capsys):
 
 def test_a_page_made_before_is_replaced_and_its_time_kept(run, rng):
   made_up_run.write_report_stage(run, seconds=42.0)
-  assert command.main([f"--workdir={run}"]) == 0
+  assert report_command.main([f"--workdir={run}"]) == 0
   assert not (run / "report.html").exists()
   assert "0:42" in (run / "report" / "report.html").read_text()
 
@@ -72,7 +72,7 @@ def test_the_page_tells_where_the_run_came_from_not_this_process(run, tmp_path):
   facts = {"wam_jax": "0.0.9", "commit": "abc", "python": "3.11.1", "packages": {}, "platform": "p"}
   facts |= {"cpu": "c", "cores": 3, "devices": ["cpu"], "date": "2020-02-03", "command": "that one"}
   path.write_text(json.dumps(json.loads(path.read_text()) | {"provenance": facts}))
-  assert command.main([f"--workdir={run}", f"--out={tmp_path}/new/page.html"]) == 0
+  assert report_command.main([f"--workdir={run}", f"--out={tmp_path}/new/page.html"]) == 0
   text = (tmp_path / "new" / "page.html").read_text()
   assert "that one" in text and "2020-02-03" in text and "3 CPU cores" in text
 
@@ -108,14 +108,14 @@ def test_only_the_time_of_collecting_may_be_missing(run):
 )
 def test_what_is_no_finished_run_is_said(run, capsys, spoil, said):
   spoil(run)
-  assert command.main([f"--workdir={run}"]) == 1
+  assert report_command.main([f"--workdir={run}"]) == 1
   error = capsys.readouterr().err
   assert said in error and str(run) in error and "Traceback" not in error
 
 
 def test_two_runs_side_by_side(run, other, capsys):
   before = files(other)
-  assert command.main([f"--workdir={run}", f"--compare={other}"]) == 0
+  assert report_command.main([f"--workdir={run}", f"--compare={other}"]) == 0
   assert "other: close_drawer left out, not in all runs" in capsys.readouterr().out
   text = (run / "comparison.html").read_text()
   assert 'src="data:image/png' in text and "http" not in text and "<script" not in text
@@ -194,15 +194,15 @@ def test_world_models_with_other_horizons_keep_their_rows(run, other):
 
 def test_runs_that_cannot_be_compared(run, tmp_path, rng, capsys):
   made_up_run.write_run(tmp_path / "second", rng, ("close_drawer",))
-  assert command.main([f"--workdir={run}", f"--compare={tmp_path / 'second'}"]) == 1
+  assert report_command.main([f"--workdir={run}", f"--compare={tmp_path / 'second'}"]) == 1
   error = capsys.readouterr().err
   assert "no task in common" in error and "first: open_drawer, turn_on_led" in error
-  assert command.main([f"--workdir={run}", f"--compare={run}"]) == 1
+  assert report_command.main([f"--workdir={run}", f"--compare={run}"]) == 1
   assert "with itself" in capsys.readouterr().err
   with pytest.raises(RunError, match="at most 8"):
     comparison.build(read(*[run] * 9))
   with pytest.raises(SystemExit):
-    command.main([f"--workdir={run}", "--out=page.pdf"])
+    report_command.main([f"--workdir={run}", "--out=page.pdf"])
 
 
 def test_names_are_as_short_as_tells_runs_apart(tmp_path, rng):

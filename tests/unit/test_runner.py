@@ -52,7 +52,7 @@ def ran(monkeypatch, tmp_path):
   monkeypatch.setattr(chain, "STAGES", tuple(ROWS))
   monkeypatch.setattr(chain, "EXTRA_STAGES", ())
   monkeypatch.setattr(chain, "ROWS", ROWS)
-  monkeypatch.setattr(runner, "use_compilation_cache", lambda: None)
+  monkeypatch.setattr(runner.surroundings, "prepare_jax", lambda: None)
   return calls
 
 
@@ -110,7 +110,15 @@ def test_changed_config_names_the_difference_and_touches_nothing(ran):
   updates = config_lib.PRESET_CHANGES["demo"]["world_model.updates"]
   assert f"world_model.updates: {updates} -> 70" in text
   assert "made from another world_model" in text and "rm -r" in text
-  assert "--config.inputs.collect=" in text
+  lines = text.splitlines()
+  assert len(lines) < 9 and "from world_model on" in lines[1]
+  command = next(line for line in lines if "keep both" in line).partition("python")[2]
+  flags = dict(word[len("--config.") :].split("=") for word in command.split()[3:])
+  assert flags == {
+    "world_model.updates": "70",
+    "inputs.collect": "runs/calvin_wam_demo/collect",
+    "workdir": "runs/calvin_wam_demo_2",
+  }
   assert ran == list(ROWS) and files("runs") == before
 
 

@@ -6,7 +6,7 @@ import made_up_run
 import numpy as np
 import pytest
 
-from wam_jax.commands import seeds as command
+from wam_jax.commands import seeds as seeds_command
 from wam_jax.core import intervals
 from wam_jax.reporting import seeds
 from wam_jax.reporting.finished_run import RunError, read_run
@@ -46,10 +46,10 @@ def numbers(text):
 
 def test_two_seeds_in_one_table(make_run, tmp_path, capsys):
   runs, results = [make_run(seed) for seed in (4, 5)], tmp_path / "kept"
-  assert command.main([f"--results={results}", f"--runs={runs[0]},{runs[1]}"]) == 0
+  assert seeds_command.main([f"--results={results}", f"--runs={runs[0]},{runs[1]}"]) == 0
   assert sorted(path.name for path in results.iterdir()) == ["seed4.json", "seed5.json"]
   first = capsys.readouterr().out
-  assert command.main([f"--results={results}"]) == 0
+  assert seeds_command.main([f"--results={results}"]) == 0
   text = capsys.readouterr().out
   assert text.strip() in first  # the same table, now of the files alone
   table = numbers(text)
@@ -93,7 +93,7 @@ def test_what_one_run_may_look_like(make_run, tmp_path):
 
 def test_runs_of_other_settings_are_refused(make_run, tmp_path, capsys):
   results, one, other = tmp_path / "kept", make_run(4), make_run(5, ppo__iterations=7)
-  assert command.main([f"--results={results}", f"--runs={one},{other}"]) == 1
+  assert seeds_command.main([f"--results={results}", f"--runs={one},{other}"]) == 1
   assert "ppo.iterations: 800 there, 7 in" in capsys.readouterr().err
   assert [path.name for path in results.iterdir()] == ["seed4.json"]
 
@@ -110,14 +110,14 @@ def test_a_kept_seed_is_not_replaced_by_other_episodes(make_run, tmp_path):
 
 
 def test_files_that_are_none(make_run, tmp_path, capsys):
-  assert command.main([f"--results={tmp_path}"]) == 1
+  assert seeds_command.main([f"--results={tmp_path}"]) == 1
   assert "no runs are kept here" in capsys.readouterr().err
   path = seeds.keep(read_run(make_run(4)), tmp_path)
   for text in ("", "{}", "[]", json.dumps(json.loads(path.read_text()) | {"format": 99})):
     path.write_text(text)
-    assert command.main([f"--results={tmp_path}"]) == 1
+    assert seeds_command.main([f"--results={tmp_path}"]) == 1
     assert str(path) in capsys.readouterr().err
-  assert command.main([f"--results={tmp_path}", f"--runs={tmp_path / 'nowhere'}"]) == 1
+  assert seeds_command.main([f"--results={tmp_path}", f"--runs={tmp_path / 'nowhere'}"]) == 1
   assert "no such folder" in capsys.readouterr().err
 
 

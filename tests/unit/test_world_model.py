@@ -11,8 +11,10 @@ from wam_jax.core import distributions
 from wam_jax.nn import rssm, vision
 from wam_jax.nn.layers import GRU
 from wam_jax.nn.world_model import make_world_model, proprio_features
+from wam_jax.train import robot
 from wam_jax.train import state as train_state
-from wam_jax.train import world_model as train
+from wam_jax.train import world_model as wm
+from wam_jax.train import world_model_training as wm_training
 from wam_jax.types import Batch, features, latent_from_features
 
 B, T = 2, 6
@@ -47,7 +49,7 @@ def random_batch(seed=0, batch=B, length=T, size=64):
 def tiny(**changes):
   config = tiny_config(**changes)
   model = make_world_model(config)
-  return config, model, train.init_params(model, jax.random.key(0))
+  return config, model, wm.init_params(model, jax.random.key(0))
 
 
 @functools.cache
@@ -55,7 +57,7 @@ def random_model(proprio):
   """Model with random parameters, also where training starts from zero; compiles nothing."""
   config = tiny_config(proprio=proprio, robot_obs_weight=3.0 if proprio == "latent" else 0.0)
   model, rng = make_world_model(config), np.random.default_rng(3)
-  shapes = jax.eval_shape(lambda: train.init_params(model, jax.random.key(0)))
+  shapes = jax.eval_shape(lambda: wm.init_params(model, jax.random.key(0)))
   draw = lambda x: jnp.asarray(rng.normal(size=x.shape) / np.sqrt(x.shape[-2:][0] + 9), jnp.float32)
   return config, model, jax.tree.map(draw, shapes)
 
@@ -70,7 +72,7 @@ def random_frames(model, seed=0):
 
 
 def observe(model, params, frames, noise=None, hidden=None):
-  return jax.jit(functools.partial(train.observe, model))(params, *frames, noise, hidden=hidden)
+  return jax.jit(functools.partial(wm.observe, model))(params, *frames, noise, hidden=hidden)
 
 
 MODELS = pytest.mark.parametrize("proprio", ["none", "latent"])
@@ -80,19 +82,19 @@ MODELS = pytest.mark.parametrize("proprio", ["none", "latent"])
 def test_shapes_of_both_vision_forms(kind):
   _, model, params = tiny(vision=kind)
   batch = random_batch()
-  embed = jax.jit(lambda p, b: train.encode(model, p, b))(params, batch)
+  embed = jax.jit(lambda p, b: wm.encode(model, p, b))(params, batch)
   assert embed.shape == (B, T, 16)
-  posterior, prior = train.observe(
+  posterior, prior = wm.observe(
     model,
     params,
     embed,
     batch.prev_action,
     batch.is_first,
-    train.latent_noise(model, jax.random.key(1), (B, T)),
+    wm.latent_noise(model, jax.random.key(1), (B, T)),
   )
   assert posterior.deter.shape == (B, T, 12) and posterior.stoch.shape == prior.logits.shape == (B, T, 3, 4)
   assert features(posterior).shape == (B, T, model.feature_size)
-  decoded = train.decode(model, params, features(posterior))
+  decoded = wm.decode(model, params, features(posterior))
   assert {name: x.shape for name, x in decoded.items()} == dict.fromkeys(
     ("rgb_static", "rgb_gripper"), (B, T, 64, 64, 3)
   )
@@ -100,7 +102,7 @@ def test_shapes_of_both_vision_forms(kind):
 
 def sizes(changes):
   model = make_world_model(tiny_config_of(changes))
-  shapes = jax.eval_shape(lambda: train.init_params(model, jax.random.key(0)))
+  shapes = jax.eval_shape(lambda: wm.init_params(model, jax.random.key(0)))
   return {name: sum(x.size for x in jax.tree.leaves(part)) for name, part in shapes.items()}
 
 
@@ -126,17 +128,17 @@ def test_published_size_has_lumos_number_of_parameters():
     pytest.param({"cameras": ("rgb_static",)}, marks=pytest.mark.slow),
     {"cameras": ("rgb_gripper",), "vision": "conv"},
     pytest.param({"proprio": "sincos"}, marks=pytest.mark.slow),
-    {"proprio": "zscore", "vision": "conv"},
+    pytest.param({"proprio": "zscore", "vision": "conv"}, marks=pytest.mark.slow),
     pytest.param(
       {"vision": "conv", "depth": 2, "stoch": 5, "classes": 3, "deter": 7}, marks=pytest.mark.slow
     ),
     pytest.param({"image_size": 128}, marks=pytest.mark.slow),
-    {"image_size": 128, "vision": "conv"},
+    pytest.param({"image_size": 128, "vision": "conv"}, marks=pytest.mark.slow),
     {"inverse_dynamics_input": "feature"},
     pytest.param({"compute_dtype": "bfloat16"}, marks=pytest.mark.slow),
-    {"compute_dtype": "bfloat16", "vision": "conv"},
+    pytest.param({"compute_dtype": "bfloat16", "vision": "conv"}, marks=pytest.mark.slow),
     pytest.param({"remat": True, "accumulate": 2}, marks=pytest.mark.slow),
-    {"learned_initial_state": True, "carry_state": True},
+    pytest.param({"learned_initial_state": True, "carry_state": True}, marks=pytest.mark.slow),
     {"proprio": "latent", "robot_obs_weight": 1.0, "carry_state": True, "compute_dtype": "bfloat16"},
     {"proprio": "latent", "robot_obs_weight": 1.0, "open_loop_share": 0.5, "remat": True, "accumulate": 2},
   ],
@@ -146,11 +148,11 @@ def test_variants_train_by_config_alone(changes):
   size = changes.pop("image_size", 64) if "image_size" in changes else 64
   config = tiny_config(batch_size=B, sequence_length=T, updates=10, **changes)
   model = make_world_model(config, size)
-  params = train.init_params(model, jax.random.key(0))
+  params = wm.init_params(model, jax.random.key(0))
   batch = random_batch(size=size)
-  optimizer = train.make_optimizer(config, params)
-  update = train.make_update(model, config, optimizer, lambda store, *_: store)
-  carry = train.initial_latent(model, params, B) if config.carry_state else None
+  optimizer = wm_training.make_optimizer(config, params)
+  update = wm_training.make_update(model, config, optimizer, lambda store, *_: store)
+  carry = wm.initial_latent(model, params, B) if config.carry_state else None
   before = jax.tree.map(np.asarray, params)
   state, metrics = update(
     train_state.make_train_state(params, optimizer, carry=carry), batch, jax.random.key(1), 2
@@ -160,7 +162,7 @@ def test_variants_train_by_config_alone(changes):
   still = [name for name, value in jax.tree.leaves_with_path(moved) if not value]
   allowed = "initial_" if config.learned_initial_state else "nothing"  # every window begins with a reset
   assert all(allowed in jax.tree_util.keystr(name) for name in still), still
-  pictures = train.decode(model, state.params, jnp.zeros((B, model.feature_size)))
+  pictures = wm.decode(model, state.params, jnp.zeros((B, model.feature_size)))
   assert {name: p.shape for name, p in pictures.items()} == dict.fromkeys(model.cameras, (B, size, size, 3))
   assert all(p.dtype == jnp.float32 for p in pictures.values())
 
@@ -168,7 +170,9 @@ def test_variants_train_by_config_alone(changes):
 def test_bfloat16_is_near_float32():
   config, model, params = tiny(vision="conv")
   half = make_world_model(tiny_config(vision="conv", compute_dtype="bfloat16"))
-  losses = [float(train.world_model_loss(m, config, params, random_batch(), None)[0]) for m in (model, half)]
+  losses = [
+    float(wm_training.world_model_loss(m, config, params, random_batch(), None)[0]) for m in (model, half)
+  ]
   assert losses[0] != losses[1]
   np.testing.assert_allclose(losses[1], losses[0], rtol=0.02)
 
@@ -179,19 +183,21 @@ def gradients_of_one_update(batch, **changes):
     batch_size=len(batch.mask), sequence_length=T, updates=10, decode_fraction=1.0, **changes
   )
   model = make_world_model(config)
-  params = train.init_params(model, jax.random.key(0))
+  params = wm.init_params(model, jax.random.key(0))
   before = jax.tree.map(np.asarray, params)
   optimizer = optax.sgd(1.0)
-  loss = train.world_model_loss
+  loss = wm_training.world_model_loss
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(train, "world_model_loss", lambda m, c, p, b, draws, *rest: loss(m, c, p, b, None, *rest))
-    update = train.make_update(model, config, optimizer, lambda store, *_: store)
+    patch.setattr(
+      wm_training, "world_model_loss", lambda m, c, p, b, draws, *rest: loss(m, c, p, b, None, *rest)
+    )
+    update = wm_training.make_update(model, config, optimizer, lambda store, *_: store)
     state, metrics = update(train_state.make_train_state(params, optimizer), batch, jax.random.key(1), 1)
   return jax.tree.map(lambda a, b: np.asarray(a) - b, before, state.params), metrics
 
 
 @pytest.mark.parametrize(
-  "changes", [pytest.param({"accumulate": 2}, marks=pytest.mark.slow), {"accumulate": 4}, {"remat": True}]
+  "changes", [pytest.param({"accumulate": 2}, marks=pytest.mark.slow), {"accumulate": 4, "remat": True}]
 )
 def test_memory_savers_do_not_change_the_gradient(changes):
   batch = random_batch(batch=4)
@@ -204,16 +210,18 @@ def test_memory_savers_do_not_change_the_gradient(changes):
     np.testing.assert_allclose(metrics[name], whole_metrics[name], rtol=1e-4, err_msg=name)
 
 
-@pytest.mark.parametrize(("changes", "least"), [({"accumulate": 4}, 2.0), ({"remat": True}, 2.0)])
+@pytest.mark.parametrize(
+  ("changes", "least"), [({"accumulate": 4}, 2.0), pytest.param({"remat": True}, 2.0, marks=pytest.mark.slow)]
+)
 def test_memory_savers_save_memory(changes, least):
   def temporary_bytes(**changes):
     config = tiny_config(
       batch_size=8, sequence_length=16, updates=10, depth=16, decode_fraction=1.0, **changes
     )
     model = make_world_model(config)
-    params = jax.eval_shape(lambda: train.init_params(model, jax.random.key(0)))
-    optimizer = train.make_optimizer(config, params)
-    update = train.make_update(model, config, optimizer, lambda store, *_: store)
+    params = jax.eval_shape(lambda: wm.init_params(model, jax.random.key(0)))
+    optimizer = wm_training.make_optimizer(config, params)
+    update = wm_training.make_update(model, config, optimizer, lambda store, *_: store)
     state = jax.eval_shape(lambda p: train_state.make_train_state(p, optimizer), params)
     batch = random_batch(batch=8, length=16)
     return update.lower(state, batch, jax.random.key(0), 1).compile().memory_analysis().temp_size_in_bytes
@@ -228,13 +236,13 @@ def test_the_robot_state_shapes_the_features():
   off = tiny_config(robot_obs_weight=1e-30)
 
   def loss_and_grads(config):
-    loss = lambda p: train.world_model_loss(model, config, p, batch, None)
+    loss = lambda p: wm_training.world_model_loss(model, config, p, batch, None)
     return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
 
   (total, (metrics, _)), grads = loss_and_grads(config)
   (without, _), plain = loss_and_grads(off)
-  embed = train.encode(model, params, batch)
-  posterior, _ = train.observe(model, params, embed, batch.prev_action, batch.is_first, None)
+  embed = wm.encode(model, params, batch)
+  posterior, _ = wm.observe(model, params, embed, batch.prev_action, batch.is_first, None)
   decoded = model.apply({"params": params}, features(posterior), method="decode_robot_obs")
   error = np.asarray(decoded, np.float64) - np.asarray(proprio_features(batch.robot_obs), np.float64)
   by_hand = 0.5 * np.square(error).sum(-1).mean()
@@ -250,14 +258,14 @@ def test_the_robot_state_shapes_the_features():
 def test_carried_state_goes_on_where_the_last_window_ended():
   config = tiny_config(batch_size=B, sequence_length=T // 2, updates=10, carry_state=True)
   model = make_world_model(config)
-  params = train.init_params(model, jax.random.key(0))
+  params = wm.init_params(model, jax.random.key(0))
   batch = random_batch()
   halves = [jax.tree.map(lambda x, i=i: x[:, 3 * i : 3 * i + 3], batch) for i in (0, 1)]
-  embed = train.encode(model, params, batch)
-  whole, _ = train.observe(model, params, embed, batch.prev_action, batch.is_first, None)
+  embed = wm.encode(model, params, batch)
+  whole, _ = wm.observe(model, params, embed, batch.prev_action, batch.is_first, None)
   latent = None
   for half in halves:
-    _, (_, latent) = train.world_model_loss(model, config, params, half, None, latent)
+    _, (_, latent) = wm_training.world_model_loss(model, config, params, half, None, latent)
   np.testing.assert_allclose(latent.deter, whole.deter[:, -1], atol=1e-6)
   np.testing.assert_array_equal(latent.stoch, whole.stoch[:, -1])
   # In the update: the second window's loss depends on the first, unless its first frame is a reset.
@@ -265,11 +273,11 @@ def test_carried_state_goes_on_where_the_last_window_ended():
   second = halves[1].replace(is_first=jnp.zeros((B, T // 2), bool))
 
   def loss_after(first, second):
-    update = train.make_update(
+    update = wm_training.make_update(
       model, config, optimizer, lambda store, key, step, i: jax.tree.map(lambda x: x[i], store)
     )
     state = train_state.make_train_state(
-      jax.tree.map(jnp.copy, params), optimizer, carry=train.initial_latent(model, params, B)
+      jax.tree.map(jnp.copy, params), optimizer, carry=wm.initial_latent(model, params, B)
     )
     source = jax.tree.map(lambda a, b: jnp.stack([a, b]), first, second)
     return float(update(state, source, jax.random.key(5), 2)[1]["loss/kl"][1])
@@ -286,9 +294,9 @@ def test_learned_initial_state_is_used_where_nothing_resets_it():
   params["rssm"]["initial_deter"] = jnp.full((12,), 0.3)
   batch = random_batch()
   batch = batch.replace(is_first=batch.is_first.at[0, 0].set(False))
-  grads = jax.grad(lambda p: train.world_model_loss(model, config, p, batch, None)[0])(params)
+  grads = jax.grad(lambda p: wm_training.world_model_loss(model, config, p, batch, None)[0])(params)
   assert np.abs(grads["rssm"]["initial_deter"]).max() > 0
-  latent = train.initial_latent(model, params, B)
+  latent = wm.initial_latent(model, params, B)
   np.testing.assert_allclose(latent.deter, 0.3)
 
 
@@ -341,8 +349,8 @@ def test_filtering_frame_by_frame_equals_the_sequence(sampled, proprio):
   _, model, params = random_model(proprio)
   frames = random_frames(model)
   posterior, _ = observe(model, params, frames)
-  latent = train.initial_latent(model, params, B)
-  filter_step = jax.jit(functools.partial(train.filter_step, model))
+  latent = wm.initial_latent(model, params, B)
+  filter_step = jax.jit(functools.partial(wm.filter_step, model))
   for t in range(T):
     latent = filter_step(params, latent, *(x[:, t] for x in frames), jax.random.key(t) if sampled else None)
     if not sampled:
@@ -354,10 +362,10 @@ def test_an_episode_start_forgets_everything_before():
   _, model, params = tiny()
   one, other = random_batch(0), random_batch(1)
   cut = one.is_first.at[:, 3].set(True)
-  embed = train.encode(model, params, one)
-  mixed = embed.at[:, :3].set(train.encode(model, params, other)[:, :3])
-  a, _ = train.observe(model, params, embed, one.prev_action, cut, None)
-  b, _ = train.observe(model, params, mixed, one.prev_action, cut, None)
+  embed = wm.encode(model, params, one)
+  mixed = embed.at[:, :3].set(wm.encode(model, params, other)[:, :3])
+  a, _ = wm.observe(model, params, embed, one.prev_action, cut, None)
+  b, _ = wm.observe(model, params, mixed, one.prev_action, cut, None)
   np.testing.assert_array_equal(a.deter[:, 3:], b.deter[:, 3:])
   assert not np.allclose(a.deter[:, 2], b.deter[:, 2])
 
@@ -365,7 +373,7 @@ def test_an_episode_start_forgets_everything_before():
 @MODELS
 def test_features_invert(proprio):
   _, model, params = random_model(proprio)
-  noise = train.latent_noise(model, jax.random.key(0), (B, T))
+  noise = wm.latent_noise(model, jax.random.key(0), (B, T))
   posterior, _ = observe(model, params, random_frames(model), noise)
   feature = features(posterior)
   assert feature.shape == (B, T, model.feature_size) and (posterior.robot is None) == (proprio == "none")
@@ -376,10 +384,10 @@ def test_features_invert(proprio):
 def test_imagination_step_by_step_equals_the_roll():
   _, model, params = tiny()
   actions = random_batch().action
-  latent = train.initial_latent(model, params, B)
-  rolled = train.imagine(model, params, latent, actions, None)
+  latent = wm.initial_latent(model, params, B)
+  rolled = wm.imagine(model, params, latent, actions, None)
   for t in range(T):
-    latent = train.imagine_step(model, params, latent, actions[:, t], None)
+    latent = wm.imagine_step(model, params, latent, actions[:, t], None)
   np.testing.assert_allclose(rolled.deter[:, -1], latent.deter, atol=1e-6)
 
 
@@ -388,23 +396,23 @@ def test_inverse_dynamics_leaves_out_pairs_across_episodes():
   action = jnp.zeros((2, 3, 7)).at[:, :, 6].set(1.0)
   predicted = jnp.zeros((2, 2, 7)).at[1, 1].set(100.0)
   is_first = jnp.array([[True, False, False], [True, False, True]])
-  loss, metrics = train.inverse_dynamics_loss(predicted, action, is_first)
+  loss, metrics = wm_training.inverse_dynamics_loss(predicted, action, is_first)
   assert float(loss) == pytest.approx(1 / 7)  # three pairs, each wrong by 1 in the gripper only
   assert float(metrics["inverse_dynamics/error_gripper"]) == pytest.approx(1.0)
   assert float(metrics["inverse_dynamics/error_x"]) == 0.0
   double = lambda x: jnp.concatenate([x, x])
   assert float(
-    train.inverse_dynamics_loss(double(predicted), double(action), double(is_first))[0]
+    wm_training.inverse_dynamics_loss(double(predicted), double(action), double(is_first))[0]
   ) == pytest.approx(1 / 7)
   with pytest.raises(ValueError, match="one frame shorter"):
-    train.inverse_dynamics_loss(action, action, is_first)
+    wm_training.inverse_dynamics_loss(action, action, is_first)
 
 
 def _grads(weight, **changes):
   config, model, params = tiny(inverse_dynamics_weight=weight, **changes)
   batch = random_batch()
-  draws = train.draw(model, config, jax.random.key(3), B, T)
-  loss = lambda p: train.world_model_loss(model, config, p, batch, draws)[0]
+  draws = wm_training.draw(model, config, jax.random.key(3), B, T)
+  loss = lambda p: wm_training.world_model_loss(model, config, p, batch, draws)[0]
   return jax.jit(jax.grad(loss))(params)
 
 
@@ -412,7 +420,7 @@ def test_inverse_dynamics_on_features_reaches_the_recurrent_model():
   config, model, params = tiny(
     inverse_dynamics_input="feature", image_weight=0.0, kl_weight=0.0, embedding_image_weight=0.0
   )
-  loss = lambda p: train.world_model_loss(model, config, p, random_batch(), None)[0]
+  loss = lambda p: wm_training.world_model_loss(model, config, p, random_batch(), None)[0]
   grads = jax.grad(loss)(params)
   assert all(np.abs(x).max() > 0 for x in jax.tree.leaves(grads["rssm"]["gru"]))
 
@@ -420,10 +428,10 @@ def test_inverse_dynamics_on_features_reaches_the_recurrent_model():
 def test_a_probe_does_not_enter_the_clipped_norm():
   config = tiny_config(inverse_dynamics_weight=0.0, grad_clip=1e-3, updates=10, weight_decay=0.0)
   model = make_world_model(config)
-  params = train.init_params(model, jax.random.key(0))
+  params = wm.init_params(model, jax.random.key(0))
   grads = jax.tree.map(jnp.ones_like, params)
-  optimizer = train.make_optimizer(config, params)
-  louder = grads | {train.HEAD: jax.tree.map(lambda x: 1e6 * x, grads[train.HEAD])}
+  optimizer = wm_training.make_optimizer(config, params)
+  louder = grads | {wm_training.HEAD: jax.tree.map(lambda x: 1e6 * x, grads[wm_training.HEAD])}
   moments = [optimizer.update(g, optimizer.init(params), params)[1] for g in (grads, louder)]
   first = [optax.tree.get(state.inner_states["model"], "mu") for state in moments]
   for a, b in zip(jax.tree.leaves(first[0]), jax.tree.leaves(first[1]), strict=True):
@@ -456,7 +464,7 @@ def test_loss_gradient_against_finite_differences():
     moved = lambda s: (
       params | {n: jax.tree.map(lambda p, d: p + s * d, params[n], direction[n]) for n in names}
     )
-    loss = jax.jit(lambda s: train.world_model_loss(model, config, moved(s), batch, None)[0])
+    loss = jax.jit(lambda s: wm_training.world_model_loss(model, config, moved(s), batch, None)[0])
     step = 1e-4
     numeric = (loss(step) - loss(-step)) / (2 * step)
     slope = jax.jvp(loss, (0.0,), (1.0,))[1]  # exact derivative along the direction
@@ -466,7 +474,7 @@ def test_loss_gradient_against_finite_differences():
 def test_update_learns_and_counts():
   config, model, params = tiny(batch_size=B, sequence_length=T, decode_fraction=0.5)
   optimizer = train_state.make_optimizer(3e-3, 40, warmup_updates=2, weight_decay=0.05, grad_clip=100.0)
-  update = train.make_update(model, config, optimizer, lambda store, *_: store)
+  update = wm_training.make_update(model, config, optimizer, lambda store, *_: store)
   batch = random_batch()
   state = train_state.make_train_state(jax.tree.map(jnp.copy, params), optimizer)
   state, first = update(state, batch, jax.random.key(0), 5)
@@ -479,8 +487,8 @@ def test_update_learns_and_counts():
 
 def test_it_does_not_matter_how_updates_are_cut_into_calls():
   config, model, params = tiny(batch_size=B, sequence_length=T, decode_fraction=0.5)
-  optimizer = train.make_optimizer(config, params)
-  update = train.make_update(
+  optimizer = wm_training.make_optimizer(config, params)
+  update = wm_training.make_update(
     model, config, optimizer, lambda store, key, step, i: jax.tree.map(lambda x: jnp.roll(x, step, 1), store)
   )
   ends = []
@@ -496,9 +504,9 @@ def test_it_does_not_matter_how_updates_are_cut_into_calls():
 def test_observe_refuses_shapes_that_do_not_belong_together():
   _, model, params = tiny()
   batch = random_batch()
-  embed = train.encode(model, params, batch)
+  embed = wm.encode(model, params, batch)
   with pytest.raises(ValueError, match="agree"):
-    train.observe(model, params, embed, batch.prev_action[:, :-1], batch.is_first, None)
+    wm.observe(model, params, embed, batch.prev_action[:, :-1], batch.is_first, None)
 
 
 # --- the robot's state in the latent --------------------------------------------------------------
@@ -553,7 +561,7 @@ def test_robot_dynamics_start_by_keeping_the_state_and_learn_from_their_error():
 
     def loss(params, robot, action):
       predicted = module.apply(params, robot, action)
-      return train.robot_loss(predicted[..., :4], target, is_first).sum()
+      return robot.robot_loss(predicted[..., :4], target, is_first).sum()
 
     grads = jax.grad(loss)(params, *inputs)["params"]
     error = (inputs[0][..., :4] - target)[:, 2:]
@@ -570,7 +578,7 @@ def test_robot_dynamics_start_by_keeping_the_state_and_learn_from_their_error():
 
 @functools.cache
 def roll(model):
-  return jax.jit(functools.partial(train.roll_robot, model))
+  return jax.jit(functools.partial(robot.roll_robot, model))
 
 
 def test_the_robot_rolls_on_from_the_first_two_frames_of_an_episode():
@@ -601,14 +609,14 @@ def test_the_robot_rolls_on_from_the_first_two_frames_of_an_episode():
   np.testing.assert_array_equal(going_on[1, 2], predicted[1, 2])
   for wrong in ((state[:, 1:], prev_action, is_first), (state, prev_action[:, 1:], is_first)):
     with pytest.raises(ValueError, match="agree"):
-      train.roll_robot(model, params, *wrong)
+      robot.roll_robot(model, params, *wrong)
 
 
 def test_the_first_two_frames_of_each_episode():
   is_first = np.array([[1, 0, 0, 0, 1, 0, 0], [0, 0, 1, 1, 0, 0, 1]], bool)
   starting = [[1, 1, 0, 0, 1, 1, 0], [0, 0, 1, 1, 1, 0, 1]]
-  np.testing.assert_array_equal(train.starting(jnp.asarray(is_first)), starting)
-  np.testing.assert_array_equal(train.starting(jnp.asarray(is_first[:, :1])), is_first[:, :1])
+  np.testing.assert_array_equal(robot.starting(jnp.asarray(is_first)), starting)
+  np.testing.assert_array_equal(robot.starting(jnp.asarray(is_first[:, :1])), is_first[:, :1])
 
 
 def test_robot_loss_by_hand():
@@ -617,12 +625,12 @@ def test_robot_loss_by_hand():
   is_first = jnp.zeros((B, T), bool).at[:, 0].set(True).at[1, 3].set(True)
   starting = np.zeros((B, T), bool)  # no change is known there
   starting[:, :2], starting[1, 3:5] = True, True
-  loss = np.asarray(train.robot_loss(predicted, state, is_first))
+  loss = np.asarray(robot.robot_loss(predicted, state, is_first))
   expected = 0.5 * sum((predicted[..., i] - state[..., i]) ** 2 for i in range(4))
   expected[starting] = 0
   np.testing.assert_allclose(loss, expected, rtol=1e-5)
   assert (loss[starting] == 0).all() and loss[~starting].min() > 0
-  single = train.robot_loss(predicted[:1, 2:3], state[:1, 2:3], is_first[:1, 2:3])
+  single = robot.robot_loss(predicted[:1, 2:3], state[:1, 2:3], is_first[:1, 2:3])
   np.testing.assert_allclose(single, expected[:1, 2:3], rtol=1e-5)
   for wrong in (
     (predicted, state[..., :3], is_first),
@@ -633,7 +641,7 @@ def test_robot_loss_by_hand():
     (predicted, state, is_first[:1]),
   ):
     with pytest.raises(ValueError, match="belong together"):
-      train.robot_loss(*wrong)
+      robot.robot_loss(*wrong)
 
 
 def test_the_robot_joins_the_losses_and_training_predicts_it():
@@ -641,13 +649,13 @@ def test_the_robot_joins_the_losses_and_training_predicts_it():
   config = tiny_config(proprio="latent", robot_obs_weight=50.0, decode_fraction=1.0)
   config.update(batch_size=4, sequence_length=T, learning_rate=2e-3, updates=80, warmup_updates=0)
   model = make_world_model(config, 16)
-  params = train.init_params(model, jax.random.key(0))
+  params = wm.init_params(model, jax.random.key(0))
   assert "robot_decoder" not in params and "robot_dynamics" in params["rssm"]
   batch = random_batch(batch=4, size=16)
   pushed = jnp.cumsum(0.02 * batch.prev_action[..., :6], 1)
   batch = batch.replace(robot_obs=0.1 * batch.robot_obs[:, :1] + jnp.pad(pushed, ((0, 0), (0, 0), (0, 9))))
-  optimizer = train.make_optimizer(config, params)
-  update = train.make_update(model, config, optimizer, lambda store, *_: store)
+  optimizer = wm_training.make_optimizer(config, params)
+  update = wm_training.make_update(model, config, optimizer, lambda store, *_: store)
   _, metrics = update(train_state.make_train_state(params, optimizer), batch, jax.random.key(1), 80)
   losses = {name.removeprefix("loss/"): x for name, x in metrics.items() if name.startswith("loss/")}
   weights = {
@@ -672,14 +680,14 @@ def test_the_robots_dynamics_share_no_gradient_with_the_rest():
   config, model, params = random_model("latent")
   batch = random_batch()
   hidden = jnp.broadcast_to(jnp.arange(T) >= 2, (B, T))
-  draws = train.Draws(train.latent_noise(model, jax.random.key(2), (B, T)), jnp.array([[4], [5]]), hidden)
-  loss = lambda p: train.world_model_loss(model, config, p, batch, draws)[0]
+  draws = wm_training.Draws(wm.latent_noise(model, jax.random.key(2), (B, T)), jnp.array([[4], [5]]), hidden)
+  loss = lambda p: wm_training.world_model_loss(model, config, p, batch, draws)[0]
   grads = jax.jit(jax.grad(loss))(params)
   state = proprio_features(batch.robot_obs)
 
   def alone(params):
-    predicted = train.roll_robot(model, params, state, batch.prev_action, batch.is_first)
-    return config.robot_obs_weight * train.robot_loss(predicted, state, batch.is_first).mean()
+    predicted = robot.roll_robot(model, params, state, batch.prev_action, batch.is_first)
+    return config.robot_obs_weight * robot.robot_loss(predicted, state, batch.is_first).mean()
 
   robot = jax.jit(jax.grad(alone))(params)
   for a, b in zip(
@@ -700,20 +708,20 @@ def test_the_robots_dynamics_have_an_optimiser_of_their_own():
   config.update(grad_clip=1e-3, weight_decay=0.1, learning_rate=1e-3, final_learning_rate_scale=0.1)
   rng = np.random.default_rng(1)
   make = lambda: jnp.asarray(rng.normal(size=(3, 4)), jnp.float32)
-  tree = lambda: {"rssm": {"robot_dynamics": {"linear": make()}, "gru": make()}, train.HEAD: make()}
+  tree = lambda: {"rssm": {"robot_dynamics": {"linear": make()}, "gru": make()}, wm_training.HEAD: make()}
   params, grads = tree(), tree()
   for weight in (0.0, 1000.0):  # a head that only watches, and one that shapes
     config.inverse_dynamics_weight = weight
-    optimizer = train.make_optimizer(config, params)
+    optimizer = wm_training.make_optimizer(config, params)
     step = lambda grads, optimizer=optimizer: optimizer.update(grads, optimizer.init(params), params)[0]
     louder = grads["rssm"] | {"robot_dynamics": {"linear": 1e6 * grads["rssm"]["robot_dynamics"]["linear"]}}
     quiet, loud = step(grads), step(grads | {"rssm": louder})
     np.testing.assert_array_equal(quiet["rssm"]["gru"], loud["rssm"]["gru"])
-    np.testing.assert_array_equal(quiet[train.HEAD], loud[train.HEAD])
+    np.testing.assert_array_equal(quiet[wm_training.HEAD], loud[wm_training.HEAD])
     # Adam's first step is the learning rate in the direction of the gradient's sign.
     moved = quiet["rssm"]["robot_dynamics"]["linear"]
     sign = np.sign(grads["rssm"]["robot_dynamics"]["linear"])
-    np.testing.assert_allclose(moved, -train.ROBOT_RATE * 1e-3 * sign, rtol=1e-2)
+    np.testing.assert_allclose(moved, -wm_training.ROBOT_RATE * 1e-3 * sign, rtol=1e-2)
     others = np.abs(quiet["rssm"]["gru"])
     assert others.max() < 0.5 * np.abs(moved).min() and others.min() > 0
   # Its rate ends at 0 although the others' does not.
@@ -751,7 +759,7 @@ def test_units_of_the_recurrent_state_begin_with_memories_of_many_lengths(frames
 def test_hidden_frames_are_the_priors_whatever_they_show(proprio):
   _, model, params = random_model(proprio)
   embed, prev_action, is_first = random_frames(model)
-  noise = train.latent_noise(model, jax.random.key(2), (B, T))
+  noise = wm.latent_noise(model, jax.random.key(2), (B, T))
   hidden = jnp.arange(T) >= jnp.array([[2], [0]])  # the second window's first frames are seen all the same
   seen = ~hidden | is_first
   assert seen[1].tolist() == [True, False, False, True, False, False]
@@ -786,7 +794,7 @@ def test_everything_hidden_after_a_frame_is_imagination(proprio, context):
   hidden = jnp.broadcast_to(jnp.arange(T) >= context, (B, T))
   posterior, prior = observe(model, params, (embed, prev_action, is_first), hidden=hidden)
   last = jax.tree.map(lambda x: x[:, context - 1], posterior)
-  imagined = jax.jit(functools.partial(train.imagine, model))(params, last, prev_action[:, context:], None)
+  imagined = jax.jit(functools.partial(wm.imagine, model))(params, last, prev_action[:, context:], None)
   close = functools.partial(np.testing.assert_allclose, atol=1e-5)
   later = jax.tree.map(lambda x: x[:, context:], posterior.replace(logits=prior.logits))
   jax.tree.map(close, later, imagined)
@@ -795,14 +803,14 @@ def test_everything_hidden_after_a_frame_is_imagination(proprio, context):
 
 def test_windows_of_two_frames_are_imagined_from_the_second_on():
   _, model, _ = random_model("none")
-  draws = train.draw(model, tiny_config(open_loop_share=1.0), jax.random.key(0), 5, 2)
+  draws = wm_training.draw(model, tiny_config(open_loop_share=1.0), jax.random.key(0), 5, 2)
   np.testing.assert_array_equal(draws.hidden, [[False, True]] * 5)
 
 
 def test_a_share_of_the_windows_is_imagined_from_a_random_frame_on():
   _, model, _ = random_model("none")
   num = 4000
-  draw = lambda share: train.draw(
+  draw = lambda share: wm_training.draw(
     model, tiny_config(open_loop_share=share, decode_fraction=0.5), jax.random.key(4), num, T
   )
   draws = {share: draw(share) for share in (0.0, 0.3, 1.0)}
@@ -822,11 +830,11 @@ def test_a_share_of_the_windows_is_imagined_from_a_random_frame_on():
 def test_the_loss_sees_the_hidden_frames_as_imagined():
   config, model, params = random_model("latent")
   batch = random_batch()
-  noise = train.latent_noise(model, jax.random.key(2), (B, T))
+  noise = wm.latent_noise(model, jax.random.key(2), (B, T))
   hidden = jnp.broadcast_to(jnp.arange(T) >= 2, (B, T))
-  loss = jax.jit(lambda batch, draws: train.world_model_loss(model, config, params, batch, draws)[1])
-  metrics, last = loss(batch, train.Draws(noise, None, hidden))
-  embed = jax.jit(functools.partial(train.encode, model))(params, batch)
+  loss = jax.jit(lambda batch, draws: wm_training.world_model_loss(model, config, params, batch, draws)[1])
+  metrics, last = loss(batch, wm_training.Draws(noise, None, hidden))
+  embed = jax.jit(functools.partial(wm.encode, model))(params, batch)
   posterior, prior = observe(model, params, (embed, batch.prev_action, batch.is_first), noise, hidden)
   np.testing.assert_allclose(last.deter, posterior.deter[:, -1], atol=1e-5)
   kl = distributions.balanced_kl(posterior.logits, prior.logits, config.kl_balance).mean()

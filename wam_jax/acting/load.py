@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import pathlib
 from typing import Any
 
 import jax
 
 from wam_jax.acting import models, packed
+from wam_jax.acting.monitor import open_monitor
 from wam_jax.acting.policy import ActingPolicy, PolicyError, index_of
 from wam_jax.acting.policy_table import POLICIES, TRAINED
+from wam_jax.host import surroundings
 from wam_jax.storage import artifact as artifact_lib
 from wam_jax.storage.artifact import Artifact, ArtifactError, how_to_remake
 from wam_jax.storage.records import read_record
 from wam_jax.types import Params
 
 
+@surroundings.own_settings()
 def load_policy(
-  path: Any = None,
+  path: str | os.PathLike[str] | None = None,
   task: str | None = None,
   which: str | None = None,
-  world_model: Any = None,
+  world_model: str | os.PathLike[str] | None = None,
   ddim_steps: int = 0,
 ) -> ActingPolicy:
   """A trained policy, with the world model that it was trained on.
@@ -34,11 +39,15 @@ def load_policy(
     world_model: folder of the world model, where it is neither next to the policy nor where the run had it.
     ddim_steps: of a diffusion policy, so many denoising steps by DDIM; 0: all that it was trained with.
 
+  Returns:
+    An object with `reset(batch_size=None, seed=0)` and `act(observation) -> action`.
+
   Raises:
     PolicyError: no finished policy there, no such task, or the world model that it was trained on is not
       to be found.
     ArtifactError, CheckpointError: files that cannot be read.
     ValueError: `which` or `ddim_steps` out of range.
+    SurroundingsError: this process was forked after JAX had started.
   """
   if path is None or pathlib.Path(path).is_file():
     if world_model is not None:
@@ -51,7 +60,8 @@ def load_policy(
   params = jax.tree.map(lambda x: x[k : k + 1], params)
   made_from = {artifact.stage: artifact.fingerprint, "world_model": world.fingerprint}
   policy = models.for_acting(policy, ddim_steps)
-  return ActingPolicy(model, model_params, policy, params, tasks[k], made_from)
+  monitored = functools.partial(open_monitor, artifact, tasks[k], k, model, model_params)
+  return ActingPolicy(model, model_params, policy, params, tasks[k], made_from, monitored)
 
 
 def load_stacked(path: Any, which: str | None = None) -> tuple[Artifact, Any, Params, tuple[str, ...]]:

@@ -71,20 +71,15 @@ class _Attributes(dict):
 def make_policy(config: Mapping[str, Any], feature_size: int) -> Policy:
   """Policy of a whole config (a ConfigDict or an artifact's plain dict), as it is trained."""
   cloning, ppo = config["behaviour_cloning"], config["ppo"]
+  sizes = {"feature_size": feature_size} | {name: cloning[name] for name in ("chunk", "hidden", "blocks")}
   if cloning["policy"] == "gaussian":
     return GaussianPolicy(
-      feature_size=feature_size,
-      chunk=cloning["chunk"],
-      hidden=cloning["hidden"],
-      blocks=cloning["blocks"],
+      **sizes,
       sampling_std=ppo["min_sampling_std"],
       log_prob_std=ppo["min_log_prob_std"],
     )
   return DiffusionPolicy(
-    feature_size=feature_size,
-    chunk=cloning["chunk"],
-    hidden=cloning["hidden"],
-    blocks=cloning["blocks"],
+    **sizes,
     time_dim=cloning["time_dim"],
     denoising_steps=cloning["denoising_steps"],
     fine_tuned_steps=ppo["fine_tuned_steps"],

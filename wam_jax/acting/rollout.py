@@ -48,12 +48,12 @@ class Rollouts:
 
 
 @functools.lru_cache(maxsize=16)
-def _make_steps(model: Any, policy: Any, deterministic: bool) -> tuple[Callable, Callable]:
+def _make_steps(model: Any, policy: Any) -> tuple[Callable, Callable]:
   """Compiled (filter one frame, sample what is executed); kept, so that a second rollout compiles nothing."""
 
   @functools.partial(jax.jit, static_argnums=3)
   def sample_chunks(params: Params, latent: Latent, key: jax.Array, num_tasks: int) -> jax.Array:
-    return step.sample_chunks(policy, params, latent, key, num_tasks, deterministic)
+    return step.sample_chunks(policy, params, latent, key, num_tasks)
 
   return jax.jit(functools.partial(step.filter_frame, model)), sample_chunks
 
@@ -70,13 +70,11 @@ def rollout_policies(
   environment: VectorStepper,
   key: jax.Array,
   max_steps: int,
-  chunk: int,
-  deterministic: bool = True,
   progress: Callable[[int], None] | None = None,
 ) -> Rollouts:
   """Runs one policy per task from given start states, all episodes side by side.
 
-  All chunks are in phase: a new one is sampled every `chunk` control steps. Drawing dominates the
+  All chunks are in phase: a new one is sampled every `policy.chunk` control steps. Drawing dominates the
   time, so only episodes that still run are drawn and stepped; compiled shapes stay fixed, with stale
   pictures where an episode is over.
 
@@ -91,8 +89,6 @@ def rollout_policies(
     environment: K * M environments, drawing at the size the world model was trained on.
     key: random key of posterior samples and of the policy's noise.
     max_steps: control steps until an episode has failed.
-    chunk: H, actions per chunk, all executed.
-    deterministic: the evaluation variant of sampling, with little noise.
     progress: called with the number of control steps done since the last call (of `max_steps`).
 
   Returns:
@@ -102,12 +98,12 @@ def rollout_policies(
     ValueError: shapes that do not belong together.
   """
   num_tasks, episodes = _check_starts(tasks, robot_obs, scene_obs)
-  total = num_tasks * episodes
+  total, chunk = num_tasks * episodes, policy.chunk
   if environment.num != total:
     raise ValueError(
       f"{num_tasks} tasks x {episodes} episodes need {total} environments, got {environment.num}"
     )
-  filter_frame, sample_chunks = _make_steps(model, policy, deterministic)
+  filter_frame, sample_chunks = _make_steps(model, policy)
 
   environment.reset(robot_obs.reshape(total, -1), scene_obs.reshape(total, -1))
   record = _Record(tasks, episodes, *environment.state(), max_steps)
@@ -232,12 +228,7 @@ class _Record:
     running = self.active.copy()
     self.robot[running], self.scene[running] = robot[running], scene[running]
     self.steps[running] = t + 1
-    holds = np.concatenate(
-      [
-        task_rules.success(task, self.start[rows], self.scene[rows])
-        for task, rows in zip(self.tasks, np.arange(len(running)).reshape(len(self.tasks), -1), strict=True)
-      ]
-    )
+    holds = task_rules.successes(self.tasks, self.start, self.scene)
     self.success |= running & holds
     self.active &= ~self.success
     self.robots.append(self.robot.copy())

@@ -49,10 +49,8 @@ def filter_frame(
   return wm.filter_step(model, params, latent, embed, prev_action, is_first, key)
 
 
-def sample_chunks(
-  policy: Any, params: Params, latent: Latent, key: jax.Array, num_tasks: int, deterministic: bool = True
-) -> jax.Array:
-  """Chunks as executed.
+def sample_chunks(policy: Any, params: Params, latent: Latent, key: jax.Array, num_tasks: int) -> jax.Array:
+  """Chunks as executed, by the evaluation variant of sampling.
 
   Args:
     policy: `sample(params, feature [M, F], key, deterministic=...) -> [M, H, 7]`.
@@ -60,14 +58,13 @@ def sample_chunks(
     latent: [K * M, ...], task-major.
     key: random key of all tasks.
     num_tasks: K.
-    deterministic: the evaluation variant of sampling.
 
   Returns:
     [K * M, H, 7], motion in [-1, 1], gripper -1 or 1.
   """
   feature = features(latent)
   feature = feature.reshape(num_tasks, -1, feature.shape[-1])
-  sample = functools.partial(policy.sample, deterministic=deterministic)
+  sample = functools.partial(policy.sample, deterministic=True)
   chunk = jax.vmap(sample)(params, feature, jax.random.split(key, num_tasks))
   return executable(chunk.reshape(-1, *chunk.shape[2:]))
 

@@ -13,6 +13,7 @@ import dataclasses
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import sys
@@ -23,7 +24,7 @@ from typing import Any
 
 import wam_jax
 from wam_jax.commands import doctor_jobs
-from wam_jax.host import console, machine
+from wam_jax.host import console, machine, surroundings
 
 MEMORY, DISK = 2.8e9, 2e9  # bytes that the demo takes
 
@@ -58,8 +59,12 @@ def check_machine(name: str) -> Section:
   cores = machine.available_cores()
   section.facts += [f"{cores} CPU core{'s' * (cores > 1)}", f"{memory / 1e9:.1f} GB of memory free"]
   section.facts.append(f"{disk / 1e9:.1f} GB of disk free in {folder}")
-  if not (3, 11) <= sys.version_info[:2] <= (3, 12):
-    section.problem("Python", "must be 3.11 or 3.12", "PYTHON=python3.12 bash launch/quickstart.sh", True)
+  if sys.flags.optimize > 1:
+    problem = "runs with -OO, which drops the docstrings that TensorFlow Probability needs"
+    section.problem("Python", problem, "unset PYTHONOPTIMIZE", True)
+  for variable, value in surroundings.other_settings().items():
+    problem = f"is {os.environ[variable]}; wam_jax uses {value} all the same"
+    section.problem(variable, problem, f"unset {variable}  # or leave it")
   if memory < MEMORY:  # other programs may have ended when the demo needs it
     section.problem("Memory", f"is short: the demo takes {MEMORY / 1e9:g} GB", "end other programs")
   if disk < DISK or not machine.writable(folder):
@@ -110,7 +115,7 @@ def check_devices(name: str, seconds: float) -> Section:
     fix = "pip install -e ." if failure.startswith("ModuleNotFoundError") else fix
     section.problem("JAX", f"finds no device: {failure}", fix, True)
   elif accelerator.device and all(kind.startswith("cpu") for kind in kinds):
-    fix = f"pip install --force-reinstall -e '.[{'tpu' if accelerator.device == 'TPU' else 'cuda'}]'"
+    fix = f"pip install --force-reinstall 'jax[{'tpu' if accelerator.device == 'TPU' else 'cuda12'}]'"
     section.problem(accelerator.device, "is there, but JAX computes on the CPU", fix)
   elif accelerator.fix:
     section.problem("JAX", "does not use the accelerator that is there", accelerator.fix)
@@ -131,13 +136,17 @@ def check_table(name: str, seconds: float) -> Section:
 def check_calvin(name: str, seconds: float) -> Section:
   """CALVIN's packages, simulator and dataset."""
   section = check_packages(name, seconds, "calvin")
-  facts, failure = doctor_jobs.run(doctor_jobs.find_calvin, seconds)
+  facts, failure = doctor_jobs.run(doctor_jobs.step_calvin, seconds)
   section.facts += facts
-  if failure and "not installed" not in failure:  # already reported
+  fix = "git clone https://github.com/mees/calvin_env && export CALVIN_ROOT=$PWD/calvin_env"
+  reported = any(words in failure for words in ("not installed", "is installed, but"))
+  if failure and facts:
+    module = re.search(r"No module named '(\w+)", failure)
+    section.problem("calvin_env", f"made no step: {failure}", f"pip install {module[1]}" if module else fix)
+  elif failure and not reported:
     problem = (
       f"names no simulator: {failure.partition(': ')[2]}" if "CALVIN_ROOT" in os.environ else "is not set"
     )
-    fix = "git clone https://github.com/mees/calvin_env && export CALVIN_ROOT=$PWD/calvin_env"
     section.problem("$CALVIN_ROOT", problem, fix)
   dataset = os.path.expanduser(os.environ.get("CALVIN_DATA", ""))
   files = [f"{dataset}/{split}/ep_start_end_ids.npy" for split in ("training", "validation")]
@@ -184,6 +193,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--json", action="store_true")
   parser.add_argument("--seconds", type=float, default=120.0, help="for each process that tries something")
   args = parser.parse_args(argv)
+  surroundings.print_anything()
   sections = []
   for section in examine(args.seconds):
     sections.append(section)

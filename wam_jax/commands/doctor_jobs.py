@@ -19,6 +19,7 @@ FIRST = ("numpy", "jaxlib", "jax")  # imported before what imports them, so that
 _MODULES = {
   "absl-py": "absl",
   "hydra-core": "hydra",
+  "mujoco": "wam_jax.envs.play_table.physics",  # as we import it, whatever MUJOCO_GL names
   "orbax-checkpoint": "orbax.checkpoint",
   "pillow": "PIL",
   "pyyaml": "yaml",
@@ -143,14 +144,23 @@ def step_gymnasium() -> Iterator[str]:
   """One step of the same with pictures, by its name in gymnasium."""
   import gymnasium
 
-  env = gymnasium.make("wam_jax.envs.play_table.gym:wam_jax/PlayTable-v0", image_size=16)
+  from wam_jax.host.gymnasium_id import ENV_ID
+
+  env = gymnasium.make(ENV_ID, image_size=16)
   env.reset(seed=0)
   env.step(env.action_space.sample())
-  yield "gymnasium's wam_jax/PlayTable-v0 made a step and its pictures"
+  yield f"gymnasium's {ENV_ID} made a step and its pictures"
 
 
-def find_calvin() -> Iterator[str]:
-  """The checkout of CALVIN's simulator."""
+def step_calvin() -> Iterator[str]:
+  """The checkout of CALVIN's simulator, and a step of it."""
+  import numpy as np
+
   from wam_jax.envs.calvin import simulator as calvin_simulator
 
-  yield f"calvin_env in {calvin_simulator.find_root()}"
+  folder = calvin_simulator.find_root()
+  yield f"calvin_env in {folder}"
+  table = calvin_simulator.CalvinTable(str(folder))
+  table.reset()
+  table.step(np.array([0.0] * 6 + [1.0]))
+  yield "which made a step"

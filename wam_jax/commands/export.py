@@ -22,7 +22,7 @@ from wam_jax.acting import load
 from wam_jax.acting.export import PLATFORMS, ExportError, export_policy
 from wam_jax.acting.policy import PolicyError
 from wam_jax.acting.policy_table import TRAINED
-from wam_jax.host import console, machine
+from wam_jax.host import console, machine, surroundings
 from wam_jax.host.words import printable
 from wam_jax.storage.artifact import ArtifactError
 from wam_jax.storage.checksums import CheckpointError
@@ -55,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.error(f"--batch: expected at least 1, got {arguments.batch}")
   platforms = arguments.platforms.split(",") if arguments.platforms else None
   try:
+    surroundings.start_jax()
     try:
       policy = load.load_policy(
         arguments.workdir, arguments.task, arguments.which, arguments.world_model, arguments.ddim_steps
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
       parser.error(str(error))
     out = export_policy(policy, arguments.out, platforms, arguments.batch)
-  except (PolicyError, ExportError, ArtifactError, CheckpointError) as error:
+  except (PolicyError, ExportError, ArtifactError, CheckpointError, surroundings.SurroundingsError) as error:
     print(f"\n{error}", file=sys.stderr)
     return 1
   size = sum(path.stat().st_size for path in out.iterdir())

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from wam_jax.acting import load, packed
 from wam_jax.acting.policy import PolicyError
 from wam_jax.acting.policy_table import POLICIES, TRAINED
-from wam_jax.host import console, machine
+from wam_jax.host import console, machine, surroundings
 from wam_jax.reporting.model_card import card
 from wam_jax.storage.artifact import ArtifactError, load_artifact, write_text
 from wam_jax.storage.checksums import CheckpointError
@@ -55,8 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   if arguments.out.suffix != ".npz":
     parser.error(f"--out: expected a name that ends with .npz, got {arguments.out}")
   try:
+    surroundings.start_jax()
     out = pack(arguments.workdir, arguments.out, arguments.which)
-  except (PolicyError, ArtifactError, CheckpointError) as error:
+  except (PolicyError, ArtifactError, CheckpointError, surroundings.SurroundingsError) as error:
     print(f"\n{error}", file=sys.stderr)
     return 1
   print(f"{out}: {out.stat().st_size / 1e6:.1f} MB; {out.with_suffix('.md')} says what it is. Try it:")

@@ -15,7 +15,9 @@ from typing import Any
 from wam_jax.acting.policy import PolicyError
 from wam_jax.acting.policy_table import TRAINED
 from wam_jax.config import TASKS
-from wam_jax.host import console, machine
+from wam_jax.host import console, machine, surroundings
+from wam_jax.host.gymnasium_id import ENV_ID
+from wam_jax.host.words import count
 
 FRAME_STEP = 2  # every second frame is shown
 
@@ -34,8 +36,7 @@ def play(policy: Any, seed: int, max_steps: int) -> dict[str, Any]:
   import gymnasium
   import numpy as np
 
-  name = "wam_jax.envs.play_table.gym:wam_jax/PlayTable-v0"
-  env = gymnasium.make(name, task=policy.task, image_size=policy.image_size, max_steps=max_steps)
+  env = gymnasium.make(ENV_ID, task=policy.task, image_size=policy.image_size, max_steps=max_steps)
   observation, info = env.reset(seed=seed)
   policy.reset(seed=seed)
   states, done = [observation], False
@@ -100,21 +101,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.error(f"--out: there is no folder {out.parent}")
 
   import wam_jax
-  from wam_jax.running.runner import use_compilation_cache
   from wam_jax.storage.artifact import ArtifactError
   from wam_jax.storage.checksums import CheckpointError
 
-  use_compilation_cache()
   try:
+    surroundings.start_jax()
     policy = wam_jax.load_policy(arguments.policy, arguments.task, arguments.which)
-  except (PolicyError, ArtifactError, CheckpointError) as error:
+  except (PolicyError, ArtifactError, CheckpointError, surroundings.SurroundingsError) as error:
     print(f"\n{error}", file=sys.stderr)
     return 1
   episodes = []
   for i in range(arguments.episodes):
     episode = play(policy, arguments.seed + i, arguments.max_steps)
     word = "success" if episode["success"] else "no success"
-    print(f"{policy.task}, start {arguments.seed + i}: {word} after {episode['steps']} steps", flush=True)
+    print(
+      f"{policy.task}, start {arguments.seed + i}: {word} after {count(episode['steps'], 'step')}", flush=True
+    )
     episodes.append(episode)
   solved = sum(episode["success"] for episode in episodes)
   out.write_bytes(film(episodes, arguments.size, out.suffix[1:]))

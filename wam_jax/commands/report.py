@@ -11,10 +11,9 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from wam_jax.host import console, machine
+from wam_jax.host import console, machine, surroundings
 from wam_jax.host.words import printable
 from wam_jax.reporting.finished_run import Run, RunError, read_run
-from wam_jax.running import runner
 from wam_jax.storage.artifact import ArtifactError
 
 
@@ -36,16 +35,16 @@ def main(argv: Sequence[str] | None = None) -> int:
   arguments = parser.parse_args(argv)
   if arguments.out is not None and arguments.out.suffix not in (".html", ".htm"):
     parser.error(f"--out: expected a name that ends with .html, got {arguments.out}")
-  runner.use_compilation_cache()
   from wam_jax.reporting import comparison, run_report
 
   compared = [folder for folder in arguments.compare.split(",") if folder]
   try:
+    surroundings.start_jax()
     runs = [read_run(folder) for folder in (arguments.workdir, *compared)]
     out = arguments.out or _default(runs[0], bool(compared))
     out.parent.mkdir(parents=True, exist_ok=True)
     missing = comparison.write(runs, out) if compared else run_report.rebuild(runs[0], out)
-  except (RunError, ArtifactError, OSError) as error:
+  except (RunError, ArtifactError, surroundings.SurroundingsError, OSError) as error:
     print(f"\n{error}", file=sys.stderr)
     return 1
   for line in missing:

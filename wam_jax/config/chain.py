@@ -10,9 +10,10 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from wam_jax.embodiment import ROBOT_FEATURES
+from wam_jax.embodiment import CAMERAS, ROBOT_FEATURES
+from wam_jax.host.words import count
 
-# Time of making and drawing a frame, in units of the embedded simulator's.
+# Time of making and drawing a frame, in units of the embedded simulator's at 64 pixels.
 SLOWER = {"play_table": 1.0, "calvin": 18.0}
 _SIMULATOR = ("env.name", "env.calvin_scene", "env.image_size", "env.max_steps")
 
@@ -33,6 +34,7 @@ class Stage:
     seconds: that it takes at the size of preset `demo` on 2 cores of an AMD EPYC with nothing else to do.
     work: of a config -> work in any unit; other sizes are estimated by its ratio to that of `demo`.
     adds: fields that, when set, ask for more from a finished stage; they change nothing that exists.
+    shows: stages whose artifacts it takes too where they are finished; they are not in its fingerprint.
     schema: of its files; another one makes older artifacts differ.
     together: whether all processes of a run work on it; otherwise the first one does.
     on_request: it runs only when it is asked for by --config.stage.
@@ -45,6 +47,7 @@ class Stage:
   seconds: float = 10.0
   work: Callable[[Any], float] = _constant_work
   adds: tuple[str, ...] = ()
+  shows: tuple[str, ...] = ()
   schema: int = 1
   together: bool = False
   on_request: bool = False
@@ -60,8 +63,8 @@ def _takes(c: Any) -> int:
 
 
 def _takes_in_words(c: Any) -> str:
-  text = f"{c.data.demos_per_task + c.data.heldout_demos_per_task} demos"
-  return text + (f" + {_takes(c)} failed takes" if _takes(c) else "")
+  text = count(c.data.demos_per_task + c.data.heldout_demos_per_task, "demo")
+  return text + (f" + {count(_takes(c), 'failed take')}" if _takes(c) else "")
 
 
 def _demo_frames(c: Any) -> float:
@@ -86,10 +89,21 @@ def _feature(c: Any) -> int:
   return w.deter + w.stoch * w.classes + (2 * ROBOT_FEATURES if w.proprio == "latent" else 0)
 
 
+def _pixels(c: Any) -> float:
+  """Of a picture, in units of one of 64 x 64."""
+  return float((c.env.image_size / 64) ** 2)
+
+
 def _vision(c: Any) -> float:
   """Multiplications of encoder and decoder, per frame."""
   w = c.world_model
-  return 64 * w.depth * (w.embed + _feature(c)) * (6 if w.vision == "conv" else 1)
+  pictures = _pixels(c) * len(w.cameras) / len(CAMERAS)
+  return 64 * w.depth * (w.embed + _feature(c)) * (6 if w.vision == "conv" else 1) * pictures
+
+
+def _simulating(c: Any) -> float:
+  """Time of making and drawing a frame. Of the embedded simulator's four fifths are drawing."""
+  return SLOWER[c.env.name] * (0.2 + 0.8 * _pixels(c) if c.env.name == "play_table" else 1)
 
 
 def _policy(c: Any) -> float:
@@ -98,7 +112,7 @@ def _policy(c: Any) -> float:
 
 
 def _collecting(c: Any) -> float:
-  return _frames(c) * SLOWER[c.env.name] if c.data.source == "embedded" else 1.0
+  return _frames(c) * _simulating(c) if c.data.source == "embedded" else 1.0
 
 
 def _training(c: Any) -> float:
@@ -136,7 +150,16 @@ def _improving(c: Any) -> float:
 
 def _improving_in_the_simulator(c: Any) -> float:
   chunks = c.ppo.dreams * c.ppo.chunks_per_iteration
-  return len(c.tasks) * c.online.iterations * chunks * SLOWER[c.env.name]
+  return len(c.tasks) * c.online.iterations * chunks * _simulating(c)
+
+
+def _certifying(c: Any) -> float:
+  """Multiplications of the dreams of both policies from all held-out takes."""
+  takes = (
+    c.data.heldout_demos_per_task + (c.data.failed_takes_per_task > 0) * c.data.heldout_failed_takes_per_task
+  )
+  denoised = 1 if c.behaviour_cloning.policy == "gaussian" else c.behaviour_cloning.denoising_steps
+  return len(c.tasks) * takes * c.env.max_steps * (4 * _recurrent(c) + denoised * _policy(c))
 
 
 def _evaluating(c: Any) -> float:
@@ -146,7 +169,7 @@ def _evaluating(c: Any) -> float:
 
 
 def _evaluating_cloned(c: Any) -> float:
-  return len(c.tasks) * c.evaluate.episodes * c.env.max_steps * SLOWER[c.env.name]
+  return len(c.tasks) * c.evaluate.episodes * c.env.max_steps * _simulating(c)
 
 
 def monitoring(c: Any, stage: str) -> float:
@@ -156,37 +179,48 @@ def monitoring(c: Any, stage: str) -> float:
     "online_ppo": (c.online.iterations, c.online.eval_every),
   }.get(stage, (0, 0))
   measured = 1 + math.ceil(iterations / every) if every else 0  # the cloned policies first
-  return len(c.tasks) * c.ppo.eval_episodes * measured * c.env.max_steps * SLOWER[c.env.name]
+  return len(c.tasks) * c.ppo.eval_episodes * measured * c.env.max_steps * _simulating(c)
 
 
 def _episodes(c: Any) -> str:
-  return f"{len(c.tasks)} x {c.evaluate.episodes} episodes of at most {c.env.max_steps} steps"
+  return (
+    f"{len(c.tasks)} x {count(c.evaluate.episodes, 'episode')} of at most {count(c.env.max_steps, 'step')}"
+  )
 
 
 def _size_of_collect(c: Any) -> str:
   if c.data.source == "calvin":
     return "read and check the dataset"
-  return f"{c.data.play_frames:,} frames of play, {len(c.tasks)} x ({_takes_in_words(c)})"
+  return f"{count(c.data.play_frames, 'frame')} of play, {len(c.tasks)} x ({_takes_in_words(c)})"
 
 
 def _size_of_world_model(c: Any) -> str:
   w = c.world_model
   if c.inputs.lumos_checkpoint:
     return f"take LUMOS's weights from {c.inputs.lumos_checkpoint}"
-  return f"{w.updates:,} updates of {w.batch_size} x {w.sequence_length} frames"
+  return f"{count(w.updates, 'update')} of {w.batch_size} x {w.sequence_length} frames"
+
+
+def _size_of_judge(c: Any) -> str:
+  windows, imagined = count(c.judge.windows, "window"), count(c.judge.horizons[-1], "frame")
+  return f"{1 + len(c.judge.compare)} x {windows}, {imagined} imagined"
 
 
 def _size_of_cloning(c: Any) -> str:
   b = c.behaviour_cloning
   if c.inputs.dppo_checkpoint:
     return f"take the policies of {c.inputs.dppo_checkpoint}"
-  return f"{len(c.tasks)} x {b.updates:,} updates of {b.batch_size} chunks"
+  return f"{len(c.tasks)} x {count(b.updates, 'update')} of {count(b.batch_size, 'chunk')}"
+
+
+def _size_of_certify(c: Any) -> str:
+  return f"2 x {len(c.tasks)} policies, by dreams from held-out takes"
 
 
 def _size_of_classifier(c: Any) -> str:
   k = c.classifier
   networks = f", {k.ensemble} networks each" if k.ensemble > 1 else ""
-  return f"{len(c.tasks)} x {k.updates:,} updates of {k.batch_size} frames{networks}"
+  return f"{len(c.tasks)} x {count(k.updates, 'update')} of {count(k.batch_size, 'frame')}{networks}"
 
 
 # --- the rows, in the order in which they run --------------------------------------------------------
@@ -239,9 +273,7 @@ CHAIN: tuple[Stage, ...] = (
     "judge_world_model",
     requires=("collect", "world_model"),
     reads=("seed", "judge.context", "judge.horizons", "judge.windows", "judge.probe_frames"),
-    size=lambda c: (
-      f"{1 + len(c.judge.compare)} x {c.judge.windows} windows, {c.judge.horizons[-1]} frames imagined"
-    ),
+    size=_size_of_judge,
     seconds=13,
     work=_judging,
     adds=("judge.compare",),
@@ -310,12 +342,20 @@ CHAIN: tuple[Stage, ...] = (
     requires=("collect", "world_model", "featurize", "behaviour_cloning", "classifier"),
     reads=("seed", "tasks", "ppo", "classifier.enforce_gate", "classifier.max_false_positives"),
     size=lambda c: (
-      f"{len(c.tasks)} x {c.ppo.iterations} iterations of {c.ppo.dreams} x "
-      f"{c.ppo.chunks_per_iteration} chunks"
+      f"{len(c.tasks)} x {count(c.ppo.iterations, 'iteration')} of {c.ppo.dreams} x "
+      f"{count(c.ppo.chunks_per_iteration, 'chunk')}"
     ),
     seconds=139,
     work=_improving,
     together=True,
+  ),
+  Stage(
+    "certify",
+    requires=("world_model", "featurize", "behaviour_cloning", "classifier", "ppo"),
+    reads=("seed", "tasks", "env.max_steps", "certify", "behaviour_cloning.ddim_steps"),
+    size=_size_of_certify,
+    seconds=30,
+    work=_certifying,
   ),
   Stage(
     "evaluate",
@@ -339,6 +379,7 @@ CHAIN: tuple[Stage, ...] = (
       "evaluate",
     ),
     reads=("seed", "tasks", "report"),
+    shows=("certify",),
     size=lambda c: "tables, curves, animations",
     seconds=3,
   ),

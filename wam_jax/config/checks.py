@@ -35,10 +35,15 @@ def _shortened(text: str, most: int = 400) -> str:
 
 
 class ConfigError(Exception):
-  """The config cannot be used. Its text lists every problem found."""
+  """The config cannot be used. Its text lists every problem found.
 
-  def __init__(self, problems: Sequence[Problem]):
-    self.problems = tuple(problems)
+  Attributes:
+    problems: all of them.
+    config: what a plan can still be made of, where only things on this machine are missing; else None.
+  """
+
+  def __init__(self, problems: Sequence[Problem], config: Any = None):
+    self.problems, self.config = tuple(problems), config
     count = len(self.problems)
     lines = [f"{count} problem{'s' if count > 1 else ''} in the configuration; nothing was started."]
     for problem in self.problems:

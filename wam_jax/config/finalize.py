@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -9,8 +10,10 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from wam_jax.config.checks import ConfigError, Problem, did_you_mean, shown
 from wam_jax.config.fields import FIELDS
+from wam_jax.config.presets import own_experiments, preset_config
 from wam_jax.config.rules import RULES, check_rule
 from wam_jax.config.surroundings import DERIVED
+from wam_jax.host.words import count
 
 
 def apply_overrides(config: ConfigDict, overrides: Iterable[tuple[str, str]]) -> list[Problem]:
@@ -32,13 +35,13 @@ def apply_overrides(config: ConfigDict, overrides: Iterable[tuple[str, str]]) ->
       better = did_you_mean(path, fields) or "see wam_jax/config/fields.py for all fields"
       problems.append(Problem(path, text, "a field of the config", group_fields or better))
       continue
+    # An empty list does not show what belongs in it; its check does.
+    empty = fields[path] == () and path in FIELDS
+    example = (FIELDS[path].check.item,) if empty else fields[path]
     try:
-      # An empty list does not show what belongs in it; its check does.
-      empty = fields[path] == () and path in FIELDS
-      example = (FIELDS[path].check.item,) if empty else fields[path]
       config.update_from_flattened_dict({path: _parse(text, example)})
     except (ValueError, SyntaxError, TypeError):
-      kind = _type_name(fields[path])
+      kind = _type_name(example)
       problems.append(Problem(path, text, kind, f"--config.{path}={shown(fields[path])} is the value it had"))
   return problems
 
@@ -84,7 +87,7 @@ def finalize(config: ConfigDict, problems: Sequence[Problem] = ()) -> ConfigDict
     A frozen copy. Derived: `workdir`, `data.calvin_path` from $CALVIN_DATA, `env.workers`.
 
   Raises:
-    ConfigError: listing every problem.
+    ConfigError: listing every problem; with the config, if all are about what this machine lacks.
   """
   c = ConfigDict(config.copy_and_resolve_references().to_dict())
   problems = [*problems, *_check_structure(c)]
@@ -97,12 +100,12 @@ def finalize(config: ConfigDict, problems: Sequence[Problem] = ()) -> ConfigDict
   for rule in RULES:
     if not wrong & {rule.path, *rule.needs}:
       problems += check_rule(rule, [values[path] for path in (rule.path, *rule.needs)])
-
+  sound = not problems  # what else is missing is missing on this machine
   for needs, derive in DERIVED:
     if not wrong & set(needs):
       problems += derive(c) or ()
   if problems:
-    raise ConfigError(problems)
+    raise ConfigError(problems, FrozenConfigDict(c) if sound else None)
   return FrozenConfigDict(c)
 
 
@@ -139,7 +142,7 @@ def device_problems(config: Any, num_devices: int, num_processes: int = 1) -> li
   """
   requested = config.training.devices
   if requested > num_devices:
-    rule = f"at most the {num_devices} devices that there are"
+    rule = f"at most {num_devices}, the devices that there are"
     return [Problem("training.devices", requested, rule, "leave it at 0 to use all of them")]
   if num_processes > 1 and requested not in (0, num_devices):
     rule = f"0 or all {num_devices} devices, with {num_processes} processes"
@@ -155,13 +158,56 @@ def device_problems(config: Any, num_devices: int, num_processes: int = 1) -> li
     if size % unit:
       low, high = size // unit * unit, (size // unit + 1) * unit
       nearest = " or ".join(str(multiple) for multiple in (low, high) if multiple)
-      divisor = f"{devices} devices" + (f" times {factor}" if factor and fields[factor] > 1 else "")
+      divisor = count(devices, "device") + (f" times {factor}" if factor and fields[factor] > 1 else "")
       fix = f"--config.{path}={nearest}"
       fewer = max(n for n in range(1, devices + 1) if size % (n * unit // devices) == 0)
       if num_processes == 1:
         fix += f", or --config.training.devices={fewer}"
       problems.append(Problem(path, size, f"a multiple of {unit} ({divisor})", fix))
   return problems
+
+
+def settings_read(config: Any, reads: Iterable[str]) -> dict[str, Any]:
+  """Dotted path -> value of what a result depends on.
+
+  Args:
+    config: the run's.
+    reads: fields, or groups of them.
+  """
+  return {
+    path: value
+    for path, value in flatten(config).items()
+    if any(path == name or path.startswith(name + ".") for name in reads)
+    if path not in FIELDS or FIELDS[path].silent is None or value != FIELDS[path].silent
+  }
+
+
+# What a command need not repeat: its own parts, and what is taken from the machine.
+_NO_FLAGS = ("experiment", "preset", "preset_reason", "stage", "workdir", "env.workers")
+
+
+def command(config: Any, **changes: Any) -> str:
+  """The command of a run, with all fields that differ from its preset.
+
+  Args:
+    config: from `finalize`.
+    **changes: path, with __ for each dot -> value, instead of the config's; stage and workdir among them.
+  """
+  preset = flatten(preset_config(config.preset, config.experiment))
+  values = {
+    path: value
+    for path, value in flatten(config).items()
+    if path not in _NO_FLAGS and preset.get(path) != value
+  }
+  values |= {path.replace("__", "."): value for path, value in changes.items()}
+  own = config.experiment in own_experiments()
+  file = f"experiments/{config.experiment}.py:{config.preset}" if own else "YOUR_EXPERIMENT.py"
+  return " ".join([f"python -m wam_jax.main --config={file}", *(flag(path, values[path]) for path in values)])
+
+
+def flag(path: str, value: Any) -> str:
+  """What sets a field on the command line of a shell."""
+  return shlex.quote(f"--config.{path}={shown(tuple(value) if isinstance(value, list) else value)}")
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -18,6 +18,8 @@ from ml_collections import ConfigDict
 from wam_jax.config.chain import STAGES
 from wam_jax.config.checks import Problem
 from wam_jax.embodiment import CAMERAS
+from wam_jax.envs.calvin.simulator import CalvinMissingError, find_checkout
+from wam_jax.host import file_kinds
 from wam_jax.host.machine import available_cores
 from wam_jax.host.regular_files import check_file
 
@@ -83,9 +85,12 @@ def _check_lumos(config: ConfigDict) -> list[Problem]:
   w = config.world_model
   w.learned_initial_state = True  # LUMOS's weights hold one
   problems = []
+  what, fix = file_kinds.describe_file(path)
   if not os.path.isfile(path):
-    fix = "give the path of a .ckpt of LUMOS or DiWA, or of an npz of its state dict"
+    fix = "give the path of a .ckpt of LUMOS or DiWA, or of a safetensors or npz of its state dict"
     problems.append(Problem("inputs.lumos_checkpoint", path, "a file", fix))
+  elif what:
+    problems.append(Problem("inputs.lumos_checkpoint", path, f"{_WEIGHTS}; this is {what}", fix))
   if w.vision != "conv":
     rule = "conv with inputs.lumos_checkpoint: LUMOS has convolutions"
     problems.append(Problem("world_model.vision", w.vision, rule, "--config.world_model.vision=conv"))
@@ -93,6 +98,9 @@ def _check_lumos(config: ConfigDict) -> list[Problem]:
     rule = f"{', '.join(CAMERAS)} with inputs.lumos_checkpoint"
     problems.append(Problem("world_model.cameras", w.cameras, rule, "leave world_model.cameras out"))
   return problems
+
+
+_WEIGHTS = "a file of torch.save, safetensors or an npz"
 
 
 def dppo_file(config: Any, task: str) -> str:
@@ -114,6 +122,10 @@ def _check_dppo(config: ConfigDict) -> list[Problem]:
   elif missing:
     fix = f"there is no {', no '.join(missing)}: copy them there, or set --config.tasks to those you have"
     problems.append(Problem("inputs.dppo_checkpoint", path, "a file for each task", fix))
+  for file in dict.fromkeys(files):
+    what, fix = file_kinds.describe_file(file)
+    if what:
+      problems.append(Problem("inputs.dppo_checkpoint", file, f"{_WEIGHTS}; this is {what}", fix))
   if config.behaviour_cloning.policy != "diffusion":
     rule = "diffusion with inputs.dppo_checkpoint"
     fix = "leave behaviour_cloning.policy out"
@@ -156,12 +168,14 @@ def _find_calvin_env(config: ConfigDict) -> list[Problem]:
   if config.env.name != "calvin":
     return []
   path = _expand(config.env.calvin_root or os.environ.get("CALVIN_ROOT", ""))
-  config.env.calvin_root = path
-  if os.path.isfile(f"{path}/calvin_env/envs/play_table_env.py"):
-    return []
-  rule = "a checkout of CALVIN's simulator, with env.name=calvin"
-  fix = "git clone https://github.com/mees/calvin_env and name its folder, here or in $CALVIN_ROOT"
-  return [Problem("env.calvin_root", path, rule, fix)]
+  try:
+    config.env.calvin_root = str(find_checkout(path))
+  except CalvinMissingError as error:
+    rule = "a checkout of CALVIN's simulator, or of mees/calvin with it inside, with env.name=calvin"
+    fix = "git clone https://github.com/mees/calvin_env and name its folder, here or in $CALVIN_ROOT"
+    config.env.calvin_root = path
+    return [Problem("env.calvin_root", path, rule, f"{error.missing} {fix}")]
+  return []
 
 
 def _find_wandb(config: ConfigDict) -> list[Problem]:

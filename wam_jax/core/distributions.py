@@ -5,9 +5,17 @@ The only module that imports distrax.
 
 from __future__ import annotations
 
-import distrax
+import sys
+
 import jax
 import jax.numpy as jnp
+
+if sys.flags.optimize > 1:
+  raise ImportError(
+    "python -OO (PYTHONOPTIMIZE=2) drops the docstrings that TensorFlow Probability joins when it is "
+    "imported: unset PYTHONOPTIMIZE, or set it to 1"
+  )
+import distrax
 
 
 def gumbel(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -8,18 +8,18 @@ from collections.abc import Sequence
 Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
 
 
-def _score_interval(rate: float, trials: float, z: float) -> tuple[float, float]:
+def _score_interval(rate: float, trials: float) -> tuple[float, float]:
   """Roots of (rate - p)^2 = z^2 p (1 - p) / trials in p; exact at the ends of [0, 1]."""
-  z2 = z * z
+  z2 = Z95 * Z95
   centre = rate + z2 / (2 * trials)
-  spread = z * math.sqrt(rate * (1 - rate) / trials + z2 / (4 * trials * trials))
+  spread = Z95 * math.sqrt(rate * (1 - rate) / trials + z2 / (4 * trials * trials))
   scale = 1 + z2 / trials
   low = 0.0 if rate <= 0 else (centre - spread) / scale
   high = 1.0 if rate >= 1 else (centre + spread) / scale
   return low, high
 
 
-def wilson_interval(successes: int, trials: int, z: float = Z95) -> tuple[float, float]:
+def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
   """Wilson score interval of a proportion.
 
   Unlike the normal interval it stays inside [0, 1] and keeps a width at 0 and at `trials` successes.
@@ -27,7 +27,6 @@ def wilson_interval(successes: int, trials: int, z: float = Z95) -> tuple[float,
   Args:
     successes: 0..trials.
     trials: number of independent episodes, at least 1.
-    z: normal quantile; the default gives 95 %.
 
   Returns:
     (low, high), both in [0, 1].
@@ -41,16 +40,15 @@ def wilson_interval(successes: int, trials: int, z: float = Z95) -> tuple[float,
     raise ValueError(f"trials must be at least 1, got {trials}")
   if not 0 <= successes <= trials:
     raise ValueError(f"successes must lie in 0..{trials}, got {successes}")
-  return _score_interval(successes / trials, trials, z)
+  return _score_interval(successes / trials, trials)
 
 
-def rate_interval(rate: float, trials: int, z: float = Z95) -> tuple[float, float, float]:
+def rate_interval(rate: float, trials: int) -> tuple[float, float, float]:
   """Wilson's interval of a rate whose trials may be means of several looks, so not of whole successes.
 
   Args:
     rate: in [0, 1].
     trials: number of independent trials, at least 1; looks at one trial do not count more than once.
-    z: normal quantile.
 
   Returns:
     (rate, low, high).
@@ -60,12 +58,10 @@ def rate_interval(rate: float, trials: int, z: float = Z95) -> tuple[float, floa
   """
   if trials < 1 or not 0 <= rate <= 1:
     raise ValueError(f"rate must lie in [0, 1] and trials be at least 1, got {rate} and {trials}")
-  return (rate, *_score_interval(rate, trials, z))
+  return (rate, *_score_interval(rate, trials))
 
 
-def mean_interval(
-  successes: Sequence[int], trials: Sequence[int], z: float = Z95
-) -> tuple[float, float, float]:
+def mean_interval(successes: Sequence[int], trials: Sequence[int]) -> tuple[float, float, float]:
   """Mean success rate over tasks with its Wilson interval.
 
   Every task counts the same. The interval is Wilson's at the mean rate and the number of trials that
@@ -90,18 +86,15 @@ def mean_interval(
   rate = sum(s / n for s, n in zip(successes, trials, strict=True)) / tasks
   total = tasks * tasks / sum(1 / n for n in trials)  # tasks * trials when all are equal
   rate = 1.0 if list(successes) == list(trials) else rate  # no rounding at the end of the range
-  return (rate, *_score_interval(rate, total, z))
+  return (rate, *_score_interval(rate, total))
 
 
-def paired_difference(
-  before: Sequence[bool], after: Sequence[bool], z: float = Z95
-) -> tuple[float, float, float]:
+def paired_difference(before: Sequence[bool], after: Sequence[bool]) -> tuple[float, float, float]:
   """Change of the success rate between two policies run from the same start states.
 
   Args:
     before: success of each episode, of all tasks one after the other.
     after: the same episodes of the other policy.
-    z: normal quantile.
 
   Returns:
     (difference, low, high), in [-1, 1]. The interval is normal, with half an episode added to each of
@@ -120,7 +113,7 @@ def paired_difference(
   lost = sum(bool(x) and not y for x, y in zip(before, after, strict=True))
   total = len(before) + 2
   centre = (gained - lost) / total
-  spread = z * math.sqrt((gained + lost + 1) / total - centre * centre) / math.sqrt(total)
+  spread = Z95 * math.sqrt((gained + lost + 1) / total - centre * centre) / math.sqrt(total)
   return (gained - lost) / len(before), max(-1.0, centre - spread), min(1.0, centre + spread)
 
 

@@ -1,8 +1,9 @@
 """Reads and checks datasets on disk in CALVIN's format.
 
-One folder per split, one `episode_%07d.npz` per frame, and beside them `ep_start_end_ids.npy`
-(first and last frame of each episode, both included) and `lang_annotations/auto_lang_ann.npy`
-(windows of frames with a task, their end not included).
+One folder per split, one `episode_%07d.npz` per frame (or another name, see `frames`), and beside them
+`ep_start_end_ids.npy` (first and last frame of each episode, both included) and
+`lang_annotations/auto_lang_ann.npy` (windows of frames with a task, their end not included). Play may have no
+annotations: a world model needs none.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -192,9 +194,27 @@ def read_robot_obs(folder: PathLike, workers: int = 0, progress: ProgressFactory
   return out
 
 
-def read_raw_annotations(folder: pathlib.Path) -> list[tuple[str, int, int]]:
-  """(task, first id, one past the last id) of every annotated window."""
-  path = folder / ANNOTATION_FILE
+def annotation_file(folder: PathLike) -> pathlib.Path:
+  """File of a split's annotations.
+
+  Returns:
+    lang_annotations/auto_lang_ann.npy if there is one; else that of the first other lang_* folder (CALVIN's
+    lang_paraphrase-MiniLM-L3-v2 and its sisters: the same windows, with other embeddings of the sentences);
+    else that in the split itself, as CALVIN's loaders do; the first again if there is none.
+  """
+  folder = pathlib.Path(folder)
+  first = folder / ANNOTATION_FILE
+  if first.is_file():
+    return first
+  others = [*sorted(folder.glob(f"lang_*/{first.name}")), folder / first.name]
+  return next((path for path in others if path.is_file()), first)
+
+
+def read_raw_annotations(folder: PathLike) -> list[tuple[str, int, int]]:
+  """(task, first id, one past the last id) of every annotated window; empty without annotations."""
+  path = annotation_file(folder)
+  if not os.path.lexists(path):
+    return []
   content = load_pickled(path)
   try:
     language, info = content["language"], content["info"]
@@ -218,25 +238,25 @@ def read_raw_annotations(folder: pathlib.Path) -> list[tuple[str, int, int]]:
       key="info.indx",
       fix=COPY_AGAIN,
     )
-  if not tasks:
-    raise DatasetError(
-      path,
-      "has no annotated window, so there are no demos.",
-      key="info.indx",
-      fix="use a dataset with language annotations.",
-    )
   return [(str(task), int(low), int(high)) for task, (low, high) in zip(tasks, spans, strict=True)]
 
 
-def check_tasks(folder: pathlib.Path, found: Iterable[str], tasks: Iterable[str]) -> None:
-  known = sorted(set(found))
-  absent = [task for task in tasks if task not in known]
-  if absent:
+def absent_tasks(annotated: Iterable[str], tasks: Iterable[str]) -> list[str]:
+  """Those of `tasks` that no window is annotated with."""
+  known = set(annotated)
+  return [task for task in tasks if task not in known]
+
+
+def check_tasks(folder: pathlib.Path, annotated: Iterable[str], tasks: Iterable[str]) -> None:
+  """Raises unless every task is one of those `annotated` in a split."""
+  known = sorted(set(annotated))
+  if absent := absent_tasks(known, tasks):
     raise DatasetError(
-      folder / ANNOTATION_FILE,
-      f"no window of {', '.join(absent)}; it has {', '.join(known)}.",
+      annotation_file(folder),
+      f"no window of {', '.join(absent)}; it has {', '.join(known) or 'none, so there are no demos'}.",
       key="language.task",
-      fix="take these tasks out of config.tasks, or use other data.",
+      fix="take these tasks out of config.tasks, or use data with annotations of them. A world model needs "
+      "none: run the stages collect, world_model and judge_world_model.",
     )
 
 
@@ -251,7 +271,7 @@ def locate(
     episode = int(np.searchsorted(episodes[:, 0], low, side="right")) - 1
     if low >= high or episode < 0 or high - 1 > episodes[episode, 1]:
       raise DatasetError(
-        folder / ANNOTATION_FILE,
+        annotation_file(folder),
         f"window ({low}, {high}) of {task} does not lie in one episode.",
         key="info.indx",
         fix=COPY_AGAIN,
@@ -272,7 +292,7 @@ def read_annotations(folder: PathLike, episodes: np.ndarray, tasks: Iterable[str
     Windows of all tasks, in the order of the file.
 
   Raises:
-    DatasetError: no annotations, a task that never occurs, a window that is empty or not in one episode.
+    DatasetError: a task that never occurs, a window that is empty or not in one episode.
   """
   folder = pathlib.Path(folder)
   raw = read_raw_annotations(folder)
@@ -454,29 +474,31 @@ def check_root(root: PathLike) -> pathlib.Path:
   return root
 
 
-def check_dataset(root: PathLike, tasks: Sequence[str], image_size: int = 64) -> dict[str, dict[str, int]]:
+def check_dataset(root: PathLike, tasks: Sequence[str], image_size: int = 64) -> dict[str, dict[str, Any]]:
   """Quick check of a dataset: ids, annotations, that all files are there, and a sample of frames.
 
   Args:
     root: folder that holds training/ and validation/.
-    tasks: tasks that must be annotated in both.
+    tasks: those that later stages want annotated in both.
     image_size: side that pictures will be shrunk to [pixels].
 
   Returns:
-    split -> {'frames', 'episodes', 'windows'}: counts.
+    split -> {'frames', 'episodes', 'windows'}: counts; {'without'}: tasks that no window is annotated with.
 
   Raises:
     DatasetError: names file, key and rule of the first thing wrong.
   """
-  root, out = check_root(root), {}
+  root = check_root(root)
+  out: dict[str, dict[str, Any]] = {}
   for split in ("training", "validation"):
     folder = root / split
     spans = read_episode_ids(folder)
-    annotations = read_annotations(folder, spans, tasks)
+    annotations = read_annotations(folder, spans)
     ids = open_reader(folder, spans, image_size).ids  # all frames are there
     picked = ids[np.unique(np.linspace(0, len(ids) - 1, min(CHECKED_FRAMES, len(ids))).astype(int))]
     _read_spans(folder, np.stack([picked, picked], 1), image_size, 1, None)
     out[split] = {"frames": len(ids), "episodes": len(spans), "windows": len(annotations)}
+    out[split]["without"] = absent_tasks((window.task for window in annotations), tasks)
   return out
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import io
 import os
 import pathlib
@@ -127,7 +128,7 @@ class FrameWriter:
     if not n:
       return
     ids = np.arange(self._next, self._next + n)
-    check_vectors(self.folder, ids, {key: block[key] for key in VECTOR_KEYS})
+    check_vectors(functools.partial(frame_path, self.folder), ids, {key: block[key] for key in VECTOR_KEYS})
     if self._template is None:
       self._template = _NpzTemplate({key: array[0] for key, array in block.items()})
       self._shapes = {key: array.shape[1:] for key, array in block.items()}

@@ -362,8 +362,10 @@ def _join(table: np.ndarray, episodes: np.ndarray) -> np.ndarray:
 
 
 def _write_annotations(plan: SplitPlan, folder: pathlib.Path, spans: np.ndarray) -> int:
-  """Copies the annotated windows that lie in one episode still. Returns how many."""
-  content = load_pickled(plan.folder / calvin.ANNOTATION_FILE)
+  """Copies the annotated windows that lie in one episode still, if there are any. Returns how many."""
+  if not plan.windows:
+    return 0
+  content = load_pickled(calvin.annotation_file(plan.folder))
   kept = []
   for row, (_, low, high) in enumerate(plan.windows):
     episode = int(np.searchsorted(spans[:, 0], low, side="right")) - 1

@@ -28,7 +28,7 @@ from wam_jax.data.frames import (
   FrameReader,
   check_vectors,
   frame_path,
-  present_ids,
+  list_frames,
 )
 from wam_jax.embodiment import ACTION, CAMERAS, ROBOT_OBS, SCENE_OBS
 from wam_jax.host.regular_files import read_bytes, read_text
@@ -53,7 +53,7 @@ def open_reader(folder: PathLike, spans: np.ndarray, image_size: int) -> FrameRe
 def present(folder: PathLike, ids: np.ndarray) -> np.ndarray:
   """[n] bool: which frames of a split, in either form, have a place in its files."""
   if not is_converted(folder):
-    return np.isin(ids, present_ids(folder))
+    return np.isin(ids, list_frames(folder)[1])
   return example_of(_read_table(folder), ids) >= 0
 
 
@@ -61,7 +61,8 @@ def stored_shapes(folder: PathLike, frame_id: int) -> dict[str, list[int]] | Non
   """Shapes of all arrays of a frame as it is stored, in either form; None if it cannot be read."""
   if not is_converted(folder):
     try:
-      return {key: list(array.shape) for key, array in read_npz(frame_path(folder, frame_id)).items()}
+      path = frame_path(folder, frame_id, list_frames(folder)[0])
+      return {key: list(array.shape) for key, array in read_npz(path).items()}
     except DatasetError:
       return None
   try:
@@ -206,6 +207,10 @@ class ConvertedReader(FrameReader):
       absent = int(self.ids[int(np.argmax(example < 0))])
       raise DatasetError(path, f"frame {absent} is in no example.", fix=_CONVERT_AGAIN)
 
+  def path(self, frame_id: int) -> pathlib.Path:
+    """The file that the frame was converted from, by CALVIN's names."""
+    return frame_path(self.folder, frame_id)
+
   def shapes(self) -> dict[str, list[int]]:
     """Shapes of the arrays of the first frame."""
     (_, _, example), *_ = self._parts(0, 1)
@@ -254,7 +259,7 @@ class ConvertedReader(FrameReader):
           pictures = np.stack([image_lib.area_resize(p, self.image_size, self.image_size) for p in pictures])
         out[key][rows] = pictures
       vectors = {key: np.array(example[key][inside]) for key in VECTOR_KEYS}
-      check_vectors(self.folder, self.ids[begin:stop][rows], vectors)
+      check_vectors(self.path, self.ids[begin:stop][rows], vectors)
       for key, array in vectors.items():
         out[key][rows] = array
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from wam_jax.data.files import DatasetError, PathLike, read_npz
 from wam_jax.storage.artifact import how_to_remake
+from wam_jax.types import Takes
 
 _KEYS = ("feature", "action", "success", "mask", "tasks")
 
@@ -51,6 +52,11 @@ class DemoFeatures:
       raise ValueError(
         f"{len(self.tasks)} tasks, but feature is {list(self.feature.shape)}, not [K, M, T, F]"
       )
+
+  @property
+  def takes(self) -> Takes:
+    """The arrays alone, stacked over tasks."""
+    return Takes(self.feature, self.action, self.success, self.mask)
 
   def rows(self, rows: slice) -> DemoFeatures:
     """Some of each task's demos."""

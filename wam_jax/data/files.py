@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from wam_jax.host import file_kinds
 from wam_jax.host.regular_files import most_inflated, read_bytes
 from wam_jax.host.words import PrintableError
 from wam_jax.storage.plain_pickle import PlainUnpickler, RefusedError
@@ -46,6 +47,7 @@ _TRUNCATED = "not a whole npz archive: the file is truncated or damaged."
 COPY_AGAIN = "copy or download this file again."
 
 
+_MAGIC = b"\x93NUMPY"
 MAX_HEADER = 10_000  # bytes of an npy file's header, NumPy's own limit
 MAX_FILE = 2**32 - 1  # bytes of a file that is read whole
 MAX_ID = 9_999_999  # of a frame: its file is episode_%07d.npz
@@ -69,7 +71,7 @@ def _npy_header(text: bytes) -> tuple[np.dtype[Any], tuple[int, ...], bool]:
 
 def parse_npy(data: bytes | memoryview, path: PathLike, key: str) -> np.ndarray:
   """Array in the bytes of an npy file. Never unpickles."""
-  if bytes(data[:6]) != b"\x93NUMPY":
+  if bytes(data[:6]) != _MAGIC:
     raise DatasetError(path, "not a NumPy array.", key=key, fix=COPY_AGAIN)
   wide = data[6] > 1
   start = 12 if wide else 10
@@ -95,11 +97,18 @@ def parse_npy(data: bytes | memoryview, path: PathLike, key: str) -> np.ndarray:
   return array.reshape(shape, order="F" if fortran else "C")
 
 
+def _damaged(path: PathLike, data: bytes, wanted: str) -> DatasetError:
+  """For a file that does not begin as it should: which kind it is instead, if it is no damaged one."""
+  what, fix = file_kinds.describe(data[: file_kinds.HEAD])
+  rule = f"not a whole {wanted}: {what or 'the file is truncated or damaged'}."
+  return DatasetError(path, rule, fix=fix or COPY_AGAIN)
+
+
 def _directory(data: bytes, path: PathLike) -> dict[str, tuple[int, int, int, int, int]]:
   """name -> (method, crc, compressed size, size, offset of the data) of the archive's members."""
   end = len(data) - _END.size if data[-22:-18] == b"PK\x05\x06" else data.rfind(b"PK\x05\x06")
   if end < 0 or data[:2] != b"PK":
-    raise DatasetError(path, _TRUNCATED, fix=COPY_AGAIN)
+    raise _damaged(path, data, "npz archive")
   try:
     _, _, _, _, count, _, cursor, _ = _END.unpack_from(data, end)
     members = {}
@@ -181,7 +190,10 @@ def read_npz(path: PathLike, keys: Sequence[str] | None = None) -> dict[str, np.
 
 def read_npy(path: pathlib.Path) -> np.ndarray:
   try:
-    return parse_npy(read_bytes(path, MAX_FILE), path, "")
+    data = read_bytes(path, MAX_FILE)
+    if not data.startswith(_MAGIC):
+      raise _damaged(path, data, "npy file")
+    return parse_npy(data, path, "")
   except DatasetError:
     raise
   except FileNotFoundError:
@@ -227,7 +239,10 @@ def load_pickled(path: PathLike) -> Any:
   """
   path = pathlib.Path(path)
   try:
-    with io.BytesIO(read_bytes(path, MAX_FILE)) as file:
+    data = read_bytes(path, MAX_FILE)
+    if not data.startswith(_MAGIC):
+      raise _damaged(path, data, "npy file")
+    with io.BytesIO(data) as file:
       version = np.lib.format.read_magic(file)
       read_header = (
         np.lib.format.read_array_header_1_0 if version == (1, 0) else (np.lib.format.read_array_header_2_0)

@@ -1,4 +1,8 @@
-"""Frames of a split in CALVIN's format, one `episode_%07d.npz` each: read in any order, checked."""
+"""Frames of a split in CALVIN's format, one npz each: read in any order, checked.
+
+CALVIN writes `episode_%07d.npz`; other prefixes and numbers of digits are found from the files, as its own
+loaders do.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from wam_jax.core import image as image_lib
-from wam_jax.data.files import COPY_AGAIN, IDS_FILE, DatasetError, PathLike, read_npz
+from wam_jax.data.files import COPY_AGAIN, IDS_FILE, MAX_ID, DatasetError, PathLike, read_npz
 from wam_jax.embodiment import ACTION, CAMERAS, ROBOT_OBS, SCENE_OBS
 from wam_jax.host.machine import available_cores
 
@@ -81,17 +85,25 @@ class Frames(FrameVectors):
       raise ValueError(f"cameras, actions and states must have as many frames as each other: {found}")
 
 
-def frame_name(frame_id: int) -> str:
-  """Name of one frame's file."""
-  return f"episode_{frame_id:07d}.npz"
+@dataclasses.dataclass(frozen=True)
+class FrameNames:
+  """How the files of a split's frames are called: `prefix`, a number of at least so many digits, `.npz`."""
+
+  prefix: str = "episode_"
+  digits: int = 7
+
+  def __call__(self, frame_id: int) -> str:
+    """Name of one frame's file."""
+    return f"{self.prefix}{frame_id:0{self.digits}d}.npz"
 
 
-_FRAME_NAME = re.compile(r"episode_([0-9]{7})\.npz")
+CALVIN_NAMES = FrameNames()
+_FRAME_NAME = re.compile(r"(?!\.)(.*?)([0-9]+)\.npz")  # no hidden files: macOS puts one next to each frame
 
 
-def frame_path(folder: PathLike, frame_id: int) -> pathlib.Path:
+def frame_path(folder: PathLike, frame_id: int, names: FrameNames = CALVIN_NAMES) -> pathlib.Path:
   """File of one frame."""
-  return pathlib.Path(folder) / frame_name(frame_id)
+  return pathlib.Path(folder) / names(frame_id)
 
 
 def ids_of(spans: np.ndarray) -> np.ndarray:
@@ -99,34 +111,50 @@ def ids_of(spans: np.ndarray) -> np.ndarray:
   return np.concatenate([np.arange(low, high + 1) for low, high in spans])
 
 
-def present_ids(folder: PathLike) -> np.ndarray:
-  """[n] int64, ids of the frames that have a file in the folder, ascending."""
-  found = (_FRAME_NAME.fullmatch(name) for name in os.listdir(folder))
-  return np.array(sorted(int(match[1]) for match in found if match), np.int64)
+def list_frames(folder: PathLike) -> tuple[FrameNames, np.ndarray]:
+  """How the frames of a folder are called, by most of its npz files, and [n] int64 ids that have a file."""
+  numbers: dict[str, list[str]] = {}
+  for name in os.listdir(folder):
+    if match := _FRAME_NAME.fullmatch(name):
+      numbers.setdefault(match[1], []).append(match[2])
+  if not numbers:
+    return CALVIN_NAMES, np.zeros(0, np.int64)
+  prefix = max(numbers, key=lambda name: (len(numbers[name]), name == CALVIN_NAMES.prefix, name))
+  names = FrameNames(prefix, min(map(len, numbers[prefix])))
+  ids = (int(number) for number in numbers[prefix] if len(number) == names.digits or number[0] != "0")
+  return names, np.array(sorted(frame_id for frame_id in ids if frame_id <= MAX_ID), np.int64)
 
 
-def check_present(folder: pathlib.Path, spans: np.ndarray) -> None:
-  """Raises if a frame of the spans [E, 2] (both included) has no file."""
-  there = present_ids(folder)
-  borders = np.searchsorted(there, np.stack([spans[:, 0], spans[:, 1] + 1], 1))
+def check_present(folder: pathlib.Path, spans: np.ndarray) -> FrameNames:
+  """How the frames are called. Raises if one of the spans [E, 2] (both included) has no file."""
+  names, present = list_frames(folder)
+  borders = np.searchsorted(present, np.stack([spans[:, 0], spans[:, 1] + 1], 1))
   count = int((spans[:, 1] - spans[:, 0] + 1).sum() - (borders[:, 1] - borders[:, 0]).sum())
   if count:
-    known = set(there.tolist())
+    known = set(present.tolist())
     first, low, high = next(
       (i, low, high) for low, high in spans.tolist() for i in range(low, high + 1) if i not in known
     )
     more = f" ({count} frames are missing in all)" if count > 1 else ""
-    raise DatasetError(
-      frame_path(folder, first),
-      f"missing frame: {IDS_FILE} has an episode from {low} to {high}{more}.",
-      fix="download the missing files, or take the episode out of that file.",
-    )
+    others, fix = other_files(folder, names, present)
+    rule = f"missing frame: {IDS_FILE} has an episode from {low} to {high}{more}; {others}."
+    raise DatasetError(frame_path(folder, first, names), rule, fix=fix)
+  return names
 
 
-def _picture_shapes(folder: pathlib.Path, first: int, image_size: int) -> dict[str, tuple[int, ...]]:
+def other_files(folder: PathLike, names: FrameNames, present: np.ndarray) -> tuple[str, str]:
+  """Where frames are missing: which files there are (`list_frames`), and what to do."""
+  if len(present):
+    files = f"the files here go from {names(int(present[0]))} to {names(int(present[-1]))}"
+    return files, f"download the missing files, or take their episodes out of {IDS_FILE}."
+  others = sorted(name for name in os.listdir(folder) if not name.startswith((".", "ep_", "lang_")))[:3]
+  files = f"the files here are {', '.join(others)}, ..." if others else "there are no other files"
+  return files, f"save each frame as an npz called like {CALVIN_NAMES(0)}, or frame_000000.npz."
+
+
+def _picture_shapes(path: pathlib.Path, image_size: int) -> dict[str, tuple[int, ...]]:
   """Shapes that all pictures must have: those of the first frame."""
   shapes = {}
-  path = frame_path(folder, first)
   for key, array in read_npz(path, CAMERAS).items():
     if array.ndim != 3 or array.shape[2] != 3 or min(array.shape[:2]) < image_size:
       raise DatasetError(
@@ -149,11 +177,13 @@ def _check_floats(path: pathlib.Path, key: str, array: np.ndarray, width: int) -
     )
 
 
-def check_vectors(folder: pathlib.Path, ids: np.ndarray, values: dict[str, np.ndarray]) -> None:
+def check_vectors(
+  path_of: Callable[[int], pathlib.Path], ids: np.ndarray, values: dict[str, np.ndarray]
+) -> None:
   """Range rules of a block of frames. Clips rounding of rel_actions in place.
 
   Args:
-    folder: named in errors.
+    path_of: from the id of a frame to its file, for errors.
     ids: [n] frame ids.
     values: rel_actions [n, 7], robot_obs [n, 15], scene_obs [n, 24].
   """
@@ -167,7 +197,7 @@ def check_vectors(folder: pathlib.Path, ids: np.ndarray, values: dict[str, np.nd
     if bad.any():
       row, column = first(bad)
       raise DatasetError(
-        frame_path(folder, ids[row]),
+        path_of(ids[row]),
         f"must be finite as float32, but number {column} is {array[row, column]}.",
         key=key,
         fix="repair or remove the episode of this frame.",
@@ -177,7 +207,7 @@ def check_vectors(folder: pathlib.Path, ids: np.ndarray, values: dict[str, np.nd
   if bad.any():
     row, column = first(bad)
     raise DatasetError(
-      frame_path(folder, ids[row]),
+      path_of(ids[row]),
       f"must lie in [-1, 1], but number {column} is {action[row, column]:.6g}.",
       key="rel_actions",
       fix="scale relative actions by 0.02 m and 0.05 rad, as CALVIN does.",
@@ -186,10 +216,10 @@ def check_vectors(folder: pathlib.Path, ids: np.ndarray, values: dict[str, np.nd
   if bad.any():
     row, _ = first(bad)
     raise DatasetError(
-      frame_path(folder, ids[row]),
+      path_of(ids[row]),
       f"the gripper (number 6) must be exactly +1 (open) or -1 (closed), but is {action[row, 6]:.6g}.",
       key="rel_actions",
-      fix="take the sign of the gripper action.",
+      fix="write np.where(gripper > 0, 1.0, -1.0), for 0 and 1 as for signed numbers; -1.0, 1.0 if 1 closes.",
     )
   np.clip(action, -1, 1, out=action)
 
@@ -251,8 +281,12 @@ class FrameReader:
     self._open(spans)
 
   def _open(self, spans: np.ndarray) -> None:
-    check_present(self.folder, spans)
-    self._shapes = _picture_shapes(self.folder, int(self.ids[0]), self.image_size)
+    self._names = check_present(self.folder, spans)
+    self._shapes = _picture_shapes(self.path(int(self.ids[0])), self.image_size)
+
+  def path(self, frame_id: int) -> pathlib.Path:
+    """File that holds a frame."""
+    return frame_path(self.folder, frame_id, self._names)
 
   def read(self, begin: int, stop: int, out: dict[str, np.ndarray]) -> None:
     """Reads frames [begin, stop) into arrays of n = stop - begin rows.
@@ -270,7 +304,7 @@ class FrameReader:
     widths = {**VECTOR_KEYS, "actions": 7} if "actions" in out else VECTOR_KEYS
     vectors = {key: np.empty((len(ids), width)) for key, width in widths.items()}
     for row, frame_id in enumerate(ids):
-      path = frame_path(self.folder, frame_id)
+      path = self.path(frame_id)
       arrays = read_npz(path, (*widths, *CAMERAS))
       for key, width in widths.items():
         array = arrays[key]
@@ -290,7 +324,7 @@ class FrameReader:
             fix="repair or remove the episode of this frame.",
           )
         out[key][row] = image_lib.area_resize(array, size, size)
-    check_vectors(self.folder, ids, vectors)
+    check_vectors(self.path, ids, vectors)
     for key, array in vectors.items():
       out[key][:] = array
 
@@ -300,10 +334,10 @@ class FrameReader:
     Raises:
       DatasetError: a frame is missing or damaged, or has another shape.
     """
-    rows = [read_npz(frame_path(self.folder, frame_id), keys) for frame_id in self.ids[begin:stop]]
+    rows = [read_npz(self.path(frame_id), keys) for frame_id in self.ids[begin:stop]]
     for frame_id, row in zip(self.ids[begin:stop], rows, strict=True):
       for key, array in row.items():
-        _check_floats(frame_path(self.folder, frame_id), key, array, VECTOR_KEYS[key])
+        _check_floats(self.path(frame_id), key, array, VECTOR_KEYS[key])
     return {key: np.stack([row[key] for row in rows]) for key in keys}
 
   def signature(self) -> str:
@@ -313,10 +347,10 @@ class FrameReader:
     folder = os.fspath(self.folder)
     for row, frame_id in enumerate(self.ids.tolist()):
       try:
-        stat = os.stat(f"{folder}/{frame_name(frame_id)}")  # half a million times: no Path
+        stat = os.stat(f"{folder}/{self._names(frame_id)}")  # half a million times: no Path
       except OSError as error:  # a link to nowhere
         raise DatasetError(
-          frame_path(folder, frame_id), f"cannot be read ({error.strerror}).", fix=COPY_AGAIN
+          self.path(frame_id), f"cannot be read ({error.strerror}).", fix=COPY_AGAIN
         ) from None
       found[row] = frame_id, stat.st_size, stat.st_mtime_ns
     digest.update(found.tobytes())

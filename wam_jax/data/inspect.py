@@ -4,12 +4,14 @@ python -m wam_jax.data.inspect --source=task_D_D            # ids, annotations, 
 python -m wam_jax.data.inspect --source=task_D_D --frames=0 # every frame
 python -m wam_jax.data.inspect --source=task_D_D --json     # the same for scripts
 
-Exit code 0: it can be trained on; 1: it cannot, and everything that was found wrong is listed.
+Says which stages the data allow, and warns of what may teach nothing. Exit code 0: all stages can run with
+these tasks (--tasks= asks for none: a world model on play alone); 1: some cannot. All problems are listed.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import pathlib
@@ -18,13 +20,16 @@ from typing import Any
 
 import numpy as np
 
-from wam_jax.data import calvin, converted
+from wam_jax.config import chain
+from wam_jax.data import calvin, converted, doubts
 from wam_jax.data.files import COPY_AGAIN, IDS_FILE, DatasetError, PathLike
 from wam_jax.data.frames import (
   VECTOR_KEYS,
   FrameReader,
   frame_path,
   ids_of,
+  list_frames,
+  other_files,
 )
 from wam_jax.embodiment import CAMERAS, SCENE_OBS
 from wam_jax.envs.tasks import TASKS
@@ -75,11 +80,18 @@ def inspect_dataset(
 
   Returns:
     {"source", "form", "splits": {name: what `_inspect_split` gives}, "problems": [{"file", "key", "rule",
-    "fix"}], "trainable": whether there are none}.
+    "fix", "stops": the first stage that cannot run}], "warnings": [the same without "stops"], "stages": those
+    that the data allow, "trainable": whether there are no problems}.
   """
   root = pathlib.Path(root)
   problems: Problems = []
-  report: dict[str, Any] = {"source": str(root), "form": "", "splits": {}, "problems": problems}
+  report: dict[str, Any] = {
+    "source": str(root),
+    "form": "",
+    "splits": {},
+    "problems": problems,
+    "warnings": [],
+  }
   present = [name for name in SPLITS if (root / name).is_dir()]
   for name in present:
     report["splits"][name] = _inspect_split(root / name, tasks, frames, image_size, workers, problems)
@@ -90,18 +102,30 @@ def inspect_dataset(
     report["form"] = "CALVIN: one npz per frame"
     if os.path.lexists(root / converted.MANIFEST):
       report["form"] = "converted from CALVIN's: TFDS, array_record"
-  report["trainable"] = not problems
+  if not any(problem["stops"] == "collect" for problem in problems):
+    found = _note(problems, doubts.look, root / "training", image_size, tasks=tasks, workers=workers)
+    report["warnings"] = [dataclasses.asdict(doubt) for doubt in found or ()]
+  report["trainable"], report["stages"] = not problems, _allowed(problems, tasks)
   return report
 
 
-def _note(problems: Problems, check: Any, *args: Any, **kwargs: Any) -> Any:
-  """What `check` returns; None after noting its DatasetError."""
+def _allowed(problems: Problems, tasks: Sequence[str]) -> list[str]:
+  """Stages of a whole run that none of the problems stops."""
+  stopped = {problem["stops"] for problem in problems} | (set() if tasks else {"featurize"})
+  for stage in chain.STAGES:  # in order: a stage that is stopped stops those that are made from it
+    if stopped & set(chain.ROWS[stage].requires):
+      stopped.add(stage)
+  return [stage for stage in chain.STAGES if stage not in stopped]
+
+
+def _note(problems: Problems, check: Any, *args: Any, stops: str = "collect", **kwargs: Any) -> Any:
+  """What `check` returns; None after noting its DatasetError, which stops a stage."""
   try:
     return check(*args, **kwargs)
   except DatasetError as error:
-    found = {"file": str(error.file), "key": error.key, "rule": error.rule, "fix": error.fix}
-    if found not in problems:
-      problems.append(found)
+    problem = {"file": str(error.file), "key": error.key, "rule": error.rule, "fix": error.fix}
+    if not any(problem.items() <= known.items() for known in problems):
+      problems.append(problem | {"stops": stops})
     return None
 
 
@@ -137,13 +161,16 @@ def _inspect_split(
   out["missing"] = int((~there).sum())
   if out["missing"]:
     gaps = ids[~there]
+    names, present = list_frames(folder)
+    others, fix = other_files(folder, names, present)
     listed = ", ".join(map(str, gaps[:LISTED].tolist())) + (", ..." if len(gaps) > LISTED else "")
     problems.append(
       {
-        "file": str(frame_path(folder, gaps[0])),
+        "file": str(frame_path(folder, gaps[0], names)),
         "key": "",
-        "rule": f"{len(gaps)} of {len(ids)} frames that {IDS_FILE} names have no file: {listed}.",
-        "fix": "download the missing files, or take their episodes out of that file.",
+        "rule": f"{len(gaps)} of {len(ids)} frames that {IDS_FILE} names have no file: {listed}; {others}.",
+        "fix": fix,
+        "stops": "collect",
       }
     )
   ids = ids[there]
@@ -160,17 +187,18 @@ def _inspect_windows(
   raw = _note(problems, calvin.read_raw_annotations, folder)
   if raw is None:
     return {}
-  _note(problems, calvin.check_tasks, folder, (task for task, _, _ in raw), tasks)
+  _note(problems, calvin.check_tasks, folder, [task for task, _, _ in raw], tasks, stops="featurize")
   bad = [window for window in raw if not _lies_in_one_episode(folder, window, spans)]
   if bad:
     listed = ", ".join(f"({low}, {high}) of {task}" for task, low, high in bad[:LISTED])
     more = f" and {len(bad) - LISTED} more" if len(bad) > LISTED else ""
     problems.append(
       {
-        "file": str(folder / calvin.ANNOTATION_FILE),
+        "file": str(calvin.annotation_file(folder)),
         "key": "info.indx",
         "rule": f"not in one episode: {listed}{more}.",
         "fix": COPY_AGAIN,
+        "stops": "collect",
       }
     )
   order = {task: position for position, task in enumerate(tasks)}
@@ -227,7 +255,8 @@ def _inspect_frames(
   problems += sorted(found, key=lambda p: p["file"])[:LISTED]
   if len(found) > LISTED:
     rule = f"{len(found) - LISTED} more frames are broken, of {len(ids)} that were read."
-    problems.append({"file": str(folder), "key": "", "rule": rule, "fix": "copy or download them again."})
+    fix = "copy or download them again."
+    problems.append({"file": str(folder), "key": "", "rule": rule, "fix": fix, "stops": "collect"})
   if good.any():
     out["ranges"] = {
       key: {"low": array[good].min(0).tolist(), "high": array[good].max(0).tolist()}
@@ -244,8 +273,11 @@ def _inspect_starts(
   root: pathlib.Path, tasks: Sequence[str], split: dict[str, Any], problems: Problems
 ) -> None:
   """Adds "start_states", {task: count}: what an evaluation would start from."""
-  known = [task for task in tasks if task in split["windows"]] or list(tasks)
-  states = _note(problems, calvin.read_start_states, root, known) if split["frames"] else None
+  starts = (root / "validation" / calvin.START_STATES_FILE).is_file()
+  known = [task for task in tasks if starts or task in split["windows"]]
+  states = None
+  if split["frames"] and known:
+    states = _note(problems, calvin.read_start_states, root, known, stops="evaluate")
   split["start_states"] = {task: len(robot_obs) for task, (robot_obs, _) in (states or {}).items()}
 
 
@@ -265,11 +297,31 @@ def format_report(report: dict[str, Any]) -> str:
       f"Problem {number}: {problem['file']}{key}: {problem['rule']}",
       f"  What to do: {problem['fix']}",
     ]
-  verdict = "It can be trained on."
-  if report["problems"]:
-    count = len(report["problems"])
-    verdict = f"It cannot be trained on: {count} problem{'s' if count > 1 else ''}."
-  return "\n".join([*lines, verdict])
+  for number, warning in enumerate(report["warnings"], 1):
+    lines += [
+      f"Warning {number}: {warning['file']}, key '{warning['key']}': {warning['rule']}",
+      f"  What to do: {warning['fix']}",
+    ]
+  return "\n".join([*lines, _verdict(report)])
+
+
+def _counted(count: int, noun: str) -> str:
+  return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def _verdict(report: dict[str, Any]) -> str:
+  stages, count = report["stages"], len(report["problems"])
+  warned = f" {_counted(len(report['warnings']), 'warning')}: see above." if report["warnings"] else ""
+  if stages == list(chain.STAGES):
+    return f"It can be trained on.{warned}"
+  if "collect" not in stages:
+    return f"It cannot be trained on: {_counted(count, 'problem')}."
+  kind = (
+    "A world model can be trained and judged on it" if "featurize" not in stages else "It can be trained on"
+  )
+  without = [stage for stage in chain.STAGES if stage not in stages]
+  reason = _counted(count, "problem") if count else "no tasks were asked for"
+  return f"{kind}: stages {', '.join(stages)}; not {', '.join(without)} ({reason}).{warned}"
 
 
 def _split_lines(split: dict[str, Any]) -> list[str]:

@@ -124,22 +124,10 @@ def possible_tasks(skills: Mapping[str, Skill], scene_obs: np.ndarray) -> list[s
   return [name for name, skill in skills.items() if skill.route and skill.task.goal.possible(scene_obs)]
 
 
-def record_play(
+def _record_play(
   env: TaughtEnvironment, rng: np.random.Generator, frames: int, settings: Settings
 ) -> dict[str, Any]:
-  """One episode of task-free play: skills with the hand turned, some clumsy or broken off, and wandering.
-
-  Args:
-    env: any state; is reset.
-    rng: source of all chance.
-    frames: length.
-    settings: noise and rates.
-
-  Returns:
-    actions [frames, 7], rel_actions, robot_obs, scene_obs, from CALVIN's simulator also rgb_static and
-    rgb_gripper [frames, S, S, 3]; `attempts` {task: [tried, succeeded]} of the attempts neither clumsy nor
-    broken off.
-  """
+  """One episode of task-free play: skills with the hand turned, some clumsy or broken off, and wandering."""
   skills = registry.load_skills(env.name).SKILLS
   env.reset(*experts.sample_start(None, rng, env))
   episode = _Episode(env, settings.image_size)
@@ -202,22 +190,12 @@ def _attempt(
   return arrays, bool(task_rules.success(task, start, arrays["scene_obs"][-1]))
 
 
-def record_demo(
+def _record_demo(
   env: TaughtEnvironment, rng: np.random.Generator, task: str, settings: Settings
 ) -> dict[str, Any]:
   """One successful demo from a varied start, cut a few frames after success first holds.
 
-  Args:
-    env: any state; is reset.
-    rng: source of all chance.
-    task: what to do.
-    settings: noise and the limit of steps.
-
-  Returns:
-    As `record_play`; failed attempts are counted but not kept.
-
-  Raises:
-    RuntimeError: MAX_ATTEMPTS failures in a row.
+  Failed attempts are counted but not kept. Raises RuntimeError: MAX_ATTEMPTS failures in a row.
   """
   for tried in range(1, MAX_ATTEMPTS + 1):
     arrays, succeeded = _attempt(env, rng, task, settings)
@@ -229,22 +207,12 @@ def record_demo(
   )
 
 
-def record_failure(
+def _record_failure(
   env: TaughtEnvironment, rng: np.random.Generator, task: str, settings: Settings
 ) -> dict[str, Any]:
-  """One attempt that never succeeded, of a hand that gets clumsier until it fails.
+  """One attempt that never succeeded, of a hand that gets clumsier until it fails, without `attempts`.
 
-  Args:
-    env: any state; is reset.
-    rng: source of all chance.
-    task: what was to be done.
-    settings: noise, aim error and the limit of steps.
-
-  Returns:
-    As `record_play`, without attempts.
-
-  Raises:
-    RuntimeError: MAX_ATTEMPTS successes in a row.
+  Raises RuntimeError: MAX_ATTEMPTS successes in a row.
   """
 
   def failing(aim_error: float, drawn: bool) -> dict[str, np.ndarray] | None:
@@ -272,7 +240,12 @@ def record(env: TaughtEnvironment, job: Job, settings: Settings) -> dict[str, An
     settings: how.
 
   Returns:
-    As `record_play`; for a start state one row of robot_obs [1, 15] and scene_obs [1, 24] only.
+    actions [T, 7], rel_actions, robot_obs, scene_obs, from CALVIN's simulator also rgb_static and rgb_gripper
+    [T, S, S, 3]; `attempts` {task: [tried, succeeded]} of the attempts neither clumsy nor broken off. For a
+    start state one row of robot_obs [1, 15] and scene_obs [1, 24] only.
+
+  Raises:
+    RuntimeError: the expert fails, or a clumsy one succeeds, MAX_ATTEMPTS times in a row.
   """
   names = list(registry.load_skills(env.name).SKILLS)
   task_number = names.index(job.task) if job.task else 0
@@ -281,10 +254,10 @@ def record(env: TaughtEnvironment, job: Job, settings: Settings) -> dict[str, An
   if job.kind in ("play", "heldout_play"):
     total = settings.play_frames if job.kind == "play" else settings.heldout_play_frames
     frames = min(settings.play_episode_frames, total - job.index * settings.play_episode_frames)
-    return record_play(env, rng, frames, settings)
+    return _record_play(env, rng, frames, settings)
   if job.kind == "start":
     robot_obs, scene_obs = experts.sample_start(job.task, rng, env)
     return {"robot_obs": robot_obs[None], "scene_obs": scene_obs[None], "attempts": {}}
   if job.kind == "failed":
-    return record_failure(env, rng, job.task, settings)
-  return record_demo(env, rng, job.task, settings)
+    return _record_failure(env, rng, job.task, settings)
+  return _record_demo(env, rng, job.task, settings)

@@ -85,7 +85,13 @@ def record_all(
       _save(folder / f"{job.name}.npz", record(env, job, settings))
       done(1)
     return 0
+  return _record_in_processes(todo, settings, folder, min(workers, len(todo)), done)
 
+
+def _record_in_processes(
+  todo: Sequence[Job], settings: Settings, folder: pathlib.Path, workers: int, done: Callable[[int], Any]
+) -> int:
+  """`record_all` in so many processes."""
   waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
   answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()
   for job in todo:
@@ -141,7 +147,7 @@ def record_all(
     answers.put(None)
 
   ended, restarts = threading.Event(), list[str]()
-  threads = [threading.Thread(target=feed, daemon=True) for _ in range(min(workers, len(todo)))]
+  threads = [threading.Thread(target=feed, daemon=True) for _ in range(workers)]
   try:
     for thread in threads:
       thread.start()

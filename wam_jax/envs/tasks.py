@@ -6,7 +6,7 @@ the config takes its names from this module.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -83,3 +83,9 @@ def success(task: str, start_scene_obs: np.ndarray, scene_obs: np.ndarray) -> np
     if array.shape[-1:] != (SCENE_OBS,):
       raise ValueError(f"{name}: expected [..., {SCENE_OBS}], got {list(array.shape)}")
   return PREDICATES[task](start, now)
+
+
+def successes(tasks: Sequence[str], start: np.ndarray, now: np.ndarray) -> np.ndarray:
+  """`success` of K tasks' episodes, task by task: scene_obs [K * M, 24] at the start and now -> [K * M]."""
+  parts = zip(tasks, np.split(start, len(tasks)), np.split(now, len(tasks)), strict=True)
+  return np.concatenate([success(*part) for part in parts])

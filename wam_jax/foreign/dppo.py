@@ -11,11 +11,12 @@ what the policy was trained with.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from wam_jax.foreign.state_names import averaged_first, flat_entries
 from wam_jax.foreign.torch_file import (
   Shape,
   StateDict,
@@ -34,19 +35,11 @@ FIRST_PARTS = ("chunk_in", "time_in", "feature_in")  # in the order of their inp
 FROM_DPPO = (
   "use a checkpoint of DPPO's or DiWA's pre-training (checkpoint/state_*.pt), or save its state_dict()."
 )
+ALONE = "save the state dict of one of them as a file of its own."
 
 
 class DppoError(WeightsError):
   """Weights that cannot be used: says where, what is wrong and what to do."""
-
-
-def _flat(tree: Mapping[Any, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-  """Entries of nested dicts by dotted names, as far as these are names."""
-  for name, value in tree.items():
-    if isinstance(name, str) and isinstance(value, Mapping):
-      yield from _flat(value, f"{before}{name}.")
-    elif isinstance(name, str):
-      yield f"{before}{name}", value
 
 
 def _last(prefix: str) -> str:
@@ -60,13 +53,12 @@ def _cloned_prefix(path: str | os.PathLike[str], found: list[str]) -> str:
   The averaged weights ("ema") go before the others, as when DPPO loads them. A fine-tuned file holds the
   pre-trained network twice, as `network` and `actor`, beside the fine-tuned `actor_ft`.
   """
-  averaged = [prefix for prefix in found if "ema" in prefix.split(".")]
-  left = averaged or found
+  left = averaged_first(found)
   left = [prefix for prefix in left if not _last(prefix).endswith("_ft")] or left
   twins = {prefix.removesuffix("network.") + "actor." for prefix in left if _last(prefix) == "network"}
   left = [prefix for prefix in left if prefix not in twins]
   if len(left) > 1:
-    raise DppoError(path, f"holds {len(left)} policies, under {sorted(left)}.", fix="name one as prefix.")
+    raise DppoError(path, f"holds {len(left)} policies, under {sorted(left)}.", fix=ALONE)
   return left[0]
 
 
@@ -75,7 +67,7 @@ def read_state_dict(path: str | os.PathLike[str], *, prefix: str | None = None) 
 
   Args:
     path: a checkpoint of pre-training or fine-tuning, or a saved state dict (torch.save since torch 1.6),
-      or an npz of a state dict, its names plain or under "param/".
+      safetensors, or an npz of a state dict, its names plain or under "param/".
     prefix: what precedes the network's names in the file ("model.actor_ft."), with the names of the dicts
       that hold them; None: the pre-trained network, averaged if there is an average.
 
@@ -89,7 +81,7 @@ def read_state_dict(path: str | os.PathLike[str], *, prefix: str | None = None) 
 
   def select(root: dict[Any, Any]) -> dict[str, Any]:
     nonlocal taken
-    entries = dict(_flat(root))
+    entries = flat_entries(root)
     ends = [name.removesuffix(MARK) for name in entries if name.endswith(MARK)]
     found = [prefix for prefix in ends if prefix == "" or prefix[-1] in "./"]
     if not found:

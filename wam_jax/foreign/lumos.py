@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from wam_jax.embodiment import CAMERAS, ROBOT_OBS
+from wam_jax.foreign.state_names import averaged_first, flat_entries
 from wam_jax.foreign.torch_file import (
   Shape,
   StateDict,
@@ -54,27 +55,23 @@ class MismatchError(LumosError):
 
 def _under_prefix(path: str | os.PathLike[str], root: dict[Any, Any], prefix: str | None) -> dict[str, Any]:
   """The entries of the world model, without what comes before their LUMOS names."""
-  entries = root.get("state_dict", root)
-  if not isinstance(entries, dict):
-    raise LumosError(path, f"holds a {type(entries).__name__}, not a state dict.", fix=FROM_LUMOS)
-  names = [name for name in entries if isinstance(name, str)]
+  entries = flat_entries(root)
   found = {
-    name.removesuffix(known) for name in names for known in _BY_NAME if f".{name}".endswith(f".{known}")
+    name.removesuffix(known) for name in entries for known in _BY_NAME if f".{name}".endswith(f".{known}")
   }
   if prefix is None:
     if not found:
-      shown = ", ".join(repr(name) for name in names[:5]) + (", ..." if len(names) > 5 else "")
+      shown = ", ".join(map(repr, list(entries)[:5])) + (", ..." if len(entries) > 5 else "")
       raise LumosError(
         path, f"holds no weights of a LUMOS world model; it has {shown or 'nothing'}.", fix=FROM_LUMOS
       )
-    if len(found) > 1:
-      raise LumosError(
-        path, f"holds {len(found)} world models, under {sorted(found)}.", fix="name one of these as prefix."
-      )
-    (prefix,) = found
+    if len(chosen := averaged_first(found)) > 1:
+      fix = "save the state dict of one of them as a file of its own."
+      raise LumosError(path, f"holds {len(found)} world models, under {chosen}.", fix=fix)
+    (prefix,) = chosen
   elif prefix not in found:
     raise LumosError(path, f"holds no world model under prefix '{prefix}', but under {sorted(found)}.")
-  return {name.removeprefix(prefix): entries[name] for name in names if name.startswith(prefix)}
+  return {name.removeprefix(prefix): entries[name] for name in entries if name.startswith(prefix)}
 
 
 def read_state_dict(path: str | os.PathLike[str], *, prefix: str | None = None) -> StateDict:
@@ -84,10 +81,11 @@ def read_state_dict(path: str | os.PathLike[str], *, prefix: str | None = None) 
   over. Storages that no weight refers to (an optimiser's) are not read.
 
   Args:
-    path: a Lightning checkpoint or a saved state dict (torch.save since torch 1.6), or an npz of a state
-      dict, its names plain or under "param/".
-    prefix: what precedes the world model's names in the file ("world_model."); None: found from the names.
-      Entries that do not start with it are left out.
+    path: a Lightning checkpoint or a saved state dict (torch.save since torch 1.6), safetensors, or an npz of
+      a state dict, its names plain or under "param/".
+    prefix: what precedes the world model's names in the file ("state_dict.world_model."), with the names of
+      the dicts that hold them; None: found from the names, the averaged copy if there is one. Entries that do
+      not start with it are left out.
 
   Returns:
     torch name -> read-only array in torch's layout and the file's dtype (bfloat16 as float32).

@@ -1,4 +1,4 @@
-"""Weights out of files of torch.save, and out of npz files of a state dict.
+"""Weights out of files of torch.save, safetensors, and npz files of a state dict.
 
 Torch is not needed: such a file is a zip archive of raw numbers and one pickle, and the pickle is read here
 with every name in it that is not a tensor replaced by an inert object. Nothing in a file is run.
@@ -19,6 +19,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from wam_jax.data.files import DatasetError, read_npz
+from wam_jax.foreign import safetensors_file
+from wam_jax.host import file_kinds
 from wam_jax.host.regular_files import check_file, most_inflated
 from wam_jax.storage.checksums import CheckpointError
 from wam_jax.storage.plain_pickle import PlainUnpickler, check_shape, is_plain_key
@@ -295,6 +297,21 @@ def _read_npz(path: pathlib.Path, select: Select, error_type: type[WeightsError]
   return dict(select(weights or entries))
 
 
+def _read_safetensors(path: pathlib.Path, select: Select, error_type: type[WeightsError]) -> StateDict:
+  try:
+    entries = safetensors_file.read_entries(path)
+  except ValueError as error:
+    raise error_type(path, f"not a whole safetensors file ({error}).", fix=COPY_AGAIN) from None
+  weights = {}
+  for name, entry in select(entries).items():
+    try:
+      weights[name] = safetensors_file.read_array(path, entry)
+    except ValueError as error:
+      fix = "save the weights as float32, or " + COPY_AGAIN
+      raise error_type(path, f"'{name}' cannot be read: {error}.", fix=fix) from None
+  return weights
+
+
 def read_weights(
   path: str | os.PathLike[str], select: Select, *, error_type: type[WeightsError], wanted: str
 ) -> StateDict:
@@ -304,8 +321,8 @@ def read_weights(
   no chosen weight refers to (an optimiser's) are not read.
 
   Args:
-    path: what torch.save wrote (since torch 1.6), or an npz of a state dict, its names plain or under
-      "param/".
+    path: what torch.save wrote (since torch 1.6), safetensors, or an npz of a state dict, its names plain or
+      under "param/".
     select: from the dict that the file holds to the entries wanted, by the names they shall have.
     error_type: raised for whatever is wrong.
     wanted: what to use instead of a file of another kind, for the errors.
@@ -319,11 +336,15 @@ def read_weights(
   path = pathlib.Path(path)
   try:
     check_file(path)
+    if safetensors_file.is_safetensors(path):
+      return _read_safetensors(path, select, error_type)
     if not zipfile.is_zipfile(path):
+      what, fix = file_kinds.describe_file(path)
+      state = "damaged" if path.stat().st_size else "an empty file"
       raise error_type(
         path,
-        "neither a file of torch.save nor an npz: damaged, or in the format of before torch 1.6.",
-        fix="copy it again, or load it with torch and save its state_dict() anew.",
+        f"neither a file of torch.save nor an npz nor safetensors: {what or state}.",
+        fix=fix or COPY_AGAIN,
       )
     with zipfile.ZipFile(path) as archive:
       names = archive.namelist()

@@ -8,7 +8,6 @@ longer be written to, the run goes on without.
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import dataclasses
 import logging
@@ -25,14 +24,13 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.text import Text
 
+from wam_jax.host.progress import Pace, chosen
 from wam_jax.host.words import duration
 
 REFRESH_SECONDS = 0.25  # at least, between drawings
 SHOWN = 6  # metrics
 METRIC_LINES = 2
 MOST_COLUMNS = 100  # a wider picture would be broken up when the window is made smaller
-MARKS, MARK_SECONDS = 30, 1.0  # that the speed is measured over, and at least between them
-MEASUREMENTS = ("time", "speed", "memory")  # groups of metrics that come after all others
 
 _STYLES = {"done": "green", "runs": "bold cyan", "stopped": "bold red"}
 
@@ -85,21 +83,13 @@ class Loop:
 
   def __init__(self, view: LiveView, total: int, description: str, initial: int):
     self._view, self.total, self.done, self.description = view, total, initial, description
-    self._updated = time.monotonic()
-    self._marks = collections.deque([(self._updated, initial)], MARKS)
+    self.pace = Pace(initial)
 
   def update(self, n: int = 1) -> None:
     """Counts `n` more units as done."""
     self.done += n
-    self._updated = time.monotonic()
-    if len(self._marks) == 1 or self._updated - self._marks[-1][0] >= MARK_SECONDS:
-      self._marks.append((self._updated, self.done))
+    self.pace.update(self.done)
     self._view.refresh()
-
-  def speed(self) -> float:
-    """Units per second lately; without the first update, which compiles, as soon as there are others."""
-    began, before = next((mark for mark in list(self._marks)[1:2] if mark[1] < self.done), self._marks[0])
-    return (self.done - before) / max(self._updated - began, 1e-9)
 
 
 class LiveView:
@@ -167,7 +157,7 @@ class LiveView:
 
   def show_metrics(self, metrics: Mapping[str, float]) -> None:
     """Shows these in place of those before; drawn with the next update."""
-    self._metrics = chosen(metrics)
+    self._metrics = chosen(metrics, SHOWN)
 
   def message(self, text: str) -> None:
     """Shows a line above the picture. May be called by any thread."""
@@ -220,7 +210,7 @@ class LiveView:
     if loop is None:
       return
     yield [Text(f"    {loop.description}")]
-    speed = loop.speed()
+    speed = loop.pace.speed()
     pace = ""
     if speed:
       pace = f"{speed:.3g}/s" if speed >= 1 else f"{1 / speed:.3g} s each"
@@ -234,30 +224,6 @@ class LiveView:
     items = "  ".join(f"{name}\xa0{value:.4g}" for name, value in self._metrics.items())
     for line in textwrap.wrap(items, max(width - 4, 20), break_on_hyphens=False)[:METRIC_LINES]:
       yield [Text(f"    {line}".replace("\xa0", " "), "dim")]
-
-
-def chosen(metrics: Mapping[str, float]) -> dict[str, float]:
-  """The few metrics that are shown: the total loss, other losses, the rest.
-
-  Of those with the same last part the first counts, which is the mean over tasks.
-
-  Args:
-    metrics: name (`stage/group/name`) to value.
-
-  Returns:
-    The last part of the name to value, at most SHOWN.
-  """
-  groups = {name: name.split("/")[1:-1] for name in metrics}
-
-  def rank(name: str) -> int:
-    if set(groups[name]) & set(MEASUREMENTS):
-      return 3
-    return 2 if "loss" not in name else not name.endswith(("/loss", "/total"))
-
-  out: dict[str, float] = {}
-  for name in sorted(metrics, key=rank):
-    out.setdefault(name.rpartition("/")[2], metrics[name])
-  return dict(list(out.items())[:SHOWN])
 
 
 class Terminal:

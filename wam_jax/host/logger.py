@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from wam_jax.host import processes
 from wam_jax.host.numbers import whole
+from wam_jax.host.progress import Pace, chosen
 from wam_jax.host.regular_files import open_file, read_text
 from wam_jax.host.words import duration, printable
 
@@ -39,16 +40,17 @@ class Progress:
   """
 
   def __init__(self, total: int, description: str, initial: int, silent: bool):
-    self._total, self._done, self._initial = total, initial, initial
+    self._total, self._done = total, initial
     self._description = description
     self._note = ""
-    self._start = self._printed = time.monotonic()
+    self._printed, self._pace = time.monotonic(), Pace(initial)
     self._silent = silent
     self._shown = -1  # what the last line reported as done
 
   def update(self, n: int = 1) -> None:
     """Counts `n` more units as done."""
     self._done += n
+    self._pace.update(self._done)
     if time.monotonic() - self._printed >= PLAIN_SECONDS:
       self._line()
 
@@ -64,11 +66,10 @@ class Progress:
     if self._silent:
       return
     self._printed, self._shown = time.monotonic(), self._done
-    speed = (self._done - self._initial) / max(self._printed - self._start, 1e-9)
-    left = duration((self._total - self._done) / speed) if speed > 0 else "?"
+    speed = self._pace.speed()
+    pace = f", {speed:.3g}/s, {duration((self._total - self._done) / speed)} left" if speed else ""
     percent = 100 * self._done // max(self._total, 1)
-    text = f"  {self._description}: {percent} % ({self._done}/{self._total}, {speed:.3g}/s, {left} left)"
-    _print(f"{text}  {self._note}".rstrip())
+    _print(f"  {self._description}: {percent} % ({self._done}/{self._total}{pace})  {self._note}".rstrip())
 
 
 class Logger:
@@ -121,8 +122,8 @@ class Logger:
     if self._view is not None:
       self._view.show_metrics(values)
     if self._progress is not None:
-      shown = sorted(values.items(), key=lambda item: "/loss/" not in item[0])[:SHOWN]  # losses first
-      self._progress.note("  ".join(f"{name.rsplit('/', 1)[-1]} {value:.4g}" for name, value in shown))
+      shown = chosen(values, SHOWN).items()
+      self._progress.note("  ".join(f"{name} {value:.4g}" for name, value in shown))
 
   @contextlib.contextmanager
   def progress(

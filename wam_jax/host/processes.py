@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import hmac
-import ipaddress
 import json
 import os
 import secrets
@@ -22,18 +21,27 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
+from wam_jax.host.meeting import (
+  LOST,
+  MissingProcessError,
+  ProcessesError,
+  address_to_bind,
+  address_to_listen_at,
+  meet,
+  split_address,
+)
+from wam_jax.host.meeting import open_port as _open_port
+
+__all__ = ["LOST", "MissingProcessError", "ProcessesError"]
+
 BEAT_SECONDS = 3.0
 SILENCE_SECONDS = 30.0
-LOST = 75  # exit code when another process is gone: the same command goes on from the last checkpoint
 CONNECT_SECONDS = 300
+START_SECONDS = 90.0  # that JAX may take to connect processes that are all there
 STOP_SECONDS = 10.0  # between a stopped process's end and that of the others
 HELLO_SECONDS = 5.0  # for who connects to say who it is, all of it
 MOST_STRANGERS = 64  # that may be saying it at a time; the oldest makes room
 MOST_BYTES = 1 << 24  # of a line
-
-
-class ProcessesError(Exception):
-  """The processes of a run do not find each other or do not belong together."""
 
 
 class _Connection:
@@ -327,7 +335,8 @@ def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -
     process_id: of this one, from 0, with `coordinator`.
 
   Raises:
-    ProcessesError: the arguments are not complete, or the other processes are missing.
+    MissingProcessError: other processes did not come.
+    ProcessesError: the arguments are not complete, or the processes do not belong together.
   """
   global _group
   if coordinator and not (num_processes >= 1 and 0 <= process_id < num_processes):
@@ -335,28 +344,28 @@ def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -
       "--coordinator=HOST:PORT needs --num_processes=N and --process_id=I, from 0 to N - 1, "
       f"not N={num_processes}, I={process_id}"
     )
+  if coordinator:
+    split_address(coordinator)
   import jax
   import numpy as np
 
   try:
+    place = (coordinator, num_processes, process_id) if coordinator else _place_in_cluster()
+    if place is None:
+      return  # a TPU or the like that belongs to no pod
+    address, count, index = place
+    if count > 1:
+      meet(address, count, index)
+    gone = f"the processes of this run met at {address}, but one has gone since; try the same command again"
+    timer = threading.Timer(START_SECONDS, _exit, (LOST, gone))  # JAX itself would abort with a stack dump
+    timer.daemon = True
+    timer.start()
+    bind = address_to_bind(address) if index == 0 else None
     if coordinator:
-      host, _, port = coordinator.rpartition(":")
-      address = _address_to_listen_at(host.strip("[]")) if process_id == 0 else ""
-      if ":" in address:
-        address = f"[{address}]"
-      jax.distributed.initialize(
-        coordinator,
-        num_processes,
-        process_id,
-        coordinator_bind_address=f"{address}:{port}" if address else None,
-      )
+      jax.distributed.initialize(*place, coordinator_bind_address=bind)
     else:
-      try:
-        jax.distributed.initialize()
-      except (ValueError, OSError):
-        if _launched_in_group(os.environ):
-          raise
-        return  # a TPU or the like that belongs to no pod
+      jax.distributed.initialize(coordinator_bind_address=bind)
+    timer.cancel()
     if jax.process_count() == 1:
       return
     from jax._src.distributed import global_state  # nothing public says where the first process is
@@ -364,13 +373,15 @@ def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -
 
     host = str(global_state.coordinator_address).rsplit(":", 1)[0].strip("[]")
     token = np.frombuffer(secrets.token_bytes(16), np.uint8).astype(np.int32)
-    server = _open_port(_address_to_listen_at(host)) if jax.process_index() == 0 else None
+    server = _open_port(address=address_to_listen_at(host)) if jax.process_index() == 0 else None
     open_port = server.getsockname()[1] if server else 0
     # Also the first exchange between devices: JAX sets it up within 30 seconds or fails, and the processes
     # are never again as close together.
     message = np.array([open_port, *token], np.int32)
     open_port, *token = multihost_utils.broadcast_one_to_all(message).tolist()
-  except (RuntimeError, ValueError, OSError) as error:
+  except ProcessesError:
+    raise
+  except Exception as error:  # JAX's search for SLURM, Open MPI and others fails in many ways
     raise ProcessesError(f"the processes of this run do not find each other: {error}") from error
   group = _Group(jax.process_index(), jax.process_count(), _end_with)
   secret = bytes(token).hex()
@@ -381,32 +392,28 @@ def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -
   _group = group
 
 
-def _address_to_listen_at(host: str) -> str:
-  """The one address of this machine that a coordinator's name means; empty: all of them.
+def _place_in_cluster() -> tuple[str, int, int] | None:
+  """Address of the first process, how many there are and which one this is, as JAX finds it out.
 
-  A name that means several, or none of this machine (behind a translating router), is listened for at all. So
-  is a machine's name that means its loopback here (Debian), because elsewhere it means something else.
+  Returns:
+    None if this process is alone.
+
+  Raises:
+    Exception: of any kind, where a launcher's variables do not fit together.
   """
+  from jax._src.clusters import ClusterEnv  # `jax.distributed.initialize` says it only when it has connected
+
   try:
-    addresses = {str(info[4][0]) for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
-    if host == "localhost":
-      return "127.0.0.1" if "127.0.0.1" in addresses else "::1"
-    address = addresses.pop()
-    if addresses or (ipaddress.ip_address(address).is_loopback and address != host):
-      return ""
-    _open_port(address).close()
-  except (OSError, ValueError):
-    return ""
-  return address
-
-
-def _open_port(address: str = "") -> socket.socket:
-  """A server at any free port of an address; empty: of all, of both kinds where the system has both."""
-  if address:
-    return socket.create_server((address, 0), family=socket.AF_INET6 if ":" in address else socket.AF_INET)
-  if socket.has_dualstack_ipv6():
-    return socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True)
-  return socket.create_server(("", 0))
+    address, count, index, _ = ClusterEnv.auto_detect_unset_distributed_params(
+      os.environ.get("JAX_COORDINATOR_ADDRESS"), None, None, None, None, CONNECT_SECONDS
+    )
+    if address is None or count is None or index is None:
+      raise ValueError("JAX knows no such launcher; give --coordinator, --num_processes and --process_id")
+  except Exception:
+    if _launched_in_group(os.environ):
+      raise
+    return None
+  return address, count, index
 
 
 def _end_with(process: int, code: int | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import sys
 import threading
@@ -14,7 +15,10 @@ from typing import Any
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # After which a process ends without what it could not save. 30 seconds are what hosts often give; launchers
 # of those that give more say so.
-GRACE_SECONDS = float(os.environ.get("WAM_JAX_GRACE_SECONDS") or 25)
+_GRACE = os.environ.get("WAM_JAX_GRACE_SECONDS") or "25"
+if not re.fullmatch(r"\d+(\.\d+)?", _GRACE):
+  raise ValueError(f"WAM_JAX_GRACE_SECONDS={_GRACE}: must be a number of seconds, as 25")
+GRACE_SECONDS = float(_GRACE)
 
 
 class Stopped(BaseException):

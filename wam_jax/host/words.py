@@ -10,6 +10,11 @@ def duration(seconds: float) -> str:
   return f"{hours}:{minutes:02}:{seconds_left:02}" if hours else f"{minutes}:{seconds_left:02}"
 
 
+def count(number: int, noun: str) -> str:
+  """A number with its noun: `1 task`, `2,000 tasks`."""
+  return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def printable(text: str) -> str:
   """Text of others for a terminal: control characters, which it would obey, as escapes; line ends stay."""
   if text.isprintable():

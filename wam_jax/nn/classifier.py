@@ -92,6 +92,10 @@ class SuccessClassifier:
     """Probability of success: [..., F] -> [...] in [0, 1]."""
     return jax.nn.sigmoid(self.margin(params["network"], feature))
 
+  def score(self, params: Params, feature: jax.Array) -> jax.Array:
+    """Log-odds above the threshold: [..., F] -> [...]."""
+    return self.margin(params["network"], feature) - params["threshold"]
+
   def success(self, params: Params, feature: jax.Array) -> jax.Array:
     """Whether the log-odds exceed the threshold: [..., F] -> [...] bool."""
     return self.margin(params["network"], feature) > params["threshold"]

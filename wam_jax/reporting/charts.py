@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 WIDTH, HEIGHT = 420, 240
 LOG_RATIO = 8.0
+MOST_POINTS = 240  # of a line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,11 +37,11 @@ class Series:
     return [(float(x), float(y)) for x, y in pairs if y is not None and math.isfinite(y)]
 
 
-def thin(points: list[tuple[float, float]], limit: int = 240) -> list[tuple[float, float]]:
-  """Averages neighbouring points until at most `limit` are left."""
-  if len(points) <= limit:
+def thin(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+  """Averages neighbouring points until at most MOST_POINTS are left."""
+  if len(points) <= MOST_POINTS:
     return points
-  size = -(-len(points) // limit)
+  size = -(-len(points) // MOST_POINTS)
   groups = [points[i : i + size] for i in range(0, len(points), size)]
   return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]
 

@@ -15,8 +15,8 @@ from wam_jax.host import tables
 from wam_jax.host.logger import read_metrics
 from wam_jax.host.words import duration
 from wam_jax.reporting import comparison_page, finished_run
+from wam_jax.reporting.curves import metric_series, ppo_chart
 from wam_jax.reporting.finished_run import Run, RunError
-from wam_jax.reporting.run_report import metric_series, ppo_chart
 from wam_jax.storage.artifact import write_text
 
 TITLE = "Runs side by side"

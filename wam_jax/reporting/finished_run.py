@@ -25,7 +25,11 @@ from wam_jax.storage.artifact import (
 )
 from wam_jax.storage.records import read_arrays, read_record
 
-OPTIONAL = ("collect",)  # of which a page only tells the time
+# What a page does without: of collect it only tells the time, and older runs have no certificate.
+OPTIONAL = {
+  "collect": "collect is not where the run had it, its time is not counted",
+  "certify": "there is no certificate: stage certify has not run",
+}
 
 
 class RunError(PrintableError):
@@ -119,7 +123,7 @@ def read_run(workdir: str | os.PathLike[str]) -> Run:
     if artifact is not None:
       inputs[stage] = artifact
     elif stage in OPTIONAL:
-      missing.append(f"{stage} is not where the run had it, its time is not counted")
+      missing.append(OPTIONAL[stage])
     else:
       lost += [f"  {stage} is not there:", *(f"  {reason}" for reason in reasons)]
   if lost:

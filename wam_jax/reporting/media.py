@@ -15,6 +15,7 @@ Colour = tuple[int, int, int]
 CONTEXT_COLOUR: Colour = (37, 99, 235)  # border of frames the model has seen
 IMAGINED_COLOUR: Colour = (234, 120, 20)  # border of frames the model imagines
 BACKGROUND: Colour = (255, 255, 255)
+HOLD = 1000  # ms that the last frame stays before an animation starts over
 INK: Colour = (40, 44, 52)
 
 
@@ -85,18 +86,16 @@ def error_picture(true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
 def make_strip(
   rows: Sequence[tuple[str, np.ndarray]],
   num_context: int,
-  labels: Sequence[str] | None = None,
-  scale: int = 2,
-  gap: int = 6,
+  labels: Sequence[str],
+  scale: int,
 ) -> np.ndarray:
   """A grid of pictures: a row per kind, a column per frame, border colour by what the model has seen.
 
   Args:
     rows: (name, [T, H, W, 3] uint8) of equal shapes; for example true, predicted, error.
     num_context: the first columns, bordered in CONTEXT_COLOUR; the others in IMAGINED_COLOUR.
-    labels: text above each column, T of them; None for none.
+    labels: text above each column, T of them.
     scale: enlargement of the pictures.
-    gap: pixels between pictures.
 
   Returns:
     [H', W', 3] uint8, with a legend below.
@@ -111,23 +110,22 @@ def make_strip(
   if any(array.shape != arrays[0].shape for array in arrays):
     raise ValueError(f"rows differ in shape: {[list(array.shape) for array in arrays]}")
   frames = arrays[0].shape[0]
-  if labels is not None and len(labels) != frames:
+  if len(labels) != frames:
     raise ValueError(f"{len(labels)} labels for {frames} columns")
 
   size = 8 + 6 * scale
   font = ImageFont.load_default(size)
-  border = 3
+  border, gap = 3, 6
   height, width = (n * scale + 2 * border for n in arrays[0].shape[1:3])
   left = max(int(font.getlength(name)) for name in names) + 16
-  top = size + 12 if labels is not None else gap
+  top = size + 12
   total_width = left + frames * (width + gap)
   legend_top = top + len(rows) * (height + gap) + 6
   canvas = Image.new("RGB", (total_width, legend_top + size + 14), BACKGROUND)
   draw = ImageDraw.Draw(canvas)
   for column in range(frames):
     x = left + column * (width + gap)
-    if labels is not None:
-      draw.text((x + width / 2, 5), labels[column], INK, font, anchor="ma")
+    draw.text((x + width / 2, 5), labels[column], INK, font, anchor="ma")
     colour = CONTEXT_COLOUR if column < num_context else IMAGINED_COLOUR
     for row, array in enumerate(arrays):
       picture = add_border(upscale(array[column], scale), colour, border)
@@ -177,9 +175,7 @@ def png_bytes(picture: np.ndarray) -> bytes:
   return buffer.getvalue()
 
 
-def animation_bytes(
-  frames: np.ndarray, fps: float, scale: int = 1, kind: str = "gif", hold_seconds: float = 1.0
-) -> bytes:
+def animation_bytes(frames: np.ndarray, fps: float, scale: int = 1, kind: str = "gif") -> bytes:
   """An endlessly repeating animation.
 
   Args:
@@ -187,7 +183,6 @@ def animation_bytes(
     fps: frames per second.
     scale: enlargement by repeating pixels.
     kind: 'gif' (shown everywhere) or 'webp' (smaller).
-    hold_seconds: time the last frame stays before the animation starts over.
 
   Returns:
     The file's bytes.
@@ -203,7 +198,7 @@ def animation_bytes(
   # GIF counts in 10 ms; Pillow merges equal neighbours and adds their durations.
   step = 10 if kind == "gif" else 1
   duration = max(step * 2, round(1000 / fps / step) * step)
-  durations = [duration] * (len(frames) - 1) + [duration + round(hold_seconds * 100) * 10]
+  durations = [duration] * (len(frames) - 1) + [duration + HOLD]
   images = [Image.fromarray(frame) for frame in upscale(frames, scale)]
   buffer = io.BytesIO()
   if kind == "webp":

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import pathlib
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,16 +16,15 @@ import wam_jax
 from wam_jax.acting.policy_table import COMPARED, POLICIES, SELECTED
 from wam_jax.embodiment import CONTROL_HZ
 from wam_jax.host import tables
-from wam_jax.host.logger import read_metrics
 from wam_jax.host.provenance import provenance
 from wam_jax.host.tables import markdown_table
-from wam_jax.host.words import duration
-from wam_jax.reporting import media, report_page
+from wam_jax.host.words import count, duration
+from wam_jax.reporting import certificate_page, media, report_page
+from wam_jax.reporting.certificate_page import left_as_cloned, read_certificate
+from wam_jax.reporting.curves import curves
 from wam_jax.reporting.finished_run import Run
-from wam_jax.reporting.page_parts import title_of
 from wam_jax.storage.artifact import Artifact, ArtifactError, read_artifact, write_text
 from wam_jax.storage.records import read_arrays, read_record
-from wam_jax.train.world_model import ACTION_NAMES
 
 FORMAT = 2  # of report.json
 
@@ -104,6 +102,7 @@ def build(
   judged = inputs["classifier"].path
   quality = read_record(judged, "quality.json") if (judged / "quality.json").exists() else {"tasks": {}}
   results = {key: value for key, value in results.items() if key != "config"}
+  certificate = read_certificate(inputs.get("certify"))
   stages = [{"name": name, "seconds": a.seconds, "peak_bytes": a.peak_bytes} for name, a in inputs.items()]
   if seconds is not None:
     stages.append({"name": "report", "seconds": seconds, "peak_bytes": 0})
@@ -121,6 +120,8 @@ def build(
     "rollouts": list(rollouts),
     "classifier": classifier_quality(quality),
     "discrimination": tables.discrimination_rows(quality) if "discrimination" in quality else None,
+    "certificate": certificate,
+    "left_as_cloned": left_as_cloned(inputs["ppo"]),
     "curves": curves(inputs, results),
     "notes": notes(config, results),
     "provenance": dict(facts or provenance()),
@@ -239,124 +240,6 @@ def draw_rollouts(
 # --- curves ---------------------------------------------------------------------------------------
 
 
-def metric_series(
-  lines: Sequence[Mapping[str, Any]], name: str, label: str, style: str
-) -> dict[str, Any] | None:
-  points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
-  if not points:
-    return None
-  return {"name": label, "x": [p[0] for p in points], "y": [p[1] for p in points], "style": style}
-
-
-def _chart(
-  title: str, x_label: str, series: Sequence[dict[str, Any] | None], **options: Any
-) -> list[dict[str, Any]]:
-  present = [curve for curve in series if curve is not None]
-  return [{"title": title, "x_label": x_label, "series": present, **options}] if present else []
-
-
-def _per_task(
-  lines: Sequence[Mapping[str, Any]], pattern: str, tasks: Sequence[str]
-) -> list[dict[str, Any] | None]:
-  """Series of the metrics that match, one per task where `pattern` has a {task}, else a single one."""
-  names = {name for line in lines for name in line}
-  series = []
-  for k, task in enumerate(tasks):
-    matching = sorted(n for n in names if re.fullmatch(pattern.format(task=task), n))
-    series += [metric_series(lines, n, title_of(task), f"s{k % 8}") for n in matching[:1]]
-  return series
-
-
-def curves(inputs: Mapping[str, Artifact], results: Mapping[str, Any]) -> list[dict[str, Any]]:
-  """Learning curves of all training stages, from their `metrics.jsonl`.
-
-  Returns:
-    Charts: title, x_label, series (name, x, y, style, dots), and options of `charts.line_chart`.
-  """
-  tasks = results["tasks"]
-  lines = {stage: read_metrics(artifact.path) for stage, artifact in inputs.items()}
-  w, prefix = lines["world_model"], "world_model/"
-  charts = _chart(
-    "World model: picture loss",
-    "update",
-    [
-      metric_series(w, prefix + "loss/image", "from features", "s0"),
-      metric_series(w, prefix + "loss/embedding_image", "from embeddings", "s1"),
-    ],
-    log_y=True,
-  )
-  charts += _chart(
-    "World model: KL, nats", "update", [metric_series(w, prefix + "loss/kl", "balanced KL", "s0")], log_y=True
-  )
-  charts += _chart(
-    "World model: inverse dynamics, squared error",
-    "update",
-    [
-      metric_series(w, f"{prefix}inverse_dynamics/error_{name}", name, f"s{i}")
-      for i, name in enumerate(ACTION_NAMES)
-    ],
-    log_y=True,
-  )
-  charts += _chart(
-    "World model: PSNR of reconstructions, dB",
-    "update",
-    [metric_series(w, prefix + "image/psnr", "PSNR", "s2")],
-  )
-  for stage, title in (
-    ("behaviour_cloning", "Cloning and classifier: loss of cloning"),
-    ("classifier", "Cloning and classifier: loss of the classifier"),
-  ):
-    of_tasks = _per_task(lines[stage], stage + r"/{task}/(loss|loss/total)", tasks)
-    pooled = [
-      metric_series(lines[stage], f"{stage}/{name}", "all tasks", "s0") for name in ("loss", "loss/total")
-    ]
-    charts += _chart(title, "update", of_tasks if any(of_tasks) else pooled, log_y=True)
-  charts += [chart for task in (None, *tasks) for chart in ppo_chart(lines["ppo"], results, task)]
-  ppo = lines["ppo"]
-  for name, title in (
-    ("kl_to_cloned", "PPO: divergence from the cloned policy, nats"),
-    ("gap", "PPO: imagined minus real success"),
-  ):
-    of_tasks = _per_task(ppo, "ppo/monitor/{task}/" + name, tasks)
-    charts += _chart(title, "iteration", of_tasks)
-  scores = [
-    metric_series(ppo, f"ppo/monitor/score/{name}", label, style)
-    for name, label, style in (("p05", "5 %", "s0"), ("p50", "median", "s1"), ("p95", "95 %", "s2"))
-  ]
-  charts += _chart("PPO: classifier's score of dreams, log-odds above threshold", "iteration", scores)
-  return charts
-
-
-def ppo_chart(
-  lines: Sequence[Mapping[str, Any]], results: Mapping[str, Any], task: str | None
-) -> list[dict[str, Any]]:
-  """Success over the iterations of PPO, imagined and real: one chart, or none.
-
-  Args:
-    lines: metrics of stage ppo.
-    results: of stage evaluate.
-    task: its name; None: the mean of all.
-  """
-  task_prefix = "" if task is None else f"{task}/"
-  imagined = metric_series(lines, f"ppo/{task_prefix}imagined_success", "imagined, exploring", "imagined")
-  if imagined is None:
-    return []
-  last = max(line["step"] for line in lines)
-  held_out = ("imagined, held-out starts", "imagined dashed")
-  monitored = metric_series(lines, f"ppo/monitor/{task_prefix}imagined_success", *held_out)
-  real = metric_series(lines, f"ppo/monitor/{task_prefix}real_success", "real, monitored", "ppo")
-  rows = {name: results["policies"][name] for name in COMPARED}
-  rates = {
-    name: (row["mean"] if task is None else row["per_task"][task])["rate"] for name, row in rows.items()
-  }
-  dots = [
-    {"name": "real, cloned", "x": [0], "y": [rates["cloned"]], "style": "cloned", "dots": True},
-    {"name": "real, after PPO", "x": [last], "y": [rates["ppo"]], "style": "ppo", "dots": True},
-  ]
-  title = f"PPO: {'Mean of all tasks' if task is None else title_of(task)}"
-  return _chart(title, "iteration", [imagined, monitored, real, *dots], percent=True, y_range=[0, 1])
-
-
 # --- Markdown -------------------------------------------------------------------------------------
 
 
@@ -398,6 +281,11 @@ def markdown(report: Mapping[str, Any]) -> str:
       ),
       "",
     ]
+  for task, difference in report["left_as_cloned"].items():
+    parts += [f"- {certificate_page.left_sentence(task, difference)}", ""]
+  if report["certificate"]:
+    parts += ["## Certificate", "", tables.CERTIFICATE, ""]
+    parts += [markdown_table(tables.certificate_rows(report["certificate"])), ""]
   if report["discrimination"]:
     parts += ["## What dreams can tell apart", "", tables.DISCRIMINATION, ""]
     parts += [markdown_table(report["discrimination"]), ""]
@@ -423,7 +311,7 @@ def markdown(report: Mapping[str, Any]) -> str:
     f"- `{facts['command']}`",
     f"- wam_jax {facts['wam_jax']}" + (f", commit {facts['commit']}" if facts["commit"] else ""),
     f"- {report['experiment']}, preset {report['preset']}, seed {report['seed']}, {facts['date']}",
-    f"- {facts['cpu']}, {facts['cores']} cores; Python {facts['python']}; "
+    f"- {facts['cpu']}, {count(facts['cores'], 'core')}; Python {facts['python']}; "
     + ", ".join(f"{name} {version}" for name, version in facts["packages"].items()),
     "",
   ]

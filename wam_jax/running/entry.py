@@ -1,8 +1,8 @@
 """From a config to an exit code: connects the processes of a run, answers signals, reports what went wrong.
 
 Exit codes: 0 done; 1 an error whose text says what to do; 2 the config has problems; 129, 130 and 143 stopped
-by SIGHUP, SIGINT and SIGTERM, and saved; 75 another process of the run is gone. After the last four the same
-command goes on.
+by SIGHUP, SIGINT and SIGTERM, and saved; 75 another process of the run is gone or did not come. After the
+last four the same command goes on.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from collections.abc import Callable
 from ml_collections import ConfigDict
 
 from wam_jax.config import ConfigError
-from wam_jax.host import processes, stopping
+from wam_jax.host import processes, stopping, surroundings
 from wam_jax.host.machine import disk_full
 from wam_jax.host.words import printable
 from wam_jax.running import runner, study
+from wam_jax.running.plan import StageError
+from wam_jax.storage.artifact import ArtifactError
 
 
 def run(
@@ -51,14 +53,18 @@ def run(
 def _run(make_config: Callable[[], ConfigDict], coordinator: str, num_processes: int, process_id: int) -> int:
   config: ConfigDict | None = None
   try:
+    surroundings.print_anything()
     stopping.install()
     config = make_config()
     if config.stage != "plan" and processes.wanted(coordinator):
-      runner.use_compilation_cache()
+      surroundings.prepare_jax()
       processes.start(coordinator, num_processes, process_id)
       stopping.install()  # JAX has taken SIGTERM
-    study.run(config) if config.study.seeds else runner.run(config)
+    _carry_out(config)
   except ConfigError as error:
+    if error.config is not None and error.config.stage == "plan":
+      with contextlib.suppress(StageError, ArtifactError):
+        _carry_out(error.config)  # what it would cost, before what is missing
     return report(error, 2)
   except stopping.Stopped as stop:
     return report(stop, stop.code)
@@ -67,7 +73,9 @@ def _run(make_config: Callable[[], ConfigDict], coordinator: str, num_processes:
   except Exception as error:
     processes.failed(error)
     if type(error).__module__.startswith("wam_jax."):
-      return report(error, 1)  # our own errors say what to do; a traceback would hide it
+      return report(
+        error, getattr(error, "code", 1)
+      )  # our own errors say what to do; a traceback would hide it
     full = disk_full(error)
     if full is not None:
       where = (
@@ -85,6 +93,10 @@ def _run(make_config: Callable[[], ConfigDict], coordinator: str, num_processes:
     traceback.print_exc()
     return 1
   return 0
+
+
+def _carry_out(config: ConfigDict) -> None:
+  study.run(config) if config.study.seeds else runner.run(config)
 
 
 def report(error: object, code: int) -> int:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,10 +17,12 @@ from wam_jax.acting.models import load_world_model
 from wam_jax.core import probes, recursion
 from wam_jax.data.calvin import dataset_path
 from wam_jax.data.judged_windows import BINARY, HAND, TARGETS, Data, Windows, read_takes, read_windows
+from wam_jax.embodiment import ACTION_NAMES
 from wam_jax.host.logger import Logger
+from wam_jax.nn.world_model import WorldModel
 from wam_jax.storage.artifact import Artifact
 from wam_jax.train import judging
-from wam_jax.train.world_model import ACTION_NAMES
+from wam_jax.types import Batch, Params
 
 WINDOWS_PER_CALL = 16
 
@@ -86,74 +89,10 @@ def judge_model(
   began = time.perf_counter()
   model, params = load_world_model(artifact)
   params = jax.device_put(params)
-  context = config.judge.context
-  heldout, fit = data.heldout, data.fit
-  ahead = heldout.length - context
-  reached = [h for h in config.judge.horizons if h <= ahead]
-  key = jax.random.fold_in(jax.random.key(config.seed), 7)
-  filter_windows = judging.make_filter(model, context)
-  imagine_windows = judging.make_imagine(model, context, reached)
-
-  def parts(of: Windows) -> list[list[int]]:
-    """Rows of each call, the last ones repeated: one shape, one compilation."""
-    size = min(WINDOWS_PER_CALL, len(of))
-    return [[min(i, len(of) - 1) for i in range(first, first + size)] for first in range(0, len(of), size)]
-
-  takes = data.takes
-  names = (
-    "fit",
-    "fit_embed",
-    "posterior",
-    "embed",
-    "action",
-    "imagined",
-    "takes_posterior",
-    "takes_imagined",
-  )
-  out: dict[str, list[Any]] = {name: [] for name in names}
-  per_camera: dict[str, list[Any]] = {camera: [] for camera in model.cameras}
-  shown_row, shown = _most_moved(heldout), {}
-  total = len(fit) + len(heldout) + (0 if takes is None else len(takes))
+  context, horizons, heldout = config.judge.context, config.judge.horizons, data.heldout
+  total = len(data.fit) + sum(map(len, data.judged.values()))
   with logger.progress(total, f"judging {_name(artifact)}") as progress:
-    for number, rows in enumerate(parts(fit)):
-      batch = jax.tree.map(jnp.asarray, fit.batch(rows))
-      filtered = filter_windows(params, batch, jax.random.fold_in(key, number))
-      new = len(set(rows))
-      out["fit"].append(np.asarray(filtered["feature"][:new, context:]))
-      out["fit_embed"].append(np.asarray(filtered["embed"][:new]))
-      progress.update(new)
-    for number, rows in enumerate(parts(heldout)):
-      batch = jax.tree.map(jnp.asarray, heldout.batch(rows))
-      observe_key, imagine_key = jax.random.split(jax.random.fold_in(key, len(fit) + number))
-      filtered = filter_windows(params, batch, observe_key)
-      imagined = imagine_windows(params, batch, filtered["feature"], filtered["last"], imagine_key)
-      new = len(set(rows))
-      out["posterior"].append(np.asarray(filtered["feature"][:new, context - 1 :]))
-      out["embed"].append(np.asarray(filtered["embed"][:new]))
-      out["action"].append(np.asarray(filtered["action"][:new]))
-      out["imagined"].append(np.asarray(imagined["feature"][:new]))
-      for camera in model.cameras:
-        pictures = imagined[camera].pop("pictures")
-        per_camera[camera].append(
-          {k: None if v is None else np.asarray(v[:new]) for k, v in imagined[camera].items()}
-        )
-        if shown_row in rows[:new]:
-          i, frames = rows.index(shown_row), int(heldout.mask[shown_row].sum())
-          shown[camera] = tuple(np.asarray(x[i, :frames]) for x in (getattr(batch, camera), pictures))
-      progress.update(new)
-    imagine_features = judging.make_imagine_features(model, context)
-    for number, rows in enumerate([] if takes is None else parts(takes)):
-      assert takes is not None
-      batch = jax.tree.map(jnp.asarray, takes.batch(rows))
-      observe_key, imagine_key = jax.random.split(jax.random.fold_in(key, len(fit) + len(heldout) + number))
-      filtered = filter_windows(params, batch, observe_key)
-      new = len(set(rows))
-      out["takes_posterior"].append(np.asarray(filtered["feature"][:new, context - 1 :]))
-      out["takes_imagined"].append(
-        np.asarray(imagine_features(params, batch, filtered["last"], imagine_key)[:new])
-      )
-      progress.update(new)
-  features = {name: np.concatenate(blocks) for name, blocks in out.items() if blocks}
+    features, measured, shown = _run_model(config, model, params, data, progress.update)
   numbers: dict[str, Any] = {
     "name": _name(artifact),
     "path": str(artifact.path),
@@ -167,24 +106,75 @@ def judge_model(
     "open_loop": {},
     "repeated": {},
   }
-  for camera, blocks in per_camera.items():
-    joined = {
-      name: None if blocks[0][name] is None else np.concatenate([block[name] for block in blocks])
-      for name in blocks[0]
-    }
-    model_scores, repeated = summarise_pictures(joined, heldout.mask[:, context:], config.judge.horizons)
+  for camera, pictures in measured.items():
+    model_scores, repeated = summarise_pictures(pictures, heldout.mask[:, context:], horizons)
     numbers["open_loop"][camera], numbers["repeated"][camera] = model_scores, repeated
-  readings = read_probes(features, data, context)
-  horizons = config.judge.horizons
-  numbers["probes"] = judge_probes(readings, "play", heldout, context, horizons)
-  numbers["hand"] = {
-    name: judge_hand(readings, name, judged, context, horizons) for name, judged in data.judged.items()
-  }
-  if takes is not None:
-    numbers["takes"] = judge_probes(readings, "takes", takes, context, horizons)
-  numbers["inverse_dynamics"] = judge_actions(features, heldout, fit)
+  readings = read_probes(features, data, context, horizons)
+  numbers["probes"] = readings["play"].scores()
+  numbers["hand"] = {name: read.hand() for name, read in readings.items()}
+  if "takes" in readings:
+    numbers["takes"] = readings["takes"].scores()
+  numbers["inverse_dynamics"] = judge_actions(features, heldout, data.fit)
   numbers["seconds"] = round(time.perf_counter() - began, 2)
   return numbers, shown
+
+
+def _run_model(
+  config: Any, model: WorldModel, params: Params, data: Data, update: Callable[[int], Any]
+) -> tuple[dict[str, np.ndarray], dict[str, Any], dict[str, Any]]:
+  """Filters and imagines all windows.
+
+  Returns:
+    (features, as `read_probes` and `judge_actions` take them; camera -> what `train.judging.make_imagine`
+    measures; camera -> (true, predicted) of the window that is shown).
+  """
+  context, heldout = config.judge.context, data.heldout
+  key = jax.random.fold_in(jax.random.key(config.seed), 7)
+  filter_windows = judging.make_filter(model, context)
+  reached = [h for h in config.judge.horizons if h <= heldout.length - context]
+  imagine_windows = judging.make_imagine(model, context, reached)
+  imagine_features = judging.make_imagine_features(model, context)
+
+  def calls(of: Windows, offset: int) -> Iterator[tuple[list[int], int, Batch, jax.Array]]:
+    """(rows, how many are new, batch, key); the last rows are repeated: one shape, one compilation."""
+    size = min(WINDOWS_PER_CALL, len(of))
+    for number, first in enumerate(range(0, len(of), size)):
+      rows = [min(i, len(of) - 1) for i in range(first, first + size)]
+      new, batch = len(set(rows)), jax.tree.map(jnp.asarray, of.batch(rows))
+      yield rows, new, batch, jax.random.fold_in(key, offset + number)
+      update(new)
+
+  out: dict[str, list[np.ndarray]] = collections.defaultdict(list)
+  measured: dict[str, list[Any]] = {camera: [] for camera in model.cameras}
+  shown_row, shown = _most_moved(heldout), {}
+  for _, new, batch, call_key in calls(data.fit, 0):
+    filtered = filter_windows(params, batch, call_key)
+    out["fit"].append(np.asarray(filtered["feature"][:new, context:]))
+    out["fit_embed"].append(np.asarray(filtered["embed"][:new]))
+  for rows, new, batch, call_key in calls(heldout, len(data.fit)):
+    observe_key, imagine_key = jax.random.split(call_key)
+    filtered = filter_windows(params, batch, observe_key)
+    imagined = imagine_windows(params, batch, filtered["feature"], filtered["last"], imagine_key)
+    out["posterior"].append(np.asarray(filtered["feature"][:new, context - 1 :]))
+    out["embed"].append(np.asarray(filtered["embed"][:new]))
+    out["action"].append(np.asarray(filtered["action"][:new]))
+    out["imagined"].append(np.asarray(imagined["feature"][:new]))
+    for camera in model.cameras:
+      drawn = imagined[camera].pop("pictures")
+      measured[camera].append(jax.tree.map(lambda x: np.asarray(x[:new]), imagined[camera]))
+      if shown_row in rows[:new]:
+        i, frames = rows.index(shown_row), int(heldout.mask[shown_row].sum())
+        shown[camera] = tuple(np.asarray(x[i, :frames]) for x in (getattr(batch, camera), drawn))
+  takes = () if data.takes is None else calls(data.takes, len(data.fit) + len(heldout))
+  for _, new, batch, call_key in takes:
+    observe_key, imagine_key = jax.random.split(call_key)
+    filtered = filter_windows(params, batch, observe_key)
+    out["takes_posterior"].append(np.asarray(filtered["feature"][:new, context - 1 :]))
+    imagined_features = imagine_features(params, batch, filtered["last"], imagine_key)
+    out["takes_imagined"].append(np.asarray(imagined_features[:new]))
+  join = lambda *blocks: np.concatenate(blocks)
+  pictures = {camera: jax.tree.map(join, *blocks) for camera, blocks in measured.items()}
+  return {name: join(*blocks) for name, blocks in out.items()}, pictures, shown
 
 
 def _most_moved(of: Windows) -> int:
@@ -242,20 +232,69 @@ def summarise_pictures(
 
 @dataclasses.dataclass(frozen=True)
 class Readings:
-  """What linear probes read off features.
+  """What linear probes read off the features of held-out windows, next to what was there.
 
   Attributes:
     fitted: the probes, fitted on the posterior of the training windows.
-    posterior: play or takes -> [W, T-C+1, K], from frame C - 1.
-    imagined: play or takes -> [W, T-C, K].
+    posterior: [W, T-C+1, K], from frame C - 1.
+    imagined: [W, T-C, K].
+    truth: [W, T-C, K].
+    valid: [W, T-C] bool, false where a window is over.
+    horizons: frames imagined, at which readings are judged.
   """
 
   fitted: probes.Probes
-  posterior: dict[str, np.ndarray]
-  imagined: dict[str, np.ndarray]
+  posterior: np.ndarray
+  imagined: np.ndarray
+  truth: np.ndarray
+  valid: np.ndarray
+  horizons: Sequence[int]
+
+  def hand(self) -> dict[str, Any]:
+    """Error of the hand's position: `posterior`, and at the horizons `imagined`; see `distance`."""
+    posterior, imagined = (read - self.truth for read in (self.posterior[:, 1:], self.imagined))
+    return {
+      "posterior": distance(posterior[..., HAND][self.valid]),
+      "imagined": distances_at(imagined[..., HAND], self.valid, self.horizons),
+    }
+
+  def scores(self) -> dict[str, Any]:
+    """Scores of all targets.
+
+    Returns:
+      target -> `posterior`, and at the horizons `imagined` and `kept` (the reading of the last frame seen):
+      scores of `core.probes.score`; `error`: of the posterior's readings, in the target's unit, and
+      `regularisation`.
+    """
+    fitted, posterior, valid, truth = self.fitted, self.posterior, self.valid, self.truth
+    at_posterior = probes.score(fitted, posterior[:, 1:][valid], truth[valid], BINARY)
+    variance = truth[valid].var(0)  # of all held-out frames: at one horizon a joint may hardly differ
+    error = np.sqrt(np.square(posterior[:, 1:][valid] - truth[valid]).mean(0))
+
+    def at(readings: np.ndarray, horizon: int) -> list[float | str | None]:
+      if horizon > valid.shape[1]:
+        return [None] * len(TARGETS)
+      rows, t = valid[:, horizon - 1], horizon - 1
+      held_readings = readings[rows, t if readings.shape[1] > 1 else 0]
+      return probes.score(fitted, held_readings, truth[rows, t], BINARY, variance)
+
+    by_horizon = [at(self.imagined, h) for h in self.horizons]
+    held_scores = [at(posterior[:, :1], h) for h in self.horizons]
+    return {
+      target.name: {
+        "posterior": at_posterior[k],
+        "imagined": [scores[k] for scores in by_horizon],
+        "kept": [scores[k] for scores in held_scores],
+        "error": None if target.binary else float(error[k]),
+        "regularisation": float(fitted.regularisation[k]),
+      }
+      for k, target in enumerate(TARGETS)
+    }
 
 
-def read_probes(features: Mapping[str, np.ndarray], data: Data, context: int) -> Readings:
+def read_probes(
+  features: Mapping[str, np.ndarray], data: Data, context: int, horizons: Sequence[int]
+) -> dict[str, Readings]:
   """Fits probes and reads what is judged.
 
   Args:
@@ -263,40 +302,31 @@ def read_probes(features: Mapping[str, np.ndarray], data: Data, context: int) ->
       where there are takes, `takes_posterior` and `takes_imagined` likewise.
     data: the windows.
     context: C.
+    horizons: frames imagined.
+
+  Returns:
+    play, and takes where there are any -> readings.
   """
   mask = data.fit.mask[:, context:]
   groups = np.broadcast_to(np.arange(len(mask))[:, None], mask.shape)
   fitted = probes.fit(features["fit"][mask], data.fit.target[:, context:][mask], BINARY, groups[mask])
   prefixes = {"play": "", "takes": "takes_"}
-  read = lambda kind: {name: fitted.read(features[prefixes[name] + kind]) for name in data.judged}
-  return Readings(fitted, read("posterior"), read("imagined"))
-
-
-def judge_hand(
-  readings: Readings, name: str, judged: Windows, context: int, horizons: Sequence[int]
-) -> dict[str, Any]:
-  """Error of the hand's position, as the probes read it.
-
-  Args:
-    readings: from `read_probes`.
-    name: play or takes.
-    judged: the windows that were imagined.
-    context: C.
-    horizons: frames imagined.
-
-  Returns:
-    `posterior` and `imagined` (at the horizons): {"median", "rms"} of the distance [m], None without windows.
-  """
-  valid, truth = judged.mask[:, context:], judged.target[:, context:, HAND]
-  posterior, imagined = (read[name][..., HAND] for read in (readings.posterior, readings.imagined))
+  read = lambda name, kind: fitted.read(features[prefixes[name] + kind])
   return {
-    "posterior": distance((posterior[:, 1:] - truth)[valid]),
-    "imagined": distances_at(imagined - truth, valid, horizons),
+    name: Readings(
+      fitted,
+      read(name, "posterior"),
+      read(name, "imagined"),
+      judged.target[:, context:],
+      judged.mask[:, context:],
+      horizons,
+    )
+    for name, judged in data.judged.items()
   }
 
 
 def distance(error: np.ndarray) -> dict[str, float] | None:
-  """Median and root mean square of the length of errors [N, 3]; None without any."""
+  """`median` and root mean square, `rms`, of the length of errors [N, 3] in m; None without any."""
   if not len(error):
     return None
   length = np.linalg.norm(error, axis=-1)
@@ -311,7 +341,7 @@ def distances_at(
 
 
 def judge_recursion(data: Data, context: int, horizons: Sequence[int]) -> dict[str, Any] | None:
-  """`judge_hand`'s `imagined` of a linear recursion fitted on the training windows; play or takes -> list.
+  """`Readings.hand`'s `imagined` of a linear recursion fitted on the training windows; play or takes -> list.
 
   None where the context is too short for it, or no training window is long enough.
   """
@@ -325,50 +355,6 @@ def judge_recursion(data: Data, context: int, horizons: Sequence[int]) -> dict[s
     error = recursion.predict(coefficients, position, action, context) - position[:, context:]
     out[name] = distances_at(error, judged.mask[:, context:], horizons)
   return out
-
-
-def judge_probes(
-  readings: Readings, name: str, judged: Windows, context: int, horizons: Sequence[int]
-) -> dict[str, Any]:
-  """Scores of what probes read off the posterior and the imagination of held-out windows.
-
-  Args:
-    readings: from `read_probes`.
-    name: play or takes.
-    judged: the windows that were imagined.
-    context: C.
-    horizons: frames imagined.
-
-  Returns:
-    target -> `posterior`, and at the horizons `imagined` and `kept` (the reading of the last frame seen):
-    scores of `core.probes.score`; `error`: of the posterior's readings, in the target's unit, and
-    `regularisation`.
-  """
-  fitted, posterior, imagined = readings.fitted, readings.posterior[name], readings.imagined[name]
-  valid, truth = judged.mask[:, context:], judged.target[:, context:]
-  at_posterior = probes.score(fitted, posterior[:, 1:][valid], truth[valid], BINARY)
-  variance = truth[valid].var(0)  # of all held-out frames: at one horizon a joint may hardly differ
-  error = np.sqrt(np.square(posterior[:, 1:][valid] - truth[valid]).mean(0))
-
-  def at(readings: np.ndarray, horizon: int) -> list[float | str | None]:
-    if horizon > valid.shape[1]:
-      return [None] * len(TARGETS)
-    rows, t = valid[:, horizon - 1], horizon - 1
-    held_readings = readings[rows, t if readings.shape[1] > 1 else 0]
-    return probes.score(fitted, held_readings, truth[rows, t], BINARY, variance)
-
-  by_horizon = [at(imagined, h) for h in horizons]
-  held_scores = [at(posterior[:, :1], h) for h in horizons]
-  return {
-    target.name: {
-      "posterior": at_posterior[k],
-      "imagined": [scores[k] for scores in by_horizon],
-      "kept": [scores[k] for scores in held_scores],
-      "error": None if target.binary else float(error[k]),
-      "regularisation": float(fitted.regularisation[k]),
-    }
-    for k, target in enumerate(TARGETS)
-  }
 
 
 def judge_actions(

@@ -6,16 +6,24 @@ Makes no JAX import and changes no file, so that `--config.stage=plan` answers a
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import os
 import pathlib
+import shlex
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from wam_jax import config as config_lib
 from wam_jax.config import chain
-from wam_jax.host.words import duration
+from wam_jax.config.checks import shown
+from wam_jax.host.machine import available_cores, find_accelerator
+from wam_jax.host.words import count, duration
 from wam_jax.storage import artifact as artifact_lib
 from wam_jax.storage.artifact import Artifact
+
+REFERENCE = "2 cores of an AMD EPYC with nothing else to do"  # on which `chain` has its seconds
 
 
 class StageError(Exception):
@@ -30,15 +38,16 @@ class StagePlan:
     stage: its name.
     action: 'skip' (done), 'resume', 'run', 'use' (from `inputs`), or 'conflict'.
     artifact: what the stage will make; for 'skip' and 'use', what it has made.
-    differences: for 'conflict', one line for each thing that changed.
-    settings_changed: for 'conflict', whether the stage's own settings are among them.
+    differences: for 'conflict', one line for each thing that changed, but for what it is made from and
+      differs itself.
+    old: for 'conflict', the fields that changed -> the values it was made with.
   """
 
   stage: str
   action: str
   artifact: Artifact
   differences: tuple[str, ...] = ()
-  settings_changed: bool = False
+  old: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def wanted_stages(config: ConfigDict) -> tuple[str, ...]:
@@ -84,8 +93,7 @@ def _plan_stage(config: ConfigDict, stage: str, plans: dict[str, StagePlan]) -> 
   values = config_lib.flatten(config)
   part = {
     path: list(value) if isinstance(value, tuple) else value
-    for path, value in values.items()
-    if any(path == name or path.startswith(name + ".") for name in row.reads)
+    for path, value in config_lib.settings_read(config, row.reads).items()
   }
   inputs = {required: plans[required].artifact.fingerprint for required in row.requires}
   path = pathlib.Path(config.workdir) / stage
@@ -104,7 +112,7 @@ def _plan_stage(config: ConfigDict, stage: str, plans: dict[str, StagePlan]) -> 
   )
   if saved is None and path.is_dir() and any(file.name not in artifact_lib.BEGUN for file in path.iterdir()):
     note = "the folder holds files, but no artifact.json: not made by wam_jax, or by another version"
-    return StagePlan(stage, "conflict", artifact, (note,), True)
+    return StagePlan(stage, "conflict", artifact, (note,))
   if saved is None:
     return StagePlan(stage, "run", artifact)
   if saved.fingerprint == fingerprint:
@@ -112,28 +120,36 @@ def _plan_stage(config: ConfigDict, stage: str, plans: dict[str, StagePlan]) -> 
     return (
       StagePlan(stage, "skip", saved) if saved.done and not extra else StagePlan(stage, "resume", artifact)
     )
-  settings, origins = _differences(saved, artifact)
-  return StagePlan(stage, "conflict", artifact, (*settings, *origins), bool(settings))
-
-
-def _differences(saved: Artifact, planned: Artifact) -> tuple[list[str], list[str]]:
-  settings = []
-  for path in sorted(saved.part.keys() | planned.part.keys()):
-    old, new = (_show(version.part, path) for version in (saved, planned))
-    if old != new:
-      settings.append(f"{path}: {old} -> {new}")
-  if saved.schema != planned.schema:
-    settings.append(f"format of its files: {saved.schema} -> {planned.schema} (another version of wam_jax)")
-  origins = [
-    f"made from another {stage}"
-    for stage in planned.inputs
-    if saved.inputs.get(stage) != planned.inputs[stage]
+  changed = [
+    path for path in sorted(saved.part.keys() | part.keys()) if _show(saved, path) != _show(artifact, path)
   ]
-  return settings, origins
+  lines = [f"{path}: {_show(saved, path)} -> {_show(artifact, path)}" for path in changed]
+  if saved.schema != row.schema:
+    lines.append(f"format of its files: {saved.schema} -> {row.schema} (another version of wam_jax)")
+  lines += [
+    f"made from another {required}"
+    for required in row.requires
+    if saved.inputs.get(required) != inputs[required] and plans[required].action != "conflict"
+  ]
+  old = {path: saved.part[path] for path in changed if path in saved.part}
+  return StagePlan(stage, "conflict", artifact, tuple(lines), old)
 
 
-def _show(part: dict[str, Any], path: str) -> str:
-  return repr(part[path]) if path in part else "(absent)"
+def _show(artifact: Artifact, path: str) -> str:
+  if path not in artifact.part:
+    return "(absent)"
+  value = artifact.part[path]
+  return shown(tuple(value) if isinstance(value, list) else value) or "(empty)"
+
+
+def _first_differences(plans: dict[str, StagePlan]) -> dict[str, list[str]]:
+  """Stages that differ -> their differences that no stage before them has."""
+  lines: dict[str, list[str]] = {}
+  for stage, plan in plans.items():
+    if plan.action == "conflict":
+      before = {line for others in lines.values() for line in others}
+      lines[stage] = [line for line in plan.differences if line not in before]
+  return lines
 
 
 def check_lineage(plans: dict[str, StagePlan]) -> None:
@@ -171,21 +187,29 @@ def check_conflicts(config: ConfigDict, plans: dict[str, StagePlan]) -> None:
   if not conflicts:
     return
   lines = [f"{config.workdir} holds results of other settings; nothing was changed."]
-  for plan in conflicts:
-    lines.append(f"  {plan.artifact.path}")
-    lines += [f"    {difference}" for difference in plan.differences]
-  folders = " ".join(str(plan.artifact.path) for plan in conflicts)
-  lines += [
-    "Choose one:",
-    "  put the old values back (the ones before ->), and the run goes on",
-    "  keep both: --config.workdir=ANOTHER_FOLDER",
-    f"  make them again: rm -r {folders}",
-  ]
-  usable = [plan for plan in plans.values() if plan.action == "skip"]
-  if usable:
-    flags = " ".join(f"--config.inputs.{plan.stage}={plan.artifact.path}" for plan in usable)
-    lines.append(f"  (in another folder, what still fits can be used: {flags})")
+  first = _first_differences(plans)
+  for stage, differences in first.items():
+    lines += [f"  {line}   (from {stage} on)" for line in differences]
+  follow = [stage for stage, differences in first.items() if not differences]
+  if follow:
+    lines.append(f"  made from another {next(iter(first))}: {', '.join(follow)}")
+  lines.append("Choose one:")
+  usable = {f"inputs__{plan.stage}": plan.artifact.path for plan in plans.values() if plan.action == "skip"}
+  asked = {} if config.stage == "all" else {"stage": config.stage}
+  keep = config_lib.command(config, **usable, **asked, workdir=_free_folder(config.workdir))
+  lines.append(f"  keep both:            {keep}")
+  old = {path: value for plan in conflicts for path, value in plan.old.items()}
+  if old:
+    flags = " ".join(config_lib.flag(path, value) for path, value in old.items())
+    lines.append(f"  go on with the old:   {flags}")
+  folders = shlex.join(str(plan.artifact.path) for plan in conflicts)
+  lines.append(f"  make them again:      rm -r {folders}")
   raise StageError("\n".join(lines))
+
+
+def _free_folder(workdir: str) -> str:
+  """A work folder next to one, that does not exist."""
+  return next(name for i in itertools.count(2) if not os.path.exists(name := f"{workdir.rstrip('/')}_{i}"))
 
 
 # --- showing the plan -----------------------------------------------------------------------------
@@ -195,14 +219,17 @@ def format_plan(config: ConfigDict, plans: dict[str, StagePlan]) -> str:
   """The plan as text for people."""
   d = config.data
   frames = "" if d.source == "calvin" else f"{d.play_frames:,} frames of play, "
-  source = f"CALVIN's data in {d.calvin_path}" if d.source == "calvin" else f"simulator {config.env.name}"
+  folder = f" in {d.calvin_path}" if d.calvin_path else ", not found yet"
+  source = f"CALVIN's data{folder}" if d.source == "calvin" else f"simulator {config.env.name}"
+  tasks = config.tasks[0] if len(config.tasks) == 1 else f"each of {len(config.tasks)} tasks"
   experiment = f"experiments/{config.experiment}.py"
   words = {"skip": "done", "resume": "go on", "run": "run", "use": "given", "conflict": "DIFFERS"}
   seconds = {stage: estimate(config, stage) for stage in plans}
+  first = _first_differences(plans)
   lines = [
     f"Plan of {config.experiment}",
     f"  preset   {config.preset} ({config.preset_reason})",
-    f"  data     {source}: {frames}{d.demos_per_task} demos of each of {len(config.tasks)} tasks",
+    f"  data     {source}: {frames}{count(d.demos_per_task, 'demo')} of {tasks}",
     f"  folder   {config.workdir}",
     "  stages",
   ]
@@ -211,12 +238,12 @@ def format_plan(config: ConfigDict, plans: dict[str, StagePlan]) -> str:
     time = f"about {duration(seconds[stage])}" if work else ""
     note = str(plan.artifact.path) if plan.action == "use" else chain.ROWS[stage].size(config)
     lines.append(f"    {stage:<18} {words[plan.action]:<8} {note:<58} {time}".rstrip())
-    lines += [f"      {difference}" for difference in plan.differences]
+    lines += [f"      {difference}" for difference in first.get(stage, ())]
   total = sum(seconds[stage] for stage, plan in plans.items() if plan.action in ("run", "resume", "conflict"))
-  basis = "as measured" if config.preset == "demo" else "roughly"
-  accelerated = "" if config.preset == "demo" else "; an accelerator takes a small part of that"
+  device = find_accelerator().device
+  here = count(available_cores(), "CPU core") + (f" and {device}, a small part of that" if device else "")
   lines += [
-    f"  time     about {duration(total)} on 2 CPU cores, {basis}{accelerated}",
+    f"  time     about {duration(total)}, reckoned from {REFERENCE}; here: {here}",
     f"  choose   {experiment}:demo (CPU, minutes), :small (CPU, longer), :paper (published)",
     "           --config.stage=NAME one stage, --config.stage=plan only this text, --config.workdir=FOLDER,",
     "           --config.data.source=embedded|calvin, and any other field as --config.GROUP.FIELD=VALUE",
@@ -225,7 +252,7 @@ def format_plan(config: ConfigDict, plans: dict[str, StagePlan]) -> str:
 
 
 def estimate(config: ConfigDict, stage: str) -> float:
-  """Seconds a stage takes on 2 CPU cores: the demo preset's, scaled by how much more work it is."""
+  """Seconds a stage takes on REFERENCE: the demo preset's, scaled by how much more work it is."""
   demo = config_lib.preset_config("demo", config.experiment)
   row, monitoring = chain.ROWS[stage], chain.monitoring(config, stage)
   seconds = row.seconds * row.work(config) / row.work(demo)

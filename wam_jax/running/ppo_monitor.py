@@ -12,20 +12,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from wam_jax.acting.policy_table import SELECTED
 from wam_jax.data import calvin
 from wam_jax.data.calvin import dataset_path
 from wam_jax.host.logger import Logger
-from wam_jax.nn.classifier import SuccessClassifier
 from wam_jax.running.ppo_setup import Networks
 from wam_jax.running.stage_run import StageRun
 from wam_jax.storage.artifact import Artifact
 from wam_jax.storage.records import read_record, write_record
 from wam_jax.storage.saved_params import load_params, save_params
-from wam_jax.train import ppo as train
-from wam_jax.train.imagination import World, dream_scores, make_starts, make_world
+from wam_jax.train import ppo
+from wam_jax.train.imagination import draw_starts, make_starts
 from wam_jax.train.tasks import over_tasks, task_keys, task_metrics
 from wam_jax.types import Params, Policy
 
@@ -46,7 +46,7 @@ class Monitor:
     self,
     stage: StageRun,
     networks: Networks,
-    frozen: train.Frozen,
+    frozen: ppo.Frozen,
     prefix: str,
     every: int,
     last: int,
@@ -57,16 +57,15 @@ class Monitor:
     self._config, self._logger, self._networks, self._frozen = config, stage.logger, networks, frozen
     self._prefix, self._every, self._last = prefix, every, last
     self._tasks = tuple(heldout.tasks)
-    self._starts = make_starts(heldout.feature, heldout.success, heldout.mask)
-    world, policy = make_world(networks.model), networks.policy
-    self._imagine = over_tasks(_make_imagine(world, policy, networks.classifier, config))
-    self._distance = over_tasks(lambda task, _: kl_to_cloned(policy, *task))
+    self._starts = make_starts(heldout.takes)
+    self._score = networks.dreamer(config.ppo).score_tasks()
+    self._distance = over_tasks(lambda task, _: kl_to_cloned(networks.policy, *task))
     self._key = jax.random.fold_in(jax.random.key(config.seed), 6)
     self._real_starts = _real_starts(config, stage.inputs["collect"], self._tasks, stage.logger)
     self._environment: Any = None
     self._selection = Selection(stage.workdir, self._tasks, config.evaluate.episodes)
 
-  def __call__(self, step: int, state: train.PPOState) -> None:
+  def __call__(self, step: int, state: ppo.PPOState) -> None:
     """Measures if it is time to. Raises no errors itself."""
     if step % self._every and step != self._last:
       return
@@ -77,13 +76,15 @@ class Monitor:
       if f"{by}_success" in per_task:
         self._selection.offer(by, step, per_task[f"{by}_success"], state.params["actor"])
 
-  def measure(self, state: train.PPOState) -> dict[str, Any]:
+  def measure(self, state: ppo.PPOState) -> dict[str, Any]:
     """Metric -> [K]."""
     num_tasks = len(self._tasks)
     params = {"base": self._frozen.base, "tuned": state.params["actor"]}
     keys = task_keys(jax.random.fold_in(self._key, 0), num_tasks)
-    task = params, self._frozen.classifier, self._starts, keys
-    score = np.asarray(self._imagine(task, self._networks.world_params))
+    start_keys, dream_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+    feature = draw_starts(self._starts, start_keys, self._config.evaluate.imagined_episodes)
+    task = params, self._frozen.classifier, feature, dream_keys
+    score = np.asarray(self._score(task, self._networks.world_params))
     out = {"imagined_success": (score > 0).mean(1)}
     out |= {f"score/{name}": np.quantile(score, q, 1) for name, q in QUANTILES.items()}
     out["kl_to_cloned"] = np.asarray(self._distance((params, state.dreams.feature, keys), None))
@@ -121,25 +122,8 @@ class Monitor:
       environment=self._environment,
       key=jax.random.fold_in(self._key, 1),
       max_steps=env.max_steps,
-      chunk=self._networks.policy.chunk,
     )
     return episodes.success.mean(1)
-
-
-def _make_imagine(world: World, policy: Policy, classifier: SuccessClassifier, config: Any) -> Any:
-  """(policy params, classifier params, starts, key) of a task -> scores above the threshold [E]."""
-  num, horizon = config.evaluate.imagined_episodes, config.ppo.horizon_steps // policy.chunk
-
-  def imagine(task: Any, world_params: Params) -> jax.Array:
-    params, judge, starts, key = task
-    start_key, dream_key = jax.random.split(key)
-    feature = starts.draw(start_key, num)
-    above = lambda feature: classifier.margin(judge["network"], feature) - judge["threshold"]
-    return dream_scores(
-      world, world_params, policy, params, above, feature, dream_key, horizon_chunks=horizon
-    )
-
-  return imagine
 
 
 def kl_to_cloned(policy: Policy, params: Params, feature: jax.Array, key: jax.Array) -> jax.Array:

@@ -12,8 +12,8 @@ from wam_jax.data.features import DemoFeatures, load_features
 from wam_jax.nn.classifier import SuccessClassifier
 from wam_jax.nn.world_model import WorldModel
 from wam_jax.running.stage_run import StageRun
-from wam_jax.train import ppo as train
-from wam_jax.train.imagination import StartFrames
+from wam_jax.train import ppo
+from wam_jax.train.imagination import Dreamer, StartFrames, make_world
 from wam_jax.train.tasks import task_keys
 from wam_jax.types import Params, Policy
 
@@ -42,7 +42,12 @@ class Networks:
   demos: DemoFeatures
   heldout: DemoFeatures
 
-  def frozen(self, starts: StartFrames, entropy_limit: jax.Array) -> train.Frozen:
+  def dreamer(self, config: Any, temperature: float = 1.0) -> Dreamer:
+    """Dreams that `config` (`config.ppo`) cuts; `temperature` as in `make_world`."""
+    world = make_world(self.model, temperature=temperature)
+    return Dreamer(world, self.policy, self.classifier, config.horizon_steps // self.policy.chunk)
+
+  def frozen(self, starts: StartFrames, entropy_limit: jax.Array) -> ppo.Frozen:
     """What no update changes, on the device.
 
     Args:
@@ -50,7 +55,7 @@ class Networks:
       entropy_limit: [K], of the prior on demos.
     """
     return jax.device_put(
-      train.Frozen(
+      ppo.Frozen(
         base=self.cloned["base"],
         classifier=self.classifier_params,
         starts=starts,
@@ -58,7 +63,7 @@ class Networks:
       )
     )
 
-  def initial_state(self, config: Any, frozen: train.Frozen, key: jax.Array) -> train.PPOState:
+  def initial_state(self, config: Any, frozen: ppo.Frozen, key: jax.Array) -> ppo.PPOState:
     """State before the first iteration, stacked over K tasks.
 
     Args:
@@ -66,7 +71,7 @@ class Networks:
       frozen: from `frozen`.
       key: random key.
     """
-    make = jax.jit(jax.vmap(lambda frozen, key: train.init_state(self.policy, config, frozen, key)))
+    make = jax.jit(jax.vmap(lambda frozen, key: ppo.init_state(self.policy, config, frozen, key)))
     return make(frozen, task_keys(key, len(self.demos.tasks)))
 
 

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import gc
 import importlib
-import os
 import pathlib
 import resource
 import secrets
@@ -19,11 +18,12 @@ from ml_collections import ConfigDict
 
 from wam_jax import config as config_lib
 from wam_jax.config import chain
-from wam_jax.host import locks, machine, processes, stopping
+from wam_jax.host import locks, processes, stopping, surroundings
 from wam_jax.host.logger import Logger
 from wam_jax.host.regular_files import read_text
-from wam_jax.host.words import duration
+from wam_jax.host.words import count, duration
 from wam_jax.running import plan as plan_lib
+from wam_jax.running.data_check import check_data
 from wam_jax.running.plan import StageError, StagePlan
 from wam_jax.running.stage_run import StageRun
 from wam_jax.storage import artifact as artifact_lib
@@ -56,13 +56,20 @@ def run(config: ConfigDict, quiet: bool = False) -> dict[str, Artifact]:
   plans = plan_lib.make_plan(config)
   if first and not quiet:
     print(plan_lib.format_plan(config, plans), flush=True)
+  problems, warnings = check_data(config, plans)
+  for warning in warnings if first else ():
+    print(f"Warning: {warning}", file=sys.stderr, flush=True)
   if config.stage == "plan":
+    for problem in problems if first else ():
+      print(problem, flush=True)
     return {}
   plan_lib.check_conflicts(config, plans)
+  if problems:
+    raise StageError("\n".join(problems))
   plan_lib.check_lineage(plans)
   stages = plan_lib.wanted_stages(config)
   _check_inputs(config, plans, stages)
-  use_compilation_cache()
+  surroundings.prepare_jax()
   _check_devices(config, plans, stages)
   workdir = pathlib.Path(config.workdir)
   with lock(workdir) if first else contextlib.nullcontext():
@@ -93,10 +100,14 @@ def _check_devices(config: ConfigDict, plans: dict[str, StagePlan], stages: tupl
 
   Raises:
     ConfigError: they do not, or `training.devices` do not exist.
+    SurroundingsError: JAX cannot open them.
   """
   pending = [stage for stage in stages if plans[stage].action not in ("skip", "use")]
-  if processes.count() == 1 and not any(chain.ROWS[stage].together for stage in pending):
+  if not pending:
     return  # opening the devices takes a moment
+  surroundings.open_devices()
+  if processes.count() == 1 and not any(chain.ROWS[stage].together for stage in pending):
+    return
   import jax
 
   problems = config_lib.device_problems(config, jax.device_count(), processes.count())
@@ -154,12 +165,11 @@ def _check_inputs(config: ConfigDict, plans: dict[str, StagePlan], stages: tuple
   missing = [plan.stage for plan in plans.values() if plan.stage not in stages and plan.action != "skip"]
   missing = [stage for stage in missing if plans[stage].action != "use"]
   if missing:
-    experiment = f"experiments/{config.experiment}.py:{config.preset}"
-    command = f"python -m wam_jax.main --config={experiment} --config.workdir={config.workdir}"
     lines = [
       f"{config.stage} is made from {', '.join(missing)}, not finished in {config.workdir}. Run first:"
     ]
-    lines += [f"  {command} --config.stage={stage}" for stage in missing]
+    for stage in missing:
+      lines.append(f"  {config_lib.command(config, workdir=config.workdir, stage=stage)}")
     lines.append(f"or name finished ones: --config.inputs.{missing[0]}=FOLDER")
     raise StageError("\n".join(lines))
 
@@ -202,7 +212,7 @@ def _live_view(
     for stage, plan in plans.items()
     if not (quiet and actions[stage] in words)
   ]
-  tasks = config.tasks[0] if len(config.tasks) == 1 else f"{len(config.tasks)} tasks"
+  tasks = config.tasks[0] if len(config.tasks) == 1 else count(len(config.tasks), "task")
   title = "" if quiet else f"{config.experiment} {config.preset}, {tasks}"
   with live_view.LiveView(title, lines) as view, stopping.told_through(view.message):
     yield view
@@ -233,7 +243,9 @@ def run_stage(
   if view is not None:
     view.begin(plan.stage)
   logger.info("goes on" if plan.action == "resume" else "starts")
-  inputs = {name: artifacts[name] for name in chain.ROWS[plan.stage].requires}
+  row = chain.ROWS[plan.stage]
+  shown = [name for name in row.shows if name in artifacts and artifacts[name].done]
+  inputs = {name: artifacts[name] for name in (*row.requires, *shown)}
   start, finished = time.monotonic(), False
   try:
     stage = StageRun(config, inputs, artifact.path, logger)
@@ -267,11 +279,6 @@ def _free_memory() -> None:
   if "jax" in sys.modules:
     sys.modules["jax"].clear_caches()
   gc.collect()
-
-
-def use_compilation_cache() -> None:
-  """Lets JAX keep compiled programs between processes. Must come before JAX is imported."""
-  os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", machine.compilation_cache())
 
 
 @contextlib.contextmanager
@@ -314,9 +321,11 @@ def closing_text(config: ConfigDict, artifacts: dict[str, Artifact]) -> str:
 
 def _next(config: ConfigDict) -> list[tuple[str, str]]:
   """What one may do with a finished run: (what, command)."""
-  main = f"python -m wam_jax.main --config=experiments/{config.experiment}.py:{config.preset}"
   steps = [
-    ("another seed", f"{main} --config.seed={config.seed + 1} --config.workdir=FOLDER"),
+    (
+      "another seed",
+      config_lib.command(config, seed=config.seed + 1, workdir=f"{config.workdir}_seed{config.seed + 1}"),
+    ),
     ("take the policies along", f"python -m wam_jax.pack --workdir={config.workdir} --out=policies.npz"),
   ]
   if config.env.name == "play_table":

@@ -17,7 +17,7 @@ from wam_jax.running.stage_run import StageRun
 from wam_jax.running.training_loop import train_loop
 from wam_jax.storage.records import write_record
 from wam_jax.storage.saved_params import save_params
-from wam_jax.train import behaviour_cloning as train
+from wam_jax.train import behaviour_cloning as bc
 from wam_jax.train.sharding import make_mesh
 from wam_jax.train.state import make_optimizer, make_train_state
 from wam_jax.train.tasks import make_task_update, over_tasks, task_keys
@@ -35,9 +35,9 @@ def run(stage: StageRun) -> None:
   demos = load_features(inputs["featurize"].path / "train.npz")
   policy = make_policy(config, demos.feature.shape[-1])
   cloning, tasks = config.behaviour_cloning, demos.tasks
-  data = train.make_data(demos.feature, demos.action, demos.mask, cloning.chunk)
+  data = bc.make_data(demos.takes, cloning.chunk)
   unseen = load_features(inputs["featurize"].path / "heldout.npz")
-  heldout = train.make_data(unseen.feature, unseen.action, unseen.mask, cloning.chunk)
+  heldout = bc.make_data(unseen.takes, cloning.chunk)
   key = jax.random.fold_in(jax.random.key(config.seed), 3)
   init_key, train_key, test_key = jax.random.split(key, 3)
   if config.inputs.dppo_checkpoint:
@@ -60,7 +60,7 @@ def run(stage: StageRun) -> None:
 def _train(
   stage: StageRun,
   policy: Policy,
-  data: train.CloningData,
+  data: bc.CloningData,
   tasks: Sequence[str],
   init_key: jax.Array,
   train_key: jax.Array,
@@ -79,7 +79,7 @@ def _train(
     task_keys(init_key, len(tasks))
   )
   mesh = make_mesh(config.training.devices)
-  update_task = train.make_update(policy, optimizer, cloning.batch_size, cloning.ema_decay, mesh)
+  update_task = bc.make_update(policy, optimizer, cloning.batch_size, cloning.ema_decay, mesh)
   state = train_loop(
     stage,
     state,
@@ -110,6 +110,6 @@ def take_dppo(config: Any, policy: Policy, tasks: Sequence[str], logger: Logger)
   return jax.tree.map(lambda *x: jnp.stack(x), *networks)
 
 
-def _losses(policy: Policy, network: Params, data: train.CloningData, key: jax.Array) -> jax.Array:
+def _losses(policy: Policy, network: Params, data: bc.CloningData, key: jax.Array) -> jax.Array:
   batch_key, loss_key = jax.random.split(key)
-  return policy.cloning_loss(network, *train.sample_batch(data, batch_key, 1024, policy.chunk), loss_key)
+  return policy.cloning_loss(network, *bc.sample_batch(data, batch_key, 1024, policy.chunk), loss_key)

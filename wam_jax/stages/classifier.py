@@ -18,8 +18,9 @@ from wam_jax.running.training_loop import train_loop
 from wam_jax.storage.artifact import Artifact
 from wam_jax.storage.records import read_record, write_record
 from wam_jax.storage.saved_params import save_params
-from wam_jax.train import classifier as train
-from wam_jax.train.imagination import World, make_starts, make_world
+from wam_jax.train import classifier as classifier_training
+from wam_jax.train.classifier_pool import demo_dreams, make_pool
+from wam_jax.train.imagination import World, draw_starts, make_starts, make_world
 from wam_jax.train.sharding import make_mesh
 from wam_jax.train.state import make_optimizer, make_train_state
 from wam_jax.train.tasks import make_task_update, over_tasks, task_keys
@@ -58,23 +59,23 @@ def run(stage: StageRun) -> None:
 
   logger.info("dreaming the demos, random actions and other tasks' actions")
   start = _starts(demos, start_key)
-  pool = train.make_pool(
+  pool = make_pool(
     world,
     world_params,
-    _arrays(demos),
+    demos.takes,
     start,
     pool_key,
     num_dreams=DREAMS // 2,
     length=length,
     stride=stride,
-    failed=None if failed is None else _arrays(failed),
+    failed=None if failed is None else failed.takes,
   )
   optimizer = make_optimizer(part.learning_rate, part.updates, weight_decay=part.weight_decay)
   state = jax.jit(jax.vmap(lambda k: make_train_state(classifier.init(k), optimizer)))(
     task_keys(init_key, num_tasks)
   )
   mesh = make_mesh(config.training.devices)
-  update_task = train.make_update(classifier, optimizer, part, mesh)
+  update_task = classifier_training.make_update(classifier, optimizer, part, mesh)
 
   state = train_loop(
     stage,
@@ -89,13 +90,13 @@ def run(stage: StageRun) -> None:
   )
 
   margins = over_tasks(
-    lambda task, shared: train.random_dream_margins(
+    lambda task, shared: classifier_training.random_dream_margins(
       world, shared, classifier, *task, length=length, stride=stride
     )
   )
   fresh = margins((state.params, start, task_keys(calibrate_key, num_tasks)), world_params)
   # Half of what the gate allows: the gate is measured on held-out starts.
-  threshold = train.calibrate(np.asarray(fresh), part.threshold, part.max_false_positives / 2)
+  threshold = classifier_training.calibrate(np.asarray(fresh), part.threshold, part.max_false_positives / 2)
   params = {"network": state.params, "threshold": jnp.asarray(threshold)}
   quality = _quality(world, world_params, classifier, params, heldout, heldout_failed, margins, test_key)
   save_params(workdir / "params", params)
@@ -107,15 +108,9 @@ def run(stage: StageRun) -> None:
   logger.info(f"random-action dreams called a success: at most {share:.1%} ({worst})")
 
 
-def _arrays(demos: DemoFeatures) -> dict[str, np.ndarray]:
-  return {name: getattr(demos, name) for name in ("feature", "action", "success", "mask")}
-
-
 def _starts(demos: DemoFeatures, key: jax.Array) -> jax.Array:
   """Start features of dreams: [K, DREAMS, F]."""
-  starts = make_starts(demos.feature, demos.success, demos.mask, START_FRAMES)
-  draw = jax.vmap(lambda starts, key: starts.draw(key, DREAMS))
-  return draw(starts, task_keys(key, len(demos.tasks)))
+  return draw_starts(make_starts(demos.takes, START_FRAMES), task_keys(key, len(demos.tasks)), DREAMS)
 
 
 def _quality(
@@ -133,17 +128,13 @@ def _quality(
   start_key, random_key, dream_key = jax.random.split(key, 3)
 
   def measure(task: Any, shared: Params) -> Any:
-    params, (real, action, success, mask), key = task
-    feature, label, mask = train.demo_dreams(world, shared, real, action, success, mask, key)
+    params, takes, key = task
+    feature, label, mask = demo_dreams(world, shared, takes, key)
     judged = lambda feature: (classifier.success(params, feature), classifier(params, feature))
-    return judged(real), (judged(feature), label, mask)
+    return judged(takes.feature), (judged(feature), label, mask)
 
-  def measured(takes: DemoFeatures, key: jax.Array) -> Any:
-    arrays = tuple(jnp.asarray(array) for array in _arrays(takes).values())
-    task = params, arrays, task_keys(key, num_tasks)
-    return jax.device_get(over_tasks(measure)(task, world_params))
-
-  real, (dreamt, label, valid) = measured(heldout, dream_key)
+  measured = params, jax.tree.map(jnp.asarray, heldout.takes), task_keys(dream_key, num_tasks)
+  real, (dreamt, label, valid) = jax.device_get(over_tasks(measure)(measured, world_params))
   start = _starts(heldout, start_key)
   random = np.asarray(margins((params["network"], start, task_keys(random_key, num_tasks)), world_params))
   threshold = np.asarray(params["threshold"])
@@ -151,8 +142,8 @@ def _quality(
 
   def judged(k: int, called: Any, label: np.ndarray, mask: np.ndarray) -> dict[str, float | None]:
     predicted, probability = called
-    quality = train.precision_recall(predicted[k], label[k], mask[k])
-    return quality | train.calibration(probability[k], label[k], mask[k])
+    quality = classifier_training.precision_recall(predicted[k], label[k], mask[k])
+    return quality | classifier_training.calibration(probability[k], label[k], mask[k])
 
   for k, task in enumerate(heldout.tasks):
     tasks[task] = {
@@ -201,13 +192,12 @@ def told_apart(
   """
 
   def measure(task: Any, shared: Params) -> Any:
-    params, feature, action, mask, key = task
-    return train.take_scores(world, shared, classifier, params, feature, action, mask, key, DREAMS_PER_TAKE)
+    params, takes, key = task
+    return classifier_training.take_scores(world, shared, classifier, params, takes, key, DREAMS_PER_TAKE)
 
   def scores(takes: DemoFeatures, key: jax.Array) -> list[list[np.ndarray]]:
     """Of real features and of dreams, for each task those of its takes."""
-    arrays = tuple(jnp.asarray(x) for x in (takes.feature, takes.action, takes.mask))
-    task = (params, *arrays, task_keys(key, len(takes.tasks)))
+    task = params, jax.tree.map(jnp.asarray, takes.takes), task_keys(key, len(takes.tasks))
     by_source = jax.device_get(over_tasks(measure)(task, world_params))
     valid_takes = np.asarray(takes.mask.any(-1))
     return [[margin[k][valid_takes[k]] for k in range(len(takes.tasks))] for margin in by_source]
@@ -237,3 +227,23 @@ def check_gate(artifact: Artifact, tasks: tuple[str, ...], limit: float) -> None
       f"classifier.max_false_positives is {limit:.1%}. PPO would learn to please the classifier. Train "
       "the world model or the classifier longer, or set classifier.enforce_gate=False to go on anyway."
     )
+
+
+def not_told_apart(artifact: Artifact, tasks: tuple[str, ...], least: float) -> dict[str, float]:
+  """Tasks whose dreams do not tell success from failure well enough to learn from.
+
+  Args:
+    artifact: of this stage.
+    tasks: those that will be trained.
+    least: share of good held-out takes called a success in dreams minus that of failed ones; 0: any.
+
+  Returns:
+    task -> its share, of those below `least`; empty where there were no failed takes to measure it on.
+  """
+  quality = read_record(artifact.path, "quality.json")["tasks"]
+  shares = {
+    task: quality[task]["discrimination"]["dreamt"]["difference"]["value"]
+    for task in tasks
+    if "discrimination" in quality[task]
+  }
+  return {task: share for task, share in shares.items() if least and share < least}

@@ -168,16 +168,9 @@ def _collect(config: Any, workdir: pathlib.Path, logger: Logger) -> dict[str, An
     seed=config.seed,
     env=config.env.name,
     max_steps=config.env.max_steps,
-    play_episode_frames=data.play_episode_frames,
-    play_frames=data.play_frames,
-    action_noise=data.action_noise,
-    failed_attempt_rate=data.failed_attempt_rate,
-    heldout_play_frames=data.heldout_play_frames,
-    clumsy_attempt_rate=data.clumsy_attempt_rate,
-    aim_error=data.aim_error,
-    wrist_error=data.wrist_error,
     calvin_root=config.env.calvin_root,
     image_size=config.env.image_size,
+    **{field.name: data[field.name] for field in dataclasses.fields(Settings) if field.name in data},
   )
   jobs = make_jobs(config)
   everything = [job for part in jobs.values() for job in part]
@@ -244,6 +237,12 @@ def run(stage: StageRun) -> None:
   if config.data.source == "calvin":
     root = pathlib.Path(config.data.calvin_path or os.environ.get("CALVIN_DATA", "")).expanduser().resolve()
     counts = calvin.check_dataset(root, config.tasks, config.env.image_size)
+    for split, found in counts.items():
+      if found["without"]:
+        logger.info(
+          f"{root / split} has no annotated window of {', '.join(found['without'])}: a world model can be "
+          "trained and judged on it, but no policy of these tasks"
+        )
     _write_json(workdir / "dataset.json", {"root": str(root)})
     summary: dict[str, Any] = {"source": "calvin", "root": str(root), "splits": counts}
     _write_json(workdir / "summary.json", summary)

@@ -27,6 +27,7 @@ from wam_jax.data.files import DatasetError
 from wam_jax.host import processes
 from wam_jax.host.logger import Logger
 from wam_jax.host.provenance import provenance
+from wam_jax.host.words import count
 from wam_jax.running.ppo_monitor import read_selection
 from wam_jax.running.stage_run import StageRun
 from wam_jax.storage.artifact import Artifact, ArtifactError
@@ -75,7 +76,7 @@ def measure(stage: StageRun, names: Sequence[str]) -> dict[str, dict[str, np.nda
     episodes[name] = stored
     rate = stored["success"].mean()
     dreamed = f", {stored['imagined'].mean():.0%} imagined" if "imagined" in stored else ""
-    logger.info(f"{POLICIES[name].label}: {rate:.1%} of {stored['success'].size} episodes{dreamed}")
+    logger.info(f"{POLICIES[name].label}: {rate:.1%} of {count(stored['success'].size, 'episode')}{dreamed}")
 
   restarts = sum(processes.gather(runner.restarts))
   if not processes.is_first():
@@ -201,7 +202,7 @@ class PolicyRunner:
     else:
       policy, params = self._policy(name)
       model, model_params, environment = self._open()
-      note = f"{self.num} episodes side by side"
+      note = f"{count(self.num, 'episode')} side by side"
       with self._logger.progress(self._max_steps, POLICIES[name].label, note=note) as progress:
         episodes = rollout.rollout_policies(
           model,
@@ -212,7 +213,6 @@ class PolicyRunner:
           environment=environment,
           key=jax.random.key(self._config.seed),  # the same noise for every policy
           max_steps=self._max_steps,
-          chunk=policy.chunk,
           progress=progress.update,
         )
       arrays = _arrays(episodes)
@@ -267,24 +267,19 @@ class PolicyRunner:
   def _imagined(self, policy: Any, params: Any, first_feature: np.ndarray | None) -> np.ndarray:
     """Share of dreams, from the very same start frames, that the classifier calls a success: [K]."""
     from wam_jax.acting import models
-    from wam_jax.stages import ppo
     from wam_jax.train import imagination
+    from wam_jax.train.tasks import task_keys
 
     assert first_feature is not None  # only experts have none
     model, model_params, _ = self._open()
     classifier, classifier_params = models.load_classifier(self._inputs["classifier"])
     rows = np.arange(self._config.evaluate.imagined_episodes) % first_feature.shape[1]
-    return ppo.imagined_rates(
-      imagination.make_world(model),
-      model_params,
-      policy,
-      params,
-      classifier,
-      classifier_params,
-      jax.numpy.asarray(first_feature[:, rows]),
-      jax.random.key(self._config.seed + 2),
-      horizon_chunks=-(-self._max_steps // policy.chunk),
-    )
+    chunks = -(-self._max_steps // policy.chunk)
+    dreamer = imagination.Dreamer(imagination.make_world(model), policy, classifier, chunks)
+    feature = jax.numpy.asarray(first_feature[:, rows])
+    keys = task_keys(jax.random.key(self._config.seed + 2), len(feature))
+    scores = dreamer.score_tasks()((params, classifier_params, feature, keys), model_params)
+    return np.asarray(scores > 0).mean(1)
 
 
 def _arrays(episodes: Rollouts) -> dict[str, np.ndarray]:

@@ -110,12 +110,6 @@ def name_models(models: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
   ]
 
 
-# --- data -----------------------------------------------------------------------------------------
-
-
-# --- measuring ------------------------------------------------------------------------------------
-
-
 def metrics(judge: Mapping[str, Any]) -> dict[str, float]:
   """The numbers of the first model as metrics; what is missing or constant is left out."""
   model, out = judge["models"][0], {}
@@ -133,6 +127,3 @@ def metrics(judge: Mapping[str, Any]) -> dict[str, float]:
     for name, hand in model["hand"].items():
       out[f"hand/{name}_imagined_{horizon}"] = (hand["imagined"][i] or {}).get("rms")
   return {f"judge_world_model/{name}": value for name, value in out.items() if isinstance(value, float)}
-
-
-# --- pictures and text ----------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from wam_jax.running.stage_run import StageRun
 from wam_jax.running.training_loop import NotFiniteError, train_loop
 from wam_jax.storage.artifact import Artifact, write_text
 from wam_jax.storage.saved_params import save_params
-from wam_jax.train import ppo as train
+from wam_jax.train import ppo
 from wam_jax.train import world_model as wm
 from wam_jax.train.imagination import DreamState, make_starts
 from wam_jax.train.tasks import over_tasks, task_keys, task_metrics
@@ -46,7 +46,7 @@ def run(stage: StageRun) -> None:
   policy, demos = networks.policy, networks.demos
   num_tasks = len(demos.tasks)
   # Only the monitor dreams, and only its dreams are judged by the classifier.
-  starts = make_starts(demos.feature, demos.success, demos.mask)
+  starts = make_starts(demos.takes)
   frozen = networks.frozen(starts, jnp.zeros(num_tasks))
   key = jax.random.fold_in(jax.random.key(config.seed), 8)
   init_key, train_key = jax.random.split(key)
@@ -54,17 +54,17 @@ def run(stage: StageRun) -> None:
   episodes = Episodes(
     config, inputs["collect"], networks.model, networks.world_params, policy, networks.cloned["base"]
   )
-  update_task = train.make_update(policy, config.ppo)
+  update_task = ppo.make_update(policy, config.ppo)
   update_tasks = over_tasks(lambda task, _: update_task(*task))
 
-  def update(state: train.PPOState, key: jax.Array, num: int) -> tuple[train.PPOState, dict[str, Any]]:
+  def update(state: ppo.PPOState, key: jax.Array, num: int) -> tuple[ppo.PPOState, dict[str, Any]]:
     assert num == 1  # per_call
     rollout_key, chain_key, epoch_key = jax.random.split(key, 3)
     with jax.transfer_guard("allow"):  # pictures and actions travel at every step, by nature
       ends, rollout, real = episodes.rollout(state, rollout_key)
     keys = task_keys(chain_key, num_tasks), task_keys(epoch_key, num_tasks)
     after, metrics = update_tasks((state, frozen, ends, rollout, *keys), None)
-    problem = train.not_finite(demos.tasks, metrics)
+    problem = ppo.not_finite(demos.tasks, metrics)
     if problem:
       raise NotFiniteError(problem)
     return after, task_metrics(demos.tasks, metrics | real)
@@ -189,10 +189,10 @@ class Episodes:
     return act
 
   def _make_value(self, config: Any) -> Callable[[Any, Any], Any]:
-    critic = train.make_critic(config.ppo)
+    critic = ppo.make_critic(config.ppo)
     return lambda task, _: critic.apply({"params": task[0]}, *task[1:])
 
-  def rollout(self, state: train.PPOState, key: jax.Array) -> tuple[DreamState, Dream, dict[str, np.ndarray]]:
+  def rollout(self, state: ppo.PPOState, key: jax.Array) -> tuple[DreamState, Dream, dict[str, np.ndarray]]:
     """N chunks in every environment.
 
     Args:
@@ -232,13 +232,7 @@ class Episodes:
       for h in range(policy.chunk):
         environment.step(actions[:, h])
         observation = environment.observe()
-        now = observation["scene_obs"]
-        success |= np.concatenate(
-          [
-            task_rules.success(task, origin[part], now[part])
-            for task, part in zip(tasks, np.arange(total).reshape(shape), strict=True)
-          ]
-        )
+        success |= task_rules.successes(tasks, origin, observation["scene_obs"])
         frame = jax.random.fold_in(frame_key, h)
         latent = self._filter(
           self._world_params, latent, observation, actions[:, h], np.zeros(total, bool), frame

@@ -1,6 +1,7 @@
 """Improves the cloned policies by PPO in the frozen world model, all tasks side by side.
 
-With `ppo.eval_every` the policies are measured on the way, and the best are kept: see `ppo_monitor`.
+With `ppo.eval_every` the policies are measured on the way, and the best are kept: see `ppo_monitor`. The
+policies of tasks whose dreams do not tell success from failure stay as they were cloned.
 """
 
 from __future__ import annotations
@@ -11,27 +12,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wam_jax.data.features import DemoFeatures, load_features
+from wam_jax.data.features import load_features
 from wam_jax.host.processes import is_first
-from wam_jax.nn.classifier import SuccessClassifier
 from wam_jax.running import ppo_monitor, ppo_setup
 from wam_jax.running.stage_run import StageRun
 from wam_jax.running.training_loop import NotFiniteError, train_loop
 from wam_jax.stages import classifier as classifier_stage
 from wam_jax.storage.records import write_record
 from wam_jax.storage.saved_params import save_params
-from wam_jax.train import ppo as train
-from wam_jax.train.imagination import (
-  World,
-  add_failed_starts,
-  familiar_entropy,
-  imagined_success,
-  make_starts,
-  make_world,
-)
+from wam_jax.train import ppo
+from wam_jax.train.imagination import add_failed_starts, draw_starts, make_starts
 from wam_jax.train.sharding import make_mesh, put
 from wam_jax.train.tasks import over_tasks, repeat, task_keys, task_metrics
-from wam_jax.types import Params, Policy
+from wam_jax.types import Params
 
 
 def run(stage: StageRun) -> None:
@@ -44,21 +37,28 @@ def run(stage: StageRun) -> None:
   config, inputs, workdir = stage.config, stage.inputs, stage.workdir
   if config.classifier.enforce_gate:
     classifier_stage.check_gate(inputs["classifier"], config.tasks, config.classifier.max_false_positives)
+  left = classifier_stage.not_told_apart(inputs["classifier"], config.tasks, config.ppo.min_discrimination)
+  if left:
+    listed = ", ".join(f"{task} {100 * difference:.0f}" for task, difference in left.items())
+    stage.logger.info(
+      f"left as cloned: {listed} points told apart in dreams, ppo.min_discrimination is "
+      f"{100 * config.ppo.min_discrimination:.0f}"
+    )
   networks = ppo_setup.load_networks(stage)
-  world_params, policy, classifier = networks.world_params, networks.policy, networks.classifier
-  demos, heldout, world = networks.demos, networks.heldout, make_world(networks.model)
-  num_tasks = len(demos.tasks)
-  starts = make_starts(demos.feature, demos.success, demos.mask, config.ppo.start_frames)
+  world_params, demos = networks.world_params, networks.demos
+  dreamer, num_tasks = networks.dreamer(config.ppo), len(demos.tasks)
+  starts = make_starts(demos.takes, config.ppo.start_frames)
   if config.ppo.failed_starts:
     failed = load_features(inputs["featurize"].path / "failed.npz")
-    starts = add_failed_starts(starts, failed.feature, failed.mask, config.ppo.failed_starts)
-  frozen = networks.frozen(starts, entropy_limits(world, world_params, demos))
+    starts = add_failed_starts(starts, failed.takes, config.ppo.failed_starts)
+  limits = over_tasks(lambda takes, params: dreamer.world.familiar_entropy(params, takes, jax.random.key(0)))
+  frozen = networks.frozen(starts, limits(jax.tree.map(jnp.asarray, demos.takes), world_params))
   key = jax.random.fold_in(jax.random.key(config.seed), 5)
   init_key, train_key, test_key = jax.random.split(key, 3)
   state = networks.initial_state(config.ppo, frozen, init_key)
   mesh = make_mesh(config.training.devices)
-  dreamt = make_world(networks.model, temperature=config.ppo.prior_temperature)
-  iterate_task = train.make_iteration(dreamt, policy, classifier, config.ppo, mesh)
+  warmed = networks.dreamer(config.ppo, config.ppo.prior_temperature)
+  iterate_task = ppo.make_iteration(warmed, config.ppo, mesh)
 
   def iterate(task: Any, shared: Any) -> Any:
     (state, frozen, key), (world_params, num) = task, shared
@@ -67,11 +67,15 @@ def run(stage: StageRun) -> None:
   iterate_tasks = over_tasks(iterate, mesh=mesh)
   frozen_everywhere, world_everywhere = put((frozen, world_params), mesh)
 
+  is_left = put(jax.device_put(np.array([task in left for task in demos.tasks])), mesh)
+
   def update(state: Any, key: jax.Array, num: int) -> tuple[Any, dict[str, Any]]:
     keys, count = put((task_keys(key, num_tasks), jax.device_put(np.int32(num))), mesh)
     after, metrics = iterate_tasks((state, frozen_everywhere, keys), (world_everywhere, count))
+    if left:
+      after = after.replace(params=after.params | {"actor": _keep(is_left, state, after)})
     metrics = jax.device_get(metrics)
-    problem = train.not_finite(demos.tasks, metrics)
+    problem = ppo.not_finite(demos.tasks, metrics)
     if problem:
       raise NotFiniteError(problem)
     return after, task_metrics(demos.tasks, metrics)
@@ -85,7 +89,7 @@ def run(stage: StageRun) -> None:
     stage,
     state,
     update,
-    total=config.ppo.iterations,
+    total=0 if len(left) == num_tasks else config.ppo.iterations,
     per_call=1,
     key=train_key,
     description="PPO in imagination",
@@ -97,80 +101,21 @@ def run(stage: StageRun) -> None:
   )
   result: dict[str, Any] = {}
   tuned = {"base": frozen.base, "tuned": state.params["actor"]}
-  starts = make_starts(heldout.feature, heldout.success, heldout.mask)
-  count = config.evaluate.imagined_episodes
-  draw = jax.vmap(lambda starts, key: starts.draw(key, count))
-  start = draw(starts, task_keys(jax.random.fold_in(test_key, 0), num_tasks))
+  start_keys = task_keys(jax.random.fold_in(test_key, 0), num_tasks)
+  feature = draw_starts(make_starts(networks.heldout.takes), start_keys, config.evaluate.imagined_episodes)
+  score, keys = dreamer.score_tasks(), task_keys(test_key, num_tasks)
   for name, params in (("cloned", networks.cloned), ("ppo", tuned)):
-    rate = imagined_rates(
-      world,
-      world_params,
-      policy,
-      params,
-      classifier,
-      networks.classifier_params,
-      start,
-      test_key,
-      horizon_chunks=config.ppo.horizon_steps // policy.chunk,
-    )
+    scores = score((params, networks.classifier_params, feature, keys), world_params)
+    rate = np.asarray(scores > 0).mean(1)
     result[f"imagined_success_{name}"] = dict(zip(demos.tasks, rate.tolist(), strict=True))
+  result["left_as_cloned"] = left
   write_record(workdir, "result.json", result)
   save_params(workdir / "params", tuned | {"critic": state.params["critic"]})
 
 
-def imagined_rates(
-  world: World,
-  world_params: Params,
-  policy: Policy,
-  policy_params: Params,
-  classifier: SuccessClassifier,
-  classifier_params: Params,
-  start: jax.Array,
-  key: jax.Array,
-  *,
-  horizon_chunks: int,
-) -> np.ndarray:
-  """Share of dreams called a success, per task, with the deterministic policy.
-
-  Args:
-    world: the frozen world model.
-    world_params: its parameters.
-    policy: what acts.
-    policy_params: {"base", "tuned"}, stacked over K tasks.
-    classifier: sizes.
-    classifier_params: stacked over K tasks.
-    start: [K, E, F], start features, one dream from each.
-    key: random key.
-    horizon_chunks: length of a dream.
-
-  Returns:
-    [K] float.
-  """
-
-  def success_of_task(task: Any, world_params: Params) -> jax.Array:
-    policy_params, classifier_params, feature, key = task
-    return imagined_success(
-      world,
-      world_params,
-      policy,
-      policy_params,
-      classifier,
-      classifier_params,
-      feature,
-      key,
-      horizon_chunks=horizon_chunks,
-    )
-
-  task = (policy_params, classifier_params, jnp.asarray(start), task_keys(key, len(start)))
-  return np.asarray(over_tasks(success_of_task)(task, world_params)).mean(1)
-
-
-def entropy_limits(world: World, world_params: Params, demos: DemoFeatures) -> jax.Array:
-  """`familiar_entropy` of each task's demos: [K]."""
-
-  def limit_of_task(task: Any, world_params: Params) -> jax.Array:
-    feature, action, mask = task
-    return familiar_entropy(world, world_params, feature, action, mask, jax.random.key(0))
-
-  arrays = tuple(jnp.asarray(x) for x in (demos.feature, demos.action, demos.mask))
-  return over_tasks(limit_of_task)(arrays, world_params)
+@jax.jit
+def _keep(is_left: jax.Array, before: ppo.PPOState, after: ppo.PPOState) -> Params:
+  """The actors after an iteration; of tasks that are left, those before it."""
+  rows = lambda like: is_left.reshape(-1, *[1] * (like.ndim - 1))
+  choose = lambda old, new: jnp.where(rows(new), old, new)
+  return jax.tree.map(choose, before.params["actor"], after.params["actor"])

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from wam_jax.acting.models import STATISTICS
 from wam_jax.data import calvin, frames_cache, statistics, stream, windows
 from wam_jax.data.calvin import dataset_path
+from wam_jax.data.frames import Frames
 from wam_jax.foreign import lumos
 from wam_jax.host import processes
 from wam_jax.host.regular_files import read_text
@@ -27,6 +28,7 @@ from wam_jax.storage.saved_params import save_params
 from wam_jax.train import sharding
 from wam_jax.train import state as train_state
 from wam_jax.train import world_model as wm
+from wam_jax.train import world_model_training as wm_training
 from wam_jax.types import Params
 
 
@@ -43,42 +45,16 @@ def run(stage: StageRun) -> None:
   num_frames, own_frames = calvin.count_frames(folder, extra), calvin.count_frames(folder)
   shapes = jax.eval_shape(lambda: wm.init_params(make_world_model(w, size), init_key))
   num_params = sum(x.size for x in jax.tree.leaves(shapes))
-  at_once = math.ceil(w.batch_size / w.accumulate / (wm.REMAT_PARTS if w.remat else 1))
-  reserve = stream.training_bytes(num_params, at_once, w.sequence_length, size)
-  source, why = stream.choose_source(
-    num_frames,
-    size,
-    residency=config.data.residency,
-    limit_gb=config.data.memory_limit_gb,
-    reserve=reserve,
-    processes=processes.count(),
-  )
-  logger.info(why)
-  cache = None
-  if source == "stream" or config.data.cache:
-    root = pathlib.Path(config.data.cache or workdir / "frames_cache")
-    with processes.first_goes_first():
-      cache = frames_cache.open_cache(
-        root, folder, size, config.env.workers, logger.progress, logger.info, extra
-      )
-  if source == "device":
-    frames = (
-      cache.load(logger.progress)
-      if cache
-      else calvin.read_frames(folder, size, config.env.workers, logger.progress, extra)
-    )
-    index: Any = frames
-  else:
-    index = cache
-  warning = stream.check_windows(folder, index.starts, index.ends, w.sequence_length)
+  frames = open_frames(stage, folder, extra, num_frames, num_params)
+  warning = stream.check_windows(folder, frames.starts, frames.ends, w.sequence_length)
   if warning:
     logger.info(warning)
 
-  model = make_world_model(w, size, write_statistics(config, folder, index.robot_obs[:own_frames], workdir))
+  model = make_world_model(w, size, write_statistics(config, folder, frames.robot_obs[:own_frames], workdir))
   params = wm.init_params(model, init_key)
   logger.info(f"world model: {num_params / 1e6:.1f} M parameters, {num_frames:,} frames")
   sampler = windows.Sampler(num_frames, w.batch_size, w.sequence_length, w.carry_state, w.reset_probability)
-  optimizer = wm.make_optimizer(w, params)
+  optimizer = wm_training.make_optimizer(w, params)
   carry = wm.initial_latent(model, params, w.batch_size) if w.carry_state else None
   state = train_state.make_train_state(params, optimizer, carry=carry)
 
@@ -90,15 +66,14 @@ def run(stage: StageRun) -> None:
   mesh, clock = sharding.make_mesh(config.training.devices), Clock()
   keys = sharding.put(train_key, mesh)
   with contextlib.ExitStack() as stack:
-    if source == "device":
+    if isinstance(frames, Frames):
       store = sharding.put(windows.make_store(frames), mesh)
-      update_resident = wm.make_update(
+      update_resident = wm_training.make_update(
         model, w, optimizer, lambda store, key, step, i: sampler.sample(store, key, step), mesh
       )
       update: Any = lambda state, _, num: update_resident(state, store, keys, num)
     else:
-      assert cache is not None
-      update = Streamed(config, sampler, model, optimizer, cache, train_key, stack, mesh, clock)
+      update = Streamed(config, sampler, model, optimizer, frames, train_key, stack, mesh, clock)
     state = train_loop(
       stage,
       state,
@@ -116,6 +91,32 @@ def run(stage: StageRun) -> None:
       stops=w.snapshots,
     )
   save_params(workdir / "params", state.params)
+
+
+def open_frames(
+  stage: StageRun, folder: pathlib.Path, extra: list[calvin.Spans], num_frames: int, num_params: int
+) -> Frames | frames_cache.FrameCache:
+  """The frames of the training split and of `extra`: in memory, for the device, or a cache to stream from."""
+  config, logger = stage.config, stage.logger
+  w, size = config.world_model, config.env.image_size
+  at_once = math.ceil(w.batch_size / w.accumulate / (wm_training.REMAT_PARTS if w.remat else 1))
+  source, why = stream.choose_source(
+    num_frames,
+    size,
+    residency=config.data.residency,
+    limit_gb=config.data.memory_limit_gb,
+    reserve=stream.training_bytes(num_params, at_once, w.sequence_length, size),
+    processes=processes.count(),
+  )
+  logger.info(why)
+  if source == "device" and not config.data.cache:
+    return calvin.read_frames(folder, size, config.env.workers, logger.progress, extra)
+  root = pathlib.Path(config.data.cache or stage.workdir / "frames_cache")
+  with processes.first_goes_first():
+    cache = frames_cache.open_cache(
+      root, folder, size, config.env.workers, logger.progress, logger.info, extra
+    )
+  return cache.load(logger.progress) if source == "device" else cache
 
 
 def failed_takes(config: Any, root: pathlib.Path) -> list[calvin.Spans]:
@@ -152,8 +153,8 @@ class Streamed:
     def sample(pieces: Any, key: jax.Array, step: jax.Array, i: jax.Array) -> Any:
       return sampler.finish(jax.tree.map(lambda x: x[i], pieces), key, step)
 
-    self._update = wm.make_update(model, config.world_model, optimizer, sample, mesh)
-    self._starts = stream.starts_on_host(sampler, lambda step: wm.step_keys(key, step)[0])
+    self._update = wm_training.make_update(model, config.world_model, optimizer, sample, mesh)
+    self._starts = stream.starts_on_host(sampler, lambda step: wm_training.step_keys(key, step)[0])
 
   def __call__(self, state: Any, _: jax.Array, num: int) -> tuple[Any, dict[str, np.ndarray]]:
     if self._stream is None:

@@ -27,6 +27,7 @@ _READING = (int, float, str, type(None))  # a number, or why there is none
 _PROBES = {str: {"posterior": _READING, "imagined": [_READING], "kept": [_READING]}}
 _PICTURES = {str: {"psnr": [_MEASURED], "ssim": [_MEASURED], "psnr_curve": [_MEASURED]}}
 
+_CERTIFIED = {"called": object, "predicted": _RANGE, "numbers": {str: {"value": _MEASURED, "colour": str}}}
 _JUDGED = {
   "context": int,
   "horizons": [int],
@@ -58,6 +59,11 @@ FORMS: Mapping[str, dict[Any, Any]] = MappingProxyType(
     },
     "judge.json": _JUDGED,
     "comparison.json": _JUDGED,
+    "certificate.json": {
+      "policies": {str: {"label": str, "mean": _RANGE, "per_task": {str: _CERTIFIED}}},
+      "verdicts": {str: {"policy": str, "verdict": str, "reason": str, "takes": object}},
+    },
+    "monitor.json": {"window": int, "tasks": {str: {str: float}}},
     "results.json": {
       "tasks": [str],
       "policies": {str: {"label": str, "per_task": {str: _RATES}, "mean": _RATES}},

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from wam_jax.train import sharding
 from wam_jax.train.tasks import repeat
-from wam_jax.types import Metrics, Policy, TrainState
+from wam_jax.types import Metrics, Policy, Takes, TrainState
 
 
 @struct.dataclass
@@ -33,13 +33,11 @@ class CloningData:
   num_starts: jax.Array
 
 
-def make_data(feature: np.ndarray, action: np.ndarray, mask: np.ndarray, chunk: int) -> CloningData:
+def make_data(demos: Takes, chunk: int) -> CloningData:
   """Arranges demos for `make_update`.
 
   Args:
-    feature: [K, M, T, F].
-    action: [K, M, T, 7].
-    mask: [K, M, T] bool, false at padding (which is at the end).
+    demos: stacked over K tasks.
     chunk: H. Only starts with a whole chunk inside the demo are used.
 
   Returns:
@@ -48,6 +46,7 @@ def make_data(feature: np.ndarray, action: np.ndarray, mask: np.ndarray, chunk: 
   Raises:
     ValueError: shapes differ, or a task without any whole chunk.
   """
+  feature, action, mask = demos.feature, demos.action, demos.mask
   if feature.shape[:3] != mask.shape or action.shape[:3] != mask.shape:
     raise ValueError(f"feature {feature.shape}, action {action.shape} and mask {mask.shape} do not agree")
   tasks, _, length = mask.shape

@@ -18,13 +18,15 @@ import numpy as np
 from flax import struct
 from jax.sharding import Mesh
 
-from wam_jax.core import distributions, ppo
+from wam_jax.core import distributions
+from wam_jax.core import ppo as ppo_loss
 from wam_jax.core.actions import executable
 from wam_jax.nn import rssm
 from wam_jax.nn.classifier import SuccessClassifier
 from wam_jax.train import sharding
+from wam_jax.train.tasks import over_tasks
 from wam_jax.train.world_model import imagine_step, roll
-from wam_jax.types import Dream, Latent, Metrics, Params, Policy, features, latent_from_features
+from wam_jax.types import Dream, Latent, Metrics, Params, Policy, Takes, features, latent_from_features
 
 HOLD = 4  # steps that a random action is held
 FAMILIAR_SHARE = 0.95  # of the demos' frames, whose entropy is familiar
@@ -50,6 +52,49 @@ class World:
 
   def latent(self, feature: jax.Array) -> Latent:
     return latent_from_features(feature, self.num_stoch, self.num_classes, self.robot_size)
+
+  def imagine_actions(
+    self, params: Params, feature: jax.Array, action: jax.Array, key: jax.Array
+  ) -> jax.Array:
+    """Features of an open-loop rollout.
+
+    Args:
+      params: of the world model.
+      feature: [B, F] to start from.
+      action: [B, T, 7], executable.
+      key: for the prior's samples.
+
+    Returns:
+      [B, T, F]; entry t is the feature after action t.
+    """
+    step = functools.partial(self.imagine_step, self.arrange(params))
+    return jnp.swapaxes(roll(step, self.latent(feature), action, key, features)[1], 0, 1)
+
+  def imagine_chunk(
+    self, arranged: Params, feature: jax.Array, chunk: jax.Array, key: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
+    """Feature [E, F] after the H actions of a chunk [E, H, 7], and the prior's mean entropy [E]."""
+    step = functools.partial(self.imagine_step, arranged)
+    uncertainty = lambda latent: distributions.entropy(latent.logits)
+    latent, entropy = roll(step, self.latent(feature), executable(chunk), key, uncertainty)
+    return features(latent), entropy.mean(0)
+
+  def familiar_entropy(self, params: Params, takes: Takes, key: jax.Array) -> jax.Array:
+    """Entropy of the prior that takes rarely exceed: how unsure the world model is where it has been.
+
+    Args:
+      params: of the world model.
+      takes: of one task, with at least one frame.
+      key: of the prior's samples, which do not matter to the entropy of one step.
+
+    Returns:
+      Scalar, nats.
+    """
+    flat = lambda x: x.reshape(-1, x.shape[-1])
+    latent = self.latent(flat(takes.feature))
+    latent = self.imagine_step(self.arrange(params), latent, flat(takes.action), key)
+    entropy = jnp.where(takes.mask.reshape(-1), distributions.entropy(latent.logits), jnp.nan)
+    return jnp.nanquantile(entropy, FAMILIAR_SHARE)
 
 
 def make_world(model: Any, by_rows: bool | None = None, temperature: float = 1.0) -> World:
@@ -125,13 +170,11 @@ class StartFrames:
     return jnp.where(jax.random.bernoulli(choice_key, self.failed_share, (num, 1)), failed, drawn)
 
 
-def make_starts(feature: np.ndarray, success: np.ndarray, mask: np.ndarray, frames: int = 1) -> StartFrames:
+def make_starts(demos: Takes, frames: int = 1) -> StartFrames:
   """Start frames of demos: the first `frames` of each demo, as far as success is not there yet.
 
   Args:
-    feature: [K, M, T, F].
-    success: [K, M, T] bool.
-    mask: [K, M, T] bool.
+    demos: stacked over K tasks.
     frames: how many of each demo; 0: all.
 
   Returns:
@@ -140,69 +183,46 @@ def make_starts(feature: np.ndarray, success: np.ndarray, mask: np.ndarray, fram
   Raises:
     ValueError: a task without any start frame.
   """
-  usable = mask & ~np.maximum.accumulate(success, axis=2)
+  usable = demos.mask & ~np.maximum.accumulate(demos.success, axis=2)
   if frames:
     usable[:, :, frames:] = False
-  rows = [np.flatnonzero(u) for u in usable.reshape(len(mask), -1)]
-  counts = [len(r) for r in rows]
-  if min(counts) == 0:
-    raise ValueError(f"task {counts.index(0)}: no demo has a first frame without success")
-  return StartFrames(*_stack_rows(feature, rows))
+  return StartFrames(*_stack_rows(demos.feature, usable, "no demo has a first frame without success"))
 
 
-def add_failed_starts(
-  starts: StartFrames, feature: np.ndarray, mask: np.ndarray, share: float
-) -> StartFrames:
+def add_failed_starts(starts: StartFrames, failed: Takes, share: float) -> StartFrames:
   """Lets a share of dreams start anywhere in takes that failed: where a policy finds itself after a miss.
 
   Args:
     starts: stacked over K tasks.
-    feature: [K, M, T, F] of takes without any success.
-    mask: [K, M, T] bool.
+    failed: takes without any success, likewise.
     share: of the draws, in [0, 1].
 
   Raises:
     ValueError: a task without a failed take.
   """
-  rows = [np.flatnonzero(m) for m in mask.reshape(len(mask), -1)]
-  if min(len(r) for r in rows) == 0:
-    raise ValueError(f"task {[len(r) for r in rows].index(0)}: no failed take")
-  failed, count = _stack_rows(feature, rows)
-  return dataclasses.replace(starts, failed=failed, failed_count=count, failed_share=share)
+  rows, count = _stack_rows(failed.feature, failed.mask, "no failed take")
+  return dataclasses.replace(starts, failed=rows, failed_count=count, failed_share=share)
 
 
-def _stack_rows(feature: np.ndarray, rows: list[np.ndarray]) -> tuple[jax.Array, jax.Array]:
-  """Rows of each task's features [K, M, T, F], padded to one length: [K, S, F]; and their numbers [K]."""
-  counts = [len(r) for r in rows]
-  flat = feature.reshape(len(feature), -1, feature.shape[-1])
-  out = np.zeros((len(feature), max(counts), feature.shape[-1]), np.float32)
-  for i, row in enumerate(rows):
-    out[i, : len(row)] = flat[i, row]
+def _stack_rows(feature: np.ndarray, usable: np.ndarray, none: str) -> tuple[jax.Array, jax.Array]:
+  """Frames of each task [K, M, T, F] that are usable [K, M, T]: [K, S, F], padded, and their numbers [K]."""
+  counts = usable.sum((1, 2))
+  if counts.min() == 0:
+    raise ValueError(f"task {counts.argmin()}: {none}")
+  out = np.zeros((len(feature), counts.max(), feature.shape[-1]), np.float32)
+  for k, count in enumerate(counts):
+    out[k, :count] = feature[k][usable[k]]
   return jnp.asarray(out), jnp.asarray(counts, jnp.int32)
+
+
+def draw_starts(starts: StartFrames, keys: jax.Array, num: int) -> jax.Array:
+  """`StartFrames.draw` of K tasks with keys [K]: [K, num, F]."""
+  return jax.vmap(lambda starts, key: starts.draw(key, num))(starts, keys)
 
 
 def start_dreams(starts: StartFrames, key: jax.Array, num_dreams: int) -> DreamState:
   """E fresh dreams."""
   return DreamState(feature=starts.draw(key, num_dreams), step=jnp.zeros(num_dreams, jnp.int32))
-
-
-def imagine_actions(
-  world: World, world_params: Params, feature: jax.Array, action: jax.Array, key: jax.Array
-) -> jax.Array:
-  """Features of an open-loop rollout.
-
-  Args:
-    world: the world model.
-    world_params: its parameters.
-    feature: [B, F] to start from.
-    action: [B, T, 7], executable.
-    key: for the prior's samples.
-
-  Returns:
-    [B, T, F]; entry t is the feature after action t.
-  """
-  step = functools.partial(world.imagine_step, world.arrange(world_params))
-  return jnp.swapaxes(roll(step, world.latent(feature), action, key, features)[1], 0, 1)
 
 
 def random_actions(key: jax.Array, num: int, length: int) -> jax.Array:
@@ -228,206 +248,159 @@ def random_actions(key: jax.Array, num: int, length: int) -> jax.Array:
   return jnp.concatenate([motion, jnp.where(gripper, 1.0, -1.0)], -1)
 
 
-def _imagine_chunk(
-  world: World, world_params: Params, feature: jax.Array, chunk: jax.Array, key: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-  """Feature [E, F] after the H actions of a chunk [E, H, 7], and the prior's mean entropy [E].
+@struct.dataclass
+class DreamerParams:
+  """Parameters of a `Dreamer`, of one task.
 
-  The parameters are arranged.
+  Attributes:
+    world: of the frozen world model, which the tasks share.
+    policy: {"base", "tuned"}.
+    classifier: {"network", "threshold"}.
   """
-  step = functools.partial(world.imagine_step, world_params)
-  uncertainty = lambda latent: distributions.entropy(latent.logits)
-  latent, entropy = roll(step, world.latent(feature), executable(chunk), key, uncertainty)
-  return features(latent), entropy.mean(0)
+
+  world: Params
+  policy: Params
+  classifier: Params
 
 
-def familiar_entropy(
-  world: World,
-  world_params: Params,
-  feature: jax.Array,
-  action: jax.Array,
-  mask: jax.Array,
-  key: jax.Array,
-) -> jax.Array:
-  """Entropy of the prior that demos rarely exceed: how unsure the world model is where it has been.
+@dataclasses.dataclass(frozen=True)
+class Dreamer:
+  """A policy that acts inside a world model, and a classifier that says when it has succeeded.
 
-  Args:
+  Attributes:
     world: the frozen world model.
-    world_params: its parameters.
-    feature: [M, T, F] of one task's demos.
-    action: [M, T, 7].
-    mask: [M, T] bool, with at least one entry.
-    key: of the prior's samples, which do not matter to the entropy of one step.
-
-  Returns:
-    Scalar, nats.
-  """
-  flat = lambda x: x.reshape(-1, x.shape[-1])
-  latent = world.imagine_step(world.arrange(world_params), world.latent(flat(feature)), flat(action), key)
-  entropy = jnp.where(mask.reshape(-1), distributions.entropy(latent.logits), jnp.nan)
-  return jnp.nanquantile(entropy, FAMILIAR_SHARE)
-
-
-def dream(
-  world: World,
-  world_params: Params,
-  policy: Policy,
-  policy_params: Params,
-  value: Callable[[jax.Array, jax.Array], jax.Array],
-  classifier: SuccessClassifier,
-  classifier_params: Params,
-  starts: StartFrames,
-  state: DreamState,
-  key: jax.Array,
-  *,
-  num_chunks: int,
-  horizon_chunks: int,
-  log_prob_min: float = -5.0,
-  log_prob_max: float = 2.0,
-  entropy_limit: jax.Array | float = 0.0,
-  entropy_penalty: float = 0.0,
-  mesh: Mesh | None = None,
-) -> tuple[DreamState, Dream, Metrics]:
-  """Imagined rollout of E dreams over N chunks.
-
-  A chunk is sampled, its H actions are imagined one prior step each, and the classifier looks at the
-  last feature. Success terminates; `horizon_chunks` chunks truncate; a dream that ended starts again
-  from a start frame.
-
-  Args:
-    world: the frozen world model.
-    world_params: its parameters.
     policy: what acts.
-    policy_params: {"base", "tuned"}.
-    value: (feature [..., F], time left [...]) -> [...].
-    classifier: sizes.
-    classifier_params: of this task.
-    starts: start frames of this task.
-    state: where the dreams stand.
-    key: random key.
-    num_chunks: N.
+    classifier: looks at the last feature of each chunk.
     horizon_chunks: chunks until a dream is cut.
-    log_prob_min: clamp of each element's log-probability.
-    log_prob_max: the same, above.
-    entropy_limit: nats; entropy of the prior that is not held against a dream (`familiar_entropy`).
-    entropy_penalty: taken off the reward of a chunk per nat above.
-    mesh: devices that the dreams are divided over.
-
-  Returns:
-    The new state, the rollout, and metrics: imagined_success (share of the dreams ended here that
-    succeeded), ended, chunks_to_success, prior_entropy (mean, nats), prior_entropy_above (the limit, mean).
-  """
-  num_dreams = state.step.shape[0]
-  world_params = world.arrange(world_params)
-
-  def chunk_step(state: DreamState, key: jax.Array) -> tuple[DreamState, tuple[Dream, jax.Array, jax.Array]]:
-    noise_key, world_key, start_key = jax.random.split(key, 3)
-    time_left = 1 - state.step / horizon_chunks
-    x_init, noise = policy.draw_noise(noise_key, (num_dreams,))
-    x_init, noise = sharding.split(x_init, mesh), sharding.split(noise, mesh, axis=1)
-    chunk, chain = policy.sample_chain(policy_params, state.feature, x_init, noise)
-    log_prob = policy.log_prob_of_noise(noise)
-    log_prob = ppo.mean_log_prob(log_prob, log_prob_min, log_prob_max)
-    feature, entropy = _imagine_chunk(world, world_params, state.feature, chunk, world_key)
-    above = jax.nn.relu(entropy - entropy_limit)
-    step = state.step + 1
-    terminated = classifier.success(classifier_params, feature)
-    truncated = (step >= horizon_chunks) & ~terminated
-    ended = terminated | truncated
-    out = Dream(
-      feature=state.feature,
-      chain=chain,
-      log_prob=log_prob,
-      reward=terminated - entropy_penalty * above,
-      value=jnp.zeros(num_dreams),  # values follow, of all chunks at once
-      terminated=terminated,
-      truncated=truncated,
-      bootstrap_value=jnp.zeros(num_dreams),
-      time_left=time_left,
-    )
-    start = sharding.split(starts.draw(start_key, num_dreams), mesh)
-    state = DreamState(
-      feature=jnp.where(ended[:, None], start, feature),
-      step=jnp.where(ended, 0, step),
-    )
-    return state, (out, feature, jnp.stack([entropy.mean(), above.mean()]))
-
-  state = sharding.split(state, mesh)
-  state, (out, reached, entropy) = jax.lax.scan(chunk_step, state, jax.random.split(key, num_chunks))
-  values = value(out.feature, out.time_left)
-  # A dream that goes on has the value of its next chunk; only at the cuts a value must be computed.
-  going_on = jnp.concatenate([values[1:], value(state.feature, 1 - state.step / horizon_chunks)[None]])
-  at_cut = jnp.argsort(~out.truncated, axis=0)[: math.ceil(num_chunks / horizon_chunks)]  # of each dream
-  cut = value(jnp.take_along_axis(reached, at_cut[..., None], 0), jnp.zeros(at_cut.shape))
-  cut = jnp.zeros_like(values).at[at_cut, jnp.arange(num_dreams)].set(cut)
-  out = out.replace(value=values, bootstrap_value=jnp.where(out.truncated, cut, going_on))
-  succeeded, ended = out.terminated.sum(), (out.terminated | out.truncated).sum()
-  chunks = (1 - out.time_left) * horizon_chunks + 1
-  metrics = {
-    "imagined_success": succeeded / jnp.maximum(ended, 1),
-    "ended": ended.astype(jnp.float32),
-    "chunks_to_success": (chunks * out.terminated).sum() / jnp.maximum(succeeded, 1),
-    "prior_entropy": entropy[:, 0].mean(),
-    "prior_entropy_above": entropy[:, 1].mean(),
-  }
-  return state, out, metrics
-
-
-def dream_scores(
-  world: World,
-  world_params: Params,
-  policy: Policy,
-  policy_params: Params,
-  score: Callable[[jax.Array], jax.Array],
-  feature: jax.Array,
-  key: jax.Array,
-  *,
-  horizon_chunks: int,
-  deterministic: bool = True,
-) -> jax.Array:
-  """Largest score that each dream ever gets where the reward would look, of one task.
-
-  Args:
-    world: the frozen world model.
-    world_params: its parameters.
-    policy: what acts.
-    policy_params: {"base", "tuned"}.
-    score: feature [E, F] -> [E].
-    feature: [E, F], one dream from each.
-    key: random key.
-    horizon_chunks: length of a dream.
-    deterministic: which variant of the policy.
-
-  Returns:
-    [E].
   """
 
-  def step(carry: tuple[jax.Array, jax.Array], key: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
-    feature, best = carry
-    policy_key, world_key = jax.random.split(key)
-    chunk = policy.sample(policy_params, feature, policy_key, deterministic)
-    feature, _ = _imagine_chunk(world, world_params, feature, chunk, world_key)
-    return (feature, jnp.maximum(best, score(feature))), None
+  world: World
+  policy: Policy
+  classifier: SuccessClassifier
+  horizon_chunks: int
 
-  world_params = world.arrange(world_params)
-  best = jnp.full(feature.shape[0], -jnp.inf)
-  (_, best), _ = jax.lax.scan(step, (feature, best), jax.random.split(key, horizon_chunks))
-  return best
+  def dream(
+    self,
+    params: DreamerParams,
+    value: Callable[[jax.Array, jax.Array], jax.Array],
+    starts: StartFrames,
+    state: DreamState,
+    key: jax.Array,
+    *,
+    num_chunks: int,
+    log_prob_min: float = -5.0,
+    log_prob_max: float = 2.0,
+    entropy_limit: jax.Array | float = 0.0,
+    entropy_penalty: float = 0.0,
+    mesh: Mesh | None = None,
+  ) -> tuple[DreamState, Dream, Metrics]:
+    """Imagined rollout of E dreams over N chunks.
 
+    A chunk is sampled, its H actions are imagined one prior step each, and the classifier looks at the
+    last feature. Success terminates; `horizon_chunks` chunks truncate; a dream that ended starts again
+    from a start frame.
 
-def imagined_success(
-  world: World,
-  world_params: Params,
-  policy: Policy,
-  policy_params: Params,
-  classifier: SuccessClassifier,
-  classifier_params: Params,
-  feature: jax.Array,
-  key: jax.Array,
-  *,
-  horizon_chunks: int,
-) -> jax.Array:
-  """Which dreams the classifier ever calls a success, of one task: [E] bool. Arguments as `dream_scores`."""
-  success = lambda feature: classifier.success(classifier_params, feature).astype(jnp.float32)
-  actor = policy, policy_params
-  return dream_scores(world, world_params, *actor, success, feature, key, horizon_chunks=horizon_chunks) > 0
+    Args:
+      params: of this task.
+      value: (feature [..., F], time left [...]) -> [...].
+      starts: start frames of this task.
+      state: where the dreams stand.
+      key: random key.
+      num_chunks: N.
+      log_prob_min: clamp of each element's log-probability.
+      log_prob_max: the same, above.
+      entropy_limit: nats; entropy of the prior that is not held against a dream (`World.familiar_entropy`).
+      entropy_penalty: taken off the reward of a chunk per nat above.
+      mesh: devices that the dreams are divided over.
+
+    Returns:
+      The new state, the rollout, and metrics: imagined_success (share of the dreams ended here that
+      succeeded), ended, chunks_to_success, prior_entropy (mean, nats), prior_entropy_above (the limit, mean).
+    """
+    num_dreams, policy, horizon_chunks = state.step.shape[0], self.policy, self.horizon_chunks
+    world_params = self.world.arrange(params.world)
+
+    def chunk_step(
+      state: DreamState, key: jax.Array
+    ) -> tuple[DreamState, tuple[Dream, jax.Array, jax.Array]]:
+      noise_key, world_key, start_key = jax.random.split(key, 3)
+      time_left = 1 - state.step / horizon_chunks
+      x_init, noise = policy.draw_noise(noise_key, (num_dreams,))
+      x_init, noise = sharding.split(x_init, mesh), sharding.split(noise, mesh, axis=1)
+      chunk, chain = policy.sample_chain(params.policy, state.feature, x_init, noise)
+      log_prob = policy.log_prob_of_noise(noise)
+      log_prob = ppo_loss.mean_log_prob(log_prob, log_prob_min, log_prob_max)
+      feature, entropy = self.world.imagine_chunk(world_params, state.feature, chunk, world_key)
+      above = jax.nn.relu(entropy - entropy_limit)
+      step = state.step + 1
+      terminated = self.classifier.success(params.classifier, feature)
+      truncated = (step >= horizon_chunks) & ~terminated
+      ended = terminated | truncated
+      out = Dream(
+        feature=state.feature,
+        chain=chain,
+        log_prob=log_prob,
+        reward=terminated - entropy_penalty * above,
+        value=jnp.zeros(num_dreams),  # values follow, of all chunks at once
+        terminated=terminated,
+        truncated=truncated,
+        bootstrap_value=jnp.zeros(num_dreams),
+        time_left=time_left,
+      )
+      start = sharding.split(starts.draw(start_key, num_dreams), mesh)
+      state = DreamState(
+        feature=jnp.where(ended[:, None], start, feature),
+        step=jnp.where(ended, 0, step),
+      )
+      return state, (out, feature, jnp.stack([entropy.mean(), above.mean()]))
+
+    state = sharding.split(state, mesh)
+    state, (out, reached, entropy) = jax.lax.scan(chunk_step, state, jax.random.split(key, num_chunks))
+    values = value(out.feature, out.time_left)
+    # A dream that goes on has the value of its next chunk; only at the cuts a value must be computed.
+    going_on = jnp.concatenate([values[1:], value(state.feature, 1 - state.step / horizon_chunks)[None]])
+    at_cut = jnp.argsort(~out.truncated, axis=0)[: math.ceil(num_chunks / horizon_chunks)]  # of each dream
+    cut = value(jnp.take_along_axis(reached, at_cut[..., None], 0), jnp.zeros(at_cut.shape))
+    cut = jnp.zeros_like(values).at[at_cut, jnp.arange(num_dreams)].set(cut)
+    out = out.replace(value=values, bootstrap_value=jnp.where(out.truncated, cut, going_on))
+    succeeded, ended = out.terminated.sum(), (out.terminated | out.truncated).sum()
+    chunks = (1 - out.time_left) * horizon_chunks + 1
+    metrics = {
+      "imagined_success": succeeded / jnp.maximum(ended, 1),
+      "ended": ended.astype(jnp.float32),
+      "chunks_to_success": (chunks * out.terminated).sum() / jnp.maximum(succeeded, 1),
+      "prior_entropy": entropy[:, 0].mean(),
+      "prior_entropy_above": entropy[:, 1].mean(),
+    }
+    return state, out, metrics
+
+  def scores(self, params: DreamerParams, feature: jax.Array, key: jax.Array) -> jax.Array:
+    """Largest score that each dream ever gets where the reward would look, of one task.
+
+    Args:
+      params: of this task; the policy acts by its evaluation variant.
+      feature: [E, F], one dream from each.
+      key: random key.
+
+    Returns:
+      [E], log-odds above the classifier's threshold: a dream above 0 is a success.
+    """
+    world_params = self.world.arrange(params.world)
+
+    def step(carry: tuple[jax.Array, jax.Array], key: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
+      feature, best = carry
+      policy_key, world_key = jax.random.split(key)
+      chunk = self.policy.sample(params.policy, feature, policy_key, deterministic=True)
+      feature, _ = self.world.imagine_chunk(world_params, feature, chunk, world_key)
+      return (feature, jnp.maximum(best, self.classifier.score(params.classifier, feature))), None
+
+    best = jnp.full(feature.shape[0], -jnp.inf)
+    (_, best), _ = jax.lax.scan(step, (feature, best), jax.random.split(key, self.horizon_chunks))
+    return best
+
+  def score_tasks(self) -> Callable[[Any, Params], jax.Array]:
+    """Compiles `scores` for K tasks: ((policy, classifier, feature [K, E, F], keys [K]), world) -> [K, E].
+
+    Policy and classifier stand for their parameters, stacked over tasks; world for those of the world model.
+    """
+    return over_tasks(lambda task, world: self.scores(DreamerParams(world, *task[:2]), *task[2:]))

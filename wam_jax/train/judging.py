@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from wam_jax.core import image
 from wam_jax.nn import vision
 from wam_jax.nn.world_model import WorldModel
-from wam_jax.train import world_model as train
+from wam_jax.train import world_model as wm
 from wam_jax.types import Batch, Latent, Params, features
 
 MAX_PSNR = 60.0  # dB; equal pictures would be infinite
@@ -32,14 +32,14 @@ def make_filter(model: WorldModel, context: int) -> Callable[[Params, Batch, jax
   """
 
   def filter_windows(params: Params, batch: Batch, key: jax.Array) -> dict[str, Any]:
-    embed, posterior = train.filter_windows(model, params, batch, key)
+    embed, posterior = wm.filter_windows(model, params, batch, key)
     feature = features(posterior)
-    source = train.inverse_dynamics_source(model, embed, feature)
+    source = wm.inverse_dynamics_source(model, embed, feature)
     return {
       "feature": feature,
       "last": jax.tree.map(lambda x: x[:, context - 1], posterior),
       "embed": embed[..., : model.embed],
-      "action": train.predict_actions(model, params, source),
+      "action": wm.predict_actions(model, params, source),
     }
 
   return jax.jit(filter_windows)
@@ -56,7 +56,7 @@ def make_imagine_features(
   """
 
   def imagine(params: Params, batch: Batch, last: Latent, key: jax.Array) -> jax.Array:
-    return features(train.imagine(model, params, last, batch.prev_action[:, context:], key))
+    return features(wm.imagine(model, params, last, batch.prev_action[:, context:], key))
 
   return jax.jit(imagine)
 
@@ -103,8 +103,8 @@ def make_imagine(
   def imagine_windows(
     params: Params, batch: Batch, feature: jax.Array, last: Latent, key: jax.Array
   ) -> dict[str, Any]:
-    imagined = features(train.imagine(model, params, last, batch.prev_action[:, context:], key))
-    decoded = train.decode(model, params, jnp.concatenate([feature[:, :context], imagined], 1))
+    imagined = features(wm.imagine(model, params, last, batch.prev_action[:, context:], key))
+    decoded = wm.decode(model, params, jnp.concatenate([feature[:, :context], imagined], 1))
     pictures = jnp.stack([jnp.clip(decoded[camera], -1, 1) for camera in model.cameras])
     true = jnp.stack([vision.normalise(getattr(batch, camera)) for camera in model.cameras])
     judged, target = pictures[:, :, context - 1 :], true[:, :, context - 1 :]

@@ -14,11 +14,12 @@ import optax
 from flax import struct
 from jax.sharding import Mesh
 
-from wam_jax.core import ppo, returns
-from wam_jax.nn.classifier import SuccessClassifier
+from wam_jax.core import ppo as ppo_loss
+from wam_jax.core import returns
 from wam_jax.nn.policies.critic import Critic
 from wam_jax.train import sharding
-from wam_jax.train.imagination import DreamState, StartFrames, World, dream, start_dreams
+from wam_jax.train.imagination import Dreamer, DreamerParams, DreamState, StartFrames, start_dreams
+from wam_jax.train.ppo_actor import Sample, actor_gradient
 from wam_jax.train.state import make_optimizer
 from wam_jax.types import Dream, Metrics, Params, Policy
 
@@ -50,7 +51,7 @@ class Frozen:
     base: the cloned network.
     classifier: {"network", "threshold"}.
     starts: start frames of dreams.
-    entropy_limit: scalar, nats; see `imagination.dream`.
+    entropy_limit: scalar, nats; see `imagination.Dreamer.dream`.
   """
 
   base: Params
@@ -96,148 +97,6 @@ def init_state(policy: Policy, config: Any, frozen: Frozen, key: jax.Array) -> P
   )
 
 
-@struct.dataclass
-class Sample:
-  """Chunks of an iteration, flat: [N*E, ...].
-
-  Attributes:
-    feature: [X, F].
-    time_left: [X].
-    chain: [X, K'+1, H, A].
-    log_prob: [X, K'], when the chain was drawn.
-    advantage: [X], normalised.
-    target: [X], returns.
-    regulariser: by `config.bc_form`: chains [X, K'+1, H, A] that the cloned policy drew at `feature`, or
-      noise [X, K+1, H, A] for chains of the policy itself (the first noise, then one of each step), or None.
-  """
-
-  feature: jax.Array
-  time_left: jax.Array
-  chain: jax.Array
-  log_prob: jax.Array
-  advantage: jax.Array
-  target: jax.Array
-  regulariser: jax.Array | None
-
-
-def bc_regulariser(policy: Policy, config: Any, network: Params, base: Params, sample: Sample) -> jax.Array:
-  """How unlikely the cloned policy and the one being trained find each other's chains.
-
-  Args:
-    policy: what acts.
-    config: `config.ppo`. `bc_form` frozen_chains: minus the mean clamped log-probability, under the policy
-      being trained, of chains that the cloned one drew. current_chains: the other way round; the gradient
-      goes through the drawing of the chains.
-    network: parameters being trained.
-    base: parameters of the cloned network, without gradient.
-    sample: a minibatch.
-
-  Returns:
-    Scalar.
-
-  Raises:
-    ValueError: the sample has nothing to regularise with, or the form is unknown.
-
-  Source: DiWA (arXiv 2508.03645).
-  """
-  if sample.regulariser is None:
-    raise ValueError("sample.regulariser is None")
-  if config.bc_form == "frozen_chains":
-    log_prob = policy.log_prob(network, sample.feature, sample.regulariser)
-  elif config.bc_form == "current_chains":
-    noise = jnp.moveaxis(sample.regulariser, 1, 0)
-    base = jax.lax.stop_gradient(base)
-    chain = policy.sample_chain({"base": base, "tuned": network}, sample.feature, noise[0], noise[1:])[1]
-    log_prob = policy.log_prob(base, sample.feature, chain)
-  else:
-    raise ValueError(f"unknown bc_form {config.bc_form!r}")
-  return -ppo.mean_log_prob(log_prob, config.log_prob_min, config.log_prob_max).mean()
-
-
-def actor_loss(
-  policy: Policy, config: Any, network: Params, base: Params, sample: Sample
-) -> tuple[jax.Array, Metrics]:
-  """Clipped chain loss and the behaviour-cloning regulariser.
-
-  Args:
-    policy: what acts.
-    config: `config.ppo`.
-    network: parameters being trained.
-    base: parameters of the cloned network.
-    sample: a minibatch.
-
-  Returns:
-    The loss (scalar), and metrics.
-
-  Source: DPPO (arXiv 2409.00588); for the regulariser see `bc_regulariser`.
-  """
-  bounds = config.log_prob_min, config.log_prob_max
-  steps = policy.fine_tuned_steps
-  log_prob = ppo.mean_log_prob(policy.log_prob(network, sample.feature, sample.chain), *bounds)
-  discount = ppo.step_discount(steps, config.denoising_discount)
-  clip = ppo.clip_range(steps, config.clip_min, config.clip_max, config.clip_rate)
-  loss, metrics = ppo.clipped_chain_loss(
-    log_prob,
-    sample.log_prob,
-    sample.advantage[:, None] * discount,
-    jnp.broadcast_to(clip, log_prob.shape),
-  )
-  metrics = {"policy_loss": loss, **metrics}
-  if config.bc_weight > 0:
-    regulariser = bc_regulariser(policy, config, network, base, sample)
-    loss = loss + config.bc_weight * regulariser
-    metrics["bc_loss"] = regulariser
-  return loss, metrics
-
-
-BLOCK_ROWS = 1000  # network rows, K' per chunk: activations of so many stay in a CPU's caches
-
-
-def _block(num: int, steps: int) -> int:
-  """Chunks of a minibatch that the gradient is taken of at a time: a divisor of `num`."""
-  if jax.default_backend() != "cpu":
-    return num
-  most = max(BLOCK_ROWS // steps, 1)
-  block = max(b for b in range(1, min(most, num) + 1) if num % b == 0)
-  return block if 4 * block >= most else num  # small blocks would be slower than one large one
-
-
-def actor_gradient(
-  policy: Policy, config: Any, network: Params, base: Params, sample: Sample, block: int | None = None
-) -> tuple[Params, Metrics]:
-  """Gradient of `actor_loss` and its metrics, as the mean over blocks of chunks.
-
-  Args:
-    policy: what acts.
-    config: `config.ppo`.
-    network: parameters being trained.
-    base: parameters of the cloned network.
-    sample: a minibatch of X chunks.
-    block: chunks at a time, a divisor of X; None: by the device. Everything is a mean over chunks, so
-      it changes rounding only.
-
-  Returns:
-    Gradient like `network`, and metrics.
-
-  Raises:
-    ValueError: `block` does not divide X.
-  """
-  num = len(sample.feature)
-  block = _block(num, policy.fine_tuned_steps) if block is None else block
-  if num % block:
-    raise ValueError(f"block: expected a divisor of {num}, got {block}")
-  gradient = jax.grad(lambda n, s: actor_loss(policy, config, n, base, s), has_aux=True)
-  if block == num:
-    out: tuple[Params, Metrics] = gradient(network, sample)
-    return out
-  blocks = jax.tree.map(lambda x: x.reshape(num // block, block, *x.shape[1:]), sample)
-  like = jax.eval_shape(gradient, network, jax.tree.map(lambda x: x[0], blocks))
-  total = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
-  add = lambda total, part: (jax.tree.map(jnp.add, total, gradient(network, part)), None)
-  out = jax.tree.map(lambda x: x * (block / num), jax.lax.scan(add, total, blocks)[0])
-  return out
-
-
 # Tensors of an iteration in the order in which they are made: of each chunk, then of the update.
 OF_CHUNKS = ("feature", "chain", "log_prob", "value")
 OF_UPDATE = ("reward", "advantage", "target", "actor", "critic")
@@ -279,15 +138,11 @@ Update = Callable[[PPOState, Frozen, DreamState, Dream, jax.Array, jax.Array], t
 Iteration = Callable[[PPOState, Frozen, Params, jax.Array], tuple[PPOState, Metrics]]
 
 
-def make_rollout(
-  world: World, policy: Policy, classifier: SuccessClassifier, config: Any, mesh: Mesh | None = None
-) -> Rollout:
+def make_rollout(dreamer: Dreamer, config: Any, mesh: Mesh | None = None) -> Rollout:
   """Builds the rollout of an iteration of one task, with values.
 
   Args:
-    world: the frozen world model's function; its parameters are an argument of the rollout.
-    policy: what acts.
-    classifier: sizes.
+    dreamer: world model, policy and classifier.
     config: `config.ppo`.
     mesh: devices that the dreams are divided over.
 
@@ -299,19 +154,14 @@ def make_rollout(
   def rollout(
     state: PPOState, frozen: Frozen, world_params: Params, key: jax.Array
   ) -> tuple[DreamState, Dream, Metrics]:
-    return dream(
-      world,
-      world_params,
-      policy,
-      {"base": frozen.base, "tuned": state.params["actor"]},
+    policy_params = {"base": frozen.base, "tuned": state.params["actor"]}
+    return dreamer.dream(
+      DreamerParams(world_params, policy_params, frozen.classifier),
       functools.partial(value, state.params["critic"]),
-      classifier,
-      frozen.classifier,
       frozen.starts,
       state.dreams,
       key,
       num_chunks=config.chunks_per_iteration,
-      horizon_chunks=config.horizon_steps // policy.chunk,
       log_prob_min=config.log_prob_min,
       log_prob_max=config.log_prob_max,
       entropy_limit=frozen.entropy_limit,
@@ -332,6 +182,79 @@ def _value_fn(config: Any) -> Callable[[Params, jax.Array, jax.Array], jax.Array
   return value
 
 
+def make_sample(
+  policy: Policy,
+  config: Any,
+  state: PPOState,
+  frozen: Frozen,
+  dreams: DreamState,
+  rollout: Dream,
+  key: jax.Array,
+  mesh: Mesh | None = None,
+) -> tuple[PPOState, Sample, Metrics]:
+  """What the epochs of an iteration learn from: rewards scaled, advantages, chains to regularise with.
+
+  Args:
+    policy: what acts.
+    config: `config.ppo`.
+    state: before the iteration.
+    frozen: of this task.
+    dreams: where the dreams stand after the rollout.
+    rollout: leaves [N, E, ...].
+    key: of the chains.
+    mesh: devices that the chunks are divided over.
+
+  Returns:
+    The state with `dreams` and the new scale of rewards; the sample; metrics.
+  """
+  horizon_chunks = config.horizon_steps // policy.chunk
+  num_chunks = config.dreams * config.chunks_per_iteration
+  critic_params = state.params["critic"]
+  # A dream's first chunk is where all of its time is left.
+  reward, scale = returns.scale_rewards(
+    state.scale, rollout.reward, rollout.time_left >= 1, config.gamma, config.reward_clip
+  )
+  last_value = _value_fn(config)(critic_params, dreams.feature, 1 - dreams.step / horizon_chunks)
+  advantage, target = returns.horizon_advantages(
+    config.horizon,
+    reward,
+    rollout.value,
+    rollout.bootstrap_value,
+    rollout.terminated,
+    rollout.truncated,
+    last_value,
+    config.gamma,
+    config.gae_lambda,
+  )
+  metrics = {
+    "advantage_std": advantage.std(),
+    "value": rollout.value.mean(),
+    "explained_variance": 1 - (target - rollout.value).var() / jnp.maximum(target.var(), 1e-8),
+  }
+  flat = jax.tree.map(
+    lambda x: x.reshape(num_chunks, *x.shape[2:]),
+    {
+      "feature": rollout.feature,
+      "time_left": rollout.time_left,
+      "chain": rollout.chain,
+      "log_prob": rollout.log_prob,
+      "advantage": ppo_loss.normalise(advantage),
+      "target": target,
+    },
+  )
+  flat = sharding.split(flat, mesh)
+  flat["regulariser"] = None
+  if config.bc_weight > 0:
+    x_init, noise = policy.draw_noise(key, (num_chunks,))
+    x_init, noise = sharding.split(x_init, mesh), sharding.split(noise, mesh, axis=1)
+    if config.bc_form == "frozen_chains":
+      cloned = {"base": frozen.base, "tuned": frozen.base}
+      flat["regulariser"] = policy.sample_chain(cloned, flat["feature"], x_init, noise)[1]
+    else:
+      flat["regulariser"] = jnp.moveaxis(jnp.concatenate([x_init[None], noise]), 0, 1)
+  return dataclasses.replace(state, dreams=dreams, scale=scale), Sample(**flat), metrics
+
+
 def make_update(policy: Policy, config: Any, mesh: Mesh | None = None) -> Update:
   """Builds the update of an iteration of one task: advantages, then epochs of minibatches.
 
@@ -346,56 +269,7 @@ def make_update(policy: Policy, config: Any, mesh: Mesh | None = None) -> Update
   """
   value = _value_fn(config)
   optimizers = make_optimizers(config)
-  horizon_chunks = config.horizon_steps // policy.chunk
   num_chunks = config.dreams * config.chunks_per_iteration
-
-  def prepare(
-    state: PPOState, frozen: Frozen, dreams: DreamState, rollout: Dream, key: jax.Array
-  ) -> tuple[PPOState, Sample, Metrics]:
-    critic_params = state.params["critic"]
-    # A dream's first chunk is where all of its time is left.
-    reward, scale = returns.scale_rewards(
-      state.scale, rollout.reward, rollout.time_left >= 1, config.gamma, config.reward_clip
-    )
-    last_value = value(critic_params, dreams.feature, 1 - dreams.step / horizon_chunks)
-    advantage, target = returns.horizon_advantages(
-      config.horizon,
-      reward,
-      rollout.value,
-      rollout.bootstrap_value,
-      rollout.terminated,
-      rollout.truncated,
-      last_value,
-      config.gamma,
-      config.gae_lambda,
-    )
-    metrics = {
-      "advantage_std": advantage.std(),
-      "value": rollout.value.mean(),
-      "explained_variance": 1 - (target - rollout.value).var() / jnp.maximum(target.var(), 1e-8),
-    }
-    flat = jax.tree.map(
-      lambda x: x.reshape(num_chunks, *x.shape[2:]),
-      {
-        "feature": rollout.feature,
-        "time_left": rollout.time_left,
-        "chain": rollout.chain,
-        "log_prob": rollout.log_prob,
-        "advantage": ppo.normalise(advantage),
-        "target": target,
-      },
-    )
-    flat = sharding.split(flat, mesh)
-    flat["regulariser"] = None
-    if config.bc_weight > 0:
-      x_init, noise = policy.draw_noise(key, (num_chunks,))
-      x_init, noise = sharding.split(x_init, mesh), sharding.split(noise, mesh, axis=1)
-      if config.bc_form == "frozen_chains":
-        cloned = {"base": frozen.base, "tuned": frozen.base}
-        flat["regulariser"] = policy.sample_chain(cloned, flat["feature"], x_init, noise)[1]
-      else:
-        flat["regulariser"] = jnp.moveaxis(jnp.concatenate([x_init[None], noise]), 0, 1)
-    return dataclasses.replace(state, dreams=dreams, scale=scale), Sample(**flat), metrics
 
   def apply(name: str, grad: Params, params: Params, opt_state: Any) -> tuple[Params, Any]:
     updates, opt_state = optimizers[name].update(grad, opt_state, params)
@@ -403,7 +277,7 @@ def make_update(policy: Policy, config: Any, mesh: Mesh | None = None) -> Update
 
   def critic_step(params: Params, opt_state: Any, sample: Sample) -> tuple[Params, Any, jax.Array]:
     def loss_fn(params: Params) -> tuple[jax.Array, jax.Array]:
-      loss = ppo.value_loss(value(params, sample.feature, sample.time_left), sample.target)
+      loss = ppo_loss.value_loss(value(params, sample.feature, sample.time_left), sample.target)
       return config.value_weight * loss, loss
 
     grad, loss = jax.grad(loss_fn, has_aux=True)(params)
@@ -443,7 +317,7 @@ def make_update(policy: Policy, config: Any, mesh: Mesh | None = None) -> Update
     epoch_key: jax.Array,
   ) -> tuple[PPOState, Metrics]:
     warm = state.step < config.critic_warmup_iterations
-    state, sample, metrics = prepare(state, frozen, dreams, rollout, chain_key)
+    state, sample, metrics = make_sample(policy, config, state, frozen, dreams, rollout, chain_key, mesh)
 
     def run(carry: Carry, rows: jax.Array) -> tuple[Carry, Metrics]:
       # The whole batch needs no order, and its features no copy.
@@ -465,15 +339,11 @@ def make_update(policy: Policy, config: Any, mesh: Mesh | None = None) -> Update
   return update
 
 
-def make_iteration(
-  world: World, policy: Policy, classifier: SuccessClassifier, config: Any, mesh: Mesh | None = None
-) -> Iteration:
+def make_iteration(dreamer: Dreamer, config: Any, mesh: Mesh | None = None) -> Iteration:
   """Builds one iteration of one task: rollout, advantages, epochs of minibatches.
 
   Args:
-    world: the frozen world model's function; its parameters are an argument of the iteration.
-    policy: what acts.
-    classifier: sizes.
+    dreamer: world model, policy and classifier; their parameters are arguments of the iteration.
     config: `config.ppo`.
     mesh: devices that dreams and minibatches are divided over.
 
@@ -481,8 +351,8 @@ def make_iteration(
     `iteration(state, frozen, world_params, key) -> (state, metrics)`, a pure function to be jitted
     and mapped over tasks.
   """
-  make_dreams = make_rollout(world, policy, classifier, config, mesh)
-  update = make_update(policy, config, mesh)
+  make_dreams = make_rollout(dreamer, config, mesh)
+  update = make_update(dreamer.policy, config, mesh)
 
   def iteration(
     state: PPOState, frozen: Frozen, world_params: Params, key: jax.Array

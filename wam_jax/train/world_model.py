@@ -1,4 +1,4 @@
-"""The world model as pure functions: filtering, imagination, loss, update."""
+"""The world model as pure functions: filtering and imagination."""
 
 from __future__ import annotations
 
@@ -9,22 +9,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import struct
-from jax.sharding import Mesh
 
 from wam_jax.core import distributions
 from wam_jax.embodiment import ROBOT_OBS
-from wam_jax.nn import rssm, vision
-from wam_jax.nn.world_model import WorldModel, proprio_features
-from wam_jax.train import sharding
-from wam_jax.train.state import make_optimizer as make_adamw
-from wam_jax.types import Batch, Latent, Metrics, Params, TrainState, features
-
-HEAD = "inverse_dynamics_head"  # of the parameters
-ROBOT_RATE = 5.0  # learning rate of the robot's dynamics, times that of the model
-REMAT_PARTS = 16  # that the frames of a batch are worked through in with `remat`
-ACTION_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
+from wam_jax.nn import rssm
+from wam_jax.nn.world_model import WorldModel
+from wam_jax.types import Batch, Latent, Params
 
 
 def init_params(model: WorldModel, key: jax.Array) -> Params:
@@ -34,7 +25,7 @@ def init_params(model: WorldModel, key: jax.Array) -> Params:
   return jax.jit(model.init)(key, pictures, jnp.zeros((1, ROBOT_OBS)))["params"]
 
 
-def _apply(model: WorldModel, params: Params, method: str, *args: Any) -> Any:
+def apply(model: WorldModel, params: Params, method: str, *args: Any) -> Any:
   """Runs a method of the networks; "rssm.NAME" is one of the recurrent model."""
   bound = operator.attrgetter(method)
   return model.apply({"params": params}, *args, method=lambda module, *args: bound(module)(*args))
@@ -51,7 +42,7 @@ def initial_latent(model: WorldModel, params: Params, batch_size: int) -> Latent
   if not model.learned_initial_state:
     deter, stoch = jnp.zeros((batch_size, model.deter)), jnp.zeros((batch_size, model.stoch, model.classes))
   else:
-    deter, stoch = _apply(model, params, "rssm.initial_state")
+    deter, stoch = apply(model, params, "rssm.initial_state")
     deter, stoch = (jnp.broadcast_to(x, (batch_size, *x.shape)) for x in (deter, stoch))
   # Logits in a buffer of their own: a training state holding this is donated.
   return Latent(deter=deter, stoch=stoch, logits=jnp.zeros_like(stoch), robot=robot)
@@ -60,7 +51,7 @@ def initial_latent(model: WorldModel, params: Params, batch_size: int) -> Latent
 def encode(model: WorldModel, params: Params, batch: Batch) -> jax.Array:
   """Encoder embeddings e_t of a batch of windows: [B, T, E + P]."""
   pictures = {camera: getattr(batch, camera) for camera in model.cameras}
-  return _apply(model, params, "encode", pictures, batch.robot_obs)
+  return apply(model, params, "encode", pictures, batch.robot_obs)
 
 
 def encode_observation(
@@ -68,12 +59,12 @@ def encode_observation(
 ) -> jax.Array:
   """Embedding of single frames: uint8 [B, S, S, 3] twice, robot_obs [B, 15] -> [B, E + P]."""
   pictures = {"rgb_static": rgb_static, "rgb_gripper": rgb_gripper}
-  return _apply(model, params, "encode", pictures, robot_obs)
+  return apply(model, params, "encode", pictures, robot_obs)
 
 
 def decode(model: WorldModel, params: Params, feature: jax.Array) -> dict[str, jax.Array]:
   """Pictures of features [..., F], in about [-1, 1]."""
-  return _apply(model, params, "decode", feature)
+  return apply(model, params, "decode", feature)
 
 
 def latent_noise(model: WorldModel, key: jax.Array | None, lead: tuple[int, ...]) -> jax.Array | None:
@@ -113,8 +104,8 @@ def _frames(
   hidden: jax.Array | None = None,
 ) -> _Frames:
   return _Frames(
-    embed_term=_apply(model, params, "rssm.embed_term", embed),
-    action_term=_apply(model, params, "rssm.action_term", prev_action),
+    embed_term=apply(model, params, "rssm.embed_term", embed),
+    action_term=apply(model, params, "rssm.action_term", prev_action),
     action=prev_action,
     robot=embed[..., model.embed :] if model.carries_robot else None,
     is_first=is_first,
@@ -127,18 +118,18 @@ def _posterior_step(model: WorldModel, params: Params, latent: Latent, frame: _F
   """Latent [B, ...] after a frame."""
   keep = 1.0 - frame.is_first.astype(latent.deter.dtype)
   latent = jax.tree.map(lambda x: x * keep.reshape(-1, *[1] * (x.ndim - 1)), latent)
-  deter = _apply(model, params, "rssm.recur", latent.deter, latent.stoch, latent.robot, frame.action_term)
-  posterior = logits = _apply(model, params, "rssm.posterior_logits", deter, frame.embed_term)
+  deter = apply(model, params, "rssm.recur", latent.deter, latent.stoch, latent.robot, frame.action_term)
+  posterior = logits = apply(model, params, "rssm.posterior_logits", deter, frame.embed_term)
   robot = None
   if frame.robot is not None and latent.robot is not None:
     robot = rssm.seen_robot(frame.robot, latent.robot, frame.is_first)
   if frame.hidden is not None:
     imagined = frame.hidden[:, None]
     if robot is not None:
-      predicted = _apply(model, params, "rssm.predict_robot", latent.robot, frame.action)
+      predicted = apply(model, params, "rssm.predict_robot", latent.robot, frame.action)
       # The robot's dynamics learn from its own state alone (`roll_robot`), not from pictures.
       robot = jnp.where(imagined, jax.lax.stop_gradient(predicted), robot)
-    logits = jnp.where(imagined[..., None], _apply(model, params, "rssm.prior_logits", deter, robot), logits)
+    logits = jnp.where(imagined[..., None], apply(model, params, "rssm.prior_logits", deter, robot), logits)
   stoch = distributions.one_hot(logits, frame.noise)
   return Latent(deter=deter, stoch=stoch, logits=posterior, robot=robot)
 
@@ -193,7 +184,7 @@ def observe(
   initial = initial_latent(model, params, batch) if initial is None else initial
   _, out = jax.lax.scan(jax.checkpoint(step) if remat else step, initial, time_major(frames))
   posterior = time_major(out)
-  prior_logits = _apply(model, params, "rssm.prior_logits", posterior.deter, posterior.robot)
+  prior_logits = apply(model, params, "rssm.prior_logits", posterior.deter, posterior.robot)
   return posterior, posterior.replace(logits=prior_logits)
 
 
@@ -233,10 +224,10 @@ def imagine_step(
 
   Logits are divided by `temperature` before a sample is drawn; the latent holds them as they are.
   """
-  action_term = _apply(model, params, "rssm.action_term", action)
-  deter = _apply(model, params, "rssm.recur", latent.deter, latent.stoch, latent.robot, action_term)
-  robot = None if latent.robot is None else _apply(model, params, "rssm.predict_robot", latent.robot, action)
-  logits = _apply(model, params, "rssm.prior_logits", deter, robot)
+  action_term = apply(model, params, "rssm.action_term", action)
+  deter = apply(model, params, "rssm.recur", latent.deter, latent.stoch, latent.robot, action_term)
+  robot = None if latent.robot is None else apply(model, params, "rssm.predict_robot", latent.robot, action)
+  logits = apply(model, params, "rssm.prior_logits", deter, robot)
   if key is None:
     return Latent(deter=deter, stoch=distributions.one_hot(logits), logits=logits, robot=robot)
   uniform = jax.random.uniform(key, logits.shape[:-1])
@@ -287,443 +278,4 @@ def inverse_dynamics_source(model: WorldModel, embed: jax.Array, feature: jax.Ar
 
 def predict_actions(model: WorldModel, params: Params, source: jax.Array) -> jax.Array:
   """Actions between consecutive frames: `inverse_dynamics_source` [B, T, ...] -> [B, T-1, 7]."""
-  return _apply(model, params, "inverse_dynamics", source[:, :-1], source[:, 1:])
-
-
-def valid_pairs(is_first: jax.Array) -> jax.Array:
-  """Pairs of consecutive frames inside one episode: is_first [B, T] -> [B, T-1] bool."""
-  return ~is_first[:, 1:]
-
-
-def inverse_dynamics_loss(
-  predicted: jax.Array, action: jax.Array, is_first: jax.Array, num_pairs: jax.Array | None = None
-) -> tuple[jax.Array, Metrics]:
-  """Mean squared error over the pairs of consecutive frames inside one episode.
-
-  Args:
-    predicted: [B, T-1, 7], from frames t and t + 1.
-    action: [B, T, 7], taken at t.
-    is_first: [B, T] bool; a pair whose second frame is an episode's first is left out.
-    num_pairs: scalar above 0 to divide by instead of the number of valid pairs here; for parts of a batch.
-
-  Returns:
-    (scalar, metrics: the error per dimension of the action). The mean is over valid pairs and dimensions,
-    so that its weight means the same at every batch size.
-
-  Raises:
-    ValueError: shapes that do not belong together.
-
-  Source: WAM (arXiv 2603.28955).
-  """
-  if predicted.shape != (action.shape[0], action.shape[1] - 1, action.shape[2]):
-    raise ValueError(
-      f"predicted {list(predicted.shape)} must be one frame shorter than action {list(action.shape)}"
-    )
-  valid = valid_pairs(is_first).astype(predicted.dtype)[..., None]
-  error = jnp.square(predicted - action[:, :-1]) * valid
-  pairs = jnp.maximum(valid.sum(), 1.0) if num_pairs is None else num_pairs
-  per_dimension = error.sum((0, 1)) / pairs
-  metrics = {f"inverse_dynamics/error_{name}": per_dimension[i] for i, name in enumerate(ACTION_NAMES)}
-  return per_dimension.mean(), metrics
-
-
-def starting(is_first: jax.Array) -> jax.Array:
-  """The first two frames of each episode in a window, [B, T] bool: before them no change is known."""
-  return is_first.at[:, 1:].max(is_first[:, :-1])
-
-
-def roll_robot(
-  model: WorldModel,
-  params: Params,
-  state: jax.Array,
-  prev_action: jax.Array,
-  is_first: jax.Array,
-  initial: jax.Array | None = None,
-) -> jax.Array:
-  """The robot's states predicted open loop from the first two frames of each episode in a window.
-
-  Args:
-    model: networks that carry the robot's state.
-    params: their parameters.
-    state: [B, T, P], as reported.
-    prev_action: [B, T, 7].
-    is_first: [B, T] bool.
-    initial: [B, 2 P], robot before the windows; None: zero.
-
-  Returns:
-    [B, T, P]; without meaning where `starting`.
-
-  Raises:
-    ValueError: shapes that do not belong together.
-  """
-  if state.shape[:2] != is_first.shape or prev_action.shape[:2] != is_first.shape:
-    raise ValueError(
-      f"state {list(state.shape)}, prev_action {list(prev_action.shape)} and is_first {list(is_first.shape)} "
-      "must agree in [B, T]"
-    )
-  inputs = time_major((state, prev_action, is_first, starting(is_first)))
-
-  def step(robot: jax.Array, frame: tuple) -> tuple[jax.Array, jax.Array]:
-    state, action, first, seen = frame
-    predicted = _apply(model, params, "rssm.predict_robot", robot, action)
-    robot = jnp.where(seen[:, None], rssm.seen_robot(state, robot, first), predicted)
-    return robot, predicted[:, : state.shape[-1]]
-
-  start = jnp.zeros((len(state), 2 * state.shape[-1])) if initial is None else initial
-  return time_major(jax.lax.scan(step, start, inputs)[1])
-
-
-def robot_loss(predicted: jax.Array, state: jax.Array, is_first: jax.Array) -> jax.Array:
-  """Half the squared error of the robot's state, where it could be predicted.
-
-  Args:
-    predicted: [B, T, P], from `roll_robot`.
-    state: [B, T, P], as reported.
-    is_first: [B, T] bool.
-
-  Returns:
-    [B, T], 0 where `starting`: a prediction that knows no change would bias those that do.
-
-  Raises:
-    ValueError: shapes that do not belong together.
-  """
-  if predicted.shape != state.shape or state.shape[:2] != is_first.shape:
-    raise ValueError(
-      f"predicted {list(predicted.shape)}, state {list(state.shape)} and is_first {list(is_first.shape)} do "
-      "not belong together"
-    )
-  return 0.5 * jnp.square(predicted - state).sum(-1) * ~starting(is_first)
-
-
-def _image_loss(pictures: dict[str, jax.Array], target: dict[str, jax.Array]) -> jax.Array:
-  """Half the squared error summed over pixels and cameras: [N, S, S, 3] each -> [N]."""
-  errors = [0.5 * jnp.square(pictures[camera] - x).sum((1, 2, 3)) for camera, x in target.items()]
-  return jnp.stack(errors).sum(0)
-
-
-def _over_frames(function: Callable[..., jax.Array], params: Params, *frames: Any, remat: bool) -> jax.Array:
-  """`function(params, *frames)` for pytrees [N, ...], or, to save memory, part by part.
-
-  With `remat` no more than the activations of one part exist at a time: the backward pass computes
-  them again.
-  """
-  if not remat:
-    return function(params, *frames)
-  num = jax.tree.leaves(frames)[0].shape[0]
-  parts = next(n for n in range(min(REMAT_PARTS, num), 0, -1) if num % n == 0)
-  split = jax.tree.map(lambda x: x.reshape(parts, num // parts, *x.shape[1:]), frames)
-  out = jax.lax.map(jax.checkpoint(lambda part: function(params, *part)), split)
-  return out.reshape(num, *out.shape[2:])
-
-
-def is_probe(config: Any) -> bool:
-  """Whether the inverse-dynamics head only watches: plain DreamerV2, `inverse_dynamics_weight` 0."""
-  return config.inverse_dynamics_weight == 0
-
-
-@struct.dataclass
-class Draws:
-  """What is random in an update's loss, drawn for the whole batch, whose parts may be worked on anywhere.
-
-  Attributes:
-    noise: [B, T, S, C] of the posterior's samples.
-    decoded: [B, n] int32, the frames of each window that are decoded; None: all.
-    hidden: [B, T] bool, the frames that are imagined instead of seen; None: none.
-  """
-
-  noise: jax.Array
-  decoded: jax.Array | None
-  hidden: jax.Array | None = None
-
-
-def draw(model: WorldModel, config: Any, key: jax.Array, batch_size: int, length: int) -> Draws:
-  """Draws of an update.
-
-  Args:
-    model: the networks.
-    config: `config.world_model`; `decode_fraction` of each window's frames are decoded, at least one, and
-      `open_loop_share` of the windows are seen up to a random frame only.
-    key: random key.
-    batch_size: B.
-    length: T.
-  """
-  noise = distributions.gumbel(jax.random.fold_in(key, 0), (batch_size, length, model.stoch, model.classes))
-  hidden = decoded = None
-  if config.open_loop_share:
-    open_key, seen_key = jax.random.split(jax.random.fold_in(key, 2))
-    open_loop = jax.random.bernoulli(open_key, config.open_loop_share, (batch_size, 1))
-    num_seen = jax.random.randint(seen_key, (batch_size, 1), min(2, length - 1), length)
-    hidden = open_loop & (jnp.arange(length) >= num_seen)
-  if config.decode_fraction < 1:
-    order = jnp.argsort(jax.random.uniform(jax.random.fold_in(key, 1), (batch_size, length)))
-    decoded = order[:, : max(1, round(config.decode_fraction * length))]
-  return Draws(noise, decoded, hidden)
-
-
-def world_model_loss(
-  model: WorldModel,
-  config: Any,
-  params: Params,
-  batch: Batch,
-  draws: Draws | None,
-  initial: Latent | None = None,
-  num_pairs: jax.Array | None = None,
-) -> tuple[jax.Array, tuple[Metrics, Latent]]:
-  """What is minimised, and its terms.
-
-  With weight 0 the inverse-dynamics head still learns, on inputs that it cannot shape: a probe of plain
-  DreamerV2. It is then part of what is minimised, but not of the model's loss (`loss/total`).
-
-  Args:
-    model: the networks.
-    config: `config.world_model`.
-    params: parameters.
-    batch: windows [B, T].
-    draws: of these windows, or None for modes and all frames decoded.
-    initial: [B, ...], state before the windows; None: `initial_latent`.
-    num_pairs: as in `inverse_dynamics_loss`.
-
-  Returns:
-    (scalar, (metrics, last posterior [B, ...], without gradient)).
-
-  Source: WAM (arXiv 2603.28955) on DreamerV2's terms (arXiv 2010.02193, equation 2):
-  w_img * 1/2 |x^ - x|^2 + w_kl * balanced KL + w_act * inverse dynamics. Deviations: optional terms rebuild
-  the pictures straight from e_t and the robot state from f_t, and a random share of the frames of each window
-  may be decoded.
-  """
-  over_frames = functools.partial(_over_frames, remat=config.remat)
-  num_frames = batch.is_first.size
-  flat = lambda x: x.reshape(num_frames, *x.shape[2:])
-  pictures = {camera: flat(getattr(batch, camera)) for camera in model.cameras}
-  encode_frames = lambda params, *seen: _apply(model, params, "encode", *seen)
-  embed = over_frames(encode_frames, params, pictures, flat(batch.robot_obs))
-  embed = embed.reshape(*batch.is_first.shape, -1)
-  noise = None if draws is None else draws.noise
-  posterior, prior = observe(
-    model,
-    params,
-    embed,
-    batch.prev_action,
-    batch.is_first,
-    noise,
-    initial,
-    config.remat,
-    None if draws is None else draws.hidden,
-  )
-  feature = features(posterior)
-
-  picked = flat
-  if draws is not None and draws.decoded is not None:
-    chosen = (jnp.arange(len(draws.decoded))[:, None] * batch.is_first.shape[1] + draws.decoded).reshape(-1)
-    picked = lambda x: flat(x)[chosen]
-  target = {camera: picked(getattr(batch, camera)) for camera in model.cameras}
-
-  def image_loss(method: str, source: jax.Array) -> jax.Array:
-    def of_frames(params: Params, source: jax.Array, target: dict[str, jax.Array]) -> jax.Array:
-      truth = {camera: vision.normalise(picture) for camera, picture in target.items()}
-      return _image_loss(_apply(model, params, method, source), truth)
-
-    return over_frames(of_frames, params, source, target)
-
-  losses = {
-    "image": image_loss("decode", picked(feature)),
-    "kl": distributions.balanced_kl(posterior.logits, prior.logits, config.kl_balance),
-  }
-  weights = {
-    "image": config.image_weight,
-    "kl": config.kl_weight,
-    "inverse_dynamics": config.inverse_dynamics_weight,
-  }
-  if model.decode_embedding:
-    losses["embedding_image"] = image_loss("decode_from_embedding", picked(embed))
-    weights["embedding_image"] = config.embedding_image_weight
-  if model.decode_robot:
-    error = _apply(model, params, "decode_robot_obs", feature) - proprio_features(batch.robot_obs)
-    losses["robot_obs"] = 0.5 * jnp.square(error).sum(-1)
-    weights["robot_obs"] = config.robot_obs_weight
-  if model.carries_robot:
-    state = embed[..., model.embed :]
-    start = None if initial is None else initial.robot
-    predicted = roll_robot(model, params, state, batch.prev_action, batch.is_first, start)
-    losses["robot_obs"] = robot_loss(predicted, state, batch.is_first)
-    weights["robot_obs"] = config.robot_obs_weight
-  if losses["kl"].shape != batch.is_first.shape or losses["image"].ndim != 1:
-    raise ValueError(f"loss terms have shapes { {name: list(x.shape) for name, x in losses.items()} }")
-
-  source = inverse_dynamics_source(model, embed, feature)
-  source = jax.lax.stop_gradient(source) if is_probe(config) else source
-  losses["inverse_dynamics"], action_metrics = inverse_dynamics_loss(
-    predict_actions(model, params, source), batch.action, batch.is_first, num_pairs
-  )
-
-  if set(losses) != set(weights):
-    raise ValueError(f"losses {sorted(losses)} and weights {sorted(weights)} differ")
-  means = {name: term.mean() for name, term in losses.items()}
-  total = jnp.stack([weights[name] * means[name] for name in losses]).sum()
-  metrics = {
-    "loss/total": total,
-    **{f"loss/{name}": value for name, value in means.items()},
-    **action_metrics,
-  }
-  metrics["latent/posterior_entropy"] = distributions.entropy(posterior.logits).mean()
-  metrics["latent/prior_entropy"] = distributions.entropy(prior.logits).mean()
-  last = jax.tree.map(lambda x: jax.lax.stop_gradient(x[:, -1]), posterior)
-  return total + means["inverse_dynamics"] * is_probe(config), (metrics, last)
-
-
-def psnr(model: WorldModel, image_loss: jax.Array) -> jax.Array:
-  """PSNR [dB] of pictures whose range is 2, all cameras together, of the mean image loss."""
-  pixel_error = image_loss * 2 / (len(model.cameras) * 3 * model.image_size**2)
-  return 10 * jnp.log10(4.0 / jnp.maximum(pixel_error, 1e-12))
-
-
-def make_optimizer(config: Any, params: Params) -> optax.GradientTransformation:
-  """AdamW with clipping by the global norm of the model's gradients.
-
-  A head that only watches (`is_probe`) has an optimiser of its own, so that its gradients do not enter
-  the norm; so have the robot's dynamics, which share no gradient with the rest.
-
-  Args:
-    config: `config.world_model`.
-    params: parameters, or their shapes.
-
-  Source: LUMOS: AdamW on all parameters, clip 100. LUMOS clips gradients that are still multiplied by
-  its loss scale, so its effective clip is far smaller; here there is no scale.
-  """
-  adamw = functools.partial(
-    make_adamw,
-    updates=config.updates,
-    warmup_updates=config.warmup_updates,
-    eps=config.adam_eps,
-    betas=config.adam_betas,
-  )
-  rest = {
-    "final_scale": config.final_learning_rate_scale,
-    "weight_decay": config.weight_decay,
-    "grad_clip": config.grad_clip,
-  }
-  optimizers = {"model": adamw(config.learning_rate, **rest)}
-  if is_probe(config):
-    optimizers["probe"] = adamw(config.learning_rate, **rest)
-  if config.proprio == "latent":
-    # To 0: a constant error of a step, however small, adds up over a dream.
-    optimizers["robot"] = adamw(ROBOT_RATE * config.learning_rate, final_scale=0.0)
-  if len(optimizers) == 1:
-    return optimizers["model"]
-
-  def label(path: tuple[Any, ...], _: Any) -> str:
-    names = [key.key for key in path]
-    if "robot_dynamics" in names:
-      return "robot"
-    return "probe" if names[0] == HEAD and is_probe(config) else "model"
-
-  return optax.partition(optimizers, jax.tree_util.tree_map_with_path(label, params))
-
-
-def clipped_together(config: Any, grads: Params) -> Params:
-  """The gradients whose global norm is clipped: those without an optimiser of their own."""
-  out = {name: part for name, part in grads.items() if name != HEAD or not is_probe(config)}
-  if config.proprio == "latent":
-    out["rssm"] = {name: part for name, part in out["rssm"].items() if name != "robot_dynamics"}
-  return out
-
-
-def step_keys(key: jax.Array, step: jax.Array | int) -> tuple[jax.Array, jax.Array]:
-  """Keys of update `step`: to draw its windows, and for its loss."""
-  sample_key, loss_key = jax.random.split(jax.random.fold_in(key, step))
-  return sample_key, loss_key
-
-
-def make_gradients(
-  model: WorldModel, config: Any, mesh: Mesh | None = None
-) -> Callable[[Params, Batch, Draws | None, Latent | None], tuple[Params, tuple[Metrics, Latent]]]:
-  """Builds `gradients(params, batch, draws, carry) -> (gradient, (metrics, last posterior [B, ...]))`.
-
-  The gradient is that of the whole batch, however it is worked through: in `config.accumulate` parts one
-  after the other, and divided over the devices of a mesh.
-
-  Args:
-    model: the networks.
-    config: `config.world_model`.
-    mesh: from `sharding.make_mesh`; its devices and `accumulate` together divide B.
-  """
-  parts = config.accumulate
-
-  def loss_fn(params: Params, batch: Batch, draws: Draws | None, carry: Latent | None, pairs: Any) -> Any:
-    return world_model_loss(model, config, params, batch, draws, carry, pairs)
-
-  grad_fn = jax.grad(loss_fn, has_aux=True)
-
-  def in_parts(params: Params, batch: Batch, draws: Draws | None, carry: Any, pairs: jax.Array) -> Any:
-    """Mean gradient, metrics, and last state [B, ...]; `pairs` of inverse dynamics are in the batch."""
-    if parts == 1:
-      return grad_fn(params, batch, draws, carry, pairs)
-    split = lambda x: x.reshape(parts, x.shape[0] // parts, *x.shape[1:])
-
-    def one(total: Params, inputs: tuple) -> tuple[Params, Any]:
-      grads, aux = grad_fn(params, *inputs, pairs / parts)
-      return jax.tree.map(jnp.add, total, grads), aux
-
-    zero = jax.tree.map(jnp.zeros_like, params)
-    total, (metrics, last) = jax.lax.scan(one, zero, jax.tree.map(split, (batch, draws, carry)))
-    join = lambda x: x.reshape(-1, *x.shape[2:])
-    mean = lambda tree: jax.tree.map(lambda x: x.mean(0), tree)
-    return jax.tree.map(lambda x: x / parts, total), (mean(metrics), jax.tree.map(join, last))
-
-  def of_device(*inputs: Any) -> Any:
-    grads, (metrics, last) = in_parts(*inputs)
-    return sharding.mean_over_devices((grads, metrics)), last
-
-  def gradients(params: Params, batch: Batch, draws: Draws | None, carry: Latent | None) -> Any:
-    pairs = jnp.maximum(valid_pairs(batch.is_first).sum().astype(jnp.float32), 1.0)
-    if mesh is None:
-      grads, (metrics, last) = in_parts(params, batch, draws, carry, pairs)
-    else:
-      # Not left to the partitioner: it would sum gradients over devices at every frame of the backward scan.
-      run = sharding.over_devices(of_device, mesh, split=(False, True, True, True, False))
-      (grads, metrics), last = run(params, batch, draws, carry, pairs / mesh.size)
-    return grads, (metrics | {"image/psnr": psnr(model, metrics["loss/image"])}, last)
-
-  return gradients
-
-
-def make_update(
-  model: WorldModel,
-  config: Any,
-  optimizer: optax.GradientTransformation,
-  sample: Callable[[Any, jax.Array, jax.Array, jax.Array], Batch],
-  mesh: Mesh | None = None,
-) -> Callable[[TrainState, Any, jax.Array, int], tuple[TrainState, Metrics]]:
-  """Builds `update(state, source, key, num)`: `num` gradient steps in one compiled program.
-
-  Args:
-    model: the networks.
-    config: `config.world_model`.
-    optimizer: from `make_optimizer`.
-    sample: (source, key, step, i) -> Batch, called inside jit with the first of `step_keys`; `step`
-      counts the updates of the run, `i` those of this call.
-    mesh: devices that the batch is divided over; then all arguments are on each of them (`sharding.put`).
-
-  Returns:
-    Function to (state, metrics [num]). The old state is donated; `num` is static. An update depends on
-    `key` and its number alone: it does not matter how a run is cut into calls. If `state.carry` is a
-    Latent, windows go on from it, else each starts afresh.
-  """
-  gradients = make_gradients(model, config, mesh)
-
-  def step(state: TrainState, source: Any, key: jax.Array, i: jax.Array) -> tuple[TrainState, Metrics]:
-    sample_key, loss_key = step_keys(key, state.step)
-    batch = sharding.split(sample(source, sample_key, state.step, i), mesh)
-    draws = sharding.split(draw(model, config, loss_key, *batch.is_first.shape), mesh)
-    grads, (metrics, last) = gradients(state.params, batch, draws, state.carry)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    metrics["optimizer/grad_norm"] = optax.tree.norm(clipped_together(config, grads))
-    params = optax.apply_updates(state.params, updates)
-    carry = None if state.carry is None else sharding.whole(last, mesh)
-    return state.replace(step=state.step + 1, params=params, opt_state=opt_state, carry=carry), metrics
-
-  def update(state: TrainState, source: Any, key: jax.Array, num: int) -> tuple[TrainState, Metrics]:
-    state, metrics = jax.lax.scan(lambda state, i: step(state, source, key, i), state, jnp.arange(num))
-    return sharding.whole(state, mesh), sharding.whole(metrics, mesh)
-
-  return jax.jit(update, static_argnums=3, donate_argnums=0)
+  return apply(model, params, "inverse_dynamics", source[:, :-1], source[:, 1:])

@@ -1,13 +1,14 @@
 """CALVIN's own simulator, from an unmodified checkout of mees/calvin_env: headless, no GL, no tactile sensor.
 
 Nothing of calvin_env is installed or changed: its folder is put on the import path, and what it imports
-but does not need without a screen (gym, cv2, git, quaternion) is stood in for where it is absent. PyBullet
+but does not need without a screen (gym, cv2, git, quaternion) is stood in for while it is imported. PyBullet
 keeps its world in the process, so a process holds one table; `snapshot` and `restore` let it take turns on
 many episodes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib
@@ -17,7 +18,7 @@ import pathlib
 import sys
 import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from typing import Any
 
@@ -30,9 +31,10 @@ from wam_jax.host.regular_files import read_bytes
 SCENES = ("A", "B", "C", "D")
 PICTURE_SIZES = dict(zip(CAMERAS, (200, 84), strict=True))  # sides in pixels
 HOW_TO = """CALVIN's simulator and data take three steps:
-  pip install 'wam_jax[calvin]'
+  pip install 'wam_jax[calvin]' (compiles pybullet but for Python 3.11 on x86-64: apt install g++ python3-dev)
   git clone https://github.com/mees/calvin_env, and --config.env.calvin_root=calvin_env or $CALVIN_ROOT
   dataset/download_data.sh of github.com/mees/calvin, and --config.data.calvin_path=FOLDER or $CALVIN_DATA"""
+_MARK = "calvin_env/envs/play_table_env.py"  # by this file a checkout of calvin_env is known
 _PACKAGES = {"pybullet": "pybullet", "hydra": "hydra-core", "omegaconf": "omegaconf", "scipy": "scipy"}
 
 
@@ -40,28 +42,60 @@ class CalvinMissingError(RuntimeError):
   """A part of CALVIN's simulator is missing; the text names it and says what to do."""
 
   def __init__(self, missing: str):
+    self.missing = missing
     super().__init__(f"{missing}\n{HOW_TO}")
 
 
-def find_root(root: str = "") -> pathlib.Path:
-  """The checkout of calvin_env.
+def find_checkout(root: str = "") -> pathlib.Path:
+  """The checkout of calvin_env, known by one file; no package is looked for.
 
   Args:
-    root: its folder; empty: $CALVIN_ROOT.
+    root: its folder, or that of a checkout of mees/calvin with it inside; empty: $CALVIN_ROOT.
 
   Raises:
-    CalvinMissingError: no folder given, or it is no checkout, or a Python package is not installed.
+    CalvinMissingError: no folder given, or no checkout there.
   """
-  path = os.path.expanduser(root or os.environ.get("CALVIN_ROOT", ""))
-  if not path:
+  name = os.path.expanduser(root or os.environ.get("CALVIN_ROOT", ""))
+  if not name:
     raise CalvinMissingError("no checkout of calvin_env was named.")
-  for part in ("calvin_env/envs/play_table_env.py", "conf/scene", "data"):
-    if not (pathlib.Path(path) / part).exists():
+  path, inner = pathlib.Path(name), pathlib.Path(name, "calvin_env")
+  for folder in (path, inner):  # CALVIN's own README sets $CALVIN_ROOT to the checkout of mees/calvin
+    if os.path.isfile(folder / _MARK):
+      return folder
+  if os.path.isfile(path / ".gitmodules") and os.path.isdir(inner):
+    raise CalvinMissingError(
+      f"{path} is a checkout of mees/calvin without its submodules: {inner} has no {_MARK}. "
+      f"Fetch them: git -C {path} submodule update --init --recursive"
+    )
+  raise CalvinMissingError(f"{path} is no checkout of calvin_env: it has no {_MARK}.")
+
+
+def find_root(root: str = "") -> pathlib.Path:
+  """`find_checkout` as an absolute path, and every package that it needs imported.
+
+  Raises:
+    CalvinMissingError: as `find_checkout`; or a Python package is not installed or cannot be imported.
+  """
+  path = find_checkout(root)
+  for part in ("conf/scene", "data"):
+    if not (path / part).exists():
       raise CalvinMissingError(f"{path} is no checkout of calvin_env: it has no {part}.")
   absent = [name for module, name in _PACKAGES.items() if importlib.util.find_spec(module) is None]
   if absent:
     raise CalvinMissingError(f"not installed: {', '.join(absent)}.")
-  return pathlib.Path(path).resolve()
+  for module, name in _PACKAGES.items():
+    with _told(f"{name} is installed, but cannot be imported"):
+      importlib.import_module(module)
+  return path.resolve()
+
+
+@contextlib.contextmanager
+def _told(what: str) -> Iterator[None]:
+  """Raises whatever an import raises (libraries for another NumPy raise as they please) as our error."""
+  try:
+    yield
+  except Exception as error:
+    raise CalvinMissingError(f"{what}: {type(error).__name__}: {error}") from error
 
 
 def describe(root: str = "", scene: str = "D") -> dict[str, str]:
@@ -75,8 +109,13 @@ def describe(root: str = "", scene: str = "D") -> dict[str, str]:
   return {"scene": scene, "calvin_env_sha256": digest.hexdigest(), **versions}
 
 
-def _stand_in() -> None:
-  """Empty modules for what calvin_env imports and a simulation without a screen never calls."""
+@contextlib.contextmanager
+def _stood_in() -> Iterator[None]:
+  """Empty modules for what calvin_env imports and a simulation without a screen never calls.
+
+  They take the places of the installed packages too, which may be broken (OpenCV without libGL, GitPython
+  without git, builds for another NumPy), and leave them again: the rest of the process has its own.
+  """
 
   def module(name: str, **content: Any) -> types.ModuleType:
     stub = types.ModuleType(name)
@@ -90,15 +129,39 @@ def _stand_in() -> None:
   seeding = module("gym.utils.seeding", np_random=lambda seed=None: (np.random.RandomState(seed), seed))
   utils = module("gym.utils", seeding=seeding)
   gym = module("gym", Env=object, Wrapper=object, utils=utils)
-  groups = (
-    (gym, utils, seeding),
-    (module("cv2"),),
-    (module("quaternion"),),
-    (module("git", Repo=no_repository),),
+  stubs = (gym, utils, seeding, module("cv2"), module("quaternion"), module("git", Repo=no_repository))
+  before = {stub.__name__: sys.modules.get(stub.__name__) for stub in stubs}
+  sys.modules.update({stub.__name__: stub for stub in stubs})
+  try:
+    yield
+  finally:
+    for name, original in before.items():
+      if original is None:
+        del sys.modules[name]
+      else:
+        sys.modules[name] = original
+
+
+def _make_env(folder: pathlib.Path, scene: str) -> Any:
+  """calvin_env's own environment."""
+  hydra, omegaconf = importlib.import_module("hydra"), importlib.import_module("omegaconf")
+  load = lambda name: omegaconf.OmegaConf.load(folder / "conf" / f"{name}.yaml")
+  robot = omegaconf.OmegaConf.merge(load("robot/panda"), load("robot/panda_longer_finger"))
+  robot.pop("defaults", None)
+  config = omegaconf.OmegaConf.create(
+    {
+      "env": load("env/play_table_env"),
+      "scene": load(f"scene/calvin_scene_{scene}"),
+      "robot": robot,
+      "cameras": {name: load(f"cameras/cameras/{name}") for name in ("static", "gripper")},
+      "use_vr": False,
+      "data_path": str(folder / "data"),
+    }
   )
-  for group in groups:
-    if group[0].__name__ not in sys.modules and importlib.util.find_spec(group[0].__name__) is None:
-      sys.modules.update({stub.__name__: stub for stub in group})
+  importlib.import_module(config.env["_target_"].rpartition(".")[0])  # hydra would hide why it fails
+  return hydra.utils.instantiate(
+    config.env, show_gui=False, use_vr=False, use_egl=False, use_scene_info=False
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,26 +196,10 @@ class CalvinTable:
     if scene not in SCENES:
       raise ValueError(f"unknown scene {scene!r}; known: {', '.join(SCENES)}")
     folder = find_root(root)
-    _stand_in()
     if str(folder) not in sys.path:
       sys.path.insert(0, str(folder))
-    hydra, omegaconf = importlib.import_module("hydra"), importlib.import_module("omegaconf")
-    load = lambda name: omegaconf.OmegaConf.load(folder / "conf" / f"{name}.yaml")
-    robot = omegaconf.OmegaConf.merge(load("robot/panda"), load("robot/panda_longer_finger"))
-    robot.pop("defaults", None)
-    config = omegaconf.OmegaConf.create(
-      {
-        "env": load("env/play_table_env"),
-        "scene": load(f"scene/calvin_scene_{scene}"),
-        "robot": robot,
-        "cameras": {name: load(f"cameras/cameras/{name}") for name in ("static", "gripper")},
-        "use_vr": False,
-        "data_path": str(folder / "data"),
-      }
-    )
-    self._env = hydra.utils.instantiate(
-      config.env, show_gui=False, use_vr=False, use_egl=False, use_scene_info=False
-    )
+    with _stood_in(), _told(f"{folder} cannot be loaded"):
+      self._env = _make_env(folder, scene)
     self._env.scene.reset()
     self._fresh = self.snapshot()
 

@@ -1,7 +1,7 @@
 """The play table as a standard gymnasium environment.
 
-Importing this module registers it: gymnasium.make("wam_jax/PlayTable-v0", task="open_drawer"). Or in one go:
-gymnasium.make("wam_jax.envs.play_table.gym:wam_jax/PlayTable-v0").
+After `import wam_jax`: gymnasium.make("wam_jax/PlayTable-v0", task="open_drawer"). A program without that
+import names this module too: gymnasium.make("wam_jax.envs.play_table.gym:wam_jax/PlayTable-v0").
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from wam_jax.envs.base import find_skill
 from wam_jax.envs.play_table import renderer, simulator, skills
 from wam_jax.host.numbers import real, whole
 
-ENV_ID = "wam_jax/PlayTable-v0"
+RENDER_SIZE = 256  # pixels: the pictures that policies see are too small for people
 
 
 class PlayTableEnv(gymnasium.Env):
@@ -26,6 +26,8 @@ class PlayTableEnv(gymnasium.Env):
   as in `envs.base`. Action: [7] in [-1, 1]; the gripper opens if its number is positive and closes otherwise,
   because samples of a Box are hardly ever exactly +1 or -1. With a task, the reward is 1 and the episode is
   over at success; without, the reward is always 0. Truncation after `max_steps` is this environment's own.
+  `copy.deepcopy` and `pickle` give an environment that goes on from the same state. Making one does not
+  start JAX, `reset` does: then processes can no longer be forked, only spawned.
   """
 
   metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": CONTROL_HZ}  # noqa: RUF012
@@ -43,12 +45,13 @@ class PlayTableEnv(gymnasium.Env):
       task: of `skills.SKILLS`, or None for play.
       image_size: height and width of the pictures in pixels.
       max_steps: actions after which an episode is truncated.
-      render_mode: None, or 'rgb_array': `render` returns the static camera's picture.
+      render_mode: None, or 'rgb_array': `render` draws the static camera's picture for people.
 
     Raises:
       ValueError: unknown task or render mode, a number that is out of range or not whole.
     """
-    self._goal = find_skill(skills.SKILLS, task).task.goal if task is not None else None
+    if task is not None:
+      find_skill(skills.SKILLS, task)
     if render_mode not in (None, *self.metadata["render_modes"]):
       raise ValueError(
         f"unknown render_mode {render_mode!r}; known: {', '.join(self.metadata['render_modes'])}"
@@ -57,6 +60,8 @@ class PlayTableEnv(gymnasium.Env):
     self.max_steps = whole("max_steps", max_steps, 1)
     self._env = simulator.PlayTable()
     self._renderer = renderer.make_renderer(image_size, workers=1)
+    large = max(image_size, RENDER_SIZE)
+    self._film_renderer = renderer.make_renderer(large, workers=1) if render_mode is not None else None
     picture = gymnasium.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
     self.observation_space = gymnasium.spaces.Dict(
       {
@@ -70,7 +75,6 @@ class PlayTableEnv(gymnasium.Env):
   def _observe(self) -> dict[str, np.ndarray]:
     robot_obs, scene_obs = self._env.state()
     pictures = self._renderer(robot_obs[None], scene_obs[None])
-    self._picture = pictures["rgb_static"][0]
     return {key: value[0] for key, value in pictures.items()} | {
       "robot_obs": robot_obs,
       "scene_obs": scene_obs,
@@ -112,18 +116,15 @@ class PlayTableEnv(gymnasium.Env):
     self._env.step(action)
     self._steps += 1
     observation = self._observe()
-    success = self._goal is not None and bool(self._goal(self._start, observation["scene_obs"]))
+    success = self._succeeded(observation["scene_obs"])
     return observation, float(success), success, self._steps >= self.max_steps, {"success": success}
 
+  def _succeeded(self, scene_obs: np.ndarray) -> bool:
+    # Looked up each time: a goal may be a function that cannot be pickled.
+    return self.task is not None and bool(skills.SKILLS[self.task].task.goal(self._start, scene_obs))
+
   def render(self) -> np.ndarray | None:
-    """The static camera's picture [S, S, 3] uint8, or None without a render mode."""
-    return self._picture.copy() if self.render_mode == "rgb_array" else None
-
-
-def register() -> None:
-  """Makes ENV_ID known to gymnasium; harmless when repeated."""
-  if ENV_ID not in gymnasium.registry:
-    gymnasium.register(ENV_ID, entry_point="wam_jax.envs.play_table.gym:PlayTableEnv")
-
-
-register()
+    """The static camera's picture [R, R, 3] uint8, R at least RENDER_SIZE; None without a render mode."""
+    if self._film_renderer is None:
+      return None
+    return self._film_renderer(*(state[None] for state in self._env.state()))["rgb_static"][0]

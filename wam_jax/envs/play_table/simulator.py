@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
-import mujoco
 import numpy as np
 
 from wam_jax.embodiment import ACTION, CONTROL_HZ, ROBOT_OBS, SCENE_OBS
 from wam_jax.envs import base, goals
 from wam_jax.envs.play_table import scene
+from wam_jax.envs.play_table.physics import mujoco
 from wam_jax.host.numbers import real
 
 TARGET_LEASH = 0.12  # m by which the target may run ahead of the gripper, so that pushing against a stop ends
@@ -23,6 +24,17 @@ _IK_HOMING = 0.05  # pull of the redundant joint towards the home posture
 _JOINT_MARGIN = 0.02  # rad that inverse kinematics keeps from the joints' limits
 # Soft limits give way a little under load, so a state that physics produced may lie just outside.
 _RANGE_TOLERANCE = {"arm": 0.1, "width": 0.02, "furniture": 0.02}
+# What `PlayTable` holds beside MuJoCo's own state.
+_CARRIED = (
+  "_joint_target",
+  "_target_position",
+  "_target_euler",
+  "_gripper",
+  "_bulb",
+  "_led",
+  "_pressed",
+)
+_PHYSICS = mujoco.mjtState.mjSTATE_INTEGRATION  # all that the next steps depend on
 _POSE_TOLERANCE = 0.01  # m between robot_obs's tcp and the one its joints give
 
 
@@ -261,6 +273,19 @@ class PlayTable:
     self._button, self._switch = self._scene.furniture[2], self._scene.furniture[3]
     self._neutral = self._neutral_state()
     self.reset()
+
+  def __getstate__(self) -> dict[str, Any]:
+    """What a copy goes on from, to the bit."""
+    physics = np.empty(mujoco.mj_stateSize(self._model, _PHYSICS))
+    mujoco.mj_getState(self._model, self._data, physics, _PHYSICS)
+    return {"physics": physics} | {name: getattr(self, name) for name in _CARRIED}
+
+  def __setstate__(self, state: dict[str, Any]) -> None:
+    PlayTable.__init__(self)
+    mujoco.mj_setState(self._model, self._data, state["physics"], _PHYSICS)
+    mujoco.mj_kinematics(self._model, self._data)
+    for name in _CARRIED:
+      setattr(self, name, state[name])
 
   def _neutral_state(self) -> tuple[np.ndarray, np.ndarray]:
     robot_obs = np.zeros(ROBOT_OBS)

@@ -216,18 +216,7 @@ class DiffusionPolicy:
     noise: jax.Array,
     deterministic: bool = False,
   ) -> tuple[jax.Array, jax.Array]:
-    """Chunk and chain from given noise.
-
-    Args:
-      params: {"base", "tuned"}.
-      feature: [..., F].
-      x_init: [..., H, A] standard normal.
-      noise: [K, ..., H, A] standard normal.
-      deterministic: variant for evaluation.
-
-    Returns:
-      Chunk [..., H, A] and chain [..., K'+1, H, A].
-    """
+    """As `types.Policy`; all noise is standard normal."""
     check_feature(feature, self.feature_size)
     return diffusion.sample_chain(
       self.schedule,
@@ -247,17 +236,10 @@ class DiffusionPolicy:
   def sample(
     self, params: Params, feature: jax.Array, key: jax.Array, deterministic: bool = False
   ) -> jax.Array:
-    """Chunk of actions.
+    """As `types.Policy`; see `core.actions.executable` for what is executed.
 
-    Args:
-      params: {"base", "tuned"}.
-      feature: [..., F].
-      key: random key; the deterministic variant too draws its first noise from it.
-      deterministic: variant for evaluation: small noise, none at the last step; with `ddim_steps` none
-        at all, in so many steps.
-
-    Returns:
-      [..., H, 7]; see `executable` for what is executed.
+    The deterministic variant, for evaluation, draws its first noise from the key too; then there is little
+    noise, and none at the last step. With `ddim_steps` there is none at all, in so many steps.
     """
     x_init, noise = self.draw_noise(key, feature.shape[:-1])
     if not (deterministic and self.ddim_steps):
@@ -273,19 +255,7 @@ class DiffusionPolicy:
     )
 
   def log_prob(self, network: Params, feature: jax.Array, chain: jax.Array) -> jax.Array:
-    """Log-density of every element of every transition of a chain.
-
-    Args:
-      network: parameters of one network (the tuned one).
-      feature: [..., F].
-      chain: [..., K'+1, H, A].
-
-    Returns:
-      [..., K', H, A].
-
-    Raises:
-      ValueError: a shape that does not fit.
-    """
+    """As `types.Policy`, of the tuned network. Raises ValueError: a shape that does not fit."""
     check_feature(feature, self.feature_size)
     expected = (*feature.shape[:-1], self.fine_tuned_steps + 1, self.chunk, self.action)
     if chain.shape != expected:
@@ -298,14 +268,7 @@ class DiffusionPolicy:
     return diffusion.transition_log_prob(self.schedule, x, x_next, t, eps, self.min_log_prob_std)
 
   def log_prob_of_noise(self, noise: jax.Array) -> jax.Array:
-    """`log_prob` of a chain just drawn by `sample_chain` (stochastic), from the noise that drew it.
-
-    Args:
-      noise: [K, ..., H, A], as given to `sample_chain`.
-
-    Returns:
-      [..., K', H, A], equal to `log_prob` up to rounding, without running the network.
-    """
+    """As `types.Policy`: equal to `log_prob` up to rounding, without running the network."""
     return diffusion.noise_log_prob(
       self.schedule, noise, self.fine_tuned_steps, self.min_sampling_std, self.min_log_prob_std
     )

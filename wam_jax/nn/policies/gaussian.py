@@ -90,17 +90,7 @@ class GaussianPolicy:
   def cloning_loss(self, network: Params, feature: jax.Array, chunk: jax.Array, key: jax.Array) -> jax.Array:
     """Mean squared error of the mean: the negative log-likelihood up to scale, as the deviation is fixed.
 
-    Args:
-      network: parameters of one network.
-      feature: [B, F].
-      chunk: [B, H, A] in [-1, 1].
-      key: not used.
-
-    Returns:
-      Scalar.
-
-    Raises:
-      ValueError: a shape that does not fit.
+    Arguments as of `types.Policy`; the key is not used. Raises ValueError: a shape that does not fit.
     """
     mean = self.mean(network, feature)
     if chunk.shape != mean.shape:
@@ -120,20 +110,9 @@ class GaussianPolicy:
     noise: jax.Array,
     deterministic: bool = False,
   ) -> tuple[jax.Array, jax.Array]:
-    """Chunk and chain from given noise.
+    """As `types.Policy`: x_init is only handed on, as the chain's first entry; deterministic is the mean.
 
-    Args:
-      params: {"base", "tuned"}.
-      feature: [..., F].
-      x_init: [..., H, A], only handed on as the first entry of the chain.
-      noise: [1, ..., H, A] standard normal, clamped to +-3 here.
-      deterministic: the mean itself.
-
-    Returns:
-      Chunk [..., H, A] and chain [..., 2, H, A].
-
-    Raises:
-      ValueError: a shape that does not fit.
+    The noise [1, ..., H, A] is clamped to +-3. Raises ValueError: a shape that does not fit.
     """
     mean = self.mean(params["tuned"], feature)
     if x_init.shape != mean.shape or noise.shape != (1, *mean.shape):
@@ -152,19 +131,7 @@ class GaussianPolicy:
     return self.sample_chain(params, feature, *self.draw_noise(key, feature.shape[:-1]), deterministic)[0]
 
   def log_prob(self, network: Params, feature: jax.Array, chain: jax.Array) -> jax.Array:
-    """Log-density of every element of a chunk.
-
-    Args:
-      network: parameters of one network (the tuned one).
-      feature: [..., F].
-      chain: [..., 2, H, A], the chunk last.
-
-    Returns:
-      [..., 1, H, A].
-
-    Raises:
-      ValueError: a shape that does not fit.
-    """
+    """As `types.Policy`, of the tuned network. Raises ValueError: a shape that does not fit."""
     mean = self.mean(network, feature)
     expected = (*feature.shape[:-1], 2, self.chunk, self.action)
     if chain.shape != expected:

@@ -1,0 +1,150 @@
+"""Data that can be read and yet may teach nothing, looked for in a sample of frames."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from wam_jax.data import calvin, converted
+from wam_jax.data.files import PathLike
+from wam_jax.data.frames import VECTOR_KEYS
+from wam_jax.embodiment import ACTION, CAMERAS
+from wam_jax.envs import tasks as task_rules
+
+PAIRS = 96  # frames of a sample, each with the one behind it
+WINDOWS = 8  # annotated windows of a task, of which the first and the last frame are read
+_SIDE = 16  # of pictures, in pixels: noise of a covered camera averages out, motion does not
+_FILL = 0.1  # of [-1, 1]: motions that never leave this part look unscaled
+# What one unit of an action moves the hand by. Another robot may have its own: only numbers far from CALVIN's
+# are doubted. Actions in metres or radians have 1; CALVIN's recordings one unit, the embedded table's, where
+# the arm lags behind, a half.
+_UNITS = (
+  ("translations (numbers 0 to 2)", slice(0, 3), 0.02, "m"),
+  ("rotations (numbers 3 to 5)", slice(3, 6), 0.05, "rad"),
+)
+_TOO_LARGE, _TOO_SMALL = 5.0, 0.02  # times CALVIN's unit
+
+
+@dataclasses.dataclass(frozen=True)
+class Doubt:
+  """What looks wrong in a split: the folder, a key of its frames, what is so, and what to do."""
+
+  file: str
+  key: str
+  rule: str
+  fix: str
+
+
+def look(
+  folder: PathLike,
+  image_size: int,
+  *,
+  tasks: Sequence[str] = (),
+  cameras: Sequence[str] = CAMERAS,
+  proprio: bool = True,
+  workers: int = 0,
+) -> list[Doubt]:
+  """Looks at a sample of a split for what training accepts without a word.
+
+  Args:
+    folder: a split.
+    image_size: side that pictures will be shrunk to [pixels].
+    tasks: those whose annotated windows must show success.
+    cameras: those that are used.
+    proprio: whether robot_obs is used.
+    workers: threads; 0 means one per core.
+
+  Raises:
+    DatasetError: a frame of the sample cannot be used, as training would say.
+  """
+  folder = pathlib.Path(folder)
+  spans = calvin.read_episode_ids(folder)
+  lengths = spans[:, 1] - spans[:, 0]  # frames with one behind them
+  spans, lengths = spans[lengths > 0], lengths[lengths > 0]
+  out: list[Doubt] = []
+  if len(spans):
+    ends = np.cumsum(lengths)
+    picked = np.unique(np.linspace(0, ends[-1] - 1, PAIRS).astype(int))
+    episode = np.searchsorted(ends, picked, side="right")
+    first = spans[episode, 0] + picked - (ends - lengths)[episode]
+    frames = _read(folder, np.stack([first, first + 1], 1), min(_SIDE, image_size), workers)
+    pairs = {key: array.reshape(len(first), 2, *array.shape[1:]) for key, array in frames.items()}
+    out += _doubt_actions(folder, pairs["rel_actions"][:, 0], pairs["robot_obs"])
+    if proprio and not np.ptp(pairs["robot_obs"], axis=(0, 1)).any():
+      rule = "never changes: it tells a network nothing."
+      fix = "write the robot's state, or set --config.world_model.proprio=none."
+      out.append(Doubt(str(folder), "robot_obs", rule, fix))
+    still = [key for key in cameras if frames[key].astype(float).std(0).max() < 1]
+    for key in still:
+      others = ",".join(camera for camera in cameras if camera not in still)
+      fix = f"record this camera, or set --config.world_model.cameras={others}."
+      fix = fix if others else "record the pictures again: no camera shows anything."
+      out.append(Doubt(str(folder), key, f"all {len(frames[key])} pictures looked at are the same.", fix))
+  return out + _doubt_windows(folder, tasks)
+
+
+def _read(folder: pathlib.Path, spans: np.ndarray, size: int, workers: int) -> dict[str, np.ndarray]:
+  reader = converted.open_reader(folder, spans, size)
+  out = {key: np.empty((len(reader.ids), width)) for key, width in VECTOR_KEYS.items()}
+  out |= {key: np.empty((len(reader.ids), size, size, 3), np.uint8) for key in CAMERAS}
+  reader.for_each_block(
+    lambda begin, stop: reader.read(begin, stop, {key: array[begin:stop] for key, array in out.items()}),
+    workers,
+    None,
+  )
+  return out
+
+
+def _doubt_actions(folder: pathlib.Path, action: np.ndarray, state: np.ndarray) -> list[Doubt]:
+  """Doubts about actions [n, 7], with robot_obs [n, 2, 15] at each and after it."""
+  out = []
+  still = [i for i in range(ACTION) if not np.ptp(action[:, i])]
+  if still:
+    numbers = ", ".join(f"number {i} ({action[0, i]:g})" for i in still)
+    rule = f"never changes in {numbers} of {len(action)} frames looked at: policies will do the same there."
+    fix = "go on if the robot cannot do more; else record these motions."
+    out.append(Doubt(str(folder), "rel_actions", rule, fix))
+  moved = state[:, 1] - state[:, 0]
+  moved[:, 3:6] = (moved[:, 3:6] + np.pi) % (2 * np.pi) - np.pi
+  for name, part, unit, word in _UNITS:
+    size, distance = (np.linalg.norm(array[:, part], axis=1) for array in (action, moved))
+    most = np.abs(action[:, part]).max()
+    if not most:
+      continue  # reported above
+    strong = size >= np.median(size[size > 0])  # a robot may rest most of the time
+    ratio = np.median(distance[strong]) / np.median(size[strong])
+    fix = (
+      f"divide them by CALVIN's unit ({unit:g} {word}), or by your largest motion, so that they fill [-1, 1]."
+    )
+    if not _TOO_SMALL <= ratio / unit <= _TOO_LARGE and ratio:
+      looks = f": they look like {word}, unscaled" if 0.2 < ratio < 5 else ""
+      rule = (
+        f"one unit of its {name} moves robot_obs by {ratio:.2g} {word}, where CALVIN's unit is {unit:g} "
+        f"{word}{looks}. The largest is {most:.2g}."
+      )
+      out.append(Doubt(str(folder), "rel_actions", rule, fix))
+    elif not ratio and most < _FILL:
+      rule = f"its {name} are at most {most:.2g} of 1: they look like {word}, unscaled."
+      out.append(Doubt(str(folder), "rel_actions", rule, fix))
+  return out
+
+
+def _doubt_windows(folder: pathlib.Path, tasks: Sequence[str]) -> list[Doubt]:
+  """Tasks that succeed in none of some annotated windows, by their first and last frames."""
+  annotated = calvin.read_raw_annotations(folder)
+  out = []
+  for task in tasks:
+    windows = [(low, high - 1) for name, low, high in annotated if name == task and high > low][:WINDOWS]
+    if not windows or task not in task_rules.PREDICATES:
+      continue
+    ids = np.array(windows).reshape(-1)
+    reader = converted.open_reader(folder, np.stack([ids, ids], 1), 1)
+    scene = reader.read_vectors(0, len(ids), ("scene_obs",))["scene_obs"].reshape(len(windows), 2, -1)
+    if not any(task_rules.success(task, pair[:1], pair)[1] for pair in scene):
+      rule = f"shows {task} at the end of none of the {len(windows)} annotated windows looked at."
+      fix = "end takes after success, with what the task's predicate waits for (docs/guides/own_data.md)."
+      out.append(Doubt(str(folder), "scene_obs", rule, fix))
+  return out
