@@ -15,6 +15,7 @@ import numpy as np
 from wam_jax.acting import models
 from wam_jax.storage import artifact as artifact_lib
 from wam_jax.storage.artifact import Artifact, ArtifactError
+from wam_jax.storage.records import read_record
 from wam_jax.train import certificate as train_certificate
 from wam_jax.train.imagination import make_world
 from wam_jax.types import Latent, Params, features
@@ -133,6 +134,6 @@ def open_monitor(policy: Artifact, task: str, index: int, model: Any, model_para
   if artifact is None:
     raise MonitorError("\n".join([f"{certified.path}: its classifier is not to be found", *reasons]))
   classifier, params = models.load_classifier(artifact)
-  content = json.loads((certified.path / "monitor.json").read_text(encoding="utf-8"))
+  content = read_record(certified.path, "monitor.json", tasks={task: {str: float}})
   params = jax.tree.map(lambda x: x[index], params)
   return Monitor(model, model_params, classifier, params, content["tasks"][task], content["window"])

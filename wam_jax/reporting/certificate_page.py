@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ from wam_jax.host import tables
 from wam_jax.reporting import page_parts as parts
 from wam_jax.reporting.page_parts import escape, percent, title_of
 from wam_jax.storage.artifact import Artifact
+from wam_jax.storage.records import read_record
 
 STYLES = {"green": "good", "yellow": "fair", "red": "bad", "none": "soft"}
 VERDICTS = {"deploy": "good", "collect": "fair", "do not trust": "bad"}
@@ -20,7 +20,7 @@ def read_certificate(artifact: Artifact | None) -> dict[str, Any] | None:
   """Content of a certificate, less the dreams of single takes; None without one."""
   if artifact is None:
     return None
-  content = json.loads((artifact.path / "certificate.json").read_text(encoding="utf-8"))
+  content = read_record(artifact.path, "certificate.json")
   for entry in content["policies"].values():
     for row in entry["per_task"].values():
       del row["called"]
@@ -29,8 +29,8 @@ def read_certificate(artifact: Artifact | None) -> dict[str, Any] | None:
 
 def left_as_cloned(ppo: Artifact) -> dict[str, float]:
   """Tasks whose policies PPO left as they were cloned -> what their dreams tell apart."""
-  file = ppo.path / "result.json"
-  return json.loads(file.read_text(encoding="utf-8")).get("left_as_cloned", {}) if file.exists() else {}
+  exists = (ppo.path / "result.json").exists()
+  return read_record(ppo.path, "result.json").get("left_as_cloned", {}) if exists else {}
 
 
 def left_sentence(task: str, difference: float) -> str:

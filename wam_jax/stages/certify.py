@@ -7,7 +7,6 @@ colour), `monitor.json` (how much frames of held-out takes surprise the world mo
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -25,7 +24,7 @@ from wam_jax.running import ppo_setup
 from wam_jax.running.ppo_monitor import kl_to_cloned
 from wam_jax.running.ppo_setup import Networks
 from wam_jax.running.stage_run import StageRun
-from wam_jax.storage.artifact import write_text
+from wam_jax.storage.records import read_record, write_record
 from wam_jax.train import certificate as train_certificate
 from wam_jax.train.imagination import Dreamer, DreamerParams, make_world
 from wam_jax.train.tasks import over_tasks, task_keys
@@ -43,12 +42,12 @@ def run(stage: StageRun) -> None:
   config, inputs, workdir, logger = stage.config, stage.inputs, stage.workdir, stage.logger
   networks = ppo_setup.load_networks(stage)
   _, tuned = models.load_policy(inputs["ppo"])
-  quality = json.loads((inputs["classifier"].path / "quality.json").read_text(encoding="utf-8"))
+  quality = read_record(inputs["classifier"].path, "quality.json")
   measured = Dreams(config, inputs["featurize"].path, networks)
   policies = dict(zip(COMPARED, (networks.cloned, tuned), strict=True))
   content = certify(measured, quality, policies, config.certify.required_success)
-  write_text(workdir / "certificate.json", json.dumps(content, indent=2) + "\n")
-  write_text(workdir / "monitor.json", json.dumps(measured.surprise(), indent=2) + "\n")
+  write_record(workdir, "certificate.json", content)
+  write_record(workdir, "monitor.json", measured.surprise())
   logger.info("\n" + tables.markdown_table(tables.certificate_rows(content)))
   for name, entry in content["policies"].items():
     logger.write(0, {f"certify/{name}/{key}": entry["mean"][key] for key in ("value", "low", "high")})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import jax
@@ -16,8 +15,8 @@ from wam_jax.host import tables
 from wam_jax.nn.classifier import SuccessClassifier
 from wam_jax.running.stage_run import StageRun
 from wam_jax.running.training_loop import train_loop
-from wam_jax.storage.artifact import Artifact, write_text
-from wam_jax.storage.records import read_record
+from wam_jax.storage.artifact import Artifact
+from wam_jax.storage.records import read_record, write_record
 from wam_jax.storage.saved_params import save_params
 from wam_jax.train import classifier as classifier_training
 from wam_jax.train.classifier_pool import demo_dreams, make_pool
@@ -101,7 +100,7 @@ def run(stage: StageRun) -> None:
   params = {"network": state.params, "threshold": jnp.asarray(threshold)}
   quality = _quality(world, world_params, classifier, params, heldout, heldout_failed, margins, test_key)
   save_params(workdir / "params", params)
-  write_text(workdir / "quality.json", json.dumps(quality, indent=2) + "\n")
+  write_record(workdir, "quality.json", quality)
   if "discrimination" in quality:
     logger.info("\n" + tables.markdown_table(tables.discrimination_rows(quality)))
   worst = max(quality["tasks"], key=lambda t: quality["tasks"][t]["random_dreams"]["false_positives"])
@@ -241,7 +240,7 @@ def not_told_apart(artifact: Artifact, tasks: tuple[str, ...], least: float) -> 
   Returns:
     task -> its share, of those below `least`; empty where there were no failed takes to measure it on.
   """
-  quality = json.loads((artifact.path / "quality.json").read_text(encoding="utf-8"))["tasks"]
+  quality = read_record(artifact.path, "quality.json")["tasks"]
   shares = {
     task: quality[task]["discrimination"]["dreamt"]["difference"]["value"]
     for task in tasks

@@ -6,7 +6,6 @@ policies of tasks whose dreams do not tell success from failure stay as they wer
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import jax
@@ -19,7 +18,7 @@ from wam_jax.running import ppo_monitor, ppo_setup
 from wam_jax.running.stage_run import StageRun
 from wam_jax.running.training_loop import NotFiniteError, train_loop
 from wam_jax.stages import classifier as classifier_stage
-from wam_jax.storage.artifact import write_text
+from wam_jax.storage.records import write_record
 from wam_jax.storage.saved_params import save_params
 from wam_jax.train import ppo
 from wam_jax.train.imagination import add_failed_starts, draw_starts, make_starts
@@ -110,7 +109,7 @@ def run(stage: StageRun) -> None:
     rate = np.asarray(scores > 0).mean(1)
     result[f"imagined_success_{name}"] = dict(zip(demos.tasks, rate.tolist(), strict=True))
   result["left_as_cloned"] = left
-  write_text(workdir / "result.json", json.dumps(result, indent=2) + "\n")
+  write_record(workdir, "result.json", result)
   save_params(workdir / "params", tuned | {"critic": state.params["critic"]})
 
 
