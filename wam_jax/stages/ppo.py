@@ -37,6 +37,7 @@ def run(stage: StageRun) -> None:
   config, inputs, workdir = stage.config, stage.inputs, stage.workdir
   if config.classifier.enforce_gate:
     classifier_stage.check_gate(inputs["classifier"], config.tasks, config.classifier.max_false_positives)
+  networks = ppo_setup.load_networks(stage)
   left = classifier_stage.not_told_apart(inputs["classifier"], config.tasks, config.ppo.min_discrimination)
   if left:
     listed = ", ".join(f"{task} {100 * difference:.0f}" for task, difference in left.items())
@@ -44,7 +45,6 @@ def run(stage: StageRun) -> None:
       f"left as cloned: {listed} points told apart in dreams, ppo.min_discrimination is "
       f"{100 * config.ppo.min_discrimination:.0f}"
     )
-  networks = ppo_setup.load_networks(stage)
   world_params, demos = networks.world_params, networks.demos
   dreamer, num_tasks = networks.dreamer(config.ppo), len(demos.tasks)
   starts = make_starts(demos.takes, config.ppo.start_frames)
