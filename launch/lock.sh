@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Writes requirements.lock and requirements-dev.lock anew from pyproject.toml, the same versions for
-# Python 3.11 and 3.12. For maintainers: needs uv (pip install uv). Versions in the old lock are kept
-# where they still fit; UPGRADE=1 takes the newest.
+# Python 3.11 to 3.14, Linux and macOS. For maintainers: needs uv (pip install uv). Versions in the old
+# lock are kept where they still fit; UPGRADE=1 takes the newest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 uv=$(command -v uv || echo .venv/bin/uv)

@@ -7,7 +7,7 @@ import numpy as np
 
 from wam_jax import config as config_lib
 from wam_jax.config import STAGES, chain
-from wam_jax.core import discrimination
+from wam_jax.core import certificate, discrimination
 from wam_jax.embodiment import ACTION_NAMES
 from wam_jax.reporting import media
 from wam_jax.stages import evaluate, judge_world_model
@@ -94,6 +94,7 @@ def write_run(folder, rng, tasks=TASKS, episodes=10, start=0, **settings):
     write_artifact(inputs[stage], done=True)
   _write_metrics(folder, rng, tasks)
   _write_judge(folder, rng)
+  _write_certificate(folder, rng, tasks)
   _write_episodes(folder, rng, tasks, episodes, start)
   return config, inputs
 
@@ -102,6 +103,35 @@ def make_artifact(stage, path, config=None, part=None, inputs=None):
   """An artifact with the fingerprint of its settings and inputs, as the runner makes it."""
   part, inputs = part or {}, inputs or {}
   return Artifact(stage, path, fingerprint(part, inputs), config or {}, part, inputs)
+
+
+def _write_certificate(folder, rng, tasks):
+  policies = {}
+  for name in ("cloned", "ppo"):
+    called = [rng.uniform(0.6, 1, 12) for _ in tasks]
+    predicted = certificate.predict(called, [0.5] * len(tasks))
+    rows = {}
+    for k, task in enumerate(tasks):
+      values = {rule: rng.uniform() for rule in certificate.RULES}
+      rows[task] = {
+        "predicted": predicted["tasks"][k],
+        "imagined": 0.8,
+        "rogan_gladen": None,
+        "called": [0.8],
+      }
+      rows[task]["numbers"] = {
+        rule: {"value": value, "colour": certificate.RULES[rule].colour(value)}
+        for rule, value in values.items()
+      }
+    mean = predicted["mean"] | {"imagined": 0.8}
+    policies[name] = {"label": name.title(), "mean": mean, "per_task": rows}
+  verdicts = {}
+  for task in tasks:
+    rows = {name: entry["per_task"][task] for name, entry in policies.items()}
+    numbers = {n: {rule: cell["value"] for rule, cell in row["numbers"].items()} for n, row in rows.items()}
+    verdicts[task] = certificate.verdict({name: row["predicted"] for name, row in rows.items()}, numbers, 0.8)
+  content = {"format": 1, "tasks": list(tasks), "policies": policies, "verdicts": verdicts}
+  (folder / "certify" / "certificate.json").write_text(json.dumps(content))
 
 
 def _write_metrics(folder, rng, tasks):

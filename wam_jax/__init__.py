@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from wam_jax.host import gymnasium_id
+
 if TYPE_CHECKING:
   from wam_jax.acting.load import load_policy
 
 __all__ = ["load_policy"]
 __version__ = "0.1.0"
+gymnasium_id.register()
 
 
 def __getattr__(name: str) -> Any:

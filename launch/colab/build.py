@@ -1,7 +1,7 @@
 """Makes wam_calvin.ipynb of wam_calvin.py. Needs nbformat, which the test extras bring.
 
 python launch/colab/build.py
-python launch/colab/build.py --repository=OWNER/NAME   # also writes the address into it and the README
+python launch/colab/build.py --repository=OWNER/NAME   # also the address, and the README's badge
 """
 
 from __future__ import annotations
@@ -62,11 +62,15 @@ def notebook(script: str, name: str) -> Any:
 
 
 def write_address(root: pathlib.Path, repository: str, branch: str) -> None:
-  """Writes where the repository is into the script's install cell and the README's badge."""
+  """Writes where the repository is into the script's install cell, and a badge under the README's title."""
   address = OPEN.format(repository=repository, branch=branch, notebook=SCRIPT.with_suffix(".ipynb"))
   for path, pattern, new in (
     (root / SCRIPT, r'^(REPOSITORY = )"[^"]*"', rf'\1"{repository}"'),
-    (root / "README.md", rf"(\]\({re.escape(BADGE)}\)\]\()[^)]*\)", rf"\1{address})"),
+    (
+      root / "README.md",
+      rf"\A(# .*\n\n)(?:.*{re.escape(BADGE)}.*\n\n)?",
+      rf"\1[![Open in Colab]({BADGE})]({address})\n\n",
+    ),
   ):
     text, count = re.subn(pattern, new, path.read_text(encoding="utf-8"), flags=re.MULTILINE)
     if count != 1:

@@ -182,7 +182,7 @@ if code:
 #
 # All policies start from the same states, which no training has seen. *Imagined* is the success of the final
 # policy in its dreams; a large *gap* means that dreams are easier than the simulator: a world model trained
-# briefly flatters. One run at size `demo` gave 80 % cloned and 88 % after PPO, 94 % in dreams.
+# briefly flatters. One run at size `short` gave 87 % cloned and 95 % after PPO, 96 % in dreams.
 
 # %% results
 results, judged, *_ = (RUN / "report" / "report.md").read_text(encoding="utf-8").split("\n## ")
@@ -224,7 +224,7 @@ display(Markdown(f"## {judged.partition('![')[0]}"))
 # %% play-text [markdown]
 # ## Play with a policy
 #
-# The *packaged* policies were trained for 40 minutes on all eight skills; the others are those of your run.
+# The *packaged* policies were trained for 30 minutes on all eight skills; the others are those of your run.
 # Each start puts arm, drawer, slider and lamps elsewhere. The first episode takes half a minute: it compiles.
 
 # %% play
@@ -299,7 +299,6 @@ if COPY_TO_DRIVE:
 #   another folder (`RUN`) then: results of different settings are never mixed.
 # - Does inverse dynamics help? Train the same with `experiments/calvin_dreamerv2.py`, which has none, and
 #   compare: `python -m wam_jax.report --workdir=RUN --compare=OTHER`. Results so far: `docs/RESULTS.md`.
-# - `small` gains about 11 points by PPO in imagination. `paper` has the published sizes, for accelerators and
-#   CALVIN's data.
+# - `paper` has the published sizes, for accelerators and CALVIN's data.
 # - Your own play data, a new skill, a real robot: `docs/guides/`.
 # - `python -m wam_jax.doctor` says what is wrong with an installation.

@@ -51,16 +51,20 @@ def test_the_notebook_is_that_of_the_script(copy):
 
 
 def test_one_command_writes_the_address(copy):
-  assert build.main(["--repository=some-one/wam.jax", "--branch=dev"], copy) == 0
+  readme = (copy / "README.md").read_text(encoding="utf-8")
+  assert build.BADGE not in readme  # a badge without an address opens nothing
+  for repository in ("first/name", "some-one/wam.jax"):
+    assert build.main([f"--repository={repository}", "--branch=dev"], copy) == 0
   cells = {
     cell["id"]: cell for cell in json.loads((copy / "launch/colab/wam_calvin.ipynb").read_text())["cells"]
   }
   assert 'REPOSITORY = "some-one/wam.jax"  # @param {type:"string"}\n' in cells["install"]["source"]
   address = "https://colab.research.google.com/github/some-one/wam.jax/blob/dev/launch/colab/wam_calvin.ipynb"
-  assert f"]({address})" in (copy / "README.md").read_text(encoding="utf-8").splitlines()[2]
+  title, _, badge, _, *rest = (copy / "README.md").read_text(encoding="utf-8").splitlines()
+  assert badge.endswith(f"]({address})") and [title, "", *rest] == readme.splitlines()
   with pytest.raises(SystemExit):
     build.main(["--repository=https://github.com/some-one/wam.jax"], copy)
-  (copy / "README.md").write_text("# No badge\n")
+  (copy / "README.md").write_text("No title\n")
   with pytest.raises(ValueError, match=r"README\.md: expected one place"):
     build.main(["--repository=a/b"], copy)
 

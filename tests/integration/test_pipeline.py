@@ -21,7 +21,7 @@ from wam_jax.acting import policy as acting
 from wam_jax.commands import pack, play
 from wam_jax.commands import report as report_command
 from wam_jax.config import STAGES, chain
-from wam_jax.host.logger import read_metrics
+from wam_jax.host.logger import Logger, read_metrics
 from wam_jax.reporting import curves
 from wam_jax.running import ppo_setup
 from wam_jax.running.stage_run import StageRun
@@ -42,6 +42,7 @@ SHRUNK = {
   "data.failed_takes_per_task": 1,
   "data.heldout_failed_takes_per_task": 1,
   "ppo.failed_starts": 0.5,
+  "ppo.min_discrimination": 0,  # so few updates tell nothing apart
   "ppo.prior_temperature": 1.5,
   "data.heldout_play_frames": 40,
   "judge.horizons": "1,5,50",
@@ -136,6 +137,21 @@ def test_ppo_learns_in_the_warmed_world_only(finished, tmp_path, monkeypatch):
   assert stopped.value.args[0] is worlds[1.5]
 
 
+@pytest.mark.parametrize("left", [TASKS[:1], TASKS])
+def test_ppo_leaves_what_dreams_do_not_tell_apart(left, finished, tmp_path, monkeypatch):
+  workdir, _ = finished
+  monkeypatch.setattr(ppo_stage.classifier_stage, "not_told_apart", lambda *_: dict.fromkeys(left, 0.0))
+  inputs = {stage: load_artifact(workdir / stage, stage) for stage in chain.ROWS["ppo"].requires}
+  config = ConfigDict(load_artifact(workdir / "ppo", "ppo").config)
+  config.ppo.eval_every = 0
+  ppo_stage.run(StageRun(config, inputs, tmp_path, Logger(tmp_path, "ppo")))
+  params = load_params(tmp_path / "params")
+  pairs = zip(*(jax.tree.leaves(params[name]) for name in ("base", "tuned")), strict=True)
+  same = np.all([[np.array_equal(a[k], b[k]) for k in range(len(TASKS))] for a, b in pairs], 0)
+  assert same.tolist() == [task in left for task in TASKS]
+  assert list(json.loads((tmp_path / "result.json").read_text())["left_as_cloned"]) == list(left)
+
+
 def test_every_stage(finished):
   workdir, process = finished
   assert process.returncode == 0, process.stdout[-3000:] + process.stderr[-5000:]
@@ -152,6 +168,9 @@ def test_every_stage(finished):
   assert (workdir / "report" / "report.md").exists() and (workdir / "report" / "report.json").exists()
   results = json.loads((workdir / "evaluate" / "results.json").read_text())
   assert all(task in json.dumps(results) for task in TASKS)
+  certificate = json.loads((workdir / "certify" / "certificate.json").read_text())
+  assert set(certificate["verdicts"]) == set(TASKS)
+  assert "## Certificate" in (workdir / "report" / "report.md").read_text()
 
 
 def test_metrics_are_there(finished):

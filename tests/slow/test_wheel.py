@@ -107,8 +107,8 @@ def test_a_policy_that_is_not_there(installed):
 
 def test_the_gymnasium_environment(installed):
   code = """
-import gymnasium
-env = gymnasium.make("wam_jax.envs.play_table.gym:wam_jax/PlayTable-v0", task="open_drawer", image_size=16)
+import wam_jax, gymnasium
+env = gymnasium.make("wam_jax/PlayTable-v0", task="open_drawer", image_size=16)
 env.reset(seed=0)
 env.action_space.seed(0)
 for _ in range(3):

@@ -17,6 +17,7 @@ from made_up_run import make_artifact
 import wam_jax
 from wam_jax import config as config_lib
 from wam_jax.acting import export, load, models, packed, rollout, run_exported
+from wam_jax.acting.monitor import MonitorError
 from wam_jax.acting.policy import PolicyError
 from wam_jax.acting.policy_table import POLICIES
 from wam_jax.commands import export as export_command
@@ -364,8 +365,8 @@ def test_only_what_the_model_reads_is_needed(tmp_path):
 
 
 def test_importing_the_package_imports_no_jax_and_no_other_package():
-  code = "import sys, wam_jax; assert callable(wam_jax.load_policy)\n"
-  code += "sys.exit(bool({'jax', 'numpy', 'ml_collections', 'absl'} & set(sys.modules)))"
+  code = "import sys, wam_jax\n"
+  code += "sys.exit(bool({'jax', 'numpy', 'gymnasium', 'ml_collections', 'absl'} & set(sys.modules)))"
   assert subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT).returncode == 0
 
 
@@ -391,23 +392,35 @@ import numpy as np
 from run_policy import Policy
 policy = Policy({folder!r})
 seen = np.load({seen!r})
-policy.reset(seed=5)
-try:
-  frame = {{name: seen[name][0] for name in seen.files}}
-  policy.act(frame | {{"robot_obs": np.full_like(frame["robot_obs"], np.nan)}})
-  sys.exit("a lost sensor was accepted")
-except ValueError:
-  pass  # and leaves no trace
+assert (policy.task, policy.cameras, policy.chunk) == ({task!r}, ("rgb_static", "rgb_gripper"), 4)
+policy.reset({batch}, seed=5)
+frame = {{name: seen[name][0] for name in seen.files}}
+for wrong, reason in (
+  (lambda: policy.act(frame | {{"robot_obs": np.full_like(frame["robot_obs"], np.nan)}}), "robot_obs: NaN"),
+  (lambda: policy.act({{"rgb_static": frame["rgb_static"]}}), "rgb_gripper, robot_obs missing"),
+  (lambda: policy.reset(7), "batch_size: these files are for"),
+  (lambda: policy.reset({batch}, seed=-1), "seed"),
+):
+  try:
+    wrong()
+    sys.exit("accepted, but: " + reason)
+  except ValueError as error:  # which leaves no trace
+    assert reason in str(error), error
 actions = [policy.act({{name: seen[name][t] for name in seen.files}}) for t in range(len(seen["rgb_static"]))]
 np.save({out!r}, np.stack(actions))
 """
 
 
-def run_standalone(folder, seen, tmp_path):
-  """Actions of the exported policy, in a process that cannot import wam_jax."""
+def run_standalone(folder, seen, tmp_path, batch):
+  """Actions of the exported policy of TASKS[1], in a process that cannot import wam_jax."""
   np.savez(tmp_path / "seen.npz", **{name: np.stack([each[name] for each in seen]) for name in seen[0]})
   code = STANDALONE.format(
-    root=str(ROOT), folder=str(folder), seen=str(tmp_path / "seen.npz"), out=str(tmp_path / "actions.npy")
+    root=str(ROOT),
+    folder=str(folder),
+    seen=str(tmp_path / "seen.npz"),
+    out=str(tmp_path / "actions.npy"),
+    task=TASKS[1],
+    batch=batch,
   )
   paths = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p and p != str(ROOT)]
   env = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
@@ -420,7 +433,7 @@ def run_standalone(folder, seen, tmp_path):
 
 @pytest.mark.parametrize(
   ("vision", "batch", "learned", "proprio"),
-  [("patch", 2, False, "latent"), ("conv", 1, True, "sincos")],
+  [("patch", 2, False, "latent"), ("conv", None, True, "sincos")],
   ids=["patch", "conv"],
 )
 def test_exported_files_act_alike_without_wam_jax(tmp_path, vision, batch, learned, proprio):
@@ -429,21 +442,21 @@ def test_exported_files_act_alike_without_wam_jax(tmp_path, vision, batch, learn
   size = 64 if vision == "conv" else SIZE
   run = write_run(tmp_path / "run", make_config(**changes, **{"env.image_size": size}))
   out = tmp_path / "exported"
-  arguments = [f"--workdir={run}", f"--task={TASKS[1]}", f"--out={out}", f"--batch={batch}"]
+  arguments = [f"--workdir={run}", f"--task={TASKS[1]}", f"--out={out}", f"--batch={batch or 1}"]
   assert export_command.main(arguments) == 0
-  seen = observations(2 * CHUNK + 1, batch, size)
-  actions = run_standalone(out, seen, tmp_path)
+  seen = observations(2 * CHUNK + 1, batch, size + 21)  # larger pictures are shrunk
+  actions = run_standalone(out, seen, tmp_path, batch)
   policy = wam_jax.load_policy(run, TASKS[1])
   policy.reset(batch_size=batch, seed=5)
   expected = episode(policy, seen)
-  np.testing.assert_allclose(actions, expected, atol=1e-5)
-  assert expected.std((0, 1))[:6].min() > 0.02
+  np.testing.assert_array_equal(actions, expected)
+  assert expected.reshape(-1, 7).std(0)[:6].min() > 0.02
   with np.load(out / "params.npz") as file:  # what acting does not read is left out
     unread = ("decoder", "inverse", "prior_", "robot_dynamics")
     assert not [name for name in file.files if any(part in name for part in unread)]
     assert file["policy/tuned/chunk_in/kernel"].shape[0] == 1
   about = json.loads((out / "policy.json").read_text())
-  assert about["task"] == TASKS[1] and about["observation"]["robot_obs"]["shape"] == [batch, 15]
+  assert about["task"] == TASKS[1] and about["observation"]["robot_obs"]["shape"] == [batch or 1, 15]
 
 
 def test_every_platform_is_lowered(run, tmp_path):
@@ -584,3 +597,68 @@ def test_weights_that_are_no_numbers_are_refused(run, tmp_path):
   save_params(folder, params)
   with pytest.raises(CheckpointError, match="NaN or infinity in fuse/kernel"):
     wam_jax.load_policy(tmp_path / "run", TASKS[0])
+
+
+# --- monitoring -------------------------------------------------------------------------------------
+
+
+def certify(root, config, limit):
+  """Adds a classifier, and the part of a certificate that a monitor reads."""
+  prints = {
+    stage: artifact_lib.load_artifact(root, stage).fingerprint for stage in ("behaviour_cloning", "ppo")
+  }
+  plain, size = config.to_dict(), make_world_model(config.world_model, config.env.image_size).feature_size
+  classifier = models.make_classifier(config, size)
+  network = random_like(classifier.init, 4, (len(TASKS),))
+  params = {"network": network, "threshold": np.zeros(len(TASKS), np.float32)}
+  judge = make_artifact("classifier", root / "classifier", plain, {"of": "classifier"})
+  write(judge, params)
+  prints["classifier"] = judge.fingerprint
+  certified = make_artifact("certify", root / "certify", plain, {"of": "certify"}, prints)
+  write(certified)
+  content = {"window": 2, "tasks": {task: {"p50": 1.0, "limit": limit} for task in TASKS}}
+  (certified.path / "monitor.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(("limit", "batch"), [(-1.0, None), (1e9, 3)])
+def test_monitor_reads_along_and_changes_no_action(limit, batch, tmp_path):
+  config = make_config(**{"world_model.proprio": "latent"})
+  root = write_run(tmp_path / "run", config)
+  certify(root, config, limit)
+  seen = observations(5, batch)
+  policy = wam_jax.load_policy(root, TASKS[1])
+  policy.reset(batch)
+  expected = episode(policy, seen)
+  monitor = policy.monitor
+  policy.reset(batch)
+  np.testing.assert_array_equal(episode(policy, seen), expected)
+  values = {name: np.array([r[name] for r in monitor.readings[1:]]) for name in monitor.readings[0]}
+  assert monitor.readings[0]["surprise"] is None and (values["surprise"] >= 0).all()
+  assert np.ptp(values["surprise"]) > 0 and np.ptp(values["success_probability"]) > 0
+  assert ((values["success_probability"] > 0.5) == values["success"]).all()
+  assert (values["unfamiliar"][1:] == (limit < 0)).all() and not values["unfamiliar"][0].any()
+  monitor.save(tmp_path / "episode.jsonl")
+  assert [
+    json.loads(line) for line in (tmp_path / "episode.jsonl").read_text().splitlines()
+  ] == monitor.readings
+  policy.reset(batch)
+  assert monitor.readings == []
+
+
+def test_monitor_says_what_it_lacks(tmp_path):
+  config = make_config()
+  root = write_run(tmp_path / "run", config)
+  with pytest.raises(MonitorError, match="--config.stage=certify"):
+    _ = wam_jax.load_policy(root, TASKS[0]).monitor
+  certify(root, config, 1.0)
+  assert wam_jax.load_policy(root, TASKS[0], "cloned").monitor.spread["limit"] == 1
+  shutil.rmtree(root / "ppo")
+  write_run(tmp_path / "other", config)
+  policy = artifact_lib.load_artifact(tmp_path / "other" / "ppo")
+  shutil.copytree(policy.path, root / "ppo")
+  another = make_artifact("ppo", root / "ppo", policy.config, {"of": "another"}, policy.inputs)
+  artifact_lib.write_artifact(another, done=True)
+  with pytest.raises(MonitorError, match="the certificate of another ppo"):
+    _ = wam_jax.load_policy(root, TASKS[0]).monitor
+  with pytest.raises(MonitorError, match="packed"):
+    _ = wam_jax.load_policy(task="open_drawer").monitor

@@ -10,6 +10,7 @@ import sys
 
 from wam_jax import config as config_lib
 from wam_jax.config import chain
+from wam_jax.config.fields import FIELDS
 
 PACKAGE = pathlib.Path(__file__).parents[2] / "wam_jax"
 STAGE = """
@@ -31,6 +32,16 @@ def test_work_is_positive_for_every_preset():
     config = config_lib.preset_config(preset)
     for stage in chain.CHAIN:
       assert stage.work(config) > 0 and stage.size(config), (preset, stage.name)
+
+
+def test_a_field_at_its_silent_value_is_no_part_of_a_fingerprint():
+  silent = {path: field.silent for path, field in FIELDS.items() if field.silent is not None}
+  config = config_lib.preset_config("demo")
+  read = lambda: config_lib.settings_read(config, [name for stage in chain.CHAIN for name in stage.reads])
+  assert silent and not set(silent) & set(read())
+  for path, value in silent.items():
+    config.update_from_flattened_dict({path: value / 2})
+    assert read()[path] == value / 2
 
 
 def test_larger_pictures_take_longer():

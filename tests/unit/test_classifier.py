@@ -216,7 +216,9 @@ def test_precision_recall_by_hand():
 
 def test_gate(tmp_path):
   shares = {"open_drawer": 0.02, "turn_on_led": 0.4}
-  tasks = {task: {"random_dreams": {"false_positives": share}} for task, share in shares.items()}
+  demos = dict.fromkeys(("precision", "recall", "calibration_error"), 0.5)
+  groups = {"heldout_demos": demos, "heldout_demo_dreams": demos}
+  tasks = {task: groups | {"random_dreams": {"false_positives": share}} for task, share in shares.items()}
   (tmp_path / "quality.json").write_text(json.dumps({"tasks": tasks}))
   artifact = Artifact(stage="classifier", path=tmp_path, fingerprint="", config={})
   classifier_stage.check_gate(artifact, ("open_drawer",), 0.05)

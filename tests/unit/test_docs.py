@@ -147,8 +147,8 @@ class Checker:
     elif path in ("launch/quickstart.sh", "launch/slurm.sbatch"):
       preset = ["--config=experiments/calvin_wam.py:demo"] if path.endswith(".sh") else []
       problems, main_arguments = [], preset + arguments
-    else:  # test.sh: --all, tests to run; install.sh, lock.sh: nothing
-      known = {"--all"} if path == "launch/test.sh" else set()
+    else:  # test.sh also takes tests to run
+      known = {"launch/test.sh": {"--all"}, "launch/install.sh": {"cuda", "tpu"}}.get(path, set())
       problems = [
         f"{path}: no {word}" for word in arguments if word not in known and not (ROOT / word).exists()
       ]

@@ -212,8 +212,8 @@ def test_no_device(monkeypatch):
   ("accelerator", "kinds", "fix"),
   [
     (machine.Accelerator("", "GPU found, but no support", "pip install x"), ["cpu (cpu)"], "pip install x"),
-    (machine.Accelerator("NVIDIA GPU", "", ""), ["cpu (cpu)"], "'.[cuda]'"),
-    (machine.Accelerator("TPU", "", ""), ["cpu (cpu)"], "'.[tpu]'"),
+    (machine.Accelerator("NVIDIA GPU", "", ""), ["cpu (cpu)"], "'jax[cuda12]'"),
+    (machine.Accelerator("TPU", "", ""), ["cpu (cpu)"], "'jax[tpu]'"),
     (machine.Accelerator("NVIDIA GPU", "", ""), ["gpu (H100)", "gpu (H100)"], ""),
     (machine.Accelerator("", "no accelerator found", ""), ["cpu (cpu)"], ""),
   ],

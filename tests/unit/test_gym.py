@@ -16,10 +16,16 @@ from gymnasium.utils import env_checker
 from wam_jax.envs import experts, tasks
 from wam_jax.envs.play_table import gym as play_table_gym
 from wam_jax.envs.play_table import skills
+from wam_jax.host.gymnasium_id import ENV_ID
 
 
 def make(**kwargs):
-  return gymnasium.make(play_table_gym.ENV_ID, image_size=16, **kwargs)
+  return gymnasium.make(ENV_ID, image_size=16, **kwargs)
+
+
+@pytest.fixture(autouse=True)
+def small_films(monkeypatch):
+  monkeypatch.setattr(play_table_gym, "RENDER_SIZE", 24)
 
 
 def test_passes_gymnasiums_own_check():
@@ -59,13 +65,35 @@ def test_truncates_and_bad_input():
     make(task="fly")
 
 
+def test_render_is_large_enough_to_see_and_shows_the_present():
+  env = make(task="open_drawer", render_mode="rgb_array")
+  observation, _ = env.reset(seed=3)
+  first = env.render()
+  assert first.shape == (24, 24, 3) and first.dtype == np.uint8
+  assert observation["rgb_static"].shape == (16, 16, 3)
+  for _ in range(8):
+    env.step(np.array([1, 0, 0, 0, 0, 0, 1], np.float32))
+  assert (env.render() != first).any()
+
+
+@pytest.mark.parametrize("modules", ["wam_jax, gymnasium", "gymnasium, wam_jax"])
+def test_the_short_name_is_known_after_the_import_of_both(modules):
+  code = f"""
+import sys, {modules}
+assert {ENV_ID!r} in gymnasium.registry
+assert not {{"jax", "mujoco"}} & set(sys.modules)
+assert not any(type(finder).__module__.startswith("wam_jax") for finder in sys.meta_path)
+"""
+  subprocess.run([sys.executable, "-c", code], check=True, timeout=100)
+
+
 ASYNC = """
 import multiprocessing
 import sys
 import gymnasium
 from wam_jax.host import surroundings
 
-name = "wam_jax.envs.play_table.gym:wam_jax/PlayTable-v0"
+name = "wam_jax.envs.play_table.gym:wam_jax/PlayTable-v0"  # in each process without an import before
 vector = gymnasium.make_vec(name, num_envs=2, vectorization_mode="async", task="turn_on_led", image_size=16)
 assert not surroundings.jax_has_started()
 vector.reset(seed=0)

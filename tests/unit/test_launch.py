@@ -204,6 +204,13 @@ def test_wrong_arguments_are_explained(arguments, message):
   assert done.returncode == 2 and message in done.stderr
 
 
+def test_an_installation_that_is_not_known_installs_nothing(tmp_path):
+  env = os.environ | {"VENV": str(tmp_path / "environment")}
+  done = subprocess.run(["bash", LAUNCH / "install.sh", "gpu"], env=env, capture_output=True, text=True)
+  assert done.returncode == 1 and "gpu" in done.stderr and "[cuda|tpu]" in done.stderr
+  assert not list(tmp_path.iterdir())
+
+
 # Scripts. Their PATH holds the basic tools, and stand-ins that record their arguments.
 
 

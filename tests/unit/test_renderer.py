@@ -102,5 +102,5 @@ def test_bad_input(draw, states):
   broken[1, 8] = np.nan
   with pytest.raises(ValueError, match=r"scene_obs\[1, 8\] = nan"):
     draw(robot_obs[:3], broken)
-  with pytest.raises(ValueError, match="image_size = 0"):
+  with pytest.raises(ValueError, match="image_size.*0"):
     renderer.make_renderer(0)

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from made_up_run import TASKS
 
+from wam_jax.config import STAGES
+from wam_jax.core.certificate import RULES
 from wam_jax.reporting import run_report
 
 
@@ -118,7 +120,7 @@ def test_json_reads_back_with_times_and_provenance(written):
   folder, built = written
   stored = json.loads((folder / "report.json").read_text())
   assert stored == json.loads(json.dumps(built))
-  assert stored["total_seconds"] == pytest.approx(sum(10 + i for i in range(8)) + 4.5)
+  assert stored["total_seconds"] == pytest.approx(sum(10 + i for i in range(len(STAGES) - 1)) + 4.5)
   assert stored["seed"] == 3 and stored["config"]["world_model"]["deter"] == 1024
   assert "config" not in stored["results"] and "provenance" not in stored["judge"]
   assert {"wam_jax", "commit", "packages", "platform", "date", "command"} <= set(stored["provenance"])
@@ -146,8 +148,9 @@ def test_report_without_optional_parts(made, tmp_path):
 
 
 def test_report_of_a_run_by_an_older_version(made, tmp_path):
-  """Neither the hand nor takes were judged, and failed takes were not told apart from good ones."""
+  """Neither the hand nor takes were judged, failed takes not told apart from good ones, nothing certified."""
   config, inputs = made
+  inputs = {name: artifact for name, artifact in inputs.items() if name != "certify"}
   judge = json.loads((inputs["judge_world_model"].path / "judge.json").read_text())
   for part in (judge, judge["data"], judge["models"][0]):
     for name in ("recursion", "takes", "hand"):
@@ -166,6 +169,25 @@ def test_report_of_a_run_by_an_older_version(made, tmp_path):
   text = (folder / "report.md").read_text() + (folder / "report.html").read_text()
   assert "Error of the hand" not in text and "held-out takes" not in text and "tell apart" not in text
   assert "| drawer " in text and "precision, demos" in text
+
+
+def test_certificate_stands_beside_what_came_of_it(made, tmp_path):
+  config, inputs = made
+  path = inputs["certify"].path / "certificate.json"
+  certificate = json.loads(path.read_text())
+  left = {"open_drawer": 0.07}
+  (inputs["ppo"].path / "result.json").write_text(json.dumps({"left_as_cloned": left}))
+  folder = tmp_path / "report"
+  folder.mkdir()
+  built = run_report.build(config, inputs, [], 1.0)
+  assert built["left_as_cloned"] == left
+  run_report.write_report(folder, built, {}, {})
+  html, text = ((folder / f"report.{kind}").read_text() for kind in ("html", "md"))
+  for verdict in certificate["verdicts"].values():
+    assert verdict["reason"] in text and f">{verdict['verdict']}</span>" in html
+  assert "left as cloned" in html and "Open drawer: PPO left the cloned policy as it is" in text
+  for rule in RULES.values():
+    assert rule.label in html
 
 
 def test_text_is_escaped(made, tmp_path):

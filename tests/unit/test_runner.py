@@ -11,6 +11,7 @@ import time
 import types
 
 import pytest
+from made_up_run import make_artifact
 
 from wam_jax import config as config_lib
 from wam_jax.config import chain
@@ -18,7 +19,7 @@ from wam_jax.config.chain import Stage
 from wam_jax.host import stopping
 from wam_jax.running import plan, runner
 from wam_jax.running.plan import StageError, StagePlan
-from wam_jax.storage.artifact import Artifact, read_artifact, write_artifact
+from wam_jax.storage.artifact import read_artifact, write_artifact
 
 ROWS = {
   "collect": Stage("collect", (), ("seed", "data.play_frames")),
@@ -398,26 +399,29 @@ def test_estimate_counts_what_ppo_measures_on_the_way_and_the_simulator():
 
 
 def test_a_policy_made_on_another_world_model_is_refused(tmp_path):
-  def artifact(run, stage, fingerprint, inputs=None):
-    made = Artifact(stage, tmp_path / run / stage, fingerprint * 16, {}, inputs=inputs or {})
+  def make(run, stage, part=None, **inputs):
+    made = make_artifact(stage, tmp_path / run / stage, part=part, inputs=inputs)
     write_artifact(made, done=True)
     return made
 
-  own = artifact("mine", "world_model", "aaaa")
-  for world in ("aaaa", "bbbb"):
-    artifact(world, "featurize", "ffff", {"world_model": world * 16})
-    artifact(world, "behaviour_cloning", "cccc", {"featurize": "ffff" * 16})
-    artifact(world, "classifier", "dddd", {"world_model": world * 16, "featurize": "ffff" * 16})
+  worlds = {}
+  for name in ("mine", "other"):
+    worlds[name] = make(name, "world_model", {"of": name})
+    world = worlds[name].fingerprint
+    features = make(name, "featurize", world_model=world).fingerprint
+    make(name, "behaviour_cloning", featurize=features)
+    make(name, "classifier", world_model=world, featurize=features)
 
-  def plans(world, *stages):
-    given = {s: StagePlan(s, "use", read_artifact(tmp_path / world / s)) for s in stages}
-    return {"world_model": StagePlan("world_model", "skip", own)} | given
+  def plans(name, *stages):
+    given = {s: StagePlan(s, "use", read_artifact(tmp_path / name / s)) for s in stages}
+    return {"world_model": StagePlan("world_model", "skip", worlds["mine"])} | given
 
-  plan.check_lineage(plans("aaaa", "behaviour_cloning", "classifier"))
-  with pytest.raises(StageError, match="behaviour_cloning.*made on bbbbbbbbbbbb") as error:
-    plan.check_lineage(plans("bbbb", "behaviour_cloning", "classifier"))
-  assert "inputs.classifier" in str(error.value) and "fingerprint aaaaaaaaaaaa" in str(error.value)
+  plan.check_lineage(plans("mine", "behaviour_cloning", "classifier"))
+  prints = {name: world.fingerprint[:12] for name, world in worlds.items()}
+  with pytest.raises(StageError, match=f"behaviour_cloning.*made on {prints['other']}") as error:
+    plan.check_lineage(plans("other", "behaviour_cloning", "classifier"))
+  assert "inputs.classifier" in str(error.value) and f"fingerprint {prints['mine']}" in str(error.value)
   # Without the features that it was cloned from nobody can tell.
-  for file in (tmp_path / "bbbb" / "featurize").iterdir():
+  for file in (tmp_path / "other" / "featurize").iterdir():
     file.unlink()
-  plan.check_lineage(plans("bbbb", "behaviour_cloning"))
+  plan.check_lineage(plans("other", "behaviour_cloning"))

@@ -5,10 +5,15 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 TESTS = pathlib.Path(__file__).parents[1]
 
 
-def test_eight_devices_equal_one():
+@pytest.mark.parametrize(
+  "which", ["latent or current_chains or rows", pytest.param("", marks=pytest.mark.slow)]
+)
+def test_eight_devices_equal_one(which):
   """In a process of its own: the number of virtual devices is fixed when JAX starts."""
   environ = os.environ | {
     "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=8",
@@ -16,7 +21,11 @@ def test_eight_devices_equal_one():
   }
   command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--noconftest"]
   done = subprocess.run(
-    [*command, str(TESTS / "eight_devices.py")], env=environ, capture_output=True, text=True, timeout=500
+    [*command, "-k", which, str(TESTS / "eight_devices.py")],
+    env=environ,
+    capture_output=True,
+    text=True,
+    timeout=500,
   )
   assert done.returncode == 0, done.stdout[-5000:]
   assert "passed" in done.stdout and "skipped" not in done.stdout

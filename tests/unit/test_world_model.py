@@ -11,7 +11,7 @@ from wam_jax.core import distributions
 from wam_jax.nn import rssm, vision
 from wam_jax.nn.layers import GRU
 from wam_jax.nn.world_model import make_world_model, proprio_features
-from wam_jax.train import robot
+from wam_jax.train import robot as robot_training
 from wam_jax.train import state as train_state
 from wam_jax.train import world_model as wm
 from wam_jax.train import world_model_training as wm_training
@@ -128,17 +128,17 @@ def test_published_size_has_lumos_number_of_parameters():
     pytest.param({"cameras": ("rgb_static",)}, marks=pytest.mark.slow),
     {"cameras": ("rgb_gripper",), "vision": "conv"},
     pytest.param({"proprio": "sincos"}, marks=pytest.mark.slow),
-    {"proprio": "zscore", "vision": "conv"},
+    pytest.param({"proprio": "zscore", "vision": "conv"}, marks=pytest.mark.slow),
     pytest.param(
       {"vision": "conv", "depth": 2, "stoch": 5, "classes": 3, "deter": 7}, marks=pytest.mark.slow
     ),
     pytest.param({"image_size": 128}, marks=pytest.mark.slow),
-    {"image_size": 128, "vision": "conv"},
+    pytest.param({"image_size": 128, "vision": "conv"}, marks=pytest.mark.slow),
     {"inverse_dynamics_input": "feature"},
     pytest.param({"compute_dtype": "bfloat16"}, marks=pytest.mark.slow),
-    {"compute_dtype": "bfloat16", "vision": "conv"},
+    pytest.param({"compute_dtype": "bfloat16", "vision": "conv"}, marks=pytest.mark.slow),
     pytest.param({"remat": True, "accumulate": 2}, marks=pytest.mark.slow),
-    {"learned_initial_state": True, "carry_state": True},
+    pytest.param({"learned_initial_state": True, "carry_state": True}, marks=pytest.mark.slow),
     {"proprio": "latent", "robot_obs_weight": 1.0, "carry_state": True, "compute_dtype": "bfloat16"},
     {"proprio": "latent", "robot_obs_weight": 1.0, "open_loop_share": 0.5, "remat": True, "accumulate": 2},
   ],
@@ -197,7 +197,7 @@ def gradients_of_one_update(batch, **changes):
 
 
 @pytest.mark.parametrize(
-  "changes", [pytest.param({"accumulate": 2}, marks=pytest.mark.slow), {"accumulate": 4}, {"remat": True}]
+  "changes", [pytest.param({"accumulate": 2}, marks=pytest.mark.slow), {"accumulate": 4, "remat": True}]
 )
 def test_memory_savers_do_not_change_the_gradient(changes):
   batch = random_batch(batch=4)
@@ -210,7 +210,9 @@ def test_memory_savers_do_not_change_the_gradient(changes):
     np.testing.assert_allclose(metrics[name], whole_metrics[name], rtol=1e-4, err_msg=name)
 
 
-@pytest.mark.parametrize(("changes", "least"), [({"accumulate": 4}, 2.0), ({"remat": True}, 2.0)])
+@pytest.mark.parametrize(
+  ("changes", "least"), [({"accumulate": 4}, 2.0), pytest.param({"remat": True}, 2.0, marks=pytest.mark.slow)]
+)
 def test_memory_savers_save_memory(changes, least):
   def temporary_bytes(**changes):
     config = tiny_config(
@@ -559,7 +561,7 @@ def test_robot_dynamics_start_by_keeping_the_state_and_learn_from_their_error():
 
     def loss(params, robot, action):
       predicted = module.apply(params, robot, action)
-      return robot.robot_loss(predicted[..., :4], target, is_first).sum()
+      return robot_training.robot_loss(predicted[..., :4], target, is_first).sum()
 
     grads = jax.grad(loss)(params, *inputs)["params"]
     error = (inputs[0][..., :4] - target)[:, 2:]
@@ -576,7 +578,7 @@ def test_robot_dynamics_start_by_keeping_the_state_and_learn_from_their_error():
 
 @functools.cache
 def roll(model):
-  return jax.jit(functools.partial(robot.roll_robot, model))
+  return jax.jit(functools.partial(robot_training.roll_robot, model))
 
 
 def test_the_robot_rolls_on_from_the_first_two_frames_of_an_episode():
@@ -607,14 +609,14 @@ def test_the_robot_rolls_on_from_the_first_two_frames_of_an_episode():
   np.testing.assert_array_equal(going_on[1, 2], predicted[1, 2])
   for wrong in ((state[:, 1:], prev_action, is_first), (state, prev_action[:, 1:], is_first)):
     with pytest.raises(ValueError, match="agree"):
-      robot.roll_robot(model, params, *wrong)
+      robot_training.roll_robot(model, params, *wrong)
 
 
 def test_the_first_two_frames_of_each_episode():
   is_first = np.array([[1, 0, 0, 0, 1, 0, 0], [0, 0, 1, 1, 0, 0, 1]], bool)
   starting = [[1, 1, 0, 0, 1, 1, 0], [0, 0, 1, 1, 1, 0, 1]]
-  np.testing.assert_array_equal(robot.starting(jnp.asarray(is_first)), starting)
-  np.testing.assert_array_equal(robot.starting(jnp.asarray(is_first[:, :1])), is_first[:, :1])
+  np.testing.assert_array_equal(robot_training.starting(jnp.asarray(is_first)), starting)
+  np.testing.assert_array_equal(robot_training.starting(jnp.asarray(is_first[:, :1])), is_first[:, :1])
 
 
 def test_robot_loss_by_hand():
@@ -623,12 +625,12 @@ def test_robot_loss_by_hand():
   is_first = jnp.zeros((B, T), bool).at[:, 0].set(True).at[1, 3].set(True)
   starting = np.zeros((B, T), bool)  # no change is known there
   starting[:, :2], starting[1, 3:5] = True, True
-  loss = np.asarray(robot.robot_loss(predicted, state, is_first))
+  loss = np.asarray(robot_training.robot_loss(predicted, state, is_first))
   expected = 0.5 * sum((predicted[..., i] - state[..., i]) ** 2 for i in range(4))
   expected[starting] = 0
   np.testing.assert_allclose(loss, expected, rtol=1e-5)
   assert (loss[starting] == 0).all() and loss[~starting].min() > 0
-  single = robot.robot_loss(predicted[:1, 2:3], state[:1, 2:3], is_first[:1, 2:3])
+  single = robot_training.robot_loss(predicted[:1, 2:3], state[:1, 2:3], is_first[:1, 2:3])
   np.testing.assert_allclose(single, expected[:1, 2:3], rtol=1e-5)
   for wrong in (
     (predicted, state[..., :3], is_first),
@@ -639,7 +641,7 @@ def test_robot_loss_by_hand():
     (predicted, state, is_first[:1]),
   ):
     with pytest.raises(ValueError, match="belong together"):
-      robot.robot_loss(*wrong)
+      robot_training.robot_loss(*wrong)
 
 
 def test_the_robot_joins_the_losses_and_training_predicts_it():
@@ -684,8 +686,8 @@ def test_the_robots_dynamics_share_no_gradient_with_the_rest():
   state = proprio_features(batch.robot_obs)
 
   def alone(params):
-    predicted = robot.roll_robot(model, params, state, batch.prev_action, batch.is_first)
-    return config.robot_obs_weight * robot.robot_loss(predicted, state, batch.is_first).mean()
+    predicted = robot_training.roll_robot(model, params, state, batch.prev_action, batch.is_first)
+    return config.robot_obs_weight * robot_training.robot_loss(predicted, state, batch.is_first).mean()
 
   robot = jax.jit(jax.grad(alone))(params)
   for a, b in zip(

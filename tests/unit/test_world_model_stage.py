@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import shutil
 
 import jax
 import numpy as np
@@ -75,6 +76,12 @@ def train(collected, path, until=None, **changes):
   return load_artifact(path), lines
 
 
+@pytest.fixture(scope="module", name="trained")
+def _trained(collected, tmp_path_factory):
+  """The stage, finished, with the frames on the device; and what it said."""
+  return train(collected, tmp_path_factory.mktemp("trained") / "world_model")
+
+
 def params_of(artifact):
   return load_params(artifact.path / "params")
 
@@ -83,26 +90,28 @@ def assert_equal(a, b):
   jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-@pytest.mark.parametrize(
-  "carry", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["fresh", "carried"]
-)
-def test_streamed_training_equals_resident_training_to_the_bit(collected, tmp_path, carry):
-  settings = {"world_model__carry_state": carry, "world_model__reset_probability": 0.2}
-  settings["world_model__open_loop_share"] = 0.0 if carry else 0.5
-  resident, said = train(collected, tmp_path / "device", **settings)
+def test_streamed_and_resumed_training_equals_resident_training_to_the_bit(collected, trained, tmp_path):
+  resident, said = trained
   assert any("stay on the device" in line for line in said)
-  streamed, said = train(collected, tmp_path / "stream", data__memory_limit_gb=1e-6, **settings)
-  assert any("are streamed" in line and "data.memory_limit_gb" in line for line in said)
-  assert_equal(params_of(resident), params_of(streamed))
   with pytest.raises(KeyboardInterrupt):
-    train(collected, tmp_path / "parts", until=6, data__residency="stream", **settings)
-  resumed, said = train(collected, tmp_path / "parts", data__residency="stream", **settings)
+    train(collected, tmp_path, until=6, data__residency="stream")
+  resumed, said = train(collected, tmp_path, data__memory_limit_gb=1e-6)
+  assert any("are streamed" in line and "data.memory_limit_gb" in line for line in said)
   assert any("resumed at update 3" in line for line in said)
   assert_equal(params_of(resident), params_of(resumed))
 
 
-def test_snapshots_are_artifacts_and_change_nothing(collected, tmp_path):
-  plain, _ = train(collected, tmp_path / "plain")
+@pytest.mark.slow
+def test_streamed_training_with_a_carried_state_equals_resident_training_to_the_bit(collected, tmp_path):
+  settings = {"world_model__carry_state": True, "world_model__reset_probability": 0.2}
+  settings["world_model__open_loop_share"] = 0.0
+  resident, _ = train(collected, tmp_path / "device", **settings)
+  streamed, _ = train(collected, tmp_path / "stream", data__residency="stream", **settings)
+  assert_equal(params_of(resident), params_of(streamed))
+
+
+def test_snapshots_are_artifacts_and_change_nothing(collected, trained, tmp_path):
+  plain, _ = trained
   with_snapshots, _ = train(collected, tmp_path / "kept", world_model__snapshots=(2, 6, 7))
   assert_equal(params_of(plain), params_of(with_snapshots))
   snapshots = {n: load_artifact(tmp_path / f"kept/snapshots/{n}", "world_model") for n in (2, 6, 7)}
@@ -113,8 +122,8 @@ def test_snapshots_are_artifacts_and_change_nothing(collected, tmp_path):
   assert not np.array_equal(params["fuse"]["kernel"], params_of(plain)["fuse"]["kernel"])
 
 
-def test_an_artifact_with_other_parameters_is_refused_with_the_difference(collected, tmp_path):
-  artifact, _ = train(collected, tmp_path / "a")
+def test_an_artifact_with_other_parameters_is_refused_with_the_difference(trained, tmp_path):
+  artifact = load_artifact(shutil.copytree(trained[0].path, tmp_path / "a"))
   config = artifact.config
   config["world_model"] |= {"deter": 9, "embedding_image_weight": 0.0}
   artifact_lib.write_artifact(make_artifact("world_model", artifact.path, config), done=True)
@@ -177,13 +186,19 @@ def test_failed_takes_that_are_not_held_out_are_trained_on(with_failed, tmp_path
   assert world_model_stage.failed_takes(make_config(**settings | none), root) == []
   ((folder, spans),) = world_model_stage.failed_takes(make_config(**settings), root)
   assert folder == root / "failed" and spans.tolist() == [[500, 505], [506, 512]]
-  resident, said = train(with_failed, tmp_path / "device", **settings)
+  _, said = train(with_failed, tmp_path / "device", **settings)
   assert any("parameters, 73 frames" in line for line in said)
+  with pytest.raises(DatasetError, match=r"episode_0000515.npz: missing frame"):
+    train(with_failed, tmp_path / "more", **settings | {"data__failed_takes_per_task": 3})
+
+
+@pytest.mark.slow
+def test_failed_takes_are_streamed_as_they_are_kept(with_failed, tmp_path):
+  settings = {"tasks": ("open_drawer",), "data__failed_takes_per_task": 2, "world_model__failed_takes": True}
+  resident, _ = train(with_failed, tmp_path / "device", **settings)
   streamed, said = train(with_failed, tmp_path / "stream", data__residency="stream", **settings)
   assert any("parameters, 73 frames" in line for line in said)
   assert_equal(params_of(resident), params_of(streamed))
-  with pytest.raises(DatasetError, match=r"episode_0000515.npz: missing frame"):
-    train(with_failed, tmp_path / "more", **settings | {"data__failed_takes_per_task": 3})
 
 
 def test_too_few_frames_for_a_window(collected, tmp_path):

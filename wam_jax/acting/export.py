@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import pathlib
 import shutil
@@ -13,9 +14,11 @@ import numpy as np
 from jax import export as jax_export
 
 import wam_jax
-from wam_jax.acting import policy as acting
+from wam_jax.acting import run_exported
+from wam_jax.acting.actor import MAX_SEED, Actor
 from wam_jax.acting.policy import ActingPolicy
 from wam_jax.acting.step import act_step, start_state
+from wam_jax.core import image
 from wam_jax.embodiment import ACTION, ROBOT_OBS
 from wam_jax.host.numbers import whole
 from wam_jax.storage import checksums
@@ -86,11 +89,22 @@ def export_policy(
   about = describe(policy, batch, platforms, state, observation)
   (partial / "policy.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
   checksums.write_manifest(partial)
-  shutil.copy(pathlib.Path(__file__).with_name("run_exported.py"), partial / "run_policy.py")
+  (partial / "run_policy.py").write_text(program(), encoding="utf-8")
   if out.exists():
     out.rmdir()
   partial.rename(out)
   return out
+
+
+def program() -> str:
+  """Source of run_policy.py: that of `run_exported`, with what it uses of this package written into it."""
+  parts: tuple[Any, ...] = (whole, image.area_taps, image.area_resize, Actor)
+  used = (
+    f"import functools\nimport operator\n\nimport jax.numpy as jnp\n\n{MAX_SEED = }\n{ROBOT_OBS = }\n\n\n"
+  )
+  used += "\n\n".join(map(inspect.getsource, parts))
+  before, after = inspect.getsource(run_exported).split("from wam_jax.acting.actor import Actor\n")
+  return before + used + after
 
 
 def describe(
@@ -109,7 +123,7 @@ def describe(
     "chunk": policy.chunk,
     "platforms": list(platforms),
     "compute_dtype": "float32" if policy.model.dtype is None else np.dtype(policy.model.dtype).name,
-    "seed": f"int32, 0 to {acting.MAX_SEED}; the same seed and observations give the same actions",
+    "seed": f"int32, 0 to {MAX_SEED}; the same seed and observations give the same actions",
     "observation": {name: spec(value) | {"meaning": MEANING[name]} for name, value in observation.items()},
     "state": {name: spec(value) for name, value in state.items()},
     "action": {"shape": [batch, ACTION], "dtype": "float32", "meaning": ACTION_MEANING},

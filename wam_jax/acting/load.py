@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pathlib
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import jax
 
 from wam_jax.acting import models, packed
+from wam_jax.acting.monitor import open_monitor
 from wam_jax.acting.policy import ActingPolicy, PolicyError, index_of
 from wam_jax.acting.policy_table import POLICIES, TRAINED
 from wam_jax.host import surroundings
@@ -58,7 +60,8 @@ def load_policy(
   params = jax.tree.map(lambda x: x[k : k + 1], params)
   made_from = {artifact.stage: artifact.fingerprint, "world_model": world.fingerprint}
   policy = models.for_acting(policy, ddim_steps)
-  return ActingPolicy(model, model_params, policy, params, tasks[k], made_from)
+  monitored = functools.partial(open_monitor, artifact, tasks[k], k, model, model_params)
+  return ActingPolicy(model, model_params, policy, params, tasks[k], made_from, monitored)
 
 
 def load_stacked(path: Any, which: str | None = None) -> tuple[Artifact, Any, Params, tuple[str, ...]]:

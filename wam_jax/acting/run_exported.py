@@ -4,10 +4,12 @@ flatbuffers) and numpy, nothing else.
 python run_policy.py                       # times it on random pictures
 
 from run_policy import Policy
-policy = Policy(FOLDER)
-policy.reset(seed=0)                       # before every episode
+policy = Policy(FOLDER)                    # acts as the policy of wam_jax.load_policy does
+policy.reset(seed=0)                       # before every episode; a batch of B: reset(batch_size=B)
 action = policy.act(observation)           # for every frame; policy.json says what goes in and comes out
 """
+
+from __future__ import annotations
 
 import hashlib
 import io
@@ -20,6 +22,8 @@ from typing import Any
 import jax
 import numpy as np
 from jax import export as jax_export
+
+from wam_jax.acting.actor import Actor
 
 PARTS = ("policy.json", "params.npz", "start.jaxexport", "step.jaxexport")
 
@@ -48,41 +52,46 @@ def read_parts(folder: pathlib.Path) -> dict[str, bytes]:
   return parts
 
 
-class Policy:
-  """Holds the state from frame to frame."""
+class Policy(Actor):
+  """The policy in a folder.
 
-  def __init__(self, folder: str | pathlib.Path = ".") -> None:
+  Args:
+    folder: written by `wam_jax.export`; the one of this file.
+
+  Attributes:
+    about: what policy.json says.
+    batch: B, robots next to each other, for whom the files were written.
+  """
+
+  def __init__(self, folder: str | pathlib.Path = pathlib.Path(__file__).parent) -> None:
     parts = read_parts(pathlib.Path(folder))
     self.about = json.loads(parts["policy.json"])
+    self.task, self.batch, self.chunk = (self.about[name] for name in ("task", "batch", "chunk"))
+    inputs = self.about["observation"]
+    self.needs_robot_obs = "robot_obs" in inputs
+    self.cameras = tuple(name for name in inputs if name != "robot_obs")
+    self.image_size = inputs[self.cameras[0]]["shape"][1]
     with np.load(io.BytesIO(parts["params.npz"]), allow_pickle=False) as file:
       self.params = jax.device_put({name: file[name] for name in file.files})
-    function = lambda name: jax.jit(jax_export.deserialize(bytearray(parts[name])).call)
-    self._start, self._step = function("start.jaxexport"), function("step.jaxexport")
-    self.reset()
+    read = lambda name: jax.jit(jax_export.deserialize(bytearray(parts[name])).call)
+    self._start, self._step = read("start.jaxexport"), read("step.jaxexport")
+    self.reset(None if self.batch == 1 else self.batch)
 
-  def reset(self, seed: int = 0) -> None:
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**31:
-      raise ValueError(f"seed: expected a whole number from 0 to {2**31 - 1}, got {seed!r}")
-    self._state = self._start(self.params, np.int32(seed))
+  def _begin(self, batch_size: int, seed: int) -> Any:
+    if batch_size != self.batch:
+      raise ValueError(
+        f"batch_size: these files are for {self.batch}, got {batch_size}; for others export with --batch"
+      )
+    return self._start(self.params, np.int32(seed))
 
-  def act(self, observation: Mapping[str, Any]) -> np.ndarray:
-    """Arrays of policy.json's "observation" (more are ignored) -> action float32 [B, 7]."""
-    inputs = {}
-    for name, spec in self.about["observation"].items():
-      array = np.asarray(observation[name])
-      if list(array.shape) != spec["shape"] or (
-        array.dtype != np.uint8 if spec["dtype"] == "uint8" else array.dtype.kind not in "fiu"
-      ):
-        raise ValueError(f"{name}: expected {spec['dtype']} {spec['shape']}, got {array.dtype} {array.shape}")
-      inputs[name] = array.astype(spec["dtype"])
-      if not np.isfinite(inputs[name]).all():
-        raise ValueError(f"{name}: NaN or infinity; the state is as it was, repeat the last action or hold")
-    self._state, action = self._step(self.params, self._state, inputs)
-    return np.asarray(action)
+  def _advance(self, state: Any, inputs: Mapping[str, Any]) -> tuple[Any, Any]:
+    return self._step(self.params, state, inputs)
 
 
-if __name__ == "__main__":
-  policy = Policy(pathlib.Path(__file__).parent)
+def main() -> None:
+  """Times the policy of this folder on random pictures."""
+  policy = Policy()
+  policy.reset(batch_size=policy.batch)
   rng = np.random.default_rng(0)
   specs = policy.about["observation"].items()
   for t in range(9):
@@ -90,3 +99,7 @@ if __name__ == "__main__":
     begin = time.perf_counter()
     action = policy.act(inputs)
     print(f"frame {t}: {1e3 * (time.perf_counter() - begin):7.1f} ms, action {np.round(action, 3).tolist()}")
+
+
+if __name__ == "__main__":
+  main()

@@ -59,8 +59,6 @@ def check_machine(name: str) -> Section:
   cores = machine.available_cores()
   section.facts += [f"{cores} CPU core{'s' * (cores > 1)}", f"{memory / 1e9:.1f} GB of memory free"]
   section.facts.append(f"{disk / 1e9:.1f} GB of disk free in {folder}")
-  if not (3, 11) <= sys.version_info[:2] <= (3, 12):
-    section.problem("Python", "must be 3.11 or 3.12", "PYTHON=python3.12 bash launch/quickstart.sh", True)
   if sys.flags.optimize > 1:
     problem = "runs with -OO, which drops the docstrings that TensorFlow Probability needs"
     section.problem("Python", problem, "unset PYTHONOPTIMIZE", True)
@@ -117,7 +115,7 @@ def check_devices(name: str, seconds: float) -> Section:
     fix = "pip install -e ." if failure.startswith("ModuleNotFoundError") else fix
     section.problem("JAX", f"finds no device: {failure}", fix, True)
   elif accelerator.device and all(kind.startswith("cpu") for kind in kinds):
-    fix = f"pip install --force-reinstall -e '.[{'tpu' if accelerator.device == 'TPU' else 'cuda'}]'"
+    fix = f"pip install --force-reinstall 'jax[{'tpu' if accelerator.device == 'TPU' else 'cuda12'}]'"
     section.problem(accelerator.device, "is there, but JAX computes on the CPU", fix)
   elif accelerator.fix:
     section.problem("JAX", "does not use the accelerator that is there", accelerator.fix)

@@ -144,10 +144,12 @@ def step_gymnasium() -> Iterator[str]:
   """One step of the same with pictures, by its name in gymnasium."""
   import gymnasium
 
-  env = gymnasium.make("wam_jax.envs.play_table.gym:wam_jax/PlayTable-v0", image_size=16)
+  from wam_jax.host.gymnasium_id import ENV_ID
+
+  env = gymnasium.make(ENV_ID, image_size=16)
   env.reset(seed=0)
   env.step(env.action_space.sample())
-  yield "gymnasium's wam_jax/PlayTable-v0 made a step and its pictures"
+  yield f"gymnasium's {ENV_ID} made a step and its pictures"
 
 
 def step_calvin() -> Iterator[str]:

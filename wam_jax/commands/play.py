@@ -16,6 +16,7 @@ from wam_jax.acting.policy import PolicyError
 from wam_jax.acting.policy_table import TRAINED
 from wam_jax.config import TASKS
 from wam_jax.host import console, machine, surroundings
+from wam_jax.host.gymnasium_id import ENV_ID
 from wam_jax.host.words import count
 
 FRAME_STEP = 2  # every second frame is shown
@@ -35,8 +36,7 @@ def play(policy: Any, seed: int, max_steps: int) -> dict[str, Any]:
   import gymnasium
   import numpy as np
 
-  name = "wam_jax.envs.play_table.gym:wam_jax/PlayTable-v0"
-  env = gymnasium.make(name, task=policy.task, image_size=policy.image_size, max_steps=max_steps)
+  env = gymnasium.make(ENV_ID, task=policy.task, image_size=policy.image_size, max_steps=max_steps)
   observation, info = env.reset(seed=seed)
   policy.reset(seed=seed)
   states, done = [observation], False

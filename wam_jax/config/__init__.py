@@ -6,7 +6,15 @@ A config is made by an experiment file (`wam_jax/experiments/*.py`), changed on 
 
 from wam_jax.config.chain import STAGES
 from wam_jax.config.checks import ConfigError, Problem
-from wam_jax.config.finalize import apply_overrides, command, device_problems, finalize, flag, flatten
+from wam_jax.config.finalize import (
+  apply_overrides,
+  command,
+  device_problems,
+  finalize,
+  flag,
+  flatten,
+  settings_read,
+)
 from wam_jax.config.presets import (
   PRESET_CHANGES,
   default_config,
@@ -36,4 +44,5 @@ __all__ = [
   "load_experiment",
   "own_experiments",
   "preset_config",
+  "settings_read",
 ]

@@ -34,6 +34,7 @@ class Stage:
     seconds: that it takes at the size of preset `demo` on 2 cores of an AMD EPYC with nothing else to do.
     work: of a config -> work in any unit; other sizes are estimated by its ratio to that of `demo`.
     adds: fields that, when set, ask for more from a finished stage; they change nothing that exists.
+    shows: stages whose artifacts it takes too where they are finished; they are not in its fingerprint.
     schema: of its files; another one makes older artifacts differ.
     together: whether all processes of a run work on it; otherwise the first one does.
     on_request: it runs only when it is asked for by --config.stage.
@@ -46,6 +47,7 @@ class Stage:
   seconds: float = 10.0
   work: Callable[[Any], float] = _constant_work
   adds: tuple[str, ...] = ()
+  shows: tuple[str, ...] = ()
   schema: int = 1
   together: bool = False
   on_request: bool = False
@@ -151,6 +153,15 @@ def _improving_in_the_simulator(c: Any) -> float:
   return len(c.tasks) * c.online.iterations * chunks * _simulating(c)
 
 
+def _certifying(c: Any) -> float:
+  """Multiplications of the dreams of both policies from all held-out takes."""
+  takes = (
+    c.data.heldout_demos_per_task + (c.data.failed_takes_per_task > 0) * c.data.heldout_failed_takes_per_task
+  )
+  denoised = 1 if c.behaviour_cloning.policy == "gaussian" else c.behaviour_cloning.denoising_steps
+  return len(c.tasks) * takes * c.env.max_steps * (4 * _recurrent(c) + denoised * _policy(c))
+
+
 def _evaluating(c: Any) -> float:
   # Cloned, after PPO, and of each task the best by dreams and by episodes; experts draw no pictures.
   policies = 2 + c.evaluate.random_policy + 0.2 * c.evaluate.expert + 2 * bool(c.ppo.eval_every)
@@ -200,6 +211,10 @@ def _size_of_cloning(c: Any) -> str:
   if c.inputs.dppo_checkpoint:
     return f"take the policies of {c.inputs.dppo_checkpoint}"
   return f"{len(c.tasks)} x {count(b.updates, 'update')} of {count(b.batch_size, 'chunk')}"
+
+
+def _size_of_certify(c: Any) -> str:
+  return f"2 x {len(c.tasks)} policies, by dreams from held-out takes"
 
 
 def _size_of_classifier(c: Any) -> str:
@@ -335,6 +350,14 @@ CHAIN: tuple[Stage, ...] = (
     together=True,
   ),
   Stage(
+    "certify",
+    requires=("world_model", "featurize", "behaviour_cloning", "classifier", "ppo"),
+    reads=("seed", "tasks", "env.max_steps", "certify", "behaviour_cloning.ddim_steps"),
+    size=_size_of_certify,
+    seconds=30,
+    work=_certifying,
+  ),
+  Stage(
     "evaluate",
     requires=("collect", "world_model", "featurize", "behaviour_cloning", "classifier", "ppo"),
     reads=("seed", "tasks", *_SIMULATOR, "evaluate", "behaviour_cloning.ddim_steps"),
@@ -356,6 +379,7 @@ CHAIN: tuple[Stage, ...] = (
       "evaluate",
     ),
     reads=("seed", "tasks", "report"),
+    shows=("certify",),
     size=lambda c: "tables, curves, animations",
     seconds=3,
   ),

@@ -54,12 +54,15 @@ class Field:
     default: its value in preset `paper`.
     check: what it must be by itself; what it must be together with others: rules.py.
     doc: what it is, where its name does not say that.
+    silent: value at which fingerprints leave the field out, so that a field that is new leaves finished runs
+      what they are; None: none.
   """
 
   path: str
   default: Any
   check: Check
   doc: str = ""
+  silent: Any = None
 
   def problems(self, value: Any) -> list[Problem]:
     """What is wrong with `value` by itself; the default is shown as an example."""
@@ -291,6 +294,14 @@ ROWS: tuple[Field, ...] = (
     "iterations between measurements of the policies, imagined and real; 0: none"),
   Field("ppo.eval_episodes", 20, count(0),
     "real ones per task, from held-out starts that evaluate leaves; 0: imagined only"),
+
+  Field("ppo.min_discrimination", 0.1, RATE,
+    "Of a task whose dreams call not so much more of the good than of the failed held-out takes a success, "
+    "PPO leaves the cloned policy as it is; 0: never. Without failed takes it is not known.",
+    silent=0.1),
+
+  Field("certify.required_success", 0.8, RATE,
+    "real success that a policy must have to be deployed: what the certificate says is held against it"),
 
   Field("online.iterations", 50, count(), "of ppo.dreams * ppo.chunks_per_iteration real chunks per task"),
   Field("online.eval_every", 5, count(), "iterations between measurements in the simulator"),

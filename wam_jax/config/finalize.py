@@ -167,6 +167,21 @@ def device_problems(config: Any, num_devices: int, num_processes: int = 1) -> li
   return problems
 
 
+def settings_read(config: Any, reads: Iterable[str]) -> dict[str, Any]:
+  """Dotted path -> value of what a result depends on.
+
+  Args:
+    config: the run's.
+    reads: fields, or groups of them.
+  """
+  return {
+    path: value
+    for path, value in flatten(config).items()
+    if any(path == name or path.startswith(name + ".") for name in reads)
+    if path not in FIELDS or FIELDS[path].silent is None or value != FIELDS[path].silent
+  }
+
+
 # What a command need not repeat: its own parts, and what is taken from the machine.
 _NO_FLAGS = ("experiment", "preset", "preset_reason", "stage", "workdir", "env.workers")
 

@@ -11,7 +11,7 @@ import numpy as np
 
 
 @functools.lru_cache(maxsize=32)
-def _area_taps(source: int, target: int) -> tuple[np.ndarray, np.ndarray]:
+def area_taps(source: int, target: int) -> tuple[np.ndarray, np.ndarray]:
   """For each of `target` cells the source cells it covers and the shares of each.
 
   Returns:
@@ -58,7 +58,7 @@ def area_resize(image: Any, height: int, width: int) -> Any:
   for axis, source, target in ((-3, rows, height), (-2, columns, width)):
     if source == target:
       continue
-    indices, weights = _area_taps(source, target)
+    indices, weights = area_taps(source, target)
     shape = [1] * out.ndim
     shape[axis] = target
     total = 0.0

@@ -46,7 +46,7 @@ def find_accelerator(
       return Accelerator(device, "", "")
     if present:
       why_not = f"{device} found, but JAX's support for it is not installed"
-      return Accelerator("", why_not, f"pip install -e '.[{extra}]'")
+      return Accelerator("", why_not, f"pip install 'wam_jax[{extra}]'")
   return Accelerator("", "no accelerator found", "")
 
 

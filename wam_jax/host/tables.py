@@ -139,6 +139,41 @@ def discrimination_rows(quality: Mapping[str, Any]) -> Rows:
   return rows
 
 
+CERTIFICATE = (
+  "What held-out takes and dreams alone say, before any simulator. Predicted: real success with its 95 % "
+  "interval, from dreams that begin at held-out takes, by how far such dreams were off on finished runs. "
+  "Told apart: good takes called a success minus failed ones, in points."
+)
+
+
+def certificate_rows(certificate: Mapping[str, Any]) -> Rows:
+  """Verdict and predicted success of each task, and the mean.
+
+  Args:
+    certificate: content of `certificate.json`.
+  """
+  policies = certificate["policies"]
+  rows = [
+    [
+      "Certificate",
+      *(f"{entry['label']}, predicted %" for entry in policies.values()),
+      "Told apart",
+      "Verdict",
+    ]
+  ]
+  said = lambda row: f"{100 * row['value']:.0f} ({100 * row['low']:.0f} to {100 * row['high']:.0f})"
+  for task, verdict in certificate["verdicts"].items():
+    entries = [entry["per_task"][task] for entry in policies.values()]
+    apart = entries[0]["numbers"]["told_apart"]["value"]
+    cells = [said(entry["predicted"]) for entry in entries]
+    cells.append(NOTHING if apart is None else f"{100 * apart:.0f}")
+    label = policies[verdict["policy"]]["label"]
+    takes = f"; collect {verdict['takes']}" if verdict["takes"] else ""
+    rows.append([task, *cells, f"{verdict['verdict']} ({label}): {verdict['reason']}{takes}"])
+  rows.append(["Mean", *(said(entry["mean"]) for entry in policies.values()), NOTHING, NOTHING])
+  return rows
+
+
 def inverse_dynamics_rows(judge: Mapping[str, Any]) -> Rows:
   """Squared error of the action by dimension: inverse dynamics, a linear map, and the mean action."""
   errors = judge["models"][0]["inverse_dynamics"]

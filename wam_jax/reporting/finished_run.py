@@ -11,13 +11,25 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from wam_jax.acting.policy_table import COMPARED
 from wam_jax.config import STAGES
 from wam_jax.host.regular_files import read_bytes
 from wam_jax.host.words import PrintableError
-from wam_jax.storage.artifact import Artifact, ArtifactError, given_folders, load_artifact, search_input
+from wam_jax.storage.artifact import (
+  Artifact,
+  ArtifactError,
+  given_folders,
+  how_to_remake,
+  load_artifact,
+  search_input,
+)
 from wam_jax.storage.records import read_arrays, read_record
 
-OPTIONAL = ("collect",)  # of which a page only tells the time
+# What a page does without: of collect it only tells the time, and older runs have no certificate.
+OPTIONAL = {
+  "collect": "collect is not where the run had it, its time is not counted",
+  "certify": "there is no certificate: stage certify has not run",
+}
 
 
 class RunError(PrintableError):
@@ -84,6 +96,12 @@ def read_run(workdir: str | os.PathLike[str]) -> Run:
   try:
     evaluated = load_artifact(path, "evaluate")
     results = read_record(evaluated.path, "results.json")
+    rows = {name: policy["per_task"] for name, policy in results["policies"].items()}
+    names, tasks = dict.fromkeys((*COMPARED, *rows)), results["tasks"]
+    lacking = [f"{name} on {task}" for name in names for task in tasks if task not in rows.get(name, ())]
+    if lacking:
+      text = f"{evaluated.path / 'results.json'}: {', '.join(lacking)} missing"
+      raise ArtifactError(f"{text}. {how_to_remake(evaluated.path)}")
   except ArtifactError as error:
     finished = [stage for stage in STAGES if (path / stage / "DONE").exists()]
     state = f"finished there: {', '.join(finished)}" if finished else "no stage is finished there"
@@ -105,7 +123,7 @@ def read_run(workdir: str | os.PathLike[str]) -> Run:
     if artifact is not None:
       inputs[stage] = artifact
     elif stage in OPTIONAL:
-      missing.append(f"{stage} is not where the run had it, its time is not counted")
+      missing.append(OPTIONAL[stage])
     else:
       lost += [f"  {stage} is not there:", *(f"  {reason}" for reason in reasons)]
   if lost:

@@ -21,14 +21,14 @@ _CSS = """
   --page: #f6f7f9; --card: #ffffff; --ink: #1c2230; --soft: #5d6676; --rule: #e3e6ec; --grid: #e9ecf1;
   --shade: rgba(28, 34, 48, .16);
   --expert: #1c2230; --random: #9aa3b2; --cloned: #2f6fde; --ppo: #0a8a60; --imagined: #e0760f;
-  --good: #08734f; --bad: #b93434;
+  --good: #08734f; --fair: #8a6100; --bad: #b93434;
   --s0: #2f6fde; --s1: #e0760f; --s2: #0a9568; --s3: #c63d3d; --s4: #8a56d8; --s5: #0d9cb5; --s6: #a8761b;
   --s7: #d0559b; }
 @media (prefers-color-scheme: dark) { :root {
   --page: #12151b; --card: #1a1f28; --ink: #e7eaf0; --soft: #9aa4b5; --rule: #2a313d; --grid: #262d38;
   --shade: rgba(0, 0, 0, .6);
   --expert: #e7eaf0; --random: #717c8e; --cloned: #6ea0ff; --ppo: #35c796; --imagined: #f5a04c;
-  --good: #35c796; --bad: #ef7070;
+  --good: #35c796; --fair: #e0b040; --bad: #ef7070;
   --s0: #6ea0ff; --s1: #f5a04c; --s2: #35c796; --s3: #ef7070; --s4: #b48cf2; --s5: #45c4da; --s6: #d0a04a;
   --s7: #e88bc0; } }
 * { box-sizing: border-box; }
@@ -83,7 +83,7 @@ figcaption { margin-top: 8px; font-size: .88rem; display: flex; justify-content:
   flex-wrap: wrap; }
 .chip { border-radius: 99px; padding: 0 9px; font-size: .8rem; line-height: 1.5rem; white-space: nowrap;
   border: 1px solid; }
-.good { color: var(--good); } .bad { color: var(--bad); }
+.good { color: var(--good); } .fair { color: var(--fair); } .bad { color: var(--bad); }
 .strip { background: #ffffff; overflow-x: auto; padding: 12px; margin-top: 14px; }
 .strip img { width: 100%; min-width: 720px; height: auto; display: block; }
 svg { display: block; width: 100%; height: auto; overflow: visible; }

@@ -12,7 +12,7 @@ from typing import Any
 from wam_jax.acting.policy_table import COMPARED, POLICIES
 from wam_jax.host import tables
 from wam_jax.host.words import count, duration
-from wam_jax.reporting import charts, media
+from wam_jax.reporting import certificate_page, charts, media
 from wam_jax.reporting import page_parts as parts
 from wam_jax.reporting.page_parts import escape, percent, points, title_of
 
@@ -91,6 +91,7 @@ def _table(report: Mapping[str, Any]) -> str:
     marks = [(name, rows[name]["rate"]) for name in ("expert", "random") if name in rows]
     marks += [("imagined", rows["ppo"]["imagined"])] if dreamed else []
     label = "Mean of all tasks" if task is None else title_of(task)
+    label += '<br><span class="soft">left as cloned</span>' if task in report["left_as_cloned"] else ""
     style = ' class="mean"' if task is None else ""
     plot = charts.interval_chart(bars, marks)
     lines.append(f'<tr{style}><td class="name">{label}</td><td class="plot">{plot}</td>{cells}</tr>')
@@ -274,6 +275,7 @@ def render_page(
   subtitle = f"{report['experiment']} · preset {report['preset']} · seed {report['seed']} · {date}"
   sections: Sequence[tuple[str, str, str, str]] = (
     ("success", "Success", "Success in the simulator", _table(report)),
+    ("certificate", "Certificate", "What was known without a simulator", certificate_page.content(report)),
     ("episodes", "Episodes", "Episodes in the simulator", _rollouts(report, animations)),
     ("dreams", "Dreams", "What the world model imagines", _dreams(report, strips)),
     ("telling", "Telling apart", "What dreams can tell apart", _discrimination(report)),

@@ -19,7 +19,8 @@ from wam_jax.host import tables
 from wam_jax.host.provenance import provenance
 from wam_jax.host.tables import markdown_table
 from wam_jax.host.words import count, duration
-from wam_jax.reporting import media, report_page
+from wam_jax.reporting import certificate_page, media, report_page
+from wam_jax.reporting.certificate_page import left_as_cloned, read_certificate
 from wam_jax.reporting.curves import curves
 from wam_jax.reporting.finished_run import Run
 from wam_jax.storage.artifact import Artifact, ArtifactError, read_artifact, write_text
@@ -101,6 +102,7 @@ def build(
   judged = inputs["classifier"].path
   quality = read_record(judged, "quality.json") if (judged / "quality.json").exists() else {"tasks": {}}
   results = {key: value for key, value in results.items() if key != "config"}
+  certificate = read_certificate(inputs.get("certify"))
   stages = [{"name": name, "seconds": a.seconds, "peak_bytes": a.peak_bytes} for name, a in inputs.items()]
   if seconds is not None:
     stages.append({"name": "report", "seconds": seconds, "peak_bytes": 0})
@@ -118,6 +120,8 @@ def build(
     "rollouts": list(rollouts),
     "classifier": classifier_quality(quality),
     "discrimination": tables.discrimination_rows(quality) if "discrimination" in quality else None,
+    "certificate": certificate,
+    "left_as_cloned": left_as_cloned(inputs["ppo"]),
     "curves": curves(inputs, results),
     "notes": notes(config, results),
     "provenance": dict(facts or provenance()),
@@ -277,6 +281,11 @@ def markdown(report: Mapping[str, Any]) -> str:
       ),
       "",
     ]
+  for task, difference in report["left_as_cloned"].items():
+    parts += [f"- {certificate_page.left_sentence(task, difference)}", ""]
+  if report["certificate"]:
+    parts += ["## Certificate", "", tables.CERTIFICATE, ""]
+    parts += [markdown_table(tables.certificate_rows(report["certificate"])), ""]
   if report["discrimination"]:
     parts += ["## What dreams can tell apart", "", tables.DISCRIMINATION, ""]
     parts += [markdown_table(report["discrimination"]), ""]

@@ -93,8 +93,7 @@ def _plan_stage(config: ConfigDict, stage: str, plans: dict[str, StagePlan]) -> 
   values = config_lib.flatten(config)
   part = {
     path: list(value) if isinstance(value, tuple) else value
-    for path, value in values.items()
-    if any(path == name or path.startswith(name + ".") for name in row.reads)
+    for path, value in config_lib.settings_read(config, row.reads).items()
   }
   inputs = {required: plans[required].artifact.fingerprint for required in row.requires}
   path = pathlib.Path(config.workdir) / stage

@@ -7,7 +7,6 @@ which iteration.
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -22,8 +21,8 @@ from wam_jax.data.calvin import dataset_path
 from wam_jax.host.logger import Logger
 from wam_jax.running.ppo_setup import Networks
 from wam_jax.running.stage_run import StageRun
-from wam_jax.storage.artifact import Artifact, write_text
-from wam_jax.storage.records import read_record
+from wam_jax.storage.artifact import Artifact
+from wam_jax.storage.records import read_record, write_record
 from wam_jax.storage.saved_params import load_params, save_params
 from wam_jax.train import ppo
 from wam_jax.train.imagination import draw_starts, make_starts
@@ -197,7 +196,7 @@ class Selection:
     new = {t: {"iteration": step, "score": float(score[k])} for k, t in enumerate(self._tasks) if better[k]}
     self._best[by] = scores | new
     content = {"first_start": self._first_start, "selected": self._best}
-    write_text(self._workdir / SELECTION, json.dumps(content, indent=2) + "\n")
+    write_record(self._workdir, SELECTION, content)
 
 
 def _replace_rows(old: np.ndarray, new: np.ndarray, rows: np.ndarray) -> np.ndarray:

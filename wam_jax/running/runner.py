@@ -243,7 +243,9 @@ def run_stage(
   if view is not None:
     view.begin(plan.stage)
   logger.info("goes on" if plan.action == "resume" else "starts")
-  inputs = {name: artifacts[name] for name in chain.ROWS[plan.stage].requires}
+  row = chain.ROWS[plan.stage]
+  shown = [name for name in row.shows if name in artifacts and artifacts[name].done]
+  inputs = {name: artifacts[name] for name in (*row.requires, *shown)}
   start, finished = time.monotonic(), False
   try:
     stage = StageRun(config, inputs, artifact.path, logger)

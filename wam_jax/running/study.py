@@ -185,13 +185,12 @@ def run_config(
 
 def settings_of(config: Any, piece: Piece) -> dict[str, Any]:
   """All settings that the result of a piece depends on: dotted path -> value."""
-  flat = config_lib.flatten(run_config(config, piece, "evaluate", piece.workdir))
   names = {name for stage in (*STAGES, *EXTRA_STAGES) for name in chain.ROWS[stage].reads}
-  inside = lambda path: any(path == name or path.startswith(name + ".") for name in names)
+  settings = config_lib.settings_read(run_config(config, piece, "evaluate", piece.workdir), names)
   return {
     path: _plain(value)
-    for path, value in flat.items()
-    if inside(path) and path not in PLACES and not path.startswith(("online.", "report."))
+    for path, value in settings.items()
+    if path not in PLACES and not path.startswith(("online.", "report.", "certify."))
   }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from wam_jax.foreign import dppo
 from wam_jax.host.logger import Logger
 from wam_jax.running.stage_run import StageRun
 from wam_jax.running.training_loop import train_loop
-from wam_jax.storage.artifact import write_text
+from wam_jax.storage.records import write_record
 from wam_jax.storage.saved_params import save_params
 from wam_jax.train import behaviour_cloning as bc
 from wam_jax.train.sharding import make_mesh
@@ -55,7 +54,7 @@ def run(stage: StageRun) -> None:
   logger.truncate_after(-1, prefix=final)  # of a run that was killed just before it was done
   logger.write(updates, {f"{final}{n}": sum(v.values()) / len(tasks) for n, v in result.items()})
   save_params(workdir / "params", networks)
-  write_text(workdir / "result.json", json.dumps(result, indent=2) + "\n")
+  write_record(workdir, "result.json", result)
 
 
 def _train(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import jax
@@ -16,8 +15,8 @@ from wam_jax.host import tables
 from wam_jax.nn.classifier import SuccessClassifier
 from wam_jax.running.stage_run import StageRun
 from wam_jax.running.training_loop import train_loop
-from wam_jax.storage.artifact import Artifact, write_text
-from wam_jax.storage.records import read_record
+from wam_jax.storage.artifact import Artifact
+from wam_jax.storage.records import read_record, write_record
 from wam_jax.storage.saved_params import save_params
 from wam_jax.train import classifier as classifier_training
 from wam_jax.train.classifier_pool import demo_dreams, make_pool
@@ -101,7 +100,7 @@ def run(stage: StageRun) -> None:
   params = {"network": state.params, "threshold": jnp.asarray(threshold)}
   quality = _quality(world, world_params, classifier, params, heldout, heldout_failed, margins, test_key)
   save_params(workdir / "params", params)
-  write_text(workdir / "quality.json", json.dumps(quality, indent=2) + "\n")
+  write_record(workdir, "quality.json", quality)
   if "discrimination" in quality:
     logger.info("\n" + tables.markdown_table(tables.discrimination_rows(quality)))
   worst = max(quality["tasks"], key=lambda t: quality["tasks"][t]["random_dreams"]["false_positives"])
@@ -228,3 +227,23 @@ def check_gate(artifact: Artifact, tasks: tuple[str, ...], limit: float) -> None
       f"classifier.max_false_positives is {limit:.1%}. PPO would learn to please the classifier. Train "
       "the world model or the classifier longer, or set classifier.enforce_gate=False to go on anyway."
     )
+
+
+def not_told_apart(artifact: Artifact, tasks: tuple[str, ...], least: float) -> dict[str, float]:
+  """Tasks whose dreams do not tell success from failure well enough to learn from.
+
+  Args:
+    artifact: of this stage.
+    tasks: those that will be trained.
+    least: share of good held-out takes called a success in dreams minus that of failed ones; 0: any.
+
+  Returns:
+    task -> its share, of those below `least`; empty where there were no failed takes to measure it on.
+  """
+  quality = read_record(artifact.path, "quality.json")["tasks"]
+  shares = {
+    task: quality[task]["discrimination"]["dreamt"]["difference"]["value"]
+    for task in tasks
+    if "discrimination" in quality[task]
+  }
+  return {task: share for task, share in shares.items() if least and share < least}

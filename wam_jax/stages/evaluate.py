@@ -31,8 +31,8 @@ from wam_jax.host.regular_files import open_file
 from wam_jax.host.words import count
 from wam_jax.running.ppo_monitor import read_selection
 from wam_jax.running.stage_run import StageRun
-from wam_jax.storage.artifact import Artifact, ArtifactError, write_text
-from wam_jax.storage.records import read_arrays
+from wam_jax.storage.artifact import Artifact, ArtifactError
+from wam_jax.storage.records import read_arrays, write_record
 
 FORMAT = 1  # of results.json
 
@@ -99,7 +99,7 @@ def measure(stage: StageRun, names: Sequence[str]) -> dict[str, dict[str, np.nda
     "provenance": provenance(),
     "config": json.loads(config.to_json_best_effort()),
   }
-  write_text(workdir / "results.json", json.dumps(results, indent=2) + "\n")
+  write_record(workdir, "results.json", results)
   logger.truncate_after(-1)  # of a run that was killed just before it was done
   logger.write(0, {f"evaluate/{name}/success": episodes[name]["success"].mean() for name in episodes})
   return episodes

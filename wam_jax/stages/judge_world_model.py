@@ -10,7 +10,6 @@ as it was imagined). `config.judge.compare` names other world models, which are 
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,7 +21,7 @@ from wam_jax.reporting.judge_text import FPS, comparison_markdown, draw_strip, m
 from wam_jax.running.judge import judge_model, read_data
 from wam_jax.running.stage_run import StageRun
 from wam_jax.storage.artifact import Artifact, load_artifact, write_text
-from wam_jax.storage.records import read_record
+from wam_jax.storage.records import read_record, write_record
 
 FORMAT = 3  # of judge.json and comparison.json
 
@@ -51,7 +50,7 @@ def run(stage: StageRun) -> None:
     write_text(workdir / "judge.md", markdown(judge))
     logger.truncate_after(-1)  # of a run that was killed just before it was done
     logger.write(0, metrics(judge))
-    write_text(workdir / "judge.json", json.dumps(judge, indent=2) + "\n")
+    write_record(workdir, "judge.json", judge)
   for _, rows in tables.judge_tables(judge):
     logger.info("\n" + tables.markdown_table(rows))
   if not compared:
@@ -66,7 +65,7 @@ def run(stage: StageRun) -> None:
       entry, _ = judge_model(config, candidate, data, logger)
     models.append(entry | {"path": str(candidate.path), "same_data": _same_data(candidate, inputs)})
   comparison = judge | {"models": name_models(models), "provenance": provenance()}
-  write_text(workdir / "comparison.json", json.dumps(comparison, indent=2) + "\n")
+  write_record(workdir, "comparison.json", comparison)
   write_text(workdir / "comparison.md", comparison_markdown(comparison))
   logger.info("\n" + tables.markdown_table(tables.comparison_rows(comparison)))
 

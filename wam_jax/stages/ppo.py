@@ -1,11 +1,11 @@
 """Improves the cloned policies by PPO in the frozen world model, all tasks side by side.
 
-With `ppo.eval_every` the policies are measured on the way, and the best are kept: see `ppo_monitor`.
+With `ppo.eval_every` the policies are measured on the way, and the best are kept: see `ppo_monitor`. The
+policies of tasks whose dreams do not tell success from failure stay as they were cloned.
 """
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import jax
@@ -18,12 +18,13 @@ from wam_jax.running import ppo_monitor, ppo_setup
 from wam_jax.running.stage_run import StageRun
 from wam_jax.running.training_loop import NotFiniteError, train_loop
 from wam_jax.stages import classifier as classifier_stage
-from wam_jax.storage.artifact import write_text
+from wam_jax.storage.records import write_record
 from wam_jax.storage.saved_params import save_params
 from wam_jax.train import ppo
 from wam_jax.train.imagination import add_failed_starts, draw_starts, make_starts
 from wam_jax.train.sharding import make_mesh, put
 from wam_jax.train.tasks import over_tasks, repeat, task_keys, task_metrics
+from wam_jax.types import Params
 
 
 def run(stage: StageRun) -> None:
@@ -37,6 +38,13 @@ def run(stage: StageRun) -> None:
   if config.classifier.enforce_gate:
     classifier_stage.check_gate(inputs["classifier"], config.tasks, config.classifier.max_false_positives)
   networks = ppo_setup.load_networks(stage)
+  left = classifier_stage.not_told_apart(inputs["classifier"], config.tasks, config.ppo.min_discrimination)
+  if left:
+    listed = ", ".join(f"{task} {100 * difference:.0f}" for task, difference in left.items())
+    stage.logger.info(
+      f"left as cloned: {listed} points told apart in dreams, ppo.min_discrimination is "
+      f"{100 * config.ppo.min_discrimination:.0f}"
+    )
   world_params, demos = networks.world_params, networks.demos
   dreamer, num_tasks = networks.dreamer(config.ppo), len(demos.tasks)
   starts = make_starts(demos.takes, config.ppo.start_frames)
@@ -59,9 +67,13 @@ def run(stage: StageRun) -> None:
   iterate_tasks = over_tasks(iterate, mesh=mesh)
   frozen_everywhere, world_everywhere = put((frozen, world_params), mesh)
 
+  is_left = put(jax.device_put(np.array([task in left for task in demos.tasks])), mesh)
+
   def update(state: Any, key: jax.Array, num: int) -> tuple[Any, dict[str, Any]]:
     keys, count = put((task_keys(key, num_tasks), jax.device_put(np.int32(num))), mesh)
     after, metrics = iterate_tasks((state, frozen_everywhere, keys), (world_everywhere, count))
+    if left:
+      after = after.replace(params=after.params | {"actor": _keep(is_left, state, after)})
     metrics = jax.device_get(metrics)
     problem = ppo.not_finite(demos.tasks, metrics)
     if problem:
@@ -77,7 +89,7 @@ def run(stage: StageRun) -> None:
     stage,
     state,
     update,
-    total=config.ppo.iterations,
+    total=0 if len(left) == num_tasks else config.ppo.iterations,
     per_call=1,
     key=train_key,
     description="PPO in imagination",
@@ -96,5 +108,14 @@ def run(stage: StageRun) -> None:
     scores = score((params, networks.classifier_params, feature, keys), world_params)
     rate = np.asarray(scores > 0).mean(1)
     result[f"imagined_success_{name}"] = dict(zip(demos.tasks, rate.tolist(), strict=True))
-  write_text(workdir / "result.json", json.dumps(result, indent=2) + "\n")
+  result["left_as_cloned"] = left
+  write_record(workdir, "result.json", result)
   save_params(workdir / "params", tuned | {"critic": state.params["critic"]})
+
+
+@jax.jit
+def _keep(is_left: jax.Array, before: ppo.PPOState, after: ppo.PPOState) -> Params:
+  """The actors after an iteration; of tasks that are left, those before it."""
+  rows = lambda like: is_left.reshape(-1, *[1] * (like.ndim - 1))
+  choose = lambda old, new: jnp.where(rows(new), old, new)
+  return jax.tree.map(choose, before.params["actor"], after.params["actor"])

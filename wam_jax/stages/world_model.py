@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import math
 import pathlib
 from typing import Any
@@ -24,6 +23,7 @@ from wam_jax.nn.world_model import WorldModel, make_world_model
 from wam_jax.running.stage_run import StageRun
 from wam_jax.running.training_loop import Clock, train_loop
 from wam_jax.storage import artifact as artifact_lib
+from wam_jax.storage.records import write_record
 from wam_jax.storage.saved_params import save_params
 from wam_jax.train import sharding
 from wam_jax.train import state as train_state
@@ -192,7 +192,7 @@ def write_statistics(
   mean, std = statistics.robot_statistics(folder, robot_obs)
   std = np.where(std == 0, 1.0, std)  # as LUMOS
   content = {"mean": mean.tolist(), "std": std.tolist()}
-  artifact_lib.write_text(workdir / STATISTICS, json.dumps(content) + "\n")
+  write_record(workdir, STATISTICS, content)
   return content["mean"], content["std"]
 
 

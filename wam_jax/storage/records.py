@@ -11,23 +11,35 @@ from typing import Any
 import numpy as np
 
 from wam_jax.host.regular_files import most_inflated, open_file, read_text
-from wam_jax.storage.artifact import ArtifactError, how_to_remake
+from wam_jax.storage import checksums
+from wam_jax.storage.artifact import ArtifactError, how_to_remake, write_text
 
+_DIGEST = "sha256"  # key in a file, of all else in it
 _NUMBER = (int, float)
 _MEASURED = (int, float, type(None))  # None: there was nothing to measure
+_RANGE = {"value": _NUMBER, "low": _NUMBER, "high": _NUMBER}
 _RATES = {"n": int, "successes": int, "rate": _NUMBER, "low": _NUMBER, "high": _NUMBER, "steps": _MEASURED}
+_RATES |= {"imagined?": _MEASURED, "gap?": _MEASURED}
 _DEMOS = {"precision": _MEASURED, "recall": _MEASURED, "calibration_error": _MEASURED}
-_PROBES = {str: {"posterior": object, "imagined": list}}  # a number, or why there is none
+_MEASURES = ("sensitivity", "specificity", "difference", "auc")
+_TELLING = {kind: dict.fromkeys(_MEASURES, _RANGE) for kind in ("real", "dreamt")}
+_READING = (int, float, str, type(None))  # a number, or why there is none
+_PROBES = {str: {"posterior": _READING, "imagined": [_READING], "kept": [_READING]}}
+_PICTURES = {str: {"psnr": [_MEASURED], "ssim": [_MEASURED], "psnr_curve": [_MEASURED]}}
 
+_CERTIFIED = {"called": object, "predicted": _RANGE, "numbers": {str: {"value": _MEASURED, "colour": str}}}
 _JUDGED = {
   "context": int,
   "horizons": [int],
   "targets": {str: {"score": str}},
   "data": dict,
-  "models": [{"name": str, "open_loop": {str: {"psnr": [_MEASURED]}}, "probes": _PROBES}],
+  "models": [
+    {"name": str, "open_loop": _PICTURES, "repeated": _PICTURES, "probes": _PROBES, "takes?": _PROBES}
+  ],
 }
 
-# File -> what readers rely on: a type, [form of every item], {key: form}, or {str: form of every value}.
+# File -> what readers rely on: a type, [form of every item] of at least one, {key: form} where "key?" may be
+# missing, or {str: form of every value}.
 FORMS: Mapping[str, dict[Any, Any]] = MappingProxyType(
   {
     "result.json": {str: {str: _MEASURED}},
@@ -39,11 +51,19 @@ FORMS: Mapping[str, dict[Any, Any]] = MappingProxyType(
           "random_dreams": {"false_positives": _NUMBER},
           "heldout_demos": _DEMOS,
           "heldout_demo_dreams": _DEMOS,
+          "takes?": {"good": int, "failed": int},
+          "discrimination?": _TELLING,
         }
-      }
+      },
+      "discrimination?": _TELLING,
     },
     "judge.json": _JUDGED,
     "comparison.json": _JUDGED,
+    "certificate.json": {
+      "policies": {str: {"label": str, "mean": _RANGE, "per_task": {str: _CERTIFIED}}},
+      "verdicts": {str: {"policy": str, "verdict": str, "reason": str, "takes": object}},
+    },
+    "monitor.json": {"window": int, "tasks": {str: {str: float}}},
     "results.json": {
       "tasks": [str],
       "policies": {str: {"label": str, "per_task": {str: _RATES}, "mean": _RATES}},
@@ -52,6 +72,12 @@ FORMS: Mapping[str, dict[Any, Any]] = MappingProxyType(
     },
   }
 )
+
+
+def write_record(folder: pathlib.Path, name: str, content: Mapping[str, Any]) -> None:
+  """Writes a JSON file of an artifact, with a digest that `read_record` compares; as `write_text` does."""
+  plain = json.loads(json.dumps(content))
+  write_text(folder / name, json.dumps(plain | {_DIGEST: checksums.digest(plain)}, indent=2) + "\n")
 
 
 def read_record(folder: pathlib.Path, name: str, **also: Any) -> dict[str, Any]:
@@ -72,9 +98,12 @@ def read_record(folder: pathlib.Path, name: str, **also: Any) -> dict[str, Any]:
     raise ArtifactError(f"{file}: missing. {how_to_remake(folder)}") from error
   except (OSError, ValueError, RecursionError) as error:
     raise ArtifactError(f"{file}: cannot be read ({error}). {how_to_remake(folder)}") from error
-  problem = misfit(content, {**FORMS[name], **also})
-  if problem or not content:
-    raise ArtifactError(f"{file}: {problem or 'is empty'}. {how_to_remake(folder)}")
+  recorded = content.pop(_DIGEST, None) if isinstance(content, dict) else None  # earlier versions wrote none
+  problem = misfit(content, {**FORMS[name], **also}) or ("" if content else "is empty")
+  if not problem and recorded is not None and recorded != checksums.digest(content):
+    problem = "changed after it was written (sha256)"
+  if problem:
+    raise ArtifactError(f"{file}: {problem}. {how_to_remake(folder)}")
   return content
 
 
@@ -111,13 +140,16 @@ def misfit(content: Any, form: Any, where: str = "") -> str:
   if not isinstance(content, type(form)):
     return f"{name} is {content!r:.40}, not {'an object' if isinstance(form, dict) else 'a list'}"
   below = lambda key: f"{where}.{key}" if where else str(key)
+  if isinstance(form, list) and not content:
+    return f"{name} is empty"
   if isinstance(form, list):
     items = [(str(i), item, form[0]) for i, item in enumerate(content)]
   elif str in form:
     items = [(key, item, form[str]) for key, item in content.items()]
   else:
-    missing = [below(key) for key in form if key not in content]
+    missing = [below(key) for key in form if not key.endswith("?") and key not in content]
     if missing:
       return f"{', '.join(map(repr, missing))} missing"
-    items = [(key, content[key], part) for key, part in form.items()]
+    parts = {key.removesuffix("?"): part for key, part in form.items()}
+    items = [(key, content[key], part) for key, part in parts.items() if key in content]
   return next((problem for key, item, part in items if (problem := misfit(item, part, below(key)))), "")

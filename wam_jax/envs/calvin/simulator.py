@@ -31,7 +31,7 @@ from wam_jax.host.regular_files import read_bytes
 SCENES = ("A", "B", "C", "D")
 PICTURE_SIZES = dict(zip(CAMERAS, (200, 84), strict=True))  # sides in pixels
 HOW_TO = """CALVIN's simulator and data take three steps:
-  pip install 'wam_jax[calvin]'
+  pip install 'wam_jax[calvin]' (compiles pybullet but for Python 3.11 on x86-64: apt install g++ python3-dev)
   git clone https://github.com/mees/calvin_env, and --config.env.calvin_root=calvin_env or $CALVIN_ROOT
   dataset/download_data.sh of github.com/mees/calvin, and --config.data.calvin_path=FOLDER or $CALVIN_DATA"""
 _MARK = "calvin_env/envs/play_table_env.py"  # by this file a checkout of calvin_env is known

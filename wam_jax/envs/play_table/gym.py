@@ -1,7 +1,7 @@
 """The play table as a standard gymnasium environment.
 
-Importing this module registers it: gymnasium.make("wam_jax/PlayTable-v0", task="open_drawer"). Or in one go:
-gymnasium.make("wam_jax.envs.play_table.gym:wam_jax/PlayTable-v0").
+After `import wam_jax`: gymnasium.make("wam_jax/PlayTable-v0", task="open_drawer"). A program without that
+import names this module too: gymnasium.make("wam_jax.envs.play_table.gym:wam_jax/PlayTable-v0").
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from wam_jax.envs.base import find_skill
 from wam_jax.envs.play_table import renderer, simulator, skills
 from wam_jax.host.numbers import real, whole
 
-ENV_ID = "wam_jax/PlayTable-v0"
+RENDER_SIZE = 256  # pixels: the pictures that policies see are too small for people
 
 
 class PlayTableEnv(gymnasium.Env):
@@ -45,7 +45,7 @@ class PlayTableEnv(gymnasium.Env):
       task: of `skills.SKILLS`, or None for play.
       image_size: height and width of the pictures in pixels.
       max_steps: actions after which an episode is truncated.
-      render_mode: None, or 'rgb_array': `render` returns the static camera's picture.
+      render_mode: None, or 'rgb_array': `render` draws the static camera's picture for people.
 
     Raises:
       ValueError: unknown task or render mode, a number that is out of range or not whole.
@@ -60,6 +60,8 @@ class PlayTableEnv(gymnasium.Env):
     self.max_steps = whole("max_steps", max_steps, 1)
     self._env = simulator.PlayTable()
     self._renderer = renderer.make_renderer(image_size, workers=1)
+    large = max(image_size, RENDER_SIZE)
+    self._film_renderer = renderer.make_renderer(large, workers=1) if render_mode is not None else None
     picture = gymnasium.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
     self.observation_space = gymnasium.spaces.Dict(
       {
@@ -73,7 +75,6 @@ class PlayTableEnv(gymnasium.Env):
   def _observe(self) -> dict[str, np.ndarray]:
     robot_obs, scene_obs = self._env.state()
     pictures = self._renderer(robot_obs[None], scene_obs[None])
-    self._picture = pictures["rgb_static"][0]
     return {key: value[0] for key, value in pictures.items()} | {
       "robot_obs": robot_obs,
       "scene_obs": scene_obs,
@@ -123,14 +124,7 @@ class PlayTableEnv(gymnasium.Env):
     return self.task is not None and bool(skills.SKILLS[self.task].task.goal(self._start, scene_obs))
 
   def render(self) -> np.ndarray | None:
-    """The static camera's picture [S, S, 3] uint8, or None without a render mode."""
-    return self._picture.copy() if self.render_mode == "rgb_array" else None
-
-
-def register() -> None:
-  """Makes ENV_ID known to gymnasium; harmless when repeated."""
-  if ENV_ID not in gymnasium.registry:
-    gymnasium.register(ENV_ID, entry_point="wam_jax.envs.play_table.gym:PlayTableEnv")
-
-
-register()
+    """The static camera's picture [R, R, 3] uint8, R at least RENDER_SIZE; None without a render mode."""
+    if self._film_renderer is None:
+      return None
+    return self._film_renderer(*(state[None] for state in self._env.state()))["rgb_static"][0]

@@ -3,8 +3,9 @@
 Rays are cut with every box, capsule and sphere. The nearest hit is kept as one int32 whose high bits are
 the distance and whose low bits number the surface, so that finding the nearest surface and remembering
 which one it was is a single minimum. A surface is one of a box's three pairs of faces, which are shaded
-flat, or a whole capsule or sphere, which are shaded smoothly. Geoms are scanned inside a vmap over frames.
-What the resting camera sees of resting geoms is computed once.
+flat, or a whole capsule or sphere, which are shaded smoothly. Geoms are scanned. What the resting camera
+sees of resting geoms is computed once. Frames are drawn one by one: several in one call leave the
+processor's caches, and each takes longer.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ from wam_jax.envs.play_table.physics import mujoco
 from wam_jax.host import machine, surroundings
 from wam_jax.host.numbers import whole
 
-BLOCK = 8  # frames per call of the compiled program
 # Where in a pixel (column, row) the rays of each camera go. The resting camera is far away, and furniture
 # that moves by less than a pixel must still show there; CALVIN gets the same by averaging larger pictures.
 SAMPLES = (((0.25, 0.35), (0.75, 0.65)), ((0.5, 0.5),))
@@ -276,7 +276,7 @@ def _shade(hits, rays, geoms: _Geoms, surface_colours, glow):
 
 
 class _Program:
-  """The compiled drawing of one block of frames at one picture size, and the constants in it."""
+  """The compiled drawing of a frame at one picture size, and the constants in it."""
 
   def __init__(self, image_size: int) -> None:
     try:
@@ -311,14 +311,14 @@ class _Program:
         jnp.asarray(state.data.geom_xmat[index].reshape(-1, 3, 3), jnp.float32),
       )
     self._background = tuple(np.asarray(array) for array in background)
-    self.draw = jax.jit(jax.vmap(self._draw_frame))
+    self.draw = jax.jit(self._draw)
 
   def _nothing(self, camera: int) -> tuple[np.ndarray, np.ndarray]:
     """Hits and light where no geom is."""
     rays = self._image_size**2 * len(SAMPLES[camera])
     return np.full(rays, np.float32(_FAR).view(np.int32), np.int32), np.ones(rays, np.float32)
 
-  def _draw_frame(self, positions, rotations, camera_position, camera_rotation, lamps):
+  def _draw(self, positions, rotations, camera_position, camera_rotation, lamps):
     """Both pictures of one frame.
 
     Args:
@@ -364,7 +364,7 @@ def _program(image_size: int) -> _Program:
 class PlayTableRenderer:
   """Draws both cameras of many states; implements `envs.base.Renderer`.
 
-  Frames are drawn in blocks of fixed size by threads; a frame's picture depends on nothing but the frame.
+  Threads draw frame by frame; a frame's picture depends on nothing but the frame.
   Pictures are drawn on the CPU also where an accelerator is present, so that they are the same there.
   """
 
@@ -379,38 +379,31 @@ class PlayTableRenderer:
       ValueError: image_size or workers out of range.
     """
     self.image_size = whole("image_size", image_size, 1)
-    self._workers = workers = whole("workers", workers, 0)
-    self._pool = concurrent.futures.ThreadPoolExecutor(workers or machine.available_cores(), "renderer")
+    self._workers = whole("workers", workers, 0)
+    self._threads = self._workers or machine.available_cores()
+    self._pool = concurrent.futures.ThreadPoolExecutor(self._threads, "renderer")
     self._local = threading.local()
 
   def __reduce__(self) -> tuple[type, tuple[int, int]]:
     """A copy draws the same and holds its own threads."""
     return PlayTableRenderer, (self.image_size, self._workers)
 
-  @surroundings.own_settings()
-  def _draw_block(self, robot_obs: np.ndarray, scene_obs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures of at most BLOCK frames; the block is filled up by repeating the last one."""
+  def _draw_frame(self, robot_obs: np.ndarray, scene_obs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both pictures [S, S, 3] of one state."""
     if not hasattr(self._local, "state"):
       self._local.state = simulator.SceneState()
-    program, state, count = _program(self.image_size), self._local.state, len(robot_obs)
-    index, wrist = program.geoms.index, program.cameras[1]
-    positions, rotations = (
-      np.empty((BLOCK, len(index), 3), np.float32),
-      np.empty((BLOCK, len(index), 9), np.float32),
+    program, state = _program(self.image_size), self._local.state
+    state.set_state(robot_obs, scene_obs)
+    mujoco.mj_camlight(state.model, state.data)
+    index, wrist, data = program.geoms.index, program.cameras[1], state.data
+    places = data.geom_xpos[index], data.geom_xmat[index], data.cam_xpos[wrist], data.cam_xmat[wrist]
+    positions, rotations, camera_position, camera_rotation, lamps = (
+      np.array(array, np.float32) for array in (*places, scene_obs[4:6])
     )
-    camera_position, camera_rotation = np.empty((BLOCK, 3), np.float32), np.empty((BLOCK, 9), np.float32)
-    lamps = np.empty((BLOCK, 2), np.float32)
-    for i in range(BLOCK):
-      if i < count:
-        state.set_state(robot_obs[i], scene_obs[i])
-        mujoco.mj_camlight(state.model, state.data)
-      positions[i], rotations[i] = state.data.geom_xpos[index], state.data.geom_xmat[index]
-      camera_position[i], camera_rotation[i] = state.data.cam_xpos[wrist], state.data.cam_xmat[wrist]
-      lamps[i] = scene_obs[min(i, count - 1), 4:6]
-    geoms = positions, rotations.reshape(BLOCK, -1, 3, 3)
-    inputs = (*geoms, camera_position, camera_rotation.reshape(BLOCK, 3, 3), lamps)
-    static, gripper = program.draw(*jax.device_put(inputs, program.device))
-    return np.asarray(static)[:count], np.asarray(gripper)[:count]
+    inputs = positions, rotations.reshape(-1, 3, 3), camera_position, camera_rotation.reshape(3, 3), lamps
+    with jax.default_device(program.device):
+      static, gripper = program.draw(*inputs)
+    return np.asarray(static), np.asarray(gripper)
 
   def __call__(self, robot_obs: np.ndarray, scene_obs: np.ndarray) -> dict[str, np.ndarray]:
     """Draws states.
@@ -442,11 +435,12 @@ class PlayTableRenderer:
     count, size = len(robot_obs), self.image_size
     static, gripper = (np.empty((count, size, size, 3), np.uint8) for _ in range(2))
 
-    def draw(start: int) -> None:
-      chunk = slice(start, start + BLOCK)
-      static[chunk], gripper[chunk] = self._draw_block(robot_obs[chunk], scene_obs[chunk])
+    @surroundings.own_settings()
+    def draw(frames: range) -> None:
+      for frame in frames:
+        static[frame], gripper[frame] = self._draw_frame(robot_obs[frame], scene_obs[frame])
 
-    list(self._pool.map(draw, range(0, count, BLOCK)))
+    list(self._pool.map(draw, (range(i, count, self._threads) for i in range(min(count, self._threads)))))
     return dict(zip(CAMERAS, (static, gripper), strict=True))
 
 

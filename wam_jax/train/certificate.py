@@ -1,0 +1,99 @@
+"""What dreams alone say of a policy: where they end, whether actions matter, and how strange they are."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from wam_jax.train.imagination import Dreamer, DreamerParams, World, random_actions
+from wam_jax.types import Params, Takes
+
+
+def policy_dreams(dreamer: Dreamer, params: DreamerParams, feature: jax.Array, key: jax.Array) -> jax.Array:
+  """Features where the reward looks, in the dreams that `Dreamer.scores` judges.
+
+  Args:
+    dreamer: of the policy.
+    params: of one task.
+    feature: [E, F], one dream from each.
+    key: random key.
+
+  Returns:
+    [E, N, F], after each chunk.
+  """
+  arranged = dreamer.world.arrange(params.world)
+
+  def step(feature: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    policy_key, world_key = jax.random.split(key)
+    chunk = dreamer.policy.sample(params.policy, feature, policy_key, deterministic=True)
+    feature, _ = dreamer.world.imagine_chunk(arranged, feature, chunk, world_key)
+    return feature, feature
+
+  keys = jax.random.split(key, dreamer.horizon_chunks)
+  return jnp.swapaxes(jax.lax.scan(step, feature, keys)[1], 0, 1)
+
+
+def action_distances(
+  world: World, world_params: Params, takes: Takes, key: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """How far dreams of one start lie from each other, under other actions and under the same ones.
+
+  Args:
+    world: the frozen world model.
+    world_params: its parameters.
+    takes: M of one task.
+    key: random key.
+
+  Returns:
+    (random actions against the take's own, its own twice with other samples of the prior): [M] each, mean
+    distance of the features over the frames of the take.
+  """
+  own_key, again_key, other_key, random_key = jax.random.split(key, 4)
+  num, length = takes.mask.shape
+  dreamt = lambda action, key: world.imagine_actions(world_params, takes.feature[:, 0], action[:, :-1], key)
+  own = dreamt(takes.action, own_key)
+  valid = takes.mask[:, 1:]
+
+  def distance(other: jax.Array) -> jax.Array:
+    apart = jnp.linalg.norm(own - other, axis=-1)
+    return jnp.where(valid, apart, 0).sum(1) / jnp.maximum(valid.sum(1), 1)
+
+  other = dreamt(random_actions(random_key, num, length), other_key)
+  return distance(other), distance(dreamt(takes.action, again_key))
+
+
+def nearest_distance(feature: jax.Array, known: jax.Array, valid: jax.Array) -> jax.Array:
+  """Distance to the nearest known feature.
+
+  Args:
+    feature: [N, F].
+    known: [M, F], what the model was trained on.
+    valid: [M] bool, with at least one entry.
+
+  Returns:
+    [N].
+  """
+  square = lambda x: jnp.square(x).sum(-1)
+  reference = jnp.where(valid, square(known), jnp.inf)
+  apart = square(feature) + (reference - 2 * feature @ known.T).min(1)
+  return jnp.sqrt(jnp.maximum(apart, 0))
+
+
+def surprise(
+  world: World, world_params: Params, feature: jax.Array, action: jax.Array, after: jax.Array
+) -> jax.Array:
+  """How unexpected what was seen is, given the frame before it and the action.
+
+  Args:
+    world: the frozen world model.
+    world_params: its parameters.
+    feature: [B, F], filtered.
+    action: [B, 7], taken there.
+    after: [B, F], filtered, one frame later.
+
+  Returns:
+    [B] nats: minus the log-probability of its code under the prior.
+  """
+  key = jax.random.key(0)  # of a sample that is not read
+  prior = world.imagine_step(world.arrange(world_params), world.latent(feature), action, key)
+  return -(jax.nn.log_softmax(prior.logits) * world.latent(after).stoch).sum((-2, -1))
