@@ -10,6 +10,9 @@ import difflib
 import pathlib
 import runpy
 import sys
+from typing import NoReturn
+
+from wam_jax.host.console import run_program
 
 # Program -> the module that holds it, and what is added to its arguments.
 PROGRAMS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -66,5 +69,10 @@ def main() -> int:
   return 0
 
 
+def program() -> NoReturn:
+  """The command `wam_jax`."""
+  run_program(main)
+
+
 if __name__ == "__main__":
-  sys.exit(main())
+  program()

@@ -19,6 +19,7 @@ from flax import traverse_util
 from wam_jax.acting import models
 from wam_jax.acting.policy import ActingPolicy, PolicyError, index_of
 from wam_jax.data.files import DatasetError, read_npz
+from wam_jax.host.regular_files import open_file
 from wam_jax.storage import checksums
 from wam_jax.storage.artifact import Artifact
 from wam_jax.storage.records import misfit
@@ -86,7 +87,7 @@ def write_packed(
   meta[_DIGEST] = _digest(meta, arrays)
   out.parent.mkdir(parents=True, exist_ok=True)
   temporary = out.with_name(out.name + ".tmp")
-  with temporary.open("wb") as file:
+  with open_file(temporary, "wb") as file:
     np.savez_compressed(file, allow_pickle=False, **{META: np.asarray(json.dumps(meta))}, **arrays)
   temporary.replace(out)
 

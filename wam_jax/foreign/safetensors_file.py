@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from wam_jax.host.regular_files import open_file
+
 MAX_HEADER = 100_000_000
 _BRAIN_FLOAT = "BF16"  # NumPy has none: read as its bits, which are the upper half of a float32
 _DTYPES = {
@@ -50,7 +52,7 @@ def _header_length(head: bytes, size: int) -> int:
 
 def is_safetensors(path: pathlib.Path) -> bool:
   """Whether a file begins as one of this format. Raises OSError."""
-  with path.open("rb") as file:
+  with open_file(path) as file:
     return _header_length(file.read(9), path.stat().st_size) > 0
 
 
@@ -68,7 +70,7 @@ def read_entries(path: pathlib.Path) -> dict[str, Entry]:
     OSError: the file cannot be read.
   """
   size = path.stat().st_size
-  with path.open("rb") as file:
+  with open_file(path) as file:
     length = _header_length(file.read(9), size)
     if not 0 < length <= MAX_HEADER:
       raise ValueError(f"a header of {length:,} bytes")

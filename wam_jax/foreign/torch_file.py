@@ -358,6 +358,8 @@ def read_weights(
     raise error_type(path, "a zip archive, but neither of torch.save nor an npz.", fix=wanted)
   except FileNotFoundError:
     raise error_type(path, "no such file.", fix=wanted) from None
+  except MemoryError:
+    raise error_type(path, "holds more than the memory of this machine.", fix=wanted) from None
   except OSError as error:
     raise error_type(path, f"cannot be read ({error.strerror or error}).", fix=COPY_AGAIN) from None
   except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+from wam_jax.host.regular_files import open_file
+
 HEAD = 512  # bytes to look at
 _UNPACK = "unpack it, and name the file inside."
 _SAVE = "load it with torch and save its state_dict() again, or save the weights as npz."
@@ -44,7 +46,7 @@ _KINDS: tuple[tuple[bytes, str, str], ...] = (
 def describe_file(path: str | os.PathLike[str]) -> tuple[str, str]:
   """`describe` of a file; ('', '') where there is none that can be read."""
   try:
-    with open(path, "rb") as file:
+    with open_file(path) as file:
       return describe(file.read(HEAD))
   except OSError:
     return "", ""

@@ -27,6 +27,7 @@ from wam_jax.data.files import DatasetError
 from wam_jax.host import processes
 from wam_jax.host.logger import Logger
 from wam_jax.host.provenance import provenance
+from wam_jax.host.regular_files import open_file
 from wam_jax.host.words import count
 from wam_jax.running.ppo_monitor import read_selection
 from wam_jax.running.stage_run import StageRun
@@ -290,7 +291,7 @@ def _arrays(episodes: Rollouts) -> dict[str, np.ndarray]:
 
 def _save_npz(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
   temporary = path.with_name(path.name + ".tmp")
-  with temporary.open("wb") as file:
+  with open_file(temporary, "wb") as file:
     np.savez_compressed(file, allow_pickle=False, **arrays)
   temporary.replace(path)
 
