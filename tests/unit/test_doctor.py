@@ -151,9 +151,9 @@ def test_a_broken_package_and_those_that_need_it(front):
 
 def test_versions_out_of_bounds_and_missing(front, monkeypatch):
   monkeypatch.setattr(doctor_jobs, "import_errors", lambda versions, seconds: {})
-  folder = front / "optax-9.0.dist-info"
+  folder = front / "optax-0.1.dist-info"
   folder.mkdir()
-  (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: optax\nVersion: 9.0\n")
+  (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: optax\nVersion: 0.1\n")
   version = metadata.version
 
   def without_two(name):
@@ -164,7 +164,7 @@ def test_versions_out_of_bounds_and_missing(front, monkeypatch):
   monkeypatch.setattr(metadata, "version", without_two)
   _, found = packages()
   assert set(found) == {"optax", "grain, tqdm"} and all(one.stops_demo for one in found.values())
-  assert found["optax"].what.startswith("is 9.0, must be >=")
+  assert found["optax"].what.startswith("is 0.1, must be >=")
   assert found["optax"].fix.startswith("pip install 'optax>=")
   assert found["grain, tqdm"].fix.startswith("pip install 'grain>=") and "'tqdm>=" in found["grain, tqdm"].fix
 
