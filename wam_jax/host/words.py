@@ -4,7 +4,9 @@ from __future__ import annotations
 
 
 def duration(seconds: float) -> str:
-  """Seconds as `h:mm:ss` or `m:ss`."""
+  """Seconds as `h:mm:ss` or `m:ss`; from two days on `n days`."""
+  if seconds >= 2 * 86400:
+    return f"{seconds / 86400:.0f} days"
   minutes, seconds_left = divmod(round(seconds), 60)
   hours, minutes = divmod(minutes, 60)
   return f"{hours}:{minutes:02}:{seconds_left:02}" if hours else f"{minutes}:{seconds_left:02}"
