@@ -82,6 +82,8 @@ def test_a_terminal_that_has_gone_away_stops_nothing(logger, monkeypatch):
     logger.info("hello")
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(5.2, "0:05"), (65, "1:05"), (3725, "1:02:05"), (360_000, "4 days")])
+@pytest.mark.parametrize(
+  ("seconds", "text"), [(5.2, "0:05"), (65, "1:05"), (3725, "1:02:05"), (360_000, "4 days")]
+)
 def test_duration(seconds, text):
   assert words.duration(seconds) == text
