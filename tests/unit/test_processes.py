@@ -21,7 +21,7 @@ class Trio:
     self.lost = [[], [], []]
     note = lambda i: lambda other, code: self.lost[i].append((other, code))
     self.groups = [processes._Group(i, 3, note(i)) for i in range(3)]
-    server = processes._open_port()
+    server = processes.open_port()
     port = server.getsockname()[1]
     serving = threading.Thread(target=self.groups[0].serve, args=(server, "secret"))
     serving.start()
@@ -66,7 +66,7 @@ def test_who_does_not_say_the_token_in_time_holds_up_nobody(monkeypatch, words):
   monkeypatch.setattr(processes, "CONNECT_SECONDS", 0.6)
   monkeypatch.setattr(processes, "HELLO_SECONDS", 0.3)
   monkeypatch.setattr(processes, "MOST_STRANGERS", 3)
-  server = processes._open_port()
+  server = processes.open_port()
   port = server.getsockname()[1]
   group = processes._Group(0, 3, None)
   errors, ended = [], threading.Event()
@@ -97,7 +97,7 @@ def test_who_does_not_say_the_token_in_time_holds_up_nobody(monkeypatch, words):
 )
 def test_the_port_is_open_at_the_coordinators_address_only(host, address):
   assert processes.address_to_listen_at(host) == address
-  with processes._open_port(address=address) as server:
+  with processes.open_port(address=address) as server:
     assert not address or server.getsockname()[0] == address
 
 

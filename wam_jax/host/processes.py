@@ -28,9 +28,9 @@ from wam_jax.host.meeting import (
   address_to_bind,
   address_to_listen_at,
   meet,
+  open_port,
   split_address,
 )
-from wam_jax.host.meeting import open_port as _open_port
 
 __all__ = ["LOST", "MissingProcessError", "ProcessesError"]
 
@@ -361,11 +361,13 @@ def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -
     timer.daemon = True
     timer.start()
     bind = address_to_bind(address) if index == 0 else None
-    if coordinator:
-      jax.distributed.initialize(*place, coordinator_bind_address=bind)
-    else:
-      jax.distributed.initialize(coordinator_bind_address=bind)
-    timer.cancel()
+    try:
+      if coordinator:
+        jax.distributed.initialize(*place, coordinator_bind_address=bind)
+      else:
+        jax.distributed.initialize(coordinator_bind_address=bind)
+    finally:
+      timer.cancel()
     if jax.process_count() == 1:
       return
     from jax._src.distributed import global_state  # nothing public says where the first process is
@@ -373,12 +375,11 @@ def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -
 
     host = str(global_state.coordinator_address).rsplit(":", 1)[0].strip("[]")
     token = np.frombuffer(secrets.token_bytes(16), np.uint8).astype(np.int32)
-    server = _open_port(address=address_to_listen_at(host)) if jax.process_index() == 0 else None
-    open_port = server.getsockname()[1] if server else 0
+    server = open_port(address=address_to_listen_at(host)) if jax.process_index() == 0 else None
+    port = server.getsockname()[1] if server else 0
     # Also the first exchange between devices: JAX sets it up within 30 seconds or fails, and the processes
     # are never again as close together.
-    message = np.array([open_port, *token], np.int32)
-    open_port, *token = multihost_utils.broadcast_one_to_all(message).tolist()
+    port, *token = multihost_utils.broadcast_one_to_all(np.array([port, *token], np.int32)).tolist()
   except ProcessesError:
     raise
   except Exception as error:  # JAX's search for SLURM, Open MPI and others fails in many ways
@@ -388,7 +389,7 @@ def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -
   if server:
     group.serve(server, secret)
   else:
-    group.connect((host, open_port), secret)
+    group.connect((host, port), secret)
   _group = group
 
 
@@ -409,7 +410,7 @@ def _place_in_cluster() -> tuple[str, int, int] | None:
     )
     if address is None or count is None or index is None:
       raise ValueError("JAX knows no such launcher; give --coordinator, --num_processes and --process_id")
-  except Exception:
+  except Exception:  # a machine that only has a TPU, `wanted` by that alone, is in no pod
     if _launched_in_group(os.environ):
       raise
     return None
