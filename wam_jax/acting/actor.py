@@ -6,6 +6,7 @@ MAX_SEED, ROBOT_OBS, `area_resize` and `whole`.
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +20,7 @@ from wam_jax.host.numbers import whole
 MAX_SEED = 2**31 - 1
 
 
-class Actor:
+class Actor(abc.ABC):
   """Holds a policy's state from frame to frame. `_begin` and `_advance` of a subclass compute.
 
   Attributes:
@@ -36,13 +37,13 @@ class Actor:
   needs_robot_obs: bool
   chunk: int
 
+  @abc.abstractmethod
   def _begin(self, batch_size: int, seed: int) -> Any:
     """State of `batch_size` robots before their first frame."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def _advance(self, state: Any, inputs: Mapping[str, Any]) -> tuple[Any, Any]:
     """(next state, action [B, 7]) after a frame as `_read` gives it."""
-    raise NotImplementedError
 
   def reset(self, batch_size: int | None = None, seed: int = 0) -> None:
     """Begins new episodes.

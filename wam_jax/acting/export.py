@@ -99,10 +99,8 @@ def export_policy(
 def program() -> str:
   """Source of run_policy.py: that of `run_exported`, with what it uses of this package written into it."""
   parts: tuple[Any, ...] = (whole, image.area_taps, image.area_resize, Actor)
-  used = (
-    f"import functools\nimport operator\n\nimport jax.numpy as jnp\n\n{MAX_SEED = }\n{ROBOT_OBS = }\n\n\n"
-  )
-  used += "\n\n".join(map(inspect.getsource, parts))
+  used = "import abc\nimport functools\nimport operator\n\nimport jax.numpy as jnp\n\n"
+  used += f"{MAX_SEED = }\n{ROBOT_OBS = }\n\n\n" + "\n\n".join(map(inspect.getsource, parts))
   before, after = inspect.getsource(run_exported).split("from wam_jax.acting.actor import Actor\n")
   return before + used + after
 
