@@ -82,7 +82,9 @@ class Monitor:
     first = not self.readings  # nothing was expected of the first frame
     self._surprise.append(np.zeros_like(surprise) if first else surprise)
     recent = self._surprise[1:][-self._window :]
-    strange = np.mean(recent, 0) > self.spread["limit"] if len(recent) == self._window else surprise < 0
+    strange = np.zeros(len(surprise), bool)
+    if len(recent) == self._window:
+      strange = np.mean(recent, 0) > self.spread["limit"]
     plain = lambda x: x[0].item() if single else x.tolist()
     self.readings.append(
       {

@@ -106,9 +106,9 @@ class Dreams:
       params, judge, start, key = task
       dream_key, chain_key = jax.random.split(key)
       start = jnp.repeat(start, DREAMS_PER_TAKE, 0)
-      feature = train_certificate.policy_dreams(
-        self._dreamer, DreamerParams(world_params, params, judge), start, dream_key
-      )
+      dreamer_params = DreamerParams(world_params, params, judge)
+      reached = self._dreamer.follow(dreamer_params, start, dream_key, lambda feature: feature)
+      feature = jnp.swapaxes(reached, 0, 1)  # [E, N, F]
       above = classifier.margins(judge["network"], feature) > judge["threshold"]
       visited = feature[::DREAMS_PER_TAKE]
       return above.any(-1), visited, kl_to_cloned(self._networks.policy, params, visited[:, 0], chain_key)
@@ -151,8 +151,7 @@ class Dreams:
     return np.concatenate([part.feature[k][part.mask[k]] for part in takes])
 
   def _distances(self, k: int, feature: np.ndarray) -> np.ndarray:
-    known = self._frames(self._known, k)
-    return np.asarray(_nearest(feature, known, np.ones(len(known), bool)))
+    return np.asarray(_nearest(feature, self._frames(self._known, k)))
 
 
 _nearest = jax.jit(train_certificate.nearest_distance)
@@ -208,7 +207,6 @@ def certify(
     )
     for task in tasks
   }
-  content["better"] = max(policies, key=lambda name: content["policies"][name]["mean"]["value"])
   return content
 
 

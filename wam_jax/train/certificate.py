@@ -1,36 +1,12 @@
-"""What dreams alone say of a policy: where they end, whether actions matter, and how strange they are."""
+"""What dreams alone say: whether actions matter in them, and how strange what they show is."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
 
-from wam_jax.train.imagination import Dreamer, DreamerParams, World, random_actions
+from wam_jax.train.imagination import World, random_actions
 from wam_jax.types import Params, Takes
-
-
-def policy_dreams(dreamer: Dreamer, params: DreamerParams, feature: jax.Array, key: jax.Array) -> jax.Array:
-  """Features where the reward looks, in the dreams that `Dreamer.scores` judges.
-
-  Args:
-    dreamer: of the policy.
-    params: of one task.
-    feature: [E, F], one dream from each.
-    key: random key.
-
-  Returns:
-    [E, N, F], after each chunk.
-  """
-  arranged = dreamer.world.arrange(params.world)
-
-  def step(feature: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    policy_key, world_key = jax.random.split(key)
-    chunk = dreamer.policy.sample(params.policy, feature, policy_key, deterministic=True)
-    feature, _ = dreamer.world.imagine_chunk(arranged, feature, chunk, world_key)
-    return feature, feature
-
-  keys = jax.random.split(key, dreamer.horizon_chunks)
-  return jnp.swapaxes(jax.lax.scan(step, feature, keys)[1], 0, 1)
 
 
 def action_distances(
@@ -62,20 +38,18 @@ def action_distances(
   return distance(other), distance(dreamt(takes.action, again_key))
 
 
-def nearest_distance(feature: jax.Array, known: jax.Array, valid: jax.Array) -> jax.Array:
+def nearest_distance(feature: jax.Array, known: jax.Array) -> jax.Array:
   """Distance to the nearest known feature.
 
   Args:
     feature: [N, F].
     known: [M, F], what the model was trained on.
-    valid: [M] bool, with at least one entry.
 
   Returns:
     [N].
   """
   square = lambda x: jnp.square(x).sum(-1)
-  reference = jnp.where(valid, square(known), jnp.inf)
-  apart = square(feature) + (reference - 2 * feature @ known.T).min(1)
+  apart = square(feature) + (square(known) - 2 * feature @ known.T).min(1)
   return jnp.sqrt(jnp.maximum(apart, 0))
 
 

@@ -374,29 +374,42 @@ class Dreamer:
     }
     return state, out, metrics
 
+  def follow(
+    self, params: DreamerParams, feature: jax.Array, key: jax.Array, read: Callable[[jax.Array], Any]
+  ) -> Any:
+    """Dreams of the policy to the horizon, of one task; nothing ends them.
+
+    Args:
+      params: of this task; the policy acts by its evaluation variant.
+      feature: [E, F], one dream from each.
+      key: random key.
+      read: what is kept of the features [E, F] after a chunk.
+
+    Returns:
+      What was read after each of the N chunks, stacked: leaves [N, ...].
+    """
+    world_params = self.world.arrange(params.world)
+
+    def step(feature: jax.Array, key: jax.Array) -> tuple[jax.Array, Any]:
+      policy_key, world_key = jax.random.split(key)
+      chunk = self.policy.sample(params.policy, feature, policy_key, deterministic=True)
+      feature, _ = self.world.imagine_chunk(world_params, feature, chunk, world_key)
+      return feature, read(feature)
+
+    return jax.lax.scan(step, feature, jax.random.split(key, self.horizon_chunks))[1]
+
   def scores(self, params: DreamerParams, feature: jax.Array, key: jax.Array) -> jax.Array:
     """Largest score that each dream ever gets where the reward would look, of one task.
 
     Args:
-      params: of this task; the policy acts by its evaluation variant.
+      params: of this task.
       feature: [E, F], one dream from each.
       key: random key.
 
     Returns:
       [E], log-odds above the classifier's threshold: a dream above 0 is a success.
     """
-    world_params = self.world.arrange(params.world)
-
-    def step(carry: tuple[jax.Array, jax.Array], key: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
-      feature, best = carry
-      policy_key, world_key = jax.random.split(key)
-      chunk = self.policy.sample(params.policy, feature, policy_key, deterministic=True)
-      feature, _ = self.world.imagine_chunk(world_params, feature, chunk, world_key)
-      return (feature, jnp.maximum(best, self.classifier.score(params.classifier, feature))), None
-
-    best = jnp.full(feature.shape[0], -jnp.inf)
-    (_, best), _ = jax.lax.scan(step, (feature, best), jax.random.split(key, self.horizon_chunks))
-    return best
+    return self.follow(params, feature, key, lambda x: self.classifier.score(params.classifier, x)).max(0)
 
   def score_tasks(self) -> Callable[[Any, Params], jax.Array]:
     """Compiles `scores` for K tasks: ((policy, classifier, feature [K, E, F], keys [K]), world) -> [K, E].
