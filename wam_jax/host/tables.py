@@ -156,9 +156,9 @@ def certificate_rows(certificate: Mapping[str, Any]) -> Rows:
   rows = [
     [
       "Certificate",
+      "Verdict",
       *(f"{entry['label']}, predicted %" for entry in policies.values()),
       "Told apart",
-      "Verdict",
     ]
   ]
   said = lambda row: f"{100 * row['value']:.0f} ({100 * row['low']:.0f} to {100 * row['high']:.0f})"
@@ -167,11 +167,19 @@ def certificate_rows(certificate: Mapping[str, Any]) -> Rows:
     apart = entries[0]["numbers"]["told_apart"]["value"]
     cells = [said(entry["predicted"]) for entry in entries]
     cells.append(NOTHING if apart is None else f"{100 * apart:.0f}")
-    label = policies[verdict["policy"]]["label"]
-    takes = f"; collect {verdict['takes']}" if verdict["takes"] else ""
-    rows.append([task, *cells, f"{verdict['verdict']} ({label}): {verdict['reason']}{takes}"])
-  rows.append(["Mean", *(said(entry["mean"]) for entry in policies.values()), NOTHING, NOTHING])
+    rows.append([task, verdict["verdict"], *cells])
+  rows.append(["Mean", NOTHING, *(said(entry["mean"]) for entry in policies.values()), NOTHING])
   return rows
+
+
+def certificate_reasons(certificate: Mapping[str, Any]) -> dict[str, str]:
+  """task -> why its verdict is what it is, of which policy, and what to collect; as `certificate_rows`."""
+  reasons = {}
+  for task, verdict in certificate["verdicts"].items():
+    label = certificate["policies"][verdict["policy"]]["label"]
+    takes = f" Collect {verdict['takes']}." if verdict["takes"] else ""
+    reasons[task] = f"{label}: {verdict['reason']}.{takes}"
+  return reasons
 
 
 def inverse_dynamics_rows(judge: Mapping[str, Any]) -> Rows:

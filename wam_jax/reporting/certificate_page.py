@@ -57,7 +57,7 @@ def _verdicts(report: Mapping[str, Any]) -> str:
   head = '<th class="name">Task</th><th class="text">Verdict</th>'
   for entry in policies.values():
     head += f"<th>{escape(entry['label'])},<br>predicted</th><th>real</th>"
-  lines, reasons = [], []
+  lines = []
   for task, verdict in certificate["verdicts"].items():
     word = verdict["verdict"]
     cells = f'<td class="text"><span class="chip {VERDICTS[word]}">{word}</span></td>'
@@ -67,12 +67,10 @@ def _verdicts(report: Mapping[str, Any]) -> str:
       span = f'<span class="ci">{parts.span_of(row["low"], row["high"])}</span>'
       cells += f"<td>{percent(row['value'])}{span}</td><td>{percent(real.get('rate'))}</td>"
     lines.append(f'<tr><td class="name">{escape(title_of(task))}</td>{cells}</tr>')
-    takes = f" Collect {verdict['takes']}." if verdict["takes"] else ""
-    label = policies[verdict["policy"]]["label"]
-    reason = escape(f"{label}: {verdict['reason']}.{takes}")
-    reasons.append(f"<li><b>{escape(title_of(task))}</b>: {reason}</li>")
   table = parts.table_card(f"<tr>{head}</tr>", lines, "Certificate")
-  return f"{table}<ul class='soft'>{''.join(reasons)}</ul>"
+  reasons = tables.certificate_reasons(certificate).items()
+  items = "".join(f"<li><b>{escape(title_of(task))}</b>: {escape(reason)}</li>" for task, reason in reasons)
+  return f"{table}<ul class='soft'>{items}</ul>"
 
 
 def _numbers(certificate: Mapping[str, Any]) -> str:

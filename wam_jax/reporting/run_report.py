@@ -286,6 +286,8 @@ def markdown(report: Mapping[str, Any]) -> str:
   if report["certificate"]:
     parts += ["## Certificate", "", tables.CERTIFICATE, ""]
     parts += [markdown_table(tables.certificate_rows(report["certificate"])), ""]
+    reasons = tables.certificate_reasons(report["certificate"]).items()
+    parts += [*(f"- {task}: {reason}" for task, reason in reasons), ""]
   if report["discrimination"]:
     parts += ["## What dreams can tell apart", "", tables.DISCRIMINATION, ""]
     parts += [markdown_table(report["discrimination"]), ""]

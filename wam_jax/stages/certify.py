@@ -49,6 +49,9 @@ def run(stage: StageRun) -> None:
   write_record(workdir, "certificate.json", content)
   write_record(workdir, "monitor.json", measured.surprise())
   logger.info("\n" + tables.markdown_table(tables.certificate_rows(content)))
+  for task, verdict in content["verdicts"].items():
+    if verdict["verdict"] != "deploy":
+      logger.info(f"{task}: {tables.certificate_reasons(content)[task]}")
   for name, entry in content["policies"].items():
     logger.write(0, {f"certify/{name}/{key}": entry["mean"][key] for key in ("value", "low", "high")})
 
