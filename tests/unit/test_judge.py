@@ -263,6 +263,16 @@ def judged(inputs, tmp_path_factory):
   return workdir, run(make_config(), inputs, workdir)
 
 
+def test_facts_are_of_the_frames_that_are_imagined(judged, inputs):
+  _, result = judged
+  folder = inputs["collect"].path / "dataset" / "validation"
+  drawer = [np.load(path)["scene_obs"][1] for path in sorted(folder.glob("episode_*.npz"))]
+  episodes = np.split(np.array(drawer), [9, 9 + 12])
+  imagined = np.concatenate([episode[3:] for episode in episodes])  # three are seen
+  assert result["targets"]["drawer"]["mean"] == pytest.approx(imagined.mean(), rel=1e-5)
+  assert result["data"]["heldout_frames"] == len(imagined)
+
+
 def test_everything_is_measured_and_written(judged):
   workdir, result = judged
   model = result["models"][0]

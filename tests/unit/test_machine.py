@@ -63,6 +63,11 @@ def test_programs_refuse_a_bucket(main, arguments, tmp_path, monkeypatch, capsys
   assert not list(tmp_path.iterdir())
 
 
+def test_cores_are_those_that_this_process_may_use(monkeypatch):
+  monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {7}, raising=False)
+  assert machine.available_cores() == 1
+
+
 def test_what_only_linux_has_is_not_needed(monkeypatch):
   """As on macOS: no sched_getaffinity, no MADV_HUGEPAGE."""
   monkeypatch.delattr(os, "sched_getaffinity")

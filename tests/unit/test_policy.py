@@ -176,7 +176,15 @@ def test_cloning_learns_and_averages():
     task_keys(jax.random.key(0), 2)
   )
   call = over_tasks(lambda task, num: update(*task, num))
-  state, first = call((state, data, task_keys(jax.random.key(1), 2)), jnp.int32(5))
+  before = state.params
+  state, _ = call((state, data, task_keys(jax.random.key(3), 2)), jnp.int32(1))
+  jax.tree.map(
+    lambda average, old, new: np.testing.assert_allclose(average, 0.9 * old + 0.1 * new, atol=1e-6),
+    state.ema_params,
+    before,
+    state.params,
+  )
+  state, first = call((state, data, task_keys(jax.random.key(1), 2)), jnp.int32(4))
   state, last = call((state, data, task_keys(jax.random.key(2), 2)), jnp.int32(400))
   assert state.step.tolist() == [405, 405]
   assert (last["loss"] < 0.5 * first["loss"]).all()

@@ -65,6 +65,11 @@ def test_sampled_windows_are_consecutive_frames():
   assert not np.array_equal(batch.action, sample(store, jax.random.key(1), jnp.int32(3)).action)
 
 
+def test_carried_windows_come_to_the_last_frame():
+  starts = windows.carried_starts(np.arange(3), 3, 1, 1)
+  assert starts.tolist() == [[0], [1], [2]]
+
+
 def test_carried_windows_follow_each_other():
   frames = _frames()
   store = windows.make_store(frames)
