@@ -326,10 +326,11 @@ def test_points_to_calvins_own_data(collected, tmp_path):
 
 
 def test_imports_no_simulator_and_workers_no_jax():
-  lines = {
-    "mujoco": "import wam_jax.stages.collect",
-    "jax": "from wam_jax.envs import recording_workers as w; w.registry.make_environment('play_table')",
-  }
-  for unwanted, line in lines.items():
+  lines = [
+    ("mujoco", "import wam_jax.stages.collect"),
+    ("jax", "from wam_jax.envs import recording_workers as w; w.registry.make_environment('play_table')"),
+    ("jax", "import wam_jax.main, wam_jax.commands.seeds"),  # a plan and a table compute nothing
+  ]
+  for unwanted, line in lines:
     code = f"import sys; {line}; sys.exit({unwanted!r} in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0, unwanted

@@ -39,12 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
   compared = [folder for folder in arguments.compare.split(",") if folder]
   try:
-    surroundings.start_jax()
+    surroundings.prepare_jax()  # for the pictures, without which there is a page too
     runs = [read_run(folder) for folder in (arguments.workdir, *compared)]
     out = arguments.out or _default(runs[0], bool(compared))
     out.parent.mkdir(parents=True, exist_ok=True)
     missing = comparison.write(runs, out) if compared else run_report.rebuild(runs[0], out)
-  except (RunError, ArtifactError, surroundings.SurroundingsError, OSError) as error:
+  except (RunError, ArtifactError, OSError) as error:
     print(f"\n{error}", file=sys.stderr)
     return 1
   for line in missing:

@@ -10,8 +10,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from wam_jax.host import console, machine, surroundings
+from wam_jax.host import console, machine
 from wam_jax.host.words import printable
+from wam_jax.reporting import seeds
 from wam_jax.reporting.finished_run import RunError, read_run
 from wam_jax.storage.artifact import ArtifactError
 
@@ -28,14 +29,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     "--runs", default="", metavar="RUN,RUN2", help="folders of finished runs, to be kept there"
   )
   arguments = parser.parse_args(argv)
-  from wam_jax.reporting import seeds  # JAX
-
   try:
-    surroundings.start_jax()
     for folder in [folder for folder in arguments.runs.split(",") if folder]:
       print(f"kept: {seeds.keep(read_run(folder), arguments.results)}")
     results = seeds.read(arguments.results)
-  except (RunError, ArtifactError, surroundings.SurroundingsError, OSError) as error:
+  except (RunError, ArtifactError, OSError) as error:
     print(f"\n{error}", file=sys.stderr)
     return 1
   if not results:

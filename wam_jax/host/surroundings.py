@@ -100,7 +100,9 @@ def other_settings(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
 def prepare_jax() -> None:
   """Makes JAX's settings and its place for compiled programs ours. For programs, before JAX computes."""
   print_anything()
-  os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", machine.compilation_cache())
+  cache = os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", machine.compilation_cache())
+  if "jax" in sys.modules:  # it has looked at its variables
+    sys.modules["jax"].config.update("jax_compilation_cache_dir", cache)
   for variable, value in other_settings().items():
     print(
       f"{variable}={os.environ.pop(variable)} is not used: wam_jax is written for {value}", file=sys.stderr

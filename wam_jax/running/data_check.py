@@ -13,7 +13,7 @@ from wam_jax.running.plan import StagePlan, wanted_stages
 
 
 def check_data(config: ConfigDict, plans: Mapping[str, StagePlan]) -> tuple[list[str], list[str]]:
-  """Looks at a dataset that was not collected by us, if there is work to do with it.
+  """Looks at CALVIN's dataset, if there is work to do with it.
 
   Args:
     config: from `config.finalize`.
@@ -23,7 +23,7 @@ def check_data(config: ConfigDict, plans: Mapping[str, StagePlan]) -> tuple[list
     Lines on what keeps stages from running that were asked for, and warnings. Both are empty where a file
     is broken: the collect stage reports that.
   """
-  if config.data.source != "calvin" or config.inputs.collect:
+  if config.inputs.collect:
     return [], []
   pending = {stage for stage in wanted_stages(config) if plans[stage].action in ("run", "resume")}
   root = pathlib.Path(config.data.calvin_path)

@@ -23,7 +23,6 @@ from wam_jax.host.logger import Logger
 from wam_jax.host.regular_files import read_text
 from wam_jax.host.words import count, duration
 from wam_jax.running import plan as plan_lib
-from wam_jax.running.data_check import check_data
 from wam_jax.running.plan import StageError, StagePlan
 from wam_jax.running.stage_run import StageRun
 from wam_jax.storage import artifact as artifact_lib
@@ -56,7 +55,12 @@ def run(config: ConfigDict, quiet: bool = False) -> dict[str, Artifact]:
   plans = plan_lib.make_plan(config)
   if first and not quiet:
     print(plan_lib.format_plan(config, plans), flush=True)
-  problems, warnings = check_data(config, plans)
+  problems: list[str] = []
+  warnings: list[str] = []
+  if config.data.source == "calvin":
+    from wam_jax.running.data_check import check_data  # its readers import JAX
+
+    problems, warnings = check_data(config, plans)
   for warning in warnings if first else ():
     print(f"Warning: {warning}", file=sys.stderr, flush=True)
   if config.stage == "plan":
