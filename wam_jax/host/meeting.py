@@ -20,7 +20,7 @@ CONNECT_SECONDS = 300.0
 HELLO_SECONDS = 5.0  # for who connects to say who it is
 NOTE_SECONDS, AGAIN_SECONDS = 3.0, 60.0  # until the first line about who is missing, between equal ones
 _TICK_SECONDS = 1.0
-_MOST_STRANGERS = 64  # connections at a time that have not said who they are
+MOST_STRANGERS = 64  # connections at a time that have not said who they are; the oldest makes room
 _HELLO = re.compile(rb"wam_jax (\d{1,6}) (\d{1,6})\n")
 
 
@@ -156,9 +156,10 @@ def _receive(server: socket.socket, address: str, count: int, notes: _Notes) -> 
       ready, _, _ = select.select([server, *strangers, *present.values()], [], [], _TICK_SECONDS)
       for sock in ready:
         if sock is server:
-          new = server.accept()[0]
-          new.setblocking(False)
-          strangers[new] = (time.monotonic() + HELLO_SECONDS, b"")
+          with contextlib.suppress(OSError):  # gone again before it was let in
+            new = server.accept()[0]
+            new.setblocking(False)
+            strangers[new] = (time.monotonic() + HELLO_SECONDS, b"")
           continue
         try:
           data = sock.recv(64)
@@ -188,7 +189,7 @@ def _receive(server: socket.socket, address: str, count: int, notes: _Notes) -> 
         else:
           strangers[sock] = (until, hello)
       late = [sock for sock, (until, _) in strangers.items() if until < time.monotonic()]
-      for sock in {*late, *list(strangers)[:-_MOST_STRANGERS]}:
+      for sock in {*late, *list(strangers)[:-MOST_STRANGERS]}:
         close(sock)
       for sock in present.values():
         _send(sock, text)

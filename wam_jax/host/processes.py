@@ -22,7 +22,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
 from wam_jax.host.meeting import (
+  CONNECT_SECONDS,
+  HELLO_SECONDS,
   LOST,
+  MOST_STRANGERS,
   MissingProcessError,
   ProcessesError,
   address_to_bind,
@@ -36,11 +39,8 @@ __all__ = ["LOST", "MissingProcessError", "ProcessesError"]
 
 BEAT_SECONDS = 3.0
 SILENCE_SECONDS = 30.0
-CONNECT_SECONDS = 300
 START_SECONDS = 90.0  # that JAX may take to connect processes that are all there
 STOP_SECONDS = 10.0  # between a stopped process's end and that of the others
-HELLO_SECONDS = 5.0  # for who connects to say who it is, all of it
-MOST_STRANGERS = 64  # that may be saying it at a time; the oldest makes room
 MOST_BYTES = 1 << 24  # of a line
 
 
@@ -383,7 +383,8 @@ def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -
   except ProcessesError:
     raise
   except Exception as error:  # JAX's search for SLURM, Open MPI and others fails in many ways
-    raise ProcessesError(f"the processes of this run do not find each other: {error}") from error
+    what = f"{type(error).__name__}: {error}"  # of a KeyError the text alone is a variable's name
+    raise ProcessesError(f"the processes of this run do not find each other: {what}") from error
   group = _Group(jax.process_index(), jax.process_count(), _end_with)
   secret = bytes(token).hex()
   if server:
@@ -406,11 +407,11 @@ def _place_in_cluster() -> tuple[str, int, int] | None:
 
   try:
     address, count, index, _ = ClusterEnv.auto_detect_unset_distributed_params(
-      os.environ.get("JAX_COORDINATOR_ADDRESS"), None, None, None, None, CONNECT_SECONDS
+      os.environ.get("JAX_COORDINATOR_ADDRESS"), None, None, None, None, int(CONNECT_SECONDS)
     )
     if address is None or count is None or index is None:
       raise ValueError("JAX knows no such launcher; give --coordinator, --num_processes and --process_id")
-  except Exception:  # a machine that only has a TPU, `wanted` by that alone, is in no pod
+  except (ValueError, OSError):  # a machine that only has a TPU, `wanted` by that alone, is in no pod
     if _launched_in_group(os.environ):
       raise
     return None
