@@ -76,7 +76,10 @@ def test_render_is_large_enough_to_see_and_shows_the_present():
   assert (env.render() != first).any()
 
 
-@pytest.mark.parametrize("modules", ["wam_jax, gymnasium", "gymnasium, wam_jax"])
+LOOKED_FOR = "wam_jax, importlib.util; importlib.util.find_spec('gymnasium'); import gymnasium"
+
+
+@pytest.mark.parametrize("modules", ["wam_jax, gymnasium", "gymnasium, wam_jax", LOOKED_FOR])
 def test_the_short_name_is_known_after_the_import_of_both(modules):
   code = f"""
 import sys, {modules}

@@ -32,13 +32,15 @@ class _WhenImported:
     """The module's spec; None, to be found by others, of any other module."""
     if name != "gymnasium":
       return None
-    sys.meta_path.remove(self)
-    spec = importlib.util.find_spec(name)
+    others = (finder.find_spec(name, path, target) for finder in sys.meta_path if finder is not self)
+    spec = next((spec for spec in others if spec is not None), None)
     if spec is not None and spec.loader is not None:
       run = spec.loader.exec_module
 
       def run_and_register(module: ModuleType) -> None:
         run(module)
+        if self in sys.meta_path:
+          sys.meta_path.remove(self)
         register()
 
       spec.loader.exec_module = run_and_register  # type: ignore[method-assign]
