@@ -9,7 +9,6 @@ annotations: a world model needs none.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
@@ -36,8 +35,8 @@ from wam_jax.data.frames import (
   ProgressFactory,
   empty_frames,
 )
-from wam_jax.host.regular_files import read_text
 from wam_jax.storage.artifact import Artifact
+from wam_jax.storage.records import read_record
 
 ANNOTATION_FILE = "lang_annotations/auto_lang_ann.npy"
 START_STATES_FILE = "start_states.npz"
@@ -512,10 +511,11 @@ def dataset_path(artifact: Artifact | pathlib.Path) -> pathlib.Path:
     The collected dataset, or the folder that data.calvin_path named.
 
   Raises:
+    ArtifactError: dataset.json is damaged.
     DatasetError: the folder named is gone.
   """
   path = artifact if isinstance(artifact, pathlib.Path) else artifact.path
   pointer = path / "dataset.json"
   if os.path.lexists(pointer):
-    return check_root(json.loads(read_text(pointer))["root"])
+    return check_root(read_record(path, "dataset.json")["root"])
   return check_root(path / "dataset")

@@ -38,7 +38,8 @@ from wam_jax.embodiment import ACTION, CAMERAS, ROBOT_OBS, SCENE_OBS
 from wam_jax.host import console, machine
 from wam_jax.host.locks import LockError, NoLocksError, locked
 from wam_jax.host.machine import disk_full
-from wam_jax.host.regular_files import check_file, open_file, read_text
+from wam_jax.host.regular_files import check_file, read_text
+from wam_jax.storage import checksums
 
 SHARD_EXAMPLES = 64  # 100 MB of pictures at 64 x 64; what an interruption can cost
 _LISTED = 20  # broken frames that the summary names
@@ -154,7 +155,7 @@ def _begin(partial: pathlib.Path, settings: dict[str, Any]) -> None:
       )
   (partial / converted.TFDS_FOLDER).mkdir(parents=True, exist_ok=True)
   (partial / _SHARDS).mkdir(exist_ok=True)
-  _write_json(path, settings)
+  checksums.write_json(path, settings)
 
 
 def _frame_bytes(image_size: int) -> int:
@@ -182,15 +183,6 @@ def _disk_error(partial: pathlib.Path, error: OSError) -> DatasetError:
   return DatasetError(
     error.filename or partial, rule, fix="make room and give the same command again: it goes on where it was."
   )
-
-
-def _write_json(path: pathlib.Path, content: Any) -> None:
-  beside = path.with_name(f".{path.name}.tmp")
-  with open_file(beside, "w") as file:
-    file.write(json.dumps(content, indent=2) + "\n")
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(beside, path)
 
 
 def _checksum(examples: Iterable[dict[str, Any]]) -> int:
@@ -229,7 +221,7 @@ def _write_split(
       done = _read_shard_facts(about, path)
       if done is None:
         done = _write_shard(path, plan, part, pool)
-        _write_json(about, done)
+        checksums.write_json(about, done)
       out.append(done)
       if shown is not None:
         shown.update(sum(last - first + 1 for _, first, last in part))
@@ -340,7 +332,7 @@ def _finish(
       ],
     }
   _write_tfds(partial, manifest)
-  _write_json(partial / converted.MANIFEST, manifest)
+  checksums.write_json(partial / converted.MANIFEST, manifest)
   try:
     _verify(partial, manifest, workers, progress)
   except DatasetError:
@@ -492,14 +484,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
   if options.image_size < 1 or options.workers < 0:
     parser.error("--image_size must be 1 or more, --workers 0 or more")
   try:
-    manifest = convert(
+    convert(
       options.source,
       options.out,
       image_size=options.image_size,
       skip_broken=options.skip_broken,
       workers=options.workers,
       progress=lambda total, text: tqdm.tqdm(total=total, desc=text, unit="frame", unit_scale=True),
-      log=lambda text: None,
+      log=print,
     )
   except DatasetError as error:
     print(error, file=sys.stderr)
@@ -507,7 +499,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
   except KeyboardInterrupt:
     print("interrupted; the same command goes on where it was", file=sys.stderr)
     return 130
-  print(f"{options.out}: {format_summary(manifest)}")
   return 0
 
 

@@ -135,16 +135,18 @@ def _doubt_actions(folder: pathlib.Path, action: np.ndarray, state: np.ndarray) 
 def _doubt_windows(folder: pathlib.Path, tasks: Sequence[str]) -> list[Doubt]:
   """Tasks that succeed in none of some annotated windows, by their first and last frames."""
   annotated = calvin.read_raw_annotations(folder)
+  of_task = lambda task: [(low, high - 1) for name, low, high in annotated if name == task and high > low]
+  windows = {task: of_task(task)[:WINDOWS] for task in tasks if task in task_rules.PREDICATES}
+  ids = np.array([window for part in windows.values() for window in part], int).reshape(-1)
+  if not len(ids):
+    return []
+  reader = converted.open_reader(folder, np.stack([ids, ids], 1), 1)  # lists the folder: once for all tasks
+  pairs = iter(reader.read_vectors(0, len(ids), ("scene_obs",))["scene_obs"].reshape(len(ids) // 2, 2, -1))
   out = []
-  for task in tasks:
-    windows = [(low, high - 1) for name, low, high in annotated if name == task and high > low][:WINDOWS]
-    if not windows or task not in task_rules.PREDICATES:
-      continue
-    ids = np.array(windows).reshape(-1)
-    reader = converted.open_reader(folder, np.stack([ids, ids], 1), 1)
-    scene = reader.read_vectors(0, len(ids), ("scene_obs",))["scene_obs"].reshape(len(windows), 2, -1)
-    if not any(task_rules.success(task, pair[:1], pair)[1] for pair in scene):
-      rule = f"shows {task} at the end of none of the {len(windows)} annotated windows looked at."
+  for task, part in windows.items():
+    ends = [task_rules.success(task, pair[:1], pair)[1] for _, pair in zip(part, pairs, strict=False)]
+    if part and not any(ends):
+      rule = f"shows {task} at the end of none of the {len(part)} annotated windows looked at."
       fix = "end takes after success, with what the task's predicate waits for (docs/guides/own_data.md)."
       out.append(Doubt(str(folder), "scene_obs", rule, fix))
   return out

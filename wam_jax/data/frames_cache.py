@@ -34,6 +34,7 @@ from wam_jax.embodiment import CAMERAS
 from wam_jax.host.locks import LockError, NoLocksError, locked
 from wam_jax.host.machine import disk_full
 from wam_jax.host.regular_files import open_file, read_text
+from wam_jax.storage import checksums
 
 VERSION = 1
 _VECTORS = ("action", "robot_obs", "scene_obs", "starts", "ends", "ids")
@@ -222,9 +223,7 @@ def _make(
     partial.mkdir()
     _fill(partial, reader, workers, progress)
     (partial / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
-    for file in partial.iterdir():
-      with open(file, "rb") as opened:
-        os.fsync(opened.fileno())
+    checksums.sync_files(partial)
     os.rename(partial, path)
   except OSError as error:
     free = shutil.disk_usage(path.parent).free

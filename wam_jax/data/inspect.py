@@ -34,7 +34,7 @@ from wam_jax.data.frames import (
 from wam_jax.embodiment import CAMERAS, SCENE_OBS
 from wam_jax.envs.tasks import TASKS
 from wam_jax.host import console, machine
-from wam_jax.host.words import printable
+from wam_jax.host.words import count, printable
 
 SPLITS = ("training", "validation", calvin.FAILED)
 SAMPLE = 256  # frames read per split unless told otherwise
@@ -305,22 +305,18 @@ def format_report(report: dict[str, Any]) -> str:
   return "\n".join([*lines, _verdict(report)])
 
 
-def _counted(count: int, noun: str) -> str:
-  return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
 def _verdict(report: dict[str, Any]) -> str:
-  stages, count = report["stages"], len(report["problems"])
-  warned = f" {_counted(len(report['warnings']), 'warning')}: see above." if report["warnings"] else ""
+  stages, problems = report["stages"], len(report["problems"])
+  warned = f" {count(len(report['warnings']), 'warning')}: see above." if report["warnings"] else ""
   if stages == list(chain.STAGES):
     return f"It can be trained on.{warned}"
   if "collect" not in stages:
-    return f"It cannot be trained on: {_counted(count, 'problem')}."
+    return f"It cannot be trained on: {count(problems, 'problem')}."
   kind = (
     "A world model can be trained and judged on it" if "featurize" not in stages else "It can be trained on"
   )
   without = [stage for stage in chain.STAGES if stage not in stages]
-  reason = _counted(count, "problem") if count else "no tasks were asked for"
+  reason = count(problems, "problem") if problems else "no tasks were asked for"
   return f"{kind}: stages {', '.join(stages)}; not {', '.join(without)} ({reason}).{warned}"
 
 

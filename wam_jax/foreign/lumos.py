@@ -67,7 +67,7 @@ def _under_prefix(path: str | os.PathLike[str], root: dict[Any, Any], prefix: st
       )
     if len(chosen := averaged_first(found)) > 1:
       fix = "save the state dict of one of them as a file of its own."
-      raise LumosError(path, f"holds {len(found)} world models, under {chosen}.", fix=fix)
+      raise LumosError(path, f"holds {len(chosen)} world models, under {chosen}.", fix=fix)
     (prefix,) = chosen
   elif prefix not in found:
     raise LumosError(path, f"holds no world model under prefix '{prefix}', but under {sorted(found)}.")

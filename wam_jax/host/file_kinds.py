@@ -20,8 +20,6 @@ _KINDS: tuple[tuple[bytes, str, str], ...] = (
   ),
   (b"/annex/objects/", "a git-annex pointer, not the file itself", "run git annex get where it was cloned."),
   (b"outs:", "a pointer of DVC, not the file itself", "run dvc pull where it was cloned."),
-  (b"<!doctype html", "a web page: the download did not work", _DOWNLOAD),
-  (b"<html", "a web page: the download did not work", _DOWNLOAD),
   (b"<?xml", "an answer of a server in XML: the download did not work", _DOWNLOAD),
   (b"<", "a web page: the download did not work", _DOWNLOAD),
   (

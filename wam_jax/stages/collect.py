@@ -7,7 +7,6 @@ afterwards in large batches and written in CALVIN's format. CALVIN's own simulat
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import pathlib
 import shutil
@@ -24,18 +23,11 @@ from wam_jax.envs import recording_workers, registry
 from wam_jax.envs.base import Renderer
 from wam_jax.envs.recording import Job, Settings
 from wam_jax.host.logger import Logger
-from wam_jax.host.regular_files import open_file, read_text
 from wam_jax.running.stage_run import StageRun
+from wam_jax.storage.checksums import CheckpointError, read_json, write_json
 
 _VECTORS = ("actions", "rel_actions", "robot_obs", "scene_obs")
 _DRAW_BLOCK = 1024  # frames drawn and written at a time: 25 MB of pictures at 64x64
-
-
-def _write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
-  partial = path.with_name(f".{path.name}.partial")
-  with open_file(partial, "w") as file:
-    file.write(json.dumps(content, indent=2) + "\n")
-  os.replace(partial, path)
 
 
 def make_jobs(config: Any) -> dict[str, list[Job]]:
@@ -180,11 +172,15 @@ def _collect(config: Any, workdir: pathlib.Path, logger: Logger) -> dict[str, An
     "tasks": list(config.tasks),
     "image_size": config.env.image_size,
   }
-  if not settings_file.exists() or json.loads(read_text(settings_file)) != made_with:
+  try:
+    begun = read_json(settings_file)
+  except CheckpointError:  # there is none, or it was being written
+    begun = None
+  if begun != made_with:
     for leftover in (dataset, states):  # of an interrupted run with other settings
       shutil.rmtree(leftover, ignore_errors=True)
   states.mkdir(parents=True, exist_ok=True)
-  _write_json(settings_file, made_with)
+  write_json(settings_file, made_with)
 
   begin = time.monotonic()
   with logger.progress(len(everything), "recording episodes") as bar:
@@ -219,7 +215,7 @@ def _collect(config: Any, workdir: pathlib.Path, logger: Logger) -> dict[str, An
       seconds["writing"] += writing
     first_id += sum(len(recording_workers.load(states, job)["actions"]) for job in jobs[split])
   summary = _summarise(jobs, states, seconds) | {"worker_restarts": restarts}
-  _write_json(workdir / "summary.json", summary)
+  write_json(workdir / "summary.json", summary)
   shutil.rmtree(states)
   settings_file.unlink()
   return summary
@@ -243,9 +239,9 @@ def run(stage: StageRun) -> None:
           f"{root / split} has no annotated window of {', '.join(found['without'])}: a world model can be "
           "trained and judged on it, but no policy of these tasks"
         )
-    _write_json(workdir / "dataset.json", {"root": str(root)})
+    write_json(workdir / "dataset.json", {"root": str(root)})
     summary: dict[str, Any] = {"source": "calvin", "root": str(root), "splits": counts}
-    _write_json(workdir / "summary.json", summary)
+    write_json(workdir / "summary.json", summary)
     logger.info(
       f"{root}: {counts['training']['frames']} frames for training, {counts['validation']['frames']} held out"
     )

@@ -95,7 +95,7 @@ def fingerprint(part: Mapping[str, Any], inputs: Mapping[str, str], schema: int 
 
 
 def write_artifact(artifact: Artifact, done: bool) -> None:
-  """Writes config.json, artifact.json and, if `done`, last of all DONE, when all else is on the disk."""
+  """Writes config.json, artifact.json and, if `done`, last DONE, when the files beside it are on the disk."""
   artifact.path.mkdir(parents=True, exist_ok=True)
   record = dataclasses.asdict(artifact)
   config = record.pop("config")

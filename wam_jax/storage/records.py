@@ -42,6 +42,7 @@ _JUDGED = {
 # missing, or {str: form of every value}.
 FORMS: Mapping[str, dict[Any, Any]] = MappingProxyType(
   {
+    "dataset.json": {"root": str},
     "result.json": {str: {str: _MEASURED}},
     "selection.json": {"first_start": int, "selected": {str: {str: {"iteration": int, "score": _NUMBER}}}},
     "statistics.json": {"mean": [_NUMBER], "std": [_NUMBER]},
