@@ -35,6 +35,17 @@ def test_a_program_puts_its_own_settings_first(monkeypatch, capsys):
   assert "JAX_ENABLE_X64=1 is not used" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("first", ["", "import jax; "])
+def test_programs_keep_what_they_compile_whether_jax_is_imported_or_not(first, tmp_path):
+  code = f"{first}from wam_jax.host import surroundings; surroundings.prepare_jax(); import jax\n"
+  code += "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)\n"
+  code += "jax.block_until_ready(jax.jit(lambda x: x + 1)(1.0))"
+  environ = {name: value for name, value in os.environ.items() if not name.startswith("JAX_COMPILATION")}
+  environ |= {"XDG_CACHE_HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}
+  subprocess.run([sys.executable, "-c", code], check=True, env=environ, timeout=100)
+  assert list((tmp_path / "wam_jax" / "jax").iterdir())
+
+
 def test_pictures_do_not_depend_on_the_settings_around():
   states = [array[None] for array in skills.sample_start(None, np.random.default_rng(0))]
   expected = renderer.make_renderer(16, workers=1)(*states)
