@@ -53,28 +53,25 @@ class MismatchError(LumosError):
   foreign: dict[str, Shape]
 
 
-def _under_prefix(path: str | os.PathLike[str], root: dict[Any, Any], prefix: str | None) -> dict[str, Any]:
+def _under_prefix(path: str | os.PathLike[str], root: dict[Any, Any]) -> dict[str, Any]:
   """The entries of the world model, without what comes before their LUMOS names."""
   entries = flat_entries(root)
   found = {
     name.removesuffix(known) for name in entries for known in _BY_NAME if f".{name}".endswith(f".{known}")
   }
-  if prefix is None:
-    if not found:
-      shown = ", ".join(map(repr, list(entries)[:5])) + (", ..." if len(entries) > 5 else "")
-      raise LumosError(
-        path, f"holds no weights of a LUMOS world model; it has {shown or 'nothing'}.", fix=FROM_LUMOS
-      )
-    if len(chosen := averaged_first(found)) > 1:
-      fix = "save the state dict of one of them as a file of its own."
-      raise LumosError(path, f"holds {len(chosen)} world models, under {chosen}.", fix=fix)
-    (prefix,) = chosen
-  elif prefix not in found:
-    raise LumosError(path, f"holds no world model under prefix '{prefix}', but under {sorted(found)}.")
+  if not found:
+    shown = ", ".join(map(repr, list(entries)[:5])) + (", ..." if len(entries) > 5 else "")
+    raise LumosError(
+      path, f"holds no weights of a LUMOS world model; it has {shown or 'nothing'}.", fix=FROM_LUMOS
+    )
+  if len(chosen := averaged_first(found)) > 1:
+    fix = "save the state dict of one of them as a file of its own."
+    raise LumosError(path, f"holds {len(chosen)} world models, under {chosen}.", fix=fix)
+  (prefix,) = chosen
   return {name.removeprefix(prefix): entries[name] for name in entries if name.startswith(prefix)}
 
 
-def read_state_dict(path: str | os.PathLike[str], *, prefix: str | None = None) -> StateDict:
+def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
   """Weights of a world model from a file, by LUMOS's names.
 
   Nothing in the file is run, whatever it is: a checkpoint's hyper-parameters and other objects are passed
@@ -82,10 +79,8 @@ def read_state_dict(path: str | os.PathLike[str], *, prefix: str | None = None) 
 
   Args:
     path: a Lightning checkpoint or a saved state dict (torch.save since torch 1.6), safetensors, or an npz of
-      a state dict, its names plain or under "param/".
-    prefix: what precedes the world model's names in the file ("state_dict.world_model."), with the names of
-      the dicts that hold them; None: found from the names, the averaged copy if there is one. Entries that do
-      not start with it are left out.
+      a state dict, its names plain or under "param/". What precedes LUMOS's names is found from them: of the
+      averaged copy if there is one. Other entries are left out.
 
   Returns:
     torch name -> read-only array in torch's layout and the file's dtype (bfloat16 as float32).
@@ -93,7 +88,7 @@ def read_state_dict(path: str | os.PathLike[str], *, prefix: str | None = None) 
   Raises:
     LumosError: no such file, damaged, of another format, or without a world model in it.
   """
-  select = lambda root: _under_prefix(path, root, prefix)
+  select = lambda root: _under_prefix(path, root)
   return read_weights(path, select, error_type=LumosError, wanted=FROM_LUMOS)
 
 
