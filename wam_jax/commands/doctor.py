@@ -193,7 +193,6 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--json", action="store_true")
   parser.add_argument("--seconds", type=float, default=120.0, help="for each process that tries something")
   args = parser.parse_args(argv)
-  surroundings.print_anything()
   sections = []
   for section in examine(args.seconds):
     sections.append(section)

@@ -1,7 +1,8 @@
-"""Programs of the command line end quietly when what reads their output has gone, as in `| head`."""
+"""Programs of the command line print on any terminal and end quietly when nobody reads on, as in `| head`."""
 
 from __future__ import annotations
 
+import io
 import os
 import select
 import signal
@@ -12,6 +13,9 @@ from typing import NoReturn
 
 def run_program(main: Callable[[], int | None]) -> NoReturn:
   """Exits with what `main` returns; without a traceback and as after SIGPIPE where nobody reads on."""
+  for stream in (sys.stdout, sys.stderr):
+    if isinstance(stream, io.TextIOWrapper):  # what their encoding lacks is shown in another form
+      stream.reconfigure(errors="backslashreplace")
   code: int | None = 128 + signal.SIGPIPE
   try:
     try:

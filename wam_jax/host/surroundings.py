@@ -6,7 +6,6 @@ JAX is asked only where it is imported already.
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -79,13 +78,6 @@ def own_settings() -> Iterator[None]:
     yield
 
 
-def print_anything() -> None:
-  """Lets stdout and stderr show in another form what their encoding lacks, instead of failing."""
-  for stream in (sys.stdout, sys.stderr):
-    if isinstance(stream, io.TextIOWrapper):
-      stream.reconfigure(errors="backslashreplace")
-
-
 def other_settings(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
   """Variables that set JAX otherwise than JAX_SETTINGS -> what is used instead."""
   plain = lambda text: _WORDS.get(text.lower(), text.lower())
@@ -99,7 +91,6 @@ def other_settings(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
 
 def prepare_jax() -> None:
   """Makes JAX's settings and its place for compiled programs ours. For programs, before JAX computes."""
-  print_anything()
   cache = os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", machine.compilation_cache())
   if "jax" in sys.modules:  # it has looked at its variables
     sys.modules["jax"].config.update("jax_compilation_cache_dir", cache)

@@ -53,7 +53,6 @@ def run(
 def _run(make_config: Callable[[], ConfigDict], coordinator: str, num_processes: int, process_id: int) -> int:
   config: ConfigDict | None = None
   try:
-    surroundings.print_anything()
     stopping.install()
     config = make_config()
     if config.stage != "plan" and processes.wanted(coordinator):
