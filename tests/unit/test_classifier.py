@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from wam_jax.config import default_config
+from wam_jax.core import discrimination
 from wam_jax.core.discrimination import NUMBERS
 from wam_jax.data.features import DemoFeatures
 from wam_jax.host import tables
@@ -225,6 +226,21 @@ def test_gate(tmp_path):
   with pytest.raises(classifier_stage.GateError, match=r"turn_on_led 40\.0%.*enforce_gate") as error:
     classifier_stage.check_gate(artifact, tuple(shares), 0.05)
   assert "open_drawer" not in str(error.value)
+
+
+def test_tasks_that_dreams_do_not_tell_apart(tmp_path):
+  demos = dict.fromkeys(("precision", "recall", "calibration_error"), 0.5)
+  plain = {"heldout_demos": demos, "heldout_demo_dreams": demos, "random_dreams": {"false_positives": 0.0}}
+
+  def told(value):
+    rows = {name: dict.fromkeys(("value", "low", "high"), value) for name in discrimination.NUMBERS}
+    return plain | {"discrimination": {"real": rows, "dreamt": rows}}
+
+  content = {"tasks": {"a": told(0.09), "b": told(0.1), "c": plain}}
+  (tmp_path / "quality.json").write_text(json.dumps(content))
+  artifact = Artifact(stage="classifier", path=tmp_path, fingerprint="", config={})
+  told_of = lambda least: classifier_stage.not_told_apart(artifact, ("a", "b", "c"), least)
+  assert told_of(0.1) == {"a": 0.09} and told_of(0.0) == {} and set(told_of(0.2)) == {"a", "b"}
 
 
 # --- good takes and failed ones -------------------------------------------------------------------

@@ -41,7 +41,8 @@ def make_episodes(world, monkeypatch, scene_obs):
   states = dict.fromkeys(TASKS, (robot[None], scene_obs[None]))
   monkeypatch.setattr(online_ppo, "training_starts", lambda config, collect: states)
   starts = StartFrames(jnp.zeros((2, 1, model.feature_size)), jnp.ones(2, jnp.int32))
-  frozen = ppo.Frozen(base=base, classifier=jnp.zeros(2), starts=starts, entropy_limit=jnp.zeros(2))
+  none = {"entropy_limit": jnp.zeros(2), "held": jnp.zeros(2, bool)}
+  frozen = ppo.Frozen(base=base, classifier=jnp.zeros(2), starts=starts, **none)
   keys = jax.random.split(jax.random.key(2), 2)
   state = jax.vmap(lambda f, k: ppo.init_state(policy, config.ppo, f, k))(frozen, keys)
   return online_ppo.Episodes(config, None, model, params, policy, base), policy, state

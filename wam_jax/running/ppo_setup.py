@@ -1,8 +1,9 @@
-"""What both PPO stages, in dreams and in the simulator, begin with: finished networks that fit each other."""
+"""What the PPO stages and the certificate begin with: finished networks that fit each other."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -47,12 +48,13 @@ class Networks:
     world = make_world(self.model, temperature=temperature)
     return Dreamer(world, self.policy, self.classifier, config.horizon_steps // self.policy.chunk)
 
-  def frozen(self, starts: StartFrames, entropy_limit: jax.Array) -> ppo.Frozen:
+  def frozen(self, starts: StartFrames, entropy_limit: jax.Array, held: Collection[str] = ()) -> ppo.Frozen:
     """What no update changes, on the device.
 
     Args:
       starts: where dreams begin.
       entropy_limit: [K], of the prior on demos.
+      held: tasks whose actor stays as it was cloned.
     """
     return jax.device_put(
       ppo.Frozen(
@@ -60,6 +62,7 @@ class Networks:
         classifier=self.classifier_params,
         starts=starts,
         entropy_limit=entropy_limit,
+        held=jax.numpy.array([task in held for task in self.demos.tasks]),
       )
     )
 
@@ -76,7 +79,7 @@ class Networks:
 
 
 def load_networks(stage: StageRun) -> Networks:
-  """Reads the inputs of a PPO stage.
+  """Reads the inputs of a stage that dreams.
 
   Raises:
     ValueError: policy, classifier and features of different sizes, or a policy of another kind than the

@@ -24,7 +24,6 @@ from wam_jax.train import ppo
 from wam_jax.train.imagination import add_failed_starts, draw_starts, make_starts
 from wam_jax.train.sharding import make_mesh, put
 from wam_jax.train.tasks import over_tasks, repeat, task_keys, task_metrics
-from wam_jax.types import Params
 
 
 def run(stage: StageRun) -> None:
@@ -51,8 +50,8 @@ def run(stage: StageRun) -> None:
   if config.ppo.failed_starts:
     failed = load_features(inputs["featurize"].path / "failed.npz")
     starts = add_failed_starts(starts, failed.takes, config.ppo.failed_starts)
-  limits = over_tasks(lambda takes, params: dreamer.world.familiar_entropy(params, takes, jax.random.key(0)))
-  frozen = networks.frozen(starts, limits(jax.tree.map(jnp.asarray, demos.takes), world_params))
+  limits = over_tasks(lambda takes, params: dreamer.world.familiar_entropy(params, takes))
+  frozen = networks.frozen(starts, limits(jax.tree.map(jnp.asarray, demos.takes), world_params), held=left)
   key = jax.random.fold_in(jax.random.key(config.seed), 5)
   init_key, train_key, test_key = jax.random.split(key, 3)
   state = networks.initial_state(config.ppo, frozen, init_key)
@@ -67,13 +66,9 @@ def run(stage: StageRun) -> None:
   iterate_tasks = over_tasks(iterate, mesh=mesh)
   frozen_everywhere, world_everywhere = put((frozen, world_params), mesh)
 
-  is_left = put(jax.device_put(np.array([task in left for task in demos.tasks])), mesh)
-
   def update(state: Any, key: jax.Array, num: int) -> tuple[Any, dict[str, Any]]:
     keys, count = put((task_keys(key, num_tasks), jax.device_put(np.int32(num))), mesh)
     after, metrics = iterate_tasks((state, frozen_everywhere, keys), (world_everywhere, count))
-    if left:
-      after = after.replace(params=after.params | {"actor": _keep(is_left, state, after)})
     metrics = jax.device_get(metrics)
     problem = ppo.not_finite(demos.tasks, metrics)
     if problem:
@@ -111,11 +106,3 @@ def run(stage: StageRun) -> None:
   result["left_as_cloned"] = left
   write_record(workdir, "result.json", result)
   save_params(workdir / "params", tuned | {"critic": state.params["critic"]})
-
-
-@jax.jit
-def _keep(is_left: jax.Array, before: ppo.PPOState, after: ppo.PPOState) -> Params:
-  """The actors after an iteration; of tasks that are left, those before it."""
-  rows = lambda like: is_left.reshape(-1, *[1] * (like.ndim - 1))
-  choose = lambda old, new: jnp.where(rows(new), old, new)
-  return jax.tree.map(choose, before.params["actor"], after.params["actor"])

@@ -52,12 +52,14 @@ class Frozen:
     classifier: {"network", "threshold"}.
     starts: start frames of dreams.
     entropy_limit: scalar, nats; see `imagination.Dreamer.dream`.
+    held: scalar bool, whether the actor stays as it was cloned.
   """
 
   base: Params
   classifier: Params
   starts: StartFrames
   entropy_limit: jax.Array | float = 0.0
+  held: jax.Array | bool = False
 
 
 def make_critic(config: Any) -> Critic:
@@ -316,7 +318,7 @@ def make_update(policy: Policy, config: Any, mesh: Mesh | None = None) -> Update
     chain_key: jax.Array,
     epoch_key: jax.Array,
   ) -> tuple[PPOState, Metrics]:
-    warm = state.step < config.critic_warmup_iterations
+    warm = (state.step < config.critic_warmup_iterations) | frozen.held
     state, sample, metrics = make_sample(policy, config, state, frozen, dreams, rollout, chain_key, mesh)
 
     def run(carry: Carry, rows: jax.Array) -> tuple[Carry, Metrics]:
