@@ -110,8 +110,8 @@ def fit(policies: Sequence[dict[str, Any]]) -> None:
     (intercept, slope), (of_task, of_policy) = values[:2], np.exp(values[2:])
     total = 0.0
     for case in group:
-      rate = np.array([(c.sum() + 0.5) / (len(c) + 1) for c in case["called"]])
-      centre = intercept + slope * np.log(rate / (1 - rate)) + of_policy * nodes[:, None]
+      imagined = np.array([certificate.log_odds(c.sum(), len(c)) for c in case["called"]])
+      centre = intercept + slope * imagined + of_policy * nodes[:, None]
       p = 1 / (1 + np.exp(-(centre[..., None] + of_task * nodes)))
       chance = (stats.binom.pmf(case["successes"][:, None], case["n"][:, None], p) * weights).sum(-1)
       total -= math.log((weights * chance.prod(1)).sum() + 1e-300)
@@ -120,7 +120,7 @@ def fit(policies: Sequence[dict[str, Any]]) -> None:
   options = {"maxiter": 2000, "xatol": 1e-3, "fatol": 1e-3}
   loss = lambda values: minus_log_likelihood_of(policies, values)
   best = optimize.minimize(loss, [0.0, 1.0, 0.0, -1.0], method="Nelder-Mead", options=options)
-  least = min(min(case["told_apart"]) for case in policies)
+  least = min(apart for case in policies for apart in case["told_apart"] if apart is not None)
   values = [*best.x[:2], *np.exp(best.x[2:]), least]
   names = ("intercept", "slope", "of_task", "of_policy", "reference")
   print(f"{len(policies)} policies:", ", ".join(f"{n} {v:.2f}" for n, v in zip(names, values, strict=True)))

@@ -7,10 +7,10 @@ import numpy as np
 
 from wam_jax import config as config_lib
 from wam_jax.config import STAGES, chain
-from wam_jax.core import certificate, discrimination
+from wam_jax.core import discrimination
 from wam_jax.embodiment import ACTION_NAMES
 from wam_jax.reporting import media
-from wam_jax.stages import evaluate, judge_world_model
+from wam_jax.stages import certify, evaluate, judge_world_model
 from wam_jax.storage.artifact import Artifact, fingerprint, write_artifact
 
 TASKS = ("open_drawer", "turn_on_led")
@@ -105,32 +105,25 @@ def make_artifact(stage, path, config=None, part=None, inputs=None):
   return Artifact(stage, path, fingerprint(part, inputs), config or {}, part, inputs)
 
 
+class _Dreams:
+  """What stage certify measures, of random numbers."""
+
+  def __init__(self, rng, tasks):
+    self.rng, self.tasks = rng, tasks
+
+  def follows_actions(self):
+    return self.rng.uniform(0.8, 1, len(self.tasks))
+
+  def of_policy(self, params):
+    del params
+    names = ("disagreement", "unfamiliar", "kl_to_cloned")
+    numbers = {name: self.rng.uniform(size=len(self.tasks)) for name in names}
+    return numbers | {"called": [self.rng.uniform(0.6, 1, 12) for _ in self.tasks]}
+
+
 def _write_certificate(folder, rng, tasks):
-  policies = {}
-  for name in ("cloned", "ppo"):
-    called = [rng.uniform(0.6, 1, 12) for _ in tasks]
-    predicted = certificate.predict(called, [0.5] * len(tasks))
-    rows = {}
-    for k, task in enumerate(tasks):
-      values = {rule: rng.uniform() for rule in certificate.RULES}
-      rows[task] = {
-        "predicted": predicted["tasks"][k],
-        "imagined": 0.8,
-        "rogan_gladen": None,
-        "called": [0.8],
-      }
-      rows[task]["numbers"] = {
-        rule: {"value": value, "colour": certificate.RULES[rule].colour(value)}
-        for rule, value in values.items()
-      }
-    mean = predicted["mean"] | {"imagined": 0.8}
-    policies[name] = {"label": name.title(), "mean": mean, "per_task": rows}
-  verdicts = {}
-  for task in tasks:
-    rows = {name: entry["per_task"][task] for name, entry in policies.items()}
-    numbers = {n: {rule: cell["value"] for rule, cell in row["numbers"].items()} for n, row in rows.items()}
-    verdicts[task] = certificate.verdict({name: row["predicted"] for name, row in rows.items()}, numbers, 0.8)
-  content = {"format": 1, "tasks": list(tasks), "policies": policies, "verdicts": verdicts}
+  quality = json.loads((folder / "classifier" / "quality.json").read_text())
+  content = certify.certify(_Dreams(rng, tasks), quality, {"cloned": None, "ppo": None}, 0.8)
   (folder / "certify" / "certificate.json").write_text(json.dumps(content))
 
 

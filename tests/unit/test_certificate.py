@@ -10,7 +10,7 @@ import pytest
 from wam_jax.core import certificate
 from wam_jax.core.certificate import RULES, Calibration
 from wam_jax.train import certificate as train_certificate
-from wam_jax.train.imagination import Dreamer, DreamerParams, World
+from wam_jax.train.imagination import World
 from wam_jax.types import Latent, Takes
 
 
@@ -119,16 +119,6 @@ class Judge:
 
 
 WORLD = World(moved, 1, 2)
-
-
-def test_dreams_are_those_that_imagined_success_looks_at():
-  feature, key = jax.random.normal(jax.random.key(1), (3, 4)), jax.random.key(2)
-  dreamer, params = Dreamer(WORLD, Policy(), Judge(), 5), DreamerParams({}, 0.2, {})
-  reached = dreamer.follow(params, feature, key, lambda x: x)
-  assert reached.shape == (5, 3, 4)
-  np.testing.assert_allclose(
-    Judge().score({}, reached).max(0), dreamer.scores(params, feature, key), rtol=1e-5
-  )
 
 
 @pytest.mark.parametrize("follows", [True, False])

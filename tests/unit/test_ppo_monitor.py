@@ -8,6 +8,7 @@ import numpy as np
 from wam_jax.nn.policies.diffusion import DiffusionPolicy
 from wam_jax.running import ppo_monitor
 from wam_jax.storage.saved_params import load_params
+from wam_jax.train import ppo_actor
 
 TASKS = ("open_drawer", "turn_on_led", "close_drawer")
 
@@ -45,7 +46,7 @@ def test_divergence_from_the_cloned_policy_is_that_of_its_gaussians():
   tuned = jax.tree.map(lambda x: x, base)
   tuned["body"]["output"]["bias"] = base["body"]["output"]["bias"] + 0.05
   feature = 0.1 * jax.random.normal(jax.random.key(1), (4000, 6))
-  assert ppo_monitor.kl_to_cloned(policy, {"base": base, "tuned": base}, feature, jax.random.key(2)) == 0
+  assert ppo_actor.kl_to_cloned(policy, {"base": base, "tuned": base}, feature, jax.random.key(2)) == 0
   params, noise = {"base": base, "tuned": tuned}, policy.draw_noise(jax.random.key(2), (4000,))
   chain = policy.sample_chain(params, feature, *noise)[1]
   distance = []
@@ -61,5 +62,5 @@ def test_divergence_from_the_cloned_policy_is_that_of_its_gaussians():
       slope = (at(next_x + 0.5) - at(next_x - 0.5)) * std**2
       means.append(np.asarray(next_x + slope))
     distance.append(np.square(means[0] - means[1]).mean() / (2 * std**2))
-  got = ppo_monitor.kl_to_cloned(policy, params, feature, jax.random.key(2))
+  got = ppo_actor.kl_to_cloned(policy, params, feature, jax.random.key(2))
   np.testing.assert_allclose(got, np.mean(distance), rtol=0.1)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from wam_jax.acting import models
+from wam_jax.host.regular_files import open_file
 from wam_jax.storage import artifact as artifact_lib
 from wam_jax.storage.artifact import Artifact, ArtifactError
 from wam_jax.storage.records import read_record
@@ -53,20 +54,23 @@ class Monitor:
   ):
     self.readings: list[dict[str, Any]] = []
     self.spread, self._window = dict(spread), window
-    self._params, self._classifier_params = jax.device_put((model_params, classifier_params))
     world = make_world(model)
+    self._arranged = jax.jit(world.arrange)(model_params)  # once, not for every frame
+    self._classifier_params = jax.device_put(classifier_params)
 
-    def read(model_params: Params, judge: Params, before: Any, after: Any) -> tuple[jax.Array, ...]:
+    def read(arranged: Params, judge: Params, before: Any, after: Any) -> tuple[jax.Array, ...]:
       feature, seen = _feature(before), _feature(after)
-      surprise = train_certificate.surprise(world, model_params, feature, before["prev_action"], seen)
+      # The action that led from the frame before to this one.
+      surprise = train_certificate.surprise(world, arranged, feature, before["prev_action"], seen)
       return classifier(judge, seen), classifier.success(judge, seen), surprise
 
     self._read = jax.jit(read)
-    self._surprise: list[np.ndarray] = []
+    self._recent: collections.deque[np.ndarray] = collections.deque(maxlen=window)
 
   def reset(self) -> None:
     """Begins a new episode."""
-    self.readings, self._surprise = [], []
+    self.readings = []
+    self._recent.clear()
 
   def see(self, before: Mapping[str, jax.Array], after: Mapping[str, jax.Array], single: bool) -> None:
     """Takes a reading.
@@ -77,14 +81,14 @@ class Monitor:
       single: whether it is one robot without a batch axis.
     """
     probability, success, surprise = map(
-      np.asarray, self._read(self._params, self._classifier_params, before, after)
+      np.asarray, self._read(self._arranged, self._classifier_params, before, after)
     )
     first = not self.readings  # nothing was expected of the first frame
-    self._surprise.append(np.zeros_like(surprise) if first else surprise)
-    recent = self._surprise[1:][-self._window :]
+    if not first:
+      self._recent.append(surprise)
     strange = np.zeros(len(surprise), bool)
-    if len(recent) == self._window:
-      strange = np.mean(recent, 0) > self.spread["limit"]
+    if len(self._recent) == self._window:
+      strange = np.mean(self._recent, 0) > self.spread["limit"]
     plain = lambda x: x[0].item() if single else x.tolist()
     self.readings.append(
       {
@@ -103,7 +107,8 @@ class Monitor:
       path: of the file.
     """
     text = "".join(json.dumps(reading) + "\n" for reading in self.readings)
-    pathlib.Path(path).write_text(text, encoding="utf-8")
+    with open_file(path, "w", encoding="utf-8") as file:
+      file.write(text)
 
 
 def _feature(state: Mapping[str, jax.Array]) -> jax.Array:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-DRAWS = 4_000
+DRAWS, SEED = 4_000, 0  # the same for two policies, whose difference counts
 
 
 # --- the colours ----------------------------------------------------------------------------------------
@@ -168,7 +168,6 @@ def corrected(
   called: Sequence[np.ndarray],
   sensitivity: tuple[Sequence[float], Sequence[int]],
   specificity: tuple[Sequence[float], Sequence[int]],
-  seed: int = 0,
 ) -> list[dict[str, float] | None]:
   """Imagined success as a fallible test's: what `rogan_gladen` makes of it, with rates shrunk over tasks.
 
@@ -176,13 +175,12 @@ def corrected(
     called: as in `predict`.
     sensitivity: of each task, of dreams of held-out takes, and number of these takes.
     specificity: the same.
-    seed: of the draws.
 
   Returns:
     `interval` of each task: takes are drawn by bootstrap, the two rates from their beta posterior. None where
     most draws tell nothing.
   """
-  rng = np.random.default_rng(seed)
+  rng = np.random.default_rng(SEED)
   rates = [shrunk(*pair) for pair in (sensitivity, specificity)]
   out: list[dict[str, float] | None] = []
   for k, shares in enumerate(called):
@@ -202,31 +200,29 @@ def corrected(
 
 def draw(
   called: Sequence[np.ndarray],
-  told_apart: Sequence[float],
+  told_apart: Sequence[float | None],
   calibration: Calibration | None = None,
-  seed: int = 0,
 ) -> np.ndarray:
   """Draws of a policy's real success, [K, DRAWS]: of takes (bootstrap), and of the errors of task and policy.
 
   Args:
     called: of each of K tasks, the share of the dreams from each held-out take that is called a success: [M].
-    told_apart: of each task, sensitivity minus share of false positives in dreams.
+    told_apart: of each task, sensitivity minus share of false positives in dreams; None: not measured.
     calibration: measured on other runs; None: `CALIBRATION`.
-    seed: of the draws; the same for two policies whose difference counts.
   """
-  c, rng = calibration or CALIBRATION, np.random.default_rng(seed)
+  c, rng = calibration or CALIBRATION, np.random.default_rng(SEED)
   common, out = rng.normal(size=DRAWS) * c.of_policy, []
   for shares, apart in zip(called, told_apart, strict=True):
     num = len(shares)
     drawn = shares[rng.integers(num, size=(DRAWS, num))].sum(1)
-    imagined = _log_odds((drawn + 0.5) / (num + 1))
-    spread = c.of_task * max(1.0, c.reference / max(apart, 0.05))
+    imagined = log_odds(drawn, num)
+    spread = c.of_task * max(1.0, c.reference / max(apart or 0.0, 0.05))
     error = common + rng.normal(size=DRAWS) * spread
     out.append(1 / (1 + np.exp(-(c.intercept + c.slope * imagined + error))))
   return np.stack(out)
 
 
-def predict(called: Sequence[np.ndarray], told_apart: Sequence[float]) -> dict[str, Any]:
+def predict(called: Sequence[np.ndarray], told_apart: Sequence[float | None]) -> dict[str, Any]:
   """Real success of a policy, per task and in the mean; arguments as `draw`.
 
   Returns:
@@ -242,8 +238,9 @@ def interval(draws: np.ndarray) -> dict[str, float]:
   return {"value": float(value), "low": float(low), "high": float(high)}
 
 
-def _log_odds(p: np.ndarray) -> np.ndarray:
-  return np.log(p) - np.log1p(-p)
+def log_odds(successes: Any, trials: Any) -> Any:
+  """Log-odds of a rate, with half a success and half a failure more: finite also where all succeed."""
+  return np.log((successes + 0.5) / (trials - successes + 0.5))
 
 
 def verdict(

@@ -32,7 +32,7 @@ def _chart(
 def _per_task(
   lines: Sequence[Mapping[str, Any]], pattern: str, tasks: Sequence[str]
 ) -> list[dict[str, Any] | None]:
-  """Series of the metrics that match, one per task where `pattern` has a {task}, else a single one."""
+  """Series of the metrics that match, one per task, which `pattern` names as {task}."""
   names = {name for line in lines for name in line}
   series = []
   for k, task in enumerate(tasks):

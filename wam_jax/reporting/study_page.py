@@ -65,9 +65,6 @@ def _relative(path: pathlib.Path, start: pathlib.Path) -> str:
   return pathlib.Path(os.path.relpath(path, start)).as_posix()
 
 
-# --- numbers as text ------------------------------------------------------------------------------
-
-
 # --- charts ---------------------------------------------------------------------------------------
 
 

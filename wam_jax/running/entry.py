@@ -71,10 +71,8 @@ def _run(make_config: Callable[[], ConfigDict], coordinator: str, num_processes:
     return report("interrupted; the same command goes on from here", 130)
   except Exception as error:
     processes.failed(error)
-    if type(error).__module__.startswith("wam_jax."):
-      return report(
-        error, getattr(error, "code", 1)
-      )  # our own errors say what to do; a traceback would hide it
+    if type(error).__module__.startswith("wam_jax."):  # they say what to do; a traceback would hide it
+      return report(error, getattr(error, "code", 1))
     full = disk_full(error)
     if full is not None:
       where = (

@@ -26,8 +26,9 @@ from wam_jax.storage.records import read_record, write_record
 from wam_jax.storage.saved_params import load_params, save_params
 from wam_jax.train import ppo
 from wam_jax.train.imagination import draw_starts, make_starts
+from wam_jax.train.ppo_actor import kl_to_cloned
 from wam_jax.train.tasks import over_tasks, task_keys, task_metrics
-from wam_jax.types import Params, Policy
+from wam_jax.types import Params
 
 QUANTILES = {"p05": 0.05, "p50": 0.5, "p95": 0.95}
 SELECTION = "selection.json"
@@ -124,24 +125,6 @@ class Monitor:
       max_steps=env.max_steps,
     )
     return episodes.success.mean(1)
-
-
-def kl_to_cloned(policy: Policy, params: Params, feature: jax.Array, key: jax.Array) -> jax.Array:
-  """Mean divergence of a policy's denoising steps from the cloned ones.
-
-  Args:
-    policy: what acts.
-    params: {"base": cloned, "tuned"}.
-    feature: [E, F].
-    key: random key of the chains.
-
-  Returns:
-    Scalar, nats per number of a chunk and denoising step: log-probability of the policy's own chains under
-    itself minus that under the cloned one.
-  """
-  chain = policy.sample_chain(params, feature, *policy.draw_noise(key, feature.shape[:-1]))[1]
-  tuned, cloned = (policy.log_prob(params[name], feature, chain) for name in ("tuned", "base"))
-  return (tuned - cloned).mean()
 
 
 def _real_starts(

@@ -21,18 +21,18 @@ from wam_jax.core import certificate, discrimination
 from wam_jax.data.features import DemoFeatures, load_features
 from wam_jax.host import tables
 from wam_jax.running import ppo_setup
-from wam_jax.running.ppo_monitor import kl_to_cloned
 from wam_jax.running.ppo_setup import Networks
 from wam_jax.running.stage_run import StageRun
 from wam_jax.storage.records import read_record, write_record
 from wam_jax.train import certificate as train_certificate
 from wam_jax.train.imagination import Dreamer, DreamerParams, make_world
+from wam_jax.train.ppo_actor import kl_to_cloned
 from wam_jax.train.tasks import over_tasks, task_keys
 from wam_jax.types import Params
 
 FORMAT = 1  # of certificate.json
 DREAMS_PER_TAKE = 4
-FAMILIAR_SHARE = 0.95  # of the held-out takes' frames, that lie as near to a training take as is familiar
+FAMILIAR_DISTANCE_SHARE = 0.95  # of the held-out takes' frames: what is as near to a training take
 LEVELS = {"p50": 0.5, "p95": 0.95, "p99": 0.99}  # of the surprise
 WINDOW = 4  # frames that are strange in a row
 
@@ -48,6 +48,7 @@ def run(stage: StageRun) -> None:
   content = certify(measured, quality, policies, config.certify.required_success)
   write_record(workdir, "certificate.json", content)
   write_record(workdir, "monitor.json", measured.surprise())
+  logger.truncate_after(-1)  # of a run that was killed just before it was done
   logger.info("\n" + tables.markdown_table(tables.certificate_rows(content)))
   for task, verdict in content["verdicts"].items():
     if verdict["verdict"] != "deploy":
@@ -76,8 +77,9 @@ class Dreams:
       self._takes.append(load_features(features / "heldout_failed.npz"))
       self._known.append(load_features(features / "failed.npz"))
     self._key = jax.random.fold_in(jax.random.key(config.seed), 9)
+    self._dream_tasks = over_tasks(self._dream)
     self._limits = [
-      np.quantile(self._distances(k, self._frames(self._takes, k)[::3]), FAMILIAR_SHARE)
+      np.quantile(self._distances(k, self._frames(self._takes, k)[::3]), FAMILIAR_DISTANCE_SHARE)
       for k in range(len(self.tasks))
     ]
 
@@ -96,29 +98,16 @@ class Dreams:
   def of_policy(self, params: Params) -> dict[str, Any]:
     """Of the dreams of a policy's tasks: `called` ([M] of each task, share of a take's dreams that a
     classifier calls a success), and [K] `disagreement` (None of one), `unfamiliar`, `kl_to_cloned`."""
-    classifier = self._networks.classifier
     starts = [
       np.concatenate([takes.feature[k][takes.mask[k].any(-1), 0] for takes in self._takes])
       for k in range(len(self.tasks))
     ]
     most = max(map(len, starts))
-    # Tasks with fewer takes repeat theirs; only the first of each are counted.
+    # Tasks with fewer takes repeat theirs; only the first of each are counted, but for the mean divergence.
     start = jnp.asarray(np.stack([np.resize(rows, (most, rows.shape[-1])) for rows in starts]))
-
-    def one(task: Any, world_params: Params) -> Any:
-      params, judge, start, key = task
-      dream_key, chain_key = jax.random.split(key)
-      start = jnp.repeat(start, DREAMS_PER_TAKE, 0)
-      dreamer_params = DreamerParams(world_params, params, judge)
-      reached = self._dreamer.follow(dreamer_params, start, dream_key, lambda feature: feature)
-      feature = jnp.swapaxes(reached, 0, 1)  # [E, N, F]
-      above = classifier.margins(judge["network"], feature) > judge["threshold"]
-      visited = feature[::DREAMS_PER_TAKE]
-      return above.any(-1), visited, kl_to_cloned(self._networks.policy, params, visited[:, 0], chain_key)
-
     keys = task_keys(jax.random.fold_in(self._key, 1), len(self.tasks))
     task = params, self._networks.classifier_params, start, keys
-    called, visited, divergence = jax.device_get(over_tasks(one)(task, self._networks.world_params))
+    called, visited, divergence = jax.device_get(self._dream_tasks(task, self._networks.world_params))
     out: dict[str, Any] = {"called": [], "disagreement": [], "unfamiliar": [], "kl_to_cloned": divergence}
     for k, rows in enumerate(starts):
       by_member = called[k].reshape(-1, most, DREAMS_PER_TAKE)[:, : len(rows)]
@@ -129,19 +118,35 @@ class Dreams:
       out["unfamiliar"].append((self._distances(k, seen) > self._limits[k]).mean())
     return out
 
+  def _dream(self, task: Any, world_params: Params) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Of one task (policy, classifier, starts [E, F], key): what each of C classifiers calls a success
+    [C, E'] of E' = E * DREAMS_PER_TAKE dreams, features [E, N, F] of the first dream of each start, and the
+    divergence from the cloned policy after the first chunk."""
+    params, judge, start, key = task
+    dream_key, chain_key = jax.random.split(key)
+    dreamer_params = DreamerParams(world_params, params, judge)
+    start = jnp.repeat(start, DREAMS_PER_TAKE, 0)
+    reached = self._dreamer.follow(dreamer_params, start, dream_key, lambda feature: feature)
+    feature = jnp.swapaxes(reached, 0, 1)  # [E', N, F]
+    above = self._networks.classifier.margins(judge["network"], feature) > judge["threshold"]
+    visited = feature[::DREAMS_PER_TAKE]
+    return above.any(-1), visited, kl_to_cloned(self._networks.policy, params, visited[:, 0], chain_key)
+
   def surprise(self) -> dict[str, Any]:
     """Content of monitor.json: of each task quantiles of how much a frame of held-out takes surprises the
     world model, in nats, and `limit`, exceeded by the mean of `window` frames in one take of twenty."""
-    measure = jax.jit(
-      lambda params, *arrays: train_certificate.surprise(self._dreamer.world, params, *arrays)
-    )
+    world = self._dreamer.world
+    arranged = jax.jit(world.arrange)(self._networks.world_params)
+    measure = jax.jit(lambda arranged, *rows: train_certificate.surprise(world, arranged, *rows))
     out: dict[str, Any] = {}
     for k, task in enumerate(self.tasks):
       frames, peaks = [], []
       for takes in self._takes:
-        for m in np.flatnonzero(takes.mask[k].sum(-1) > WINDOW):
-          arrays = (takes.feature[k, m, :-1], takes.action[k, m, :-1], takes.feature[k, m, 1:])
-          values = np.asarray(measure(self._networks.world_params, *arrays))[takes.mask[k, m, 1:]]
+        feature, action, mask = takes.feature[k], takes.action[k], takes.mask[k]
+        rows = (x.reshape(-1, x.shape[-1]) for x in (feature[:, :-1], action[:, :-1], feature[:, 1:]))
+        measured = np.asarray(measure(arranged, *rows)).reshape(len(mask), -1)
+        for m in np.flatnonzero(mask.sum(-1) > WINDOW):
+          values = measured[m][mask[m, 1:]]
           frames.append(values)
           peaks.append(np.convolve(values, np.full(WINDOW, 1 / WINDOW), "valid").max())
       flat = np.concatenate(frames)
@@ -177,7 +182,7 @@ def certify(
   content["policies"] = {}
   for name, params in policies.items():
     measured = dreams.of_policy(params)
-    predicted = certificate.predict(measured["called"], [apart or 0.0 for apart in told_apart])
+    predicted = certificate.predict(measured["called"], told_apart)
     corrected = _corrected(measured["called"], tasks, quality)
     rows = {}
     for k, task in enumerate(tasks):

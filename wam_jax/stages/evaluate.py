@@ -7,6 +7,7 @@ The processes of a run share the episodes; the noise of an episode depends on wh
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import pathlib
@@ -265,22 +266,34 @@ class PolicyRunner:
     """Simulator processes that died and were replaced."""
     return getattr(self._tools[2], "restarts", 0) if self._tools else 0
 
+  @functools.cached_property
+  def _classifier(self) -> tuple[Any, Any]:
+    from wam_jax.acting import models
+
+    return models.load_classifier(self._inputs["classifier"])
+
   def _imagined(self, policy: Any, params: Any, first_feature: np.ndarray | None) -> np.ndarray:
     """Share of dreams, from the very same start frames, that the classifier calls a success: [K]."""
-    from wam_jax.acting import models
-    from wam_jax.train import imagination
     from wam_jax.train.tasks import task_keys
 
     assert first_feature is not None  # only experts have none
     model, model_params, _ = self._open()
-    classifier, classifier_params = models.load_classifier(self._inputs["classifier"])
+    classifier, classifier_params = self._classifier
     rows = np.arange(self._config.evaluate.imagined_episodes) % first_feature.shape[1]
     chunks = -(-self._max_steps // policy.chunk)
-    dreamer = imagination.Dreamer(imagination.make_world(model), policy, classifier, chunks)
     feature = jax.numpy.asarray(first_feature[:, rows])
     keys = task_keys(jax.random.key(self._config.seed + 2), len(feature))
-    scores = dreamer.score_tasks()((params, classifier_params, feature, keys), model_params)
+    score = _make_score(model, policy, classifier, chunks)
+    scores = score((params, classifier_params, feature, keys), model_params)
     return np.asarray(scores > 0).mean(1)
+
+
+@functools.lru_cache(maxsize=4)
+def _make_score(model: Any, policy: Any, classifier: Any, chunks: int) -> Any:
+  """Compiled `Dreamer.score_tasks`, the same for all policies of one form."""
+  from wam_jax.train import imagination
+
+  return imagination.Dreamer(imagination.make_world(model), policy, classifier, chunks).score_tasks()
 
 
 def _arrays(episodes: Rollouts) -> dict[str, np.ndarray]:

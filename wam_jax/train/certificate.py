@@ -54,13 +54,13 @@ def nearest_distance(feature: jax.Array, known: jax.Array) -> jax.Array:
 
 
 def surprise(
-  world: World, world_params: Params, feature: jax.Array, action: jax.Array, after: jax.Array
+  world: World, arranged: Params, feature: jax.Array, action: jax.Array, after: jax.Array
 ) -> jax.Array:
   """How unexpected what was seen is, given the frame before it and the action.
 
   Args:
     world: the frozen world model.
-    world_params: its parameters.
+    arranged: its parameters, as `World.arrange` lays them out.
     feature: [B, F], filtered.
     action: [B, 7], taken there.
     after: [B, F], filtered, one frame later.
@@ -68,6 +68,5 @@ def surprise(
   Returns:
     [B] nats: minus the log-probability of its code under the prior.
   """
-  key = jax.random.key(0)  # of a sample that is not read
-  prior = world.imagine_step(world.arrange(world_params), world.latent(feature), action, key)
-  return -(jax.nn.log_softmax(prior.logits) * world.latent(after).stoch).sum((-2, -1))
+  logits = world.prior_logits(arranged, feature, action)
+  return -(jax.nn.log_softmax(logits) * world.latent(after).stoch).sum((-2, -1))

@@ -79,21 +79,24 @@ class World:
     latent, entropy = roll(step, self.latent(feature), executable(chunk), key, uncertainty)
     return features(latent), entropy.mean(0)
 
-  def familiar_entropy(self, params: Params, takes: Takes, key: jax.Array) -> jax.Array:
+  def prior_logits(self, arranged: Params, feature: jax.Array, action: jax.Array) -> jax.Array:
+    """Logits of the prior [B, S, C] one step after features [B, F] and actions [B, 7]."""
+    key = jax.random.key(0)  # of a sample that is not read
+    return self.imagine_step(arranged, self.latent(feature), action, key).logits
+
+  def familiar_entropy(self, params: Params, takes: Takes) -> jax.Array:
     """Entropy of the prior that takes rarely exceed: how unsure the world model is where it has been.
 
     Args:
       params: of the world model.
       takes: of one task, with at least one frame.
-      key: of the prior's samples, which do not matter to the entropy of one step.
 
     Returns:
       Scalar, nats.
     """
     flat = lambda x: x.reshape(-1, x.shape[-1])
-    latent = self.latent(flat(takes.feature))
-    latent = self.imagine_step(self.arrange(params), latent, flat(takes.action), key)
-    entropy = jnp.where(takes.mask.reshape(-1), distributions.entropy(latent.logits), jnp.nan)
+    logits = self.prior_logits(self.arrange(params), flat(takes.feature), flat(takes.action))
+    entropy = jnp.where(takes.mask.reshape(-1), distributions.entropy(logits), jnp.nan)
     return jnp.nanquantile(entropy, FAMILIAR_SHARE)
 
 
@@ -288,8 +291,8 @@ class Dreamer:
     key: jax.Array,
     *,
     num_chunks: int,
-    log_prob_min: float = -5.0,
-    log_prob_max: float = 2.0,
+    log_prob_min: float,
+    log_prob_max: float,
     entropy_limit: jax.Array | float = 0.0,
     entropy_penalty: float = 0.0,
     mesh: Mesh | None = None,

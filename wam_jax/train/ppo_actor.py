@@ -151,3 +151,21 @@ def actor_gradient(
   add = lambda total, part: (jax.tree.map(jnp.add, total, gradient(network, part)), None)
   out = jax.tree.map(lambda x: x * (block / num), jax.lax.scan(add, total, blocks)[0])
   return out
+
+
+def kl_to_cloned(policy: Policy, params: Params, feature: jax.Array, key: jax.Array) -> jax.Array:
+  """Mean divergence of a policy's denoising steps from the cloned ones.
+
+  Args:
+    policy: what acts.
+    params: {"base": cloned, "tuned"}.
+    feature: [E, F].
+    key: random key of the chains.
+
+  Returns:
+    Scalar, nats per number of a chunk and denoising step: log-probability of the policy's own chains under
+    itself minus that under the cloned one.
+  """
+  chain = policy.sample_chain(params, feature, *policy.draw_noise(key, feature.shape[:-1]))[1]
+  tuned, cloned = (policy.log_prob(params[name], feature, chain) for name in ("tuned", "base"))
+  return (tuned - cloned).mean()
