@@ -9,7 +9,6 @@ import optax
 import pytest
 
 from wam_jax.config import default_config
-from wam_jax.core import discrimination
 from wam_jax.core.discrimination import NUMBERS
 from wam_jax.data.features import DemoFeatures
 from wam_jax.host import tables
@@ -233,7 +232,7 @@ def test_tasks_that_dreams_do_not_tell_apart(tmp_path):
   plain = {"heldout_demos": demos, "heldout_demo_dreams": demos, "random_dreams": {"false_positives": 0.0}}
 
   def told(value):
-    rows = {name: dict.fromkeys(("value", "low", "high"), value) for name in discrimination.NUMBERS}
+    rows = {name: dict.fromkeys(("value", "low", "high"), value) for name in NUMBERS}
     return plain | {"discrimination": {"real": rows, "dreamt": rows}}
 
   content = {"tasks": {"a": told(0.09), "b": told(0.1), "c": plain}}
