@@ -354,7 +354,7 @@ CHAIN: tuple[Stage, ...] = (
     requires=("world_model", "featurize", "behaviour_cloning", "classifier", "ppo"),
     reads=("seed", "tasks", "env.max_steps", "certify", "behaviour_cloning.ddim_steps"),
     size=_size_of_certify,
-    seconds=30,
+    seconds=20,
     work=_certifying,
   ),
   Stage(

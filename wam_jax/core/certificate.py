@@ -131,7 +131,7 @@ class Calibration:
 
 
 # On four world models of the embedded simulator: docs/EXPERIMENTS.md, "May one believe a dream?". The four
-# differ by 0.35 in their intercepts; of_policy is that, wider as Student's t is with so few.
+# differ by 0.4 (standard deviation) in their intercepts; of_policy is chosen a little wider.
 CALIBRATION = Calibration(intercept=0.4, slope=0.87, of_task=0.85, of_policy=0.5, reference=0.35)
 
 
