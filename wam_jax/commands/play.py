@@ -15,11 +15,10 @@ from typing import Any
 from wam_jax.acting.policy import PolicyError
 from wam_jax.acting.policy_table import TRAINED
 from wam_jax.config import TASKS
+from wam_jax.embodiment import CONTROL_HZ
 from wam_jax.host import console, machine, surroundings
 from wam_jax.host.gymnasium_id import ENV_ID
 from wam_jax.host.words import count
-
-FRAME_STEP = 2  # every second frame is shown
 
 
 def play(policy: Any, seed: int, max_steps: int) -> dict[str, Any]:
@@ -51,15 +50,13 @@ def play(policy: Any, seed: int, max_steps: int) -> dict[str, Any]:
 
 def animate(episodes: Sequence[dict[str, Any]], size: int) -> Any:
   """Animation [T, H, W, 3] uint8 of the static camera, episodes side by side, at most four in a row."""
-  import numpy as np
-
   from wam_jax.envs.play_table import renderer
   from wam_jax.reporting import media
 
   render = renderer.make_renderer(size, workers=1)
   films = []
   for episode in episodes:
-    shown = np.unique(np.append(np.arange(0, episode["steps"] + 1, FRAME_STEP), episode["steps"]))
+    shown = media.shown_times(episode["steps"])
     films.append(render(episode["robot_obs"][shown], episode["scene_obs"][shown])["rgb_static"])
   return media.side_by_side(films, min(4, len(films)))
 
@@ -68,7 +65,7 @@ def film(episodes: Sequence[dict[str, Any]], size: int, kind: str = "webp") -> b
   """The animation of `animate` as a file: 'webp', which is smaller, or 'gif'."""
   from wam_jax.reporting import media
 
-  return media.animation_bytes(animate(episodes, size), 30 / FRAME_STEP, kind=kind)
+  return media.animation_bytes(animate(episodes, size), CONTROL_HZ / media.FRAME_STEP, kind=kind)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -83,7 +83,8 @@ def _numbers(certificate: Mapping[str, Any]) -> str:
     for name, rule in RULES.items():
       value, colour = numbers[name]["value"], numbers[name]["colour"]
       text = tables.NOTHING if value is None else f"{value:.2f}"
-      note = "" if colour in ("green", "none") else f' title="{escape(rule.meaning)}"'
-      cells += f'<td class="{STYLES[colour]}"{note}>{text}</td>'
+      cells += parts.cell(
+        text, None if colour == "none" else parts.Mark(STYLES[colour], f"rule-{name}", rule.meaning)
+      )
     lines.append(f'<tr><td class="name">{escape(title_of(task))}</td>{cells}</tr>')
   return parts.table_card(f"<tr>{head}</tr>", lines, "What the certificate rests on")

@@ -1,8 +1,10 @@
-"""Pictures and animations as files and data URIs. Pillow only, nothing that needs a display."""
+"""Pictures and animations as files and data URIs. Pillow, PyAV for mp4, and nothing that needs a display."""
 
 from __future__ import annotations
 
 import base64
+import fractions
+import importlib.util
 import io
 import pathlib
 from collections.abc import Sequence
@@ -15,6 +17,7 @@ Colour = tuple[int, int, int]
 CONTEXT_COLOUR: Colour = (37, 99, 235)  # border of frames the model has seen
 IMAGINED_COLOUR: Colour = (234, 120, 20)  # border of frames the model imagines
 BACKGROUND: Colour = (255, 255, 255)
+FRAME_STEP = 2  # every second frame of an episode is shown
 HOLD = 1000  # ms that the last frame stays before an animation starts over
 INK: Colour = (40, 44, 52)
 
@@ -43,6 +46,11 @@ def upscale(pictures: np.ndarray, scale: int) -> np.ndarray:
   if scale < 1:
     raise ValueError(f"scale must be at least 1, got {scale}")
   return pictures.repeat(scale, -3).repeat(scale, -2)
+
+
+def resize(pictures: np.ndarray, size: int) -> np.ndarray:
+  """[T, H, W, 3] uint8 -> [T, size, size, 3], smoothly."""
+  return np.stack([np.asarray(Image.fromarray(p).resize((size, size))) for p in pictures])
 
 
 def add_border(picture: np.ndarray, colour: Colour, width: int = 2) -> np.ndarray:
@@ -140,6 +148,11 @@ def make_strip(
   return np.asarray(canvas)
 
 
+def shown_times(steps: int) -> np.ndarray:
+  """Which frames of an episode are shown: every `FRAME_STEP`-th from 0 on, and always the last, `steps`."""
+  return np.unique(np.append(np.arange(0, steps + 1, FRAME_STEP), steps))
+
+
 def tile(pictures: np.ndarray, columns: int, gap: int = 4) -> np.ndarray:
   """Lays pictures out in a grid, row by row.
 
@@ -182,19 +195,22 @@ def animation_bytes(frames: np.ndarray, fps: float, scale: int = 1, kind: str = 
     frames: [T, H, W, 3] uint8.
     fps: frames per second.
     scale: enlargement by repeating pixels.
-    kind: 'gif' (shown everywhere) or 'webp' (smaller).
+    kind: 'gif' (shown everywhere), 'webp' (smaller), or 'mp4' (smallest; plays once, needs PyAV).
 
   Returns:
     The file's bytes.
 
   Raises:
     ValueError: wrong shape or kind, no frames, or fps not positive.
+    ImportError: 'mp4' without PyAV.
   """
   frames = _check_pictures(frames, 4, "frames")
   if not len(frames):
     raise ValueError("an animation needs at least one frame")
   if not fps > 0:
     raise ValueError(f"fps must be positive, got {fps}")
+  if kind == "mp4":
+    return _mp4_bytes(upscale(frames, scale), fps)
   # GIF counts in 10 ms; Pillow merges equal neighbours and adds their durations.
   step = 10 if kind == "gif" else 1
   duration = max(step * 2, round(1000 / fps / step) * step)
@@ -224,12 +240,40 @@ def animation_bytes(frames: np.ndarray, fps: float, scale: int = 1, kind: str = 
       buffer, "GIF", save_all=True, append_images=coded[1:], duration=durations, loop=0, optimize=False
     )
   else:
-    raise ValueError(f"kind must be 'gif' or 'webp', got {kind!r}")
+    raise ValueError(f"kind must be 'gif', 'webp' or 'mp4', got {kind!r}")
+  return buffer.getvalue()
+
+
+def has_mp4() -> bool:
+  """Whether PyAV, which writes mp4, is installed."""
+  return importlib.util.find_spec("av") is not None
+
+
+def film(frames: np.ndarray, fps: float) -> dict[str, bytes]:
+  """An animation as webp and, where it can be made, as mp4."""
+  kinds = ("webp", "mp4") if has_mp4() else ("webp",)
+  return {kind: animation_bytes(frames, fps, kind=kind) for kind in kinds}
+
+
+def _mp4_bytes(frames: np.ndarray, fps: float) -> bytes:
+  """H.264 in 4:2:0, which browsers, phones and slides play; it takes even sizes only."""
+  import av
+
+  height, width = (n + n % 2 for n in frames.shape[1:3])
+  padded = np.full((len(frames), height, width, 3), BACKGROUND, np.uint8)
+  padded[:, : frames.shape[1], : frames.shape[2]] = frames
+  buffer = io.BytesIO()
+  with av.open(buffer, "w", format="mp4", options={"movflags": "faststart"}) as container:
+    stream = container.add_stream("libx264", rate=fractions.Fraction(fps).limit_denominator(1000))
+    stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+    for frame in padded:
+      container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+    container.mux(stream.encode())
   return buffer.getvalue()
 
 
 def save_animation(path: pathlib.Path, frames: np.ndarray, fps: float, scale: int = 1) -> None:
-  """Writes `frames` [T, H, W, 3] uint8 as .gif or .webp, by the path's suffix. See `animation_bytes`."""
+  """Writes `frames` [T, H, W, 3] uint8 as .gif, .webp or .mp4, by the path's suffix: `animation_bytes`."""
   path.write_bytes(animation_bytes(frames, fps, scale, path.suffix.lstrip(".").lower()))
 
 

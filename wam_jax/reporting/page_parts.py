@@ -6,6 +6,7 @@ A page needs nothing else: no script, no font, no request. Everything is text.
 from __future__ import annotations
 
 import collections
+import dataclasses
 import html
 import re
 from collections.abc import Mapping, Sequence
@@ -84,6 +85,12 @@ figcaption { margin-top: 8px; font-size: .88rem; display: flex; justify-content:
 .chip { border-radius: 99px; padding: 0 9px; font-size: .8rem; line-height: 1.5rem; white-space: nowrap;
   border: 1px solid; }
 .good { color: var(--good); } .fair { color: var(--fair); } .bad { color: var(--bad); }
+/* Shapes too, for those who do not tell the colours apart. */
+.mark::before { font-size: .62em; margin-right: .35em; vertical-align: 2px; }
+.mark.good::before { content: "\25CF"; } .mark.fair::before { content: "\25B2"; }
+.mark.bad::before { content: "\25A0"; } .mark a { text-decoration-color: currentColor; }
+.message { margin: 12px 0; } .message ul { margin: 8px 0 0; padding: 0; list-style: none; }
+.message li { max-width: none; } tr:target td { background: var(--grid); }
 .strip { background: #ffffff; overflow-x: auto; padding: 12px; margin-top: 14px; }
 .strip img { width: 100%; min-width: 720px; height: auto; display: block; }
 svg { display: block; width: 100%; height: auto; overflow: visible; }
@@ -126,6 +133,8 @@ li { margin: 4px 0; max-width: 76ch; } ul { padding-left: 1.2rem; }
   th, td { padding: 7px 9px; } th.name, td.name { min-width: 6.6rem; max-width: 9.4rem; }
   .rows th.name, .rows td.name { min-width: 8.6rem; }
   .words th.name, .words td.name { min-width: 10.4rem; max-width: 10.4rem; }
+  .first th, .first td { padding-left: 6px; padding-right: 6px; }
+  .first th.name, .first td.name { padding-left: 10px; }
   td.plot { width: 200px; } .tight td.plot { min-width: 176px; } }
 @media print { .card { break-inside: avoid; } }
 """
@@ -140,6 +149,30 @@ def _style_rules() -> str:
     rules.append(f"svg .dots.{name}{{fill:var(--{name})}}")
     rules.append(f".legend .{name}{{background-color:var(--{name});border-color:var(--{name})}}")
   return "".join(rules)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mark:
+  """The colour of a number.
+
+  Attributes:
+    style: good, fair or bad.
+    anchor: of the page, that a number leads to which is not good.
+    text: what it means that it is not.
+  """
+
+  style: str
+  anchor: str
+  text: str
+
+
+def cell(content: str, mark: Mark | None = None, behind: str = "") -> str:
+  """A cell of a table: HTML with its colour, and more HTML behind it that has none."""
+  if mark is None:
+    return f"<td>{content}{behind}</td>"
+  if mark.style != "good":
+    content = f'<a href="#{mark.anchor}" title="{escape(mark.text)}">{content}</a>'
+  return f'<td><span class="mark {mark.style}">{content}</span>{behind}</td>'
 
 
 def page(title: str, body: str) -> str:
@@ -233,14 +266,21 @@ def _breakable(name: str) -> str:
   return escape(name).replace("_", "_<wbr>").replace(".", ".<wbr>")
 
 
-def rows_table(rows: Sequence[Sequence[str]], text: bool = False, total: bool = False) -> str:
+def rows_table(
+  rows: Sequence[Sequence[str]],
+  text: bool = False,
+  total: bool = False,
+  marks: Mapping[tuple[str, int], Mark | None] | None = None,
+) -> str:
   """A table of `host.tables`: header first; a name that begins with a blank belongs to the row above.
 
   Args:
     rows: the first cell of each is its name; a line break in it begins small print.
     text: cells are words, not numbers.
     total: the last row sums the others up.
+    marks: (name of a row, number of the cell after it) -> its colour.
   """
+  marks = marks or {}
   corner, *heads = rows[0]
   kind, cell_of = (' class="text"', _breakable) if text else ("", escape)
   head = f'<th class="name">{escape(corner)}</th>'
@@ -251,7 +291,10 @@ def rows_table(rows: Sequence[Sequence[str]], text: bool = False, total: bool = 
     style = ' class="mean"' if total and i == len(rows) else style
     title, _, note = name.strip().partition("\n")
     behind = f' <small class="soft">{escape(note)}</small>' if note else ""
-    values = "".join(f"<td{kind}>{cell_of(cell)}</td>" for cell in cells)
+    values = "".join(
+      f"<td{kind}>{cell_of(value)}</td>" if text else cell(escape(value), marks.get((title, i)))
+      for i, value in enumerate(cells)
+    )
     lines.append(f'<tr{style}><td class="name">{_breakable(title)}{behind}</td>{values}</tr>')
   classes = "card wide gap rows words" if text else "card wide gap rows"
   return table_card(f"<tr>{head}</tr>", lines, corner, classes)

@@ -6,13 +6,14 @@ Everything shown comes from the report's plain values (`run_report`) and from pi
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from wam_jax.acting.policy_table import COMPARED, POLICIES
 from wam_jax.host import tables
 from wam_jax.host.words import count, duration
-from wam_jax.reporting import certificate_page, charts, media
+from wam_jax.reporting import certificate_page, charts, diagnosis, media
 from wam_jax.reporting import page_parts as parts
 from wam_jax.reporting.page_parts import escape, percent, points, title_of
 
@@ -21,10 +22,11 @@ HEADS = {name: POLICIES[name].heading for name in COMPARED} | {
   name: "<br>".join(row.heading.rsplit(" ", 1)) for name, row in POLICIES.items() if name not in COMPARED
 }
 
-EXPLAINED = {
-  "PPO": "Exploring: the dreams that PPO learns from. Held-out starts and monitored: measured on the way, "
-  "from start states that the evaluation (the dots) leaves; few episodes, so that the two may differ."
-}
+RANDOM_DREAMS = "random dreams called a success"  # column of `classifier`
+PPO_CURVES = (
+  "Exploring: the dreams that PPO learns from. Held-out starts and monitored: measured on the way, from "
+  "held-out demos and from start states that the evaluation (the dots) leaves; few episodes, which may differ. "
+)
 
 
 def _headline(report: Mapping[str, Any]) -> str:
@@ -60,75 +62,149 @@ def _summary(report: Mapping[str, Any]) -> str:
     gap_text = f"{abs(100 * gap):.1f} points {'above' if gap > 0 else 'below'} the simulator"
     sentences.append(
       f"In its dreams the final policy succeeds in {percent(mean['imagined'])}, "
-      f"{gap_text if round(1000 * gap) else 'as in the simulator'}."
+      f"{gap_text if round(1000 * gap) else 'as in the simulator'}. {escape(report['starts']['imagined'])}"
     )
   return f'<p class="lead">{" ".join(sentences)}</p>' if sentences else ""
 
 
-def _cell(row: Mapping[str, Any], interval: bool) -> str:
+class _Marks:
+  """Colours of a report's numbers, by rule and place (`diagnosis.diagnose`)."""
+
+  def __init__(self, report: Mapping[str, Any]):
+    self._colours = {(x["rule"], *x["where"]): x["colour"] for x in report["diagnosis"]}
+
+  def __call__(self, rule: str, *where: str | int) -> parts.Mark | None:
+    colour = self._colours.get((rule, *where))
+    return None if colour is None else mark(rule, colour)
+
+
+def mark(rule: str, colour: str) -> parts.Mark:
+  """How a coloured number looks: one that is not green leads to its sentence."""
+  meaning = diagnosis.ROWS[rule].rule.meaning
+  return parts.Mark(certificate_page.STYLES[colour], f"rule-{rule}", meaning)
+
+
+def _message(report: Mapping[str, Any]) -> str:
+  """What is red and yellow, with the sentence of each and where it leads."""
+  messages = diagnosis.messages(report)
+  counted = Counter(entry["colour"] for entry in report["diagnosis"])
+  numbers = ", ".join(f"{counted[colour]} {colour}" for colour in ("red", "yellow", "green"))
+  lines = "".join(
+    f'<li><span class="chip {certificate_page.STYLES[m["colour"]]}">{m["colour"]}</span> '
+    f'<a href="#rule-{m["rule"]}"><b>{escape(m["label"])}</b></a>: {escape(m["places"])}; '
+    f"{escape(m['worst'])}. "
+    f"{escape(_plain(m['meaning']))}.</li>"
+    for m in messages
+  )
+  text = f"<ul>{lines}</ul>" if lines else ""
+  return f'<div class="card message"><b>Numbers that have a rule: {numbers}.</b>{text}</div>'
+
+
+def _plain(text: str) -> str:
+  """Without Markdown's marks of code."""
+  return text.replace("`", "")
+
+
+def _rules(guide: str) -> str:
+  """All rules, by section of the guide; where a coloured number leads to."""
+  out = []
+  for k, section in enumerate(diagnosis.SECTIONS):
+    head, *rows = diagnosis.guide_rows(k)
+    names = [name for name, row in diagnosis.ROWS.items() if row.section == k]
+    lines = [
+      f'<tr id="rule-{name}"><td class="name">{escape(row[0])}</td>'
+      + "".join(f'<td class="text">{escape(_plain(cell))}</td>' for cell in row[1:])
+      + "</tr>"
+      for name, row in zip(names, rows, strict=True)
+    ]
+    heads = "".join(f'<th class="{"text" if i else "name"}">{escape(h)}</th>' for i, h in enumerate(head))
+    where = f"{diagnosis.GUIDE}, {section}"
+    title = (
+      f'<a href="{escape(guide)}#{diagnosis.anchor(section)}">{escape(where)}</a>' if guide else escape(where)
+    )
+    out.append(f'<h3 class="group">{title}</h3>' + parts.table_card(f"<tr>{heads}</tr>", lines, section))
+  return (
+    "<p class='soft'>These sentences stand in the guide, which says what to try, in the order of the chain: "
+    "what fails early cannot be repaired later.</p>" + "".join(out)
+  )
+
+
+def _cell(row: Mapping[str, Any], interval: bool, mark: parts.Mark | None = None) -> str:
   span = f'<span class="ci">{parts.span_of(row["low"], row["high"])}</span>' if interval else ""
-  return f"<td>{percent(row['rate'])}{span}</td>"
+  return parts.cell(percent(row["rate"]), mark, span)
 
 
 def _table(report: Mapping[str, Any]) -> str:
-  results = report["results"]
+  results, marks = report["results"], _Marks(report)
   policies = results["policies"]
-  compared = [name for name in COMPARED if name in policies]
+  compared = [name for name in reversed(COMPARED) if name in policies]  # the final one first
   uncompared = [name for name in HEADS if name in policies and name not in compared]
   dreamed = "imagined" in policies.get("ppo", {}).get("mean", {})
-  head = '<th class="name">Task</th><th class="text">0 to 100 %</th>'
-  head += "".join(f"<th>{HEADS[name]}</th>" for name in compared)
+  head = '<th class="name">Task</th>' + "".join(f"<th>{HEADS[name]}</th>" for name in compared)
+  head += '<th class="text">0 to 100 %</th>'
   head += "<th>Imagined<br>after PPO</th><th>Gap,<br>points</th>" if dreamed else ""
   head += "".join(f"<th>{HEADS[name]}</th>" for name in uncompared)
   lines = []
-  for task in (*results["tasks"], None):
+  for task in (None, *results["tasks"]):
     rows = {name: p["mean"] if task is None else p["per_task"][task] for name, p in policies.items()}
-    cells = "".join(_cell(rows[name], True) for name in compared)
-    if dreamed:
-      cells += f"<td>{percent(rows['ppo'].get('imagined'))}</td><td>{points(rows['ppo'].get('gap'))}</td>"
-    cells += "".join(_cell(rows[name], False) for name in uncompared)
+    where = () if task is None else (task,)
+    cells = "".join(_cell(rows[name], True, marks(name, *where)) for name in compared)
     bars = [(name, rows[name]["rate"], rows[name]["low"], rows[name]["high"]) for name in compared]
-    marks = [(name, rows[name]["rate"]) for name in ("expert", "random") if name in rows]
-    marks += [("imagined", rows["ppo"]["imagined"])] if dreamed else []
+    ticks = [(name, rows[name]["rate"]) for name in ("expert", "random") if name in rows]
+    ticks += [("imagined", rows["ppo"]["imagined"])] if dreamed else []
+    cells += f'<td class="plot">{charts.interval_chart(bars, ticks)}</td>'
+    if dreamed:
+      cells += f"<td>{percent(rows['ppo'].get('imagined'))}</td>"
+      cells += parts.cell(points(rows["ppo"].get("gap")), marks("gap", *where))
+    cells += "".join(_cell(rows[name], False, marks(name, *where)) for name in uncompared)
     label = "Mean of all tasks" if task is None else title_of(task)
     label += '<br><span class="soft">left as cloned</span>' if task in report["left_as_cloned"] else ""
     style = ' class="mean"' if task is None else ""
-    plot = charts.interval_chart(bars, marks)
-    lines.append(f'<tr{style}><td class="name">{label}</td><td class="plot">{plot}</td>{cells}</tr>')
+    lines.append(f'<tr{style}><td class="name">{label}</td>{cells}</tr>')
   entries = [(policies[name]["label"], f"{name} dot") for name in compared]
   entries += [("Imagined after PPO", "imagined mark")] if dreamed else []
   entries += [(policies[name]["label"], f"{name} mark") for name in ("expert", "random") if name in policies]
+  starts = f" {report['starts']['imagined']}" if dreamed else ""
   return (
-    '<p class="soft">Small numbers and bars: 95 % Wilson interval.</p>'
-    + parts.table_card(f"<tr>{head}</tr>", lines, "Success in the simulator")
+    _message(report)
+    + f'<p class="soft">Small numbers and bars: 95 % Wilson interval.{escape(starts)}</p>'
+    + parts.table_card(f"<tr>{head}</tr>", lines, "Success in the simulator", "card wide first")
     + parts.legend(entries)
   )
 
 
-def _rollouts(report: Mapping[str, Any], animations: Mapping[str, bytes]) -> str:
+def _chip(good: bool, text: str) -> str:
+  return f'<span class="chip {"good" if good else "bad"}">{text}</span>'
+
+
+def _rollouts(report: Mapping[str, Any], animations: Sequence[Mapping[str, bytes]]) -> str:
   cards = []
-  for shown in report["rollouts"]:
-    if shown["task"] not in animations:
-      continue
+  for shown, animation in zip(report["rollouts"], animations, strict=True):
     seconds = shown["steps"] / report["control_hz"]
-    chip = (
-      f'<span class="chip good">solved in {seconds:.1f} s</span>'
-      if shown["success"]
-      else '<span class="chip bad">not solved</span>'
-    )
-    source = media.data_uri(animations[shown["task"]], "webp")
+    chips = _chip(shown["success"], f"solved in {seconds:.1f} s" if shown["success"] else "not solved")
+    if "dream_success" in shown:
+      chips += " " + _chip(
+        shown["dream_success"], "dream: " + ("" if shown["dream_success"] else "not ") + "solved"
+      )
+    source = media.data_uri(animation["webp"], "webp")
     alt = f"Robot, task: {title_of(shown['task'])}"
     cards.append(
       f'<figure class="card"><img src="{source}" alt="{escape(alt)}"><figcaption>'
       f"<span><b>{escape(title_of(shown['task']))}</b> "
-      f'<span class="soft">episode {shown["episode"] + 1}</span></span>{chip}</figcaption></figure>'
+      f'<span class="soft">episode {shown["episode"] + 1}: {escape(", ".join(shown["shown"]))}</span></span>'
+      f"<span>{chips}</span></figcaption></figure>"
     )
   if not cards:
     return ""
+  dreams = (
+    " The dream begins at the same start frame and follows the same actions, with no look at the simulator "
+    "after it; whether it is solved the classifier says."
+    if any("dream_success" in shown for shown in report["rollouts"])
+    else ""
+  )
   return (
-    "<p class='soft'>The final policy, static and wrist camera. Of each task the "
-    "first successful episode is shown, or the first one if none succeeded.</p>"
-    f'<div class="grid">{"".join(cards)}</div>'
+    "<p class='soft'>The final policy. Of each task the first episode that succeeded, and the first that failed where "
+    f'it was kept.{dreams}</p><div class="grid big">{"".join(cards)}</div>'
   )
 
 
@@ -169,19 +245,39 @@ def _dreams(report: Mapping[str, Any], strips: Mapping[str, bytes]) -> str:
     f"<p class='soft'>{escape(tables.described(judge))} Shown is the window in which most furniture moves, "
     "the animation three times slower than it was. In the error pictures grey means equal.</p>"
     f'{strip}<div class="grid big gap">{"".join(cards)}</div>'
-    f"{parts.rows_table(tables.open_loop_rows(judge))}"
+    f"{parts.rows_table(tables.open_loop_rows(judge), marks=_open_loop_marks(report))}"
   )
+
+
+def _open_loop_marks(report: Mapping[str, Any]) -> dict[tuple[str, int], parts.Mark | None]:
+  """(row of the table, cell after its name) -> colour."""
+  marks, horizons = _Marks(report), range(len(report["judge"]["horizons"]))
+  return {
+    (f"{tables.CAMERA_NAMES.get(camera, camera)}: {label}", i + 1): marks(key, camera, i)
+    for camera in report["judge"]["models"][0]["open_loop"]
+    for key, label in (("psnr", "PSNR, dB"), ("ssim", "SSIM"))
+    for i in horizons
+  }
 
 
 def _discrimination(report: Mapping[str, Any]) -> str:
   rows = report.get("discrimination")
   if not rows:
     return ""
-  return f"<p class='soft'>{escape(tables.DISCRIMINATION)}</p>" + parts.rows_table(rows)
+  marks, cells = _Marks(report), {}
+  for row in rows[1:]:
+    name, _, kind = row[0].rpartition(", ")
+    where = () if name == "Mean" else (name,)
+    if kind == "dreamt":
+      cells[row[0], 2] = marks("failed_called", *where)
+      cells[row[0], 3], cells[row[0], 4] = marks("told_apart", *where), marks("auc", *where)
+    else:
+      cells[row[0], 3] = marks("told_apart_seen", *where)
+  return f"<p class='soft'>{escape(tables.DISCRIMINATION)}</p>" + parts.rows_table(rows, marks=cells)
 
 
 def _probes(report: Mapping[str, Any]) -> str:
-  judge = report["judge"]
+  judge, marks, horizons = report["judge"], _Marks(report), range(len(report["judge"]["horizons"]))
 
   def narrow(group: str) -> str:
     """The score below the name leaves room for the numbers."""
@@ -191,15 +287,25 @@ def _probes(report: Mapping[str, Any]) -> str:
     cells = [
       [f"{parts.quantity_of(name)}\n{score}" if score else name, *cells] for name, score, *cells in rows
     ]
-    return parts.rows_table([[head[0], *head[2:]], *cells])
+    places: dict[tuple[str, int], parts.Mark | None] = {}
+    for name in judge["models"][0][group]:
+      places[parts.quantity_of(name), 0] = marks("posterior", group, name)
+      places |= {(parts.quantity_of(name), i + 1): marks("reading", group, name, i) for i in horizons}
+    return parts.rows_table([[head[0], *head[2:]], *cells], marks=places)
 
   hand = tables.hand_rows(judge)
+  of_hand = {
+    (f"{kind}: {label}", i + 1): marks("hand", kind, i, key)
+    for kind in judge["models"][0].get("hand") or {}
+    for key, label in (("rms", "root mean square"), ("median", "median"))
+    for i in horizons
+  }
   return (
     "<p class='soft'>One linear map per quantity, fitted on the features of training frames. R\u00b2: 1 is "
     "perfect, 0 as good as the mean; balanced accuracy: 0.5 is chance. Imagined: the same maps on features "
     "that have not seen the frame. Kept: the reading of the last frame seen. The hand is compared with a "
     "linear recursion of its position, fitted on the same frames.</p>"
-    + (parts.rows_table(hand) if len(hand) > 1 else "")
+    + (parts.rows_table(hand, marks=of_hand) if len(hand) > 1 else "")
     + narrow("probes")
     + narrow("takes")
     + parts.rows_table(tables.inverse_dynamics_rows(judge))
@@ -212,9 +318,12 @@ def _classifier(report: Mapping[str, Any]) -> str:
     return ""
   names = list(dict.fromkeys(name for row in quality.values() for name in row))
   head = '<th class="name">Task</th>' + "".join(f'<th class="wrap">{escape(name)}</th>' for name in names)
-  lines = []
+  lines, marks = [], _Marks(report)
   for task, row in quality.items():
-    cells = "".join(f"<td>{percent(row.get(name))}</td>" for name in names)
+    cells = "".join(
+      parts.cell(percent(row.get(name)), marks("random_success", task) if name == RANDOM_DREAMS else None)
+      for name in names
+    )
     lines.append(f'<tr><td class="name">{escape(title_of(task))}</td>{cells}</tr>')
   return (
     "<p class='soft'>The reward of PPO, on held-out demonstrations, on dreams of them, and on "
@@ -258,21 +367,26 @@ def _provenance(report: Mapping[str, Any]) -> str:
 
 
 def render_page(
-  report: Mapping[str, Any], strips: Mapping[str, bytes], animations: Mapping[str, bytes]
+  report: Mapping[str, Any],
+  strips: Mapping[str, bytes],
+  animations: Sequence[Mapping[str, bytes]],
+  guide: str = "",
 ) -> str:
   """The whole page.
 
   Args:
     report: what `run_report.build` returns.
     strips: png and webp -> the open-loop prediction as a strip and as an animation.
-    animations: task -> animated WebP.
+    animations: of each of the report's rollouts, webp -> animation; none: no rollouts are shown.
+    guide: where when_success_is_low.md is as seen from the page; "" where it is not.
 
   Returns:
     HTML text.
   """
   notes = "".join(f"<li>{escape(note).replace('`', '')}</li>" for note in report["notes"])
   date = report["provenance"]["date"][:10]
-  subtitle = f"{report['experiment']} · preset {report['preset']} · seed {report['seed']} · {date}"
+  subtitle = f"{report['what']} · {date}"
+  words = {"PPO": PPO_CURVES + report["starts"]["ppo"]}
   sections: Sequence[tuple[str, str, str, str]] = (
     ("success", "Success", "Success in the simulator", _table(report)),
     ("certificate", "Certificate", "What was known without a simulator", certificate_page.content(report)),
@@ -280,9 +394,10 @@ def render_page(
     ("dreams", "Dreams", "What the world model imagines", _dreams(report, strips)),
     ("telling", "Telling apart", "What dreams can tell apart", _discrimination(report)),
     ("features", "Features", "What can be read off its features", _probes(report)),
-    ("curves", "Curves", "Learning curves", parts.chart_groups(report["curves"], EXPLAINED)),
+    ("curves", "Curves", "Learning curves", parts.chart_groups(report["curves"], words)),
     ("classifier", "Classifier", "Success classifier", _classifier(report)),
     ("time", "Time", "Time of each stage", _stages(report)),
+    ("rules", "Colours", "What the colours mean", _rules(guide)),
     ("notes", "Notes", "Notes", f"<ul class='soft'>{notes}</ul>" if notes else ""),
     ("made", "How it was made", "How it was made", _provenance(report)),
   )

@@ -1,6 +1,7 @@
 """Report of a run: `report.md`, `report.json`, `report.html`, and the pictures as files.
 
 `open_loop.png` is the strip of stage judge_world_model; `rollouts.gif` shows one episode per task.
+`rollouts/` has each episode that the page shows as a file, also as mp4 where PyAV is installed.
 """
 
 from __future__ import annotations
@@ -19,18 +20,18 @@ from wam_jax.host import tables
 from wam_jax.host.provenance import provenance
 from wam_jax.host.tables import markdown_table
 from wam_jax.host.words import count, duration
-from wam_jax.reporting import certificate_page, media, report_page
+from wam_jax.reporting import certificate_page, diagnosis, media, report_page
 from wam_jax.reporting.certificate_page import left_as_cloned, read_certificate
 from wam_jax.reporting.curves import curves
 from wam_jax.reporting.finished_run import Run
 from wam_jax.storage.artifact import Artifact, ArtifactError, read_artifact, write_text
 from wam_jax.storage.records import read_arrays, read_record
 
-FORMAT = 2  # of report.json
+FORMAT = 3  # of report.json
 
-FRAME_STEP = 2  # every second frame of an episode is shown
+WHAT = "Skills learned inside a world model"
 
-TITLE = "Skills learned inside a world model"
+Animation = Mapping[str, bytes]  # webp, and mp4 where it can be made -> the file
 
 
 def rebuild(run: Run, out: pathlib.Path) -> list[str]:
@@ -45,7 +46,7 @@ def rebuild(run: Run, out: pathlib.Path) -> list[str]:
   """
   missing = list(run.missing)
   shown: list[dict[str, Any]] = []
-  animations: dict[str, bytes] = {}
+  animations: list[Animation] = []
   try:
     shown, animations, _ = draw_rollouts(run.config, run.inputs["evaluate"].path / "rollouts.npz")
   except (ArtifactError, ImportError, OSError, ValueError, RuntimeError) as error:  # or no simulator is here
@@ -55,7 +56,7 @@ def rebuild(run: Run, out: pathlib.Path) -> list[str]:
   report = build(run.config, run.inputs, shown, seconds, run.results.get("provenance"))
   report["notes"].append(f"Page made anew from the run's files, by wam_jax {wam_jax.__version__}.")
   report["notes"] += [f"Missing here: {line}." for line in missing]
-  write_text(out, report_page.render_page(report, run.strips(), animations))
+  write_text(out, report_page.render_page(report, run.strips(), animations, diagnosis.link(out.parent)))
   return missing
 
 
@@ -63,7 +64,7 @@ def write_report(
   workdir: pathlib.Path,
   report: Mapping[str, Any],
   strips: Mapping[str, bytes],
-  animations: Mapping[str, bytes],
+  animations: Sequence[Animation],
 ) -> None:
   """Writes the three forms of the report.
 
@@ -71,11 +72,18 @@ def write_report(
     workdir: folder that takes them.
     report: from `build`.
     strips: png and webp -> the open-loop prediction as a strip and as an animation.
-    animations: task -> animated WebP.
+    animations: of each of the report's rollouts.
   """
+  for shown, animation in zip(report["rollouts"], animations, strict=True):
+    (workdir / "rollouts").mkdir(exist_ok=True)
+    name = f"{shown['task']}_{'success' if shown['success'] else 'failure'}"
+    for kind, content in animation.items():
+      (workdir / "rollouts" / f"{name}.{kind}").write_bytes(content)
   write_text(workdir / "report.json", json.dumps(report, indent=2) + "\n")
   write_text(workdir / "report.md", markdown(report))
-  write_text(workdir / "report.html", report_page.render_page(report, strips, animations))
+  write_text(
+    workdir / "report.html", report_page.render_page(report, strips, animations, diagnosis.link(workdir))
+  )
 
 
 def build(
@@ -106,9 +114,11 @@ def build(
   stages = [{"name": name, "seconds": a.seconds, "peak_bytes": a.peak_bytes} for name, a in inputs.items()]
   if seconds is not None:
     stages.append({"name": "report", "seconds": seconds, "peak_bytes": 0})
-  return {
+  run = inputs["evaluate"].path.resolve().parent.name
+  report: dict[str, Any] = {
     "format": FORMAT,
-    "title": TITLE,
+    "title": f"{run}: {config.experiment}, preset {config.preset}, seed {config.seed}",
+    "what": WHAT,
     "experiment": config.experiment,
     "preset": config.preset,
     "seed": config.seed,
@@ -119,14 +129,43 @@ def build(
     "judge": {key: value for key, value in judge.items() if key != "provenance"},
     "rollouts": list(rollouts),
     "classifier": classifier_quality(quality),
+    "quality": quality,
     "discrimination": tables.discrimination_rows(quality) if "discrimination" in quality else None,
     "certificate": certificate,
     "left_as_cloned": left_as_cloned(inputs["ppo"]),
     "curves": curves(inputs, results),
     "notes": notes(config, results),
+    "starts": starts(config, results),
     "provenance": dict(facts or provenance()),
     "fingerprints": {name: artifact.fingerprint for name, artifact in inputs.items()},
     "config": json.loads(config.to_json_best_effort()),
+  }
+  return report | {"diagnosis": diagnosis.diagnose(report)}
+
+
+def starts(config: Any, results: Mapping[str, Any]) -> dict[str, str]:
+  """Where dreams begin, next to where the evaluation does, in words.
+
+  Returns:
+    imagined: of the imagined success beside the real one; ppo: of the dreams that PPO learned from.
+  """
+  episodes = next(iter(results["policies"]["ppo"]["per_task"].values()))["n"]
+  dreams, frames, share = config.evaluate.imagined_episodes, config.ppo.start_frames, config.ppo.failed_starts
+  used = f"the first {dreams} of the" if dreams < episodes else "the"
+  begin = (
+    "any frame" if frames == 0 else "the first frame" if frames == 1 else f"one of the first {frames} frames"
+  )
+  failed = f", and {100 * share:.0f} % of them at any frame of a take that failed" if share else ""
+  return {
+    "imagined": (
+      f"The imagined success beside it is of {count(dreams, 'dream')} per task from {used} very start frames "
+      "of these episodes; no dream begins in a failed take, no world was seen after the start."
+    ),
+    "ppo": (
+      f"The dreams that PPO learns from begin elsewhere than the evaluation: at {begin} of a training demo "
+      f"before success{failed}. The evaluation has {count(episodes, 'held-out start')} per task, none "
+      "in a take."
+    ),
   }
 
 
@@ -183,7 +222,7 @@ def notes(config: Any, results: Mapping[str, Any]) -> list[str]:
 def draw_episodes(
   config: Any, robot_obs: Iterable[np.ndarray], scene_obs: Iterable[np.ndarray], steps: Sequence[int]
 ) -> dict[str, list[np.ndarray]]:
-  """Pictures of recorded episodes, every `FRAME_STEP`-th frame and the last.
+  """Pictures of recorded episodes, every `media.FRAME_STEP`-th frame and the last.
 
   Args:
     config: the run's, or a study's.
@@ -202,7 +241,7 @@ def draw_episodes(
 
     size = min(size, *PICTURE_SIZES.values())  # pictures are only shrunk
   render = registry.make_renderer(env.name, size, env.workers, env.calvin_root, env.calvin_scene)
-  times = [np.unique(np.append(np.arange(0, n + 1, FRAME_STEP), n)) for n in steps]  # the last state always
+  times = [media.shown_times(n) for n in steps]  # the last state always
   states = [
     np.concatenate([episode[t] for episode, t in zip(arrays, times, strict=True)])
     for arrays in (robot_obs, scene_obs)
@@ -213,28 +252,41 @@ def draw_episodes(
 
 def draw_rollouts(
   config: Any, path: pathlib.Path
-) -> tuple[list[dict[str, Any]], dict[str, bytes], np.ndarray]:
-  """Animations of the episodes in `rollouts.npz`.
+) -> tuple[list[dict[str, Any]], list[Animation], np.ndarray]:
+  """Animations of the episodes in `rollouts.npz`, and of the dreams beside them where there are.
 
   Args:
     config: the run's.
     path: written by `stages.evaluate`.
 
   Returns:
-    (facts per episode, task -> animated WebP of both cameras, all tasks' static pictures side by side
-    [T, H, W, 3] uint8).
+    (facts per episode, animation of each: both cameras and the dream; static pictures of the first episode of
+    each task side by side [T, H, W, 3] uint8).
   """
-  episodes = read_arrays(path, ("robot_obs", "scene_obs", "steps", "task", "success", "episode"))
-  steps = episodes["steps"].tolist()
+  read_arrays(path, ("robot_obs", "scene_obs", "steps", "task", "success", "episode"))
+  episodes = read_arrays(path)
+  dreamt = "dream" in episodes  # runs of older versions have none
+  steps, tasks = episodes["steps"].tolist(), episodes["task"].tolist()
   pictures = draw_episodes(config, episodes["robot_obs"], episodes["scene_obs"], steps)
-  static = pictures["rgb_static"]
-  facts, animations = [], {}
-  for k, task in enumerate(episodes["task"].tolist()):
-    both = np.concatenate([static[k], pictures["rgb_gripper"][k]], 2)
-    animations[task] = media.animation_bytes(both, CONTROL_HZ / FRAME_STEP, kind="webp")
+  ends = np.cumsum([len(media.shown_times(n)) for n in steps])
+  facts: list[dict[str, Any]] = []
+  animations: list[Animation] = []
+  for k, task in enumerate(tasks):
+    shown = {camera: films[k] for camera, films in pictures.items()}
+    names = ["rgb_static", "rgb_gripper"]
+    if dreamt:
+      length, size = shown["rgb_static"].shape[:2]
+      names.insert(1 + names.index(str(episodes["dream_camera"])), "dream")
+      shown["dream"] = media.resize(episodes["dream"][ends[k] - length : ends[k]], size)
+    animations.append(
+      media.film(np.concatenate([shown[name] for name in names], 2), CONTROL_HZ / media.FRAME_STEP)
+    )
     success, episode = bool(episodes["success"][k]), int(episodes["episode"][k])
-    facts.append({"task": task, "success": success, "steps": steps[k], "episode": episode})
-  return facts, animations, media.side_by_side(static, min(4, len(static)))
+    fact = {"task": task, "success": success, "steps": steps[k], "episode": episode}
+    dream = {"dream_success": bool(episodes["dream_success"][k])} if dreamt else {}
+    facts.append(fact | dream | {"shown": [tables.CAMERA_NAMES.get(name, name) for name in names]})
+  firsts = [pictures["rgb_static"][tasks.index(task)] for task in dict.fromkeys(tasks)]
+  return facts, animations, media.side_by_side(firsts, min(4, len(firsts)))
 
 
 # --- Markdown -------------------------------------------------------------------------------------
@@ -278,6 +330,13 @@ def markdown(report: Mapping[str, Any]) -> str:
       ),
       "",
     ]
+  parts += [f"{report['starts'][kind]}" + "\n" for kind in report["starts"]]
+  said = [
+    f"- {m['colour']}: {m['label']}: {m['places']} ({m['worst']}). {m['meaning']}. "
+    f"({diagnosis.GUIDE}#{m['anchor']})"
+    for m in diagnosis.messages(report)
+  ]
+  parts += ["## What is wrong", "", *(said or ["Every number that has a rule is green."]), ""]
   for task, difference in report["left_as_cloned"].items():
     parts += [f"- {certificate_page.left_sentence(task, difference)}", ""]
   if report["certificate"]:

@@ -324,7 +324,7 @@ def write_result(config: Any, results: pathlib.Path, piece: Piece) -> None:
     path = results / f"{piece.name}_policies.webp"
     film = draw_policies(config, piece.workdir / "evaluate")
     temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(media.animation_bytes(film, CONTROL_HZ / run_report.FRAME_STEP, kind="webp"))
+    temporary.write_bytes(media.animation_bytes(film, CONTROL_HZ / media.FRAME_STEP, kind="webp"))
     temporary.replace(path)
   write_text(results / f"{piece.name}.json", json.dumps(gather(config, piece), indent=1) + "\n")
 

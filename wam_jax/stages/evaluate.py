@@ -1,7 +1,8 @@
 """Success of expert, random weights, cloned and fine-tuned policies in the simulator, per task.
 
-All policies start from the same held-out states. Files: `results.json`, `rollouts.npz` (one episode
-per task of the final policy) and `<policy>.npz` (all episodes; a policy that has one is not run again).
+All policies start from the same held-out states. Files: `results.json`, `rollouts.npz` (of each task a
+success and a failure of the final policy, and the dreams of their starts and actions) and `<policy>.npz` (all
+episodes; a policy that has one is not run again).
 The processes of a run share the episodes; the noise of an episode depends on which others run along with it.
 """
 
@@ -19,21 +20,25 @@ import jax
 import numpy as np
 
 from wam_jax.acting import rollout
+from wam_jax.acting import step as acting_step
 from wam_jax.acting.policy_table import COMPARED, POLICIES, SELECTED
 from wam_jax.acting.rollout import Rollouts
 from wam_jax.core import intervals
 from wam_jax.data import calvin
 from wam_jax.data.calvin import dataset_path
 from wam_jax.data.files import DatasetError
+from wam_jax.data.windows import rest_actions
 from wam_jax.host import processes
 from wam_jax.host.logger import Logger
 from wam_jax.host.provenance import provenance
 from wam_jax.host.regular_files import open_file
 from wam_jax.host.words import count
+from wam_jax.reporting import media
 from wam_jax.running.ppo_monitor import read_selection
 from wam_jax.running.stage_run import StageRun
 from wam_jax.storage.artifact import Artifact, ArtifactError
 from wam_jax.storage.records import read_arrays, write_record
+from wam_jax.types import features
 
 FORMAT = 1  # of results.json
 
@@ -42,7 +47,8 @@ def run(stage: StageRun) -> None:
   """Evaluates all policies and writes results.json and rollouts.npz."""
   episodes = measure(stage, policies(stage.config, stage.inputs["ppo"], stage.logger))
   if processes.is_first():
-    _save_npz(stage.workdir / "rollouts.npz", shown_episodes(stage.config.tasks, episodes["ppo"]))
+    shown = shown_episodes(stage.config.tasks, episodes["ppo"])
+    _save_npz(stage.workdir / "rollouts.npz", shown | dream_again(stage, shown))
 
 
 def measure(stage: StageRun, names: Sequence[str]) -> dict[str, dict[str, np.ndarray]]:
@@ -373,18 +379,73 @@ def _with_imagined(row: dict[str, Any], imagined: float | None) -> dict[str, Any
 
 
 def shown_episodes(tasks: Sequence[str], arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """One episode per task to show: the first successful one, or the first if none succeeded.
+  """Of each task the first episode that succeeded and the first that failed, as far as there are both.
 
   Args:
     tasks: K names.
-    arrays: success [K, M], steps [K, M], robot_obs [K, M, T+1, 15], scene_obs [K, M, T+1, 24].
+    arrays: success [K, M], steps [K, M], robot_obs [K, M, T+1, 15], scene_obs [K, M, T+1, 24],
+      action [K, M, T, 7].
 
   Returns:
-    task [K], episode [K], success [K], steps [K], robot_obs [K, T+1, 15], scene_obs [K, T+1, 24].
+    task [N], episode [N], success [N], steps [N], robot_obs [N, T+1, 15], scene_obs [N, T+1, 24],
+    action [N, T, 7]; the episodes of a task follow each other.
   """
-  chosen = arrays["success"].argmax(1)  # the first True, else 0
-  rows = np.arange(len(tasks))
-  names = ("success", "steps", "robot_obs", "scene_obs")
-  return {"task": np.asarray(list(tasks)), "episode": chosen} | {
-    name: arrays[name][rows, chosen] for name in names
+  success = arrays["success"]
+  chosen = [
+    (k, int((success[k] == outcome).argmax()))
+    for k in range(len(tasks))
+    for outcome in (True, False)
+    if (success[k] == outcome).any()
+  ]
+  rows, episodes = (np.asarray(column) for column in zip(*chosen, strict=True))
+  names = ("success", "steps", "robot_obs", "scene_obs", "action")
+  return {"task": np.asarray(list(tasks))[rows], "episode": episodes} | {
+    name: arrays[name][rows, episodes] for name in names
+  }
+
+
+def dream_again(stage: StageRun, shown: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """What the world model imagines from the same start frames and the same actions.
+
+  Args:
+    stage: evaluate.
+    shown: from `shown_episodes`.
+
+  Returns:
+    dream_camera: its name; dream [sum of T', S, S, 3] uint8: the frames at `media.shown_times` of one episode
+    after the other, the first of each seen and all others imagined; dream_success [N] bool: whether the
+    classifier calls a frame a success where the reward of PPO would look.
+  """
+  from wam_jax.acting import models
+  from wam_jax.envs import registry
+  from wam_jax.nn import vision
+  from wam_jax.train import imagination
+  from wam_jax.train import world_model as wm
+
+  config, num = stage.config, len(shown["task"])
+  model, params = models.load_world_model(stage.inputs["world_model"])
+  classifier, classifier_params = models.load_classifier(stage.inputs["classifier"])
+  env, camera = config.env, model.cameras[0]
+  render = registry.make_renderer(env.name, env.image_size, env.workers, env.calvin_root, env.calvin_scene)
+  observation = dict(render(shown["robot_obs"][:, 0], shown["scene_obs"][:, 0]))
+  observation["robot_obs"] = shown["robot_obs"][:, 0].astype(np.float32)
+  key = jax.random.fold_in(jax.random.key(config.seed), 9)
+  before = wm.initial_latent(model, params, num)
+  filter_frame = jax.jit(functools.partial(acting_step.filter_frame, model))
+  seen = features(filter_frame(params, before, observation, rest_actions(num), np.ones(num, bool), key))
+  imagine = jax.jit(imagination.make_world(model).imagine_actions)
+  feature = jax.numpy.concatenate([seen[:, None], imagine(params, seen, shown["action"], key)], 1)
+  decode = jax.jit(lambda params, x: vision.denormalise(wm.decode(model, params, x)[camera]))
+  pictures, success = [], []
+  chunk = config.behaviour_cloning.chunk
+  for k, steps in enumerate(shown["steps"].tolist()):
+    task = list(config.tasks).index(shown["task"][k])
+    ends = sorted({*range(chunk, steps + 1, chunk), steps})
+    of_task = jax.tree.map(lambda x, task=task: x[task], classifier_params)
+    success.append(bool(classifier.success(of_task, feature[k, np.asarray(ends)]).any()))
+    pictures.append(np.asarray(decode(params, feature[k]))[media.shown_times(steps)])
+  return {
+    "dream_camera": np.asarray(camera),
+    "dream": np.concatenate(pictures),
+    "dream_success": np.asarray(success),
   }

@@ -20,7 +20,7 @@ def run(stage: StageRun) -> None:
   shutil.copyfile(judged / "strip.png", workdir / "open_loop.png")
   with stage.logger.progress(2, "report") as progress:
     shown, animations, grid = run_report.draw_rollouts(config, inputs["evaluate"].path / "rollouts.npz")
-    media.save_animation(workdir / "rollouts.gif", grid, CONTROL_HZ / run_report.FRAME_STEP)
+    media.save_animation(workdir / "rollouts.gif", grid, CONTROL_HZ / media.FRAME_STEP)
     progress.update()
     report = run_report.build(config, inputs, shown, time.perf_counter() - began)
     strips = {name: read_bytes(judged / f"strip.{name}") for name in ("png", "webp")}
