@@ -62,7 +62,7 @@ def animate(episodes: Sequence[dict[str, Any]], size: int) -> Any:
 
 
 def film(episodes: Sequence[dict[str, Any]], size: int, kind: str = "webp") -> bytes:
-  """The animation of `animate` as a file: 'webp', which is smaller, or 'gif'."""
+  """The animation of `animate` as a file: 'webp', which is smaller, 'gif' or 'mp4'."""
   from wam_jax.reporting import media
 
   return media.animation_bytes(animate(episodes, size), CONTROL_HZ / media.FRAME_STEP, kind=kind)
@@ -83,7 +83,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--episodes", type=int, default=1)
   parser.add_argument("--seed", type=int, default=0, help="of the first episode; the others follow")
   parser.add_argument("--max_steps", type=int, default=72, help="at 30 Hz")
-  parser.add_argument("--out", type=machine.local_path, help="*.webp or *.gif; default: TASK.webp")
+  parser.add_argument(
+    "--out", type=machine.local_path, help="*.webp, *.gif or, with PyAV, *.mp4; default: TASK.webp"
+  )
   parser.add_argument("--size", type=int, default=200, help="pixels of the animation")
   arguments = parser.parse_args(argv)
   out = arguments.out or pathlib.Path(f"{arguments.task}.webp")
@@ -92,15 +94,18 @@ def main(argv: Sequence[str] | None = None) -> int:
       parser.error(f"--{name}: expected at least 1, got {value}")
   if not 16 <= arguments.size <= 512:
     parser.error(f"--size: expected 16 to 512, got {arguments.size}")
-  if out.suffix not in (".webp", ".gif"):
-    parser.error(f"--out: expected a name that ends with .webp or .gif, got {out}")
+  if out.suffix not in (".webp", ".gif", ".mp4"):
+    parser.error(f"--out: expected a name that ends with .webp, .gif or .mp4, got {out}")
   if not out.parent.is_dir():
     parser.error(f"--out: there is no folder {out.parent}")
 
   import wam_jax
+  from wam_jax.reporting import media
   from wam_jax.storage.artifact import ArtifactError
   from wam_jax.storage.checksums import CheckpointError
 
+  if out.suffix == ".mp4" and not media.has_mp4():
+    parser.error(f"--out: {out} needs PyAV (pip install av); .webp and .gif do not")
   try:
     surroundings.start_jax()
     policy = wam_jax.load_policy(arguments.policy, arguments.task, arguments.which)

@@ -2,6 +2,7 @@
 
 python -m wam_jax.report --workdir=runs/calvin_wam_demo
 python -m wam_jax.report --workdir=runs/calvin_wam_demo --compare=runs/calvin_dreamerv2_demo --out=both.html
+python -m wam_jax.report --workdir=runs/seed20 --compare=runs/seed21,runs/seed22     # of one recipe: mean too
 """
 
 from __future__ import annotations
@@ -43,10 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     runs = [read_run(folder) for folder in (arguments.workdir, *compared)]
     out = arguments.out or _default(runs[0], bool(compared))
     out.parent.mkdir(parents=True, exist_ok=True)
-    missing = comparison.write(runs, out) if compared else run_report.rebuild(runs[0], out)
+    text, missing = comparison.write(runs, out) if compared else ("", run_report.rebuild(runs[0], out))
   except (RunError, ArtifactError, OSError) as error:
     print(f"\n{error}", file=sys.stderr)
     return 1
+  if text:
+    print(printable(text), end="\n\n")
   for line in missing:
     print(printable(f"Note: {line}"))
   print(f"{out}: {out.stat().st_size / 1e6:.1f} MB")

@@ -206,6 +206,34 @@ def standalone(svg: str, title: str, legend: Sequence[tuple[str, str, str]]) -> 
   )
 
 
+def spread_chart(rows: Sequence[tuple[str, Sequence[float], float]], low: float, width: int = 220) -> str:
+  """Values and their mean on a line from `low` to 1, one row below the other.
+
+  Args:
+    rows: (CSS class, values, mean), all in [low, 1].
+    low: where the line begins.
+    width: in user units.
+
+  Returns:
+    An <svg> element.
+  """
+  pitch, margin = 15, 8
+  height = pitch * len(rows) + 8
+  at = lambda value: margin + (value - low) / (1 - low) * (width - 2 * margin)
+  label = ", ".join(f"{style} {min(v):.0%} to {max(v):.0%}, mean {mean:.0%}" for style, v, mean in rows)
+  parts = [f'<svg class="interval" viewBox="0 0 {width} {height}" aria-label="{html.escape(label)}">']
+  for value in nice_ticks(low, 1, 4):
+    parts.append(f'<line class="grid" x1="{at(value):.1f}" y1="0" x2="{at(value):.1f}" y2="{height}"/>')
+  for i, (style, values, mean) in enumerate(rows):
+    y = 4 + pitch * (i + 0.5)
+    dots = "".join(f'<circle cx="{at(value):.1f}" cy="{y}" r="3.6"/>' for value in values)
+    parts.append(
+      f'<g class="dots pale {style}">{dots}<line class="whisker" x1="{at(mean):.1f}" y1="{y - 6}" '
+      f'x2="{at(mean):.1f}" y2="{y + 6}"/></g>'
+    )
+  return "".join(parts) + "</svg>"
+
+
 def interval_chart(
   rows: Sequence[tuple[str, float, float, float]], marks: Sequence[tuple[str, float]] = (), width: int = 220
 ) -> str:

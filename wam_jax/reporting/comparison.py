@@ -14,7 +14,7 @@ from wam_jax.embodiment import CONTROL_HZ
 from wam_jax.host import tables
 from wam_jax.host.logger import read_metrics
 from wam_jax.host.words import duration
-from wam_jax.reporting import comparison_page, finished_run
+from wam_jax.reporting import comparison_page, finished_run, seeds
 from wam_jax.reporting.curves import metric_series, ppo_chart
 from wam_jax.reporting.finished_run import Run, RunError
 from wam_jax.storage.artifact import write_text
@@ -30,7 +30,7 @@ LOSSES = {  # metric of the world model -> title of its chart
 FACTS = ("wam_jax", "commit", "python", "cpu", "cores", "devices", "platform")
 
 
-def write(runs: Sequence[Run], out: pathlib.Path) -> list[str]:
+def write(runs: Sequence[Run], out: pathlib.Path) -> tuple[str, list[str]]:
   """Writes the page.
 
   Args:
@@ -38,14 +38,15 @@ def write(runs: Sequence[Run], out: pathlib.Path) -> list[str]:
     out: file to write.
 
   Returns:
-    What is missing or was left out.
+    (the tables of several seeds where the runs are seeds of one recipe, else "", what is missing or was left
+    out).
 
   Raises:
     RunError: no task in common, the same run twice, or too many runs.
   """
   compared = build(runs)
   write_text(out, comparison_page.render_page(compared, [run.strips() for run in runs]))
-  return compared["left_out"]
+  return compared["seeds"].get("text", ""), compared["left_out"]
 
 
 def build(runs: Sequence[Run]) -> dict[str, Any]:
@@ -67,6 +68,17 @@ def build(runs: Sequence[Run]) -> dict[str, Any]:
     if (extra := [task for task in run.results["tasks"] if task not in tasks])
   ]
   left_out += [f"{name}: {line}" for name, run in zip(names, runs, strict=True) for line in run.missing]
+  of_seeds: dict[str, Any] = {}
+  try:
+    if results := seeds.of_one_recipe(runs):
+      of_seeds = {
+        "rows": seeds.over_seeds(results),
+        "tables": [seeds.task_rows(results), seeds.seed_rows(results)],
+        "spread": seeds.spread(results),
+        "text": seeds.markdown(results),
+      }
+  except RunError as error:
+    left_out.append(f"no mean over seeds: {error}")
   return {
     "title": TITLE,
     "runs": [
@@ -81,6 +93,7 @@ def build(runs: Sequence[Run]) -> dict[str, Any]:
       for name, run, run_policies in zip(names, runs, policies, strict=True)
     ],
     "tasks": tasks,
+    "seeds": of_seeds,
     "differences": differences,
     "curves": curves(runs, names, tasks) + open_loop(judges, names),
     "models": tables.difference_rows(names, [tables.measured(j, j["models"][0]) for j in judges]),
@@ -305,7 +318,7 @@ def notes(
     lines = [f"Differences are taken {paired}; those marked * {independent}."]
   lines.append(
     "A difference is coloured where its 95 % interval leaves out 0: of equal runs that is about one "
-    "difference in twenty. The intervals do not cover the spread over training seeds."
+    "difference in twenty. These intervals do not cover the spread over training seeds."
   )
   if len({run.results["max_steps"] for run in runs}) > 1:
     seconds = ", ".join(f"{run.results['max_steps'] / CONTROL_HZ:.1f} s" for run in runs)

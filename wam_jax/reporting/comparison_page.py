@@ -107,6 +107,44 @@ def _table(compared: Mapping[str, Any]) -> str:
   )
 
 
+def _seeds(compared: Mapping[str, Any]) -> str:
+  """Mean over seeds with its interval, and how far seeds lie apart."""
+  seeds = compared["seeds"]
+  if not seeds:
+    return ""
+  low = min(x for row in seeds["rows"] for policy in NAMES for x in row[policy]["values"])
+  floor = min(int(10 * low), 9) / 10
+  head = '<th class="name">Task</th>' + "".join(f"<th>{name}</th>" for name in NAMES.values())
+  head += f'<th>Gain, points</th><th class="text">{100 * floor:.0f} to 100 %</th>'
+  lines = []
+  for row in (seeds["rows"][-1], *seeds["rows"][:-1]):
+    cells = ""
+    for policy in NAMES:
+      entry = row[policy]
+      span = parts.span_of(entry["low"], entry["high"])
+      cells += f'<td>{percent(entry["mean"])}<span class="ci">{span}</span></td>'
+    gain = row["gain"]
+    span = parts.span_of(gain["low"], gain["high"], True)
+    cells += f'<td>{points(gain["mean"])}<span class="ci">{span}</span></td>'
+    spread = [(policy, row[policy]["values"], row[policy]["mean"]) for policy in NAMES]
+    label, style = ("Mean of these", ' class="mean"') if row["task"] is None else (title_of(row["task"]), "")
+    plot = charts.spread_chart(spread, floor)
+    lines.append(f'<tr{style}><td class="name">{label}</td>{cells}<td class="plot">{plot}</td></tr>')
+  number = len(compared["runs"])
+  return (
+    f"<p class='soft'>{number} seeds of one recipe: the mean over seeds; small, its 95 % interval by "
+    f"Student's t. A dot is a seed, the bar their mean. {escape(seeds['spread'])}</p>"
+    + parts.table_card(f"<tr>{head}</tr>", lines, "Mean over seeds", "card wide first")
+    + parts.legend([(name, f"{policy} dot") for policy, name in NAMES.items()])
+    + "".join(parts.rows_table(_plain(rows)) for rows in seeds["tables"])
+  )
+
+
+def _plain(rows: Sequence[Sequence[str]]) -> list[list[str]]:
+  """Rows without Markdown's bold."""
+  return [[cell.replace("**", "") for cell in row] for row in rows]
+
+
 def _models(compared: Mapping[str, Any]) -> str:
   head, *rows = compared["models"]
   head = ["On held-out play", *head[1:]]
@@ -178,6 +216,7 @@ def render_page(compared: Mapping[str, Any], strips: Sequence[Mapping[str, bytes
   times = parts.rows_table(compared["times"], total=True)
   curves = parts.chart_groups(compared["curves"], EXPLAINED)
   sections: Sequence[tuple[str, str, str, str]] = (
+    ("seeds", "Seeds", "Over seeds", _seeds(compared)),
     ("success", "Success", "Success in the simulator", _table(compared)),
     ("settings", "Settings", "What differs", _settings(compared)),
     ("curves", "Curves", "Curves", curves),

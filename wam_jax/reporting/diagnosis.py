@@ -1,11 +1,12 @@
 """What is wrong with a run: one table of rules, from which all colours of its report are made.
 
-A row names a number by its path in `report.json`, its limits, the sentence that belongs to it, and its section
-in docs/guides/when_success_is_low.md. Rules of the certificate are rows too, as `core.certificate` has them.
+A row names a number by its path in `report.json`, its limits, the sentence that belongs to it, and its
+section in docs/guides/when_success_is_low.md. Rules of `core.certificate` are rows too.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import operator
 import os
@@ -16,6 +17,7 @@ from typing import Any
 
 from wam_jax.core.certificate import RULES, Rule
 from wam_jax.host import tables
+from wam_jax.host.words import count
 
 GUIDE = "docs/guides/when_success_is_low.md"
 SECTIONS = (
@@ -25,7 +27,6 @@ SECTIONS = (
   "4. The classifier: is the reward true?",
   "5. Dreams and PPO: the gap",
 )
-MOST_PLACES = 6  # named in a message
 
 Where = tuple[str | int, ...]
 
@@ -278,43 +279,49 @@ def diagnose(report: Mapping[str, Any]) -> list[dict[str, Any]]:
   return found
 
 
-def messages(report: Mapping[str, Any]) -> list[dict[str, str]]:
-  """What is red, then what is yellow.
+def messages(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+  """A message of each rule that has numbers which are not green: those with red ones first.
 
   Returns:
-    A dict of each rule with such numbers: rule, colour, label, places, worst, meaning, section, anchor.
+    rule, colour (of the worst number), label, numbers (how many are red and yellow, and where the worst
+    stands), meaning, section, anchor.
   """
   out = []
-  for colour in ("red", "yellow"):
-    for name, row in ROWS.items():
-      found = [entry for entry in report["diagnosis"] if (entry["rule"], entry["colour"]) == (name, colour)]
-      if found:
-        pick = max if row.rule.red > row.rule.yellow else min
-        worst = row.shown(pick(entry["value"] for entry in found))
-        out.append(
-          {
-            "rule": name,
-            "colour": colour,
-            "label": row.rule.label,
-            "places": _places(report, [tuple(entry["where"]) for entry in found]),
-            "worst": worst if len(found) == 1 else f"at worst {worst}",
-            "meaning": row.rule.meaning[:1].upper() + row.rule.meaning[1:],
-            "section": SECTIONS[row.section],
-            "anchor": anchor(SECTIONS[row.section]),
-          }
-        )
-  return out
+  for name, row in ROWS.items():
+    entries = [entry for entry in report["diagnosis"] if entry["rule"] == name]
+    counts = collections.Counter(entry["colour"] for entry in entries)
+    colours = [colour for colour in ("red", "yellow") if counts[colour]]
+    if colours:
+      pick = max if row.rule.red > row.rule.yellow else min
+      worst = pick(entries, key=operator.itemgetter("value"))
+      numbers = (
+        f"{' and '.join(f'{counts[colour]} {colour}' for colour in colours)} of {len(entries)}; worst: "
+      )
+      numbers += f"{_place(report, worst['where'])}, {row.shown(worst['value'])}"
+      out.append(
+        {
+          "rule": name,
+          "colour": colours[0],
+          "label": row.rule.label,
+          "numbers": numbers,
+          "meaning": row.rule.meaning[:1].upper() + row.rule.meaning[1:],
+          "section": SECTIONS[row.section],
+          "anchor": anchor(SECTIONS[row.section]),
+        }
+      )
+  return sorted(out, key=lambda message: message["colour"] != "red")
 
 
-def _places(report: Mapping[str, Any], wheres: Sequence[Where]) -> str:
-  """Where numbers stand, in words: those that differ in the frames imagined alone together."""
+_WORDS = {**tables.CAMERA_NAMES, "probes": "play", "psnr": "PSNR", "ssim": "SSIM", "rms": "root mean square"}
+
+
+def _place(report: Mapping[str, Any], where: Sequence[str | int]) -> str:
+  """Where a number stands, in words."""
   horizons = report["judge"]["horizons"]
-  words = {**tables.CAMERA_NAMES, "probes": "play", "psnr": "PSNR", "ssim": "SSIM", "rms": "root mean square"}
-  frames: dict[str, list[str]] = {}
-  for where in wheres:
-    name = ", ".join(words.get(key, key.replace("_", " ")) for key in where if isinstance(key, str))
-    frames.setdefault(name or "mean", [])
-    frames[name or "mean"] += [str(horizons[key]) for key in where if isinstance(key, int)]
-  places = [name + (f" ({', '.join(at)} frames imagined)" if at else "") for name, at in frames.items()]
-  more = len(places) - MOST_PLACES
-  return "; ".join(places[:MOST_PLACES]) + (f"; and {more} more" if more > 0 else "")
+  words = [
+    _WORDS.get(key, key.replace("_", " "))
+    if isinstance(key, str)
+    else count(horizons[key], "frame") + " imagined"
+    for key in where
+  ]
+  return ", ".join(words) or "mean"

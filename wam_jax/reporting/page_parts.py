@@ -73,6 +73,7 @@ th.text, td.text { text-align: left; }
 td.text { white-space: normal; min-width: 5rem; max-width: 24rem; overflow-wrap: anywhere; }
 tbody tr:last-child td { border-bottom: 0; } tr.mean td { font-weight: 650;
   border-top: 2px solid var(--rule); }
+tr.mean:first-child td { border-top: 0; border-bottom-width: 2px; }
 td .ci { color: var(--soft); font-size: .82em; font-weight: 400; margin-left: .4em; }
 td.plot { width: 220px; min-width: 196px; padding: 2px 10px; }
 .grid { display: grid; gap: 14px; grid-template-columns: repeat(auto-fill, minmax(min(100%, 250px), 1fr)); }
@@ -87,10 +88,11 @@ figcaption { margin-top: 8px; font-size: .88rem; display: flex; justify-content:
 .good { color: var(--good); } .fair { color: var(--fair); } .bad { color: var(--bad); }
 /* Shapes too, for those who do not tell the colours apart. */
 .mark::before { font-size: .62em; margin-right: .35em; vertical-align: 2px; }
-.mark.good::before { content: "\25CF"; } .mark.fair::before { content: "\25B2"; }
-.mark.bad::before { content: "\25A0"; } .mark a { text-decoration-color: currentColor; }
+.mark.good::before { content: "●"; } .mark.fair::before { content: "▲"; }
+.mark.bad::before { content: "■"; } .mark a { text-decoration-color: currentColor; }
 .message { margin: 12px 0; } .message ul { margin: 8px 0 0; padding: 0; list-style: none; }
-.message li { max-width: none; } tr:target td { background: var(--grid); }
+.message li { max-width: none; }
+.message details { margin: 4px 0 0; } tr:target td { background: var(--grid); }
 .strip { background: #ffffff; overflow-x: auto; padding: 12px; margin-top: 14px; }
 .strip img { width: 100%; min-width: 720px; height: auto; display: block; }
 svg { display: block; width: 100%; height: auto; overflow: visible; }
@@ -134,7 +136,7 @@ li { margin: 4px 0; max-width: 76ch; } ul { padding-left: 1.2rem; }
   .rows th.name, .rows td.name { min-width: 8.6rem; }
   .words th.name, .words td.name { min-width: 10.4rem; max-width: 10.4rem; }
   .first th, .first td { padding-left: 6px; padding-right: 6px; }
-  .first th.name, .first td.name { padding-left: 10px; }
+  .first th.name, .first td.name { padding-left: 10px; } .first td .ci { display: block; margin: 0; }
   td.plot { width: 200px; } .tight td.plot { min-width: 176px; } }
 @media print { .card { break-inside: avoid; } }
 """

@@ -25,7 +25,7 @@ HEADS = {name: POLICIES[name].heading for name in COMPARED} | {
 RANDOM_DREAMS = "random dreams called a success"  # column of `classifier`
 PPO_CURVES = (
   "Exploring: the dreams that PPO learns from. Held-out starts and monitored: measured on the way, from "
-  "held-out demos and from start states that the evaluation (the dots) leaves; few episodes, which may differ. "
+  "held-out demos, and from start states that the evaluation (the dots) leaves; few episodes. "
 )
 
 
@@ -61,8 +61,8 @@ def _summary(report: Mapping[str, Any]) -> str:
     gap = mean["gap"]
     gap_text = f"{abs(100 * gap):.1f} points {'above' if gap > 0 else 'below'} the simulator"
     sentences.append(
-      f"In its dreams the final policy succeeds in {percent(mean['imagined'])}, "
-      f"{gap_text if round(1000 * gap) else 'as in the simulator'}. {escape(report['starts']['imagined'])}"
+      f"In its dreams from the same start frames the final policy succeeds in {percent(mean['imagined'])}, "
+      f"{gap_text if round(1000 * gap) else 'as in the simulator'}."
     )
   return f'<p class="lead">{" ".join(sentences)}</p>' if sentences else ""
 
@@ -89,14 +89,16 @@ def _message(report: Mapping[str, Any]) -> str:
   messages = diagnosis.messages(report)
   counted = Counter(entry["colour"] for entry in report["diagnosis"])
   numbers = ", ".join(f"{counted[colour]} {colour}" for colour in ("red", "yellow", "green"))
-  lines = "".join(
+  lines = [
     f'<li><span class="chip {certificate_page.STYLES[m["colour"]]}">{m["colour"]}</span> '
-    f'<a href="#rule-{m["rule"]}"><b>{escape(m["label"])}</b></a>: {escape(m["places"])}; '
-    f"{escape(m['worst'])}. "
-    f"{escape(_plain(m['meaning']))}.</li>"
+    f'<a href="#rule-{m["rule"]}"><b>{escape(m["label"])}</b></a>: {escape(_plain(m["meaning"]))}. '
+    f'<span class="soft">{escape(m["numbers"])}.</span></li>'
     for m in messages
-  )
-  text = f"<ul>{lines}</ul>" if lines else ""
+  ]
+  red = sum(m["colour"] == "red" for m in messages)
+  text = f"<ul>{''.join(lines[:red])}</ul>" if red else ""
+  if lines[red:]:
+    text += f"<details><summary>What is yellow</summary><ul>{''.join(lines[red:])}</ul></details>"
   return f'<div class="card message"><b>Numbers that have a rule: {numbers}.</b>{text}</div>'
 
 
@@ -198,13 +200,13 @@ def _rollouts(report: Mapping[str, Any], animations: Sequence[Mapping[str, bytes
     return ""
   dreams = (
     " The dream begins at the same start frame and follows the same actions, with no look at the simulator "
-    "after it; whether it is solved the classifier says."
+    "after it; whether it is solved, the classifier says, of the frames until the episode ended."
     if any("dream_success" in shown for shown in report["rollouts"])
     else ""
   )
   return (
-    "<p class='soft'>The final policy. Of each task the first episode that succeeded, and the first that failed where "
-    f'it was kept.{dreams}</p><div class="grid big">{"".join(cards)}</div>'
+    "<p class='soft'>The final policy. Of each task the first episode that succeeded, and the first that "
+    f'failed, where one did and was kept.{dreams}</p><div class="grid big">{"".join(cards)}</div>'
   )
 
 

@@ -158,8 +158,8 @@ def starts(config: Any, results: Mapping[str, Any]) -> dict[str, str]:
   failed = f", and {100 * share:.0f} % of them at any frame of a take that failed" if share else ""
   return {
     "imagined": (
-      f"The imagined success beside it is of {count(dreams, 'dream')} per task from {used} very start frames "
-      "of these episodes; no dream begins in a failed take, no world was seen after the start."
+      f"Imagined: {count(dreams, 'dream')} per task from {used} start frames of these very episodes"
+      + ("; none begins in a failed take, as some of PPO's dreams do." if share else ".")
     ),
     "ppo": (
       f"The dreams that PPO learns from begin elsewhere than the evaluation: at {begin} of a training demo "
@@ -332,8 +332,7 @@ def markdown(report: Mapping[str, Any]) -> str:
     ]
   parts += [f"{report['starts'][kind]}" + "\n" for kind in report["starts"]]
   said = [
-    f"- {m['colour']}: {m['label']}: {m['places']} ({m['worst']}). {m['meaning']}. "
-    f"({diagnosis.GUIDE}#{m['anchor']})"
+    f"- {m['colour']}: {m['label']}: {m['meaning']}. {m['numbers']}. ({diagnosis.GUIDE}#{m['anchor']})"
     for m in diagnosis.messages(report)
   ]
   parts += ["## What is wrong", "", *(said or ["Every number that has a rule is green."]), ""]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from wam_jax.acting.policy_table import COMPARED, POLICIES
 from wam_jax.core import bootstrap, intervals
@@ -63,6 +65,28 @@ def _matters(name: str) -> bool:
   return name != "seed" and name not in PLACES and not name.startswith("inputs.")
 
 
+def differing(earlier: Result, result: Result) -> dict[str, tuple[Any, Any]]:
+  """Settings in which two runs differ, their seeds and places aside: name -> both values."""
+  pairs = {
+    name: tuple(r["settings"].get(name, "(absent)") for r in (earlier, result))
+    for name in sorted({*earlier["settings"], *result["settings"]})
+  }
+  return {name: (a, b) for name, (a, b) in pairs.items() if a != b}
+
+
+def of_one_recipe(runs: Sequence[Run]) -> list[dict[str, Any]]:
+  """Numbers of several seeds of one recipe, by seed; empty where the runs are something else.
+
+  Raises:
+    RunError: as `result_of`, of runs that are seeds of one recipe.
+  """
+  settings = [{k: v for k, v in run.settings().items() if _matters(k)} for run in runs]
+  distinct = len({run.results["seed"] for run in runs}) == len(runs) > 1
+  if not distinct or any(other != settings[0] for other in settings):
+    return []
+  return sorted(map(result_of, runs), key=lambda result: result["seed"])
+
+
 def keep(run: Run, folder: pathlib.Path) -> pathlib.Path:
   """Writes a run's numbers to `folder/seed<n>.json`.
 
@@ -72,14 +96,9 @@ def keep(run: Run, folder: pathlib.Path) -> pathlib.Path:
   result = result_of(run)
   path = folder / f"seed{result['seed']}.json"
   for earlier in read(folder):
-    names = sorted({*earlier["settings"], *result["settings"]})
-    different = [name for name in names if earlier["settings"].get(name) != result["settings"].get(name)]
+    different = differing(earlier, result)
     if different:
-      shown = [
-        f"  {name}: {earlier['settings'].get(name, '(absent)')!r} there, "
-        f"{result['settings'].get(name, '(absent)')!r} in {run.workdir}"
-        for name in different
-      ]
+      shown = [f"  {name}: {a!r} there, {b!r} in {run.workdir}" for name, (a, b) in different.items()]
       fix = "One table is of one recipe: give another --results folder, or remove the files there."
       raise RunError("\n".join([f"{folder}: holds runs of other settings.", *shown, fix]))
     if earlier["seed"] == result["seed"] and earlier["policies"] != result["policies"]:
@@ -206,13 +225,12 @@ def seed_rows(results: Sequence[Result]) -> tables.Rows:
       ]
     )
   mean = lambda values: sum(values) / len(values)
-  means = [mean(study_results.seed_means(results, policy)) for policy in COMPARED]
-  over = bootstrap.mean_over_seeds([gain(result)[0] for result in results])
+  entries = over_seeds(results)[-1]
   rows.append(
     [
       "**Mean**",
-      *map(_percent, means),
-      _signed(*over) if len(results) > 1 else f"{100 * over[0]:+.1f}",
+      *(_over(entries[policy], _percent) for policy in COMPARED),
+      _over(entries["gain"], lambda value: f"{100 * value:+.1f}"),
       f"{100 * mean([imagined_minus_real(result) for result in results]):+.1f}",
       *(
         f"{100 * mean([_discrimination(result, kind) for result in results]):.0f}"
@@ -224,6 +242,38 @@ def seed_rows(results: Sequence[Result]) -> tables.Rows:
     ]
   )
   return rows
+
+
+def over_seeds(results: Sequence[Result]) -> list[dict[str, Any]]:
+  """Success of every seed, by task and then in the mean, with its mean over seeds.
+
+  Returns:
+    A dict of each task: task (None: the mean of all), and of each policy and of `gain`, their difference,
+    values (of each seed), mean, and low and high by Student's t over seeds, rates cut to [0, 1]; nan with one
+    seed.
+  """
+  rates = {
+    policy: np.stack([study_results.policy_episodes(result, policy).mean(1) for result in results])
+    for policy in COMPARED
+  }  # [seeds, K]
+  rates["gain"] = rates[COMPARED[1]] - rates[COMPARED[0]]
+  rows = []
+  for k, task in enumerate((*results[0]["tasks"], None)):
+    row: dict[str, Any] = {"task": task}
+    for name, of_tasks in rates.items():
+      values = of_tasks.mean(1) if task is None else of_tasks[:, k]
+      mean, low, high = bootstrap.mean_over_seeds(values.tolist())
+      if name in COMPARED:  # rates
+        low, high = max(low, 0.0), min(high, 1.0)
+      row[name] = {"values": values.tolist(), "mean": mean, "low": low, "high": high}
+    rows.append(row)
+  return rows
+
+
+def _over(entry: Mapping[str, Any], shown: Callable[[float], str]) -> str:
+  """Mean over seeds with its interval; of one seed without."""
+  span = f" ({shown(entry['low'])} to {shown(entry['high'])})" if len(entry["values"]) > 1 else ""
+  return shown(entry["mean"]) + span
 
 
 def _discrimination(result: Result, kind: str) -> float:
