@@ -180,14 +180,15 @@ def _write_episodes(folder, rng, tasks, num, start):
 
 
 def animations(rng, tasks=TASKS):
-  """task -> a small animated WebP."""
+  """A small animated WebP of each episode that `shown` tells of."""
   frames = rng.integers(0, 256, (3, 8, 16, 3), dtype=np.uint8)
-  return {task: media.animation_bytes(frames, 15, kind="webp") for task in tasks}
+  return [{"webp": media.animation_bytes(frames, 15, kind="webp")} for _ in tasks]
 
 
 def shown(tasks=TASKS):
   """What `run_report.draw_rollouts` says of the episodes."""
-  return [{"task": task, "success": i == 0, "steps": 30, "episode": i} for i, task in enumerate(tasks)]
+  facts = {"steps": 30, "dream_success": True, "shown": ["static", "dream", "wrist"]}
+  return [{"task": task, "success": i == 0, "episode": i} | facts for i, task in enumerate(tasks)]
 
 
 def write_report_stage(folder, seconds):

@@ -215,7 +215,9 @@ def _episodes(rng, rate, tasks=2, episodes=10):
   success = rng.random((tasks, episodes)) < rate
   steps = np.where(success, rng.integers(10, 72, success.shape), 72)
   robot_obs, scene_obs = rng.normal(size=(tasks, episodes, 4, 15)), rng.normal(size=(tasks, episodes, 4, 24))
-  return {"success": success, "steps": steps, "robot_obs": robot_obs, "scene_obs": scene_obs}
+  action = rng.uniform(-1, 1, size=(tasks, episodes, 3, 7)).astype(np.float32)
+  arrays = {"success": success, "steps": steps, "robot_obs": robot_obs, "scene_obs": scene_obs}
+  return arrays | {"action": action}
 
 
 def test_summary_counts_and_gap():
@@ -239,15 +241,15 @@ def test_summary_counts_and_gap():
   assert summary["ppo_minus_cloned"]["difference"] == pytest.approx(expected)
 
 
-def test_shown_episode_is_the_first_success():
-  rng = np.random.default_rng(5)
-  arrays = _episodes(rng, 0.5)
-  arrays["success"][:] = False
-  arrays["success"][1, [4, 7]] = True
+def test_of_each_task_the_first_success_and_the_first_failure_are_shown():
+  arrays = _episodes(np.random.default_rng(5), 0.5)
+  arrays["success"][0], arrays["success"][1] = False, True
+  arrays["success"][1, [0, 3]] = False
   shown = evaluate.shown_episodes(TASKS, arrays)
-  np.testing.assert_array_equal(shown["episode"], [0, 4])
-  np.testing.assert_array_equal(shown["success"], [False, True])
-  np.testing.assert_array_equal(shown["robot_obs"][1], arrays["robot_obs"][1, 4])
+  assert shown["task"].tolist() == [TASKS[0], TASKS[1], TASKS[1]]
+  assert shown["episode"].tolist() == [0, 1, 0] and shown["success"].tolist() == [False, True, False]
+  for name in ("steps", "robot_obs", "scene_obs", "action"):
+    np.testing.assert_array_equal(shown[name], arrays[name][[0, 1, 1], [0, 1, 0]])
 
 
 def test_stored_episodes_are_reused_only_from_the_same_starts(tmp_path):

@@ -114,3 +114,18 @@ def test_data_uri_holds_the_png(rng):
   head, code = media.data_uri(media.png_bytes(picture), "png").split(",")
   assert head == "data:image/png;base64"
   np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(code)))), picture)
+
+
+def test_mp4_beside_webp_where_pyav_is(monkeypatch):
+  frames = np.random.default_rng(3).integers(0, 256, (5, 15, 20, 3), dtype=np.uint8)
+  monkeypatch.setattr(media, "has_mp4", lambda: False)
+  assert list(media.film(frames, 15)) == ["webp"]
+  monkeypatch.undo()
+  av = pytest.importorskip("av")
+  with av.open(io.BytesIO(media.film(frames, 15)["mp4"])) as container:
+    shown = [(frame.height, frame.width) for frame in container.decode(video=0)]
+    assert shown == [(16, 20)] * 5 and container.streams.video[0].average_rate == 15
+
+
+def test_shown_frames_end_with_the_last():
+  assert media.shown_times(4).tolist() == [0, 2, 4] and media.shown_times(5).tolist() == [0, 2, 4, 5]

@@ -140,7 +140,7 @@ def test_report_without_optional_parts(made, tmp_path):
   (inputs["world_model"].path / "metrics.jsonl").unlink()
   folder = tmp_path / "report"
   folder.mkdir()
-  run_report.write_report(folder, run_report.build(config, inputs, [], 1.0), {}, {})
+  run_report.write_report(folder, run_report.build(config, inputs, [], 1.0), {}, [])
   page = Page()
   page.feed((folder / "report.html").read_text())
   assert not page.open and not page.images
@@ -165,7 +165,7 @@ def test_report_of_a_run_by_an_older_version(made, tmp_path):
   path.write_text(json.dumps(quality))
   folder = tmp_path / "report"
   folder.mkdir()
-  run_report.write_report(folder, run_report.build(config, inputs, [], 1.0), {}, {})
+  run_report.write_report(folder, run_report.build(config, inputs, [], 1.0), {}, [])
   text = (folder / "report.md").read_text() + (folder / "report.html").read_text()
   assert "Error of the hand" not in text and "held-out takes" not in text and "tell apart" not in text
   assert "| drawer " in text and "precision, demos" in text
@@ -181,7 +181,7 @@ def test_certificate_stands_beside_what_came_of_it(made, tmp_path):
   folder.mkdir()
   built = run_report.build(config, inputs, [], 1.0)
   assert built["left_as_cloned"] == left
-  run_report.write_report(folder, built, {}, {})
+  run_report.write_report(folder, built, {}, [])
   html, text = ((folder / f"report.{kind}").read_text() for kind in ("html", "md"))
   for verdict in certificate["verdicts"].values():
     assert verdict["reason"] in text and f">{verdict['verdict']}</span>" in html
@@ -195,7 +195,7 @@ def test_text_is_escaped(made, tmp_path):
   config.experiment = "<script>&"
   folder = tmp_path / "report"
   folder.mkdir()
-  run_report.write_report(folder, run_report.build(config, inputs, [], 1.0), {}, {})
+  run_report.write_report(folder, run_report.build(config, inputs, [], 1.0), {}, [])
   page = Page()
   page.feed((folder / "report.html").read_text())
   assert "script" not in page.tags

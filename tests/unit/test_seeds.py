@@ -6,6 +6,7 @@ import made_up_run
 import numpy as np
 import pytest
 
+from wam_jax.commands import report as report_command
 from wam_jax.commands import seeds as seeds_command
 from wam_jax.core import intervals
 from wam_jax.reporting import seeds
@@ -89,6 +90,36 @@ def test_what_one_run_may_look_like(make_run, tmp_path):
   assert f"{low:.1f} to {high:.1f} %" in text and "3 seeds, 10 episodes" in text
   worst = 100 * min(a.mean(1).min() for a in after)
   assert f"{worst:.1f} %" in text.rsplit("lowest", 1)[1]
+
+
+def test_seeds_compared_give_the_same_table_and_their_spread(make_run, tmp_path, capsys):
+  runs, page = [make_run(seed) for seed in (4, 5, 6)], tmp_path / "compared.html"
+  assert seeds_command.main([f"--results={tmp_path / 'kept'}", f"--runs={','.join(map(str, runs))}"]) == 0
+  table = capsys.readouterr().out.partition("\n| Success")[2]
+  compare = [f"--workdir={runs[1]}", f"--compare={runs[0]},{runs[2]}", f"--out={page}"]
+  assert report_command.main(compare) == 0
+  assert capsys.readouterr().out.partition("| Success")[2].startswith(table.rstrip())
+  html = page.read_text()
+  section = html[html.index('<h2 id="seeds">') : html.index('<h2 id="success">')]
+  assert section.count("<circle") == 2 * 3 * (len(TASKS) + 1)  # a dot per policy, seed and row
+
+
+def test_runs_that_are_not_seeds_of_one_recipe_have_no_mean(make_run):
+  runs = [read_run(make_run(4)), read_run(make_run(5, ppo__iterations=7))]
+  assert not seeds.of_one_recipe(runs) and not seeds.of_one_recipe(runs[:1])
+  assert not seeds.of_one_recipe([runs[0], runs[0]])
+
+
+def test_the_interval_over_seeds_stays_within_what_rates_can_be(make_run, tmp_path):
+  for seed in (4, 5):
+    seeds.keep(read_run(make_run(seed)), tmp_path)
+  results = seeds.read(tmp_path)
+  for result, digits in zip(results, ("1" * EPISODES, "1" * (EPISODES - 1) + "0"), strict=True):
+    for task in TASKS:
+      result["policies"]["ppo"]["success"][task] = digits
+  row = seeds.over_seeds(results)[-1]["ppo"]
+  assert row["values"] == [1.0, 0.9] and row["mean"] == pytest.approx(0.95) and row["high"] == 1.0
+  assert row["low"] == pytest.approx(0.95 - 12.706 * 0.05)  # Student's t, one degree of freedom
 
 
 def test_runs_of_other_settings_are_refused(make_run, tmp_path, capsys):

@@ -231,15 +231,19 @@ def link(folder: pathlib.Path) -> str:
   return pathlib.PurePath(os.path.relpath(guide, folder)).as_posix()
 
 
-def guide_rows(section: int) -> tables.Rows:
-  """The rules of a section of the guide, header first; the guide shows this very table."""
+def of_section(section: int) -> list[str]:
+  """Names of the rules of a section of the guide."""
+  return [name for name, row in ROWS.items() if row.section == section]
+
+
+def guide_rows(names: Sequence[str]) -> tables.Rows:
+  """Some rules in words, header first; the guide shows this very table of each section."""
   rows = [["Number in the report", "Yellow", "Red", "It means", "Try"]]
-  for row in ROWS.values():
-    if row.section == section:
-      rule = row.rule
-      side = "above" if rule.red > rule.yellow else "below"
-      limits = [f"{side} {row.shown(limit)}" for limit in (rule.yellow, rule.red)]
-      rows.append([rule.label, *limits, rule.meaning, rule.remedy])
+  for name in names:
+    row, rule = ROWS[name], ROWS[name].rule
+    side = "above" if rule.red > rule.yellow else "below"
+    limits = [f"{side} {row.shown(limit)}" for limit in (rule.yellow, rule.red)]
+    rows.append([rule.label, *limits, rule.meaning, rule.remedy])
   return rows
 
 

@@ -263,7 +263,7 @@ def _mp4_bytes(frames: np.ndarray, fps: float) -> bytes:
   padded = np.full((len(frames), height, width, 3), BACKGROUND, np.uint8)
   padded[:, : frames.shape[1], : frames.shape[2]] = frames
   buffer = io.BytesIO()
-  with av.open(buffer, "w", format="mp4", options={"movflags": "faststart"}) as container:
+  with av.open(buffer, "w", format="mp4") as container:
     stream = container.add_stream("libx264", rate=fractions.Fraction(fps).limit_denominator(1000))
     stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
     for frame in padded:

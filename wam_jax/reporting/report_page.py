@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from wam_jax.acting.policy_table import COMPARED, POLICIES
+from wam_jax.core.certificate import RULES
 from wam_jax.host import tables
 from wam_jax.host.words import count, duration
 from wam_jax.reporting import certificate_page, charts, diagnosis, media
@@ -107,12 +108,15 @@ def _plain(text: str) -> str:
   return text.replace("`", "")
 
 
-def _rules(guide: str) -> str:
-  """All rules, by section of the guide; where a coloured number leads to."""
+def _rules(report: Mapping[str, Any], guide: str) -> str:
+  """The rules of this run's numbers, by section of the guide; where a coloured number leads to."""
+  used = {entry["rule"] for entry in report["diagnosis"]} | set(RULES if report["certificate"] else ())
   out = []
   for k, section in enumerate(diagnosis.SECTIONS):
-    head, *rows = diagnosis.guide_rows(k)
-    names = [name for name, row in diagnosis.ROWS.items() if row.section == k]
+    names = [name for name in diagnosis.of_section(k) if name in used]
+    if not names:
+      continue
+    head, *rows = diagnosis.guide_rows(names)
     lines = [
       f'<tr id="rule-{name}"><td class="name">{escape(row[0])}</td>'
       + "".join(f'<td class="text">{escape(_plain(cell))}</td>' for cell in row[1:])
@@ -399,7 +403,7 @@ def render_page(
     ("curves", "Curves", "Learning curves", parts.chart_groups(report["curves"], words)),
     ("classifier", "Classifier", "Success classifier", _classifier(report)),
     ("time", "Time", "Time of each stage", _stages(report)),
-    ("rules", "Colours", "What the colours mean", _rules(guide)),
+    ("rules", "Colours", "What the colours mean", _rules(report, guide)),
     ("notes", "Notes", "Notes", f"<ul class='soft'>{notes}</ul>" if notes else ""),
     ("made", "How it was made", "How it was made", _provenance(report)),
   )
