@@ -22,7 +22,8 @@ from wam_jax.commands import pack, play
 from wam_jax.commands import report as report_command
 from wam_jax.config import STAGES, chain
 from wam_jax.host.logger import Logger, read_metrics
-from wam_jax.reporting import curves
+from wam_jax.reporting import curves, media, run_report
+from wam_jax.reporting.finished_run import read_run
 from wam_jax.running import ppo_setup
 from wam_jax.running.stage_run import StageRun
 from wam_jax.stages import ppo as ppo_stage
@@ -305,7 +306,9 @@ def test_page_of_a_finished_run_made_anew(finished, tmp_path, capsys):
     (folder / name).read_text()
     for folder, name in ((workdir / "report", "report.html"), (tmp_path, "page.html"))
   )
-  assert again.count('src="data:image/webp') == made.count('src="data:image/webp') == 1 + len(TASKS)
+  shown = len(list((workdir / "report" / "rollouts").glob("*.webp")))
+  assert again.count('src="data:image/webp') == made.count('src="data:image/webp') == 1 + shown
+  assert shown >= len(TASKS) and again.count(">dream: ") == shown
   started = json.loads((workdir / "evaluate" / "results.json").read_text())["provenance"]["date"]
   assert started in again
 
@@ -350,3 +353,26 @@ def test_plan_only(tmp_path):
   plan = run(tmp_path / "run", stage="plan")
   assert plan.returncode == 0 and "256" in plan.stdout and "about" in plan.stdout
   assert not (tmp_path / "run").exists()
+
+
+def test_dreams_belong_to_the_episodes_shown(finished, tmp_path):
+  """Dreams of the same start and actions; a run of an older version, without them, is shown all the same."""
+  workdir, first = finished
+  assert first.returncode == 0
+  config = read_run(workdir).config
+  with np.load(workdir / "evaluate" / "rollouts.npz") as file:
+    arrays = dict(file)
+  with np.load(workdir / "evaluate" / "ppo.npz") as file:
+    row, episode = TASKS.index(arrays["task"][0]), arrays["episode"][0]
+    np.testing.assert_array_equal(arrays["action"][0], file["action"][row, episode])
+    assert len(arrays["dream_success"]) == sum(
+      outcomes.any() + (~outcomes).any() for outcomes in file["success"]
+    )
+  lengths = [len(media.shown_times(n)) for n in arrays["steps"]]
+  assert arrays["dream"].shape[0] == sum(lengths) and arrays["dream"].dtype == np.uint8
+  assert (arrays["dream"][0] != arrays["dream"][lengths[0] - 1]).any()
+  older = tmp_path / "older.npz"
+  np.savez(older, **{name: x[:1] for name, x in arrays.items() if "dream" not in name and name != "action"})
+  facts, animations, grid = run_report.draw_rollouts(config, older)
+  assert facts[0]["shown"] == ["static", "wrist"] and "dream_success" not in facts[0]
+  assert len(animations) == 1 and len(grid) == lengths[0]

@@ -32,7 +32,7 @@ def test_every_rule_finds_its_number_and_every_coloured_number_leads_to_its_sent
   html = report_page.render_page(report, {}, [], "guide.md")
   for entry in report["diagnosis"]:
     if entry["colour"] != "green":
-      assert f'href="#rule-{entry["rule"]}"' in html and f'<tr id="rule-{entry["rule"]}">' in html
+      assert f'href="#rule-{entry["rule"]}"' in html and f'<li id="rule-{entry["rule"]}">' in html
   for section in diagnosis.SECTIONS:
     assert f'href="guide.md#{diagnosis.anchor(section)}"' in html
 

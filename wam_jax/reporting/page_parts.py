@@ -92,7 +92,7 @@ figcaption { margin-top: 8px; font-size: .88rem; display: flex; justify-content:
 .mark.bad::before { content: "■"; } .mark a { text-decoration-color: currentColor; }
 .message { margin: 12px 0; } .message ul { margin: 8px 0 0; padding: 0; list-style: none; }
 .message li { max-width: none; }
-.message details { margin: 4px 0 0; } tr:target td { background: var(--grid); }
+.message details { margin: 4px 0 0; } li:target { background: var(--grid); }
 .strip { background: #ffffff; overflow-x: auto; padding: 12px; margin-top: 14px; }
 .strip img { width: 100%; min-width: 720px; height: auto; display: block; }
 svg { display: block; width: 100%; height: auto; overflow: visible; }
@@ -168,13 +168,18 @@ class Mark:
   text: str
 
 
-def cell(content: str, mark: Mark | None = None, behind: str = "") -> str:
-  """A cell of a table: HTML with its colour, and more HTML behind it that has none."""
+def marked(content: str, mark: Mark | None) -> str:
+  """HTML in the colour of a mark; what is not good leads to what that means."""
   if mark is None:
-    return f"<td>{content}{behind}</td>"
+    return content
   if mark.style != "good":
     content = f'<a href="#{mark.anchor}" title="{escape(mark.text)}">{content}</a>'
-  return f'<td><span class="mark {mark.style}">{content}</span>{behind}</td>'
+  return f'<span class="mark {mark.style}">{content}</span>'
+
+
+def cell(content: str, mark: Mark | None = None, behind: str = "") -> str:
+  """A cell of a table: HTML with its colour, and more HTML behind it that has none."""
+  return f"<td>{marked(content, mark)}{behind}</td>"
 
 
 def page(title: str, body: str) -> str:

@@ -52,9 +52,10 @@ def _summary(report: Mapping[str, Any]) -> str:
   change = results.get("ppo_minus_cloned")
   if change is not None:
     low, high = change["low"], change["high"]
+    difference = parts.marked(points(change["difference"]), _Marks(report)("gain"))
     verdict = "a gain" if low > 0 else "a loss" if high < 0 else "no difference can be told"
     sentences.append(
-      f"PPO in imagination changed the mean success by <b>{points(change['difference'])} points</b> "
+      f"PPO in imagination changed the mean success by <b>{difference} points</b> "
       f"(95 % interval {points(low)} to {points(high)}, paired over the same start states): {verdict}."
     )
   mean = results["policies"].get("ppo", {}).get("mean", {})
@@ -116,19 +117,17 @@ def _rules(report: Mapping[str, Any], guide: str) -> str:
     names = [name for name in diagnosis.of_section(k) if name in used]
     if not names:
       continue
-    head, *rows = diagnosis.guide_rows(names)
-    lines = [
-      f'<tr id="rule-{name}"><td class="name">{escape(row[0])}</td>'
-      + "".join(f'<td class="text">{escape(_plain(cell))}</td>' for cell in row[1:])
-      + "</tr>"
-      for name, row in zip(names, rows, strict=True)
-    ]
-    heads = "".join(f'<th class="{"text" if i else "name"}">{escape(h)}</th>' for i, h in enumerate(head))
+    _, *rows = diagnosis.guide_rows(names)
+    lines = "".join(
+      f'<li id="rule-{name}"><b>{escape(label)}</b>: yellow {yellow}, red {red}. It means: '
+      f"{escape(_plain(meaning))}. Try: {escape(_plain(remedy))}.</li>"
+      for name, (label, yellow, red, meaning, remedy) in zip(names, rows, strict=True)
+    )
     where = f"{diagnosis.GUIDE}, {section}"
     title = (
       f'<a href="{escape(guide)}#{diagnosis.anchor(section)}">{escape(where)}</a>' if guide else escape(where)
     )
-    out.append(f'<h3 class="group">{title}</h3>' + parts.table_card(f"<tr>{heads}</tr>", lines, section))
+    out.append(f'<h3 class="group">{title}</h3><ul>{lines}</ul>')
   return (
     "<p class='soft'>These sentences stand in the guide, which says what to try, in the order of the chain: "
     "what fails early cannot be repaired later.</p>" + "".join(out)
