@@ -330,7 +330,7 @@ def _next(config: ConfigDict) -> list[tuple[str, str]]:
       "another seed",
       config_lib.command(config, seed=config.seed + 1, workdir=f"{config.workdir}_seed{config.seed + 1}"),
     ),
-    ("take the policies along", f"python -m wam_jax.pack --workdir={config.workdir} --out=policies.npz"),
+    ("share the policies", f"python -m wam_jax.pack --workdir={config.workdir} --out=policies"),
   ]
   if config.env.name == "play_table":
     watch = f"python -m wam_jax.play --policy={config.workdir} --task={config.tasks[0]}"
