@@ -21,6 +21,7 @@ from wam_jax.config import chain
 from wam_jax.host import locks, processes, stopping, surroundings
 from wam_jax.host.logger import Logger
 from wam_jax.host.regular_files import read_text
+from wam_jax.host.wandb_run import TRACKERS, WandbRun
 from wam_jax.host.words import count, duration
 from wam_jax.running import plan as plan_lib
 from wam_jax.running.plan import StageError, StagePlan
@@ -30,7 +31,6 @@ from wam_jax.storage.artifact import Artifact
 
 if TYPE_CHECKING:
   from wam_jax.host.live_view import LiveView
-  from wam_jax.host.wandb_run import WandbRun
 
 
 class InUseError(StageError):
@@ -83,7 +83,7 @@ def run(config: ConfigDict, quiet: bool = False) -> dict[str, Artifact]:
     actions = processes.gather({stage: plan.action for stage, plan in plans.items()})[0]
     artifacts: dict[str, Artifact] = {}
     work = any(actions[stage] not in ("skip", "use") for stage in stages)
-    with _wandb_run(config, work) as wandb, _live_view(config, plans, actions, work, quiet) as view:
+    with _tracked(config, work) as wandb, _live_view(config, plans, actions, work, quiet) as view:
       for stage, plan in plans.items():
         artifacts[stage] = plan.artifact
         if actions[stage] not in ("skip", "use") and stage in stages:
@@ -178,16 +178,13 @@ def _check_inputs(config: ConfigDict, plans: dict[str, StagePlan], stages: tuple
     raise StageError("\n".join(lines))
 
 
-def _wandb_run(config: ConfigDict, work: bool) -> contextlib.AbstractContextManager[WandbRun | None]:
-  """A run at W&B, if asked for and there is work to do; of all processes only the first sends."""
-  project = config.training.wandb_project
-  if not (project and work and processes.is_first()):
+def _tracked(config: ConfigDict, work: bool) -> contextlib.AbstractContextManager[WandbRun | None]:
+  """A run at W&B or trackio, if asked for and there is work to do; of all processes only the first sends."""
+  name = next((name for name in TRACKERS if config.training[f"{name}_project"]), None)
+  if name is None or not work or not processes.is_first():
     return contextlib.nullcontext()
-  from wam_jax.host.wandb_run import WandbRun
-
-  return WandbRun(
-    project, pathlib.Path(config.workdir), config.to_dict(), lambda text: print(text, flush=True)
-  )
+  project, workdir = config.training[f"{name}_project"], pathlib.Path(config.workdir)
+  return TRACKERS[name](project, workdir, config.to_dict(), lambda text: print(text, flush=True))
 
 
 @contextlib.contextmanager
