@@ -83,7 +83,7 @@ def run(config: ConfigDict, quiet: bool = False) -> dict[str, Artifact]:
     actions = processes.gather({stage: plan.action for stage, plan in plans.items()})[0]
     artifacts: dict[str, Artifact] = {}
     work = any(actions[stage] not in ("skip", "use") for stage in stages)
-    with _tracked(config, work) as wandb, _live_view(config, plans, actions, work, quiet) as view:
+    with _wandb_run(config, work) as wandb, _live_view(config, plans, actions, work, quiet) as view:
       for stage, plan in plans.items():
         artifacts[stage] = plan.artifact
         if actions[stage] not in ("skip", "use") and stage in stages:
@@ -178,7 +178,7 @@ def _check_inputs(config: ConfigDict, plans: dict[str, StagePlan], stages: tuple
     raise StageError("\n".join(lines))
 
 
-def _tracked(config: ConfigDict, work: bool) -> contextlib.AbstractContextManager[WandbRun | None]:
+def _wandb_run(config: ConfigDict, work: bool) -> contextlib.AbstractContextManager[WandbRun | None]:
   """A run at W&B or trackio, if asked for and there is work to do; of all processes only the first sends."""
   name = next((name for name in TRACKERS if config.training[f"{name}_project"]), None)
   if name is None or not work or not processes.is_first():
