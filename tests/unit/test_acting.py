@@ -563,7 +563,7 @@ def _settings(**changes):
   [
     (packed.CONFIG, lambda _: None, "no such file"),
     (packed.CONFIG, lambda _: b"", "settings"),
-    (packed.CONFIG, lambda _: b"[]", "settings"),
+    (packed.CONFIG, lambda _: b"[]", "not an object"),
     (packed.CONFIG, lambda content: content[:-9], "settings"),
     (packed.CONFIG, _settings(which="cloned"), "changed"),
     (packed.CONFIG, _settings(tasks=3), "tasks"),

@@ -147,10 +147,11 @@ def _read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     flat = read_npz(path)
     meta = json.loads(str(flat.pop(META)))
     # Earlier versions wrote none, and relied on the archive's CRCs.
-    changed = _DIGEST in meta and meta.pop(_DIGEST) != _digest(meta, flat)
+    recorded = meta.pop(_DIGEST, None) if isinstance(meta, dict) else None
+    changed = recorded is not None and recorded != _digest(meta, flat)
   except DatasetError as error:
     raise PolicyError(f"{path}: not a file of packed policies: {error.rule} {PACK_AGAIN}") from error
-  except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+  except (ValueError, KeyError, RecursionError) as error:
     raise PolicyError(f"{path}: not a file of packed policies ({error!r:.200}). {PACK_AGAIN}") from error
   _check(path, meta, f"in {META} ", changed)
   return meta, flat
@@ -161,10 +162,10 @@ def _read_folder(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, np.nda
   file = folder / CONFIG
   try:
     meta = json.loads(read_text(file))
-    changed = meta.pop(_DIGEST) != _digest(meta, {})
+    changed = isinstance(meta, dict) and meta.pop(_DIGEST, None) != _digest(meta, {})
   except OSError as error:
     raise PolicyError(f"{file}: {(error.strerror or str(error)).lower()}. {PACK_AGAIN}") from error
-  except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+  except (ValueError, RecursionError) as error:
     raise PolicyError(
       f"{file}: not the settings of packed policies ({error!r:.200}). {PACK_AGAIN}"
     ) from error

@@ -63,7 +63,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
       parser.error(str(error))
     out = export_policy(policy, arguments.out, platforms, arguments.batch)
-  except (PolicyError, ExportError, ArtifactError, CheckpointError, surroundings.SurroundingsError) as error:
+  except (
+    PolicyError,
+    ExportError,
+    ArtifactError,
+    CheckpointError,
+    surroundings.SurroundingsError,
+    OSError,
+  ) as error:
     print(f"\n{error}", file=sys.stderr)
     return 1
   size = sum(path.stat().st_size for path in out.iterdir())

@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   try:
     surroundings.start_jax()
     out = pack(arguments.workdir, arguments.out, arguments.which)
-  except (PolicyError, ArtifactError, CheckpointError, surroundings.SurroundingsError) as error:
+  except (PolicyError, ArtifactError, CheckpointError, surroundings.SurroundingsError, OSError) as error:
     print(f"\n{error}", file=sys.stderr)
     return 1
   weights, text = (
