@@ -15,6 +15,7 @@ where params, state and observation are dicts of arrays. One step is one frame.
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -76,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   size = sum(path.stat().st_size for path in out.iterdir())
   made = printable(f"{policy.task} ({', '.join(policy.made_from)})")
   print(f"{made} written to {out}, {size / 1e6:.0f} MB. Try it:")
-  print(f"  python {out / 'run_policy.py'}")
+  print(f"  python {shlex.quote(str(out / 'run_policy.py'))}")
   return 0
 
 

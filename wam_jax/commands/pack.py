@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import pathlib
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -64,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     (out, out.with_suffix(".md")) if out.is_file() else (out / packed.WEIGHTS, out / packed.CARD)
   )
   print(f"{weights}: {weights.stat().st_size / 1e6:.1f} MB; {text} says what it is. Try it:")
-  print(f"  python -m wam_jax.play --policy={out}")
+  print(f"  python -m wam_jax.play --policy={shlex.quote(str(out))}")
   return 0
 
 

@@ -9,6 +9,7 @@ import importlib
 import pathlib
 import resource
 import secrets
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -322,15 +323,16 @@ def closing_text(config: ConfigDict, artifacts: dict[str, Artifact]) -> str:
 
 def _next(config: ConfigDict) -> list[tuple[str, str]]:
   """What one may do with a finished run: (what, command)."""
+  workdir = shlex.quote(config.workdir)
   steps = [
     (
       "another seed",
       config_lib.command(config, seed=config.seed + 1, workdir=f"{config.workdir}_seed{config.seed + 1}"),
     ),
-    ("share the policies", f"python -m wam_jax.pack --workdir={config.workdir} --out=policies"),
+    ("share the policies", f"python -m wam_jax.pack --workdir={workdir} --out=policies"),
   ]
   if config.env.name == "play_table":
-    watch = f"python -m wam_jax.play --policy={config.workdir} --task={config.tasks[0]}"
+    watch = f"python -m wam_jax.play --policy={workdir} --task={config.tasks[0]}"
     steps.insert(0, ("watch a policy", watch))
   return steps
 
