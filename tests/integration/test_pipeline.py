@@ -319,6 +319,11 @@ def test_packed_policies_act_as_those_of_the_run(finished, tmp_path, capsys):
   assert pack.main([f"--workdir={finished}", f"--out={out}"]) == 0
   card = out.with_suffix(".md").read_text(encoding="utf-8")
   assert "256 frames of play" in card and "| **Mean**" in card and str(finished.parent) not in card
+  assert pack.main([f"--workdir={finished}", f"--out={tmp_path / 'hub'}"]) == 0
+  assert (
+    wam_jax.load_policy(tmp_path / "hub", TASKS[0]).made_from == wam_jax.load_policy(out, TASKS[0]).made_from
+  )
+  assert (tmp_path / "hub" / "README.md").read_text(encoding="utf-8").count("success_rate") == len(TASKS)
   rng = np.random.default_rng(0)
   for task in TASKS:
     packed, whole = wam_jax.load_policy(out, task), wam_jax.load_policy(finished, task)

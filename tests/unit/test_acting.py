@@ -512,6 +512,78 @@ def _packed_file(run, tmp_path_factory):
   return out
 
 
+@pytest.fixture(scope="module", name="packed_folder")
+def _packed_folder(run, tmp_path_factory):
+  out = tmp_path_factory.mktemp("packed") / "v1.0"
+  artifact, policy, params, tasks = load.load_stacked(run)
+  packed.write_packed(
+    out, artifact, "ppo", tasks, policy, params, load.find_world_model(artifact), "# card\n"
+  )
+  return out
+
+
+def test_a_folder_as_hubs_cache_it_acts_as_the_file_does(packed_folder, packed_file, tmp_path):
+  """Links to blobs, and files of the hub's client next to them."""
+  snapshot = tmp_path / "snapshots" / "a"
+  snapshot.mkdir(parents=True)
+  assert {file.name for file in packed_folder.iterdir()} == {packed.CONFIG, packed.WEIGHTS, packed.CARD}
+  for file in packed_folder.iterdir():
+    shutil.copy(file, tmp_path / file.name)
+    (snapshot / file.name).symlink_to(f"../../{file.name}")
+  (snapshot / ".gitattributes").write_text("*.safetensors filter=lfs")
+  (snapshot / ".cache").mkdir()
+  whole = packed._read(packed_file)[1]
+  jax.tree.map(np.testing.assert_array_equal, packed._read(snapshot)[1], whole)
+  for path in (snapshot, snapshot / packed.CONFIG, snapshot / packed.WEIGHTS):
+    policy = wam_jax.load_policy(path, TASKS[1])
+    assert policy.made_from == wam_jax.load_policy(packed_file, TASKS[1]).made_from
+  assert policy.act(observations(1)[0]).shape == (7,)
+
+
+def test_a_folder_is_not_packed_over(run, packed_folder):
+  before = {file: file.read_bytes() for file in packed_folder.iterdir()}
+  artifact, policy, params, tasks = load.load_stacked(run)
+  world = load.find_world_model(artifact)
+  with pytest.raises(PolicyError, match="there already"):
+    packed.write_packed(packed_folder, artifact, "ppo", tasks, policy, params, world)
+  assert {file: file.read_bytes() for file in packed_folder.iterdir()} == before
+  assert list(packed_folder.parent.iterdir()) == [packed_folder]
+
+
+def _flip(content):
+  return content[:-9] + bytes([content[-9] ^ 4]) + content[-8:]
+
+
+def _settings(**changes):
+  return lambda content: json.dumps(json.loads(content) | changes).encode()
+
+
+@pytest.mark.parametrize(
+  ("name", "edit", "told"),
+  [
+    (packed.CONFIG, lambda _: None, "no such file"),
+    (packed.CONFIG, lambda _: b"", "settings"),
+    (packed.CONFIG, lambda _: b"[]", "not an object"),
+    (packed.CONFIG, lambda content: content[:-9], "settings"),
+    (packed.CONFIG, _settings(which="cloned"), "changed"),
+    (packed.CONFIG, _settings(tasks=3), "tasks"),
+    (packed.CONFIG, _settings(weights_sha256=None), "changed"),
+    (packed.WEIGHTS, lambda _: None, "no such file"),
+    (packed.WEIGHTS, lambda content: content[:-9], "safetensors"),
+    (packed.WEIGHTS, _flip, "sha256"),
+    (packed.WEIGHTS, lambda _: b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+  ],
+)
+def test_packed_folders_that_are_not_what_was_packed(packed_folder, tmp_path, name, edit, told):
+  folder = shutil.copytree(packed_folder, tmp_path / "copy")
+  content = edit((folder / name).read_bytes())
+  (folder / name).unlink() if content is None else (folder / name).write_bytes(content)
+  with pytest.raises((PolicyError, CheckpointError), match=told) as error:
+    wam_jax.load_policy(folder, TASKS[0])
+  assert str(folder / name) in str(error.value)
+  assert "again" in str(error.value) or told == "git lfs pull"
+
+
 def _edit_meta(**changes):
   def edit(arrays):
     arrays[packed.META] = np.asarray(json.dumps(json.loads(str(arrays[packed.META])) | changes))

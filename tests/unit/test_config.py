@@ -394,7 +394,15 @@ def test_wandb_must_be_there_to_be_used(config, wandb, monkeypatch, tmp_path):
   found = problems_of(config, ("training.wandb_project", "robots"), ("seed", "-1"))
   assert set(found) == {"seed", "training.wandb_project"}
   assert found["training.wandb_project"].fix == "pip install 'wam_jax[wandb]'"
-  config_lib.apply_overrides(config, [("training.wandb_project", ""), ("seed", "0")])
+  both = problems_of(config, ("training.trackio_project", "robots"), ("seed", "0"))
+  assert (
+    set(both) == {"training.trackio_project"}
+    and "wandb_project is set" in both["training.trackio_project"].rule
+  )
+  monkeypatch.setitem(sys.modules, "trackio", None)
+  missing = problems_of(config, ("training.wandb_project", ""))
+  assert missing["training.trackio_project"].fix == "pip install 'wam_jax[trackio]'"
+  config_lib.apply_overrides(config, [("training.trackio_project", "")])
   config_lib.finalize(config)
 
 

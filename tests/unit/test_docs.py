@@ -34,6 +34,7 @@ OTHERS = (
   "pip install -e",
   "git clone https://github.com/mees/calvin_env",
   "xpk workload create",
+  "hf ",  # the program of huggingface_hub
   "python exported/run_policy.py",  # written by the command before it
 )
 OURS = ("python -m", "python benchmarks/", "python launch/", "bash launch/")  # in the text, between backticks

@@ -20,7 +20,7 @@ import pytest
 from torch_writer import Call, function, tensor, write_archive
 
 from wam_jax.config import default_config
-from wam_jax.foreign import lumos
+from wam_jax.foreign import lumos, safetensors_file
 from wam_jax.nn.world_model import make_world_model
 from wam_jax.storage.checksums import CheckpointError
 from wam_jax.train import world_model as wm
@@ -229,6 +229,21 @@ def test_safetensors(tmp_path):
   path.write_bytes(safetensors({NAME: ("F8_E4M3", [2], [0, 2])}, b"xx"))
   with pytest.raises(lumos.LumosError, match=f"'{NAME}' cannot be read: numbers of type F8_E4M3"):
     lumos.read_state_dict(path)
+
+
+def test_safetensors_written_are_those_read(tmp_path):
+  rng, path = np.random.default_rng(0), tmp_path / "a.safetensors"
+  arrays = {"b/é": rng.normal(size=(2, 3)).astype(np.float16), "a": rng.normal(size=5).astype(np.float32)}
+  arrays |= {"flag": np.array([True, False, True]), "step": np.array(7), "none": np.zeros((0, 4), np.uint16)}
+  safetensors_file.write_arrays(path, arrays)
+  entries = safetensors_file.read_entries(path)
+  assert set(entries) == set(arrays)
+  for name, entry in entries.items():
+    read = safetensors_file.read_array(path, entry)
+    assert read.dtype == arrays[name].dtype and entry.begin % read.itemsize == 0, name
+    np.testing.assert_array_equal(read, arrays[name])
+  with pytest.raises(KeyError):
+    safetensors_file.write_arrays(path, {"a": np.array([1j])})
 
 
 ROW = b'{"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}'

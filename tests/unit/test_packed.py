@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import subprocess
 
+import made_up_run
 import numpy as np
 import pytest
+import yaml
 
 import wam_jax
 from wam_jax.acting import packed
 from wam_jax.acting.policy import PolicyError
 from wam_jax.commands import play
 from wam_jax.config import TASKS
+from wam_jax.host.provenance import provenance
+from wam_jax.reporting.model_card import card
+from wam_jax.storage import records
 
 MOST = 15e6  # bytes
 
@@ -22,6 +27,28 @@ def test_the_shipped_file_is_small_and_says_what_it_is():
   for task in TASKS:
     assert f"| {task} " in card
   assert "Command: `python -m wam_jax.main" in card and "/tmp" not in card
+
+
+def test_hubs_read_the_card_of_a_folder(tmp_path):
+  """What the hub's own ModelCard reads: a block of YAML, and an interval with each success."""
+  evaluated = made_up_run.write_run(tmp_path / "run", np.random.default_rng(0))[1]["evaluate"]
+  results = records.read_record(evaluated.path, "results.json")
+  results |= {"start_states": {"per_task": 10}, "provenance": provenance()}
+  records.write_record(evaluated.path, "results.json", results)
+  plain = card(evaluated, "ppo", tmp_path / "v1.0.npz")
+  opening, front, text = card(evaluated, "ppo", tmp_path / "v1.0").split("---\n", 2)
+  assert not opening and text.strip().startswith(plain.strip())
+  facts = yaml.safe_load(front)
+  assert facts["license"] == "apache-2.0" and facts["library_name"] == "wam_jax"
+  (model,) = facts["model-index"]
+  assert model["name"] == "v1.0"
+  for result, (task, row) in zip(
+    model["results"], results["policies"]["ppo"]["per_task"].items(), strict=True
+  ):
+    (metric,) = result["metrics"]
+    assert result["task"]["name"] == result["dataset"]["config"] == task
+    assert metric["value"] == pytest.approx(100 * row["rate"], abs=0.05)
+    assert metric["args"]["low"] < metric["value"] < metric["args"]["high"] <= 100
 
 
 def test_the_packed_policy_is_the_only_large_file():

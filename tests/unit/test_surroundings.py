@@ -36,14 +36,17 @@ def test_a_program_puts_its_own_settings_first(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("first", ["", "import jax; "])
-def test_programs_keep_what_they_compile_whether_jax_is_imported_or_not(first, tmp_path):
+@pytest.mark.parametrize("place", ["", "a file"])  # nothing can be kept under a file: no word of it
+def test_programs_keep_what_they_compile_whether_jax_is_imported_or_not(first, place, tmp_path):
   code = f"{first}from wam_jax.host import surroundings; surroundings.prepare_jax(); import jax\n"
   code += "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)\n"
   code += "jax.block_until_ready(jax.jit(lambda x: x + 1)(1.0))"
   environ = {name: value for name, value in os.environ.items() if not name.startswith("JAX_COMPILATION")}
-  environ |= {"XDG_CACHE_HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}
-  subprocess.run([sys.executable, "-c", code], check=True, env=environ, timeout=100)
-  assert list((tmp_path / "wam_jax" / "jax").iterdir())
+  (tmp_path / "a file").touch()
+  environ |= {"XDG_CACHE_HOME": str(tmp_path / place), "JAX_PLATFORMS": "cpu"}
+  done = subprocess.run([sys.executable, "-W", "error", "-c", code], env=environ, timeout=100)
+  assert done.returncode == 0
+  assert place or list((tmp_path / "wam_jax" / "jax").iterdir())
 
 
 def test_pictures_do_not_depend_on_the_settings_around():

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import pathlib
 import re
+import sys
+import types
 
 import pytest
 
 from wam_jax.host.logger import Logger, read_metrics
-from wam_jax.host.wandb_run import ID_FILE, WandbRun
+from wam_jax.host.wandb_run import ID_FILE, TRACKERS, TrackioRun, WandbRun
 
 
 def make(folder, said=None):
@@ -75,7 +77,37 @@ def test_an_error_is_told(wandb, tmp_path):
   assert wandb.runs[0].exit_code == 1
 
 
-def test_only_one_file_imports_it():
+def test_trackio_gets_the_same_metrics_by_their_steps(tmp_path, monkeypatch):
+  runs = []
+
+  def init(project, name, config, resume, embed):
+    runs.append(types.SimpleNamespace(project=project, name=name, resume=resume, logged=[], finished=0))
+    run = runs[-1]
+    run.log = lambda metrics, step: run.logged.append((step, metrics))
+    run.finish = lambda: setattr(run, "finished", run.finished + 1)
+    return run
+
+  monkeypatch.setitem(sys.modules, "trackio", types.SimpleNamespace(init=init))
+  said = []
+  for _ in range(2):
+    with TrackioRun("robots", tmp_path, {"seed": 3}, said.append) as run:
+      run.send(4, {"ppo/loss": 2.0})
+  first, again = runs
+  assert first.name == again.name and first.name.startswith(str(tmp_path)) and first.resume == "allow"
+  assert first.logged == again.logged == [(4, {"ppo/loss": 2.0})] and first.finished == 1 and not said
+  with TrackioRun("robots", tmp_path, {}, said.append) as run:
+    runs[-1].log = None
+    run.send(1, {"ppo/loss": 2.0})
+    run.send(2, {"ppo/loss": 2.0})
+  (text,) = said
+  assert text.startswith("trackio: ") and "goes on without" in text and runs[-1].finished == 1
+
+
+def test_only_one_file_imports_them():
   package = pathlib.Path(__file__).parents[2] / "wam_jax"
-  found = [p for p in package.rglob("*.py") if re.search(r"^\s*(import|from) wandb", p.read_text(), re.M)]
+  found = [
+    p
+    for p in package.rglob("*.py")
+    if re.search(rf"^\s*(import|from) ({'|'.join(TRACKERS)})\b", p.read_text(), re.M)
+  ]
   assert [path.name for path in found] == ["wandb_run.py"]

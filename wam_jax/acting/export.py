@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import json
 import pathlib
-import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -64,9 +63,16 @@ def export_policy(
   if unknown:
     raise ExportError(f"unknown platform {', '.join(unknown)}; there are {', '.join(PLATFORMS)}")
   out = pathlib.Path(out).expanduser()
-  if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-    raise ExportError(f"{out} is there already; nothing was written. Choose another --out")
+  try:
+    with checksums.new_folder(out) as partial:
+      _write(policy, partial, platforms, batch)
+  except FileExistsError as error:
+    raise ExportError(f"{out} {error.strerror}. Choose another --out") from error
+  return out
 
+
+def _write(policy: ActingPolicy, folder: pathlib.Path, platforms: Sequence[str], batch: int) -> None:
+  """Fills the folder of `export_policy`."""
   params = _flat(policy.params)
   observation = _observation(policy, batch)
   seed = jax.ShapeDtypeStruct((), np.int32)
@@ -78,22 +84,14 @@ def export_policy(
   params = {name: params[name] for i, name in enumerate(sorted(params)) if i in used}
   exported = {"start": start(_shapes(params), seed), "step": step(_shapes(params), state, observation)}
 
-  partial = out.with_name(out.name + ".tmp")
-  if partial.exists():
-    shutil.rmtree(partial)
-  partial.mkdir(parents=True)
   for name, function in exported.items():
-    (partial / f"{name}.jaxexport").write_bytes(function.serialize())
-  with (partial / "params.npz").open("wb") as file:
+    (folder / f"{name}.jaxexport").write_bytes(function.serialize())
+  with (folder / "params.npz").open("wb") as file:
     np.savez(file, allow_pickle=False, **{name: np.asarray(value) for name, value in params.items()})
   about = describe(policy, batch, platforms, state, observation)
-  (partial / "policy.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-  checksums.write_manifest(partial)
-  (partial / "run_policy.py").write_text(program(), encoding="utf-8")
-  if out.exists():
-    out.rmdir()
-  partial.rename(out)
-  return out
+  (folder / "policy.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+  checksums.write_manifest(folder)
+  (folder / "run_policy.py").write_text(program(), encoding="utf-8")
 
 
 def program() -> str:

@@ -31,8 +31,8 @@ def load_policy(
   """A trained policy, with the world model that it was trained on.
 
   Args:
-    path: a run's work folder, the folder of a finished ppo or behaviour_cloning artifact, or a packed file;
-      None: the policies that come with the package.
+    path: a run's work folder, the folder of a finished ppo or behaviour_cloning artifact, or packed policies
+      (a file, or a folder, also as downloaded from a model hub); None: those that come with the package.
     task: one of the policy's; None: its only one.
     which: 'ppo', the last; 'ppo_imagined' or 'ppo_real', of each task the best by dreams or by simulator,
       where PPO was monitored; 'cloned'; None: 'ppo' if it is finished, else 'cloned'.
@@ -49,10 +49,11 @@ def load_policy(
     ValueError: `which` or `ddim_steps` out of range.
     SurroundingsError: this process was forked after JAX had started.
   """
-  if path is None or pathlib.Path(path).is_file():
+  given = packed.SHIPPED if path is None else pathlib.Path(path).expanduser()
+  if packed.is_packed(given):
     if world_model is not None:
       raise PolicyError("world_model: packed policies bring their own")
-    return packed.load_packed(packed.SHIPPED if path is None else pathlib.Path(path), task, which, ddim_steps)
+    return packed.load_packed(given, task, which, ddim_steps)
   artifact, policy, params, tasks = load_stacked(path, which)
   k = index_of(artifact.path, tasks, task)
   world = find_world_model(artifact, world_model)
@@ -97,6 +98,10 @@ def find_policy(path: Any, which: str | None = None) -> Artifact:
     if not artifact.done:
       raise PolicyError(f"{path}: {artifact.stage} is not finished (DONE is missing)")
     return artifact
+  if not path.exists():
+    raise PolicyError(
+      f"{path}: no finished policy here: no such file or folder. Download what is on a model hub first"
+    )
   reasons = []
   for stage in stages:
     for folder in [path / stage, *artifact_lib.given_folders(path, stage)]:

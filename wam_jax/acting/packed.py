@@ -1,13 +1,15 @@
-"""All policies of a run in one small file: half-precision weights, of the world model only what acting reads.
+"""All policies of a run, packed: half-precision weights, of the world model only what acting reads.
 
-Decoders, critic and the inverse-dynamics head are left out. A file of the `demo` preset has 12 MB; one comes
-with the package. `python -m wam_jax.pack` makes them.
+Decoders, critic and the inverse-dynamics head are left out. They are a folder as model hubs hold models
+(settings in CONFIG, weights in WEIGHTS, and a CARD), or one file *.npz; one comes with the package. At the
+sizes of the `demo` preset either has 12 MB. `python -m wam_jax.pack` makes them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,7 +21,9 @@ from flax import traverse_util
 from wam_jax.acting import models
 from wam_jax.acting.policy import ActingPolicy, PolicyError, index_of
 from wam_jax.data.files import DatasetError, read_npz
-from wam_jax.host.regular_files import open_file
+from wam_jax.foreign import safetensors_file
+from wam_jax.foreign.torch_file import WeightsError, read_weights
+from wam_jax.host.regular_files import open_file, read_text
 from wam_jax.storage import checksums
 from wam_jax.storage.artifact import Artifact
 from wam_jax.storage.records import misfit
@@ -31,9 +35,11 @@ FORMAT = 1
 SHIPPED = pathlib.Path(__file__).parents[1] / "pretrained" / "demo.npz"
 # Networks of the world model that acting does without.
 UNUSED = ("decoder", "embedding_decoder", "robot_decoder", "inverse_dynamics_head")
-META = "meta"  # name in the file of everything that is no weight, as JSON
-PACK_AGAIN = "Copy it again, or write it again with python -m wam_jax.pack."
-_DIGEST = "sha256"  # in META, of all else
+META = "meta"  # name in an npz of everything that is no weight, as JSON
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"  # in a folder, as hubs expect them
+PACK_AGAIN = "Copy or download it again, or write it again with python -m wam_jax.pack."
+_DIGEST = "sha256"  # in META, of all else; in CONFIG, of all else in that file
+_WEIGHTS_DIGEST = "weights_sha256"  # in CONFIG, of the arrays
 _FORM = {
   "format": int,
   "tasks": [str],
@@ -54,25 +60,28 @@ def write_packed(
   policy: Policy,
   policy_params: Params,
   world: Artifact,
+  card: str = "",
 ) -> None:
-  """Writes the policies of an artifact into one file.
+  """Writes the policies of an artifact, whole or not at all.
 
   Args:
-    out: file to write, *.npz.
+    out: *.npz: a file to write; any other name: a new folder.
     artifact: of behaviour_cloning or ppo.
     which: of its policies, as for `load_policy`.
     tasks: in the order of the parameters.
     policy: networks.
     policy_params: stacked over tasks.
     world: artifact of the world model.
+    card: what people should know, in Markdown; goes into the folder, or next to the file.
 
   Raises:
-    PolicyError: weights that half precision cannot hold.
+    PolicyError: weights that half precision cannot hold, or the folder is there already and not empty.
     CheckpointError: the world model cannot be read.
   """
   model, model_params = models.load_world_model(world)
   used = {name: value for name, value in model_params.items() if name not in UNUSED}
   flat = traverse_util.flatten_dict({"world_model": used, "policy": policy_params}, sep="/")
+  env = {name: world.config["env"][name] for name in ("name", "image_size")}  # the rest may name folders
   meta = {
     "format": FORMAT,
     "tasks": list(tasks),
@@ -80,16 +89,41 @@ def write_packed(
     "feature_size": policy.feature_size,
     "made_from": {artifact.stage: artifact.fingerprint, "world_model": world.fingerprint},
     "statistics": [list(model.robot_obs_mean), list(model.robot_obs_std)],
-    "world_model": {"world_model": world.config["world_model"], "env": world.config["env"]},
+    "world_model": {"world_model": world.config["world_model"], "env": env},
     "policy": {name: artifact.config[name] for name in ("behaviour_cloning", "ppo")},
   }
   arrays = {name: _halved(name, np.asarray(value)) for name, value in flat.items()}
+  if not is_file_name(out):
+    meta[_WEIGHTS_DIGEST] = _digest({}, arrays)
+    meta[_DIGEST] = _digest(meta, {})
+    try:
+      with checksums.new_folder(out) as folder:
+        safetensors_file.write_arrays(folder / WEIGHTS, arrays)
+        checksums.write_json(folder / CONFIG, meta)
+        checksums.write_text(folder / CARD, card)
+    except FileExistsError as error:
+      raise PolicyError(f"{out} {error.strerror}. Choose another name") from error
+    return
   meta[_DIGEST] = _digest(meta, arrays)
   out.parent.mkdir(parents=True, exist_ok=True)
   temporary = out.with_name(out.name + ".tmp")
   with open_file(temporary, "wb") as file:
     np.savez_compressed(file, allow_pickle=False, **{META: np.asarray(json.dumps(meta))}, **arrays)
   temporary.replace(out)
+  if card:
+    checksums.write_text(out.with_suffix(".md"), card)
+
+
+def is_file_name(out: pathlib.Path) -> bool:
+  """Whether policies are packed under this name as a file, not as a folder."""
+  return out.suffix == ".npz"
+
+
+def is_packed(path: pathlib.Path) -> bool:
+  """Whether a path is a file, or a folder that looks like packed policies and not like a stage's."""
+  if path.is_file() or os.path.lexists(path / WEIGHTS):
+    return True
+  return os.path.lexists(path / CONFIG) and not os.path.lexists(path / "artifact.json")
 
 
 def _halved(name: str, value: np.ndarray) -> np.ndarray:
@@ -101,30 +135,61 @@ def _halved(name: str, value: np.ndarray) -> np.ndarray:
 
 
 def _read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-  """What a packed file says of itself, and its weights.
+  """What packed policies say of themselves, and their weights.
 
   Raises:
-    PolicyError: damaged, changed after it was written, or not such a file.
+    PolicyError: damaged, changed after they were written, or not such a file or folder.
+    WeightsError: of a folder, the file of weights is.
   """
+  if path.is_dir():
+    return _read_folder(path)
   try:
     flat = read_npz(path)
     meta = json.loads(str(flat.pop(META)))
+    # Earlier versions wrote none, and relied on the archive's CRCs.
+    recorded = meta.pop(_DIGEST, None) if isinstance(meta, dict) else None
+    changed = recorded is not None and recorded != _digest(meta, flat)
   except DatasetError as error:
     raise PolicyError(f"{path}: not a file of packed policies: {error.rule} {PACK_AGAIN}") from error
   except (ValueError, KeyError, RecursionError) as error:
     raise PolicyError(f"{path}: not a file of packed policies ({error!r:.200}). {PACK_AGAIN}") from error
-  if problem := misfit(meta, _FORM):
-    raise PolicyError(f"{path}: not a file of packed policies: in {META} {problem}. {PACK_AGAIN}")
-  if meta["format"] != FORMAT:
-    raise PolicyError(f"{path}: format {meta['format']}, this version reads {FORMAT}")
-  recorded = meta.pop(_DIGEST, None)  # earlier versions wrote none, and relied on the archive's CRCs
-  if recorded is not None and recorded != _digest(meta, flat):
-    raise PolicyError(f"{path}: changed after it was written (sha256). {PACK_AGAIN}")
+  _check(path, meta, f"in {META} ", changed)
   return meta, flat
 
 
+def _read_folder(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+  """`_read` of a folder. Its files may be links, as hubs' caches have them, and other files next to them."""
+  file = folder / CONFIG
+  try:
+    meta = json.loads(read_text(file))
+    changed = isinstance(meta, dict) and meta.pop(_DIGEST, None) != _digest(meta, {})
+  except OSError as error:
+    raise PolicyError(f"{file}: {(error.strerror or str(error)).lower()}. {PACK_AGAIN}") from error
+  except (ValueError, RecursionError) as error:
+    raise PolicyError(
+      f"{file}: not the settings of packed policies ({error!r:.200}). {PACK_AGAIN}"
+    ) from error
+  _check(file, meta, "", changed)
+  flat = read_weights(folder / WEIGHTS, dict, error_type=WeightsError, wanted=PACK_AGAIN)
+  if _digest({}, flat) != meta.pop(_WEIGHTS_DIGEST, None):
+    raise WeightsError(
+      folder / WEIGHTS, f"not the weights that {CONFIG} was written with (sha256).", fix=PACK_AGAIN
+    )
+  return meta, flat
+
+
+def _check(file: pathlib.Path, meta: Any, where: str, changed: bool) -> None:
+  """Raises PolicyError where the settings are not of their form, of another format, or changed."""
+  if problem := misfit(meta, _FORM):
+    raise PolicyError(f"{file}: not of packed policies: {where}{problem}. {PACK_AGAIN}")
+  if meta["format"] != FORMAT:
+    raise PolicyError(f"{file}: format {meta['format']}, this version reads {FORMAT}")
+  if changed:
+    raise PolicyError(f"{file}: changed after it was written (sha256). {PACK_AGAIN}")
+
+
 def _digest(meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
-  """sha256 of all that is in a packed file but itself."""
+  """sha256 of settings without it, and of arrays."""
   parts = {
     name: [x.dtype.str, list(x.shape), hashlib.sha256(x.tobytes()).hexdigest()] for name, x in arrays.items()
   }
@@ -134,19 +199,20 @@ def _digest(meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
 def load_packed(
   path: pathlib.Path, task: str | None = None, which: str | None = None, ddim_steps: int = 0
 ) -> ActingPolicy:
-  """A policy of a packed file.
+  """A packed policy.
 
   Args:
-    path: from `pack`.
+    path: file or folder from `pack`, or a file in that folder.
     task: one of its tasks; None: its only one.
     which: of `policy_table.TRAINED`; None: what the file holds.
     ddim_steps: as for `load.load_policy`.
 
   Raises:
-    PolicyError: not such a file, damaged or changed, no such task, or it holds other policies.
-    CheckpointError: weights are missing, not wanted, of another shape, NaN or infinite.
+    PolicyError: not such a file or folder, damaged or changed, no such task, or it holds other policies.
+    CheckpointError: weights are missing, damaged, not wanted, of another shape, NaN or infinite.
     ValueError: `ddim_steps` out of range.
   """
+  path = path.parent if path.name in (CONFIG, WEIGHTS) else path
   meta, flat = _read(path)
   if which not in (None, meta["which"]):
     raise PolicyError(f"{path}: holds the policies {meta['which']}, not {which}")

@@ -15,7 +15,7 @@ class Row:
     heading: of a column.
     stage: that made it; empty: none, it is only measured.
     selected: what stage ppo selected it by, on the way; empty: nothing, it is the last one.
-    card: how the card of a packed file calls it.
+    card: how the card of packed policies calls it.
   """
 
   name: str

@@ -15,6 +15,7 @@ where params, state and observation are dicts of arrays. One step is one frame.
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -63,13 +64,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
       parser.error(str(error))
     out = export_policy(policy, arguments.out, platforms, arguments.batch)
-  except (PolicyError, ExportError, ArtifactError, CheckpointError, surroundings.SurroundingsError) as error:
+  except (
+    PolicyError,
+    ExportError,
+    ArtifactError,
+    CheckpointError,
+    surroundings.SurroundingsError,
+    OSError,
+  ) as error:
     print(f"\n{error}", file=sys.stderr)
     return 1
   size = sum(path.stat().st_size for path in out.iterdir())
   made = printable(f"{policy.task} ({', '.join(policy.made_from)})")
   print(f"{made} written to {out}, {size / 1e6:.0f} MB. Try it:")
-  print(f"  python {out / 'run_policy.py'}")
+  print(f"  python {shlex.quote(str(out / 'run_policy.py'))}")
   return 0
 
 

@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument(
     "--policy",
     type=machine.local_path,
-    help="a run's folder or a packed file; default: what comes with the package",
+    help="a run's folder, or packed policies (folder or file); default: what comes with the package",
   )
   parser.add_argument("--which", choices=TRAINED, help="of a run's folder; default: ppo if finished")
   parser.add_argument("--episodes", type=int, default=1)

@@ -329,6 +329,7 @@ ROWS: tuple[Field, ...] = (
     "that batches and dreams are divided over; 0: all there are, on all hosts"),
   Field("training.wandb_project", "", PROJECT,
     "of Weights & Biases, that metrics are sent to as well; empty: nothing is sent"),
+  Field("training.trackio_project", "", PROJECT, "the same of trackio, which keeps them on this machine"),
 )
 # fmt: on
 

@@ -22,6 +22,7 @@ from wam_jax.envs.calvin.simulator import CalvinMissingError, find_checkout
 from wam_jax.host import file_kinds
 from wam_jax.host.machine import available_cores
 from wam_jax.host.regular_files import check_file
+from wam_jax.host.wandb_run import TRACKERS
 
 
 def _place_workdir(config: ConfigDict) -> list[Problem]:
@@ -178,15 +179,22 @@ def _find_calvin_env(config: ConfigDict) -> list[Problem]:
   return []
 
 
-def _find_wandb(config: ConfigDict) -> list[Problem]:
-  project = config.training.wandb_project
-  if not project:
+def _find_tracker(config: ConfigDict) -> list[Problem]:
+  named = [name for name in TRACKERS if config.training[f"{name}_project"]]
+  if not named:
     return []
-  spec = importlib.util.find_spec("wandb")
+  name = named[-1]
+  field, project = f"training.{name}_project", config.training[f"{name}_project"]
+  if len(named) > 1:
+    return [Problem(field, project, f"empty where training.{named[0]}_project is set", "set one of them")]
+  spec = importlib.util.find_spec(name)
   if spec is not None and spec.origin is not None:  # a folder `wandb`, as W&B makes them, has no origin
     return []
-  rule = "empty where the package wandb is not installed"
-  return [Problem("training.wandb_project", project, rule, "pip install 'wam_jax[wandb]'")]
+  return [
+    Problem(
+      field, project, f"empty where the package {name} is not installed", f"pip install 'wam_jax[{name}]'"
+    )
+  ]
 
 
 _AMOUNT = ("data.source", "data.calvin_path", "data.play_frames")
@@ -233,6 +241,6 @@ DERIVED: tuple[tuple[tuple[str, ...], Callable[[ConfigDict], Sequence[Problem] |
   (("inputs.dppo_checkpoint", "tasks", "behaviour_cloning.policy"), _check_dppo),
   (("env.name", "env.calvin_root"), _find_calvin_env),
   (("data.source", "data.calvin_path", "data.failed_takes_per_task", "inputs.collect"), _find_calvin),
-  (("training.wandb_project",), _find_wandb),
+  (tuple(f"training.{name}_project" for name in TRACKERS), _find_tracker),
   (("world_model.batch_size", "world_model.sequence_length", *_AMOUNT), _check_amount),
 )

@@ -1,4 +1,4 @@
-"""Weights out of files in the format safetensors: a header in JSON, then raw numbers.
+"""Files in the format safetensors, read and written: a header in JSON, then raw numbers.
 
 Source: https://github.com/huggingface/safetensors#format. As there, a header has at most 100 MB, and the
 arrays fill the rest of the file without gaps or overlaps.
@@ -11,6 +11,7 @@ import json
 import math
 import pathlib
 import struct
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -117,3 +118,21 @@ def read_array(path: pathlib.Path, entry: Entry) -> np.ndarray:
     flat = (flat.astype(np.uint32) << 16).view(np.float32)
   flat.flags.writeable = False
   return flat.reshape(entry.shape)
+
+
+def write_arrays(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
+  """Writes arrays of any type that NumPy shares with the format. Raises KeyError for others, and OSError."""
+  kinds = {dtype: kind for kind, dtype in _DTYPES.items() if kind != _BRAIN_FLOAT}
+  header, end = {}, 0
+  # Wide numbers first: then each array begins at a multiple of its numbers' size, and can be mapped.
+  order = sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name))
+  for name in order:
+    x = arrays[name]
+    offsets = [end, end := end + x.nbytes]
+    header[name] = {"dtype": kinds[x.dtype], "shape": list(x.shape), "data_offsets": offsets}
+  text = json.dumps(header, separators=(",", ":")).encode()
+  text += b" " * (-len(text) % 8)
+  with open_file(path, "wb") as file:
+    file.write(struct.pack("<Q", len(text)) + text)
+    for name in order:
+      file.write(arrays[name].tobytes())

@@ -91,7 +91,10 @@ def other_settings(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
 
 def prepare_jax() -> None:
   """Makes JAX's settings and its place for compiled programs ours. For programs, before JAX computes."""
-  cache = os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", machine.compilation_cache())
+  cache = machine.compilation_cache()
+  if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    # A home that cannot be written: without a place nothing is kept, and JAX does not warn of each program.
+    cache = os.environ["JAX_COMPILATION_CACHE_DIR"] = cache if machine.writable(cache) else ""
   if "jax" in sys.modules:  # it has looked at its variables
     sys.modules["jax"].config.update("jax_compilation_cache_dir", cache)
   for variable, value in other_settings().items():

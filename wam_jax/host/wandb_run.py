@@ -1,7 +1,7 @@
-"""Metrics to Weights & Biases too, where `training.wandb_project` asks for it. The only importer of wandb.
+"""Metrics to Weights & Biases or trackio too, where the config asks for it. The only importer of both.
 
-One W&B run for each work folder, which keeps its id. What goes wrong here is reported once and stops nothing.
-What W&B's environment variables say (WANDB_MODE, WANDB_ENTITY, WANDB_NAME, WANDB_DIR, ...) holds.
+One run for each work folder, which keeps its id. What goes wrong here is reported once and stops nothing.
+What environment variables say (WANDB_MODE, WANDB_ENTITY, WANDB_NAME, WANDB_DIR, TRACKIO_DIR, ...) holds.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FINISH_SECONDS = 8.0
 
 
 class WandbRun:
-  """A run of a work folder at W&B; a context that ends it.
+  """A run of a work folder at W&B; a context that ends it. `TrackioRun` is the same at trackio.
 
   Args:
     project: at W&B.
@@ -32,6 +32,8 @@ class WandbRun:
     warn: called with the text when W&B does not work, once.
   """
 
+  title, hint = "W&B", "WANDB_MODE=offline needs no network"
+
   def __init__(
     self, project: str, workdir: pathlib.Path, config: Mapping[str, Any], warn: Callable[[str], None]
   ):
@@ -39,20 +41,33 @@ class WandbRun:
     self._groups: set[str] = set()
     self._run: Any = None
     try:
-      import wandb
-
-      defaults: dict[str, Any] = {"name": str(workdir), "dir": str(workdir)}
-      self._run = wandb.init(
-        project=project,
-        id=_run_id(workdir / ID_FILE),
-        resume="allow",
-        config=dict(config),
-        # console: it would take stdout from the live view, and send its pictures.
-        settings={"console": "off", "finish_timeout": FINISH_SECONDS},
-        **{key: value for key, value in defaults.items() if f"WANDB_{key.upper()}" not in os.environ},
-      )
+      self._run = self._open(project, workdir, dict(config), _run_id(workdir / ID_FILE))
     except Exception as error:
       self._give_up(error)
+
+  def _open(self, project: str, workdir: pathlib.Path, config: dict[str, Any], run_id: str) -> Any:
+    import wandb
+
+    defaults: dict[str, Any] = {"name": str(workdir), "dir": str(workdir)}
+    return wandb.init(
+      project=project,
+      id=run_id,
+      resume="allow",
+      config=config,
+      # console: it would take stdout from the live view, and send its pictures.
+      settings={"console": "off", "finish_timeout": FINISH_SECONDS},
+      **{key: value for key, value in defaults.items() if f"WANDB_{key.upper()}" not in os.environ},
+    )
+
+  def _log(self, step: int, metrics: Mapping[str, float]) -> None:
+    groups = {name.partition("/")[0] for name in metrics}
+    for group in groups - self._groups:
+      self._run.define_metric(f"{group}/*", step_metric=f"{group}/step")
+      self._groups.add(group)
+    self._run.log({**metrics, **{f"{group}/step": step for group in groups}})
+
+  def _finish(self, run: Any, failed: bool) -> None:
+    run.finish(exit_code=int(failed))
 
   def send(self, step: int, metrics: Mapping[str, float]) -> None:
     """Sends metrics of one step.
@@ -65,11 +80,7 @@ class WandbRun:
     if self._run is None:
       return
     try:
-      groups = {name.partition("/")[0] for name in metrics}
-      for group in groups - self._groups:
-        self._run.define_metric(f"{group}/*", step_metric=f"{group}/step")
-        self._groups.add(group)
-      self._run.log({**metrics, **{f"{group}/step": step for group in groups}})
+      self._log(step, metrics)
     except Exception as error:
       self._give_up(error)
 
@@ -82,7 +93,7 @@ class WandbRun:
     run, self._run = self._run, None
     try:
       if run is not None:
-        run.finish(exit_code=int(kind is not None))
+        self._finish(run, kind is not None)
     except Exception as problem:
       self._give_up(problem)
 
@@ -90,10 +101,29 @@ class WandbRun:
     run, self._run = self._run, None
     if run is not None:  # else W&B ends it when Python ends, and may wait
       with contextlib.suppress(Exception):
-        run.finish(exit_code=1)
-    self._warn(
-      f"W&B: {type(error).__name__}: {error}; the run goes on without. WANDB_MODE=offline needs no network"
-    )
+        self._finish(run, True)
+    self._warn(f"{self.title}: {type(error).__name__}: {error}; the run goes on without. {self.hint}")
+
+
+class TrackioRun(WandbRun):
+  """A run of a work folder at trackio, which keeps it on this machine if it is not told otherwise."""
+
+  title, hint = "trackio", "TRACKIO_DIR names a folder that it may write to"
+
+  def _open(self, project: str, workdir: pathlib.Path, config: dict[str, Any], run_id: str) -> Any:
+    import trackio
+
+    name = f"{workdir} {run_id[:6]}"  # by which it finds the run again
+    return trackio.init(project=project, name=name, config=config, resume="allow", embed=False)
+
+  def _log(self, step: int, metrics: Mapping[str, float]) -> None:
+    self._run.log(dict(metrics), step=step)  # each metric over its own steps
+
+  def _finish(self, run: Any, failed: bool) -> None:
+    run.finish()
+
+
+TRACKERS = {"wandb": WandbRun, "trackio": TrackioRun}  # package -> its runs
 
 
 def _run_id(path: pathlib.Path) -> str:

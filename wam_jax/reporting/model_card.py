@@ -1,9 +1,14 @@
-"""The card of a file of packed policies: data, command, time, success."""
+"""The card of packed policies: data, command, time, success; for a model hub with its metadata."""
 
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
+import yaml
+
+from wam_jax.acting import packed
 from wam_jax.acting.policy_table import POLICIES
 from wam_jax.config import STAGES
 from wam_jax.host.provenance import without_folders
@@ -17,13 +22,14 @@ _FACTS = {"command": str, "wam_jax": str, "commit": str, "cpu": str, "devices": 
 
 
 def card(evaluated: Artifact, which: str, path: pathlib.Path) -> str:
-  """What is in a packed file: data, command, time, success with intervals.
+  """What is in packed policies: data, command, time, success with intervals.
 
   Args:
     evaluated: artifact of stage evaluate.
     which: policies, of `policy_table.TRAINED`.
-    path: of the packed file.
+    path: of the packed file; or of the folder, whose card also has the front matter that model hubs read.
   """
+  name = path.stem if packed.is_file_name(path) else path.resolve().name
   results = read_record(evaluated.path, "results.json", start_states={"per_task": int}, provenance=_FACTS)
   c, facts = evaluated.config, results["provenance"]
   data, w = c["data"], c["world_model"]
@@ -35,9 +41,9 @@ def card(evaluated: Artifact, which: str, path: pathlib.Path) -> str:
     if embedded
     else "a dataset in CALVIN's format"
   )
-  return "\n".join(
+  text = "\n".join(
     [
-      f"# {path.stem}: policies for {len(results['tasks'])} skills, and their world model",
+      f"# {name}: policies for {len(results['tasks'])} skills, and their world model",
       "",
       (
         f"Policies {policies}, of experiment `{c['experiment']}`, preset `{c['preset']}`, seed "
@@ -74,6 +80,65 @@ def card(evaluated: Artifact, which: str, path: pathlib.Path) -> str:
       "",
     ]
   )
+  return (
+    text
+    if packed.is_file_name(path)
+    else _front_matter(name, which, c, results) + text + _use(results["tasks"][0])
+  )
+
+
+def _front_matter(name: str, which: str, config: Mapping[str, Any], results: Mapping[str, Any]) -> str:
+  """What model hubs show and search by: licence, tags, success per task with intervals."""
+  simulator, policy = config["env"]["name"], config["behaviour_cloning"]["policy"]
+  measured = results["policies"].get(which, {"per_task": {}})["per_task"]
+  rows = []
+  for task, row in measured.items():
+    low, high = (round(100 * row[end], 1) for end in ("low", "high"))
+    metric = {
+      "type": "success_rate",
+      "name": f"Success in % (95 % interval {low} to {high}, {row['n']} episodes)",
+      "value": round(100 * row["rate"], 1),
+      "args": {"low": low, "high": high, "episodes": row["n"]},
+    }
+    # The hub takes results of one dataset and configuration for one result.
+    dataset = {"type": simulator, "name": f"{simulator}, held-out start states", "config": task}
+    rows.append({"task": {"type": "robotics", "name": task}, "dataset": dataset, "metrics": [metric]})
+  facts = {
+    "license": "apache-2.0",
+    "library_name": "wam_jax",
+    "pipeline_tag": "robotics",
+    "tags": [
+      "robotics",
+      "world-model",
+      "jax",
+      "flax",
+      "reinforcement-learning",
+      f"{policy}-policy",
+      simulator,
+    ],
+    **({"model-index": [{"name": name, "results": rows}]} if rows else {}),
+  }
+  return f"---\n{yaml.safe_dump(facts, sort_keys=False, allow_unicode=True)}---\n\n"
+
+
+def _use(task: str) -> str:
+  return f"""
+## Use
+
+With wam_jax installed and this folder downloaded:
+
+```python
+import wam_jax
+
+policy = wam_jax.load_policy("FOLDER", task="{task}")
+policy.reset(seed=0)
+action = policy.act(observation)  # every frame; policy.cameras names the pictures
+```
+
+`{packed.CONFIG}` describes the networks and holds the checksums. `{packed.WEIGHTS}` has the weights by their
+paths in Flax; those of the policies are stacked in the order of `tasks`. The method is that of WAM,
+[arXiv 2603.28955](https://arxiv.org/abs/2603.28955).
+"""
 
 
 def _seconds(evaluated: Artifact, stage: str) -> float | None:

@@ -9,6 +9,7 @@ import importlib
 import pathlib
 import resource
 import secrets
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -21,6 +22,7 @@ from wam_jax.config import chain
 from wam_jax.host import locks, processes, stopping, surroundings
 from wam_jax.host.logger import Logger
 from wam_jax.host.regular_files import read_text
+from wam_jax.host.wandb_run import TRACKERS, WandbRun
 from wam_jax.host.words import count, duration
 from wam_jax.running import plan as plan_lib
 from wam_jax.running.plan import StageError, StagePlan
@@ -30,7 +32,6 @@ from wam_jax.storage.artifact import Artifact
 
 if TYPE_CHECKING:
   from wam_jax.host.live_view import LiveView
-  from wam_jax.host.wandb_run import WandbRun
 
 
 class InUseError(StageError):
@@ -179,15 +180,12 @@ def _check_inputs(config: ConfigDict, plans: dict[str, StagePlan], stages: tuple
 
 
 def _wandb_run(config: ConfigDict, work: bool) -> contextlib.AbstractContextManager[WandbRun | None]:
-  """A run at W&B, if asked for and there is work to do; of all processes only the first sends."""
-  project = config.training.wandb_project
-  if not (project and work and processes.is_first()):
+  """A run at W&B or trackio, if asked for and there is work to do; of all processes only the first sends."""
+  name = next((name for name in TRACKERS if config.training[f"{name}_project"]), None)
+  if name is None or not work or not processes.is_first():
     return contextlib.nullcontext()
-  from wam_jax.host.wandb_run import WandbRun
-
-  return WandbRun(
-    project, pathlib.Path(config.workdir), config.to_dict(), lambda text: print(text, flush=True)
-  )
+  project, workdir = config.training[f"{name}_project"], pathlib.Path(config.workdir)
+  return TRACKERS[name](project, workdir, config.to_dict(), lambda text: print(text, flush=True))
 
 
 @contextlib.contextmanager
@@ -325,15 +323,16 @@ def closing_text(config: ConfigDict, artifacts: dict[str, Artifact]) -> str:
 
 def _next(config: ConfigDict) -> list[tuple[str, str]]:
   """What one may do with a finished run: (what, command)."""
+  workdir = shlex.quote(config.workdir)
   steps = [
     (
       "another seed",
       config_lib.command(config, seed=config.seed + 1, workdir=f"{config.workdir}_seed{config.seed + 1}"),
     ),
-    ("take the policies along", f"python -m wam_jax.pack --workdir={config.workdir} --out=policies.npz"),
+    ("share the policies", f"python -m wam_jax.pack --workdir={workdir} --out=policies"),
   ]
   if config.env.name == "play_table":
-    watch = f"python -m wam_jax.play --policy={config.workdir} --task={config.tasks[0]}"
+    watch = f"python -m wam_jax.play --policy={workdir} --task={config.tasks[0]}"
     steps.insert(0, ("watch a policy", watch))
   return steps
 

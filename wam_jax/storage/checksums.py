@@ -6,13 +6,17 @@ a folder without one is not finished.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import math
 import os
 import pathlib
 import re
+import shutil
+from collections.abc import Iterator
 from typing import Any
 
 from wam_jax.host.regular_files import check_file, open_file, read_bytes
@@ -208,6 +212,35 @@ def write_text(file: pathlib.Path, text: str) -> None:
     os.fsync(stream.fileno())
   os.replace(temporary, file)
   sync_folder(file.parent)
+
+
+@contextlib.contextmanager
+def new_folder(out: pathlib.Path) -> Iterator[pathlib.Path]:
+  """A folder to fill, which gets its name when the block ends without an error; else it is removed.
+
+  Args:
+    out: its name; an empty folder may be there.
+
+  Raises:
+    FileExistsError: something else is there. Nothing is written.
+  """
+  out = out.resolve()
+  if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+    raise FileExistsError(errno.EEXIST, "is there already; nothing was written", str(out))
+  partial = out.with_name(out.name + ".tmp")
+  if partial.exists():
+    shutil.rmtree(partial)
+  partial.mkdir(parents=True)
+  try:
+    yield partial
+    sync_files(partial)
+    if out.exists():
+      out.rmdir()
+    partial.rename(out)
+  except BaseException:
+    shutil.rmtree(partial, ignore_errors=True)
+    raise
+  sync_folder(out.parent)
 
 
 def sync_folder(folder: pathlib.Path) -> None:
