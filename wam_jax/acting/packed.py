@@ -6,10 +6,9 @@ with the package. `python -m wam_jax.pack` makes them.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -33,7 +32,6 @@ SHIPPED = pathlib.Path(__file__).parents[1] / "pretrained" / "demo.npz"
 UNUSED = ("decoder", "embedding_decoder", "robot_decoder", "inverse_dynamics_head")
 META = "meta"  # name in the file of everything that is no weight, as JSON
 PACK_AGAIN = "Copy it again, or write it again with python -m wam_jax.pack."
-_DIGEST = "sha256"  # in META, of all else
 _FORM = {
   "format": int,
   "tasks": [str],
@@ -84,7 +82,7 @@ def write_packed(
     "policy": {name: artifact.config[name] for name in ("behaviour_cloning", "ppo")},
   }
   arrays = {name: _halved(name, np.asarray(value)) for name, value in flat.items()}
-  meta[_DIGEST] = _digest(meta, arrays)
+  meta = checksums.seal(meta, arrays)
   out.parent.mkdir(parents=True, exist_ok=True)
   temporary = out.with_name(out.name + ".tmp")
   with open_file(temporary, "wb") as file:
@@ -117,18 +115,9 @@ def _read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     raise PolicyError(f"{path}: not a file of packed policies: in {META} {problem}. {PACK_AGAIN}")
   if meta["format"] != FORMAT:
     raise PolicyError(f"{path}: format {meta['format']}, this version reads {FORMAT}")
-  recorded = meta.pop(_DIGEST, None)  # earlier versions wrote none, and relied on the archive's CRCs
-  if recorded is not None and recorded != _digest(meta, flat):
+  if checksums.unseal(meta, flat) is False:  # None: earlier versions relied on the archive's CRCs
     raise PolicyError(f"{path}: changed after it was written (sha256). {PACK_AGAIN}")
   return meta, flat
-
-
-def _digest(meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
-  """sha256 of all that is in a packed file but itself."""
-  parts = {
-    name: [x.dtype.str, list(x.shape), hashlib.sha256(x.tobytes()).hexdigest()] for name, x in arrays.items()
-  }
-  return checksums.digest({"meta": meta, "arrays": parts})
 
 
 def load_packed(
