@@ -73,7 +73,7 @@ class Process:
       time.sleep(0.005)
     return True
 
-  def wait(self, seconds=300):
+  def wait(self, seconds=900):
     """Exit code; nothing it started may be left."""
     code = self.popen.wait(seconds)
     deadline = time.monotonic() + 15

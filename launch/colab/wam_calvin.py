@@ -185,7 +185,7 @@ if code:
 # briefly flatters. One run at size `short` gave 87 % cloned and 95 % after PPO, 96 % in dreams.
 
 # %% results
-results, judged, *_ = (RUN / "report" / "report.md").read_text(encoding="utf-8").split("\n## ")
+results, *sections = (RUN / "report" / "report.md").read_text(encoding="utf-8").split("\n## ")
 display(Markdown(results))
 
 # %% curves-text [markdown]
@@ -219,6 +219,7 @@ for name, alt in (
 ):
   path = RUN / "report" / name
   display(HTML(picture(path.read_bytes(), path.suffix[1:], alt)))
+judged = next(section for section in sections if section.startswith("The world model by itself"))
 display(Markdown(f"## {judged.partition('![')[0]}"))
 
 # %% play-text [markdown]

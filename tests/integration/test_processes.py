@@ -17,6 +17,7 @@ from integration.test_pipeline import ROOT, command, environment
 from wam_jax.host.logger import read_metrics
 from wam_jax.storage.saved_params import load_params
 
+pytestmark = pytest.mark.timeout(1800)  # on one core `both` takes ten minutes
 # The small run of test_pipeline, a little smaller, with episodes enough to share.
 SMALLER = {
   "data__heldout_starts_per_task": 3,
@@ -42,7 +43,7 @@ def launcher(workdir, *options, processes=2, **changes):
   return [*command, *flags(workdir, **changes)]
 
 
-def run(command, timeout=300):
+def run(command, timeout=900):
   return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=timeout)
 
 

@@ -12,7 +12,7 @@ import pytest
 from integration.test_pipeline import ROOT, SHRUNK, environment
 from PIL import Image
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 TASKS = ("turn_on_led",)
 SMALLER = {
   "tasks": ",".join(TASKS),

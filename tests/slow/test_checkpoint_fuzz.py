@@ -127,9 +127,7 @@ def check(folder, opened, content):
 
 def signed(record):
   try:
-    return json.dumps(
-      record | {"sha256": checksums.digest({k: v for k, v in record.items() if k != "sha256"})}
-    )
+    return json.dumps(checksums.seal({k: v for k, v in record.items() if k != "sha256"}))
   except ValueError:  # lone surrogates and numbers of more digits than Python prints
     return json.dumps({})
 

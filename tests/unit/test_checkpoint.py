@@ -79,7 +79,7 @@ def run_python(code, *arguments, devices=1):
     "JAX_PLATFORMS": "cpu",
     "NPROC": "32",
     "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-    "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
+    "XLA_FLAGS": os.environ["XLA_FLAGS"] + f" --xla_force_host_platform_device_count={devices}",
   }
   command = ["timeout", "-s", "KILL", "240", sys.executable, "-c", code, *map(str, arguments)]
   return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

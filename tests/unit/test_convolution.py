@@ -27,6 +27,14 @@ TRANSPOSED = [
 ]
 
 
+def strided_conv(x, kernel, stride=2, form=None):
+  return convolution.conv_stack(x, [(kernel, None)], stride=stride, form=form)
+
+
+def transposed_conv(x, kernel, stride=2, form=None):
+  return convolution.conv_stack(x, [(kernel, None)], transposed=True, stride=stride, form=form)
+
+
 def slow_strided(x, kernel, stride):
   size, (n, height, width, _) = kernel.shape[0], x.shape
   rows, columns = (height - size) // stride + 1, (width - size) // stride + 1
@@ -78,19 +86,19 @@ def compare(function, slow, x, kernel, stride):
 
 @pytest.mark.parametrize(("side", "channels", "out", "size"), STRIDED)
 def test_strided_forms_agree_in_value_and_gradient(side, channels, out, size):
-  compare(convolution.strided_conv, slow_strided, *arrays(3, side, side, channels, out, size), 2)
+  compare(strided_conv, slow_strided, *arrays(3, side, side, channels, out, size), 2)
 
 
 @pytest.mark.parametrize(("side", "channels", "out", "size"), TRANSPOSED)
 def test_transposed_forms_agree_in_value_and_gradient(side, channels, out, size):
-  compare(convolution.transposed_conv, slow_transposed, *arrays(3, side, side, channels, out, size), 2)
+  compare(transposed_conv, slow_transposed, *arrays(3, side, side, channels, out, size), 2)
 
 
 @pytest.mark.parametrize("num", [1, 16, 33])
 @pytest.mark.parametrize("stride", [1, 2, 3])
 def test_any_number_of_images_stride_and_oblong_picture(num, stride):
-  compare(convolution.strided_conv, slow_strided, *arrays(num, 9, 12, 2, 3, 4), stride)
-  compare(convolution.transposed_conv, slow_transposed, *arrays(num, 3, 2, 2, 3, 4), stride)
+  compare(strided_conv, slow_strided, *arrays(num, 9, 12, 2, 3, 4), stride)
+  compare(transposed_conv, slow_transposed, *arrays(num, 3, 2, 2, 3, 4), stride)
 
 
 def test_stack_forms_agree_in_every_gradient():
@@ -116,7 +124,7 @@ def test_stack_forms_agree_in_every_gradient():
 def test_transposed_kernel_is_not_flipped():
   kernel = jnp.arange(9.0).reshape(3, 3, 1, 1)
   for form in convolution.FORMS:
-    out = convolution.transposed_conv(jnp.full((1, 1, 1, 1), 2.0), kernel, form=form)
+    out = transposed_conv(jnp.full((1, 1, 1, 1), 2.0), kernel, form=form)
     np.testing.assert_allclose(out[0, :, :, 0], 2 * kernel[:, :, 0, 0])
 
 
@@ -125,8 +133,8 @@ def test_the_two_are_adjoint():
   x, kernel = (jnp.asarray(v, jnp.float32) for v in arrays(2, 14, 14, 3, 5, 4))
   y = jax.random.normal(jax.random.key(0), (2, 6, 6, 5))
   for form in convolution.FORMS:
-    forward = (convolution.strided_conv(x, kernel, form=form) * y).sum()
-    back = (x * convolution.transposed_conv(y, kernel.swapaxes(2, 3), form=form)).sum()
+    forward = (strided_conv(x, kernel, form=form) * y).sum()
+    back = (x * transposed_conv(y, kernel.swapaxes(2, 3), form=form)).sum()
     np.testing.assert_allclose(forward, back, rtol=1e-4)
 
 
@@ -136,13 +144,13 @@ def test_stack_is_layers_one_by_one():
   layers = [(first, jnp.arange(4.0)), (second, jnp.arange(2.0))]
   for form in (*convolution.FORMS, None):
     out = convolution.conv_stack(x, layers, (convolution.ELU, None), transposed=True, form=form)
-    middle = jax.nn.elu(convolution.transposed_conv(x, first) + jnp.arange(4.0))
-    np.testing.assert_allclose(out, convolution.transposed_conv(middle, second) + jnp.arange(2.0), atol=2e-4)
+    middle = jax.nn.elu(transposed_conv(x, first) + jnp.arange(4.0))
+    np.testing.assert_allclose(out, transposed_conv(middle, second) + jnp.arange(2.0), atol=2e-4)
 
 
 def test_shapes_that_do_not_belong_together_raise():
   x = jnp.ones((2, 8, 8, 3))
-  for function in (convolution.strided_conv, convolution.transposed_conv):
+  for function in (strided_conv, transposed_conv):
     for shape in ((4, 4, 2, 5), (4, 3, 3, 5), (4, 4, 3)):
       with pytest.raises(ValueError, match="kernel must be"):
         function(x, jnp.ones(shape))
@@ -153,7 +161,7 @@ def test_shapes_that_do_not_belong_together_raise():
     with pytest.raises(ValueError, match="stride"):
       function(x, jnp.ones((4, 4, 3, 5)), 0)
   with pytest.raises(ValueError, match="larger than the picture"):
-    convolution.strided_conv(x, jnp.ones((9, 9, 3, 5)))
+    strided_conv(x, jnp.ones((9, 9, 3, 5)))
   with pytest.raises(ValueError, match="bias must be"):
     convolution.conv_stack(x, [(jnp.ones((4, 4, 3, 5)), jnp.ones(3))])
   with pytest.raises(ValueError, match="1 layers and 2 activations"):

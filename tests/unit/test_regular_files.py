@@ -117,6 +117,13 @@ def test_files_and_links_to_them_are_opened(tmp_path):
     files.read_npz(tmp_path / "y")
 
 
+@pytest.mark.parametrize("name", ["a\0b", "a\ud800b"])
+@pytest.mark.parametrize("opens", [regular_files.open_file, regular_files.check_file])
+def test_a_name_that_no_file_can_have_is_one_that_cannot_be_read(opens, name):
+  with pytest.raises(OSError, match="no file can have such a name"):
+    opens(name)
+
+
 @pytest.mark.parametrize("program", ["print('x' * 10**6)", "[print(i) for i in range(9)]"])
 def test_a_program_whose_output_nobody_reads_ends_quietly(program):
   code = f"import sys; from wam_jax.host.console import run_program; run_program(lambda: {program} and None)"

@@ -74,7 +74,7 @@ def test_interrupted_equals_uninterrupted(tmp_path):
       raise KeyboardInterrupt
 
   with pytest.raises(KeyboardInterrupt):
-    loop(tmp_path / "parts", 16, batch_done=interrupt)
+    loop(tmp_path / "parts", 16, watch=interrupt)
   before = read_metrics(tmp_path / "parts")
   assert [line["step"] for line in before] == [4, 8]  # the line of step 8 came after the checkpoint of 4
   resumed = loop(tmp_path / "parts", 16)
@@ -90,8 +90,8 @@ def test_interrupted_equals_uninterrupted(tmp_path):
 
 def test_total_need_not_be_a_multiple_and_finished_runs_nothing(tmp_path):
   seen = []
-  state = loop(tmp_path, 10, batch_done=lambda step, state: seen.append((step, int(state.step))))
-  assert int(state.step) == 10 and seen == [(4, 4), (8, 8), (10, 10)]
+  state = loop(tmp_path, 10, watch=lambda step, state: seen.append((step, int(state.step))))
+  assert int(state.step) == 10 and seen == [(0, 0), (4, 4), (8, 8), (10, 10)]
 
   def never(state, key, num):
     raise AssertionError("nothing is left to do")
@@ -124,8 +124,8 @@ def test_one_number_per_update_names_the_very_update(tmp_path):
 
 def test_calls_end_at_the_stops(tmp_path):
   seen = []
-  loop(tmp_path, 10, stops=(3, 4, 9), batch_done=lambda step, state: seen.append((step, int(state.step))))
-  assert seen == [(3, 3), (4, 4), (8, 8), (9, 9), (10, 10)]
+  loop(tmp_path, 10, stops=(3, 4, 9), watch=lambda step, state: seen.append((step, int(state.step))))
+  assert seen == [(0, 0), (3, 3), (4, 4), (8, 8), (9, 9), (10, 10)]
 
 
 def test_the_loss_is_named_and_not_what_follows_from_it(tmp_path):
@@ -194,7 +194,7 @@ def test_a_signal_saves_and_stops(tmp_path, monkeypatch):
   came = []
   monkeypatch.setattr(stopping, "requested", lambda: signal.SIGTERM if came else 0)
   with pytest.raises(stopping.Stopped, match="SIGTERM") as stopped:
-    loop(tmp_path / "parts", 16, config=RARELY, batch_done=lambda step, _: came.extend([step] * (step == 8)))
+    loop(tmp_path / "parts", 16, config=RARELY, watch=lambda step, _: came.extend([step] * (step == 8)))
   assert stopped.value.code == 143
   assert [line["step"] for line in read_metrics(tmp_path / "parts")] == [4, 8]
   came.clear()
@@ -215,11 +215,11 @@ def test_goes_on_from_the_best_checkpoint_when_asked(tmp_path):
   assert sorted(int(p.name) for p in (tmp_path / "ckpt").glob("[0-9]*")) == [8, 12, 16]
   best = ConfigDict({"profile": False, "training": TRAINING | {"restore": "best"}})
   seen = []
-  loop(tmp_path, 20, update=shaped, config=best, batch_done=lambda step, state: seen.append(step))
+  loop(tmp_path, 20, update=shaped, config=best, watch=lambda step, state: seen.append(step))
   assert seen == [12, 16, 20]
   left = sorted(p.name for p in (tmp_path / "ckpt").iterdir() if p.name.endswith(".left"))
   assert left == ["12.left", "16.left"]
   seen.clear()
-  loop(tmp_path, 24, update=shaped, config=best, batch_done=lambda step, state: seen.append(step))
+  loop(tmp_path, 24, update=shaped, config=best, watch=lambda step, state: seen.append(step))
   assert seen == [24]  # once
   assert [line["step"] for line in read_metrics(tmp_path)] == [4, 8, 12, 16, 20, 24]

@@ -41,10 +41,10 @@ def _collected(tmp_path_factory, write_split) -> Artifact:
 def make_config(**changes):
   config = config_lib.preset_config("demo")
   config.env.image_size = SIZE
-  config.training.log_every = 3
+  config.training.log_every = 2
   config.training.checkpoint_minutes = 0.0
   small = {"depth": 4, "embed": 8, "deter": 6, "stoch": 2, "classes": 3, "hidden": 7, "batch_size": 4}
-  small |= {"inverse_dynamics_hidden": 5, "sequence_length": 5, "updates": 7, "warmup_updates": 1}
+  small |= {"inverse_dynamics_hidden": 5, "sequence_length": 5, "updates": 6, "warmup_updates": 1}
   small |= {"failed_takes": False}
   config.world_model.update(small)
   config.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
@@ -94,10 +94,10 @@ def test_streamed_and_resumed_training_equals_resident_training_to_the_bit(colle
   resident, said = trained
   assert any("stay on the device" in line for line in said)
   with pytest.raises(KeyboardInterrupt):
-    train(collected, tmp_path, until=6, data__residency="stream")
+    train(collected, tmp_path, until=4, data__residency="stream")
   resumed, said = train(collected, tmp_path, data__memory_limit_gb=1e-6)
   assert any("are streamed" in line and "data.memory_limit_gb" in line for line in said)
-  assert any("resumed at update 3" in line for line in said)
+  assert any("resumed at update 2" in line for line in said)
   assert_equal(params_of(resident), params_of(resumed))
 
 
@@ -112,12 +112,12 @@ def test_streamed_training_with_a_carried_state_equals_resident_training_to_the_
 
 def test_snapshots_are_artifacts_and_change_nothing(collected, trained, tmp_path):
   plain, _ = trained
-  with_snapshots, _ = train(collected, tmp_path / "kept", world_model__snapshots=(2, 6, 7))
+  with_snapshots, _ = train(collected, tmp_path / "kept", world_model__snapshots=(3, 6))
   assert_equal(params_of(plain), params_of(with_snapshots))
-  snapshots = {n: load_artifact(tmp_path / f"kept/snapshots/{n}", "world_model") for n in (2, 6, 7)}
-  assert len({a.fingerprint for a in (with_snapshots, *snapshots.values())}) == 4
-  assert_equal(params_of(snapshots[7]), params_of(plain))
-  model, params = models.load_world_model(snapshots[2])
+  snapshots = {n: load_artifact(tmp_path / f"kept/snapshots/{n}", "world_model") for n in (3, 6)}
+  assert len({a.fingerprint for a in (with_snapshots, *snapshots.values())}) == 3
+  assert_equal(params_of(snapshots[6]), params_of(plain))
+  model, params = models.load_world_model(snapshots[3])
   assert model.deter == 6
   assert not np.array_equal(params["fuse"]["kernel"], params_of(plain)["fuse"]["kernel"])
 
@@ -139,8 +139,8 @@ def test_an_artifact_with_other_parameters_is_refused_with_the_difference(traine
 
 @pytest.mark.slow
 def test_robot_statistics_travel_with_the_artifact(collected, tmp_path):
-  artifact, _ = train(collected, tmp_path / "z", world_model__proprio="zscore", world_model__snapshots=(7,))
-  for one in (artifact, load_artifact(artifact.path / "snapshots/7")):
+  artifact, _ = train(collected, tmp_path / "z", world_model__proprio="zscore", world_model__snapshots=(6,))
+  for one in (artifact, load_artifact(artifact.path / "snapshots/6")):
     model, _ = models.load_world_model(one)
     np.testing.assert_allclose(model.robot_obs_mean, np.linspace(-1, 1, 15), atol=0.8)
     assert min(model.robot_obs_std) < 0.05 and max(model.robot_obs_std) > 1

@@ -7,11 +7,10 @@ sizes of the `demo` preset either has 12 MB. `python -m wam_jax.pack` makes them
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -38,8 +37,7 @@ UNUSED = ("decoder", "embedding_decoder", "robot_decoder", "inverse_dynamics_hea
 META = "meta"  # name in an npz of everything that is no weight, as JSON
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"  # in a folder, as hubs expect them
 PACK_AGAIN = "Copy or download it again, or write it again with python -m wam_jax.pack."
-_DIGEST = "sha256"  # in META, of all else; in CONFIG, of all else in that file
-_WEIGHTS_DIGEST = "weights_sha256"  # in CONFIG, of the arrays
+_WEIGHTS_SEAL = "weights"  # in CONFIG: the digest of the arrays
 _FORM = {
   "format": int,
   "tasks": [str],
@@ -94,17 +92,16 @@ def write_packed(
   }
   arrays = {name: _halved(name, np.asarray(value)) for name, value in flat.items()}
   if not is_file_name(out):
-    meta[_WEIGHTS_DIGEST] = _digest({}, arrays)
-    meta[_DIGEST] = _digest(meta, {})
+    meta[_WEIGHTS_SEAL] = checksums.seal({}, arrays)
     try:
       with checksums.new_folder(out) as folder:
         safetensors_file.write_arrays(folder / WEIGHTS, arrays)
-        checksums.write_json(folder / CONFIG, meta)
+        checksums.write_json(folder / CONFIG, checksums.seal(meta))
         checksums.write_text(folder / CARD, card)
     except FileExistsError as error:
       raise PolicyError(f"{out} {error.strerror}. Choose another name") from error
     return
-  meta[_DIGEST] = _digest(meta, arrays)
+  meta = checksums.seal(meta, arrays)
   out.parent.mkdir(parents=True, exist_ok=True)
   temporary = out.with_name(out.name + ".tmp")
   with open_file(temporary, "wb") as file:
@@ -146,14 +143,13 @@ def _read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
   try:
     flat = read_npz(path)
     meta = json.loads(str(flat.pop(META)))
-    # Earlier versions wrote none, and relied on the archive's CRCs.
-    recorded = meta.pop(_DIGEST, None) if isinstance(meta, dict) else None
-    changed = recorded is not None and recorded != _digest(meta, flat)
+    # None: earlier versions relied on the archive's CRCs.
+    sealed = checksums.unseal(meta, flat) if isinstance(meta, dict) else False
   except DatasetError as error:
     raise PolicyError(f"{path}: not a file of packed policies: {error.rule} {PACK_AGAIN}") from error
   except (ValueError, KeyError, RecursionError) as error:
     raise PolicyError(f"{path}: not a file of packed policies ({error!r:.200}). {PACK_AGAIN}") from error
-  _check(path, meta, f"in {META} ", changed)
+  _check(path, meta, f"in {META} ", changed=sealed is False)
   return meta, flat
 
 
@@ -162,16 +158,17 @@ def _read_folder(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, np.nda
   file = folder / CONFIG
   try:
     meta = json.loads(read_text(file))
-    changed = isinstance(meta, dict) and meta.pop(_DIGEST, None) != _digest(meta, {})
+    sealed = isinstance(meta, dict) and checksums.unseal(meta)
   except OSError as error:
     raise PolicyError(f"{file}: {(error.strerror or str(error)).lower()}. {PACK_AGAIN}") from error
   except (ValueError, RecursionError) as error:
     raise PolicyError(
       f"{file}: not the settings of packed policies ({error!r:.200}). {PACK_AGAIN}"
     ) from error
-  _check(file, meta, "", changed)
+  _check(file, meta, "", changed=not sealed)
   flat = read_weights(folder / WEIGHTS, dict, error_type=WeightsError, wanted=PACK_AGAIN)
-  if _digest({}, flat) != meta.pop(_WEIGHTS_DIGEST, None):
+  seal = meta.pop(_WEIGHTS_SEAL, None)
+  if not isinstance(seal, dict) or not checksums.unseal(seal, flat):
     raise WeightsError(
       folder / WEIGHTS, f"not the weights that {CONFIG} was written with (sha256).", fix=PACK_AGAIN
     )
@@ -186,14 +183,6 @@ def _check(file: pathlib.Path, meta: Any, where: str, changed: bool) -> None:
     raise PolicyError(f"{file}: format {meta['format']}, this version reads {FORMAT}")
   if changed:
     raise PolicyError(f"{file}: changed after it was written (sha256). {PACK_AGAIN}")
-
-
-def _digest(meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
-  """sha256 of settings without it, and of arrays."""
-  parts = {
-    name: [x.dtype.str, list(x.shape), hashlib.sha256(x.tobytes()).hexdigest()] for name, x in arrays.items()
-  }
-  return checksums.digest({"meta": meta, "arrays": parts})
 
 
 def load_packed(

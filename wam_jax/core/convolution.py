@@ -60,42 +60,6 @@ def _elu_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax
 ELU = Activation(elu, _elu_slope)
 
 
-def strided_conv(x: jax.Array, kernel: jax.Array, stride: int = 2, form: str | None = None) -> jax.Array:
-  """Convolution without padding: out[y, x] = sum_ij in[stride*y + i, stride*x + j] @ kernel[i, j].
-
-  Args:
-    x: [N, Y, X, C].
-    kernel: [k, k, C, O].
-    stride: in pixels.
-    form: "native", "matmul" or None, chosen by the device and N.
-
-  Returns:
-    [N, (Y - k) // stride + 1, (X - k) // stride + 1, O].
-
-  Raises:
-    ValueError: shapes that do not belong together, or an unknown form.
-  """
-  return conv_stack(x, [(kernel, None)], stride=stride, form=form)
-
-
-def transposed_conv(x: jax.Array, kernel: jax.Array, stride: int = 2, form: str | None = None) -> jax.Array:
-  """Transpose of `strided_conv`, as PyTorch's ConvTranspose2d: out[stride*y + i, ...] += in[y] @ kernel[i].
-
-  Args:
-    x: [N, Y, X, C].
-    kernel: [k, k, C, O], not flipped.
-    stride: in pixels.
-    form: "native", "matmul" or None, chosen by the device and N.
-
-  Returns:
-    [N, (Y - 1) * stride + k, (X - 1) * stride + k, O].
-
-  Raises:
-    ValueError: shapes that do not belong together, or an unknown form.
-  """
-  return conv_stack(x, [(kernel, None)], transposed=True, stride=stride, form=form)
-
-
 def conv_stack(
   x: jax.Array,
   layers: Sequence[tuple[jax.Array, jax.Array | None]],
@@ -107,16 +71,19 @@ def conv_stack(
 ) -> jax.Array:
   """Convolutions one after another, each followed by its bias and activation.
 
+  Without padding: out[y, x] = sum_ij in[stride*y + i, stride*x + j] @ kernel[i, j]. Transposed, as PyTorch's
+  ConvTranspose2d: out[stride*y + i, ...] += in[y] @ kernel[i], kernels not flipped.
+
   Args:
     x: [N, Y, X, C].
     layers: (kernel [k, k, C, O], bias [O] or None) of each.
     activations: of each, or None; None: no activations.
-    transposed: `transposed_conv` instead of `strided_conv`.
+    transposed: grow by the stride instead of shrinking.
     stride: in pixels, of all.
     form: "native", "matmul" or None, chosen by the device and N.
 
   Returns:
-    [N, Y', X', O] of the last.
+    [N, Y', X', O] of the last: Y' = (Y - k) // stride + 1 for one layer, (Y - 1) * stride + k transposed.
 
   Raises:
     ValueError: shapes that do not belong together, or an unknown form.

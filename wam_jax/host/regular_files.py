@@ -49,9 +49,20 @@ def _open(path: str, flags: int) -> int:
   return handle
 
 
+def _checked_name(path: PathLike) -> PathLike:
+  try:
+    if b"\0" not in os.fsencode(path):
+      return path
+  except UnicodeEncodeError:
+    pass
+  raise OSError(errno.EINVAL, "no file can have such a name", os.fspath(path))  # Python's is a ValueError
+
+
 def check_file(path: PathLike) -> None:
-  """Raises what `open_file` does, for files that others open."""
-  os.close(_open(os.fspath(path), os.O_RDONLY | os.O_CLOEXEC))
+  """Raises what `open_file` does, for files that others open. Opens nothing: a link may lead anywhere."""
+  _check(os.stat(_checked_name(path)), path)
+  if not os.access(path, os.R_OK):
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(path))
 
 
 def open_file(path: PathLike, mode: str = "rb", **options: Any) -> Any:
@@ -59,9 +70,9 @@ def open_file(path: PathLike, mode: str = "rb", **options: Any) -> Any:
 
   Raises:
     NotAFileError: at once, where something else is; its `strerror` says what.
-    OSError: as of `open`; a link to itself is one.
+    OSError: as of `open`; also a link to itself, and a name with null characters or lone surrogates.
   """
-  return open(path, mode, opener=_open, **options)
+  return open(_checked_name(path), mode, opener=_open, **options)
 
 
 def read_bytes(path: PathLike, most: int = 2**62) -> bytes:

@@ -118,8 +118,7 @@ def train_loop(
   frames: int = 0,
   clock: Clock | None = None,
   best: tuple[str, Literal["max", "min"]] = ("loss", "min"),
-  started: Callable[[int, Any], None] | None = None,
-  batch_done: Callable[[int, Any], None] | None = None,
+  watch: Callable[[int, Any], None] | None = None,
   stops: Sequence[int] = (),
 ) -> Any:
   """Runs updates until `state.step` is `total`, from the newest checkpoint if there is one.
@@ -144,9 +143,9 @@ def train_loop(
     frames: that an update works on, for the speed.
     clock: that `update` counts its waiting for data with.
     best: metric by which a checkpoint is the best one, which is kept along with the newest.
-    started: called with (0, state) before the first update, in the first process; not when a run goes on.
-    batch_done: called with (step, state) after each call, in the first process, for work between programs.
-    stops: updates that a call must end at, so that `batch_done` sees their state.
+    watch: called with (step, state) after each call, and before the first update with step 0 (not when a run
+      goes on); in the first process, for work between programs.
+    stops: updates that a call must end at, so that `watch` sees their state.
 
   Returns:
     The state after `total` updates.
@@ -169,8 +168,8 @@ def train_loop(
       logger.info(f"resumed at update {_step(state)} of {total}")
     step = _step(state)
     logger.truncate_after(step or -1, prefix=f"{prefix}/")
-    if step == 0 and started is not None and first:
-      started(step, local(state))
+    if step == 0 and watch is not None and first:
+      watch(step, local(state))
     saved = time.monotonic()
     profiler = _Profiler(stage.workdir / "profile" if config.profile and first else None, logger)
     clock.metrics(1, 0)  # from here
@@ -199,8 +198,8 @@ def train_loop(
         measured = clock.metrics(num, frames) | memory_metrics()
         logger.write(step, {f"{prefix}/{name}": value for name, value in (values | measured).items()})
         progress.update(num)
-        if batch_done is not None and first:
-          batch_done(step, local(state))
+        if watch is not None and first:
+          watch(step, local(state))
         due = step < total and time.monotonic() - saved > 60 * config.training.checkpoint_minutes
         # The clocks and signals of processes differ; the first one's clock counts, and any signal does.
         votes = processes.gather([due, stopping.requested()])

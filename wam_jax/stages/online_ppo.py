@@ -81,8 +81,7 @@ def run(stage: StageRun) -> None:
     description="PPO in the simulator",
     prefix="online",
     best=("success", "max"),
-    started=monitor,
-    batch_done=monitor,
+    watch=monitor,
   )
   _, imagined = models.load_policy(inputs["ppo"])
   comparison = compare(

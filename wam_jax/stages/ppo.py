@@ -91,8 +91,7 @@ def run(stage: StageRun) -> None:
     prefix="ppo",
     mesh=mesh,
     best=("imagined_success", "max"),
-    started=monitor,
-    batch_done=monitor,
+    watch=monitor,
   )
   result: dict[str, Any] = {}
   tuned = {"base": frozen.base, "tuned": state.params["actor"]}

@@ -87,7 +87,7 @@ def run(stage: StageRun) -> None:
       frames=w.batch_size * w.sequence_length,
       clock=clock,
       best=("loss/total", "min"),
-      batch_done=keep_snapshot,
+      watch=keep_snapshot,
       stops=w.snapshots,
     )
   save_params(workdir / "params", state.params)

@@ -22,7 +22,6 @@ from wam_jax.host.words import PrintableError
 from wam_jax.storage import checksums
 
 FORMAT = 1  # of artifact.json
-_DIGEST = "sha256"  # key in config.json, of all else in it
 _KINDS: dict[str, Any] = {"stage": str, "fingerprint": str, "part": dict, "inputs": dict, "schema": int}
 _KINDS |= {"seconds": int | float, "peak_bytes": int}
 # What a process leaves that ends (killed, or the disk is full) before artifact.json exists.
@@ -100,8 +99,7 @@ def write_artifact(artifact: Artifact, done: bool) -> None:
   record = dataclasses.asdict(artifact)
   config = record.pop("config")
   del record["path"]
-  config |= {_DIGEST: checksums.digest(config)}
-  write_text(artifact.path / "config.json", json.dumps(config, indent=2) + "\n")
+  write_text(artifact.path / "config.json", json.dumps(checksums.seal(config), indent=2) + "\n")
   write_text(artifact.path / "artifact.json", json.dumps({"format": FORMAT} | record, indent=2) + "\n")
   if done and processes.is_first():
     checksums.sync_files(artifact.path)
@@ -124,7 +122,7 @@ def read_artifact(path: str | os.PathLike[str]) -> Artifact | None:
     raise ArtifactError(f"{file}: format {version!r:.40}, this version reads {FORMAT}")
   config_file = path / "config.json"
   config = _read_json(config_file)
-  recorded = config.pop(_DIGEST, None)  # earlier versions wrote none
+  intact = checksums.unseal(config)  # None: earlier versions sealed none
   try:
     artifact = Artifact(path=path, config=_tuples(config), **record)
   except TypeError as error:
@@ -136,7 +134,7 @@ def read_artifact(path: str | os.PathLike[str]) -> Artifact | None:
     raise ArtifactError(f"{file}: its fingerprint is not that of its settings. {_changed(path)}")
   settings = flatten(config)
   changed = [name for name, value in artifact.part.items() if settings.get(name, value) != value]
-  if changed or (recorded is not None and recorded != checksums.digest(config)):
+  if changed or intact is False:
     what = f"{', '.join(changed)} differ from artifact.json" if changed else "its content has another digest"
     raise ArtifactError(f"{config_file}: {what}. {_changed(path)}")
   return artifact

@@ -16,8 +16,10 @@ import os
 import pathlib
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+import numpy as np
 
 from wam_jax.host.regular_files import check_file, open_file, read_bytes
 from wam_jax.host.words import PrintableError
@@ -26,7 +28,8 @@ FORMAT = 2  # of checkpoint folders; 1 had no manifests
 MANIFEST = "manifest.json"
 MARKER = "format.json"  # in a folder that has manifests, so that a missing one is told from format 1
 _LARGEST = 64 * 2**20  # bytes of a manifest; ours have 200 per file
-_DIGEST = re.compile(r"[0-9a-f]{64}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_SEAL = "sha256"  # key in a record, of all else in it: a flipped bit in a number is valid JSON
 
 
 class CheckpointError(PrintableError):
@@ -78,7 +81,7 @@ def write_manifest(
       files[name] = File(file.stat().st_size, _sha256(file))
   manifest = Manifest(files, step, score)
   body = {"format": FORMAT} | dataclasses.asdict(manifest)
-  write_json(folder / MANIFEST, body | {"sha256": digest(body)})
+  write_json(folder / MANIFEST, seal(body))
   return manifest
 
 
@@ -92,12 +95,7 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
   file = pathlib.Path(folder) / MANIFEST
   record = read_json(file)
   check_format(record.get("format"), file)
-  recorded = record.pop("sha256", None)
-  try:
-    intact = recorded == digest(record)
-  except (ValueError, RecursionError) as error:  # for instance lone surrogates
-    raise CheckpointError(f"{file}: content differs from what was written ({error})") from error
-  if not intact:
+  if not unseal(record):
     raise CheckpointError(f"{file}: content differs from what was written (its own sha256)")
   step, score, files = record.get("step"), record.get("score"), record.get("files")
   if step is not None and (type(step) is not int or step < 0):
@@ -263,9 +261,27 @@ def sync_files(folder: pathlib.Path) -> None:
         os.fsync(stream.fileno())
 
 
-def digest(body: dict[str, Any]) -> str:
-  """sha256 of a manifest without its own: a flipped bit in a score would be valid JSON."""
-  text = json.dumps(body, sort_keys=True, separators=(",", ":"))
+def seal(record: dict[str, Any], arrays: Mapping[str, np.ndarray] | None = None) -> dict[str, Any]:
+  """The record with a digest of all else in it, and of arrays that are saved with it."""
+  return record | {_SEAL: _digest(record, arrays)}
+
+
+def unseal(record: dict[str, Any], arrays: Mapping[str, np.ndarray] | None = None) -> bool | None:
+  """Takes the digest out of a record; whether the rest is what was sealed. None: it never was."""
+  recorded = record.pop(_SEAL, None)
+  try:
+    return None if recorded is None else recorded == _digest(record, arrays)
+  except (ValueError, RecursionError):  # numbers of more digits than Python prints; too deep
+    return False
+
+
+def _digest(record: dict[str, Any], arrays: Mapping[str, np.ndarray] | None) -> str:
+  if arrays is not None:
+    parts = {
+      k: [x.dtype.str, list(x.shape), hashlib.sha256(x.tobytes()).hexdigest()] for k, x in arrays.items()
+    }
+    record = {"meta": record, "arrays": parts}
+  text = json.dumps(record, sort_keys=True, separators=(",", ":"))
   return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
@@ -276,7 +292,7 @@ def _listed(manifest: pathlib.Path, name: str, entry: Any) -> File:
   if outside or name == MANIFEST:
     raise CheckpointError(f"{manifest}: lists {name!r:.80}, which is not a file of this folder")
   size, sha256 = (entry.get("bytes"), entry.get("sha256")) if isinstance(entry, dict) else (None, None)
-  if type(size) is not int or size < 0 or not isinstance(sha256, str) or not _DIGEST.fullmatch(sha256):
+  if type(size) is not int or size < 0 or not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
     raise CheckpointError(f"{manifest}: no size and sha256 of {name!r:.80}")
   return File(size, sha256)
 

@@ -14,7 +14,6 @@ from wam_jax.host.regular_files import most_inflated, open_file, read_text
 from wam_jax.storage import checksums
 from wam_jax.storage.artifact import ArtifactError, how_to_remake, write_text
 
-_DIGEST = "sha256"  # key in a file, of all else in it
 _NUMBER = (int, float)
 _MEASURED = (int, float, type(None))  # None: there was nothing to measure
 _RANGE = {"value": _NUMBER, "low": _NUMBER, "high": _NUMBER}
@@ -78,7 +77,7 @@ FORMS: Mapping[str, dict[Any, Any]] = MappingProxyType(
 def write_record(folder: pathlib.Path, name: str, content: Mapping[str, Any]) -> None:
   """Writes a JSON file of an artifact, with a digest that `read_record` compares; as `write_text` does."""
   plain = json.loads(json.dumps(content))
-  write_text(folder / name, json.dumps(plain | {_DIGEST: checksums.digest(plain)}, indent=2) + "\n")
+  write_text(folder / name, json.dumps(checksums.seal(plain), indent=2) + "\n")
 
 
 def read_record(folder: pathlib.Path, name: str, **also: Any) -> dict[str, Any]:
@@ -99,9 +98,9 @@ def read_record(folder: pathlib.Path, name: str, **also: Any) -> dict[str, Any]:
     raise ArtifactError(f"{file}: missing. {how_to_remake(folder)}") from error
   except (OSError, ValueError, RecursionError) as error:
     raise ArtifactError(f"{file}: cannot be read ({error}). {how_to_remake(folder)}") from error
-  recorded = content.pop(_DIGEST, None) if isinstance(content, dict) else None  # earlier versions wrote none
+  intact = checksums.unseal(content) if isinstance(content, dict) else None  # earlier versions sealed none
   problem = misfit(content, {**FORMS[name], **also}) or ("" if content else "is empty")
-  if not problem and recorded is not None and recorded != checksums.digest(content):
+  if not problem and intact is False:
     problem = "changed after it was written (sha256)"
   if problem:
     raise ArtifactError(f"{file}: {problem}. {how_to_remake(folder)}")
