@@ -112,7 +112,9 @@ def test_updates_of_the_world_model(mesh):
 def one_task_update(update_task, start, data, devices):
   """What one step of plain SGD with rate 1 takes off the parameters: the gradient; and metrics."""
   stack = lambda tree: jax.tree.map(lambda x: jnp.stack([x, x]), tree)
-  update = train_tasks.make_task_update(update_task, stack(data), ("a", "b"), devices)
+  update = train_tasks.make_task_update(
+    train_tasks.update_over_tasks(update_task, devices), stack(data), ("a", "b"), devices
+  )
   begun = sharding.put(stack(start), devices)
   after, metrics = update(begun, jax.random.key(7), 1)
   return jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), begun.params, after.params), metrics

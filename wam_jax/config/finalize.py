@@ -10,10 +10,40 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from wam_jax.config.checks import ConfigError, Problem, did_you_mean, shown
 from wam_jax.config.fields import FIELDS
-from wam_jax.config.presets import own_experiments, preset_config
+from wam_jax.config.presets import default_config, experiment_file, own_experiments, preset_config
 from wam_jax.config.rules import RULES, check_rule
 from wam_jax.config.surroundings import DERIVED
 from wam_jax.host.words import count
+
+
+def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
+  """Takes `--config.a.b=v`, `--config.a.b v`, `--config.flag` and `--noconfig.flag` out of the arguments.
+
+  absl stops at the first that it does not know; `config.apply_overrides` finds all that is wrong.
+
+  Returns:
+    The other arguments, with --config as the path of a file, and (dotted path, text) pairs.
+  """
+  rest: list[str] = []
+  overrides: list[tuple[str, str]] = []
+  fields = flatten(default_config())
+  words = iter(argv)
+  for word in words:
+    name, equals, value = word.lstrip("-").partition("=")
+    if word.startswith("-") and name == "config":
+      rest.append(f"--config={experiment_file(value if equals else next(words, ''))}")
+      continue
+    if not word.startswith("-") or not name.startswith(("config.", "noconfig.")):
+      rest.append(word)
+      continue
+    negated, path = name.startswith("no"), name.split(".", 1)[1]
+    flag = isinstance(fields.get(path), bool)
+    if negated and (equals or not flag):
+      path = name  # --noconfig.seed=3 says nothing: `apply_overrides` finds no such field
+    elif not equals:
+      value = str(not negated) if flag else next(words, "")
+    overrides.append((path, value))
+  return rest, overrides
 
 
 def apply_overrides(config: ConfigDict, overrides: Iterable[tuple[str, str]]) -> list[Problem]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from wam_jax.acting.models import load_world_model, make_classifier
 from wam_jax.core.discrimination import discrimination
@@ -23,8 +25,8 @@ from wam_jax.train.classifier_pool import demo_dreams, make_pool
 from wam_jax.train.imagination import World, draw_starts, make_starts, make_world
 from wam_jax.train.sharding import make_mesh
 from wam_jax.train.state import make_optimizer, make_train_state
-from wam_jax.train.tasks import make_task_update, over_tasks, task_keys
-from wam_jax.types import Params
+from wam_jax.train.tasks import TaskProgram, make_task_update, over_tasks, task_keys, update_over_tasks
+from wam_jax.types import Params, TrainState
 
 DREAMS_PER_TAKE = 4  # in which good and failed takes must be told apart
 DREAMS = 256  # random-action dreams per task in calibration and in the gate; half as many in training
@@ -70,17 +72,12 @@ def run(stage: StageRun) -> None:
     stride=stride,
     failed=None if failed is None else failed.takes,
   )
-  optimizer = make_optimizer(part.learning_rate, part.updates, weight_decay=part.weight_decay)
-  state = jax.jit(jax.vmap(lambda k: make_train_state(classifier.init(k), optimizer)))(
-    task_keys(init_key, num_tasks)
-  )
   mesh = make_mesh(config.training.devices)
-  update_task = classifier_training.make_update(classifier, optimizer, part, mesh)
-
+  init, updates = training(part, classifier, mesh)
   state = train_loop(
     stage,
-    state,
-    make_task_update(update_task, pool, demos.tasks, mesh),
+    jax.jit(init)(task_keys(init_key, num_tasks)),
+    make_task_update(updates, pool, demos.tasks, mesh),
     total=part.updates,
     per_call=config.training.log_every,
     key=train_key,
@@ -106,6 +103,25 @@ def run(stage: StageRun) -> None:
   worst = max(quality["tasks"], key=lambda t: quality["tasks"][t]["random_dreams"]["false_positives"])
   share = quality["tasks"][worst]["random_dreams"]["false_positives"]
   logger.info(f"random-action dreams called a success: at most {share:.1%} ({worst})")
+
+
+def training(
+  part: Any, classifier: SuccessClassifier, mesh: Mesh | None
+) -> tuple[Callable[[jax.Array], TrainState], TaskProgram]:
+  """What starts training, and its program.
+
+  Args:
+    part: `config.classifier`.
+    classifier: networks.
+    mesh: devices to run on.
+
+  Returns:
+    (keys [K] -> states stacked over K tasks; `update_over_tasks` on `classifier_pool.Pool`).
+  """
+  optimizer = make_optimizer(part.learning_rate, part.updates, weight_decay=part.weight_decay)
+  init = jax.vmap(lambda key: make_train_state(classifier.init(key), optimizer))
+  update_task = classifier_training.make_update(classifier, optimizer, part, mesh)
+  return init, update_over_tasks(update_task, mesh)
 
 
 def _starts(demos: DemoFeatures, key: jax.Array) -> jax.Array:

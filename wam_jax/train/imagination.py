@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 from wam_jax.core import distributions
 from wam_jax.core import ppo as ppo_loss
 from wam_jax.core.actions import executable
+from wam_jax.core.backend import backend
 from wam_jax.nn import rssm
 from wam_jax.nn.classifier import SuccessClassifier
 from wam_jax.train import sharding
@@ -111,7 +112,7 @@ def make_world(model: Any, by_rows: bool | None = None, temperature: float = 1.0
       of what an action does than the world model is.
   """
   if by_rows is None:
-    by_rows = jax.default_backend() == "cpu" and model.dtype in (None, jnp.float32)
+    by_rows = backend() == "cpu" and model.dtype in (None, jnp.float32)
   if not by_rows:
     return World(
       functools.partial(imagine_step, model, temperature=temperature),

@@ -19,16 +19,17 @@ Tree = TypeVar("Tree")
 AXIS = "data"
 
 
-def make_mesh(num_devices: int = 0) -> Mesh | None:
-  """A one-dimensional mesh over the devices of all processes; None for one device.
+def make_mesh(num_devices: int = 0, devices: Sequence[Any] | None = None) -> Mesh | None:
+  """A one-dimensional mesh over devices; None for one device.
 
   Args:
     num_devices: how many of them; 0: all there are.
+    devices: to choose from; None: those of all processes.
 
   Raises:
     ValueError: there are fewer.
   """
-  devices = jax.devices()
+  devices = jax.devices() if devices is None else devices
   if num_devices > len(devices):
     raise ValueError(f"num_devices: {num_devices} wanted, there are {len(devices)}")
   devices = devices[: num_devices or None]
@@ -37,6 +38,12 @@ def make_mesh(num_devices: int = 0) -> Mesh | None:
   # Not jax.make_mesh, which orders a TPU pod's devices by its torus: `own_rows` are consecutive.
   ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
   return Mesh(np.array(ordered), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def padded(size: int, mesh: Mesh | None, parts: int = 1) -> int:
+  """The smallest number of rows from `size` on that devices share evenly, each in so many parts."""
+  unit = parts * (1 if mesh is None else mesh.size)
+  return -(-size // unit) * unit
 
 
 def split(tree: Tree, mesh: Mesh | None, axis: int = 0) -> Tree:
