@@ -25,7 +25,7 @@ from wam_jax.train import world_model as wm
 from wam_jax.train import world_model_training as wm_training
 from wam_jax.train.classifier_pool import SHARES, Pool
 from wam_jax.train.imagination import Dreamer, StartFrames, make_world
-from wam_jax.train.tasks import task_keys
+from wam_jax.train.tasks import task_keys, update_over_tasks
 from wam_jax.types import Batch
 
 Shape = jax.ShapeDtypeStruct
@@ -115,10 +115,10 @@ class Programs:
     state = jax.eval_shape(
       lambda params: world_model.initial_state(w, self._model, optimizer, params), self._world
     )
-    sampler = world_model.make_sampler(w, self.num_frames)
+    sampler = world_model.make_sampler(w, self.num_frames, self.mesh)
     rows: tuple[int, ...] = (self.num_frames,)
     if self.streamed:
-      rows = (1, sharding.padded(w.batch_size, self.mesh, w.accumulate), w.sequence_length)
+      rows = (1, sampler.rows, w.sequence_length)
     frames = {
       **{camera: Shape((*rows, size, size, 3), _BYTE) for camera in CAMERAS},
       "robot_obs": Shape((*rows, ROBOT_OBS), _FLOAT),
@@ -135,32 +135,33 @@ class Programs:
       source = self._put(FrameStore(**frames))
     return Program(update, (self._put(state), source, self._put(_key()), 1), "update", w.updates)
 
-  def _of_tasks(self, updates: Any, init: Any, data: Any, num: int) -> Program:
-    """Of `train.tasks.update_over_tasks`: `data` is one task's."""
+  def _of_tasks(self, update_task: Any, init: Any, data: Any, num: int) -> Program:
+    """As `train.tasks.make_task_update` compiles it; `data` is one task's."""
     keys = jax.eval_shape(lambda key: task_keys(key, self._num_tasks), _key())
     task = jax.eval_shape(init, keys), _stacked(data, self._num_tasks), keys
     rows, count = Shape((self._num_tasks,), _INT), Shape((), _INT)
+    updates = update_over_tasks(update_task, self.mesh)
     return Program(updates.jitted, self._put((task, rows, count)), "update", num)
 
   def cloning(self) -> Program:
     c = self.config
-    init, updates = behaviour_cloning.training(c.behaviour_cloning, self._policy, self.mesh)
+    init, update_task = behaviour_cloning.training(c.behaviour_cloning, self._policy, self.mesh)
     rows = c.data.demos_per_task * c.env.max_steps
     feature, action = Shape((rows, self._model.feature_size), _FLOAT), Shape((rows, ACTION), _FLOAT)
     data = bc.CloningData(feature, action, Shape((rows,), _INT), Shape((), _INT))
-    return self._of_tasks(updates, init, data, c.behaviour_cloning.updates)
+    return self._of_tasks(update_task, init, data, c.behaviour_cloning.updates)
 
   def classifier(self) -> Program:
     c = self.config
     network = models.make_classifier(c, self._model.feature_size)
-    init, updates = classifier.training(c.classifier, network, self.mesh)
+    init, update_task = classifier.training(c.classifier, network, self.mesh)
     dreams = classifier.DREAMS // 2 * (c.ppo.horizon_steps // c.behaviour_cloning.chunk)
     rows = 2 * (c.data.demos_per_task + c.data.failed_takes_per_task) * c.env.max_steps + dreams
     groups = max(SHARES) if c.data.failed_takes_per_task else min(SHARES)
     pool = Pool(
       Shape((rows, self._model.feature_size), _FLOAT), Shape((groups, rows), _INT), Shape((groups,), _INT)
     )
-    return self._of_tasks(updates, init, pool, c.classifier.updates)
+    return self._of_tasks(update_task, init, pool, c.classifier.updates)
 
   def ppo(self) -> Program:
     c = self.config

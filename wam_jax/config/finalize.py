@@ -13,7 +13,6 @@ from wam_jax.config.fields import FIELDS
 from wam_jax.config.presets import default_config, experiment_file, own_experiments, preset_config
 from wam_jax.config.rules import RULES, check_rule
 from wam_jax.config.surroundings import DERIVED
-from wam_jax.host.words import count
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
@@ -153,17 +152,8 @@ def _check_structure(config: ConfigDict) -> list[Problem]:
   return problems
 
 
-# What is divided over the devices, by the stage that divides it, and what else must divide it.
-_DIVIDED = (
-  ("world_model.batch_size", "world_model.accumulate"),
-  ("behaviour_cloning.batch_size", ""),
-  ("classifier.batch_size", ""),
-  ("ppo.dreams", ""),
-)
-
-
 def device_problems(config: Any, num_devices: int, num_processes: int = 1) -> list[Problem]:
-  """Batches that the devices of a run cannot share evenly.
+  """What the devices and processes of a run cannot do.
 
   Args:
     config: from `finalize`.
@@ -177,24 +167,10 @@ def device_problems(config: Any, num_devices: int, num_processes: int = 1) -> li
   if num_processes > 1 and requested not in (0, num_devices):
     rule = f"0 or all {num_devices} devices, with {num_processes} processes"
     return [Problem("training.devices", requested, rule, "leave it at 0, or start fewer processes")]
-  devices = requested or num_devices
-  fields = flatten(config)
-  problems = []
   if num_processes > 1 and config.stage == "online_ppo":
     rule = "not online_ppo with several processes: its simulators are one machine's"
-    problems.append(Problem("stage", config.stage, rule, "start one process"))
-  for path, factor in _DIVIDED:
-    size, unit = fields[path], devices * (fields[factor] if factor else 1)
-    if size % unit:
-      low, high = size // unit * unit, (size // unit + 1) * unit
-      nearest = " or ".join(str(multiple) for multiple in (low, high) if multiple)
-      divisor = count(devices, "device") + (f" times {factor}" if factor and fields[factor] > 1 else "")
-      fix = f"--config.{path}={nearest}"
-      fewer = max(n for n in range(1, devices + 1) if size % (n * unit // devices) == 0)
-      if num_processes == 1:
-        fix += f", or --config.training.devices={fewer}"
-      problems.append(Problem(path, size, f"a multiple of {unit} ({divisor})", fix))
-  return problems
+    return [Problem("stage", config.stage, rule, "start one process")]
+  return []
 
 
 def settings_read(config: Any, reads: Iterable[str]) -> dict[str, Any]:

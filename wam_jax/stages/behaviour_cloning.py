@@ -21,7 +21,7 @@ from wam_jax.storage.saved_params import save_params
 from wam_jax.train import behaviour_cloning as bc
 from wam_jax.train.sharding import make_mesh
 from wam_jax.train.state import make_optimizer, make_train_state
-from wam_jax.train.tasks import TaskProgram, make_task_update, over_tasks, task_keys, update_over_tasks
+from wam_jax.train.tasks import make_task_update, over_tasks, task_keys
 from wam_jax.types import Params, Policy, TrainState
 
 
@@ -60,8 +60,8 @@ def run(stage: StageRun) -> None:
 
 def training(
   cloning: Any, policy: Policy, mesh: Mesh | None
-) -> tuple[Callable[[jax.Array], TrainState], TaskProgram]:
-  """What starts cloning, and its program.
+) -> tuple[Callable[[jax.Array], TrainState], Any]:
+  """What starts cloning, and the updates of one task.
 
   Args:
     cloning: `config.behaviour_cloning`.
@@ -69,7 +69,7 @@ def training(
     mesh: devices to run on.
 
   Returns:
-    (keys [K] -> states stacked over K tasks; `update_over_tasks` on `bc.CloningData`).
+    (keys [K] -> states stacked over K tasks; `bc.make_update`).
   """
   optimizer = make_optimizer(
     cloning.learning_rate,
@@ -79,8 +79,7 @@ def training(
     weight_decay=cloning.weight_decay,
   )
   init = jax.vmap(lambda key: make_train_state(policy.init(key), optimizer, ema=True))
-  update_task = bc.make_update(policy, optimizer, cloning.batch_size, cloning.ema_decay, mesh)
-  return init, update_over_tasks(update_task, mesh)
+  return init, bc.make_update(policy, optimizer, cloning.batch_size, cloning.ema_decay, mesh)
 
 
 def _train(
@@ -94,11 +93,11 @@ def _train(
   """Averaged networks, stacked over tasks."""
   config = stage.config
   mesh = make_mesh(config.training.devices)
-  init, updates = training(config.behaviour_cloning, policy, mesh)
+  init, update_task = training(config.behaviour_cloning, policy, mesh)
   state = train_loop(
     stage,
     jax.jit(init)(task_keys(init_key, len(tasks))),
-    make_task_update(updates, data, tasks, mesh),
+    make_task_update(update_task, data, tasks, mesh),
     total=config.behaviour_cloning.updates,
     per_call=config.training.log_every,
     key=train_key,

@@ -25,7 +25,7 @@ from wam_jax.train.classifier_pool import demo_dreams, make_pool
 from wam_jax.train.imagination import World, draw_starts, make_starts, make_world
 from wam_jax.train.sharding import make_mesh
 from wam_jax.train.state import make_optimizer, make_train_state
-from wam_jax.train.tasks import TaskProgram, make_task_update, over_tasks, task_keys, update_over_tasks
+from wam_jax.train.tasks import make_task_update, over_tasks, task_keys
 from wam_jax.types import Params, TrainState
 
 DREAMS_PER_TAKE = 4  # in which good and failed takes must be told apart
@@ -73,11 +73,11 @@ def run(stage: StageRun) -> None:
     failed=None if failed is None else failed.takes,
   )
   mesh = make_mesh(config.training.devices)
-  init, updates = training(part, classifier, mesh)
+  init, update_task = training(part, classifier, mesh)
   state = train_loop(
     stage,
     jax.jit(init)(task_keys(init_key, num_tasks)),
-    make_task_update(updates, pool, demos.tasks, mesh),
+    make_task_update(update_task, pool, demos.tasks, mesh),
     total=part.updates,
     per_call=config.training.log_every,
     key=train_key,
@@ -107,8 +107,8 @@ def run(stage: StageRun) -> None:
 
 def training(
   part: Any, classifier: SuccessClassifier, mesh: Mesh | None
-) -> tuple[Callable[[jax.Array], TrainState], TaskProgram]:
-  """What starts training, and its program.
+) -> tuple[Callable[[jax.Array], TrainState], Any]:
+  """What starts training, and the updates of one task.
 
   Args:
     part: `config.classifier`.
@@ -116,12 +116,11 @@ def training(
     mesh: devices to run on.
 
   Returns:
-    (keys [K] -> states stacked over K tasks; `update_over_tasks` on `classifier_pool.Pool`).
+    (keys [K] -> states stacked over K tasks; `train.classifier.make_update`).
   """
   optimizer = make_optimizer(part.learning_rate, part.updates, weight_decay=part.weight_decay)
   init = jax.vmap(lambda key: make_train_state(classifier.init(key), optimizer))
-  update_task = classifier_training.make_update(classifier, optimizer, part, mesh)
-  return init, update_over_tasks(update_task, mesh)
+  return init, classifier_training.make_update(classifier, optimizer, part, mesh)
 
 
 def _starts(demos: DemoFeatures, key: jax.Array) -> jax.Array:

@@ -53,7 +53,8 @@ def run(stage: StageRun) -> None:
   model = make_world_model(w, size, write_statistics(config, folder, frames.robot_obs[:own_frames], workdir))
   params = wm.init_params(model, init_key)
   logger.info(f"world model: {num_params / 1e6:.1f} M parameters, {num_frames:,} frames")
-  sampler = make_sampler(w, num_frames)
+  mesh, clock = sharding.make_mesh(config.training.devices), Clock()
+  sampler = make_sampler(w, num_frames, mesh)
   optimizer = wm_training.make_optimizer(w, params)
   state = initial_state(w, model, optimizer, params)
 
@@ -62,7 +63,6 @@ def run(stage: StageRun) -> None:
       save_snapshot(workdir, step, state.params)
       logger.info(f"snapshot of update {step}: {workdir / 'snapshots' / str(step)}")
 
-  mesh, clock = sharding.make_mesh(config.training.devices), Clock()
   keys = sharding.put(train_key, mesh)
   with contextlib.ExitStack() as stack:
     if isinstance(frames, Frames):
@@ -90,9 +90,12 @@ def run(stage: StageRun) -> None:
   save_params(workdir / "params", state.params)
 
 
-def make_sampler(w: Any, num_frames: int) -> windows.Sampler:
-  """Which windows an update of `config.world_model` sees of so many frames."""
-  return windows.Sampler(num_frames, w.batch_size, w.sequence_length, w.carry_state, w.reset_probability)
+def make_sampler(w: Any, num_frames: int, mesh: Mesh | None) -> windows.Sampler:
+  """Which windows an update of `config.world_model` sees of so many frames, padded for the devices."""
+  padding = sharding.padded(w.batch_size, mesh, w.accumulate) - w.batch_size
+  return windows.Sampler(
+    num_frames, w.batch_size, w.sequence_length, w.carry_state, w.reset_probability, padding
+  )
 
 
 def initial_state(w: Any, model: WorldModel, optimizer: Any, params: Params) -> TrainState:
@@ -180,7 +183,7 @@ class Streamed:
   ):
     self._config, self._cache, self._stack, self._mesh, self._clock = config, cache, stack, mesh, clock
     self._key = sharding.put(key, mesh)
-    self._length = sampler.sequence_length
+    self._length, self._rows = sampler.sequence_length, sampler.rows
     self._stream: stream.WindowStream | None = None
     self._update = streamed_update(config.world_model, model, optimizer, sampler, mesh)
     self._starts = stream.starts_on_host(sampler, lambda step: wm_training.step_keys(key, step)[0])
@@ -192,7 +195,7 @@ class Streamed:
           self._cache,
           self._starts,
           self._length,
-          rows=sharding.own_rows(self._config.world_model.batch_size, self._mesh),
+          rows=sharding.own_rows(self._rows, self._mesh),
           put=lambda batch: sharding.put_rows(batch, self._mesh, axis=1),
           first_update=int(jax.device_get(state.step)),
           total=self._config.world_model.updates,

@@ -46,12 +46,24 @@ def padded(size: int, mesh: Mesh | None, parts: int = 1) -> int:
   return -(-size // unit) * unit
 
 
+def repeat_rows(tree: Any, rows: int) -> Any:
+  """Arrays [B, ...] -> [rows, ...], at least B: the first rows again where there are no more."""
+  return jax.tree.map(lambda x: x if len(x) == rows else x[np.arange(rows) % len(x)], tree)
+
+
 def split(tree: Tree, mesh: Mesh | None, axis: int = 0) -> Tree:
-  """Inside jit: divides an axis of all arrays over the devices. Without a mesh nothing changes."""
+  """Inside jit: divides an axis of all arrays over the devices. Without a mesh nothing changes.
+
+  An axis that the devices do not share evenly is whole on each of them.
+  """
   if mesh is None:
     return tree
-  sharding = NamedSharding(mesh, PartitionSpec(*[None] * axis, AXIS))
-  return jax.lax.with_sharding_constraint(tree, sharding)
+
+  def divide(x: jax.Array) -> jax.Array:
+    axes = [*[None] * axis, AXIS] if x.shape[axis] % mesh.size == 0 else []
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*axes)))
+
+  return jax.tree.map(divide, tree)
 
 
 def whole(tree: Tree, mesh: Mesh | None) -> Tree:

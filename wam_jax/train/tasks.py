@@ -139,12 +139,15 @@ def update_over_tasks(
 
 
 def make_task_update(
-  update_tasks: TaskProgram, data: Any, tasks: Sequence[str], mesh: Mesh | None = None
+  update_task: Callable[[Any, Any, jax.Array, jax.Array], tuple[Any, dict[str, jax.Array]]],
+  data: Any,
+  tasks: Sequence[str],
+  mesh: Mesh | None = None,
 ) -> Callable[[Any, jax.Array, int], tuple[Any, dict[str, Any]]]:
-  """What `running.training_loop.train_loop` calls, of the updates of all tasks.
+  """Turns the updates of one task into those of all, as `running.training_loop.train_loop` calls them.
 
   Args:
-    update_tasks: from `update_over_tasks`.
+    update_task: as in `update_over_tasks`.
     data: what each task learns from, stacked over K tasks.
     tasks: K names.
     mesh: devices to run on.
@@ -152,6 +155,7 @@ def make_task_update(
   Returns:
     `update(state, key, num)` on states stacked over K tasks; metrics as `task_metrics`.
   """
+  update_tasks = update_over_tasks(update_task, mesh)
   data = sharding.put(data, mesh)
 
   def update(state: Any, key: jax.Array, num: int) -> tuple[Any, dict[str, Any]]:
