@@ -298,7 +298,7 @@ def test_carried_state_goes_on_where_the_last_window_ended():
   ids=["plain", "parts", "latent"],
 )
 def test_padding_changes_no_gradient(changes):
-  """Rows behind the batch, of any content, count for nothing: in gradients, metrics, and the carried state."""
+  """Rows behind the batch, of any content, count for nothing: in gradients, metrics and carried state."""
   config, model, params = tiny(**changes)
   rows = lambda tree, num: jax.tree.map(lambda x: x[:num], tree)
   padded = random_batch(batch=6)

@@ -187,7 +187,7 @@ class CompiledText:
       called = instruction.attribute(r"(?:calls|to_apply|called_computations=\{)=?%?([\w.\-]+)")
       if instruction.op == "while":
         body = instruction.attribute(r"body=%?([\w.\-]+)")
-        count = int(instruction.attribute(r'"known_trip_count":\{"n":"(\d+)"') or 1)
+        count = self._trip_count(instruction)
         self.trips += [count] if count > 1 else []
         yield from self._executed(body, trips + ((count,) if count > 1 else ()), fused)
       elif instruction.op == "conditional":
@@ -200,6 +200,13 @@ class CompiledText:
         yield from self._executed(called, trips, True)
       elif instruction.op in ("call", "custom-call") and called in self._computations:
         yield from self._executed(called, trips, fused)
+
+  def _trip_count(self, loop: _Instruction) -> int:
+    """Of a `while`: what the compiler says, or the one whole number that its condition compares with; else 1."""
+    known = loop.attribute(r'"known_trip_count":\{"n":"(\d+)"')
+    condition = self._computations.get(loop.attribute(r"condition=%?([\w.\-]+)"), [])
+    bounds = [x.attribute(r"^constant\((\d+)\)") for x in condition if x.op == "constant"]
+    return int(known or (bounds[0] if len(bounds) == 1 else "") or 1)
 
   def _traffic(self, instruction: _Instruction, types: dict[str, str]) -> int:
     """Bytes of device memory that an instruction reads and writes."""

@@ -356,7 +356,8 @@ class Dreamer:
         feature=jnp.where(ended[:, None], start, feature),
         step=jnp.where(ended, 0, step),
       )
-      return state, (out, feature, jnp.stack([entropy.mean(), above.mean()]))
+      # Divided here too, or the partitioner would collect them on all devices chunk by chunk.
+      return sharding.split((state, (out, feature, jnp.stack([entropy, above], -1))), mesh)
 
     state = sharding.split(state, mesh)
     state, (out, reached, entropy) = jax.lax.scan(chunk_step, state, jax.random.split(key, num_chunks))
@@ -373,8 +374,8 @@ class Dreamer:
       "imagined_success": succeeded / jnp.maximum(ended, 1),
       "ended": ended.astype(jnp.float32),
       "chunks_to_success": (chunks * out.terminated).sum() / jnp.maximum(succeeded, 1),
-      "prior_entropy": entropy[:, 0].mean(),
-      "prior_entropy_above": entropy[:, 1].mean(),
+      "prior_entropy": entropy[..., 0].mean(),
+      "prior_entropy_above": entropy[..., 1].mean(),
     }
     return state, out, metrics
 
