@@ -29,6 +29,9 @@ _COORDINATOR = flags.DEFINE_string(
 )
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", 0, "Processes of this run, with --coordinator.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", -1, "Of this process, from 0, with --coordinator.")
+_TOPOLOGY = flags.DEFINE_string(
+  "topology", "", "With the plan: accelerators, as v5e:4x4, that all is compiled for (wam_jax.aot). Minutes."
+)
 _experiment = ConfigDict()  # what the file gives, and what the command line changes of it; see `parse`
 _overrides: list[tuple[str, str]] = []
 
@@ -50,6 +53,10 @@ def main(argv: Sequence[str]) -> int:
     return entry.report(f"not understood: {' '.join(argv[1:])} (a field: --config.GROUP.FIELD=VALUE)", 2)
   logging.set_verbosity(logging.WARNING)  # Orbax reports every step of its work otherwise
   code = entry.run(_config, _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+  if _TOPOLOGY.value and code == 0 and _config().stage == "plan":
+    from wam_jax.commands import aot  # JAX, which the plan itself does without
+
+    return aot.report(_config(), _TOPOLOGY.value)
   if len(sys.argv) == 1:
     print(f"\nNothing was started. To start it: python -m wam_jax.main --config={EXPERIMENT}")
   return code

@@ -64,14 +64,14 @@ class Cost:
 
   Attributes:
     name: of the program.
-    unit: what it does once, and how often a run does it.
-    units: how often a run does it.
+    unit: what it does again and again; all numbers but the memory are of one.
+    units: how often a run does it; 0: as long as the robot moves.
     steps: gradient steps of a unit.
     peak_bytes: of memory on a chip.
     flops: of products, of all chips together, by dtype.
     float32: where the products in float32 come from, the largest first, at most five.
     memory_bytes: read and written in a chip's memory.
-    collectives: exchanges of a unit, as (kind, bytes, times, inside of a loop over frames or chunks).
+    collectives: exchanges, as (kind, bytes, times, inside of a loop over frames or chunks).
     seconds_roofline: by FLOPs, memory and exchange, whichever takes longest.
     seconds_compiler: that the compiler expects; 0: it does not say.
     compile_seconds: that it took.
@@ -82,10 +82,10 @@ class Cost:
   units: int
   steps: int
   peak_bytes: int
-  flops: dict[str, int]
-  float32: list[tuple[str, int]]
-  memory_bytes: int
-  collectives: list[tuple[str, int, int, bool]]
+  flops: dict[str, float]
+  float32: list[tuple[str, float]]
+  memory_bytes: float
+  collectives: list[tuple[str, int, float, bool]]
   seconds_roofline: float
   seconds_compiler: float
   compile_seconds: float
@@ -103,8 +103,10 @@ def tpu_devices(topology: str) -> list[Any]:
   """
   kind = topology.partition(":")[0]
   if kind not in CHIPS:
+    kinds = ", ".join(f"{name}:2x2" for name in CHIPS)
     raise AotError(
-      f"--topology={topology}: expected {', '.join(f'{name}:2x2' for name in CHIPS)}, or the like"
+      f"--topology={topology}: expected one of {kinds}, or of another shape. GPUs are not among them: without "
+      "one their compiler chooses no algorithms, so that its estimates mean little."
     )
   # No device is looked for, and several processes may compile.
   for name, value in (
@@ -137,34 +139,36 @@ def measure(name: str, program: Any, chip: Chip, num_devices: int) -> Cost:
   products = reading.products(traced.jaxpr)
   compiled = traced.lower().compile()
   text = reading.CompiledText(compiled.as_text())
-  flops = reading.by_dtype(products)
+  per_unit = lambda number: number / program.per_call
+  flops = {dtype: per_unit(number) for dtype, number in reading.by_dtype(products).items()}
+  memory_bytes = per_unit(text.bytes)
   inner = lambda trips: trips[1:] if program.steps > 1 and trips[:1] == (program.steps,) else trips
   collectives = [
-    (exchange.kind, exchange.bytes, exchange.times, bool(inner(exchange.trips)))
+    (exchange.kind, exchange.bytes, per_unit(exchange.times), bool(inner(exchange.trips)))
     for exchange in text.collectives
   ]
-  float32: dict[str, int] = {}
+  float32: dict[str, float] = {}
   for product in products:
     if product.dtype == "float32":
-      float32[product.where] = float32.get(product.where, 0) + product.flops
+      float32[product.where] = float32.get(product.where, 0.0) + per_unit(product.flops)
   exchanged = sum(2 * size * times for _, size, times, _ in collectives) * (num_devices - 1) / num_devices
   roofline = max(
     sum(flops.values()) / num_devices / chip.flops,
-    text.bytes / chip.bandwidth,
+    memory_bytes / chip.bandwidth,
     exchanged / (2 * chip.exchange),  # both ways around a ring
   )
   return Cost(
     name=name,
     unit=program.unit,
     units=program.units,
-    steps=program.steps,
+    steps=program.steps // program.per_call,
     peak_bytes=int(compiled.memory_analysis().peak_memory_in_bytes),
     flops=flops,
     float32=sorted(float32.items(), key=lambda item: -item[1])[:5],
-    memory_bytes=text.bytes,
+    memory_bytes=memory_bytes,
     collectives=collectives,
     seconds_roofline=roofline,
-    seconds_compiler=text.cycles / chip.clock if chip.clock else 0.0,
+    seconds_compiler=per_unit(text.cycles) / chip.clock if chip.clock else 0.0,
     compile_seconds=time.monotonic() - begin,
   )
 
@@ -217,28 +221,34 @@ def describe(cost: Cost) -> str:
   lines += [
     f"    float32    {flops / 1e9:.3g} GFLOP in {where or '(no name)'}" for where, flops in cost.float32
   ]
-  by_kind: dict[tuple[str, bool], list[int]] = {}
+  by_kind: dict[tuple[str, bool], list[float]] = {}
   for kind, size, times, inside in cost.collectives:
-    entry = by_kind.setdefault((kind, inside), [0, 0])
+    entry = by_kind.setdefault((kind, inside), [0.0, 0.0])
     entry[0], entry[1] = entry[0] + times, entry[1] + size * times
   steps = f" (in {count(cost.steps, 'gradient step')})" if cost.steps > 1 else ""
   for (kind, inside), (times, size) in sorted(by_kind.items()):
     where = "inside of loops" if inside else "outside of loops"
-    lines.append(f"  exchange     {times} x {kind}{steps} {where}, {size / 1e6:.3g} MB")
+    lines.append(f"  exchange     {times:.3g} x {kind}{steps} {where}, {size / 1e6:.3g} MB")
   if not by_kind:
     lines.append("  exchange     none")
   lines.append(f"  compiled in {duration(cost.compile_seconds)}")
   return "\n".join(lines)
 
 
-def report(config: Any, topology: str, names: Sequence[str] = PROGRAMS, num_frames: int = 0) -> None:
-  """Prints what each program costs, as soon as it is known, and the time of the whole config."""
+def report(config: Any, topology: str, names: Sequence[str] = PROGRAMS, num_frames: int = 0) -> int:
+  """Prints what each program costs, as soon as it is known, and the time of the whole config; the exit code."""
+  os.environ["JAX_PLATFORMS"] = "cpu"  # a device that is here is left alone
   print(f"preset {config.preset} on {topology}, compiled ahead of time; nothing was run", flush=True)
   total = 0.0
-  for cost in costs(config, topology, names, num_frames):
-    total += cost.units * cost.seconds
-    print(describe(cost), flush=True)
+  try:
+    for cost in costs(config, topology, names, num_frames):
+      total += cost.units * cost.seconds
+      print(describe(cost), flush=True)
+  except AotError as error:
+    print(f"\n{error}", file=sys.stderr)
+    return 1
   print(f"training in all: {duration(total)}, without compiling, reading data and simulating")
+  return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -260,7 +270,6 @@ def main(argv: Sequence[str] | None = None) -> int:
   unknown = [name for name in names if name not in PROGRAMS]
   if unknown:
     parser.error(f"--programs: no {', '.join(unknown)}; there are {','.join(PROGRAMS)}")
-  os.environ["JAX_PLATFORMS"] = "cpu"  # a device that is here is left alone
   try:
     config = config_lib.load_experiment(args.config)
     config = config_lib.finalize(config, config_lib.apply_overrides(config, overrides))
@@ -269,12 +278,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       print(f"\n{error}", file=sys.stderr)
       return 2
     config = error.config  # what this machine lacks is not needed to compile
-  try:
-    report(config, args.topology, names, args.frames)
-  except AotError as error:
-    print(f"\n{error}", file=sys.stderr)
-    return 1
-  return 0
+  return report(config, args.topology, names, args.frames)
 
 
 if __name__ == "__main__":

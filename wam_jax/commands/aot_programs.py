@@ -30,7 +30,6 @@ from wam_jax.types import Batch
 
 Shape = jax.ShapeDtypeStruct
 _FLOAT, _INT, _BYTE = jnp.float32, jnp.int32, jnp.uint8
-PICTURE_BYTES = 2**30  # of one call's streamed windows at most; here a call is one update
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,16 +38,19 @@ class Program:
 
   Attributes:
     jitted: to be traced with `arguments`.
-    arguments: shapes on the devices; `train.tasks.repeat` counts as one update.
-    unit: what a call does.
+    arguments: shapes on the devices.
+    unit: what it does again and again.
     units: how often a whole run does it; 0: as long as the robot moves.
-    steps: gradient steps of a unit, in a loop of its own if there are several.
+    per_call: units in a call, as far as they are counted: the loop of `train.tasks.repeat`, whose length the
+      program does not know, counts as one.
+    steps: gradient steps in a call, by which the outermost loop of known length is known.
   """
 
   jitted: Any
   arguments: tuple[Any, ...]
   unit: str
   units: int
+  per_call: int = 1
   steps: int = 1
 
 
@@ -117,8 +119,11 @@ class Programs:
     )
     sampler = world_model.make_sampler(w, self.num_frames, self.mesh)
     rows: tuple[int, ...] = (self.num_frames,)
+    per_call = self.config.training.log_every
     if self.streamed:
-      rows = (1, sampler.rows, w.sequence_length)
+      picture_bytes = sampler.rows * w.sequence_length * len(CAMERAS) * size**2 * 3
+      per_call = stream.updates_per_piece(per_call, picture_bytes)
+      rows = (per_call, sampler.rows, w.sequence_length)
     frames = {
       **{camera: Shape((*rows, size, size, 3), _BYTE) for camera in CAMERAS},
       "robot_obs": Shape((*rows, ROBOT_OBS), _FLOAT),
@@ -133,7 +138,8 @@ class Programs:
     else:
       update = world_model.resident_update(w, self._model, optimizer, sampler, self.mesh)
       source = self._put(FrameStore(**frames))
-    return Program(update, (self._put(state), source, self._put(_key()), 1), "update", w.updates)
+    arguments = self._put(state), source, self._put(_key()), per_call
+    return Program(update, arguments, "update", w.updates, per_call, per_call)
 
   def _of_tasks(self, update_task: Any, init: Any, data: Any, num: int) -> Program:
     """As `train.tasks.make_task_update` compiles it; `data` is one task's."""
@@ -192,7 +198,7 @@ class Programs:
     arguments = (*task, keys), Shape((num,), _INT), (self._world, Shape((), _INT))
     iterate = ppo.iterations(dreamer, c.ppo, self.mesh).jitted
     steps = c.ppo.epochs * c.ppo.minibatches
-    return Program(iterate, self._put(arguments), "iteration", c.ppo.iterations, steps)
+    return Program(iterate, self._put(arguments), "iteration", c.ppo.iterations, steps=steps)
 
   def acting(self) -> Program:
     c, size = self.config, self.config.env.image_size

@@ -202,7 +202,7 @@ class CompiledText:
         yield from self._executed(called, trips, fused)
 
   def _trip_count(self, loop: _Instruction) -> int:
-    """Of a `while`: what the compiler says, or the one whole number that its condition compares with; else 1."""
+    """Of a `while`: what the compiler says, or the one number that its condition compares with; else 1."""
     known = loop.attribute(r'"known_trip_count":\{"n":"(\d+)"')
     condition = self._computations.get(loop.attribute(r"condition=%?([\w.\-]+)"), [])
     bounds = [x.attribute(r"^constant\((\d+)\)") for x in condition if x.op == "constant"]
