@@ -105,8 +105,8 @@ def tpu_devices(topology: str) -> list[Any]:
   if kind not in CHIPS:
     kinds = ", ".join(f"{name}:2x2" for name in CHIPS)
     raise AotError(
-      f"--topology={topology}: expected one of {kinds}, or of another shape. GPUs are not among them: without "
-      "one their compiler chooses no algorithms, so that its estimates mean little."
+      f"--topology={topology}: expected one of {kinds}, or of another shape. GPUs are not among them: "
+      "without one their compiler chooses no algorithms, so that its estimates mean little."
     )
   # No device is looked for, and several processes may compile.
   for name, value in (
@@ -236,7 +236,7 @@ def describe(cost: Cost) -> str:
 
 
 def report(config: Any, topology: str, names: Sequence[str] = PROGRAMS, num_frames: int = 0) -> int:
-  """Prints what each program costs, as soon as it is known, and the time of the whole config; the exit code."""
+  """Prints what each program costs, as soon as it is known, and the time of all; returns the exit code."""
   os.environ["JAX_PLATFORMS"] = "cpu"  # a device that is here is left alone
   print(f"preset {config.preset} on {topology}, compiled ahead of time; nothing was run", flush=True)
   total = 0.0
