@@ -28,11 +28,13 @@ class PolicyError(PrintableError):
 # --- the arithmetic ---------------------------------------------------------------------------------
 
 
-@functools.lru_cache(maxsize=16)
-def _compiled(model: Any, policy: Any) -> tuple[Callable, Callable]:
-  """Compiled (start_state, act_step)."""
+def programs(model: Any, policy: Any) -> tuple[Any, Any]:
+  """Jitted (start_state, act_step) of a world model's networks and a policy's."""
   start = functools.partial(start_state, model)
   return jax.jit(start, static_argnums=(1, 2)), jax.jit(functools.partial(act_step, model, policy))
+
+
+_compiled = functools.lru_cache(maxsize=16)(programs)
 
 
 # --- a policy that holds its state ------------------------------------------------------------------

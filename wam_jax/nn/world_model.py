@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from wam_jax.core.backend import backend
 from wam_jax.embodiment import ACTION, ROBOT_FEATURES, ROBOT_OBS
 from wam_jax.nn import vision
 from wam_jax.nn.layers import MLP, NormedSum
@@ -237,5 +238,5 @@ def make_world_model(
 def compute_dtype(name: str) -> Any:
   """dtype of the computation: that of the parameters (None), bfloat16, or, for auto, by the backend."""
   if name == "auto":
-    name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    name = "float32" if backend() == "cpu" else "bfloat16"
   return jnp.bfloat16 if name == "bfloat16" else None
