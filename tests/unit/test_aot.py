@@ -12,7 +12,7 @@ import pytest
 from wam_jax import config as config_lib
 from wam_jax.commands import aot, aot_reading
 from wam_jax.core.backend import backend, compiling_for
-from wam_jax.core.convolution import transposed_conv
+from wam_jax.core.convolution import conv_stack
 from wam_jax.nn.world_model import compute_dtype
 from wam_jax.train import sharding
 
@@ -104,7 +104,7 @@ def test_flops_count_trips_devices_and_only_numbers_that_are_there():
   (product,) = aot_reading.products(trace(loop, (3, 4), (4, 4)))
   assert (product.dtype, product.flops) == ("float32", 7 * 2 * 3 * 4 * 4)
   # Each of 5 x 5 numbers meets each number of the kernel once, spread out by the stride or not.
-  spread = lambda x, kernel: transposed_conv(x, kernel, 2, form="native")
+  spread = lambda x, kernel: conv_stack(x, [(kernel, None)], transposed=True, stride=2, form="native")
   (product,) = aot_reading.products(trace(spread, (2, 5, 5, 3), (4, 4, 3, 6)))
   assert product.flops == 2 * (2 * 5 * 5) * (4 * 4) * 3 * 6
 
