@@ -86,8 +86,8 @@ def read_split(folder: pathlib.Path, size: int) -> dict[str, float]:
   before, cpu = peak_bytes(), time.process_time()
   frames = calvin.read_frames(folder, size)
   cpu = time.process_time() - cpu
-  data = sum(getattr(frames, name).nbytes for name in ("rgb_static", "rgb_gripper", "action", "robot_obs"))
-  data += frames.scene_obs.nbytes
+  arrays = [*frames.pictures.values(), frames.action, frames.robot_obs, frames.scene_obs]
+  data = sum(array.nbytes for array in arrays)
   jax.block_until_ready(windows.make_store(frames))
   return {"frames_per_cpu_second": frames.num_frames / cpu, "data": data, "grown": peak_bytes() - before}
 

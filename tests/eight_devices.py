@@ -45,8 +45,7 @@ def random_store(num=64, size=64):
   picture = lambda: jnp.asarray(rng.integers(0, 256, (num, size, size, 3), np.uint8))
   action = lambda: jnp.asarray(rng.uniform(-1, 1, (num, 7)), jnp.float32)
   return windows.FrameStore(
-    rgb_static=picture(),
-    rgb_gripper=picture(),
+    pictures={"rgb_static": picture(), "rgb_gripper": picture()},
     robot_obs=jnp.asarray(rng.normal(size=(num, 15)), jnp.float32),
     action=action(),
     prev_action=action(),

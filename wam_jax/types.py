@@ -79,8 +79,7 @@ class Batch(struct.PyTreeNode):
   at an episode's first frame it is (0, 0, 0, 0, 0, 0, 1), at rest with the gripper open.
 
   Attributes:
-    rgb_static: [B, T, S, S, 3] uint8 (float is taken as normalised to [-1, 1] already).
-    rgb_gripper: likewise.
+    pictures: camera -> [B, T, S, S, 3] uint8 (float is taken as normalised to [-1, 1] already).
     robot_obs: [B, T, 15] float32, tcp xyz [m], Euler angles [rad], gripper width [m], 7 joints [rad],
       last gripper action.
     action: [B, T, 7] float32 in [-1, 1].
@@ -89,8 +88,7 @@ class Batch(struct.PyTreeNode):
     mask: [B, T] bool, false at padding.
   """
 
-  rgb_static: jax.Array
-  rgb_gripper: jax.Array
+  pictures: dict[str, jax.Array]
   robot_obs: jax.Array
   action: jax.Array
   prev_action: jax.Array

@@ -113,7 +113,13 @@ def _digest(*arrays):
 
 def _rows(frames):
   """A digest of each frame. A row of numbers or pictures that came from elsewhere shows in it."""
-  columns = (frames.rgb_static, frames.rgb_gripper, frames.action, frames.robot_obs, frames.scene_obs)
+  columns = (
+    frames.pictures["rgb_static"],
+    frames.pictures["rgb_gripper"],
+    frames.action,
+    frames.robot_obs,
+    frames.scene_obs,
+  )
   return [_digest(*row) for row in zip(*columns, strict=True)]
 
 

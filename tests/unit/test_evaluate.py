@@ -116,7 +116,7 @@ def test_actions_follow_from_filtering_every_frame(model):
   pictures = draw(robot.reshape(-1, 15), scene.reshape(-1, 24))
   rest = np.tile([0, 0, 0, 0, 0, 0, 1], (4, 1, 1)).astype(np.float32)
   batch = Batch(
-    **{camera: picture.reshape(4, steps, *picture.shape[1:]) for camera, picture in pictures.items()},
+    pictures={camera: picture.reshape(4, steps, *picture.shape[1:]) for camera, picture in pictures.items()},
     robot_obs=robot.astype(np.float32),
     action=action,
     prev_action=np.concatenate([rest, action[:, :-1]], 1),

@@ -41,11 +41,9 @@ def filter_frame(
   Returns:
     [B, ...].
   """
-  inputs: Any = {"robot_obs": jnp.zeros((len(prev_action), ROBOT_OBS))} | dict(observation)
-  # A missing camera is one that the model does not read.
-  embed = wm.encode_observation(
-    model, params, inputs.get("rgb_static"), inputs.get("rgb_gripper"), inputs["robot_obs"]
-  )
+  pictures = {camera: observation[camera] for camera in model.cameras}
+  robot_obs = observation.get("robot_obs", jnp.zeros((len(prev_action), ROBOT_OBS)))
+  embed = wm.encode_observation(model, params, pictures, robot_obs)
   return wm.filter_step(model, params, latent, embed, prev_action, is_first, key)
 
 

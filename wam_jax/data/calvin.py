@@ -35,6 +35,7 @@ from wam_jax.data.frames import (
   ProgressFactory,
   empty_frames,
 )
+from wam_jax.embodiment import CAMERAS
 from wam_jax.storage.artifact import Artifact
 from wam_jax.storage.records import read_record
 
@@ -129,8 +130,7 @@ def _read_all(reader: FrameReader, workers: int, progress: ProgressFactory | Non
     progress,
   )
   return Frames(
-    rgb_static=out["rgb_static"],
-    rgb_gripper=out["rgb_gripper"],
+    pictures={camera: out[camera] for camera in CAMERAS},
     action=out["rel_actions"],
     robot_obs=out["robot_obs"],
     scene_obs=out["scene_obs"],

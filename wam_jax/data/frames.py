@@ -70,16 +70,15 @@ class Frames(FrameVectors):
   """All frames of a split.
 
   Attributes:
-    rgb_static: [N, S, S, 3] uint8.
-    rgb_gripper: [N, S, S, 3] uint8.
+    pictures: camera -> [N, S, S, 3] uint8.
   """
 
-  rgb_static: np.ndarray
-  rgb_gripper: np.ndarray
+  pictures: dict[str, np.ndarray]
 
   def __post_init__(self) -> None:
-    names = (*CAMERAS, "action", "robot_obs", "scene_obs", "ids")
-    lengths = {name: len(getattr(self, name)) for name in names}
+    names = ("action", "robot_obs", "scene_obs", "ids")
+    lengths = {name: len(array) for name, array in self.pictures.items()}
+    lengths |= {name: len(getattr(self, name)) for name in names}
     if len(set(lengths.values())) > 1:
       found = ", ".join(f"{name} has {length}" for name, length in lengths.items())
       raise ValueError(f"cameras, actions and states must have as many frames as each other: {found}")

@@ -100,7 +100,7 @@ class FrameCache(FrameVectors):
             read(begin, block)
             if shown is not None:
               shown.update(len(block))
-    return Frames(**pictures, **{name: getattr(self, name) for name in _VECTORS})
+    return Frames(pictures=pictures, **{name: getattr(self, name) for name in _VECTORS})
 
 
 def cache_path(

@@ -203,8 +203,9 @@ class _Pieces:
       "is_first": is_first,
       "mask": np.ones(rows.shape, bool),
     }
+    batch["pictures"] = {}
     for key in CAMERAS:
-      batch[key] = out = empty((*rows.shape, cache.image_size, cache.image_size, 3), np.uint8)
+      batch["pictures"][key] = out = empty((*rows.shape, cache.image_size, cache.image_size, 3), np.uint8)
       with cache.reading(key) as read:
         for at in np.ndindex(start.shape):
           read(int(start[at]), out[at])

@@ -12,10 +12,10 @@ import numpy as np
 from flax import struct
 
 from wam_jax.data.frames import Frames
-from wam_jax.embodiment import CAMERAS, ROBOT_OBS
+from wam_jax.embodiment import ROBOT_OBS
 from wam_jax.types import Batch
 
-FIELDS = (*CAMERAS, "robot_obs", "action", "prev_action", "is_first")
+FIELDS = ("pictures", "robot_obs", "action", "prev_action", "is_first")
 REST_ACTION = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0)  # before an episode's first frame: at rest, gripper open
 
 
@@ -24,16 +24,14 @@ class FrameStore:
   """All frames of a split on the device, flat, so that windows are gathered inside jit.
 
   Attributes:
-    rgb_static: [N, S, S, 3] uint8.
-    rgb_gripper: [N, S, S, 3] uint8.
+    pictures: camera -> [N, S, S, 3] uint8.
     robot_obs: [N, 15] float32.
     action: [N, 7] float32.
     prev_action: [N, 7] float32, at rest at an episode's first frame.
     is_first: [N] bool.
   """
 
-  rgb_static: jax.Array
-  rgb_gripper: jax.Array
+  pictures: dict[str, jax.Array]
   robot_obs: jax.Array
   action: jax.Array
   prev_action: jax.Array
@@ -74,8 +72,7 @@ def make_store(frames: Frames) -> FrameStore:
   is_first[0] = True
   put = jax.device_put  # unlike jnp.asarray it takes page-aligned host memory over without a copy
   return FrameStore(
-    rgb_static=put(frames.rgb_static),
-    rgb_gripper=put(frames.rgb_gripper),
+    pictures=put(frames.pictures),
     robot_obs=put(np.asarray(frames.robot_obs, np.float32)),
     action=put(frames.action),
     prev_action=put(previous_actions(frames.action, np.arange(frames.num_frames), is_first)),
@@ -86,8 +83,8 @@ def make_store(frames: Frames) -> FrameStore:
 def gather(store: FrameStore, start: jax.Array, sequence_length: int) -> Batch:
   """Windows of frames as they are: start [B] -> Batch [B, T, ...], mask true everywhere."""
   rows = start[:, None] + jnp.arange(sequence_length)
-  fields = {name: getattr(store, name)[rows] for name in FIELDS}
-  return Batch(**fields, mask=jnp.ones(rows.shape, bool))
+  fields = {name: getattr(store, name) for name in FIELDS}
+  return Batch(**jax.tree.map(lambda array: array[rows], fields), mask=jnp.ones(rows.shape, bool))
 
 
 def begin_afresh(batch: Batch) -> Batch:
@@ -202,9 +199,10 @@ def episode_batch(frames: Frames, windows: Sequence[tuple[int, int]], length: in
   if not windows:
     raise ValueError("no windows")
   shape = (len(windows), length)
-  size = frames.rgb_static.shape[1:]
   batch: dict[str, Any] = {
-    **{camera: np.zeros((*shape, *size), np.uint8) for camera in CAMERAS},
+    "pictures": {
+      camera: np.zeros((*shape, *array.shape[1:]), np.uint8) for camera, array in frames.pictures.items()
+    },
     "robot_obs": np.zeros((*shape, ROBOT_OBS), np.float32),
     "action": rest_actions(*shape),
     "prev_action": rest_actions(*shape),
@@ -216,8 +214,8 @@ def episode_batch(frames: Frames, windows: Sequence[tuple[int, int]], length: in
     if not 0 <= start < end <= frames.num_frames or end - start > length:
       raise ValueError(f"window ({start}, {end}) must have 1 to {length} of the {frames.num_frames} frames")
     n = end - start
-    for camera in CAMERAS:
-      batch[camera][row, :n] = getattr(frames, camera)[start:end]
+    for camera, pictures in frames.pictures.items():
+      batch["pictures"][camera][row, :n] = pictures[start:end]
     batch["robot_obs"][row, :n] = frames.robot_obs[start:end]
     batch["action"][row, :n] = frames.action[start:end]
     batch["prev_action"][row, :n] = previous_actions(

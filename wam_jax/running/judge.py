@@ -164,7 +164,7 @@ def _run_model(
       measured[camera].append(jax.tree.map(lambda x: np.asarray(x[:new]), imagined[camera]))
       if shown_row in rows[:new]:
         i, frames = rows.index(shown_row), int(heldout.mask[shown_row].sum())
-        shown[camera] = tuple(np.asarray(x[i, :frames]) for x in (getattr(batch, camera), drawn))
+        shown[camera] = tuple(np.asarray(x[i, :frames]) for x in (batch.pictures[camera], drawn))
   takes = () if data.takes is None else calls(data.takes, len(data.fit) + len(heldout))
   for _, new, batch, call_key in takes:
     observe_key, imagine_key = jax.random.split(call_key)

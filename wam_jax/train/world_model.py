@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -50,15 +50,14 @@ def initial_latent(model: WorldModel, params: Params, batch_size: int) -> Latent
 
 def encode(model: WorldModel, params: Params, batch: Batch) -> jax.Array:
   """Encoder embeddings e_t of a batch of windows: [B, T, E + P]."""
-  pictures = {camera: getattr(batch, camera) for camera in model.cameras}
+  pictures = {camera: batch.pictures[camera] for camera in model.cameras}
   return apply(model, params, "encode", pictures, batch.robot_obs)
 
 
 def encode_observation(
-  model: WorldModel, params: Params, rgb_static: jax.Array, rgb_gripper: jax.Array, robot_obs: jax.Array
+  model: WorldModel, params: Params, pictures: Mapping[str, jax.Array], robot_obs: jax.Array
 ) -> jax.Array:
-  """Embedding of single frames: uint8 [B, S, S, 3] twice, robot_obs [B, 15] -> [B, E + P]."""
-  pictures = {"rgb_static": rgb_static, "rgb_gripper": rgb_gripper}
+  """Embedding of frames: the model's cameras uint8 [B, S, S, 3], robot_obs [B, 15] -> [B, E + P]."""
   return apply(model, params, "encode", pictures, robot_obs)
 
 

@@ -175,7 +175,7 @@ def world_model_loss(
   """
   num_frames = batch.is_first.size
   flat = lambda x: x.reshape(num_frames, *x.shape[2:])
-  pictures = {camera: flat(getattr(batch, camera)) for camera in model.cameras}
+  pictures = {camera: flat(batch.pictures[camera]) for camera in model.cameras}
   encode_frames = lambda params, *seen: apply(model, params, "encode", *seen)
   embed = _over_frames(encode_frames, params, pictures, flat(batch.robot_obs), remat=config.remat)
   embed = embed.reshape(*batch.is_first.shape, -1)
@@ -197,7 +197,7 @@ def world_model_loss(
   if draws is not None and draws.decoded is not None:
     chosen = (jnp.arange(len(draws.decoded))[:, None] * batch.is_first.shape[1] + draws.decoded).reshape(-1)
     picked = lambda x: flat(x)[chosen]
-  target = {camera: picked(getattr(batch, camera)) for camera in model.cameras}
+  target = {camera: picked(batch.pictures[camera]) for camera in model.cameras}
 
   image_loss = functools.partial(_image_loss, model, params, target=target, remat=config.remat)
   losses = {
