@@ -170,18 +170,13 @@ class Embodiment:
 
   def to_unit(self, action: np.ndarray) -> np.ndarray:
     """Actions [..., A] in the robot's units -> the same in [-1, 1]."""
-    low, high = self._ranges
+    low, high = self.action_ranges.T
     return action if self._is_unit else (2 * (action - low) / (high - low) - 1).astype(action.dtype)
 
-  def from_unit(self, action: np.ndarray) -> np.ndarray:
-    """Actions [..., A] in [-1, 1] -> the same in the robot's units."""
-    low, high = self._ranges
-    return action if self._is_unit else (low + (action + 1) / 2 * (high - low)).astype(action.dtype)
-
   @property
-  def _ranges(self) -> tuple[np.ndarray, np.ndarray]:
-    ranges = np.array([dimension.range for dimension in self.action], np.float64)
-    return ranges[:, 0], ranges[:, 1]
+  def action_ranges(self) -> np.ndarray:
+    """[A, 2] float64, lowest and highest value of each number of an action."""
+    return np.array([dimension.range for dimension in self.action], np.float64)
 
   @property
   def _is_unit(self) -> bool:

@@ -164,7 +164,7 @@ def test_features_refuse_what_does_not_fit(tmp_path):
     dataclasses.replace(demo, tasks=("open_drawer",))
   features.save_features(tmp_path / "x.npz", demo)
   content = dict(np.load(tmp_path / "x.npz"))
-  np.savez(tmp_path / "x.npz", **{**content, "action": content["action"][..., :6]})
+  np.savez(tmp_path / "x.npz", **{**content, "action": content["action"][:, :, 1:]})
   with pytest.raises(DatasetError, match="x.npz.*action"):
     features.load_features(tmp_path / "x.npz")
   (tmp_path / "x.npz").write_bytes((tmp_path / "x.npz").read_bytes()[:-10])

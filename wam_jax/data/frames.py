@@ -21,7 +21,7 @@ import numpy as np
 
 from wam_jax.core import image as image_lib
 from wam_jax.data.files import COPY_AGAIN, IDS_FILE, MAX_ID, DatasetError, PathLike, read_npz
-from wam_jax.embodiment import ACTION, CAMERAS, ROBOT_OBS, SCENE_OBS
+from wam_jax.embodiment import ACTION, CALVIN, CAMERAS, ROBOT_OBS, SCENE_OBS, Embodiment
 from wam_jax.host.machine import available_cores
 
 ProgressFactory = Callable[[int, str], contextlib.AbstractContextManager[Any]]
@@ -43,6 +43,7 @@ class FrameVectors:
     starts: [E] int64, first frame of each episode, an index into N.
     ends: [E] int64, one past the last frame of each episode.
     ids: [N] int64, number in the frame's file name.
+    embodiment: of the robot in the frames.
   """
 
   action: np.ndarray
@@ -51,6 +52,7 @@ class FrameVectors:
   starts: np.ndarray
   ends: np.ndarray
   ids: np.ndarray
+  embodiment: Embodiment = CALVIN
 
   @property
   def num_frames(self) -> int:

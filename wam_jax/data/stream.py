@@ -199,7 +199,7 @@ class _Pieces:
     batch: dict[str, Any] = {
       "robot_obs": cache.robot_obs[rows],
       "action": cache.action[rows],
-      "prev_action": previous_actions(cache.action, rows, is_first),
+      "prev_action": previous_actions(cache.embodiment, cache.action, rows, is_first),
       "is_first": is_first,
       "mask": np.ones(rows.shape, bool),
     }

@@ -12,11 +12,10 @@ import numpy as np
 from flax import struct
 
 from wam_jax.data.frames import Frames
-from wam_jax.embodiment import ROBOT_OBS
+from wam_jax.embodiment import CALVIN, Embodiment
 from wam_jax.types import Batch
 
 FIELDS = ("pictures", "robot_obs", "action", "prev_action", "is_first")
-REST_ACTION = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0)  # before an episode's first frame: at rest, gripper open
 
 
 @struct.dataclass
@@ -25,9 +24,9 @@ class FrameStore:
 
   Attributes:
     pictures: camera -> [N, S, S, 3] uint8.
-    robot_obs: [N, 15] float32.
-    action: [N, 7] float32.
-    prev_action: [N, 7] float32, at rest at an episode's first frame.
+    robot_obs: [N, state_size] float32.
+    action: [N, A] float32.
+    prev_action: [N, A] float32, at rest at an episode's first frame.
     is_first: [N] bool.
   """
 
@@ -38,24 +37,27 @@ class FrameStore:
   is_first: jax.Array
 
 
-def rest_actions(*shape: int) -> np.ndarray:
-  """REST_ACTION [*shape, 7] float32."""
-  return np.tile(np.asarray(REST_ACTION, np.float32), (*shape, 1))
+def rest_actions(robot: Embodiment, *shape: int) -> np.ndarray:
+  """A robot's action at rest, [*shape, A] float32: before an episode's first frame."""
+  return np.tile(robot.rest_action, (*shape, 1))
 
 
-def previous_actions(action: np.ndarray, rows: np.ndarray, is_first: np.ndarray) -> np.ndarray:
+def previous_actions(
+  robot: Embodiment, action: np.ndarray, rows: np.ndarray, is_first: np.ndarray
+) -> np.ndarray:
   """Actions that led to frames; the only place that shifts actions.
 
   Args:
-    action: [N, 7], taken at each frame.
+    robot: whose actions they are.
+    action: [N, A], taken at each frame.
     rows: [...] indices into N; of frame 0 only where it is a first one.
     is_first: [...] bool, of these frames.
 
   Returns:
-    [..., 7], at rest where is_first.
+    [..., A], at rest where is_first.
   """
   previous = action[rows - 1]
-  previous[is_first] = REST_ACTION
+  previous[is_first] = robot.rest_action
   return previous
 
 
@@ -75,7 +77,9 @@ def make_store(frames: Frames) -> FrameStore:
     pictures=put(frames.pictures),
     robot_obs=put(np.asarray(frames.robot_obs, np.float32)),
     action=put(frames.action),
-    prev_action=put(previous_actions(frames.action, np.arange(frames.num_frames), is_first)),
+    prev_action=put(
+      previous_actions(frames.embodiment, frames.action, np.arange(frames.num_frames), is_first)
+    ),
     is_first=put(is_first),
   )
 
@@ -87,12 +91,12 @@ def gather(store: FrameStore, start: jax.Array, sequence_length: int) -> Batch:
   return Batch(**jax.tree.map(lambda array: array[rows], fields), mask=jnp.ones(rows.shape, bool))
 
 
-def begin_afresh(batch: Batch) -> Batch:
+def begin_afresh(batch: Batch, robot: Embodiment) -> Batch:
   """Makes each window's first frame count as an episode's first, with the previous action at rest.
 
   That is what the model sees when it starts to filter in mid-episode.
   """
-  rest = jnp.asarray(REST_ACTION, batch.prev_action.dtype)
+  rest = jnp.asarray(robot.rest_action, batch.prev_action.dtype)
   return batch.replace(
     prev_action=batch.prev_action.at[:, 0].set(rest), is_first=batch.is_first.at[:, 0].set(True)
   )
@@ -150,6 +154,7 @@ class Sampler:
       Otherwise windows are drawn uniformly over all starts, and each starts afresh. In both a window may
       cross into the next episode, where `is_first` is true.
     reset_probability: with `carry_state`, that the state is set to zero before a frame; LUMOS has 0.01.
+    embodiment: of the robot in the frames.
   """
 
   num_frames: int
@@ -157,6 +162,7 @@ class Sampler:
   sequence_length: int
   carry_state: bool = False
   reset_probability: float = 0.0
+  embodiment: Embodiment = CALVIN
 
   def __post_init__(self) -> None:
     if not 0 < self.sequence_length <= self.num_frames:
@@ -173,7 +179,7 @@ class Sampler:
   def finish(self, batch: Batch, key: jax.Array, step: jax.Array) -> Batch:
     """Marks in the windows of update `step`, as they are on disk, where the state begins anew."""
     if not self.carry_state:
-      return begin_afresh(batch)
+      return begin_afresh(batch, self.embodiment)
     start = self.starts(key, step)
     return carry_on(batch, start, step, jax.random.fold_in(key, 1), self.reset_probability)
 
@@ -198,14 +204,14 @@ def episode_batch(frames: Frames, windows: Sequence[tuple[int, int]], length: in
   """
   if not windows:
     raise ValueError("no windows")
-  shape = (len(windows), length)
+  shape, robot = (len(windows), length), frames.embodiment
   batch: dict[str, Any] = {
     "pictures": {
       camera: np.zeros((*shape, *array.shape[1:]), np.uint8) for camera, array in frames.pictures.items()
     },
-    "robot_obs": np.zeros((*shape, ROBOT_OBS), np.float32),
-    "action": rest_actions(*shape),
-    "prev_action": rest_actions(*shape),
+    "robot_obs": np.zeros((*shape, robot.state_size), np.float32),
+    "action": rest_actions(robot, *shape),
+    "prev_action": rest_actions(robot, *shape),
     "is_first": np.zeros(shape, bool),
     "mask": np.zeros(shape, bool),
   }
@@ -219,7 +225,7 @@ def episode_batch(frames: Frames, windows: Sequence[tuple[int, int]], length: in
     batch["robot_obs"][row, :n] = frames.robot_obs[start:end]
     batch["action"][row, :n] = frames.action[start:end]
     batch["prev_action"][row, :n] = previous_actions(
-      frames.action, np.arange(start, end), batch["is_first"][row, :n]
+      robot, frames.action, np.arange(start, end), batch["is_first"][row, :n]
     )
     batch["mask"][row, :n] = True
   return Batch(**batch)

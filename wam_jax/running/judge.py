@@ -17,7 +17,6 @@ from wam_jax.acting.models import load_world_model
 from wam_jax.core import probes, recursion
 from wam_jax.data.calvin import dataset_path
 from wam_jax.data.judged_windows import BINARY, HAND, TARGETS, Data, Windows, read_takes, read_windows
-from wam_jax.embodiment import ACTION_NAMES
 from wam_jax.host.logger import Logger
 from wam_jax.nn.world_model import WorldModel
 from wam_jax.storage.artifact import Artifact
@@ -388,7 +387,7 @@ def judge_actions(
   errors = {name: np.square(reading - action).mean(0) for name, reading in readings.items()}
   return {
     dimension: {name: float(error[i]) for name, error in errors.items()}
-    for i, dimension in enumerate(ACTION_NAMES)
+    for i, dimension in enumerate(heldout.frames.embodiment.action_names)
   }
 
 

@@ -76,7 +76,7 @@ def filter_demos(
   most = max(len(task_spans) for task_spans in spans.values())
   shape = (len(tasks), most, length)
   feature = np.zeros((*shape, model.feature_size), np.float32)
-  action = windows.rest_actions(*shape)
+  action = windows.rest_actions(demos.frames.embodiment, *shape)
   success, mask = np.zeros(shape, bool), np.zeros(shape, bool)
 
   @jax.jit

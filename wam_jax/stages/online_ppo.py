@@ -175,7 +175,7 @@ class Episodes:
     self._value = over_tasks(self._make_value(config))
 
   def _make_act(self, config: Any) -> Callable[[Any, Any], Any]:
-    policy, p = self._policy, config.ppo
+    policy, p, binary = self._policy, config.ppo, self._model.embodiment.binary
 
     def act(task: Any, _: Any) -> Any:
       """Of one task: (networks, feature [E, F], key) -> chunk, chain, log_prob [E, K']."""
@@ -183,7 +183,11 @@ class Episodes:
       x_init, noise = policy.draw_noise(key, feature.shape[:1])
       chunk, chain = policy.sample_chain({"base": base, "tuned": tuned}, feature, x_init, noise)
       log_prob = policy.log_prob_of_noise(noise)
-      return executable(chunk), chain, ppo_loss.mean_log_prob(log_prob, p.log_prob_min, p.log_prob_max)
+      return (
+        executable(chunk, binary),
+        chain,
+        ppo_loss.mean_log_prob(log_prob, p.log_prob_min, p.log_prob_max),
+      )
 
     return act
 
@@ -212,7 +216,7 @@ class Episodes:
     environment.reset(robot, scene)
     origin = environment.state()[1]
     latent = wm.initial_latent(self._model, self._world_params, total)
-    rest_action = rest_actions(total)
+    rest_action = rest_actions(self._model.embodiment, total)
     latent = self._filter(
       self._world_params, latent, environment.observe(), rest_action, started, jax.random.fold_in(key, 0)
     )

@@ -34,7 +34,7 @@ def action_distances(
     apart = jnp.linalg.norm(own - other, axis=-1)
     return jnp.where(valid, apart, 0).sum(1) / jnp.maximum(valid.sum(1), 1)
 
-  other = dreamt(random_actions(random_key, num, length), other_key)
+  other = dreamt(random_actions(random_key, num, length, world.embodiment.binary), other_key)
   return distance(other), distance(dreamt(takes.action, again_key))
 
 

@@ -144,7 +144,7 @@ def make_pool(
     task_key = jax.random.fold_in(key, k)
     feature, label, valid = dreamt(demos, k, jax.random.fold_in(task_key, 0))
 
-    actions = [random_actions(jax.random.fold_in(task_key, 1), num_dreams, length)]
+    actions = [random_actions(jax.random.fold_in(task_key, 1), num_dreams, length, world.embodiment.binary)]
     if num_tasks > 1:
       actions.append(jnp.asarray(_other_actions(demos.action, mask, k, num_dreams, length, rng)))
     keys = jax.random.split(jax.random.fold_in(task_key, 2), len(actions))

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from flax import struct
 
 from wam_jax.core import distributions
-from wam_jax.embodiment import ROBOT_OBS
 from wam_jax.nn import rssm
 from wam_jax.nn.world_model import WorldModel
 from wam_jax.types import Batch, Latent, Params
@@ -22,7 +21,7 @@ def init_params(model: WorldModel, key: jax.Array) -> Params:
   """Initial parameters."""
   picture = jnp.zeros((1, model.image_size, model.image_size, 3), jnp.uint8)
   pictures = dict.fromkeys(model.cameras, picture)
-  return jax.jit(model.init)(key, pictures, jnp.zeros((1, ROBOT_OBS)))["params"]
+  return jax.jit(model.init)(key, pictures, jnp.zeros((1, model.embodiment.state_size)))["params"]
 
 
 def apply(model: WorldModel, params: Params, method: str, *args: Any) -> Any:
