@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+FILE = "embodiment.json"  # in the root of a dataset
+EXAMPLE = "docs/guides/own_data.md shows one"
 ACTION_KINDS = ("continuous", "binary")
 STATE_KINDS = ("scaled", "angle", "binary", "plain")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")  # cameras name files and parameters
@@ -179,6 +181,14 @@ class Embodiment:
     return np.array([dimension.range for dimension in self.action], np.float64)
 
   @property
+  def in_units(self) -> Embodiment:
+    """The same robot where actions are in [-1, 1] already."""
+    rest = self.rest_action.astype(float).round(6).tolist()
+    actions = zip(self.action, rest, strict=True)
+    unit = (dataclasses.replace(d, range=(-1.0, 1.0), rest=value) for d, value in actions)
+    return dataclasses.replace(self, action=tuple(unit))
+
+  @property
   def _is_unit(self) -> bool:
     return all(dimension.range == (-1.0, 1.0) for dimension in self.action)
 
@@ -196,7 +206,11 @@ class Embodiment:
         for one, two in zip(self.cameras, other.cameras, strict=True)
         if one.shape != two.shape
       ]
-    for what, ours, theirs in (("action", self.action, other.action), ("state", self.state, other.state)):
+    pairs: tuple[tuple[str, tuple[Any, ...], tuple[Any, ...]], ...] = (
+      ("action", self.action, other.action),
+      ("state", self.state, other.state),
+    )
+    for what, ours, theirs in pairs:
       if len(ours) != len(theirs):
         out.append(f"{len(ours)} numbers of {what}, not {len(theirs)}")
         continue
@@ -345,7 +359,6 @@ CALVIN = Embodiment(
 )
 
 # For what is CALVIN's alone: its simulators and formats.
-ACTION_NAMES = CALVIN.action_names
 ACTION = CALVIN.action_size
 ROBOT_OBS = CALVIN.state_size
 ROBOT_FEATURES = CALVIN.state_features

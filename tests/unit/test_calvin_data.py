@@ -22,6 +22,7 @@ from wam_jax.data import frames as frames_lib
 from wam_jax.data import inspect as inspect_lib
 from wam_jax.data.files import DatasetError
 from wam_jax.data.frames import frame_path
+from wam_jax.embodiment import CALVIN
 
 LENGTHS = (7, 5, 6)
 ANNOTATIONS = [("open_drawer", 7, 12), ("turn_on_led", 12, 18), ("open_drawer", 13, 17)]
@@ -169,7 +170,8 @@ def test_any_frames_of_joined_splits(root):
   np.testing.assert_array_equal(reader.starts, frames.starts)
   np.testing.assert_array_equal(reader.ends, frames.ends)
   for begin, stop in ((0, 18), (18, 33), (16, 20), (5, 36), (17, 18), (18, 19), (35, 36)):
-    out = frames_lib.empty_frames(stop - begin, 8)
+    out = {key: np.empty((stop - begin, width), np.float32) for key, width in reader.widths.items()}
+    out |= {camera: np.empty((stop - begin, 8, 8, 3), np.uint8) for camera in CALVIN.camera_names}
     reader.read(begin, stop, out)
     np.testing.assert_array_equal(out["rgb_static"], frames.pictures["rgb_static"][begin:stop])
     np.testing.assert_array_equal(out["rel_actions"], frames.action[begin:stop])

@@ -14,6 +14,7 @@ import pytest
 from wam_jax.data import calvin, calvin_writer, convert, converted, examples, files, frames_cache, inspect
 from wam_jax.data.files import DatasetError
 from wam_jax.data.frames import frame_path
+from wam_jax.embodiment import CALVIN
 from wam_jax.host.locks import locked
 from wam_jax.host.logger import Logger
 from wam_jax.running.stage_run import StageRun
@@ -179,11 +180,11 @@ import os, signal
 from wam_jax.data import convert, examples
 examples.EXAMPLE_FRAMES, convert.SHARD_EXAMPLES = 4, 2
 real, calls = convert._checksum, []
-def checksum(examples):
+def checksum(*arguments):
   calls.append(1)
   if len(calls) == 2 * {at} + 2:
     os.kill(os.getpid(), signal.SIGKILL)
-  return real(examples)
+  return real(*arguments)
 convert._checksum = checksum
 convert.convert({str(source)!r}, {str(tmp_path / "out")!r}, image_size=8)
 """
@@ -274,7 +275,7 @@ def test_no_room(source, tmp_path, monkeypatch):
     with pytest.raises(DatasetError, match="no room: 0.00 GB are needed"):
       _convert(source, tmp_path / "out")
 
-  real = convert._serializer()
+  real = convert._serializer(CALVIN, converted._CALVIN_VECTORS)
 
   def full(example):
     if example["frame_id"][0] == 14:
@@ -282,7 +283,7 @@ def test_no_room(source, tmp_path, monkeypatch):
     return real(example)
 
   with monkeypatch.context() as patch:
-    patch.setattr(convert, "_serializer", lambda: full)
+    patch.setattr(convert, "_serializer", lambda *_: full)
     with pytest.raises(DatasetError, match="no room left on the disk.*goes on where it was"):
       _convert(source, tmp_path / "out")
   assert not (tmp_path / "out").exists()
@@ -291,13 +292,13 @@ def test_no_room(source, tmp_path, monkeypatch):
 
 
 def test_what_cannot_be_read_back_is_written_again(source, tmp_path, monkeypatch):
-  real = convert._serializer()
+  real = convert._serializer(CALVIN, converted._CALVIN_VECTORS)
 
   def wrong(example):
     return real({**example, "rgb_static": example["rgb_static"] ^ 1})
 
   with monkeypatch.context() as patch:
-    patch.setattr(convert, "_serializer", lambda: wrong)
+    patch.setattr(convert, "_serializer", lambda *_: wrong)
     with pytest.raises(DatasetError, match="does not hold what was written"):
       _convert(source, tmp_path / "out")
   assert not (tmp_path / "out").exists()

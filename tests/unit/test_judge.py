@@ -282,7 +282,7 @@ def test_everything_is_measured_and_written(judged):
     assert own["psnr"][2] is None and own["ssim"][2] is None and repeated["psnr"][2] is None
     assert 0 < own["psnr"][0] < 20 and 0 < repeated["psnr"][1] < 20 and -1 < own["ssim"][1] < 1
     assert len(own["psnr_curve"]) == 25 - 3
-  names = [target.name for target in judged_windows.TARGETS]
+  names = [target.name for target in judged_windows.CALVIN_TARGETS]
   assert list(model["probes"]) == names == list(result["targets"])
   assert model["probes"]["bulb"]["posterior"] == "constant"
   assert isinstance(model["probes"]["drawer"]["posterior"], float)

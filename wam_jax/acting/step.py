@@ -33,7 +33,7 @@ def filter_frame(
     params: their parameters.
     latent: [B, ...], before the frame.
     observation: the model's cameras uint8 [B, S, S, 3]; robot_obs [B, state_size], if the model reads it.
-    prev_action: [B, 7], the action that led to the frame.
+    prev_action: [B, A], the action that led to the frame.
     is_first: [B] bool.
     key: for a sample, or None for the mode.
 
@@ -52,7 +52,7 @@ def sample_chunks(
   """Chunks as executed, by the evaluation variant of sampling.
 
   Args:
-    policy: `sample(params, feature [M, F], key, deterministic=...) -> [M, H, 7]`.
+    policy: `sample(params, feature [M, F], key, deterministic=...) -> [M, H, A]`.
     params: stacked on a leading task axis K.
     latent: [K * M, ...], task-major.
     key: random key of all tasks.
@@ -86,8 +86,8 @@ def start_state(model: Any, params: Params, batch_size: int, chunk: int, seed: j
     seed: of all noise, 0 to 2**31 - 1.
 
   Returns:
-    deter [B, D], stoch [B, S, C], robot [B, R] of a model that carries it, prev_action [B, 7], chunk
-    [B, H, 7], step int32 (frames seen), key uint32.
+    deter [B, D], stoch [B, S, C], robot [B, R] of a model that carries it, prev_action [B, A], chunk
+    [B, H, A], step int32 (frames seen), key uint32.
   """
   latent = wm.initial_latent(model, params, batch_size)
   size = model.embodiment.action_size
@@ -125,7 +125,7 @@ def act_step(
     observation: of `filter_frame`.
 
   Returns:
-    (next state, action [B, 7]).
+    (next state, action [B, A]).
   """
   t, size = state["step"], state["chunk"].shape[1]
   stoch = state["stoch"]

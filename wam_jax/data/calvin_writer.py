@@ -18,8 +18,8 @@ import numpy as np
 
 from wam_jax.data.calvin import ANNOTATION_FILE
 from wam_jax.data.files import IDS_FILE, PathLike
-from wam_jax.data.frames import BLOCK, VECTOR_KEYS, check_vectors, frame_path, num_workers
-from wam_jax.embodiment import CAMERAS
+from wam_jax.data.frames import BLOCK, check_vectors, frame_path, num_workers, vector_keys
+from wam_jax.embodiment import ACTION, CALVIN, CAMERAS
 from wam_jax.envs.tasks import SENTENCES
 
 
@@ -60,6 +60,9 @@ class _NpzTemplate:
       view[local_crc : local_crc + 4] = crc
       view[directory_crc : directory_crc + 4] = crc
     return data
+
+
+_KEYS = vector_keys(CALVIN, ("scene_obs",))
 
 
 class FrameWriter:
@@ -118,7 +121,7 @@ class FrameWriter:
     block = {"actions": actions, "rel_actions": rel_actions, "robot_obs": robot_obs, "scene_obs": scene_obs}
     block = {key: np.array(value, np.float64, order="C") for key, value in block.items()}
     n = len(block["actions"])
-    for key, size in {"actions": 7, **VECTOR_KEYS}.items():
+    for key, size in {"actions": ACTION, **_KEYS}.items():
       if block[key].shape != (n, size):
         raise ValueError(f"{key}: expected [{n}, {size}], got {list(block[key].shape)}")
     for key, picture in zip(CAMERAS, (rgb_static, rgb_gripper), strict=True):
@@ -128,7 +131,7 @@ class FrameWriter:
     if not n:
       return
     ids = np.arange(self._next, self._next + n)
-    check_vectors(functools.partial(frame_path, self.folder), ids, {key: block[key] for key in VECTOR_KEYS})
+    check_vectors(functools.partial(frame_path, self.folder), ids, {key: block[key] for key in _KEYS}, CALVIN)
     if self._template is None:
       self._template = _NpzTemplate({key: array[0] for key, array in block.items()})
       self._shapes = {key: array.shape[1:] for key, array in block.items()}

@@ -22,16 +22,17 @@ import numpy as np
 
 from wam_jax.config import chain
 from wam_jax.data import calvin, converted, doubts
-from wam_jax.data.files import COPY_AGAIN, IDS_FILE, DatasetError, PathLike
+from wam_jax.data.files import COPY_AGAIN, IDS_FILE, DatasetError, PathLike, read_embodiment
 from wam_jax.data.frames import (
-  VECTOR_KEYS,
   FrameReader,
   frame_path,
   ids_of,
   list_frames,
   other_files,
+  vector_keys,
+  vector_shape,
 )
-from wam_jax.embodiment import CAMERAS, SCENE_OBS
+from wam_jax.embodiment import CALVIN, SCENE_OBS
 from wam_jax.envs.tasks import TASKS
 from wam_jax.host import console, machine
 from wam_jax.host.words import count, printable
@@ -224,12 +225,18 @@ def _inspect_frames(
   problems: Problems,
 ) -> None:
   """Reads single frames: adds "keys", "pictures", "read", "broken" and "ranges" to `out`."""
+  robot = _note(problems, read_embodiment, folder.parent) or CALVIN
   first = next(
     (arrays for i in ids[:LISTED] if (arrays := converted.stored_shapes(folder, int(i))) is not None), None
   )
   if first is not None:
     out["keys"] = sorted(first)
-    out["pictures"] = {key: first[key] for key in CAMERAS if key in first}
+    out["pictures"] = {key: first[key] for key in robot.camera_names if key in first}
+  if robot != CALVIN:
+    out["names"] = {
+      "rel_actions": list(robot.action_names),
+      "robot_obs": [dimension.name for dimension in robot.state],
+    }
   found: Problems = []
   reader = None
   for skipped in range(min(LISTED, len(ids))):  # all pictures must have the shape of the first good ones
@@ -242,10 +249,11 @@ def _inspect_frames(
     return
   ids = ids[skipped:]
   good = np.zeros(len(ids), bool)
-  vectors = {key: np.full((len(ids), width), np.nan) for key, width in VECTOR_KEYS.items()}
+  widths = reader.widths
+  vectors = {key: np.full((len(ids), *vector_shape(width)), np.nan) for key, width in widths.items()}
 
   def read(begin: int, stop: int) -> None:
-    picture = {key: np.empty((1, image_size, image_size, 3), np.uint8) for key in CAMERAS}
+    picture = {key: np.empty((1, image_size, image_size, 3), np.uint8) for key in robot.camera_names}
     for row in range(begin, stop):
       values = {key: array[row : row + 1] for key, array in vectors.items()}
       good[row] = _note(found, _read_one, reader, row, values | picture) is not None
@@ -261,6 +269,7 @@ def _inspect_frames(
     out["ranges"] = {
       key: {"low": array[good].min(0).tolist(), "high": array[good].max(0).tolist()}
       for key, array in vectors.items()
+      if widths[key]
     }
 
 
@@ -333,14 +342,19 @@ def _split_lines(split: dict[str, Any]) -> list[str]:
     f"  files     {split['missing']:,} missing; {split['read']:,} read, {split['broken']:,} of them broken",
   ]
   sizes = [f"{key} {' x '.join(map(str, shape))}" for key, shape in split["pictures"].items()]
-  unused = [key for key in split["keys"] if key not in (*VECTOR_KEYS, *CAMERAS)]
+  used = (*vector_keys(CALVIN), *split["pictures"])
+  unused = [key for key in split["keys"] if key not in used]
   lines.append(
     f"  pictures  {', '.join(sizes) or 'none'}" + (f"; not used: {', '.join(unused)}" if unused else "")
+  )
+  names = split.get("names", {})
+  parts = lambda key: (
+    {name: slice(i, i + 1) for i, name in enumerate(names[key])} if key in names else _PARTS[key]
   )
   for key, limits in split["ranges"].items():
     bounds = [
       f"{name} {min(limits['low'][part]):.3g} to {max(limits['high'][part]):.3g}"
-      for name, part in _PARTS[key].items()
+      for name, part in parts(key).items()
     ]
     lines.append(f"  {key:<11} {', '.join(bounds)}")
   if split["windows"]:

@@ -261,6 +261,7 @@ class PolicyRunner:
 
       model, params = models.load_world_model(self._inputs["world_model"])
       env = self._config.env
+      model.embodiment.check("the world model", registry.embodiment(env.name), f"the simulator {env.name}")
       environment = registry.make_vector(
         env.name, self.num, env.workers, env.image_size, env.calvin_root, env.calvin_scene
       )

@@ -22,6 +22,7 @@ from wam_jax.core import ppo as ppo_loss
 from wam_jax.core.actions import executable
 from wam_jax.data import calvin
 from wam_jax.data.calvin import dataset_path
+from wam_jax.data.files import DatasetError
 from wam_jax.data.windows import rest_actions
 from wam_jax.embodiment import ROBOT_OBS, SCENE_OBS
 from wam_jax.envs import tasks as task_rules
@@ -166,6 +167,7 @@ class Episodes:
     self._model, self._world_params, self._policy, self._base = model, world_params, policy, base
     self._chunks, self._horizon = p.chunks_per_iteration, p.horizon_steps // policy.chunk
     total = len(self._tasks) * self._num
+    model.embodiment.check("the world model", registry.embodiment(env.name), f"the simulator {env.name}")
     self._environment = registry.make_vector(
       env.name, total, env.workers, env.image_size, env.calvin_root, env.calvin_scene
     )
@@ -297,6 +299,13 @@ def training_starts(config: Any, collect: Artifact) -> dict[str, tuple[np.ndarra
     image_size=config.env.image_size,
     workers=config.env.workers,
   )
+  frames = demos.frames
+  if frames.scene_obs is None:
+    raise DatasetError(
+      dataset_path(collect) / "training",
+      "a simulator starts from recorded states of the scene, which these demos lack.",
+      key="scene_obs",
+      fix="run the stages up to ppo: they need no simulator.",
+    )
   rows = {task: [start for start, _ in demos.windows(task)] for task in config.tasks}
-  states = demos.frames.robot_obs, demos.frames.scene_obs
-  return {task: (states[0][first_rows], states[1][first_rows]) for task, first_rows in rows.items()}
+  return {task: (frames.robot_obs[first], frames.scene_obs[first]) for task, first in rows.items()}

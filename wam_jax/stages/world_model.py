@@ -103,14 +103,15 @@ def open_frames(
 ) -> Frames | frames_cache.FrameCache:
   """The frames of the training split and of `extra`: in memory, for the device, or a cache to stream from."""
   config, logger = stage.config, stage.logger
-  w, size = config.world_model, config.env.image_size
+  w, size, robot = config.world_model, config.env.image_size, stage.inputs["collect"].embodiment
   at_once = math.ceil(w.batch_size / w.accumulate / (wm_training.REMAT_PARTS if w.remat else 1))
   source, why = stream.choose_source(
     num_frames,
     size,
+    robot,
     residency=config.data.residency,
     limit_gb=config.data.memory_limit_gb,
-    reserve=stream.training_bytes(num_params, at_once, w.sequence_length, size),
+    reserve=stream.training_bytes(num_params, at_once, w.sequence_length, size, len(robot.cameras)),
     processes=processes.count(),
   )
   logger.info(why)

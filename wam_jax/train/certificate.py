@@ -62,7 +62,7 @@ def surprise(
     world: the frozen world model.
     arranged: its parameters, as `World.arrange` lays them out.
     feature: [B, F], filtered.
-    action: [B, 7], taken there.
+    action: [B, A], taken there.
     after: [B, F], filtered, one frame later.
 
   Returns:

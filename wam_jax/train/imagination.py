@@ -38,7 +38,7 @@ class World:
   """What imagination needs of a world model.
 
   Attributes:
-    imagine_step: (arranged params, latent [E, ...], action [E, 7], key) -> latent [E, ...].
+    imagine_step: (arranged params, latent [E, ...], action [E, A], key) -> latent [E, ...].
     num_stoch: S.
     num_classes: C.
     arrange: params -> arranged params, once before many steps.
@@ -64,7 +64,7 @@ class World:
     Args:
       params: of the world model.
       feature: [B, F] to start from.
-      action: [B, T, 7], executable.
+      action: [B, T, A], executable.
       key: for the prior's samples.
 
     Returns:
@@ -76,7 +76,7 @@ class World:
   def imagine_chunk(
     self, arranged: Params, feature: jax.Array, chunk: jax.Array, key: jax.Array
   ) -> tuple[jax.Array, jax.Array]:
-    """Feature [E, F] after the H actions of a chunk [E, H, 7], and the prior's mean entropy [E]."""
+    """Feature [E, F] after the H actions of a chunk [E, H, A], and the prior's mean entropy [E]."""
     step = functools.partial(self.imagine_step, arranged)
     uncertainty = lambda latent: distributions.entropy(latent.logits)
     latent, entropy = roll(
@@ -85,7 +85,7 @@ class World:
     return features(latent), entropy.mean(0)
 
   def prior_logits(self, arranged: Params, feature: jax.Array, action: jax.Array) -> jax.Array:
-    """Logits of the prior [B, S, C] one step after features [B, F] and actions [B, 7]."""
+    """Logits of the prior [B, S, C] one step after features [B, F] and actions [B, A]."""
     key = jax.random.key(0)  # of a sample that is not read
     return self.imagine_step(arranged, self.latent(feature), action, key).logits
 

@@ -28,7 +28,7 @@ def make_filter(model: WorldModel, context: int) -> Callable[[Params, Batch, jax
 
   Returns:
     Function of windows [B, T] to `feature` [B, T, F] of the posterior, `last`, the Latent [B, ...] of frame
-    C - 1, `embed` [B, T, E] of the pictures alone, and `action` [B, T-1, 7], predicted by inverse dynamics.
+    C - 1, `embed` [B, T, E] of the pictures alone, and `action` [B, T-1, A], predicted by inverse dynamics.
   """
 
   def filter_windows(params: Params, batch: Batch, key: jax.Array) -> dict[str, Any]:

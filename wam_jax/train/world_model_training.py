@@ -47,8 +47,8 @@ def inverse_dynamics_loss(
   """Mean squared error over the pairs of consecutive frames inside one episode.
 
   Args:
-    predicted: [B, T-1, 7], from frames t and t + 1.
-    action: [B, T, 7], taken at t.
+    predicted: [B, T-1, A], from frames t and t + 1.
+    action: [B, T, A], taken at t.
     is_first: [B, T] bool; a pair whose second frame is an episode's first is left out.
     num_pairs: scalar above 0 to divide by instead of the number of valid pairs here; for parts of a batch.
     names: of the numbers of an action.
