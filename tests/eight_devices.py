@@ -10,9 +10,11 @@ import pytest
 
 from wam_jax import config as config_lib
 from wam_jax.data import windows
+from wam_jax.embodiment import CALVIN
 from wam_jax.nn.classifier import SuccessClassifier
 from wam_jax.nn.policies.diffusion import DiffusionPolicy
 from wam_jax.nn.world_model import make_world_model
+from wam_jax.stages import world_model
 from wam_jax.train import behaviour_cloning, classifier, imagination, ppo, sharding, state
 from wam_jax.train import tasks as train_tasks
 from wam_jax.train import world_model as wm
@@ -88,19 +90,18 @@ def test_gradient_of_the_world_model(mesh, changes):
   assert max(np.abs(x).max() for x in jax.tree.leaves(found["one"][0])) > 1
 
 
-def test_updates_of_the_world_model(mesh):
+@pytest.mark.parametrize("size", [16, 10], ids=["rows", "padded_rows"])
+def test_updates_of_the_world_model(mesh, size):
   """Several updates, with the windows and all noise drawn on the devices; the state stays whole."""
-  c = world_model_config(carry_state=True)
+  c = world_model_config(carry_state=True, batch_size=size)
   model = make_world_model(c)
-  sampler = windows.Sampler(64, 16, 6, True, 0.1)
-  sample = lambda store, key, step, i: sampler.sample(store, key, step)
   found = []
   for devices in (None, mesh):
     params = wm.init_params(model, jax.random.key(0))
     optimizer = optax.sgd(1e-5)
-    carry = wm.initial_latent(model, params, 16)
-    start = state.make_train_state(params, optimizer, carry=carry)
-    update = wm_training.make_update(model, c, optimizer, sample, devices)
+    start = world_model.initial_state(c, model, optimizer, params)
+    sampler = world_model.make_sampler(c, 64, devices, CALVIN)
+    update = world_model.resident_update(c, model, optimizer, sampler, devices)
     args = sharding.put((start, random_store(), jax.random.key(5)), devices)
     after, metrics = update(*args, 3)
     assert all(x.is_fully_replicated for x in jax.tree.leaves((after, metrics)))
@@ -163,13 +164,16 @@ def drift(params, latent, action, key):
   return Latent(deter=deter, stoch=latent.stoch, logits=latent.stoch)
 
 
-@pytest.mark.parametrize(("form", "minibatches"), [("frozen_chains", 1), ("current_chains", 2)])
-def test_gradient_of_ppo(mesh, form, minibatches, monkeypatch):
+@pytest.mark.parametrize(
+  ("form", "minibatches", "dreams"),
+  [("frozen_chains", 1, 16), ("current_chains", 2, 16), ("frozen_chains", 1, 10)],
+)
+def test_gradient_of_ppo(mesh, form, minibatches, dreams, monkeypatch):
   """One epoch by plain SGD: with one minibatch what it takes off is the gradient."""
   sgd = {"actor": optax.sgd(1.0), "critic": optax.sgd(0.1)}
   monkeypatch.setattr(ppo, "make_optimizers", lambda config: sgd)
   c = config_lib.default_config().ppo
-  c.update(dreams=16, chunks_per_iteration=5, horizon_steps=8, epochs=1, minibatches=minibatches)
+  c.update(dreams=dreams, chunks_per_iteration=5, horizon_steps=8, epochs=1, minibatches=minibatches)
   c.update(value_hidden=(8, 8, 8), critic_warmup_iterations=0, bc_weight=0.1, bc_form=form, target_kl=1e9)
   world = imagination.World(drift, 2, 3)
   dreamer = imagination.Dreamer(world, POLICY, CLASSIFIER, c.horizon_steps // POLICY.chunk)

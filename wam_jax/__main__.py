@@ -26,6 +26,7 @@ PROGRAMS: dict[str, tuple[str, tuple[str, ...]]] = {
   "inspect": ("data.inspect", ()),
   "convert": ("data.convert", ()),
   "doctor": ("commands.doctor", ()),
+  "aot": ("commands.aot", ()),
 }
 EXAMPLES = """Examples:
   wam_jax doctor                                               what works on this machine

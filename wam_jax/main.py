@@ -29,44 +29,17 @@ _COORDINATOR = flags.DEFINE_string(
 )
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", 0, "Processes of this run, with --coordinator.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", -1, "Of this process, from 0, with --coordinator.")
+_TOPOLOGY = flags.DEFINE_string(
+  "topology", "", "With the plan: accelerators, as v5e:4x4, that all is compiled for (wam_jax.aot). Minutes."
+)
 _experiment = ConfigDict()  # what the file gives, and what the command line changes of it; see `parse`
 _overrides: list[tuple[str, str]] = []
-
-
-def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
-  """Takes `--config.a.b=v`, `--config.a.b v`, `--config.flag` and `--noconfig.flag` out of the arguments.
-
-  absl stops at the first that it does not know; `config.apply_overrides` finds all that is wrong.
-
-  Returns:
-    The other arguments, with --config as the path of a file, and (dotted path, text) pairs.
-  """
-  rest: list[str] = []
-  overrides: list[tuple[str, str]] = []
-  fields = config_lib.flatten(config_lib.default_config())
-  words = iter(argv)
-  for word in words:
-    name, equals, value = word.lstrip("-").partition("=")
-    if word.startswith("-") and name == "config":
-      rest.append(f"--config={config_lib.experiment_file(value if equals else next(words, ''))}")
-      continue
-    if not word.startswith("-") or not name.startswith(("config.", "noconfig.")):
-      rest.append(word)
-      continue
-    negated, path = name.startswith("no"), name.split(".", 1)[1]
-    flag = isinstance(fields.get(path), bool)
-    if negated and (equals or not flag):
-      path = name  # --noconfig.seed=3 says nothing: `apply_overrides` finds no such field
-    elif not equals:
-      value = str(not negated) if flag else next(words, "")
-    overrides.append((path, value))
-  return rest, overrides
 
 
 def parse(argv: Sequence[str]) -> list[str]:
   """absl's flag parser, with the experiment's config and its overrides kept for `main`."""
   global _experiment
-  rest, _overrides[:] = split_overrides([*argv, "--config.stage=plan"] if len(argv) == 1 else argv)
+  rest, _overrides[:] = config_lib.split_overrides([*argv, "--config.stage=plan"] if len(argv) == 1 else argv)
   try:
     unparsed = flags.FLAGS(rest)
     _experiment = config_lib.load_experiment(config_lib.experiment_file(_CONFIG.value))
@@ -80,6 +53,10 @@ def main(argv: Sequence[str]) -> int:
     return entry.report(f"not understood: {' '.join(argv[1:])} (a field: --config.GROUP.FIELD=VALUE)", 2)
   logging.set_verbosity(logging.WARNING)  # Orbax reports every step of its work otherwise
   code = entry.run(_config, _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+  if _TOPOLOGY.value and code == 0 and _config().stage == "plan":
+    from wam_jax.commands import aot  # JAX, which the plan itself does without
+
+    return aot.report(_config(), _TOPOLOGY.value)
   if len(sys.argv) == 1:
     print(f"\nNothing was started. To start it: python -m wam_jax.main --config={EXPERIMENT}")
   return code

@@ -18,12 +18,11 @@ from hypothesis import strategies as st
 from ml_collections import FrozenConfigDict
 
 from wam_jax import config as config_lib
-from wam_jax.config import STAGES, TASKS, ConfigError
+from wam_jax.config import STAGES, TASKS, ConfigError, split_overrides
 from wam_jax.config.checks import shown
 from wam_jax.config.fields import CAMERAS, PRESETS
 from wam_jax.config.fields import FIELDS as ROWS
 from wam_jax.config.rules import RULES
-from wam_jax.main import split_overrides
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

@@ -11,6 +11,8 @@ import pytest
 from made_up_robot import ARM, DEMOS, LENGTHS, SUCCESS_FROM, TASK
 
 from wam_jax import config as config_lib
+from wam_jax import embodiment
+from wam_jax.acting import export, run_exported
 from wam_jax.acting.models import make_classifier, make_policy
 from wam_jax.acting.policy import ActingPolicy
 from wam_jax.core.image import area_resize
@@ -140,7 +142,7 @@ def test_a_camera_that_the_robot_lacks():
 @pytest.mark.parametrize(
   "changes", [{"world_model.proprio": "latent"}, {"behaviour_cloning.policy": "gaussian"}]
 )
-def test_from_frames_to_a_policy_that_acts(root, changes):
+def test_from_frames_to_a_policy_that_acts(root, tmp_path, changes):
   config = tiny_config(**changes)
   w, key = config.world_model, jax.random.key(0)
   demos = calvin.read_demos(root / "training", (TASK,), image_size=SIZE)
@@ -183,8 +185,16 @@ def test_from_frames_to_a_policy_that_acts(root, changes):
   action = actor.act(raw)
   low, high = ARM.action_ranges.T
   assert action.shape == (6,) and (low <= action).all() and (action <= high).all() and action[3] in (0, 1)
+  with pytest.raises(ValueError, match="top.*24 x 32"):
+    actor.act(raw | {"top": raw["top"].swapaxes(0, 1)})
   with pytest.raises(ValueError, match="robot_obs.*9"):
     actor.act(raw | {"robot_obs": np.zeros(15)})
+  if policy.fine_tuned_steps > 1:  # once
+    exported = run_exported.Policy(export.export_policy(actor, tmp_path / "exported"))
+    actor.reset()
+    exported.reset()
+    np.testing.assert_allclose(exported.act(raw), actor.act(raw), atol=1e-4)
+    assert embodiment.from_dict(exported.about["embodiment"]) == ARM
 
 
 def test_joined_splits_must_be_of_one_robot(root, tmp_path):

@@ -12,9 +12,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from wam_jax import config as config_lib
-from wam_jax.config import ConfigError, rules
+from wam_jax.config import ConfigError, rules, split_overrides
 from wam_jax.config.fields import FIELDS, GROUPS, PRESETS, ROWS
-from wam_jax.main import split_overrides
 
 ROOT = pathlib.Path(__file__).parents[2]
 

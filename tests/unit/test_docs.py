@@ -19,7 +19,7 @@ import pytest
 from absl.testing import flagsaver
 
 from wam_jax import main
-from wam_jax.config import STAGES, TASKS, ConfigError, default_config, flatten
+from wam_jax.config import STAGES, TASKS, ConfigError, default_config, flatten, split_overrides
 from wam_jax.config import reference as config_reference
 from wam_jax.config.surroundings import dppo_file
 from wam_jax.data import inspect
@@ -178,7 +178,7 @@ class Checker:
 
   def provide(self, arguments):
     """Makes what the arguments name: datasets, checkpoints, checkouts, finished stages."""
-    given = dict(main.split_overrides(arguments)[1])
+    given = dict(split_overrides(arguments)[1])
     wanted = [f"{given[f'inputs.{stage}']}/DONE" for stage in STAGES if given.get(f"inputs.{stage}")]
     wanted += [f"{path}/DONE" for path in given.get("judge.compare", "").split(",") if path]
     wanted += [given["inputs.lumos_checkpoint"]] if "inputs.lumos_checkpoint" in given else []

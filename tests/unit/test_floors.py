@@ -28,7 +28,16 @@ ROOMS = (
   "experiments",
   "main",
 )
-PROGRAMS = ("__main__", "doctor", "export", "pack", "play", "report", "seeds")  # `python -m wam_jax.NAME`
+PROGRAMS = (
+  "__main__",
+  "aot",
+  "doctor",
+  "export",
+  "pack",
+  "play",
+  "report",
+  "seeds",
+)  # `python -m wam_jax.NAME`
 # Rooms that never import JAX: they run where it may be missing, or must start at once.
 WITHOUT_JAX = ("config", "host", "experiments")
 

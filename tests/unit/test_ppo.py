@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from wam_jax import config as config_lib
 from wam_jax.core import ppo as ppo_loss
+from wam_jax.core.backend import compiling_for
 from wam_jax.nn.classifier import SuccessClassifier
 from wam_jax.nn.policies.diffusion import DiffusionPolicy
 from wam_jax.nn.policies.gaussian import GaussianPolicy
@@ -296,11 +297,11 @@ def test_gradient_in_blocks_equals_that_of_the_whole():
 @pytest.mark.parametrize(
   ("num", "steps", "block"), [(900, 10, 100), (450, 10, 90), (907, 10, 907), (12, 2, 12), (3, 2000, 1)]
 )
-def test_blocks_divide_the_minibatch(num, steps, block, monkeypatch):
-  monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
-  assert ppo_actor._block(num, steps) == block
-  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-  assert ppo_actor._block(num, steps) == num
+def test_blocks_divide_the_minibatch(num, steps, block):
+  with compiling_for("cpu"):
+    assert ppo_actor._block(num, steps) == block
+  with compiling_for("gpu"):
+    assert ppo_actor._block(num, steps) == num
 
 
 def test_first_bad_tensor_is_named():

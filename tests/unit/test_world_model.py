@@ -289,6 +289,34 @@ def test_carried_state_goes_on_where_the_last_window_ended():
   assert loss_after(halves[0], reset) == loss_after(other, reset)
 
 
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {},
+    {"decode_fraction": 0.5, "accumulate": 2, "learned_initial_state": True},
+    {"proprio": "latent", "robot_obs_weight": 1.0, "embedding_image_weight": 1.0},
+  ],
+  ids=["plain", "parts", "latent"],
+)
+def test_padding_changes_no_gradient(changes):
+  """Rows behind the batch, of any content, count for nothing: in gradients, metrics and carried state."""
+  config, model, params = tiny(**changes)
+  rows = lambda tree, num: jax.tree.map(lambda x: x[:num], tree)
+  padded = random_batch(batch=6)
+  padded = padded.replace(is_first=padded.is_first.at[1, 2].set(True))
+  draws = wm_training.draw(model, config, jax.random.key(1), 6, T)
+  carry = jax.tree.map(lambda x: x + 0.1, wm.initial_latent(model, params, 6))
+  gradients = jax.jit(wm_training.make_gradients(model, config), static_argnums=4)
+  plain = gradients(params, *(rows(x, 4) for x in (padded, draws, carry)), None)
+  grads, (metrics, last) = gradients(params, padded, draws, carry, 4)
+  for (path, a), b in zip(
+    jax.tree.leaves_with_path(plain), jax.tree.leaves((grads, (metrics, rows(last, 4)))), strict=True
+  ):
+    scale = max(float(jnp.abs(a).max()), 1e-3)
+    np.testing.assert_allclose(b, a, rtol=0, atol=2e-5 * scale, err_msg=jax.tree_util.keystr(path))
+  assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(grads)) > 1
+
+
 def test_learned_initial_state_is_used_where_nothing_resets_it():
   config, model, params = tiny(learned_initial_state=True)
   params = jax.tree.map(jnp.copy, params)

@@ -26,6 +26,8 @@ class Actor(abc.ABC):
     task: the skill's name.
     cameras: pictures that `act` needs.
     image_size: S, their side; larger ones are shrunk by area averaging.
+    camera_sizes: height and width of the pictures that it learned from, where the data say them; others of
+      the same shape will do.
     needs_robot_obs: whether `act` needs the robot state.
     state_size: numbers of the robot state.
     action_ranges: [A, 2] lowest and highest value of each number of an action, in the robot's unit.
@@ -35,6 +37,7 @@ class Actor(abc.ABC):
   task: str
   cameras: tuple[str, ...]
   image_size: int
+  camera_sizes: Mapping[str, tuple[int, int]]
   needs_robot_obs: bool
   state_size: int
   action_ranges: np.ndarray
@@ -105,6 +108,12 @@ class Actor(abc.ABC):
       if picture.shape[-1] != 3 or min(picture.shape[1:3]) < size:
         raise ValueError(
           f"{camera}: expected {self._lead()}{size}, {size}, 3] or larger pictures, "
+          f"got {list(observation[camera].shape)}"
+        )
+      height, width = self.camera_sizes.get(camera, picture.shape[1:3])
+      if picture.shape[1] * width != picture.shape[2] * height:
+        raise ValueError(
+          f"{camera}: expected pictures of the shape of {height} x {width} pixels, as in training, "
           f"got {list(observation[camera].shape)}"
         )
       inputs[camera] = area_resize(picture, size, size)

@@ -28,11 +28,13 @@ class PolicyError(PrintableError):
 # --- the arithmetic ---------------------------------------------------------------------------------
 
 
-@functools.lru_cache(maxsize=16)
-def _compiled(model: Any, policy: Any) -> tuple[Callable, Callable]:
-  """Compiled (start_state, act_step)."""
+def programs(model: Any, policy: Any) -> tuple[Any, Any]:
+  """Jitted (start_state, act_step) of a world model's networks and a policy's."""
   start = functools.partial(start_state, model)
   return jax.jit(start, static_argnums=(1, 2)), jax.jit(functools.partial(act_step, model, policy))
+
+
+_compiled = functools.lru_cache(maxsize=16)(programs)
 
 
 # --- a policy that holds its state ------------------------------------------------------------------
@@ -74,6 +76,7 @@ class ActingPolicy(Actor):
     self.params = jax.device_put((model_params, policy_params))
     self.cameras, self.image_size = tuple(model.cameras), model.image_size
     self.embodiment = model.embodiment
+    self.camera_sizes = {camera.name: camera.size for camera in self.embodiment.cameras if camera.size}
     self.state_size, self.action_ranges = self.embodiment.state_size, self.embodiment.action_ranges
     self.needs_robot_obs, self.chunk = model.proprio != "none", policy.chunk
     self._start, self._step = _compiled(model, policy)

@@ -14,6 +14,7 @@ from wam_jax.config.finalize import (
   flag,
   flatten,
   settings_read,
+  split_overrides,
 )
 from wam_jax.config.presets import (
   PRESET_CHANGES,
@@ -45,4 +46,5 @@ __all__ = [
   "own_experiments",
   "preset_config",
   "settings_read",
+  "split_overrides",
 ]

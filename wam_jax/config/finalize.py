@@ -10,10 +10,39 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from wam_jax.config.checks import ConfigError, Problem, did_you_mean, shown
 from wam_jax.config.fields import FIELDS
-from wam_jax.config.presets import own_experiments, preset_config
+from wam_jax.config.presets import default_config, experiment_file, own_experiments, preset_config
 from wam_jax.config.rules import RULES, check_rule
 from wam_jax.config.surroundings import DERIVED
-from wam_jax.host.words import count
+
+
+def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
+  """Takes `--config.a.b=v`, `--config.a.b v`, `--config.flag` and `--noconfig.flag` out of the arguments.
+
+  absl stops at the first that it does not know; `config.apply_overrides` finds all that is wrong.
+
+  Returns:
+    The other arguments, with --config as the path of a file, and (dotted path, text) pairs.
+  """
+  rest: list[str] = []
+  overrides: list[tuple[str, str]] = []
+  fields = flatten(default_config())
+  words = iter(argv)
+  for word in words:
+    name, equals, value = word.lstrip("-").partition("=")
+    if word.startswith("-") and name == "config":
+      rest.append(f"--config={experiment_file(value if equals else next(words, ''))}")
+      continue
+    if not word.startswith("-") or not name.startswith(("config.", "noconfig.")):
+      rest.append(word)
+      continue
+    negated, path = name.startswith("no"), name.split(".", 1)[1]
+    flag = isinstance(fields.get(path), bool)
+    if negated and (equals or not flag):
+      path = name  # --noconfig.seed=3 says nothing: `apply_overrides` finds no such field
+    elif not equals:
+      value = str(not negated) if flag else next(words, "")
+    overrides.append((path, value))
+  return rest, overrides
 
 
 def apply_overrides(config: ConfigDict, overrides: Iterable[tuple[str, str]]) -> list[Problem]:
@@ -123,17 +152,8 @@ def _check_structure(config: ConfigDict) -> list[Problem]:
   return problems
 
 
-# What is divided over the devices, by the stage that divides it, and what else must divide it.
-_DIVIDED = (
-  ("world_model.batch_size", "world_model.accumulate"),
-  ("behaviour_cloning.batch_size", ""),
-  ("classifier.batch_size", ""),
-  ("ppo.dreams", ""),
-)
-
-
 def device_problems(config: Any, num_devices: int, num_processes: int = 1) -> list[Problem]:
-  """Batches that the devices of a run cannot share evenly.
+  """What the devices and processes of a run cannot do.
 
   Args:
     config: from `finalize`.
@@ -147,24 +167,10 @@ def device_problems(config: Any, num_devices: int, num_processes: int = 1) -> li
   if num_processes > 1 and requested not in (0, num_devices):
     rule = f"0 or all {num_devices} devices, with {num_processes} processes"
     return [Problem("training.devices", requested, rule, "leave it at 0, or start fewer processes")]
-  devices = requested or num_devices
-  fields = flatten(config)
-  problems = []
   if num_processes > 1 and config.stage == "online_ppo":
     rule = "not online_ppo with several processes: its simulators are one machine's"
-    problems.append(Problem("stage", config.stage, rule, "start one process"))
-  for path, factor in _DIVIDED:
-    size, unit = fields[path], devices * (fields[factor] if factor else 1)
-    if size % unit:
-      low, high = size // unit * unit, (size // unit + 1) * unit
-      nearest = " or ".join(str(multiple) for multiple in (low, high) if multiple)
-      divisor = count(devices, "device") + (f" times {factor}" if factor and fields[factor] > 1 else "")
-      fix = f"--config.{path}={nearest}"
-      fewer = max(n for n in range(1, devices + 1) if size % (n * unit // devices) == 0)
-      if num_processes == 1:
-        fix += f", or --config.training.devices={fewer}"
-      problems.append(Problem(path, size, f"a multiple of {unit} ({divisor})", fix))
-  return problems
+    return [Problem("stage", config.stage, rule, "start one process")]
+  return []
 
 
 def settings_read(config: Any, reads: Iterable[str]) -> dict[str, Any]:

@@ -27,6 +27,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from wam_jax.core.backend import backend
+
 TILE = 16  # images per tile
 FORMS = ("native", "matmul")
 
@@ -91,7 +93,7 @@ def conv_stack(
   activations = activations or [None] * len(layers)
   _check(x.shape, layers, activations, transposed, stride)
   if form is None:
-    form = "matmul" if jax.default_backend() == "cpu" and x.shape[0] >= TILE else "native"
+    form = "matmul" if backend() == "cpu" and x.shape[0] >= TILE else "native"
   if form not in FORMS:
     raise ValueError(f"form {form!r} is not one of {FORMS}")
   steps = list(zip(layers, activations, strict=True))

@@ -13,6 +13,7 @@ from flax import struct
 
 from wam_jax.data.frames import Frames
 from wam_jax.embodiment import CALVIN, Embodiment
+from wam_jax.train import sharding
 from wam_jax.types import Batch
 
 FIELDS = ("pictures", "robot_obs", "action", "prev_action", "is_first")
@@ -102,22 +103,18 @@ def begin_afresh(batch: Batch, robot: Embodiment) -> Batch:
   )
 
 
-def carry_on(
-  batch: Batch, start: jax.Array, step: jax.Array, key: jax.Array, reset_probability: float
-) -> Batch:
-  """Marks where the carried state of a window is not that of the frames before it, and random resets.
+def carry_on(batch: Batch, start: jax.Array, step: jax.Array, resets: jax.Array) -> Batch:
+  """Marks where the carried state of a window is not that of the frames before it, and resets.
 
   Args:
     batch: windows [B, T].
     start: [B], first frame of each, from `carried_starts`.
     step: update, from 0.
-    key: of the random resets.
-    reset_probability: that the state is set to zero before a frame.
+    resets: [B, T] bool, frames before which the state is set to zero.
 
   Returns:
     The batch with more `is_first`. As in LUMOS, the previous action stays what it was.
   """
-  resets = jax.random.bernoulli(key, reset_probability, batch.is_first.shape)
   jumped = (start < batch.is_first.shape[1]) | (step == 0)
   is_first = (batch.is_first | resets).at[:, 0].set(batch.is_first[:, 0] | resets[:, 0] | jumped)
   return batch.replace(is_first=is_first)
@@ -154,6 +151,8 @@ class Sampler:
       Otherwise windows are drawn uniformly over all starts, and each starts afresh. In both a window may
       cross into the next episode, where `is_first` is true.
     reset_probability: with `carry_state`, that the state is set to zero before a frame; LUMOS has 0.01.
+    padding: windows after the B that do not count, so that devices share the rows evenly
+      (`train.world_model_training.make_update`). The B are the same whatever follows them.
     embodiment: of the robot in the frames.
   """
 
@@ -162,7 +161,13 @@ class Sampler:
   sequence_length: int
   carry_state: bool = False
   reset_probability: float = 0.0
+  padding: int = 0
   embodiment: Embodiment = CALVIN
+
+  @property
+  def rows(self) -> int:
+    """Windows of a batch, with the padding."""
+    return self.batch_size + self.padding
 
   def __post_init__(self) -> None:
     if not 0 < self.sequence_length <= self.num_frames:
@@ -171,20 +176,23 @@ class Sampler:
       )
 
   def starts(self, key: jax.Array, step: jax.Array) -> jax.Array:
-    """First frame of each window of update `step`: [B] in [0, N - T]."""
+    """First frame of each window of update `step`: [B + padding] in [0, N - T]."""
     if self.carry_state:
-      return carried_starts(step, self.num_frames, self.batch_size, self.sequence_length)
-    return jax.random.randint(key, (self.batch_size,), 0, self.num_frames - self.sequence_length + 1)
+      starts = carried_starts(step, self.num_frames, self.batch_size, self.sequence_length)
+    else:
+      starts = jax.random.randint(key, (self.batch_size,), 0, self.num_frames - self.sequence_length + 1)
+    return sharding.repeat_rows(starts, self.rows)
 
   def finish(self, batch: Batch, key: jax.Array, step: jax.Array) -> Batch:
     """Marks in the windows of update `step`, as they are on disk, where the state begins anew."""
     if not self.carry_state:
       return begin_afresh(batch, self.embodiment)
-    start = self.starts(key, step)
-    return carry_on(batch, start, step, jax.random.fold_in(key, 1), self.reset_probability)
+    shape = self.batch_size, self.sequence_length
+    resets = jax.random.bernoulli(jax.random.fold_in(key, 1), self.reset_probability, shape)
+    return carry_on(batch, self.starts(key, step), step, sharding.repeat_rows(resets, self.rows))
 
   def sample(self, store: FrameStore, key: jax.Array, step: jax.Array) -> Batch:
-    """Windows of update `step` from frames on the device: Batch [B, T, ...], mask true everywhere."""
+    """Windows of update `step` from frames on the device: Batch [B + padding, T, ...], mask true."""
     return self.finish(gather(store, self.starts(key, step), self.sequence_length), key, step)
 
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wam_jax.core.backend import backend
 from wam_jax.embodiment import CALVIN, Embodiment, EmbodimentError, StateDimension
 from wam_jax.nn import vision
 from wam_jax.nn.layers import MLP, NormedSum
@@ -277,5 +278,5 @@ def needs_statistics(config: Any, embodiment: Embodiment) -> bool:
 def compute_dtype(name: str) -> Any:
   """dtype of the computation: that of the parameters (None), bfloat16, or, for auto, by the backend."""
   if name == "auto":
-    name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    name = "float32" if backend() == "cpu" else "bfloat16"
   return jnp.bfloat16 if name == "bfloat16" else None

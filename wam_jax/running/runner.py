@@ -101,10 +101,10 @@ def run(config: ConfigDict, quiet: bool = False) -> dict[str, Artifact]:
 
 
 def _check_devices(config: ConfigDict, plans: dict[str, StagePlan], stages: tuple[str, ...]) -> None:
-  """Batches must divide over the available devices, where a stage that divides them is to run.
+  """The devices must be there, where a stage that is divided over them is to run.
 
   Raises:
-    ConfigError: they do not, or `training.devices` do not exist.
+    ConfigError: `training.devices` do not exist, or not all processes would have some.
     SurroundingsError: JAX cannot open them.
   """
   pending = [stage for stage in stages if plans[stage].action not in ("skip", "use")]

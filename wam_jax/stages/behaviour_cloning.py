@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from wam_jax.acting.models import make_policy
 from wam_jax.config.surroundings import dppo_file
@@ -21,7 +22,7 @@ from wam_jax.train import behaviour_cloning as bc
 from wam_jax.train.sharding import make_mesh
 from wam_jax.train.state import make_optimizer, make_train_state
 from wam_jax.train.tasks import make_task_update, over_tasks, task_keys
-from wam_jax.types import Params, Policy
+from wam_jax.types import Params, Policy, TrainState
 
 
 def run(stage: StageRun) -> None:
@@ -57,6 +58,30 @@ def run(stage: StageRun) -> None:
   write_record(workdir, "result.json", result)
 
 
+def training(
+  cloning: Any, policy: Policy, mesh: Mesh | None
+) -> tuple[Callable[[jax.Array], TrainState], Any]:
+  """What starts cloning, and the updates of one task.
+
+  Args:
+    cloning: `config.behaviour_cloning`.
+    policy: networks.
+    mesh: devices to run on.
+
+  Returns:
+    (keys [K] -> states stacked over K tasks; `bc.make_update`).
+  """
+  optimizer = make_optimizer(
+    cloning.learning_rate,
+    cloning.updates,
+    warmup_updates=cloning.warmup_updates,
+    final_scale=cloning.final_learning_rate / cloning.learning_rate,
+    weight_decay=cloning.weight_decay,
+  )
+  init = jax.vmap(lambda key: make_train_state(policy.init(key), optimizer, ema=True))
+  return init, bc.make_update(policy, optimizer, cloning.batch_size, cloning.ema_decay, mesh)
+
+
 def _train(
   stage: StageRun,
   policy: Policy,
@@ -67,24 +92,13 @@ def _train(
 ) -> Params:
   """Averaged networks, stacked over tasks."""
   config = stage.config
-  cloning = config.behaviour_cloning
-  optimizer = make_optimizer(
-    cloning.learning_rate,
-    cloning.updates,
-    warmup_updates=cloning.warmup_updates,
-    final_scale=cloning.final_learning_rate / cloning.learning_rate,
-    weight_decay=cloning.weight_decay,
-  )
-  state = jax.jit(jax.vmap(lambda k: make_train_state(policy.init(k), optimizer, ema=True)))(
-    task_keys(init_key, len(tasks))
-  )
   mesh = make_mesh(config.training.devices)
-  update_task = bc.make_update(policy, optimizer, cloning.batch_size, cloning.ema_decay, mesh)
+  init, update_task = training(config.behaviour_cloning, policy, mesh)
   state = train_loop(
     stage,
-    state,
+    jax.jit(init)(task_keys(init_key, len(tasks))),
     make_task_update(update_task, data, tasks, mesh),
-    total=cloning.updates,
+    total=config.behaviour_cloning.updates,
     per_call=config.training.log_every,
     key=train_key,
     description="cloning",

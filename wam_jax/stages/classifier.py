@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from wam_jax.acting.models import load_world_model, make_classifier
 from wam_jax.core.discrimination import discrimination
@@ -24,7 +26,7 @@ from wam_jax.train.imagination import World, draw_starts, make_starts, make_worl
 from wam_jax.train.sharding import make_mesh
 from wam_jax.train.state import make_optimizer, make_train_state
 from wam_jax.train.tasks import make_task_update, over_tasks, task_keys
-from wam_jax.types import Params
+from wam_jax.types import Params, TrainState
 
 DREAMS_PER_TAKE = 4  # in which good and failed takes must be told apart
 DREAMS = 256  # random-action dreams per task in calibration and in the gate; half as many in training
@@ -70,16 +72,11 @@ def run(stage: StageRun) -> None:
     stride=stride,
     failed=None if failed is None else failed.takes,
   )
-  optimizer = make_optimizer(part.learning_rate, part.updates, weight_decay=part.weight_decay)
-  state = jax.jit(jax.vmap(lambda k: make_train_state(classifier.init(k), optimizer)))(
-    task_keys(init_key, num_tasks)
-  )
   mesh = make_mesh(config.training.devices)
-  update_task = classifier_training.make_update(classifier, optimizer, part, mesh)
-
+  init, update_task = training(part, classifier, mesh)
   state = train_loop(
     stage,
-    state,
+    jax.jit(init)(task_keys(init_key, num_tasks)),
     make_task_update(update_task, pool, demos.tasks, mesh),
     total=part.updates,
     per_call=config.training.log_every,
@@ -106,6 +103,24 @@ def run(stage: StageRun) -> None:
   worst = max(quality["tasks"], key=lambda t: quality["tasks"][t]["random_dreams"]["false_positives"])
   share = quality["tasks"][worst]["random_dreams"]["false_positives"]
   logger.info(f"random-action dreams called a success: at most {share:.1%} ({worst})")
+
+
+def training(
+  part: Any, classifier: SuccessClassifier, mesh: Mesh | None
+) -> tuple[Callable[[jax.Array], TrainState], Any]:
+  """What starts training, and the updates of one task.
+
+  Args:
+    part: `config.classifier`.
+    classifier: networks.
+    mesh: devices to run on.
+
+  Returns:
+    (keys [K] -> states stacked over K tasks; `train.classifier.make_update`).
+  """
+  optimizer = make_optimizer(part.learning_rate, part.updates, weight_decay=part.weight_decay)
+  init = jax.vmap(lambda key: make_train_state(classifier.init(key), optimizer))
+  return init, classifier_training.make_update(classifier, optimizer, part, mesh)
 
 
 def _starts(demos: DemoFeatures, key: jax.Array) -> jax.Array:

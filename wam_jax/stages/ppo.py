@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from wam_jax.data.features import load_features
 from wam_jax.host.processes import is_first
@@ -21,9 +22,26 @@ from wam_jax.stages import classifier as classifier_stage
 from wam_jax.storage.records import write_record
 from wam_jax.storage.saved_params import save_params
 from wam_jax.train import ppo
-from wam_jax.train.imagination import add_failed_starts, draw_starts, make_starts
+from wam_jax.train.imagination import Dreamer, add_failed_starts, draw_starts, make_starts
 from wam_jax.train.sharding import make_mesh, put
-from wam_jax.train.tasks import over_tasks, repeat, task_keys, task_metrics
+from wam_jax.train.tasks import TaskProgram, over_tasks, repeat, task_keys, task_metrics
+
+
+def iterations(dreamer: Dreamer, part: Any, mesh: Mesh | None) -> TaskProgram:
+  """The program of PPO: ((state, frozen, keys), (world_params, num)) -> (state, metrics).
+
+  Args:
+    dreamer: of the dreams to learn from.
+    part: `config.ppo`.
+    mesh: devices to run on.
+  """
+  iterate_task = ppo.make_iteration(dreamer, part, mesh)
+
+  def iterate(task: Any, shared: Any) -> Any:
+    (state, frozen, key), (world_params, num) = task, shared
+    return repeat(lambda state, key: iterate_task(state, frozen, world_params, key), state, key, num)
+
+  return over_tasks(iterate, mesh=mesh)
 
 
 def run(stage: StageRun) -> None:
@@ -57,13 +75,7 @@ def run(stage: StageRun) -> None:
   state = networks.initial_state(config.ppo, frozen, init_key)
   mesh = make_mesh(config.training.devices)
   warmed = networks.dreamer(config.ppo, config.ppo.prior_temperature)
-  iterate_task = ppo.make_iteration(warmed, config.ppo, mesh)
-
-  def iterate(task: Any, shared: Any) -> Any:
-    (state, frozen, key), (world_params, num) = task, shared
-    return repeat(lambda state, key: iterate_task(state, frozen, world_params, key), state, key, num)
-
-  iterate_tasks = over_tasks(iterate, mesh=mesh)
+  iterate_tasks = iterations(warmed, config.ppo, mesh)
   frozen_everywhere, world_everywhere = put((frozen, world_params), mesh)
 
   def update(state: Any, key: jax.Array, num: int) -> tuple[Any, dict[str, Any]]:

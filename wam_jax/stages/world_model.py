@@ -30,7 +30,7 @@ from wam_jax.train import sharding
 from wam_jax.train import state as train_state
 from wam_jax.train import world_model as wm
 from wam_jax.train import world_model_training as wm_training
-from wam_jax.types import Params
+from wam_jax.types import Params, TrainState
 
 
 def run(stage: StageRun) -> None:
@@ -56,26 +56,21 @@ def run(stage: StageRun) -> None:
   model = make_world_model(w, size, statistics_of_data, robot)
   params = wm.init_params(model, init_key)
   logger.info(f"world model: {num_params / 1e6:.1f} M parameters, {num_frames:,} frames")
-  sampler = windows.Sampler(
-    num_frames, w.batch_size, w.sequence_length, w.carry_state, w.reset_probability, robot
-  )
+  mesh, clock = sharding.make_mesh(config.training.devices), Clock()
+  sampler = make_sampler(w, num_frames, mesh, robot)
   optimizer = wm_training.make_optimizer(w, params)
-  carry = wm.initial_latent(model, params, w.batch_size) if w.carry_state else None
-  state = train_state.make_train_state(params, optimizer, carry=carry)
+  state = initial_state(w, model, optimizer, params)
 
   def keep_snapshot(step: int, state: Any) -> None:
     if step in w.snapshots:
       save_snapshot(workdir, step, state.params)
       logger.info(f"snapshot of update {step}: {workdir / 'snapshots' / str(step)}")
 
-  mesh, clock = sharding.make_mesh(config.training.devices), Clock()
   keys = sharding.put(train_key, mesh)
   with contextlib.ExitStack() as stack:
     if isinstance(frames, Frames):
       store = sharding.put(windows.make_store(frames), mesh)
-      update_resident = wm_training.make_update(
-        model, w, optimizer, lambda store, key, step, i: sampler.sample(store, key, step), mesh
-      )
+      update_resident = resident_update(w, model, optimizer, sampler, mesh)
       update: Any = lambda state, _, num: update_resident(state, store, keys, num)
     else:
       update = Streamed(config, sampler, model, optimizer, frames, train_key, stack, mesh, clock)
@@ -98,20 +93,60 @@ def run(stage: StageRun) -> None:
   save_params(workdir / "params", state.params)
 
 
+def make_sampler(w: Any, num_frames: int, mesh: Mesh | None, robot: Embodiment) -> windows.Sampler:
+  """Which windows an update of `config.world_model` sees of so many frames, padded for the devices."""
+  padding = sharding.padded(w.batch_size, mesh, w.accumulate) - w.batch_size
+  return windows.Sampler(
+    num_frames, w.batch_size, w.sequence_length, w.carry_state, w.reset_probability, padding, robot
+  )
+
+
+def initial_state(w: Any, model: WorldModel, optimizer: Any, params: Params) -> TrainState:
+  """State before the first update of `config.world_model`."""
+  carry = wm.initial_latent(model, params, w.batch_size) if w.carry_state else None
+  return train_state.make_train_state(params, optimizer, carry=carry)
+
+
+def resident_update(
+  w: Any, model: WorldModel, optimizer: Any, sampler: windows.Sampler, mesh: Mesh | None
+) -> Any:
+  """The program of frames on the device: `wm_training.make_update` whose source is a FrameStore."""
+  sample = lambda store, key, step, i: sampler.sample(store, key, step)
+  return wm_training.make_update(model, w, optimizer, sample, mesh)
+
+
+def streamed_update(
+  w: Any, model: WorldModel, optimizer: Any, sampler: windows.Sampler, mesh: Mesh | None
+) -> Any:
+  """The program of streamed frames: `wm_training.make_update` whose source is windows [num, B, T]."""
+
+  def sample(pieces: Any, key: jax.Array, step: jax.Array, i: jax.Array) -> Any:
+    return sampler.finish(jax.tree.map(lambda x: x[i], pieces), key, step)
+
+  return wm_training.make_update(model, w, optimizer, sample, mesh)
+
+
+def memory_reserve(config: Any, num_params: int, robot: Embodiment) -> int:
+  """Bytes that training needs beside the frames, of so many parameters."""
+  w = config.world_model
+  at_once = math.ceil(w.batch_size / w.accumulate / (wm_training.REMAT_PARTS if w.remat else 1))
+  size, cameras = config.env.image_size, len(robot.cameras)
+  return stream.training_bytes(num_params, at_once, w.sequence_length, size, cameras)
+
+
 def open_frames(
   stage: StageRun, folder: pathlib.Path, extra: list[calvin.Spans], num_frames: int, num_params: int
 ) -> Frames | frames_cache.FrameCache:
   """The frames of the training split and of `extra`: in memory, for the device, or a cache to stream from."""
   config, logger = stage.config, stage.logger
-  w, size, robot = config.world_model, config.env.image_size, stage.inputs["collect"].embodiment
-  at_once = math.ceil(w.batch_size / w.accumulate / (wm_training.REMAT_PARTS if w.remat else 1))
+  size, robot = config.env.image_size, stage.inputs["collect"].embodiment
   source, why = stream.choose_source(
     num_frames,
     size,
     robot,
     residency=config.data.residency,
     limit_gb=config.data.memory_limit_gb,
-    reserve=stream.training_bytes(num_params, at_once, w.sequence_length, size, len(robot.cameras)),
+    reserve=memory_reserve(config, num_params, robot),
     processes=processes.count(),
   )
   logger.info(why)
@@ -153,13 +188,9 @@ class Streamed:
   ):
     self._config, self._cache, self._stack, self._mesh, self._clock = config, cache, stack, mesh, clock
     self._key = sharding.put(key, mesh)
-    self._length = sampler.sequence_length
+    self._length, self._rows = sampler.sequence_length, sampler.rows
     self._stream: stream.WindowStream | None = None
-
-    def sample(pieces: Any, key: jax.Array, step: jax.Array, i: jax.Array) -> Any:
-      return sampler.finish(jax.tree.map(lambda x: x[i], pieces), key, step)
-
-    self._update = wm_training.make_update(model, config.world_model, optimizer, sample, mesh)
+    self._update = streamed_update(config.world_model, model, optimizer, sampler, mesh)
     self._starts = stream.starts_on_host(sampler, lambda step: wm_training.step_keys(key, step)[0])
 
   def __call__(self, state: Any, _: jax.Array, num: int) -> tuple[Any, dict[str, np.ndarray]]:
@@ -169,7 +200,7 @@ class Streamed:
           self._cache,
           self._starts,
           self._length,
-          rows=sharding.own_rows(self._config.world_model.batch_size, self._mesh),
+          rows=sharding.own_rows(self._rows, self._mesh),
           put=lambda batch: sharding.put_rows(batch, self._mesh, axis=1),
           first_update=int(jax.device_get(state.step)),
           total=self._config.world_model.updates,

@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 from wam_jax.core import distributions
 from wam_jax.core import ppo as ppo_loss
 from wam_jax.core.actions import executable
+from wam_jax.core.backend import backend
 from wam_jax.embodiment import CALVIN, Embodiment
 from wam_jax.nn import rssm
 from wam_jax.nn.classifier import SuccessClassifier
@@ -116,7 +117,7 @@ def make_world(model: Any, by_rows: bool | None = None, temperature: float = 1.0
       of what an action does than the world model is.
   """
   if by_rows is None:
-    by_rows = jax.default_backend() == "cpu" and model.dtype in (None, jnp.float32)
+    by_rows = backend() == "cpu" and model.dtype in (None, jnp.float32)
   if not by_rows:
     return World(
       functools.partial(imagine_step, model, temperature=temperature),
@@ -363,7 +364,8 @@ class Dreamer:
         feature=jnp.where(ended[:, None], start, feature),
         step=jnp.where(ended, 0, step),
       )
-      return state, (out, feature, jnp.stack([entropy.mean(), above.mean()]))
+      # Divided here too, or the partitioner would collect them on all devices chunk by chunk.
+      return sharding.split((state, (out, feature, jnp.stack([entropy, above], -1))), mesh)
 
     state = sharding.split(state, mesh)
     state, (out, reached, entropy) = jax.lax.scan(chunk_step, state, jax.random.split(key, num_chunks))
@@ -380,8 +382,8 @@ class Dreamer:
       "imagined_success": succeeded / jnp.maximum(ended, 1),
       "ended": ended.astype(jnp.float32),
       "chunks_to_success": (chunks * out.terminated).sum() / jnp.maximum(succeeded, 1),
-      "prior_entropy": entropy[:, 0].mean(),
-      "prior_entropy_above": entropy[:, 1].mean(),
+      "prior_entropy": entropy[..., 0].mean(),
+      "prior_entropy_above": entropy[..., 1].mean(),
     }
     return state, out, metrics
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from wam_jax.core import ppo as ppo_loss
+from wam_jax.core.backend import backend
 from wam_jax.types import Metrics, Params, Policy
 
 BLOCK_ROWS = 1000  # network rows, K' per chunk: activations of so many stay in a CPU's caches
@@ -110,7 +111,7 @@ def actor_loss(
 
 def _block(num: int, steps: int) -> int:
   """Chunks of a minibatch that the gradient is taken of at a time: a divisor of `num`."""
-  if jax.default_backend() != "cpu":
+  if backend() != "cpu":
     return num
   most = max(BLOCK_ROWS // steps, 1)
   block = max(b for b in range(1, min(most, num) + 1) if num % b == 0)

@@ -19,16 +19,17 @@ Tree = TypeVar("Tree")
 AXIS = "data"
 
 
-def make_mesh(num_devices: int = 0) -> Mesh | None:
-  """A one-dimensional mesh over the devices of all processes; None for one device.
+def make_mesh(num_devices: int = 0, devices: Sequence[Any] | None = None) -> Mesh | None:
+  """A one-dimensional mesh over devices; None for one device.
 
   Args:
     num_devices: how many of them; 0: all there are.
+    devices: to choose from; None: those of all processes.
 
   Raises:
     ValueError: there are fewer.
   """
-  devices = jax.devices()
+  devices = jax.devices() if devices is None else devices
   if num_devices > len(devices):
     raise ValueError(f"num_devices: {num_devices} wanted, there are {len(devices)}")
   devices = devices[: num_devices or None]
@@ -39,12 +40,30 @@ def make_mesh(num_devices: int = 0) -> Mesh | None:
   return Mesh(np.array(ordered), (AXIS,), axis_types=(AxisType.Auto,))
 
 
+def padded(size: int, mesh: Mesh | None, parts: int = 1) -> int:
+  """The smallest number of rows from `size` on that devices share evenly, each in so many parts."""
+  unit = parts * (1 if mesh is None else mesh.size)
+  return -(-size // unit) * unit
+
+
+def repeat_rows(tree: Any, rows: int) -> Any:
+  """Arrays [B, ...] -> [rows, ...], at least B: the first rows again where there are no more."""
+  return jax.tree.map(lambda x: x if len(x) == rows else x[np.arange(rows) % len(x)], tree)
+
+
 def split(tree: Tree, mesh: Mesh | None, axis: int = 0) -> Tree:
-  """Inside jit: divides an axis of all arrays over the devices. Without a mesh nothing changes."""
+  """Inside jit: divides an axis of all arrays over the devices. Without a mesh nothing changes.
+
+  An axis that the devices do not share evenly is whole on each of them.
+  """
   if mesh is None:
     return tree
-  sharding = NamedSharding(mesh, PartitionSpec(*[None] * axis, AXIS))
-  return jax.lax.with_sharding_constraint(tree, sharding)
+
+  def divide(x: jax.Array) -> jax.Array:
+    axes = [*[None] * axis, AXIS] if x.shape[axis] % mesh.size == 0 else []
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*axes)))
+
+  return jax.tree.map(divide, tree)
 
 
 def whole(tree: Tree, mesh: Mesh | None) -> Tree:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from wam_jax.core.backend import backend
 from wam_jax.host import machine
 from wam_jax.train import sharding
 
@@ -52,9 +54,25 @@ def task_keys(key: jax.Array, num_tasks: int) -> jax.Array:
   return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(num_tasks))
 
 
+@dataclasses.dataclass(frozen=True)
+class TaskProgram:
+  """What `over_tasks` makes: called with (task with a leading task axis, shared), it gives results with one.
+
+  Attributes:
+    call: runs it. Raises ValueError if leaves of `task` differ in their leading axis.
+    jitted: what is compiled, of (task, rows int32 [R], shared): results of these rows of the task axis.
+  """
+
+  call: Callable[[Any, Any], Any]
+  jitted: Any
+
+  def __call__(self, task: Any, shared: Any) -> Any:
+    return self.call(task, shared)
+
+
 def over_tasks(
   fn: Callable[[Any, Any], Any], threads: int | None = None, mesh: Mesh | None = None
-) -> Callable[[Any, Any], Any]:
+) -> TaskProgram:
   """Compiles `fn(task, shared)` for all tasks at once.
 
   On an accelerator the tasks are one vmapped program. On a CPU they run one after the other inside a
@@ -66,14 +84,8 @@ def over_tasks(
     fn: (task, shared) -> tree of arrays. `task` is the tree of one task, without the task axis.
     threads: programs side by side; None: one per core on a CPU, otherwise one; without meaning with a mesh.
     mesh: devices to run on; arguments and results are whole on each of them.
-
-  Returns:
-    Function of (task with a leading task axis, shared) to results with a leading task axis.
-
-  Raises:
-    ValueError: (when called) leaves of `task` differ in their leading axis.
   """
-  on_cpu = jax.default_backend() == "cpu"
+  on_cpu = backend() == "cpu"
   if threads is None:
     threads = machine.available_cores() if on_cpu else 1
 
@@ -115,7 +127,19 @@ def over_tasks(
       parts = list(pool.map(run, shards))
     return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
 
-  return call
+  return TaskProgram(call, jitted)
+
+
+def update_over_tasks(
+  update_task: Callable[[Any, Any, jax.Array, jax.Array], tuple[Any, dict[str, jax.Array]]],
+  mesh: Mesh | None = None,
+) -> TaskProgram:
+  """`update_task(state, data, key, num)` of one task for all: ((state, data, keys), num) -> its results."""
+
+  def update(task: tuple[Any, Any, jax.Array], num: jax.Array) -> Any:
+    return update_task(*task, num)
+
+  return over_tasks(update, mesh=mesh)
 
 
 def make_task_update(
@@ -127,7 +151,7 @@ def make_task_update(
   """Turns the updates of one task into those of all, as `running.training_loop.train_loop` calls them.
 
   Args:
-    update_task: (state, data, key, num) -> (state, metrics) of one task.
+    update_task: as in `update_over_tasks`.
     data: what each task learns from, stacked over K tasks.
     tasks: K names.
     mesh: devices to run on.
@@ -135,12 +159,7 @@ def make_task_update(
   Returns:
     `update(state, key, num)` on states stacked over K tasks; metrics as `task_metrics`.
   """
-
-  def one(task: Any, num: jax.Array) -> Any:
-    state, data, key = task
-    return update_task(state, data, key, num)
-
-  update_tasks = over_tasks(one, mesh=mesh)
+  update_tasks = update_over_tasks(update_task, mesh)
   data = sharding.put(data, mesh)
 
   def update(state: Any, key: jax.Array, num: int) -> tuple[Any, dict[str, Any]]:

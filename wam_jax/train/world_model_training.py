@@ -155,6 +155,7 @@ def world_model_loss(
   draws: Draws | None,
   initial: Latent | None = None,
   num_pairs: jax.Array | None = None,
+  weight: jax.Array | None = None,
 ) -> tuple[jax.Array, tuple[Metrics, Latent]]:
   """What is minimised, and its terms.
 
@@ -169,6 +170,7 @@ def world_model_loss(
     draws: of these windows, or None for modes and all frames decoded.
     initial: [B, ...], state before the windows; None: `initial_latent`.
     num_pairs: as in `inverse_dynamics_loss`.
+    weight: [B], of each window in means over frames; None: 1. Inverse dynamics has its pairs instead.
 
   Returns:
     (scalar, (metrics, last posterior [B, ...], without gradient)).
@@ -232,15 +234,20 @@ def world_model_loss(
     model.embodiment.action_names,
   )
 
-  means = {name: term.mean() for name, term in losses.items()}
-  total = jnp.stack([getattr(config, f"{name}_weight") * mean for name, mean in means.items()]).sum()
+  def mean(term: jax.Array) -> jax.Array:
+    if weight is None or not term.ndim:
+      return term.mean()
+    return (term.reshape(len(weight), -1) * weight[:, None]).mean()
+
+  means = {name: mean(term) for name, term in losses.items()}
+  total = jnp.stack([getattr(config, f"{name}_weight") * value for name, value in means.items()]).sum()
   metrics = {
     "loss/total": total,
     **{f"loss/{name}": value for name, value in means.items()},
     **action_metrics,
   }
-  metrics["latent/posterior_entropy"] = distributions.entropy(posterior.logits).mean()
-  metrics["latent/prior_entropy"] = distributions.entropy(prior.logits).mean()
+  metrics["latent/posterior_entropy"] = mean(distributions.entropy(posterior.logits))
+  metrics["latent/prior_entropy"] = mean(distributions.entropy(prior.logits))
   last = jax.tree.map(lambda x: jax.lax.stop_gradient(x[:, -1]), posterior)
   return total + means["inverse_dynamics"] * is_probe(config), (metrics, last)
 
@@ -310,28 +317,32 @@ def step_keys(key: jax.Array, step: jax.Array | int) -> tuple[jax.Array, jax.Arr
 
 def make_gradients(
   model: WorldModel, config: Any, mesh: Mesh | None = None
-) -> Callable[[Params, Batch, Draws | None, Latent | None], tuple[Params, tuple[Metrics, Latent]]]:
-  """Builds `gradients(params, batch, draws, carry) -> (gradient, (metrics, last posterior [B, ...]))`.
+) -> Callable[..., tuple[Params, tuple[Metrics, Latent]]]:
+  """Builds `gradients(params, batch, draws, carry, size=None) -> (gradient, (metrics, last posterior))`.
 
   The gradient is that of the whole batch, however it is worked through: in `config.accumulate` parts one
-  after the other, and divided over the devices of a mesh.
+  after the other, and divided over the devices of a mesh. Rows from `size` on are padding: they count for
+  nothing, and are there so that parts and devices are equally large. The last posterior has them too.
 
   Args:
     model: the networks.
     config: `config.world_model`.
-    mesh: from `sharding.make_mesh`; its devices and `accumulate` together divide B.
+    mesh: from `sharding.make_mesh`; its devices and `accumulate` together divide the rows.
   """
   parts = config.accumulate
 
-  def loss_fn(params: Params, batch: Batch, draws: Draws | None, carry: Latent | None, pairs: Any) -> Any:
-    return world_model_loss(model, config, params, batch, draws, carry, pairs)
+  def loss_fn(
+    params: Params, batch: Batch, draws: Draws | None, carry: Latent | None, weight: Any, pairs: Any
+  ) -> Any:
+    return world_model_loss(model, config, params, batch, draws, carry, pairs, weight)
 
   grad_fn = jax.grad(loss_fn, has_aux=True)
 
-  def in_parts(params: Params, batch: Batch, draws: Draws | None, carry: Any, pairs: jax.Array) -> Any:
-    """Mean gradient, metrics, and last state [B, ...]; `pairs` of inverse dynamics are in the batch."""
+  def in_parts(params: Params, *inputs: Any) -> Any:
+    """Mean gradient, metrics, and last state [B, ...], of batch, draws, carry, weight and number of pairs."""
+    *of_rows, pairs = inputs
     if parts == 1:
-      return grad_fn(params, batch, draws, carry, pairs)
+      return grad_fn(params, *of_rows, pairs)
     split = lambda x: x.reshape(parts, x.shape[0] // parts, *x.shape[1:])
 
     def one(total: Params, inputs: tuple) -> tuple[Params, Any]:
@@ -339,7 +350,7 @@ def make_gradients(
       return jax.tree.map(jnp.add, total, grads), aux
 
     zero = jax.tree.map(jnp.zeros_like, params)
-    total, (metrics, last) = jax.lax.scan(one, zero, jax.tree.map(split, (batch, draws, carry)))
+    total, (metrics, last) = jax.lax.scan(one, zero, jax.tree.map(split, tuple(of_rows)))
     join = lambda x: x.reshape(-1, *x.shape[2:])
     mean = lambda tree: jax.tree.map(lambda x: x.mean(0), tree)
     return jax.tree.map(lambda x: x / parts, total), (mean(metrics), jax.tree.map(join, last))
@@ -348,14 +359,21 @@ def make_gradients(
     grads, (metrics, last) = in_parts(*inputs)
     return sharding.mean_over_devices((grads, metrics)), last
 
-  def gradients(params: Params, batch: Batch, draws: Draws | None, carry: Latent | None) -> Any:
+  def gradients(
+    params: Params, batch: Batch, draws: Draws | None, carry: Latent | None, size: int | None = None
+  ) -> Any:
+    weight = None
+    if size is not None and size < (rows := len(batch.is_first)):
+      counts = jnp.arange(rows) < size
+      weight = counts * (rows / size)  # a mean over all rows is then one over those that count
+      batch = batch.replace(is_first=batch.is_first | ~counts[:, None])  # no pairs in the others
     pairs = jnp.maximum(valid_pairs(batch.is_first).sum().astype(jnp.float32), 1.0)
     if mesh is None:
-      grads, (metrics, last) = in_parts(params, batch, draws, carry, pairs)
+      grads, (metrics, last) = in_parts(params, batch, draws, carry, weight, pairs)
     else:
       # Not left to the partitioner: it would sum gradients over devices at every frame of the backward scan.
-      run = sharding.over_devices(of_device, mesh, split=(False, True, True, True, False))
-      (grads, metrics), last = run(params, batch, draws, carry, pairs / mesh.size)
+      run = sharding.over_devices(of_device, mesh, split=(False, True, True, True, True, False))
+      (grads, metrics), last = run(params, batch, draws, carry, weight, pairs / mesh.size)
     return grads, (metrics | {"image/psnr": psnr(model, metrics["loss/image"])}, last)
 
   return gradients
@@ -375,7 +393,7 @@ def make_update(
     config: `config.world_model`.
     optimizer: from `make_optimizer`.
     sample: (source, key, step, i) -> Batch, called inside jit with the first of `step_keys`; `step`
-      counts the updates of the run, `i` those of this call.
+      counts the updates of the run, `i` those of this call. Rows from `config.batch_size` on are padding.
     mesh: devices that the batch is divided over; then all arguments are on each of them (`sharding.put`).
 
   Returns:
@@ -388,12 +406,16 @@ def make_update(
   def step(state: TrainState, source: Any, key: jax.Array, i: jax.Array) -> tuple[TrainState, Metrics]:
     sample_key, loss_key = step_keys(key, state.step)
     batch = sharding.split(sample(source, sample_key, state.step, i), mesh)
-    draws = sharding.split(draw(model, config, loss_key, *batch.is_first.shape), mesh)
-    grads, (metrics, last) = gradients(state.params, batch, draws, state.carry)
+    rows, length = batch.is_first.shape
+    size = min(config.batch_size, rows)
+    drawn = draw(model, config, loss_key, size, length)
+    draws, carry = sharding.split(sharding.repeat_rows((drawn, state.carry), rows), mesh)
+    grads, (metrics, last) = gradients(state.params, batch, draws, carry, size)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     metrics["optimizer/grad_norm"] = optax.tree.norm(clipped_together(config, grads))
     params = optax.apply_updates(state.params, updates)
-    carry = None if state.carry is None else sharding.whole(last, mesh)
+    if state.carry is not None:
+      carry = sharding.whole(jax.tree.map(lambda x: x[:size], last), mesh)
     return state.replace(step=state.step + 1, params=params, opt_state=opt_state, carry=carry), metrics
 
   def update(state: TrainState, source: Any, key: jax.Array, num: int) -> tuple[TrainState, Metrics]:
