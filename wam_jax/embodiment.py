@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 FILE = "embodiment.json"  # in the root of a dataset
-EXAMPLE = "docs/guides/own_data.md shows one"
+EXAMPLE = "docs/guides/own_data.md says how"
 ACTION_KINDS = ("continuous", "binary")
 STATE_KINDS = ("scaled", "angle", "binary", "plain")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")  # cameras name files and parameters

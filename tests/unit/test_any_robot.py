@@ -95,15 +95,15 @@ def test_the_check_of_the_data_knows_its_robot(root):
 )
 def test_frames_that_break_a_rule_are_named(tmp_path, changes, key, rule):
   made_up_robot.write_frames(tmp_path / "training", **changes)
-  (tmp_path / FILE).write_text(ARM.to_json())
   with pytest.raises(DatasetError, match=rule) as error:
     calvin.read_frames(tmp_path / "training", SIZE)
   assert error.value.key == key
 
 
 def test_demos_without_labels_are_refused(tmp_path):
-  made_up_robot.write_frames(tmp_path / "training", success=None)
-  (tmp_path / FILE).write_text(ARM.to_json())
+  made_up_robot.write_frames(tmp_path / "training")
+  for path in (tmp_path / "training").glob("episode_*.npz"):
+    np.savez(path, **{key: value for key, value in read_npz(path).items() if key != "success"})
   assert calvin.read_frames(tmp_path / "training", SIZE).success is None  # enough for a world model
   with pytest.raises(DatasetError, match="done") as error:
     calvin.read_demos(tmp_path / "training", (TASK,), image_size=SIZE)
@@ -195,6 +195,11 @@ def test_from_frames_to_a_policy_that_acts(root, tmp_path, changes):
     exported.reset()
     np.testing.assert_allclose(exported.act(raw), actor.act(raw), atol=1e-4)
     assert embodiment.from_dict(exported.about["embodiment"]) == ARM
+
+
+def test_a_dataset_is_of_one_robot(root):
+  with pytest.raises(DatasetError, match="3 numbers of action, not 6"):
+    made_up_robot.write_frames(root / "failed", dataclasses.replace(ARM, action=ARM.action[:3]))
 
 
 def test_joined_splits_must_be_of_one_robot(root, tmp_path):

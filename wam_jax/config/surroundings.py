@@ -237,6 +237,10 @@ def _check_robot(config: ConfigDict) -> list[Problem]:
     rule = f"one or more of {', '.join(robot.camera_names)}, the cameras of the data"
     fix = did_you_mean(sorted(unknown)[0], robot.camera_names) or "leave world_model.cameras out"
     problems.append(Problem("world_model.cameras", cameras, rule, fix))
+  proprio = config.world_model.proprio
+  if not robot.state and proprio != "none":
+    rule = "none: the robot in the data reports no state"
+    problems.append(Problem("world_model.proprio", proprio, rule, "--config.world_model.proprio=none"))
   unknown_tasks = [task for task in config.tasks if task not in TASKS]
   recorded = config.inputs.collect or (config.data.source == "calvin" and _exists(config.data.calvin_path))
   if unknown_tasks and not recorded:  # recordings may have tasks of their own
@@ -246,6 +250,7 @@ def _check_robot(config: ConfigDict) -> list[Problem]:
   return problems
 
 
+_DATA = ("data.source", "data.calvin_path", "inputs.collect")
 _AMOUNT = ("data.source", "data.calvin_path", "data.play_frames")
 
 
@@ -290,7 +295,7 @@ DERIVED: tuple[tuple[tuple[str, ...], Callable[[ConfigDict], Sequence[Problem] |
   (("inputs.dppo_checkpoint", "tasks", "behaviour_cloning.policy"), _check_dppo),
   (("env.name", "env.calvin_root"), _find_calvin_env),
   (("data.source", "data.calvin_path", "data.failed_takes_per_task", "inputs.collect"), _find_calvin),
-  (("tasks", "world_model.cameras", "data.source", "data.calvin_path", "inputs.collect"), _check_robot),
+  (("tasks", "world_model.cameras", "world_model.proprio", *_DATA), _check_robot),
   (tuple(f"training.{name}_project" for name in TRACKERS), _find_tracker),
   (("world_model.batch_size", "world_model.sequence_length", *_AMOUNT), _check_amount),
 )

@@ -82,7 +82,8 @@ def inspect_dataset(
   Returns:
     {"source", "form", "splits": {name: what `_inspect_split` gives}, "problems": [{"file", "key", "rule",
     "fix", "stops": the first stage that cannot run}], "warnings": [the same without "stops"], "stages": those
-    that the data allow, "trainable": whether there are no problems}.
+    that the data allow, "simulated": whether a simulator can start from them, "trainable": whether there are
+    no problems}.
   """
   root = pathlib.Path(root)
   problems: Problems = []
@@ -97,7 +98,11 @@ def inspect_dataset(
   for name in present:
     report["splits"][name] = _inspect_split(root / name, tasks, frames, image_size, workers, problems)
   _note(problems, calvin.check_root, root)
-  if "validation" in present:
+  # A simulator restores CALVIN's robot and scene.
+  robot = _note(problems, read_embodiment, root) or CALVIN
+  scenes = [split["keys"] for split in report["splits"].values() if split["keys"]]
+  report["simulated"] = not robot.differences(CALVIN) and all("scene_obs" in keys for keys in scenes)
+  if "validation" in present and report["simulated"]:
     _inspect_starts(root, tasks, report["splits"]["validation"], problems)
   if any(split["frames"] for split in report["splits"].values()):
     report["form"] = "CALVIN: one npz per frame"
@@ -106,13 +111,14 @@ def inspect_dataset(
   if not any(problem["stops"] == "collect" for problem in problems):
     found = _note(problems, doubts.look, root / "training", image_size, tasks=tasks, workers=workers)
     report["warnings"] = [dataclasses.asdict(doubt) for doubt in found or ()]
-  report["trainable"], report["stages"] = not problems, _allowed(problems, tasks)
+  report["trainable"], report["stages"] = not problems, _allowed(problems, tasks, report["simulated"])
   return report
 
 
-def _allowed(problems: Problems, tasks: Sequence[str]) -> list[str]:
+def _allowed(problems: Problems, tasks: Sequence[str], simulated: bool) -> list[str]:
   """Stages of a whole run that none of the problems stops."""
   stopped = {problem["stops"] for problem in problems} | (set() if tasks else {"featurize"})
+  stopped |= set() if simulated else {"evaluate"}
   for stage in chain.STAGES:  # in order: a stage that is stopped stops those that are made from it
     if stopped & set(chain.ROWS[stage].requires):
       stopped.add(stage)
@@ -326,6 +332,8 @@ def _verdict(report: dict[str, Any]) -> str:
   )
   without = [stage for stage in chain.STAGES if stage not in stages]
   reason = count(problems, "problem") if problems else "no tasks were asked for"
+  if not problems and not report["simulated"] and "featurize" in stages:
+    reason = "no simulator has this robot and scene"
   return f"{kind}: stages {', '.join(stages)}; not {', '.join(without)} ({reason}).{warned}"
 
 
