@@ -18,10 +18,12 @@ from wam_jax.acting.policy import ActingPolicy
 from wam_jax.core.image import area_resize
 from wam_jax.data import calvin, convert, doubts, frames_cache, inspect, windows
 from wam_jax.data.files import DatasetError, read_npz
-from wam_jax.data.frames import frame_path
-from wam_jax.embodiment import FILE, Camera, EmbodimentError
+from wam_jax.data.frames import check_vectors, frame_path
+from wam_jax.embodiment import CALVIN, FILE, Camera, EmbodimentError
 from wam_jax.nn.world_model import make_world_model, needs_statistics, proprio_features
+from wam_jax.running import data_check, plan
 from wam_jax.stages.featurize import filter_demos
+from wam_jax.storage import artifact as artifact_lib
 from wam_jax.train import behaviour_cloning, imagination, ppo
 from wam_jax.train import state as train_state
 from wam_jax.train import world_model as wm
@@ -98,6 +100,16 @@ def test_frames_that_break_a_rule_are_named(tmp_path, changes, key, rule):
   with pytest.raises(DatasetError, match=rule) as error:
     calvin.read_frames(tmp_path / "training", SIZE)
   assert error.value.key == key
+
+
+def test_binary_numbers_may_be_rounded():
+  grip = dataclasses.replace(ARM.action[3], range=(0.1, 0.7), rest=0.7)
+  robot = dataclasses.replace(ARM, action=(*ARM.action[:3], grip, *ARM.action[4:]))
+  action = np.zeros((2, 6), np.float32)
+  action[:, 3] = 0.1, 0.7
+  values = {"rel_actions": action.astype(np.float64)}
+  check_vectors(lambda i: i, np.arange(2), values, robot)
+  assert values["rel_actions"][:, 3].tolist() == [-1, 1]
 
 
 def test_demos_without_labels_are_refused(tmp_path):
@@ -207,3 +219,41 @@ def test_joined_splits_must_be_of_one_robot(root, tmp_path):
   made_up_robot.write_dataset(tmp_path / "other", other)
   with pytest.raises(DatasetError, match="pictures of wrist are 1:1.*2:1"):
     calvin.open_split(root / "training", SIZE, [(tmp_path / "other/validation", np.array([[0, 8]]))])
+
+
+def chain_config(root, **changes):
+  c = tiny_config(**{"world_model.cameras": CALVIN.camera_names} | changes)
+  c.tasks, c.workdir = (TASK,), str(root.parent / "run")
+  c.data.update(source="calvin", calvin_path=str(root), failed_takes_per_task=0)
+  c.ppo.failed_starts = 0.0
+  return config_lib.finalize(c)
+
+
+def test_config_and_plan_follow_the_data(root):
+  config = chain_config(root)
+  assert config.world_model.cameras == ARM.camera_names
+  plans = plan.make_plan(config)
+  assert {p.artifact.embodiment for p in plans.values()} == {ARM}
+  problems, _ = data_check.check_data(config, plans)
+  assert "another robot" in problems[0] and "6 numbers of action, not 7" in problems[0]
+  artifact = plans["collect"].artifact
+  artifact_lib.write_artifact(artifact, done=True)
+  assert artifact_lib.read_artifact(artifact.path) == artifact
+  other = dataclasses.replace(ARM, control_hz=30.0)
+  (root / FILE).write_text(other.to_json())
+  assert plan.make_plan(config)["collect"].action == "conflict"
+
+
+def test_cameras_that_the_data_do_not_have(root):
+  with pytest.raises(config_lib.ConfigError) as error:
+    chain_config(root, **{"world_model.cameras": ("front", "top")})
+  assert [problem.path for problem in error.value.problems] == ["world_model.cameras"]
+
+
+def test_stages_of_two_robots_are_not_mixed(root):
+  config = chain_config(root)
+  plans = plan.make_plan(config)
+  other = dataclasses.replace(plans["collect"].artifact, embodiment=CALVIN)
+  plans["collect"] = dataclasses.replace(plans["collect"], artifact=other)
+  with pytest.raises(plan.StageError, match="15 actions per second, not 30|of different robots"):
+    plan._robot(config, "featurize", plans)

@@ -27,6 +27,7 @@ from wam_jax.host.machine import available_cores
 ProgressFactory = Callable[[int, str], contextlib.AbstractContextManager[Any]]
 
 OPTIONAL = {"scene_obs": SCENE_OBS, "success": 0}  # numbers of what a frame may hold; 0: a single one
+ROUNDING = 1e-6  # of a binary number recorded as float32
 ACTION_TOLERANCE = 1e-4  # of rel_actions beyond [-1, 1]: rounding in CALVIN's own recording
 FLOAT_MAX = float(np.finfo(np.float32).max)
 BLOCK = 256  # frames per unit of work: large enough to hide the thread pool, small enough for a smooth bar
@@ -238,6 +239,8 @@ def check_vectors(
       raise DatasetError(path_of(ids[row]), rule, key="success", fix="write whether the task is done.")
   recorded = values["rel_actions"]
   action, binary = robot.to_unit(recorded), robot.binary
+  either = binary & (np.abs(np.abs(action) - 1) < ROUNDING)
+  action = np.where(either, np.sign(action), action)
   bad = ~binary & (np.abs(action) > 1 + ACTION_TOLERANCE)
   if bad.any():
     row, column = first(bad)
