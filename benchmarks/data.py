@@ -20,9 +20,9 @@ import numpy as np
 
 from wam_jax.data import calvin, calvin_writer, convert, frames_cache, stream, windows
 from wam_jax.data.files import IDS_FILE, read_npz
-from wam_jax.data.frames import VECTOR_KEYS, frame_path
+from wam_jax.data.frames import frame_path, vector_keys
 from wam_jax.data.frames_cache import FrameCache
-from wam_jax.embodiment import CAMERAS
+from wam_jax.embodiment import CALVIN, CAMERAS
 
 SIZE = 64
 EPISODE = 512
@@ -86,8 +86,8 @@ def read_split(folder: pathlib.Path, size: int) -> dict[str, float]:
   before, cpu = peak_bytes(), time.process_time()
   frames = calvin.read_frames(folder, size)
   cpu = time.process_time() - cpu
-  data = sum(getattr(frames, name).nbytes for name in ("rgb_static", "rgb_gripper", "action", "robot_obs"))
-  data += frames.scene_obs.nbytes
+  arrays = [*frames.pictures.values(), frames.action, frames.robot_obs, frames.scene_obs]
+  data = sum(array.nbytes for array in arrays)
   jax.block_until_ready(windows.make_store(frames))
   return {"frames_per_cpu_second": frames.num_frames / cpu, "data": data, "grown": peak_bytes() - before}
 
@@ -144,7 +144,9 @@ def decompress(root: pathlib.Path) -> dict[str, float]:
   ids = [i for low, high in calvin.read_episode_ids(root / "training") for i in range(low, high + 1)][:2000]
   cpu = time.process_time()
   for frame_id in ids:
-    read_npz(frame_path(root / "training", frame_id), (*VECTOR_KEYS, "actions", *CAMERAS))
+    read_npz(
+      frame_path(root / "training", frame_id), (*vector_keys(CALVIN, ()), "scene_obs", "actions", *CAMERAS)
+    )
   return {"cpu": len(ids) / (time.process_time() - cpu)}
 
 

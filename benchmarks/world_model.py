@@ -78,8 +78,7 @@ def make_store() -> windows.FrameStore:
   picture = lambda: jnp.asarray(rng.integers(0, 256, (FRAMES, 64, 64, 3), np.uint8))
   action = jnp.asarray(rng.uniform(-1, 1, (FRAMES, 7)), jnp.float32)
   return windows.FrameStore(
-    rgb_static=picture(),
-    rgb_gripper=picture(),
+    pictures={"rgb_static": picture(), "rgb_gripper": picture()},
     robot_obs=jnp.zeros((FRAMES, ROBOT_OBS)),
     action=action,
     prev_action=jnp.roll(action, 1, 0),

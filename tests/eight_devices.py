@@ -10,6 +10,7 @@ import pytest
 
 from wam_jax import config as config_lib
 from wam_jax.data import windows
+from wam_jax.embodiment import CALVIN
 from wam_jax.nn.classifier import SuccessClassifier
 from wam_jax.nn.policies.diffusion import DiffusionPolicy
 from wam_jax.nn.world_model import make_world_model
@@ -46,8 +47,7 @@ def random_store(num=64, size=64):
   picture = lambda: jnp.asarray(rng.integers(0, 256, (num, size, size, 3), np.uint8))
   action = lambda: jnp.asarray(rng.uniform(-1, 1, (num, 7)), jnp.float32)
   return windows.FrameStore(
-    rgb_static=picture(),
-    rgb_gripper=picture(),
+    pictures={"rgb_static": picture(), "rgb_gripper": picture()},
     robot_obs=jnp.asarray(rng.normal(size=(num, 15)), jnp.float32),
     action=action(),
     prev_action=action(),
@@ -100,7 +100,7 @@ def test_updates_of_the_world_model(mesh, size):
     params = wm.init_params(model, jax.random.key(0))
     optimizer = optax.sgd(1e-5)
     start = world_model.initial_state(c, model, optimizer, params)
-    sampler = world_model.make_sampler(c, 64, devices)
+    sampler = world_model.make_sampler(c, 64, devices, CALVIN)
     update = world_model.resident_update(c, model, optimizer, sampler, devices)
     args = sharding.put((start, random_store(), jax.random.key(5)), devices)
     after, metrics = update(*args, 3)

@@ -8,7 +8,7 @@ import numpy as np
 from wam_jax import config as config_lib
 from wam_jax.config import STAGES, chain
 from wam_jax.core import discrimination
-from wam_jax.embodiment import ACTION_NAMES
+from wam_jax.embodiment import CALVIN
 from wam_jax.reporting import media
 from wam_jax.stages import certify, evaluate, judge_world_model
 from wam_jax.storage.artifact import Artifact, fingerprint, write_artifact
@@ -132,7 +132,7 @@ def _write_metrics(folder, rng, tasks):
     text = "".join(json.dumps({"step": i, "time": 0.0} | row(i)) + "\n" for i in range(count))
     (folder / stage / "metrics.jsonl").write_text(text)
 
-  errors = [f"inverse_dynamics/error_{name}" for name in ACTION_NAMES]
+  errors = [f"inverse_dynamics/error_{name}" for name in CALVIN.action_names]
   world = ("loss/image", "loss/kl", *errors, "image/psnr")
   lines("world_model", 30, lambda i: {f"world_model/{name}": rng.uniform(1, 9) for name in world})
   lines("behaviour_cloning", 5, lambda i: {f"behaviour_cloning/{task}/loss": rng.uniform() for task in tasks})

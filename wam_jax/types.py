@@ -1,6 +1,6 @@
 """The pytrees and Protocols that rooms hand to each other.
 
-Shape letters, here and everywhere: B batch, T time, H chunk, A action (7), D deter, S stochastic
+Shape letters, here and everywhere: B batch, T time, H chunk, A action (CALVIN's: 7), D deter, S stochastic
 variables, C classes per variable, P robot state, R robot state and its change (2 P, or 0), F feature
 (D + S*C + R), K denoising steps, E dreams, N chunks.
 """
@@ -76,21 +76,19 @@ class Batch(struct.PyTreeNode):
 
   The alignment of action and observation is stated here and nowhere else: `action[:, t]` is taken
   at the observation of frame t and leads to frame t + 1; `prev_action[:, t]` led to frame t, and
-  at an episode's first frame it is (0, 0, 0, 0, 0, 0, 1), at rest with the gripper open.
+  at an episode's first frame it is `Embodiment.rest_action`: of CALVIN's robot no motion, the gripper open.
 
   Attributes:
-    rgb_static: [B, T, S, S, 3] uint8 (float is taken as normalised to [-1, 1] already).
-    rgb_gripper: likewise.
-    robot_obs: [B, T, 15] float32, tcp xyz [m], Euler angles [rad], gripper width [m], 7 joints [rad],
-      last gripper action.
-    action: [B, T, 7] float32 in [-1, 1].
-    prev_action: [B, T, 7] float32 in [-1, 1].
+    pictures: camera -> [B, T, S, S, 3] uint8 (float is taken as normalised to [-1, 1] already).
+    robot_obs: [B, T, state_size] float32, what the robot reports; CALVIN's: tcp xyz [m], Euler angles [rad],
+      gripper width [m], 7 joints [rad], last gripper action.
+    action: [B, T, A] float32 in [-1, 1].
+    prev_action: [B, T, A] float32 in [-1, 1].
     is_first: [B, T] bool, true at the first frame of an episode.
     mask: [B, T] bool, false at padding.
   """
 
-  rgb_static: jax.Array
-  rgb_gripper: jax.Array
+  pictures: dict[str, jax.Array]
   robot_obs: jax.Array
   action: jax.Array
   prev_action: jax.Array
@@ -103,7 +101,7 @@ class Takes(struct.PyTreeNode):
 
   Attributes:
     feature: [M, T, F] float32 of M takes, padded at the end to T frames.
-    action: [M, T, 7] float32 in [-1, 1], taken at that frame.
+    action: [M, T, A] float32 in [-1, 1], taken at that frame.
     success: [M, T] bool, the task's predicate holds, relative to the take's first frame.
     mask: [M, T] bool, false at padding.
   """

@@ -94,7 +94,7 @@ class Golden:
       (key,) = {"input/proprio", "input/robot_obs"} & self.arrays.keys()
       robot_obs = self[key].swapaxes(0, 1)
     return Batch(
-      **self.pictures("input/rgb_"),
+      pictures=self.pictures("input/rgb_"),
       robot_obs=robot_obs,
       action=np.roll(prev_action, -1, axis=1),
       prev_action=prev_action,

@@ -36,7 +36,8 @@ from wam_jax.data import (
   statistics,
 )
 from wam_jax.data.files import DatasetError
-from wam_jax.data.frames import VECTOR_KEYS, frame_path
+from wam_jax.data.frames import frame_path, vector_keys
+from wam_jax.embodiment import CALVIN
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -113,7 +114,13 @@ def _digest(*arrays):
 
 def _rows(frames):
   """A digest of each frame. A row of numbers or pictures that came from elsewhere shows in it."""
-  columns = (frames.rgb_static, frames.rgb_gripper, frames.action, frames.robot_obs, frames.scene_obs)
+  columns = (
+    frames.pictures["rgb_static"],
+    frames.pictures["rgb_gripper"],
+    frames.action,
+    frames.robot_obs,
+    frames.scene_obs,
+  )
   return [_digest(*row) for row in zip(*columns, strict=True)]
 
 
@@ -415,7 +422,7 @@ def _hostile_npz(draw, path, bomb):
   if how <= 1:
     members[key] = draw(_npy())
   elif how <= 3:
-    members[key] = draw(_array({**VECTOR_KEYS, "actions": 7}.get(key, 3)))
+    members[key] = draw(_array({**vector_keys(CALVIN), "actions": 7}.get(key, 3)))
   elif how == 4:
     declared = draw(st.sampled_from([0, 1, 100, 2**20, 2**26, 2**26 + 1, BOMB, 2**32 - 2, 2**32 - 1]))
     return _archive(members, key, bomb, declared)

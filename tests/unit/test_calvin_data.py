@@ -22,6 +22,7 @@ from wam_jax.data import frames as frames_lib
 from wam_jax.data import inspect as inspect_lib
 from wam_jax.data.files import DatasetError
 from wam_jax.data.frames import frame_path
+from wam_jax.embodiment import CALVIN
 
 LENGTHS = (7, 5, 6)
 ANNOTATIONS = [("open_drawer", 7, 12), ("turn_on_led", 12, 18), ("open_drawer", 13, 17)]
@@ -70,8 +71,8 @@ def test_reads_what_it_wrote(root):
   written = _frames(18)
   split = calvin.read_split(root / "training", image_size=8)
   frames = split.frames
-  np.testing.assert_array_equal(frames.rgb_static, written["rgb_static"])
-  np.testing.assert_array_equal(frames.rgb_gripper, written["rgb_gripper"])
+  np.testing.assert_array_equal(frames.pictures["rgb_static"], written["rgb_static"])
+  np.testing.assert_array_equal(frames.pictures["rgb_gripper"], written["rgb_gripper"])
   np.testing.assert_array_equal(frames.action, written["rel_actions"].astype(np.float32))
   np.testing.assert_array_equal(frames.robot_obs, written["robot_obs"].astype(np.float32))
   np.testing.assert_array_equal(frames.scene_obs, written["scene_obs"].astype(np.float32))
@@ -116,7 +117,7 @@ def test_read_demos_takes_only_the_windows(root):
   assert [a.task for a in demos.annotations] == ["turn_on_led", "open_drawer", "open_drawer"]
   assert [(a.start, a.end) for a in demos.annotations] == [(0, 6), (6, 11), (11, 15)]
   rows = np.r_[12:18, 7:12, 13:17]
-  np.testing.assert_array_equal(demos.frames.rgb_static, whole.rgb_static[rows])
+  np.testing.assert_array_equal(demos.frames.pictures["rgb_static"], whole.pictures["rgb_static"][rows])
   np.testing.assert_array_equal(demos.frames.ids, rows)
   one = calvin.read_demos(root / "training", ("open_drawer",), limit=1, image_size=8)
   assert one.frames.num_frames == 5
@@ -149,10 +150,12 @@ def test_takes_of_another_split_are_read_behind_a_splits_own_frames(root, monkey
   joined = calvin.read_frames(root / "training", 8, extra=_demos(root))
   own = calvin.read_frames(root / "training", 8)
   takes = calvin.read_demos(root / "validation", ("turn_on_led", "open_drawer"), image_size=8).frames
-  for name in ("rgb_static", "rgb_gripper", "action", "robot_obs", "scene_obs", "ids"):
+  for name in ("action", "robot_obs", "scene_obs", "ids"):
     both = np.concatenate([getattr(own, name), getattr(takes, name)])
     np.testing.assert_array_equal(getattr(joined, name), both)
     assert getattr(joined, name).dtype == getattr(own, name).dtype
+  for camera, pictures in joined.pictures.items():
+    np.testing.assert_array_equal(pictures, np.concatenate([own.pictures[camera], takes.pictures[camera]]))
   np.testing.assert_array_equal(joined.starts, [*own.starts, *takes.starts + 18])
   np.testing.assert_array_equal(joined.ends, [*own.ends, *takes.ends + 18])
   assert calvin.count_frames(root / "training", _demos(root)) == joined.num_frames == 18 + 15
@@ -167,9 +170,10 @@ def test_any_frames_of_joined_splits(root):
   np.testing.assert_array_equal(reader.starts, frames.starts)
   np.testing.assert_array_equal(reader.ends, frames.ends)
   for begin, stop in ((0, 18), (18, 33), (16, 20), (5, 36), (17, 18), (18, 19), (35, 36)):
-    out = frames_lib.empty_frames(stop - begin, 8)
+    out = {key: np.empty((stop - begin, width), np.float32) for key, width in reader.widths.items()}
+    out |= {camera: np.empty((stop - begin, 8, 8, 3), np.uint8) for camera in CALVIN.camera_names}
     reader.read(begin, stop, out)
-    np.testing.assert_array_equal(out["rgb_static"], frames.rgb_static[begin:stop])
+    np.testing.assert_array_equal(out["rgb_static"], frames.pictures["rgb_static"][begin:stop])
     np.testing.assert_array_equal(out["rel_actions"], frames.action[begin:stop])
     vectors = reader.read_vectors(begin, stop, ("scene_obs", "robot_obs"))
     assert list(vectors) == ["scene_obs", "robot_obs"]
@@ -244,9 +248,15 @@ def _raw(tmp_path):
 def test_reads_calvins_own_format(raw):
   folder, written = raw
   split = calvin.read_split(folder, image_size=64, tasks=("close_drawer",))
-  assert split.frames.rgb_static.shape == split.frames.rgb_gripper.shape == (4, 64, 64, 3)
-  np.testing.assert_array_equal(split.frames.rgb_gripper, image.area_resize(written["rgb_gripper"], 64, 64))
-  np.testing.assert_array_equal(split.frames.rgb_static, image.area_resize(written["rgb_static"], 64, 64))
+  assert (
+    split.frames.pictures["rgb_static"].shape == split.frames.pictures["rgb_gripper"].shape == (4, 64, 64, 3)
+  )
+  np.testing.assert_array_equal(
+    split.frames.pictures["rgb_gripper"], image.area_resize(written["rgb_gripper"], 64, 64)
+  )
+  np.testing.assert_array_equal(
+    split.frames.pictures["rgb_static"], image.area_resize(written["rgb_static"], 64, 64)
+  )
   assert split.windows("close_drawer") == [(1, 4)]
   assert split.frames.action[2, 1] == 1.0
 

@@ -64,7 +64,9 @@ def test_writes_a_dataset_that_the_reader_takes(collected):
   assert summary["frames"]["heldout_play"] == 70 and summary["episodes"]["heldout_play"] == 2
   assert summary["frames"]["total"] == training.frames.num_frames + validation.frames.num_frames
   assert summary["frames"]["play"] == 150 and summary["start_states"] == 6
-  assert training.frames.rgb_static.std() > 10 and training.frames.rgb_gripper.std() > 10
+  assert (
+    training.frames.pictures["rgb_static"].std() > 10 and training.frames.pictures["rgb_gripper"].std() > 10
+  )
   assert not (workdir / "states").exists()
 
 
@@ -158,15 +160,19 @@ def test_a_simulator_that_only_draws_the_present_is_recorded_with_pictures(colle
     "total": 0,
   }
   takes = calvin.read_frames(calvin.dataset_path(tmp_path) / calvin.FAILED, 16)
-  assert (takes.rgb_static[:, 0, 0, 0] == 255 - takes.rgb_gripper[:, 15, 15, 2]).all()
+  assert (takes.pictures["rgb_static"][:, 0, 0, 0] == 255 - takes.pictures["rgb_gripper"][:, 15, 15, 2]).all()
   for split in ("training", "validation"):
     frames = calvin.read_frames(calvin.dataset_path(tmp_path) / split, 16)
     np.testing.assert_array_equal(
       frames.action, calvin.read_frames(calvin.dataset_path(collected[0]) / split, 16).action
     )
     level = (1000 * frames.scene_obs[:, task_rules.DRAWER].astype(np.float64)).astype(np.uint8)
-    assert np.abs(frames.rgb_static[:, 5, 5, 0].astype(int) - level).max() <= 1 and np.ptp(level) > 100
-    assert (frames.rgb_static[:, 0, 0, 0] == 255 - frames.rgb_gripper[:, 15, 15, 2]).all()
+    assert (
+      np.abs(frames.pictures["rgb_static"][:, 5, 5, 0].astype(int) - level).max() <= 1 and np.ptp(level) > 100
+    )
+    assert (
+      frames.pictures["rgb_static"][:, 0, 0, 0] == 255 - frames.pictures["rgb_gripper"][:, 15, 15, 2]
+    ).all()
 
 
 def _files(workdir: pathlib.Path) -> dict[str, bytes]:

@@ -7,12 +7,14 @@ import os
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
 from wam_jax.data import calvin, calvin_writer, convert, converted, examples, files, frames_cache, inspect
 from wam_jax.data.files import DatasetError
 from wam_jax.data.frames import frame_path
+from wam_jax.embodiment import CALVIN
 from wam_jax.host.locks import locked
 from wam_jax.host.logger import Logger
 from wam_jax.running.stage_run import StageRun
@@ -21,7 +23,7 @@ from wam_jax.stages import convert as convert_stage
 LENGTHS = (9, 5, 12)
 WINDOWS = [("open_drawer", 2, 8), ("turn_on_led", 9, 14), ("open_drawer", 15, 26)]
 TASKS = ("open_drawer", "turn_on_led")
-FRAMES = ("rgb_static", "rgb_gripper", "action", "robot_obs", "scene_obs", "starts", "ends", "ids")
+FRAMES = ("pictures", "action", "robot_obs", "scene_obs", "starts", "ends", "ids")
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +58,7 @@ def _convert(source, out, **options):
 
 def _same(a, b):
   for name in FRAMES:
-    np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+    jax.tree.map(np.testing.assert_array_equal, getattr(a, name), getattr(b, name))
 
 
 def _truncate(folder, frame):
@@ -90,7 +92,11 @@ def test_every_reader_gives_the_same(source, tmp_path):
   assert counts == calvin.check_dataset(source, TASKS, 8)
   smaller = calvin.read_frames(tmp_path / "out/training", 4)
   assert (
-    np.abs(smaller.rgb_static.astype(int) - calvin.read_frames(source / "training", 4).rgb_static).max() <= 1
+    np.abs(
+      smaller.pictures["rgb_static"].astype(int)
+      - calvin.read_frames(source / "training", 4).pictures["rgb_static"]
+    ).max()
+    <= 1
   )
 
 
@@ -174,11 +180,11 @@ import os, signal
 from wam_jax.data import convert, examples
 examples.EXAMPLE_FRAMES, convert.SHARD_EXAMPLES = 4, 2
 real, calls = convert._checksum, []
-def checksum(examples):
+def checksum(*arguments):
   calls.append(1)
   if len(calls) == 2 * {at} + 2:
     os.kill(os.getpid(), signal.SIGKILL)
-  return real(examples)
+  return real(*arguments)
 convert._checksum = checksum
 convert.convert({str(source)!r}, {str(tmp_path / "out")!r}, image_size=8)
 """
@@ -269,7 +275,7 @@ def test_no_room(source, tmp_path, monkeypatch):
     with pytest.raises(DatasetError, match="no room: 0.00 GB are needed"):
       _convert(source, tmp_path / "out")
 
-  real = convert._serializer()
+  real = convert._serializer(CALVIN, converted._CALVIN_VECTORS)
 
   def full(example):
     if example["frame_id"][0] == 14:
@@ -277,7 +283,7 @@ def test_no_room(source, tmp_path, monkeypatch):
     return real(example)
 
   with monkeypatch.context() as patch:
-    patch.setattr(convert, "_serializer", lambda: full)
+    patch.setattr(convert, "_serializer", lambda *_: full)
     with pytest.raises(DatasetError, match="no room left on the disk.*goes on where it was"):
       _convert(source, tmp_path / "out")
   assert not (tmp_path / "out").exists()
@@ -286,13 +292,13 @@ def test_no_room(source, tmp_path, monkeypatch):
 
 
 def test_what_cannot_be_read_back_is_written_again(source, tmp_path, monkeypatch):
-  real = convert._serializer()
+  real = convert._serializer(CALVIN, converted._CALVIN_VECTORS)
 
   def wrong(example):
     return real({**example, "rgb_static": example["rgb_static"] ^ 1})
 
   with monkeypatch.context() as patch:
-    patch.setattr(convert, "_serializer", lambda: wrong)
+    patch.setattr(convert, "_serializer", lambda *_: wrong)
     with pytest.raises(DatasetError, match="does not hold what was written"):
       _convert(source, tmp_path / "out")
   assert not (tmp_path / "out").exists()

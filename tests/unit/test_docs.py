@@ -324,7 +324,7 @@ def test_code_runs(page, words, tmp_path, monkeypatch):
   if page == "README.md":
     assert names["info"]["success"]
   if words == "FrameWriter":
-    assert inspect.main(["--source=mine", "--tasks=open_drawer", "--frames=0"]) == 0
+    assert inspect.main(["--source=mine", "--tasks=stack_cups", "--frames=0"]) == 0
 
 
 def test_a_predicate_of_the_guide():

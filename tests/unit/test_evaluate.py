@@ -11,6 +11,7 @@ from wam_jax import config as config_lib
 from wam_jax.acting import rollout, step
 from wam_jax.core import intervals
 from wam_jax.core.actions import executable
+from wam_jax.embodiment import CALVIN
 from wam_jax.envs import tasks as task_rules
 from wam_jax.nn.world_model import make_world_model
 from wam_jax.stages import evaluate
@@ -116,7 +117,7 @@ def test_actions_follow_from_filtering_every_frame(model):
   pictures = draw(robot.reshape(-1, 15), scene.reshape(-1, 24))
   rest = np.tile([0, 0, 0, 0, 0, 0, 1], (4, 1, 1)).astype(np.float32)
   batch = Batch(
-    **{camera: picture.reshape(4, steps, *picture.shape[1:]) for camera, picture in pictures.items()},
+    pictures={camera: picture.reshape(4, steps, *picture.shape[1:]) for camera, picture in pictures.items()},
     robot_obs=robot.astype(np.float32),
     action=action,
     prev_action=np.concatenate([rest, action[:, :-1]], 1),
@@ -134,7 +135,7 @@ def test_actions_follow_from_filtering_every_frame(model):
     task_params = jax.tree.map(lambda x, k=k: x[k], params)
     chunks = LinearPolicy().sample(task_params, feature[own, sampled_at], None, deterministic=True)
     expected = chunks[:, np.arange(steps), np.arange(steps) % CHUNK]
-    np.testing.assert_allclose(action[own], executable(expected), atol=1e-4)
+    np.testing.assert_allclose(action[own], executable(expected, CALVIN.binary), atol=1e-4)
   assert np.abs(episodes.action[..., :6]).max() <= 1
   assert set(np.unique(episodes.action[..., 6])) <= {-1.0, 1.0}
   assert np.ptp(episodes.action[..., :6], axis=(0, 1)).mean() > 0.1  # episodes and tasks do differ

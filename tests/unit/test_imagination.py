@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from wam_jax import config as config_lib
+from wam_jax.embodiment import CALVIN
 from wam_jax.nn.policies.diffusion import DiffusionPolicy
 from wam_jax.nn.rssm import CHANGE_SCALE
 from wam_jax.nn.world_model import make_world_model
@@ -140,7 +141,7 @@ def test_imagined_success_counts_dreams_that_ever_succeed():
 
 
 def test_random_actions_are_executable_and_uninformed():
-  action = imagination.random_actions(jax.random.key(0), 20, 13)
+  action = imagination.random_actions(jax.random.key(0), 20, 13, CALVIN.binary)
   assert action.shape == (20, 13, 7) and (jnp.abs(action) <= 1).all()
   assert set(np.unique(action[..., 6])) == {-1, 1}
   assert jnp.abs(action[..., :6].mean()) < 0.1
@@ -270,7 +271,7 @@ def small_world_model(proprio="none"):
 def test_steps_by_rows_equal_the_networks_own(proprio, temperature):
   """Ten steps of both forms from the same frames: the same codes, states up to rounding."""
   model, params, feature = small_world_model(proprio)
-  action = imagination.random_actions(jax.random.key(3), 6, 10)
+  action = imagination.random_actions(jax.random.key(3), 6, 10, CALVIN.binary)
   own, rows = (
     imagination.make_world(model, by_rows, temperature).imagine_actions(
       params, feature, action, jax.random.key(4)
@@ -307,7 +308,7 @@ def test_the_robot_moves_in_dreams_and_the_prior_reads_it():
   world = imagination.make_world(model)
   latent = world.latent(feature)
   np.testing.assert_array_equal(latent.robot, feature[:, 27:])
-  action = imagination.random_actions(jax.random.key(3), 6, 5)
+  action = imagination.random_actions(jax.random.key(3), 6, 5, CALVIN.binary)
   dream = lambda feature: world.imagine_actions(params, feature, action, jax.random.key(4))
   dreamt = np.asarray(dream(feature))
   state = np.append(feature[:, None, 27:45], dreamt[..., 27:45], 1)

@@ -94,8 +94,7 @@ def test_actions_read_off_two_embeddings_by_a_matrix():
     zeros = lambda *shape, n=windows * frames: np.zeros((n, *shape))
     found[name] = judged_windows.Windows(
       Frames(
-        rgb_static=zeros(1, 1, 3),
-        rgb_gripper=zeros(1, 1, 3),
+        pictures={"rgb_static": zeros(1, 1, 3), "rgb_gripper": zeros(1, 1, 3)},
         ids=zeros(),
         robot_obs=zeros(15),
         scene_obs=zeros(24),
@@ -142,8 +141,7 @@ def made_windows(rng, lengths):
       robot_obs[t, :3] = robot_obs[t - 1, :3] + 0.5 * change + 0.1 * action[t - 1, :3]
   blank = lambda *shape: np.zeros((sum(lengths), *shape))
   frames = Frames(
-    rgb_static=blank(1, 1, 3),
-    rgb_gripper=blank(1, 1, 3),
+    pictures={"rgb_static": blank(1, 1, 3), "rgb_gripper": blank(1, 1, 3)},
     ids=blank(),
     robot_obs=robot_obs,
     scene_obs=rng.uniform(size=(sum(lengths), 24)),
@@ -284,7 +282,7 @@ def test_everything_is_measured_and_written(judged):
     assert own["psnr"][2] is None and own["ssim"][2] is None and repeated["psnr"][2] is None
     assert 0 < own["psnr"][0] < 20 and 0 < repeated["psnr"][1] < 20 and -1 < own["ssim"][1] < 1
     assert len(own["psnr_curve"]) == 25 - 3
-  names = [target.name for target in judged_windows.TARGETS]
+  names = [target.name for target in judged_windows.CALVIN_TARGETS]
   assert list(model["probes"]) == names == list(result["targets"])
   assert model["probes"]["bulb"]["posterior"] == "constant"
   assert isinstance(model["probes"]["drawer"]["posterior"], float)

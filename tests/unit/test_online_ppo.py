@@ -7,6 +7,7 @@ import pytest
 
 from wam_jax import config as config_lib
 from wam_jax.core import ppo as ppo_loss
+from wam_jax.embodiment import CALVIN
 from wam_jax.envs import registry
 from wam_jax.nn.policies.diffusion import DiffusionPolicy
 from wam_jax.nn.world_model import make_world_model
@@ -79,10 +80,8 @@ def test_first_features_are_those_of_the_filtered_start(world, monkeypatch):
   _, rollout, _ = episodes.rollout(state, jax.random.key(3))
   environment.reset(robot, scene)
   seen = registry.make_renderer("play_table", 16)(*(x[None] for x in environment.state()))
-  embed = wm.encode_observation(
-    model, params, seen["rgb_static"], seen["rgb_gripper"], jnp.asarray(robot[None], jnp.float32)
-  )
-  rest = jnp.asarray(online_ppo.rest_actions(1))
+  embed = wm.encode_observation(model, params, seen, jnp.asarray(robot[None], jnp.float32))
+  rest = jnp.asarray(online_ppo.rest_actions(CALVIN, 1))
   latent = wm_filter(model, params, wm.initial_latent(model, params, 1), embed, rest, jnp.ones(1, bool), None)
   for n in (0, 3):
     expected = np.broadcast_to(features(latent), (2, E, model.feature_size))

@@ -10,6 +10,7 @@ import pytest
 
 from wam_jax.core import diffusion
 from wam_jax.core.actions import executable
+from wam_jax.embodiment import CALVIN
 from wam_jax.nn.layers import mish
 from wam_jax.nn.policies.critic import Critic
 from wam_jax.nn.policies.diffusion import DiffusionPolicy
@@ -130,7 +131,7 @@ def test_critic_reads_the_time_left_only_when_told():
 def test_executable():
   chunk = jnp.array([[2.0, -3, 0.5, 0, 0, 0, -1e-3], [0, 0, 0, 0, 0, 1.5, 0.2]])
   expected = [[1, -1, 0.5, 0, 0, 0, -1], [0, 0, 0, 0, 0, 1, 1]]
-  np.testing.assert_allclose(executable(chunk), expected)
+  np.testing.assert_allclose(executable(chunk, CALVIN.binary), expected)
 
 
 def demos(tasks=2, num=3, length=9):

@@ -66,18 +66,22 @@ def _assert_equal(got, expected):
 
 def test_cache_holds_what_the_files_hold(split, cache):
   frames, loaded = calvin.read_frames(split, SIZE), cache.load()
-  for name in ("rgb_static", "rgb_gripper", "action", "robot_obs", "scene_obs", "starts", "ends", "ids"):
+  for name in ("action", "robot_obs", "scene_obs", "starts", "ends", "ids"):
     np.testing.assert_array_equal(getattr(loaded, name), getattr(frames, name))
     assert getattr(loaded, name).dtype == getattr(frames, name).dtype
+  _assert_equal([loaded.pictures], [frames.pictures])
   np.testing.assert_array_equal(cache.is_first, frames.is_first)
-  np.testing.assert_array_equal(np.load(cache.path / "rgb_static.npy"), frames.rgb_static)  # plain npy files
+  np.testing.assert_array_equal(
+    np.load(cache.path / "rgb_static.npy"), frames.pictures["rgb_static"]
+  )  # plain npy files
 
 
 def test_cache_shrinks_pictures(tmp_path, write_split):
   write_split(tmp_path / "training", LENGTHS, 12)
   cache = frames_cache.open_cache(tmp_path / "cache", tmp_path / "training", SIZE)
   np.testing.assert_array_equal(
-    cache.load().rgb_gripper, calvin.read_frames(tmp_path / "training", SIZE).rgb_gripper
+    cache.load().pictures["rgb_gripper"],
+    calvin.read_frames(tmp_path / "training", SIZE).pictures["rgb_gripper"],
   )
 
 
@@ -93,7 +97,7 @@ def test_cache_is_made_once_and_again_when_a_file_changes(split, tmp_path):
   content = dict(np.load(path))
   content["rgb_static"] = 255 - content["rgb_static"]
   np.savez(path, **content)
-  np.testing.assert_array_equal(ask().load().rgb_static[17], content["rgb_static"])
+  np.testing.assert_array_equal(ask().load().pictures["rgb_static"][17], content["rgb_static"])
   assert "changed" in lines[2]
 
 
@@ -108,7 +112,7 @@ def test_damaged_cache_is_made_anew(split, cache, tmp_path, damage):
   lines = []
   again = frames_cache.open_cache(tmp_path / "cache", split, SIZE, log=lines.append)
   assert "reading" in lines[0]
-  np.testing.assert_array_equal(again.load().rgb_gripper, expected.rgb_gripper)
+  np.testing.assert_array_equal(again.load().pictures["rgb_gripper"], expected.pictures["rgb_gripper"])
 
 
 def test_splits_and_sizes_share_a_folder(split, tmp_path, write_split):
@@ -130,8 +134,9 @@ def test_cache_of_a_split_with_takes_of_another(split, tmp_path, write_split):
   )
   cache, frames = ask(extra), calvin.read_frames(split, SIZE, extra=extra)
   loaded = cache.load()
-  for name in ("rgb_static", "rgb_gripper", "action", "robot_obs", "scene_obs", "starts", "ends", "ids"):
+  for name in ("action", "robot_obs", "scene_obs", "starts", "ends", "ids"):
     np.testing.assert_array_equal(getattr(loaded, name), getattr(frames, name))
+  _assert_equal([loaded.pictures], [frames.pictures])
   assert cache.num_frames == 40 + 11 and cache.starts[-2:].tolist() == [40, 45]
   np.testing.assert_array_equal(cache.is_first, frames.is_first)
   fewer = [(extra[0][0], extra[0][1][:1])]
@@ -142,7 +147,7 @@ def test_cache_of_a_split_with_takes_of_another(split, tmp_path, write_split):
   path = frame_path(tmp_path / "data/failed", 4)
   content = dict(np.load(path))
   np.savez(path, **content | {"rgb_static": 255 - content["rgb_static"]})
-  np.testing.assert_array_equal(ask(extra).load().rgb_static[42], 255 - content["rgb_static"])
+  np.testing.assert_array_equal(ask(extra).load().pictures["rgb_static"][42], 255 - content["rgb_static"])
   assert "changed" in lines[-1]
 
 
@@ -171,7 +176,9 @@ def test_killed_midway_leaves_no_cache(split, tmp_path):
   lines = []
   cache = frames_cache.open_cache(root, split, SIZE, log=lines.append)  # the dead process holds no lock
   assert "none there yet" in lines[0] and not list(root.glob("*.partial"))
-  np.testing.assert_array_equal(cache.load().rgb_static, calvin.read_frames(split, SIZE).rgb_static)
+  np.testing.assert_array_equal(
+    cache.load().pictures["rgb_static"], calvin.read_frames(split, SIZE).pictures["rgb_static"]
+  )
 
 
 def test_full_disk_is_said_and_leaves_nothing(split, tmp_path, monkeypatch):
@@ -187,7 +194,10 @@ def test_full_disk_is_said_and_leaves_nothing(split, tmp_path, monkeypatch):
 def test_two_at_once_make_it_once(split, tmp_path):
   lines, shapes = [], []
   ask = lambda: shapes.append(
-    frames_cache.open_cache(tmp_path / "cache", split, SIZE, log=lines.append).load().rgb_static.shape
+    frames_cache.open_cache(tmp_path / "cache", split, SIZE, log=lines.append)
+    .load()
+    .pictures["rgb_static"]
+    .shape
   )
   threads = [threading.Thread(target=ask) for _ in range(4)]
   for thread in threads:
@@ -384,7 +394,7 @@ def test_grain_is_imported_late():
 def test_estimate_of_calvin():
   assert stream.estimate_bytes(512_046, 64) == pytest.approx(12.6e9, rel=0.01)
   frames = Frames(
-    **{name: np.zeros((10, 4, 4, 3), np.uint8) for name in ("rgb_static", "rgb_gripper")},
+    pictures={name: np.zeros((10, 4, 4, 3), np.uint8) for name in ("rgb_static", "rgb_gripper")},
     action=np.zeros((10, 7), np.float32),
     robot_obs=np.zeros((10, 15), np.float32),
     scene_obs=np.zeros((10, 24), np.float32),
@@ -464,7 +474,7 @@ def test_cameras_of_different_length():
   content["rgb_gripper"] = content["rgb_gripper"][:9]
   with pytest.raises(ValueError, match="rgb_static has 10, rgb_gripper has 9"):
     Frames(
-      **content,
+      pictures=content,
       action=np.zeros((10, 7), np.float32),
       robot_obs=np.zeros((10, 15), np.float32),
       scene_obs=np.zeros((10, 24), np.float32),

@@ -24,8 +24,7 @@ def _frames() -> Frames:
   pictures[:, :, 0, 0, 0] = np.arange(20)
   action = rng.uniform(-1, 1, (20, 7)).astype(np.float32)
   return Frames(
-    rgb_static=pictures[0],
-    rgb_gripper=pictures[1],
+    pictures={"rgb_static": pictures[0], "rgb_gripper": pictures[1]},
     action=action,
     robot_obs=rng.normal(size=(20, 15)).astype(np.float32),
     scene_obs=rng.normal(size=(20, 24)).astype(np.float32),
@@ -49,11 +48,11 @@ def test_sampled_windows_are_consecutive_frames():
   store = windows.make_store(frames)
   sample = jax.jit(windows.Sampler(20, 256, 6).sample)
   batch = sample(store, jax.random.key(0), jnp.int32(3))
-  number = np.asarray(batch.rgb_static[:, :, 0, 0, 0]).astype(int)
+  number = np.asarray(batch.pictures["rgb_static"][:, :, 0, 0, 0]).astype(int)
   assert set(number[:, 0]) == set(range(15))  # every start there is, and no other
   np.testing.assert_array_equal(number, number[:, :1] + np.arange(6))
-  np.testing.assert_array_equal(batch.rgb_static, frames.rgb_static[number])
-  np.testing.assert_array_equal(batch.rgb_gripper, frames.rgb_gripper[number])
+  np.testing.assert_array_equal(batch.pictures["rgb_static"], frames.pictures["rgb_static"][number])
+  np.testing.assert_array_equal(batch.pictures["rgb_gripper"], frames.pictures["rgb_gripper"][number])
   np.testing.assert_array_equal(batch.action, frames.action[number])
   np.testing.assert_array_equal(batch.robot_obs, frames.robot_obs[number])
   first = np.isin(number, STARTS)
@@ -77,7 +76,7 @@ def test_carried_windows_follow_each_other():
   last = None
   for step in range(12):
     batch = sample(store, jax.random.key(step), jnp.int32(step))
-    number = np.asarray(batch.rgb_static[:, :, 0, 0, 0]).astype(int)
+    number = np.asarray(batch.pictures["rgb_static"][:, :, 0, 0, 0]).astype(int)
     np.testing.assert_array_equal(number[:, 0], windows.carried_starts(np.int64(step), 20, 3, 4))
     np.testing.assert_array_equal(number, number[:, :1] + np.arange(4))
     first = np.isin(number, STARTS)
@@ -115,15 +114,19 @@ def test_episode_batch():
   for row, (start, end) in enumerate([(9, 14), (2, 9)]):
     n = end - start
     assert batch.mask[row, :n].all() and not batch.mask[row, n:].any()
-    np.testing.assert_array_equal(batch.rgb_static[row, :n], frames.rgb_static[start:end])
-    np.testing.assert_array_equal(batch.rgb_gripper[row, :n], frames.rgb_gripper[start:end])
+    np.testing.assert_array_equal(
+      batch.pictures["rgb_static"][row, :n], frames.pictures["rgb_static"][start:end]
+    )
+    np.testing.assert_array_equal(
+      batch.pictures["rgb_gripper"][row, :n], frames.pictures["rgb_gripper"][start:end]
+    )
     np.testing.assert_array_equal(batch.action[row, :n], frames.action[start:end])
     np.testing.assert_array_equal(batch.prev_action[row, 0], REST)
     np.testing.assert_array_equal(batch.prev_action[row, 1:n], frames.action[start : end - 1])
     np.testing.assert_array_equal(batch.robot_obs[row, :n], frames.robot_obs[start:end])
     np.testing.assert_array_equal(np.flatnonzero(batch.is_first[row]), [0])
     np.testing.assert_array_equal(batch.action[row, n:], np.tile(REST, (8 - n, 1)))
-    assert not batch.rgb_static[row, n:].any()
+    assert not batch.pictures["rgb_static"][row, n:].any()
 
 
 @pytest.mark.parametrize("wrong", [[], [(3, 3)], [(0, 9)], [(15, 21)], [(-1, 3)]])
@@ -161,7 +164,7 @@ def test_features_refuse_what_does_not_fit(tmp_path):
     dataclasses.replace(demo, tasks=("open_drawer",))
   features.save_features(tmp_path / "x.npz", demo)
   content = dict(np.load(tmp_path / "x.npz"))
-  np.savez(tmp_path / "x.npz", **{**content, "action": content["action"][..., :6]})
+  np.savez(tmp_path / "x.npz", **{**content, "action": content["action"][:, :, 1:]})
   with pytest.raises(DatasetError, match="x.npz.*action"):
     features.load_features(tmp_path / "x.npz")
   (tmp_path / "x.npz").write_bytes((tmp_path / "x.npz").read_bytes()[:-10])

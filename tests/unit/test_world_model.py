@@ -35,8 +35,7 @@ def random_batch(seed=0, batch=B, length=T, size=64):
   is_first = np.zeros((batch, length), bool)
   is_first[:, 0] = True
   return Batch(
-    rgb_static=picture(),
-    rgb_gripper=picture(),
+    pictures={"rgb_static": picture(), "rgb_gripper": picture()},
     robot_obs=jnp.asarray(rng.normal(size=(batch, length, 15)), jnp.float32),
     action=action,
     prev_action=jnp.roll(action, 1, 1),
@@ -282,7 +281,9 @@ def test_carried_state_goes_on_where_the_last_window_ended():
     source = jax.tree.map(lambda a, b: jnp.stack([a, b]), first, second)
     return float(update(state, source, jax.random.key(5), 2)[1]["loss/kl"][1])
 
-  other = halves[0].replace(rgb_static=255 - halves[0].rgb_static)
+  other = halves[0].replace(
+    pictures=halves[0].pictures | {"rgb_static": 255 - halves[0].pictures["rgb_static"]}
+  )
   assert loss_after(halves[0], second) != loss_after(other, second)
   reset = second.replace(is_first=second.is_first.at[:, 0].set(True))
   assert loss_after(halves[0], reset) == loss_after(other, reset)

@@ -1,7 +1,7 @@
 """What every policy does with what it is given, whoever computes its actions: here, or an exported file.
 
 `export` writes `Actor` into run_policy.py, where there is no wam_jax: of this package it uses nothing but
-MAX_SEED, ROBOT_OBS, `area_resize` and `whole`.
+MAX_SEED, `area_resize` and `whole`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import jax
 import numpy as np
 
 from wam_jax.core.image import area_resize
-from wam_jax.embodiment import ROBOT_OBS
 from wam_jax.host.numbers import whole
 
 MAX_SEED = 2**31 - 1
@@ -27,14 +26,21 @@ class Actor(abc.ABC):
     task: the skill's name.
     cameras: pictures that `act` needs.
     image_size: S, their side; larger ones are shrunk by area averaging.
+    camera_sizes: height and width of the pictures that it learned from, where the data say them; others of
+      the same shape will do.
     needs_robot_obs: whether `act` needs the robot state.
+    state_size: numbers of the robot state.
+    action_ranges: [A, 2] lowest and highest value of each number of an action, in the robot's unit.
     chunk: H, frames from one chunk to the next.
   """
 
   task: str
   cameras: tuple[str, ...]
   image_size: int
+  camera_sizes: Mapping[str, tuple[int, int]]
   needs_robot_obs: bool
+  state_size: int
+  action_ranges: np.ndarray
   chunk: int
 
   @abc.abstractmethod
@@ -43,7 +49,7 @@ class Actor(abc.ABC):
 
   @abc.abstractmethod
   def _advance(self, state: Any, inputs: Mapping[str, Any]) -> tuple[Any, Any]:
-    """(next state, action [B, 7]) after a frame as `_read` gives it."""
+    """(next state, action [B, A] in [-1, 1]) after a frame as `_read` gives it."""
 
   def reset(self, batch_size: int | None = None, seed: int = 0) -> None:
     """Begins new episodes.
@@ -65,12 +71,12 @@ class Actor(abc.ABC):
     """Action for the frame just seen. Every frame must be given, also those inside a chunk.
 
     Args:
-      observation: 'rgb_static' and 'rgb_gripper' uint8 [S, S, 3], or larger, and 'robot_obs' [15], as
-        far as the model reads them (`cameras`, `needs_robot_obs`); after `reset(batch_size=B)` each with
-        a leading axis B. More keys are ignored.
+      observation: each of `cameras` uint8 [S, S, 3], or larger, and 'robot_obs' [state_size] if
+        `needs_robot_obs`; after `reset(batch_size=B)` each with a leading axis B. More keys are ignored.
+        Pictures that are not square are squeezed to S x S, as in training.
 
     Returns:
-      float32 [7], or [B, 7]: motion in [-1, 1], gripper -1 or 1.
+      float32 [A], or [B, A], in `action_ranges`; of CALVIN's robot motion in [-1, 1], gripper -1 or 1.
 
     Raises:
       ValueError: a missing key, a wrong shape or dtype, a number that is not finite, or another batch size
@@ -78,11 +84,13 @@ class Actor(abc.ABC):
     """
     inputs = self._read(observation)
     self._state, action = self._advance(self._state, inputs)
-    result = np.asarray(action)
+    result, (low, high) = np.asarray(action), np.transpose(self.action_ranges)
+    if (low != -1).any() or (high != 1).any():
+      result = (low + (result + 1) / 2 * (high - low)).astype(np.float32)
     return result[0] if self._batch_size is None else result
 
   def _read(self, observation: Mapping[str, Any]) -> dict[str, Any]:
-    """What the compiled step takes: pictures [B, S, S, 3] uint8, robot_obs [B, 15] float32."""
+    """What the compiled step takes: pictures [B, S, S, 3] uint8, robot_obs [B, state_size] float32."""
     if not isinstance(observation, Mapping):
       raise ValueError(f"observation: expected a dict of arrays, got {type(observation).__name__}")
     keys = (*self.cameras, "robot_obs") if self.needs_robot_obs else self.cameras
@@ -102,12 +110,18 @@ class Actor(abc.ABC):
           f"{camera}: expected {self._lead()}{size}, {size}, 3] or larger pictures, "
           f"got {list(observation[camera].shape)}"
         )
+      height, width = self.camera_sizes.get(camera, picture.shape[1:3])
+      if picture.shape[1] * width != picture.shape[2] * height:
+        raise ValueError(
+          f"{camera}: expected pictures of the shape of {height} x {width} pixels, as in training, "
+          f"got {list(observation[camera].shape)}"
+        )
       inputs[camera] = area_resize(picture, size, size)
     if self.needs_robot_obs:
       robot_obs = self._rows("robot_obs", observation["robot_obs"], 1)
-      if robot_obs.shape[1] != ROBOT_OBS or robot_obs.dtype.kind not in "fiu":
+      if robot_obs.shape[1] != self.state_size or robot_obs.dtype.kind not in "fiu":
         raise ValueError(
-          f"robot_obs: expected {self._lead()}{ROBOT_OBS}] numbers, got {robot_obs.dtype} "
+          f"robot_obs: expected {self._lead()}{self.state_size}] numbers, got {robot_obs.dtype} "
           f"{list(np.shape(observation['robot_obs']))}"
         )
       with np.errstate(over="ignore"):

@@ -18,18 +18,18 @@ from wam_jax.acting.actor import MAX_SEED, Actor
 from wam_jax.acting.policy import ActingPolicy
 from wam_jax.acting.step import act_step, start_state
 from wam_jax.core import image
-from wam_jax.embodiment import ACTION, ROBOT_OBS
+from wam_jax.embodiment import CALVIN, Embodiment
 from wam_jax.host.numbers import whole
 from wam_jax.storage import checksums
 
 FORMAT = 1  # of policy.json
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
-MEANING = {
+CALVIN_MEANING = {
   "rgb_static": "picture of the fixed camera, values 0 to 255, shrunk to this size by area averaging",
   "rgb_gripper": "picture of the wrist camera, likewise",
   "robot_obs": "tcp xyz [m], Euler angles [rad], gripper width [m], 7 joints [rad], last gripper action",
 }
-ACTION_MEANING = (
+CALVIN_ACTION = (
   "relative motion in [-1, 1], xyz in units of 0.02 m and Euler angles in units of 0.05 rad; gripper 1 open, "
   "-1 closed"
 )
@@ -98,7 +98,7 @@ def program() -> str:
   """Source of run_policy.py: that of `run_exported`, with what it uses of this package written into it."""
   parts: tuple[Any, ...] = (whole, image.area_taps, image.area_resize, Actor)
   used = "import abc\nimport functools\nimport operator\n\nimport jax.numpy as jnp\n\n"
-  used += f"{MAX_SEED = }\n{ROBOT_OBS = }\n\n\n" + "\n\n".join(map(inspect.getsource, parts))
+  used += f"{MAX_SEED = }\n\n\n" + "\n\n".join(map(inspect.getsource, parts))
   before, after = inspect.getsource(run_exported).split("from wam_jax.acting.actor import Actor\n")
   return before + used + after
 
@@ -120,13 +120,33 @@ def describe(
     "platforms": list(platforms),
     "compute_dtype": "float32" if policy.model.dtype is None else np.dtype(policy.model.dtype).name,
     "seed": f"int32, 0 to {MAX_SEED}; the same seed and observations give the same actions",
-    "observation": {name: spec(value) | {"meaning": MEANING[name]} for name, value in observation.items()},
+    "observation": {
+      name: spec(value) | {"meaning": _meaning(policy.embodiment, name)}
+      for name, value in observation.items()
+    },
     "state": {name: spec(value) for name, value in state.items()},
-    "action": {"shape": [batch, ACTION], "dtype": "float32", "meaning": ACTION_MEANING},
+    "action": {
+      "shape": [batch, policy.embodiment.action_size],
+      "dtype": "float32",
+      "ranges": policy.action_ranges.tolist(),
+      "meaning": _meaning(policy.embodiment, "action"),
+    },
+    "embodiment": policy.embodiment.to_dict(),
     "made_from": policy.made_from,
     "wam_jax": wam_jax.__version__,
     "jax": jax.__version__,
   }
+
+
+def _meaning(robot: Embodiment, name: str) -> str:
+  """What an input, or the action, is, in words."""
+  if robot == CALVIN:
+    return CALVIN_ACTION if name == "action" else CALVIN_MEANING[name]
+  if name == "robot_obs":
+    return ", ".join(dimension.name for dimension in robot.state)
+  if name == "action":
+    return "; ".join(f"{d.name} in [{d.range[0]:g}, {d.range[1]:g}]" for d in robot.action)
+  return f"picture of the camera {name}, values 0 to 255, resized to this size by area averaging"
 
 
 def _functions(policy: ActingPolicy, batch: int) -> tuple[Any, Any]:
@@ -145,7 +165,7 @@ def _observation(policy: ActingPolicy, batch: int) -> dict[str, jax.ShapeDtypeSt
   side = policy.image_size
   specs = {camera: jax.ShapeDtypeStruct((batch, side, side, 3), np.uint8) for camera in policy.cameras}
   if policy.needs_robot_obs:
-    specs["robot_obs"] = jax.ShapeDtypeStruct((batch, ROBOT_OBS), np.float32)
+    specs["robot_obs"] = jax.ShapeDtypeStruct((batch, policy.state_size), np.float32)
   return specs
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from wam_jax.embodiment import CALVIN, Embodiment
 from wam_jax.host.numbers import whole
 from wam_jax.nn.classifier import SuccessClassifier
 from wam_jax.nn.policies.diffusion import DiffusionPolicy
@@ -36,7 +37,7 @@ def load_world_model(artifact: Artifact) -> tuple[WorldModel, Params]:
     content = read_record(artifact.path, STATISTICS)
     statistics = (content["mean"], content["std"])
   with _of_this_version(artifact):
-    model = model_of(artifact.config, statistics)
+    model = model_of(artifact.config, statistics, artifact.embodiment)
     expected = jax.eval_shape(lambda: wm.init_params(model, jax.random.key(0)))
   params = load_params(artifact.path / "params")
   check_params(params, expected, artifact.path)
@@ -59,19 +60,24 @@ def _of_this_version(artifact: Artifact) -> Iterator[None]:
     ) from error
 
 
-def model_of(config: Mapping[str, Any], statistics: tuple[Any, Any] | None) -> WorldModel:
+def model_of(
+  config: Mapping[str, Any], statistics: tuple[Any, Any] | None, embodiment: Embodiment
+) -> WorldModel:
   """The networks of a config as plain dicts, with the mean and deviation of the robot state."""
-  return make_world_model(_Attributes(config["world_model"]), config["env"]["image_size"], statistics)
+  size = config["env"]["image_size"]
+  return make_world_model(_Attributes(config["world_model"]), size, statistics, embodiment)
 
 
 class _Attributes(dict):
   __getattr__ = dict.__getitem__
 
 
-def make_policy(config: Mapping[str, Any], feature_size: int) -> Policy:
-  """Policy of a whole config (a ConfigDict or an artifact's plain dict), as it is trained."""
+def make_policy(config: Mapping[str, Any], feature_size: int, action: int = CALVIN.action_size) -> Policy:
+  """Policy of a whole config (a ConfigDict or an artifact's plain dict), as it is trained; `action` is A."""
   cloning, ppo = config["behaviour_cloning"], config["ppo"]
-  sizes = {"feature_size": feature_size} | {name: cloning[name] for name in ("chunk", "hidden", "blocks")}
+  sizes = {"feature_size": feature_size, "action": action} | {
+    name: cloning[name] for name in ("chunk", "hidden", "blocks")
+  }
   if cloning["policy"] == "gaussian":
     return GaussianPolicy(
       **sizes,
@@ -119,7 +125,7 @@ def load_policy(artifact: Artifact, selected: str = "") -> tuple[Policy, Params]
     params["tuned"] = load_params(artifact.path / "selected" / selected / "params")
   with _of_this_version(artifact):
     params = {name: params[name] for name in ("base", "tuned")}
-    policy = make_policy(artifact.config, feature_size(params["base"]))
+    policy = make_policy(artifact.config, feature_size(params["base"]), artifact.embodiment.action_size)
     expected = policy_shapes(policy, jax.tree.leaves(params)[0].shape[0])
   check_params(params, expected, artifact.path)
   return policy, params

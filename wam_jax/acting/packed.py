@@ -20,6 +20,7 @@ from flax import traverse_util
 from wam_jax.acting import models
 from wam_jax.acting.policy import ActingPolicy, PolicyError, index_of
 from wam_jax.data.files import DatasetError, read_npz
+from wam_jax.embodiment import or_calvin
 from wam_jax.foreign import safetensors_file
 from wam_jax.foreign.torch_file import WeightsError, read_weights
 from wam_jax.host.regular_files import open_file, read_text
@@ -44,6 +45,7 @@ _FORM = {
   "which": str,
   "feature_size": int,
   "made_from": {str: str},
+  "embodiment?": dict,
   "statistics": [[(int, float)]],
   "world_model": {"world_model": dict, "env": {"image_size": int}},
   "policy": {"behaviour_cloning": dict, "ppo": dict},
@@ -86,6 +88,7 @@ def write_packed(
     "which": which,
     "feature_size": policy.feature_size,
     "made_from": {artifact.stage: artifact.fingerprint, "world_model": world.fingerprint},
+    "embodiment": model.embodiment.to_dict(),
     "statistics": [list(model.robot_obs_mean), list(model.robot_obs_std)],
     "world_model": {"world_model": world.config["world_model"], "env": env},
     "policy": {name: artifact.config[name] for name in ("behaviour_cloning", "ppo")},
@@ -210,8 +213,9 @@ def load_packed(
   params = traverse_util.unflatten_dict(arrays, sep="/")
   try:
     mean, std = map(tuple, meta["statistics"])
-    model = models.model_of(meta["world_model"], (mean, std))
-    policy = models.make_policy(meta["policy"], meta["feature_size"])
+    robot = or_calvin(meta.get("embodiment"))
+    model = models.model_of(meta["world_model"], (mean, std), robot)
+    policy = models.make_policy(meta["policy"], meta["feature_size"], robot.action_size)
     world = jax.eval_shape(lambda: wm.init_params(model, jax.random.key(0)))
     actors = models.policy_shapes(policy, len(meta["tasks"]))
   except (KeyError, AttributeError, TypeError, ValueError) as error:

@@ -75,6 +75,9 @@ class ActingPolicy(Actor):
     self.model, self.policy, self.task, self.made_from = model, policy, task, dict(made_from or {})
     self.params = jax.device_put((model_params, policy_params))
     self.cameras, self.image_size = tuple(model.cameras), model.image_size
+    self.embodiment = model.embodiment
+    self.camera_sizes = {camera.name: camera.size for camera in self.embodiment.cameras if camera.size}
+    self.state_size, self.action_ranges = self.embodiment.state_size, self.embodiment.action_ranges
     self.needs_robot_obs, self.chunk = model.proprio != "none", policy.chunk
     self._start, self._step = _compiled(model, policy)
     self._open_monitor = open_monitor

@@ -17,7 +17,7 @@ import numpy as np
 
 from wam_jax.acting import step
 from wam_jax.data.windows import rest_actions
-from wam_jax.embodiment import ACTION, CAMERAS
+from wam_jax.embodiment import CALVIN
 from wam_jax.envs import tasks as task_rules
 from wam_jax.envs.base import VectorStepper
 from wam_jax.train import world_model as wm
@@ -53,7 +53,7 @@ def _make_steps(model: Any, policy: Any) -> tuple[Callable, Callable]:
 
   @functools.partial(jax.jit, static_argnums=3)
   def sample_chunks(params: Params, latent: Latent, key: jax.Array, num_tasks: int) -> jax.Array:
-    return step.sample_chunks(policy, params, latent, key, num_tasks)
+    return step.sample_chunks(policy, params, latent, key, num_tasks, model.embodiment)
 
   return jax.jit(functools.partial(step.filter_frame, model)), sample_chunks
 
@@ -106,17 +106,17 @@ def rollout_policies(
   filter_frame, sample_chunks = _make_steps(model, policy)
 
   environment.reset(robot_obs.reshape(total, -1), scene_obs.reshape(total, -1))
-  record = _Record(tasks, episodes, *environment.state(), max_steps)
+  record = _Record(tasks, episodes, *environment.state(), max_steps, model.embodiment.action_size)
   latent = wm.initial_latent(model, wm_params, total)
-  prev_action = rest_actions(total)
-  chunks, first_feature = np.zeros((total, chunk, ACTION), np.float32), None
+  prev_action = rest_actions(model.embodiment, total)
+  chunks, first_feature = np.zeros((total, chunk, model.embodiment.action_size), np.float32), None
   seconds = {"drawing": 0.0, "model": 0.0, "physics": 0.0}
   for t in range(max_steps):
     began = time.perf_counter()
     rendered = environment.observe(record.active)
     drawn = time.perf_counter()
     frame_key, chunk_key = step.frame_keys(key, t)
-    observation = {camera: rendered[camera] for camera in CAMERAS}
+    observation = {camera: rendered[camera] for camera in model.cameras}
     observation["robot_obs"] = record.robot.astype(np.float32)
     is_first = np.full(total, t == 0)
     latent = filter_frame(wm_params, latent, observation, prev_action, is_first, frame_key)
@@ -175,7 +175,7 @@ def rollout_experts(
     for m in range(episodes):
       environment.reset(robot_obs[k, m], scene_obs[k, m])
       robot, scene = environment.state()
-      record = _Record([task], 1, robot[None], scene[None], max_steps)
+      record = _Record([task], 1, robot[None], scene[None], max_steps, CALVIN.action_size)
       act = make_expert(task, environment, np.random.default_rng([seed, k, m]))
       for t in range(max_steps):
         action = act()
@@ -211,9 +211,15 @@ class _Record:
   """Book-keeping of running episodes: flat [K * M], task-major."""
 
   def __init__(
-    self, tasks: Sequence[str], episodes: int, robot: np.ndarray, scene: np.ndarray, max_steps: int
+    self,
+    tasks: Sequence[str],
+    episodes: int,
+    robot: np.ndarray,
+    scene: np.ndarray,
+    max_steps: int,
+    action_size: int,
   ):
-    self.tasks, self.episodes, self.max_steps = tasks, episodes, max_steps
+    self.tasks, self.episodes, self.max_steps, self.action_size = tasks, episodes, max_steps, action_size
     total = len(tasks) * episodes
     self.robot, self.scene = np.array(robot, np.float64), np.array(scene, np.float64)
     self.start = self.scene.copy()
@@ -239,7 +245,9 @@ class _Record:
     missing = self.max_steps - len(self.actions)
     robots = np.stack(self.robots + [self.robot] * missing, 1)
     scenes = np.stack(self.scenes + [self.scene] * missing, 1)
-    actions = np.stack(self.actions + [np.zeros((len(self.active), ACTION), np.float32)] * missing, 1)
+    actions = np.stack(
+      self.actions + [np.zeros((len(self.active), self.action_size), np.float32)] * missing, 1
+    )
     fold: Callable[[np.ndarray], np.ndarray] = lambda x: x.reshape(
       len(self.tasks), self.episodes, *x.shape[1:]
     )

@@ -71,6 +71,11 @@ class Policy(Actor):
     self.needs_robot_obs = "robot_obs" in inputs
     self.cameras = tuple(name for name in inputs if name != "robot_obs")
     self.image_size = inputs[self.cameras[0]]["shape"][1]
+    self.state_size = inputs["robot_obs"]["shape"][1] if self.needs_robot_obs else 0
+    # Files of earlier versions name neither: they are CALVIN's.
+    self.action_ranges = np.array(self.about["action"].get("ranges", [[-1, 1]]))
+    cameras = self.about.get("embodiment", {"cameras": []})["cameras"]
+    self.camera_sizes = {camera["name"]: tuple(camera["size"]) for camera in cameras if camera["size"]}
     with np.load(io.BytesIO(parts["params.npz"]), allow_pickle=False) as file:
       self.params = jax.device_put({name: file[name] for name in file.files})
     read = lambda name: jax.jit(jax_export.deserialize(bytearray(parts[name])).call)

@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from wam_jax.core.actions import executable
-from wam_jax.data.windows import REST_ACTION
-from wam_jax.embodiment import ACTION, ROBOT_OBS
+from wam_jax.embodiment import Embodiment
 from wam_jax.train import world_model as wm
 from wam_jax.types import Latent, Params, features
 
@@ -33,40 +32,41 @@ def filter_frame(
     model: world-model networks.
     params: their parameters.
     latent: [B, ...], before the frame.
-    observation: the model's cameras uint8 [B, S, S, 3]; robot_obs [B, 15], if the model reads it.
-    prev_action: [B, 7], the action that led to the frame.
+    observation: the model's cameras uint8 [B, S, S, 3]; robot_obs [B, state_size], if the model reads it.
+    prev_action: [B, A], the action that led to the frame.
     is_first: [B] bool.
     key: for a sample, or None for the mode.
 
   Returns:
     [B, ...].
   """
-  inputs: Any = {"robot_obs": jnp.zeros((len(prev_action), ROBOT_OBS))} | dict(observation)
-  # A missing camera is one that the model does not read.
-  embed = wm.encode_observation(
-    model, params, inputs.get("rgb_static"), inputs.get("rgb_gripper"), inputs["robot_obs"]
-  )
+  pictures = {camera: observation[camera] for camera in model.cameras}
+  robot_obs = observation.get("robot_obs", jnp.zeros((len(prev_action), model.embodiment.state_size)))
+  embed = wm.encode_observation(model, params, pictures, robot_obs)
   return wm.filter_step(model, params, latent, embed, prev_action, is_first, key)
 
 
-def sample_chunks(policy: Any, params: Params, latent: Latent, key: jax.Array, num_tasks: int) -> jax.Array:
+def sample_chunks(
+  policy: Any, params: Params, latent: Latent, key: jax.Array, num_tasks: int, robot: Embodiment
+) -> jax.Array:
   """Chunks as executed, by the evaluation variant of sampling.
 
   Args:
-    policy: `sample(params, feature [M, F], key, deterministic=...) -> [M, H, 7]`.
+    policy: `sample(params, feature [M, F], key, deterministic=...) -> [M, H, A]`.
     params: stacked on a leading task axis K.
     latent: [K * M, ...], task-major.
     key: random key of all tasks.
     num_tasks: K.
+    robot: that acts.
 
   Returns:
-    [K * M, H, 7], motion in [-1, 1], gripper -1 or 1.
+    [K * M, H, A] in [-1, 1], binary numbers -1 or 1.
   """
   feature = features(latent)
   feature = feature.reshape(num_tasks, -1, feature.shape[-1])
   sample = functools.partial(policy.sample, deterministic=True)
   chunk = jax.vmap(sample)(params, feature, jax.random.split(key, num_tasks))
-  return executable(chunk.reshape(-1, *chunk.shape[2:]))
+  return executable(chunk.reshape(-1, *chunk.shape[2:]), robot.binary)
 
 
 def frame_keys(key: jax.Array, t: jax.Array | int) -> tuple[jax.Array, jax.Array]:
@@ -86,14 +86,15 @@ def start_state(model: Any, params: Params, batch_size: int, chunk: int, seed: j
     seed: of all noise, 0 to 2**31 - 1.
 
   Returns:
-    deter [B, D], stoch [B, S, C], robot [B, R] of a model that carries it, prev_action [B, 7], chunk
-    [B, H, 7], step int32 (frames seen), key uint32.
+    deter [B, D], stoch [B, S, C], robot [B, R] of a model that carries it, prev_action [B, A], chunk
+    [B, H, A], step int32 (frames seen), key uint32.
   """
   latent = wm.initial_latent(model, params, batch_size)
-  rest_action = jnp.broadcast_to(jnp.asarray(REST_ACTION, jnp.float32), (batch_size, ACTION))
+  size = model.embodiment.action_size
+  rest_action = jnp.broadcast_to(jnp.asarray(model.embodiment.rest_action), (batch_size, size))
   return _latent_arrays(latent) | {
     "prev_action": rest_action,
-    "chunk": jnp.zeros((batch_size, chunk, ACTION)),
+    "chunk": jnp.zeros((batch_size, chunk, size)),
     "step": jnp.zeros((), jnp.int32),
     "key": jax.random.key_data(jax.random.key(seed)),
   }
@@ -124,7 +125,7 @@ def act_step(
     observation: of `filter_frame`.
 
   Returns:
-    (next state, action [B, 7]).
+    (next state, action [B, A]).
   """
   t, size = state["step"], state["chunk"].shape[1]
   stoch = state["stoch"]
@@ -135,7 +136,7 @@ def act_step(
   latent = filter_frame(model, model_params, latent, observation, state["prev_action"], is_first, frame_key)
   chunk = jax.lax.cond(
     t % size == 0,
-    lambda latent: sample_chunks(policy, policy_params, latent, chunk_key, 1),
+    lambda latent: sample_chunks(policy, policy_params, latent, chunk_key, 1, model.embodiment),
     lambda _: state["chunk"],
     latent,
   )

@@ -15,7 +15,7 @@ from wam_jax.acting import policy as acting
 from wam_jax.acting.step import start_state
 from wam_jax.data import stream
 from wam_jax.data.windows import FrameStore
-from wam_jax.embodiment import ACTION, CAMERAS, ROBOT_OBS
+from wam_jax.embodiment import CALVIN
 from wam_jax.nn.world_model import WorldModel, make_world_model
 from wam_jax.stages import behaviour_cloning, classifier, ppo, world_model
 from wam_jax.train import behaviour_cloning as bc
@@ -78,7 +78,8 @@ class Programs:
     on_all = SingleDeviceSharding(devices[0]) if self.mesh is None else self._split()
     self._on_all: Sharding = on_all
     w = config.world_model
-    self._model: WorldModel = make_world_model(w, config.env.image_size)
+    self._robot = CALVIN  # no data are looked at
+    self._model: WorldModel = make_world_model(w, config.env.image_size, embodiment=self._robot)
     self._world = jax.eval_shape(lambda key: wm.init_params(self._model, key), _key())
     self._policy = models.make_policy(config, self._model.feature_size)
     self._num_tasks = len(config.tasks)
@@ -105,30 +106,30 @@ class Programs:
     """As `stages.world_model.open_frames` chooses on a device of so much memory."""
     c = self.config
     num_parameters = sum(x.size for x in jax.tree.leaves(self._world))
-    reserve = world_model.memory_reserve(c, num_parameters)
+    reserve = world_model.memory_reserve(c, num_parameters, self._robot)
     limit = c.data.memory_limit_gb or memory / 1e9
     return stream.choose_source(
       self.num_frames, c.env.image_size, residency=c.data.residency, limit_gb=limit, reserve=reserve
     )[0]
 
   def world_model(self) -> Program:
-    w, size = self.config.world_model, self.config.env.image_size
+    w, size, robot = self.config.world_model, self.config.env.image_size, self._robot
     optimizer = wm_training.make_optimizer(w, self._world)
     state = jax.eval_shape(
       lambda params: world_model.initial_state(w, self._model, optimizer, params), self._world
     )
-    sampler = world_model.make_sampler(w, self.num_frames, self.mesh)
+    sampler = world_model.make_sampler(w, self.num_frames, self.mesh, self._robot)
     rows: tuple[int, ...] = (self.num_frames,)
     per_call = self.config.training.log_every
     if self.streamed:
-      picture_bytes = sampler.rows * w.sequence_length * len(CAMERAS) * size**2 * 3
+      picture_bytes = sampler.rows * w.sequence_length * len(robot.cameras) * size**2 * 3
       per_call = stream.updates_per_piece(per_call, picture_bytes)
       rows = (per_call, sampler.rows, w.sequence_length)
     frames = {
-      **{camera: Shape((*rows, size, size, 3), _BYTE) for camera in CAMERAS},
-      "robot_obs": Shape((*rows, ROBOT_OBS), _FLOAT),
-      "action": Shape((*rows, ACTION), _FLOAT),
-      "prev_action": Shape((*rows, ACTION), _FLOAT),
+      "pictures": {camera: Shape((*rows, size, size, 3), _BYTE) for camera in robot.camera_names},
+      "robot_obs": Shape((*rows, robot.state_size), _FLOAT),
+      "action": Shape((*rows, robot.action_size), _FLOAT),
+      "prev_action": Shape((*rows, robot.action_size), _FLOAT),
       "is_first": Shape(rows, jnp.bool_),
     }
     if self.streamed:
@@ -153,7 +154,8 @@ class Programs:
     c = self.config
     init, update_task = behaviour_cloning.training(c.behaviour_cloning, self._policy, self.mesh)
     rows = c.data.demos_per_task * c.env.max_steps
-    feature, action = Shape((rows, self._model.feature_size), _FLOAT), Shape((rows, ACTION), _FLOAT)
+    feature = Shape((rows, self._model.feature_size), _FLOAT)
+    action = Shape((rows, self._robot.action_size), _FLOAT)
     data = bc.CloningData(feature, action, Shape((rows,), _INT), Shape((), _INT))
     return self._of_tasks(update_task, init, data, c.behaviour_cloning.updates)
 
@@ -210,6 +212,6 @@ class Programs:
     state = jax.eval_shape(lambda params: start_state(self._model, params, 1, policy.chunk, 0), self._world)
     observation = {camera: Shape((1, size, size, 3), _BYTE) for camera in self._model.cameras}
     if self._model.proprio != "none":
-      observation["robot_obs"] = Shape((1, ROBOT_OBS), _FLOAT)
+      observation["robot_obs"] = Shape((1, self._robot.state_size), _FLOAT)
     arguments = self._world, {"base": network, "tuned": network}, state, observation
     return Program(step, self._put(arguments), "control step", 0)

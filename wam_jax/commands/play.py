@@ -15,7 +15,7 @@ from typing import Any
 from wam_jax.acting.policy import PolicyError
 from wam_jax.acting.policy_table import TRAINED
 from wam_jax.config import TASKS
-from wam_jax.embodiment import CONTROL_HZ
+from wam_jax.embodiment import CALVIN, CONTROL_HZ, EmbodimentError
 from wam_jax.host import console, machine, surroundings
 from wam_jax.host.gymnasium_id import ENV_ID
 from wam_jax.host.words import count
@@ -109,7 +109,14 @@ def main(argv: Sequence[str] | None = None) -> int:
   try:
     surroundings.start_jax()
     policy = wam_jax.load_policy(arguments.policy, arguments.task, arguments.which)
-  except (PolicyError, ArtifactError, CheckpointError, surroundings.SurroundingsError) as error:
+    policy.embodiment.check("the policy", CALVIN, "the play table")
+  except (
+    PolicyError,
+    ArtifactError,
+    CheckpointError,
+    EmbodimentError,
+    surroundings.SurroundingsError,
+  ) as error:
     print(f"\n{error}", file=sys.stderr)
     return 1
   episodes = []

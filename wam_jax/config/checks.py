@@ -134,6 +134,11 @@ def subset(words: Iterable[str], rule: str, least: int = 0) -> Check:
   )
 
 
+def names(rule: str) -> Check:
+  """Different words, at least one."""
+  return several(lambda value: 0 < len(value) == len(set(value)) and all(value), rule)
+
+
 def _ascending(value: Sequence[Any]) -> bool:
   return all(type(x) is int and x > 0 for x in value) and list(value) == sorted(set(value))
 

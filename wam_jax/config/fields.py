@@ -34,10 +34,10 @@ from wam_jax.config.checks import (
   choice,
   count,
   did_you_mean,
+  names,
   number,
   shown,
   subset,
-  suggest,
 )
 from wam_jax.embodiment import CAMERAS
 from wam_jax.envs.tasks import TASKS
@@ -76,10 +76,8 @@ class Field:
     fix = f"for instance --config.{self.path}={example}" if example else "see wam_jax/config/fields.py"
     if fits and isinstance(value, str):
       fix = did_you_mean(value, re.split(r"[ ,]+", self.check.rule)) or fix
-    if fits and self.path == "tasks":
-      unknown = [str(task) for task in value if task not in TASKS]
-      better = [f"{task}: {did_you_mean(task, TASKS)}" for task in unknown if suggest(task, TASKS)]
-      fix = "; ".join(better) or ("remove the repeated one" if value and not unknown else fix)
+    if fits and isinstance(value, tuple) and any(value.count(item) > 1 for item in value):
+      fix = "remove the repeated one"
     return [Problem(self.path, value, self.check.rule, fix)]
 
 
@@ -92,7 +90,8 @@ ROWS: tuple[Field, ...] = (
     "all, plan, or one of STAGES and EXTRA_STAGES"),
   Field("workdir", "", PLACE, "empty: runs/<experiment>_<preset>"),
   Field("seed", 0, count(0), "of all that is random"),
-  Field("tasks", TASKS, subset(TASKS, "different tasks out of", least=1), "skills, one policy each"),
+  Field("tasks", TASKS, names("different tasks of the simulator, or of the data"),
+    "skills, one policy each"),
   Field("profile", False, FLAG, "record a jax.profiler trace of two calls of each training stage"),
 
   *(Field(f"inputs.{stage}", "", PLACE) for stage in STAGES if stage != "report"),
@@ -144,7 +143,8 @@ ROWS: tuple[Field, ...] = (
 
   Field("world_model.vision", "conv", choice("conv", "patch"),
     "conv: LUMOS's strided convolutions; patch: non-overlapping patches, fast on a CPU"),
-  Field("world_model.cameras", CAMERAS, subset(CAMERAS, "one or both of", least=1)),
+  Field("world_model.cameras", CAMERAS, names("different cameras of the data, one or more"),
+    "where the data have others and this is as it was: all of theirs"),
   Field("world_model.depth", 48, count(), "first width of the vision networks; doubled per layer"),
   Field("world_model.embed", 1536, count(), "E, width of the encoder embedding e_t"),
   Field("world_model.deter", 1024, count(), "D"),

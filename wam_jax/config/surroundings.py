@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import importlib.util
+import json
 import os
 import pathlib
 from collections.abc import Callable, Sequence
@@ -15,13 +16,15 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from wam_jax import embodiment
 from wam_jax.config.chain import STAGES
-from wam_jax.config.checks import Problem
-from wam_jax.embodiment import CAMERAS
+from wam_jax.config.checks import Problem, did_you_mean, suggest
+from wam_jax.embodiment import CALVIN, CAMERAS, Embodiment, EmbodimentError
 from wam_jax.envs.calvin.simulator import CalvinMissingError, find_checkout
+from wam_jax.envs.tasks import TASKS
 from wam_jax.host import file_kinds
 from wam_jax.host.machine import available_cores
-from wam_jax.host.regular_files import check_file
+from wam_jax.host.regular_files import check_file, read_text
 from wam_jax.host.wandb_run import TRACKERS
 
 
@@ -197,6 +200,57 @@ def _find_tracker(config: ConfigDict) -> list[Problem]:
   ]
 
 
+def _robot_of_data(config: ConfigDict) -> Embodiment:
+  """Embodiment of the data: of the artifact or the dataset that is named, else of the simulators.
+
+  Raises:
+    EmbodimentError: the dataset's description breaks a rule.
+  """
+  if config.inputs.collect:
+    for folder in (config.inputs.collect, os.path.join(config.inputs.collect, "collect")):
+      try:
+        return embodiment.or_calvin(
+          json.loads(read_text(os.path.join(folder, "artifact.json"))).get("embodiment")
+        )
+      except (OSError, ValueError, AttributeError, RecursionError):
+        continue  # the plan says what is wrong with it
+  elif config.data.source == "calvin" and _exists(config.data.calvin_path, embodiment.FILE):
+    try:
+      return embodiment.from_json(read_text(os.path.join(config.data.calvin_path, embodiment.FILE)))
+    except (OSError, UnicodeDecodeError) as error:
+      raise EmbodimentError(f"cannot be read ({error})") from None
+  return CALVIN
+
+
+def _check_robot(config: ConfigDict) -> list[Problem]:
+  """Cameras must be the data's, tasks the simulator's or the data's; cameras left alone become the data's."""
+  try:
+    robot = _robot_of_data(config)
+  except EmbodimentError as error:
+    file, fix = f"{config.data.calvin_path}/{embodiment.FILE}", f"correct it; {embodiment.EXAMPLE}"
+    return [Problem("data.calvin_path", config.data.calvin_path, f"with a sound {file}; {error}", fix)]
+  problems = []
+  cameras = tuple(config.world_model.cameras)
+  if cameras == CAMERAS != robot.camera_names:
+    cameras = config.world_model.cameras = robot.camera_names
+  if unknown := set(cameras) - set(robot.camera_names):
+    rule = f"one or more of {', '.join(robot.camera_names)}, the cameras of the data"
+    fix = did_you_mean(sorted(unknown)[0], robot.camera_names) or "leave world_model.cameras out"
+    problems.append(Problem("world_model.cameras", cameras, rule, fix))
+  proprio = config.world_model.proprio
+  if not robot.state and proprio != "none":
+    rule = "none: the robot in the data reports no state"
+    problems.append(Problem("world_model.proprio", proprio, rule, "--config.world_model.proprio=none"))
+  unknown_tasks = [task for task in config.tasks if task not in TASKS]
+  recorded = config.inputs.collect or (config.data.source == "calvin" and _exists(config.data.calvin_path))
+  if unknown_tasks and not recorded:  # recordings may have tasks of their own
+    better = [f"{task}: {did_you_mean(task, TASKS)}" for task in unknown_tasks if suggest(task, TASKS)]
+    fix = "; ".join(better) or f"for instance --config.tasks={TASKS[0]}"
+    problems.append(Problem("tasks", config.tasks, f"different tasks out of {', '.join(TASKS)}", fix))
+  return problems
+
+
+_DATA = ("data.source", "data.calvin_path", "inputs.collect")
 _AMOUNT = ("data.source", "data.calvin_path", "data.play_frames")
 
 
@@ -241,6 +295,7 @@ DERIVED: tuple[tuple[tuple[str, ...], Callable[[ConfigDict], Sequence[Problem] |
   (("inputs.dppo_checkpoint", "tasks", "behaviour_cloning.policy"), _check_dppo),
   (("env.name", "env.calvin_root"), _find_calvin_env),
   (("data.source", "data.calvin_path", "data.failed_takes_per_task", "inputs.collect"), _find_calvin),
+  (("tasks", "world_model.cameras", "world_model.proprio", *_DATA), _check_robot),
   (tuple(f"training.{name}_project" for name in TRACKERS), _find_tracker),
   (("world_model.batch_size", "world_model.sequence_length", *_AMOUNT), _check_amount),
 )

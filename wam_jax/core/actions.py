@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
-def executable(chunk: jax.Array) -> jax.Array:
-  """What is executed of a sampled chunk: motion clipped to [-1, 1], gripper set to its sign.
+def executable(chunk: jax.Array, binary: np.ndarray) -> jax.Array:
+  """What is executed of a sampled chunk: clipped to [-1, 1], binary numbers set to their sign.
 
   Args:
-    chunk: [..., 7].
+    chunk: [..., A].
+    binary: [A] bool, `Embodiment.binary`.
 
   Returns:
-    [..., 7]; a gripper value of exactly 0 opens.
+    [..., A]; a binary number of exactly 0 becomes 1 (a gripper opens).
   """
-  gripper = jnp.where(chunk[..., 6:] < 0, -1.0, 1.0)
-  return jnp.concatenate([jnp.clip(chunk[..., :6], -1, 1), gripper], -1)
+  return jnp.where(binary, jnp.where(chunk < 0, -1.0, 1.0), jnp.clip(chunk, -1, 1))

@@ -28,19 +28,23 @@ from wam_jax.data.files import (
   read_npz,
 )
 from wam_jax.data.frames import (
-  VECTOR_KEYS,
   FrameReader,
   Frames,
   JoinedReader,
   ProgressFactory,
-  empty_frames,
+  empty,
+  frame_path,
+  vector_shape,
 )
+from wam_jax.embodiment import ROBOT_OBS, SCENE_OBS
+from wam_jax.envs import tasks as task_rules
 from wam_jax.storage.artifact import Artifact
 from wam_jax.storage.records import read_record
 
 ANNOTATION_FILE = "lang_annotations/auto_lang_ann.npy"
 START_STATES_FILE = "start_states.npz"
 CHECKED_FRAMES = 16  # read per split by the quick check, spread evenly
+_STATES = {"robot_obs": ROBOT_OBS, "scene_obs": SCENE_OBS}  # what CALVIN's simulators restore
 Spans = tuple[PathLike, np.ndarray]  # a split, and [E, 2] first and last id of spans in it, both included
 FAILED = "failed"  # split beside training/ and validation/: annotated windows in which the task failed
 
@@ -122,18 +126,22 @@ def _read_spans(
 
 
 def _read_all(reader: FrameReader, workers: int, progress: ProgressFactory | None) -> Frames:
-  out = empty_frames(len(reader.ids), reader.image_size)
+  total, size = len(reader.ids), reader.image_size
+  out = {key: empty((total, *vector_shape(width)), np.float32) for key, width in reader.widths.items()}
+  cameras = reader.embodiment.camera_names
+  out |= {camera: empty((total, size, size, 3), np.uint8) for camera in cameras}
   reader.for_each_block(
     lambda begin, stop: reader.read(begin, stop, {key: array[begin:stop] for key, array in out.items()}),
     workers,
     progress,
   )
   return Frames(
-    rgb_static=out["rgb_static"],
-    rgb_gripper=out["rgb_gripper"],
+    pictures={camera: out[camera] for camera in cameras},
     action=out["rel_actions"],
     robot_obs=out["robot_obs"],
-    scene_obs=out["scene_obs"],
+    embodiment=reader.embodiment,
+    scene_obs=out.get("scene_obs"),
+    success=out["success"].astype(bool) if "success" in out else None,
     starts=reader.starts,
     ends=reader.ends,
     ids=reader.ids,
@@ -173,7 +181,7 @@ def count_frames(folder: PathLike, extra: Sequence[Spans] = ()) -> int:
 
 
 def read_robot_obs(folder: PathLike, workers: int = 0, progress: ProgressFactory | None = None) -> np.ndarray:
-  """Robot states of all frames of a split, [N, 15] float32, without their pictures.
+  """Robot states of all frames of a split, [N, state_size] float32, without their pictures.
 
   Args:
     folder: a split: training/ or validation/.
@@ -184,7 +192,7 @@ def read_robot_obs(folder: PathLike, workers: int = 0, progress: ProgressFactory
     DatasetError: a frame is missing or damaged.
   """
   reader = open_reader(folder, read_episode_ids(folder), 1)
-  out = np.empty((len(reader.ids), VECTOR_KEYS["robot_obs"]), np.float32)
+  out = np.empty((len(reader.ids), reader.widths["robot_obs"]), np.float32)
 
   def read(begin: int, stop: int) -> None:
     out[begin:stop] = reader.read_vectors(begin, stop, ("robot_obs",))["robot_obs"]
@@ -332,14 +340,14 @@ def read_demos(
     progress: as in `read_frames`.
 
   Returns:
-    Split whose episode e is its annotation e.
+    Split whose episode e is its annotation e; of each frame it says whether the task is done.
 
   Raises:
-    DatasetError: as `read_split`.
+    DatasetError: as `read_split`, or nothing says of a frame whether its task is done.
   """
   folder = pathlib.Path(folder)
   names, spans = demo_spans(folder, tasks, limit)
-  frames = _read_spans(folder, spans, image_size, workers, progress)
+  frames = with_success(folder, _read_spans(folder, spans, image_size, workers, progress), names)
   return Split(
     frames,
     tuple(
@@ -347,6 +355,40 @@ def read_demos(
       for task, start, end in zip(names, frames.starts, frames.ends, strict=True)
     ),
   )
+
+
+def with_success(folder: pathlib.Path, frames: Frames, tasks: Sequence[str]) -> Frames:
+  """Frames that say of each whether its episode's task is done.
+
+  Args:
+    folder: the split, named in errors.
+    frames: recorded with `success`, or with CALVIN's scene, whose predicates then say it, relative to each
+      episode's first frame.
+    tasks: of each episode.
+
+  Raises:
+    DatasetError: neither, or a task that has no predicate.
+  """
+  if frames.success is not None:
+    return frames
+  without = sorted({task for task in tasks if task not in task_rules.PREDICATES})
+  if frames.scene_obs is None or without:
+    missing = (
+      "they have no scene_obs either"
+      if frames.scene_obs is None
+      else f"of {without[0]} scene_obs says nothing"
+    )
+    raise DatasetError(
+      frame_path(folder, int(frames.ids[0])),
+      f"nothing says whether the task is done: frames have no success, and {missing}.",
+      key="success",
+      fix="write true or false into each frame of a demo: is the task done?",
+    )
+  success = np.zeros(frames.num_frames, bool)
+  for task, start, end in zip(tasks, frames.starts, frames.ends, strict=True):
+    scene = frames.scene_obs[start:end]
+    success[start:end] = task_rules.success(task, scene[:1], scene)
+  return dataclasses.replace(frames, success=success)
 
 
 def demo_spans(
@@ -415,10 +457,10 @@ def read_start_states(
       rule = f"must be names [states], not {names.dtype} {list(names.shape)}."
       raise DatasetError(path, rule, key="task", fix=COPY_AGAIN)
     for key in ("robot_obs", "scene_obs"):
-      if arrays[key].shape != (len(names), VECTOR_KEYS[key]) or arrays[key].dtype.kind != "f":
+      if arrays[key].shape != (len(names), _STATES[key]) or arrays[key].dtype.kind != "f":
         raise DatasetError(
           path,
-          f"must be floats [{len(names)}, {VECTOR_KEYS[key]}], not {arrays[key].dtype} "
+          f"must be floats [{len(names)}, {_STATES[key]}], not {arrays[key].dtype} "
           f"{list(arrays[key].shape)}.",
           key=key,
           fix=COPY_AGAIN,
@@ -440,10 +482,10 @@ def read_start_states(
     if not len(robot_obs):
       raise DatasetError(path, f"no start state of {task}.", key="task", fix="run the collect stage again.")
     for key, array in (("robot_obs", robot_obs), ("scene_obs", scene_obs)):
-      if array.shape[1:] != (VECTOR_KEYS[key],) or not np.isfinite(array).all():
+      if array.shape[1:] != (_STATES[key],) or not np.isfinite(array).all():
         raise DatasetError(
           path if os.path.lexists(path) else folder,
-          f"start states of {task} must be finite and have {VECTOR_KEYS[key]} numbers.",
+          f"start states of {task} must be finite and have {_STATES[key]} numbers.",
           key=key,
           fix=COPY_AGAIN,
         )

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from wam_jax.data.calvin import ANNOTATION_FILE
-from wam_jax.data.files import IDS_FILE, PathLike
-from wam_jax.data.frames import BLOCK, VECTOR_KEYS, check_vectors, frame_path, num_workers
-from wam_jax.embodiment import CAMERAS
+from wam_jax.data.files import IDS_FILE, DatasetError, PathLike, read_embodiment
+from wam_jax.data.frames import BLOCK, check_vectors, frame_path, num_workers, vector_keys, vector_shape
+from wam_jax.embodiment import CALVIN, FILE, Embodiment
 from wam_jax.envs.tasks import SENTENCES
 
 
@@ -69,17 +69,24 @@ class FrameWriter:
   is removed by the next one.
   """
 
-  def __init__(self, folder: PathLike, first_id: int = 0, workers: int = 0):
+  def __init__(self, folder: PathLike, first_id: int = 0, workers: int = 0, embodiment: Embodiment = CALVIN):
     """Starts a split.
 
     Args:
       folder: of the split; must not exist yet.
       first_id: of its first frame.
       workers: threads; 0 means one per core.
+      embodiment: of the robot in the frames; written next to the split, if it is not CALVIN's.
 
     Raises:
       FileExistsError: the folder exists.
+      DatasetError: the dataset is of another robot.
     """
+    self.embodiment, root = embodiment, pathlib.Path(folder).parent
+    others = root.is_dir() and any(root.glob(f"*/{IDS_FILE}"))
+    if others and (differences := embodiment.differences(read_embodiment(root))):
+      rule = f"holds splits of another robot; this one has {'; '.join(differences)}."
+      raise DatasetError(root, rule, fix="write each robot's data into a folder of their own.")
     self.folder = pathlib.Path(folder)
     if self.folder.exists():
       raise FileExistsError(f"{self.folder} exists: a split is written once")
@@ -89,46 +96,45 @@ class FrameWriter:
     self._first, self._next = first_id, first_id
     self._pool = ThreadPoolExecutor(num_workers(workers))
     self._template: _NpzTemplate | None = None
-    self._states: dict[str, list[np.ndarray]] = {"robot_obs": [], "scene_obs": []}
+    self._shapes: dict[str, tuple[int, ...]] = {}
+    self._states: dict[str, list[np.ndarray]] = {}
 
-  def write(
-    self,
-    *,
-    actions: np.ndarray,
-    rel_actions: np.ndarray,
-    robot_obs: np.ndarray,
-    scene_obs: np.ndarray,
-    rgb_static: np.ndarray,
-    rgb_gripper: np.ndarray,
-  ) -> None:
+  def write(self, **frames: np.ndarray) -> None:
     """Appends n frames.
 
     Args:
-      actions: [n, 7] target pose (xyz [m], Euler [rad]) and gripper that the relative action leads to.
-      rel_actions: [n, 7] in [-1, 1], gripper exactly +1 or -1.
-      robot_obs: [n, 15].
-      scene_obs: [n, 24].
-      rgb_static: [n, S, S, 3] uint8.
-      rgb_gripper: [n, S, S, 3] uint8.
+      **frames: rel_actions [n, A] in the robot's ranges (CALVIN's: [-1, 1], gripper exactly +1 or -1);
+        robot_obs [n, state_size]; of each camera [n, H, W, 3] uint8. They may also have success [n], whether
+        the task is done; scene_obs [n, 24], CALVIN's scene; and actions [n, A], absolute: CALVIN's are the
+        target pose (xyz [m], Euler [rad]) and gripper that the relative action leads to. All calls have the
+        same keys.
 
     Raises:
-      ValueError: shapes or dtypes do not fit.
+      ValueError: keys, shapes or dtypes do not fit.
       DatasetError: a value that the reader would refuse.
     """
-    block = {"actions": actions, "rel_actions": rel_actions, "robot_obs": robot_obs, "scene_obs": scene_obs}
-    block = {key: np.array(value, np.float64, order="C") for key, value in block.items()}
-    n = len(block["actions"])
-    for key, size in {"actions": 7, **VECTOR_KEYS}.items():
-      if block[key].shape != (n, size):
-        raise ValueError(f"{key}: expected [{n}, {size}], got {list(block[key].shape)}")
-    for key, picture in zip(CAMERAS, (rgb_static, rgb_gripper), strict=True):
+    robot = self.embodiment
+    widths = {"actions": robot.action_size} | vector_keys(robot)
+    needed, keys = {"rel_actions", "robot_obs", *robot.camera_names}, set(frames)
+    if not needed <= keys <= needed | set(widths) or (self._shapes and keys != set(self._shapes)):
+      expected = sorted(self._shapes or needed)
+      raise ValueError(f"frames: expected {', '.join(expected)}, got {', '.join(sorted(keys))}")
+    present = {key: width for key, width in widths.items() if key in frames}
+    block = {key: np.array(frames[key], np.float64, order="C") for key in present}
+    n = len(block["rel_actions"])
+    for key, size in present.items():
+      if block[key].shape != (n, *vector_shape(size)):
+        raise ValueError(f"{key}: expected {[n, *vector_shape(size)]}, got {list(block[key].shape)}")
+    for key in robot.camera_names:
+      picture = frames[key]
       if picture.dtype != np.uint8 or picture.ndim != 4 or len(picture) != n or picture.shape[3] != 3:
         raise ValueError(f"{key}: expected uint8 [{n}, S, S, 3], got {picture.dtype} {list(picture.shape)}")
       block[key] = np.ascontiguousarray(picture)
     if not n:
       return
     ids = np.arange(self._next, self._next + n)
-    check_vectors(functools.partial(frame_path, self.folder), ids, {key: block[key] for key in VECTOR_KEYS})
+    checked = {key: block[key].copy() for key in vector_keys(robot) if key in block}
+    check_vectors(functools.partial(frame_path, self.folder), ids, checked, robot)
     if self._template is None:
       self._template = _NpzTemplate({key: array[0] for key, array in block.items()})
       self._shapes = {key: array.shape[1:] for key, array in block.items()}
@@ -146,8 +152,9 @@ class FrameWriter:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file.name)
 
     list(self._pool.map(write_rows, range(0, n, BLOCK)))
-    for key, parts in self._states.items():
-      parts.append(block[key])
+    for key in ("robot_obs", "scene_obs"):
+      if key in block:
+        self._states.setdefault(key, []).append(block[key])
     self._next += n
 
   def commit(
@@ -193,6 +200,8 @@ class FrameWriter:
       },
     )
     (folder / "statistics.yaml").write_text(_statistics(self._states))
+    if self.embodiment != CALVIN:
+      (self.folder.parent / FILE).write_text(self.embodiment.to_json())
     for name, arrays in (extra or {}).items():
       np.savez(folder / name, **arrays)
     os.rename(folder, self.folder)

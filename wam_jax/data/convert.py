@@ -30,11 +30,10 @@ from wam_jax.data.calvin_writer import save_pickled
 from wam_jax.data.examples import Chunk, SplitPlan, plan_split
 from wam_jax.data.files import DatasetError, PathLike, load_pickled
 from wam_jax.data.frames import (
-  VECTOR_KEYS,
   ProgressFactory,
   num_workers,
 )
-from wam_jax.embodiment import ACTION, CAMERAS, ROBOT_OBS, SCENE_OBS
+from wam_jax.embodiment import CALVIN, FILE, Embodiment
 from wam_jax.host import console, machine
 from wam_jax.host.locks import LockError, NoLocksError, locked
 from wam_jax.host.machine import disk_full
@@ -88,6 +87,7 @@ def convert(
     raise DatasetError(source, "is converted already.", fix="use it as it is.")
   folders = [source / name for name in converted.TFDS_SPLITS if (source / name).is_dir()]
   plans = {folder.name: plan_split(folder, image_size, skip_broken) for folder in folders}
+  robot, _ = _common(plans)
   settings = {
     "version": converted.VERSION,
     "source": str(source),
@@ -95,6 +95,8 @@ def convert(
     "skip_broken": skip_broken,
     "files": {name: plan.reader.signature() for name, plan in plans.items()},
   }
+  if robot != CALVIN:
+    settings["embodiment"] = robot.to_dict()
   if os.path.lexists(out):
     return _already_there(out, settings)
   partial = out.with_name(f"{out.name}.partial")
@@ -114,6 +116,17 @@ def convert(
     raise _disk_error(partial, error) from None
   log(f"{out}: {format_summary(manifest)}")
   return manifest
+
+
+def _common(plans: dict[str, SplitPlan]) -> tuple[Embodiment, tuple[str, ...]]:
+  """The robot of all splits, and the keys of their vectors. Raises DatasetError where one lacks a key."""
+  name, first = next(iter(plans.items()))
+  for plan in plans.values():
+    if different := set(plan.vector_keys) ^ set(first.vector_keys):
+      key = sorted(different)[0]
+      rule = f"is in the frames of one split only, of {name} and {plan.folder.name}."
+      raise DatasetError(plan.folder, rule, key=key, fix=f"record {key} in all splits, or in none.")
+  return first.reader.embodiment, tuple(first.vector_keys)
 
 
 def _already_there(out: pathlib.Path, settings: dict[str, Any]) -> dict[str, Any]:
@@ -158,15 +171,15 @@ def _begin(partial: pathlib.Path, settings: dict[str, Any]) -> None:
   checksums.write_json(path, settings)
 
 
-def _frame_bytes(image_size: int) -> int:
-  return len(CAMERAS) * 3 * image_size**2 + 8 * (2 * ACTION + ROBOT_OBS + SCENE_OBS + 1)
+def _frame_bytes(plan: SplitPlan) -> int:
+  numbers = sum(width or 1 for width in plan.vector_keys.values())
+  return len(plan.reader.embodiment.cameras) * 3 * plan.image_size**2 + 8 * (numbers + 1)
 
 
 def _check_room(partial: pathlib.Path, plans: dict[str, SplitPlan]) -> None:
   frames = sum(last - first + 1 for plan in plans.values() for _, first, last in plan.chunks)
-  size = next(iter(plans.values())).image_size
   there = sum(file.stat().st_size for file in (partial / converted.TFDS_FOLDER).iterdir())
-  needed = int(1.01 * frames * _frame_bytes(size)) + 2**20 - there
+  needed = int(1.01 * frames * _frame_bytes(next(iter(plans.values())))) + 2**20 - there
   free = shutil.disk_usage(partial).free
   if free < needed:
     raise DatasetError(
@@ -185,20 +198,24 @@ def _disk_error(partial: pathlib.Path, error: OSError) -> DatasetError:
   )
 
 
-def _checksum(examples: Iterable[dict[str, Any]]) -> int:
-  """CRC-32 of the content of examples."""
+def _checksum(examples: Iterable[dict[str, Any]], cameras: Sequence[str]) -> int:
+  """CRC-32 of the content of examples, with the pictures of these cameras."""
   crc = 0
   for example in examples:
-    for key in (*CAMERAS, *VECTOR_KEYS, "actions", "frame_id"):
+    # In this order since the first version; scene_obs, actions and success where there are any.
+    vectors = [
+      key for key in ("rel_actions", "robot_obs", "scene_obs", "actions", "success") if key in example
+    ]
+    for key in (*cameras, *vectors, "frame_id"):
       crc = zlib.crc32(np.ascontiguousarray(example[key]).view(np.uint8).data, crc)
   return crc
 
 
 @functools.cache
-def _serializer() -> Callable[[dict[str, Any]], bytes]:
+def _serializer(robot: Embodiment, vectors: tuple[str, ...]) -> Callable[[dict[str, Any]], bytes]:
   from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
-  features = converted.example_features()
+  features = converted.example_features(robot, vectors)
   serializer = ExampleSerializer(features.get_serialized_info())
   return lambda example: serializer.serialize_example(features.encode_example(example))
 
@@ -246,13 +263,15 @@ def _write_shard(
   spans, crc = [], 0
   beside = path.with_name(f".{path.name}.tmp")
   beside.unlink(missing_ok=True)
+  robot = plan.reader.embodiment
+  serialize = _serializer(robot, tuple(plan.vector_keys))
   writer = ArrayRecordWriter(str(beside), "group_size:1,uncompressed")
   futures = [pool.submit(plan.load, chunk, lambda i, rule: broken.append((i, rule))) for chunk in chunks]
   try:
     for future in futures:
       for example in future.result():
-        writer.write(_serializer()(example))
-        crc = zlib.crc32(_checksum([example]).to_bytes(4, "little"), crc)
+        writer.write(serialize(example))
+        crc = zlib.crc32(_checksum([example], robot.camera_names).to_bytes(4, "little"), crc)
         spans.append([int(example["frame_id"][0]), int(example["frame_id"][-1])])
     writer.close()
   except BaseException as error:
@@ -294,6 +313,7 @@ def _finish(
   manifest: dict[str, Any] = {
     "version": converted.VERSION,
     "image_size": settings["image_size"],
+    "vectors": list(_common(plans)[1]),
     "settings": settings,
     "splits": {},
   }
@@ -331,10 +351,14 @@ def _finish(
         {key: shard[key] for key in ("file", "examples", "bytes", "crc32")} for shard in shards[name]
       ],
     }
-  _write_tfds(partial, manifest)
+  robot, vectors = _common(plans)
+  if robot != CALVIN:
+    checksums.write_text(partial / FILE, robot.to_json())
+  features = functools.partial(converted.example_features, robot, vectors)
+  _write_tfds(partial, manifest, features())
   checksums.write_json(partial / converted.MANIFEST, manifest)
   try:
-    _verify(partial, manifest, workers, progress)
+    _verify(partial, manifest, robot, features, workers, progress)
   except DatasetError:
     (partial / converted.MANIFEST).unlink()
     raise
@@ -378,7 +402,7 @@ def _write_annotations(plan: SplitPlan, folder: pathlib.Path, spans: np.ndarray)
   return len(kept)
 
 
-def _write_tfds(partial: pathlib.Path, manifest: dict[str, Any]) -> None:
+def _write_tfds(partial: pathlib.Path, manifest: dict[str, Any], features: Any) -> None:
   """features.json and dataset_info.json."""
   import tensorflow_datasets as tfds
 
@@ -401,7 +425,7 @@ def _write_tfds(partial: pathlib.Path, manifest: dict[str, Any]) -> None:
   ]
   tfds.folder_dataset.write_metadata(
     data_dir=folder,
-    features=converted.example_features(),
+    features=features,
     split_infos=infos,
     version="1.0.0",
     check_data=False,  # would need TensorFlow; _verify does more
@@ -412,14 +436,19 @@ def _write_tfds(partial: pathlib.Path, manifest: dict[str, Any]) -> None:
 
 
 def _verify(
-  partial: pathlib.Path, manifest: dict[str, Any], workers: int, progress: ProgressFactory | None
+  partial: pathlib.Path,
+  manifest: dict[str, Any],
+  robot: Embodiment,
+  features: Callable[[], Any],
+  workers: int,
+  progress: ProgressFactory | None,
 ) -> None:
   """Reads every example back and compares checksums and the number of frames."""
   for name, split in manifest["splits"].items():
     bar = progress(split["frames"], f"verifying {name}") if progress else contextlib.nullcontext()
     with bar as shown, ThreadPoolExecutor(workers) as pool:
       jobs = [
-        pool.submit(_verify_shard, partial / converted.TFDS_FOLDER / shard["file"], shard)
+        pool.submit(_verify_shard, partial / converted.TFDS_FOLDER / shard["file"], shard, robot, features)
         for shard in split["shards"]
       ]
       frames = 0
@@ -431,13 +460,15 @@ def _verify(
       raise DatasetError(partial / name, f"{frames} frames were written of {split['frames']}.", fix=_AGAIN)
 
 
-def _verify_shard(path: pathlib.Path, facts: dict[str, Any]) -> int:
-  shard, frames, crc = converted.Shard(path, facts["examples"], facts["bytes"]), 0, 0
+def _verify_shard(
+  path: pathlib.Path, facts: dict[str, Any], robot: Embodiment, features: Callable[[], Any]
+) -> int:
+  shard, frames, crc = converted.Shard(path, facts["examples"], facts["bytes"], features), 0, 0
   try:
     for index in range(facts["examples"]):
       example = shard.read(index)
       frames += len(example["frame_id"])
-      crc = zlib.crc32(_checksum([example]).to_bytes(4, "little"), crc)
+      crc = zlib.crc32(_checksum([example], robot.camera_names).to_bytes(4, "little"), crc)
     if crc != facts["crc32"]:
       raise DatasetError(path, "does not hold what was written.", fix=_AGAIN)
   except DatasetError:

@@ -16,7 +16,7 @@ import json
 import os
 import pathlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,19 +24,23 @@ import numpy as np
 from wam_jax.core import image as image_lib
 from wam_jax.data.files import DatasetError, PathLike, read_npy, read_npz
 from wam_jax.data.frames import (
-  VECTOR_KEYS,
+  OPTIONAL,
   FrameReader,
   check_vectors,
   frame_path,
   list_frames,
+  vector_keys,
+  vector_shape,
 )
-from wam_jax.embodiment import ACTION, CAMERAS, ROBOT_OBS, SCENE_OBS
+from wam_jax.embodiment import CALVIN, Embodiment
 from wam_jax.host.regular_files import read_bytes, read_text
 
 MANIFEST, EXAMPLES = "convert.json", "examples.npy"
 VERSION = 1
 TFDS_FOLDER = "calvin_play/1.0.0"
 TFDS_SPLITS = {"training": "train", "validation": "validation", "failed": "failed"}
+_CALVIN_VECTORS = ("rel_actions", "actions", "robot_obs", "scene_obs")
+_VECTORS = {*_CALVIN_VECTORS, "success"}
 _CONVERT_AGAIN = "convert the dataset again: python -m wam_jax.data.convert"
 
 
@@ -98,6 +102,12 @@ def read_manifest(root: PathLike) -> dict[str, Any]:
     for split in manifest["splits"].values():
       _check_shards(split["shards"])
     _check_count(manifest["image_size"])
+    if (
+      not {"rel_actions", "robot_obs"}
+      <= set(manifest.setdefault("vectors", list(_CALVIN_VECTORS)))
+      <= _VECTORS
+    ):
+      raise ValueError(manifest["vectors"])
   except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
     raise DatasetError(path, "damaged: not the manifest of a conversion.", fix=_CONVERT_AGAIN) from None
   if version != VERSION:
@@ -122,20 +132,24 @@ def _check_shards(shards: Any) -> None:
 
 
 @functools.cache
-def example_features() -> Any:
-  """How an example is stored; see `tfds_builder` for what it holds. Imports tensorflow-datasets."""
+def example_features(robot: Embodiment = CALVIN, vectors: tuple[str, ...] = _CALVIN_VECTORS) -> Any:
+  """How an example is stored; see `tfds_builder` for what it holds. Imports tensorflow-datasets.
+
+  Args:
+    robot: in the frames.
+    vectors: keys of all but pictures.
+  """
   import tensorflow_datasets as tfds
+
+  widths = vector_keys(robot) | {"actions": robot.action_size}
 
   def tensor(dtype: Any, *shape: int | None) -> Any:
     return tfds.features.Tensor(shape=(None, *shape), dtype=dtype, encoding="bytes")
 
   return tfds.features.FeaturesDict(
     {
-      **{key: tensor(np.uint8, None, None, 3) for key in CAMERAS},
-      "rel_actions": tensor(np.float64, ACTION),
-      "actions": tensor(np.float64, ACTION),
-      "robot_obs": tensor(np.float64, ROBOT_OBS),
-      "scene_obs": tensor(np.float64, SCENE_OBS),
+      **{key: tensor(np.uint8, None, None, 3) for key in robot.camera_names},
+      **{key: tensor(np.float64, *vector_shape(widths[key])) for key in vectors},
       "frame_id": tensor(np.int64),
       "episode": np.int64,
       "window_task": tfds.features.Sequence(tfds.features.Text()),
@@ -147,8 +161,8 @@ def example_features() -> Any:
 class Shard:
   """One file of examples, opened when it is first read."""
 
-  def __init__(self, path: pathlib.Path, examples: int, size: int) -> None:
-    self.path, self._examples, self._size = path, examples, size
+  def __init__(self, path: pathlib.Path, examples: int, size: int, features: Callable[[], Any]) -> None:
+    self.path, self._examples, self._size, self._features = path, examples, size, features
     self._reader: Any = None
     self._lock = threading.Lock()
 
@@ -169,7 +183,7 @@ class Shard:
     """One example, decoded: key -> array. Raises DatasetError: the file is gone or damaged."""
     try:
       (data,) = self._open().read([index])
-      out: dict[str, Any] = example_features().deserialize_example_np(data)
+      out: dict[str, Any] = self._features().deserialize_example_np(data)
     except DatasetError:
       raise
     except Exception as error:  # array_record and protobuf raise as they please
@@ -196,7 +210,13 @@ class ConvertedReader(FrameReader):
         fix="use a smaller env.image_size, or convert again with a larger --image_size.",
       )
     shards = manifest["splits"][self.folder.name]["shards"]
-    self._shards = [Shard(root / TFDS_FOLDER / s["file"], s["examples"], s["bytes"]) for s in shards]
+    robot, vectors = self.embodiment, tuple(manifest["vectors"])
+    features = functools.partial(example_features, robot, vectors)
+    self._shards = [
+      Shard(root / TFDS_FOLDER / s["file"], s["examples"], s["bytes"], features) for s in shards
+    ]
+    self.widths = vector_keys(robot, [key for key in OPTIONAL if key in vectors])
+    self.has_absolute = "actions" in vectors
     self._shard_ends = np.cumsum([s["examples"] for s in shards])
     path, table = self.folder / EXAMPLES, _read_table(self.folder)
     if len(table) != self._shard_ends[-1]:
@@ -214,7 +234,7 @@ class ConvertedReader(FrameReader):
   def shapes(self) -> dict[str, list[int]]:
     """Shapes of the arrays of the first frame."""
     (_, _, example), *_ = self._parts(0, 1)
-    keys = (*CAMERAS, *VECTOR_KEYS, "actions")
+    keys = (*self.embodiment.camera_names, *self.widths, *(("actions",) if self.has_absolute else ()))
     return {key: list(example[key].shape[1:]) for key in keys}
 
   def _parts(self, begin: int, stop: int) -> Iterator[tuple[slice, slice, dict[str, Any]]]:
@@ -239,9 +259,10 @@ class ConvertedReader(FrameReader):
     first, last = self._table[number].tolist()
     ids = np.asarray(example["frame_id"])
     picture = (len(ids), self.stored_size, self.stored_size, 3)
-    shapes: dict[str, tuple[int, ...]] = {key: (len(ids), width) for key, width in VECTOR_KEYS.items()}
-    shapes["actions"] = (len(ids), 7)
-    shapes |= dict.fromkeys(CAMERAS, picture)
+    shapes = {key: (len(ids), *vector_shape(width)) for key, width in self.widths.items()}
+    if self.has_absolute:
+      shapes["actions"] = (len(ids), self.embodiment.action_size)
+    shapes |= dict.fromkeys(self.embodiment.camera_names, picture)
     wrong = [key for key, shape in shapes.items() if np.shape(example[key]) != shape]
     if len(ids) != last - first + 1 or (ids != first + np.arange(len(ids))).any():
       wrong = ["frame_id"]
@@ -253,18 +274,19 @@ class ConvertedReader(FrameReader):
   def read(self, begin: int, stop: int, out: dict[str, np.ndarray]) -> None:
     """See `FrameReader.read`."""
     for rows, inside, example in self._parts(begin, stop):
-      for key in CAMERAS:
+      for key in self.embodiment.camera_names:
         pictures = example[key][inside]
         if self.stored_size != self.image_size:
           pictures = np.stack([image_lib.area_resize(p, self.image_size, self.image_size) for p in pictures])
         out[key][rows] = pictures
-      vectors = {key: np.array(example[key][inside]) for key in VECTOR_KEYS}
-      check_vectors(self.path, self.ids[begin:stop][rows], vectors)
+      vectors = {key: np.array(example[key][inside]) for key in self.widths}
+      check_vectors(self.path, self.ids[begin:stop][rows], vectors, self.embodiment.in_units)
       for key, array in vectors.items():
         out[key][rows] = array
 
   def read_vectors(self, begin: int, stop: int, keys: Sequence[str]) -> dict[str, np.ndarray]:
     """See `FrameReader.read_vectors`."""
+    self.require(keys)
     parts = [{key: example[key][inside] for key in keys} for _, inside, example in self._parts(begin, stop)]
     return {key: np.concatenate([part[key] for part in parts]) for key in keys}
 

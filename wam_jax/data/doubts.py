@@ -10,8 +10,8 @@ import numpy as np
 
 from wam_jax.data import calvin, converted
 from wam_jax.data.files import PathLike
-from wam_jax.data.frames import VECTOR_KEYS
-from wam_jax.embodiment import ACTION, CAMERAS
+from wam_jax.data.frames import FrameReader, vector_shape
+from wam_jax.embodiment import CALVIN, Embodiment
 from wam_jax.envs import tasks as task_rules
 
 PAIRS = 96  # frames of a sample, each with the one behind it
@@ -43,7 +43,7 @@ def look(
   image_size: int,
   *,
   tasks: Sequence[str] = (),
-  cameras: Sequence[str] = CAMERAS,
+  cameras: Sequence[str] | None = None,
   proprio: bool = True,
   workers: int = 0,
 ) -> list[Doubt]:
@@ -53,7 +53,7 @@ def look(
     folder: a split.
     image_size: side that pictures will be shrunk to [pixels].
     tasks: those whose annotated windows must show success.
-    cameras: those that are used.
+    cameras: those that are used; None: all.
     proprio: whether robot_obs is used.
     workers: threads; 0 means one per core.
 
@@ -70,10 +70,12 @@ def look(
     picked = np.unique(np.linspace(0, ends[-1] - 1, PAIRS).astype(int))
     episode = np.searchsorted(ends, picked, side="right")
     first = spans[episode, 0] + picked - (ends - lengths)[episode]
-    frames = _read(folder, np.stack([first, first + 1], 1), min(_SIDE, image_size), workers)
+    reader = converted.open_reader(folder, np.stack([first, first + 1], 1), min(_SIDE, image_size))
+    frames, robot = _read(reader, workers), reader.embodiment
+    cameras = robot.camera_names if cameras is None else cameras
     pairs = {key: array.reshape(len(first), 2, *array.shape[1:]) for key, array in frames.items()}
-    out += _doubt_actions(folder, pairs["rel_actions"][:, 0], pairs["robot_obs"])
-    if proprio and not np.ptp(pairs["robot_obs"], axis=(0, 1)).any():
+    out += _doubt_actions(folder, robot, pairs["rel_actions"][:, 0], pairs["robot_obs"])
+    if proprio and robot.state and not np.ptp(pairs["robot_obs"], axis=(0, 1)).any():
       rule = "never changes: it tells a network nothing."
       fix = "write the robot's state, or set --config.world_model.proprio=none."
       out.append(Doubt(str(folder), "robot_obs", rule, fix))
@@ -86,10 +88,10 @@ def look(
   return out + _doubt_windows(folder, tasks)
 
 
-def _read(folder: pathlib.Path, spans: np.ndarray, size: int, workers: int) -> dict[str, np.ndarray]:
-  reader = converted.open_reader(folder, spans, size)
-  out = {key: np.empty((len(reader.ids), width)) for key, width in VECTOR_KEYS.items()}
-  out |= {key: np.empty((len(reader.ids), size, size, 3), np.uint8) for key in CAMERAS}
+def _read(reader: FrameReader, workers: int) -> dict[str, np.ndarray]:
+  total, size = len(reader.ids), reader.image_size
+  out = {key: np.empty((total, *vector_shape(width))) for key, width in reader.widths.items()}
+  out |= {key: np.empty((total, size, size, 3), np.uint8) for key in reader.embodiment.camera_names}
   reader.for_each_block(
     lambda begin, stop: reader.read(begin, stop, {key: array[begin:stop] for key, array in out.items()}),
     workers,
@@ -98,15 +100,19 @@ def _read(folder: pathlib.Path, spans: np.ndarray, size: int, workers: int) -> d
   return out
 
 
-def _doubt_actions(folder: pathlib.Path, action: np.ndarray, state: np.ndarray) -> list[Doubt]:
-  """Doubts about actions [n, 7], with robot_obs [n, 2, 15] at each and after it."""
+def _doubt_actions(
+  folder: pathlib.Path, robot: Embodiment, action: np.ndarray, state: np.ndarray
+) -> list[Doubt]:
+  """Doubts about actions [n, A], with robot_obs [n, 2, state_size] at each and after it."""
   out = []
-  still = [i for i in range(ACTION) if not np.ptp(action[:, i])]
+  still = [i for i in range(robot.action_size) if not np.ptp(action[:, i])]
   if still:
     numbers = ", ".join(f"number {i} ({action[0, i]:g})" for i in still)
     rule = f"never changes in {numbers} of {len(action)} frames looked at: policies will do the same there."
     fix = "go on if the robot cannot do more; else record these motions."
     out.append(Doubt(str(folder), "rel_actions", rule, fix))
+  if robot != CALVIN:
+    return out
   moved = state[:, 1] - state[:, 0]
   moved[:, 3:6] = (moved[:, 3:6] + np.pi) % (2 * np.pi) - np.pi
   for name, part, unit, word in _UNITS:
@@ -136,17 +142,26 @@ def _doubt_windows(folder: pathlib.Path, tasks: Sequence[str]) -> list[Doubt]:
   """Tasks that succeed in none of some annotated windows, by their first and last frames."""
   annotated = calvin.read_raw_annotations(folder)
   of_task = lambda task: [(low, high - 1) for name, low, high in annotated if name == task and high > low]
-  windows = {task: of_task(task)[:WINDOWS] for task in tasks if task in task_rules.PREDICATES}
+  windows = {task: of_task(task)[:WINDOWS] for task in tasks}
   ids = np.array([window for part in windows.values() for window in part], int).reshape(-1)
   if not len(ids):
     return []
   reader = converted.open_reader(folder, np.stack([ids, ids], 1), 1)  # lists the folder: once for all tasks
-  pairs = iter(reader.read_vectors(0, len(ids), ("scene_obs",))["scene_obs"].reshape(len(ids) // 2, 2, -1))
+  key = "success" if "success" in reader.widths else "scene_obs"
+  if key not in reader.widths:
+    return []  # featurize says so
+  pairs = iter(reader.read_vectors(0, len(ids), (key,))[key].reshape(len(ids) // 2, 2, -1))
   out = []
   for task, part in windows.items():
-    ends = [task_rules.success(task, pair[:1], pair)[1] for _, pair in zip(part, pairs, strict=False)]
+    own = [pair for _, pair in zip(part, pairs, strict=False)]
+    if key == "success":
+      ends = [bool(pair[1, 0]) for pair in own]
+    elif task in task_rules.PREDICATES:
+      ends = [task_rules.success(task, pair[:1], pair)[1] for pair in own]
+    else:
+      continue
     if part and not any(ends):
       rule = f"shows {task} at the end of none of the {len(part)} annotated windows looked at."
       fix = "end takes after success, with what the task's predicate waits for (docs/guides/own_data.md)."
-      out.append(Doubt(str(folder), "scene_obs", rule, fix))
+      out.append(Doubt(str(folder), key, rule, fix))
   return out

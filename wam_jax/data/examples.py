@@ -11,8 +11,7 @@ import numpy as np
 
 from wam_jax.data import calvin, converted
 from wam_jax.data.files import DatasetError, PathLike
-from wam_jax.data.frames import VECTOR_KEYS, FrameReader, ids_of
-from wam_jax.embodiment import ACTION, CAMERAS
+from wam_jax.data.frames import FrameReader, ids_of, vector_shape
 
 EXAMPLE_FRAMES = 64
 _FIRST_FRAMES = 10  # of a split that may be broken
@@ -43,6 +42,12 @@ class SplitPlan:
   chunks: tuple[Chunk, ...]
   missing: tuple[int, ...]
   reader: FrameReader
+
+  @property
+  def vector_keys(self) -> dict[str, int]:
+    """What its examples hold beside pictures: key -> numbers, 0 for a single one."""
+    widths, absolute = self.reader.widths, {"actions": self.reader.embodiment.action_size}
+    return {**widths, **absolute} if self.reader.has_absolute else widths
 
   def load(self, chunk: Chunk, broken: Callable[[int, str], None] | None = None) -> list[dict[str, Any]]:
     """The chunk's examples.
@@ -75,8 +80,9 @@ class SplitPlan:
 
   def _example(self, episode: int, ids: np.ndarray) -> dict[str, Any]:
     size, count = self.image_size, len(ids)
-    out = {key: np.empty((count, width)) for key, width in {**VECTOR_KEYS, "actions": ACTION}.items()}
-    out |= {key: np.empty((count, size, size, 3), np.uint8) for key in CAMERAS}
+    keys, robot = self.vector_keys, self.reader.embodiment
+    out: dict[str, Any] = {key: np.empty((count, *vector_shape(width))) for key, width in keys.items()}
+    out |= {key: np.empty((count, size, size, 3), np.uint8) for key in robot.camera_names}
     row = int(np.searchsorted(self.reader.ids, ids[0]))
     self.reader.read(row, row + count, out)
     mine = [(task, low, high) for task, low, high in self.windows if low <= ids[-1] and ids[0] < high]

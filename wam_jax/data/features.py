@@ -23,7 +23,7 @@ class DemoFeatures:
 
   Attributes:
     feature: [K, M, T, F] float32.
-    action: [K, M, T, 7] float32 in [-1, 1], taken at that frame.
+    action: [K, M, T, A] float32 in [-1, 1], taken at that frame.
     success: [K, M, T] bool, the task's predicate holds, relative to the demo's first frame.
     mask: [K, M, T] bool, false at padding.
     tasks: K names.
@@ -39,7 +39,7 @@ class DemoFeatures:
     shape = self.feature.shape[:3]
     expected = {
       "feature": (*shape, self.feature.shape[-1]),
-      "action": (*shape, 7),
+      "action": (*shape, self.action.shape[-1]),
       "success": shape,
       "mask": shape,
     }

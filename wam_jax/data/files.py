@@ -16,8 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from wam_jax import embodiment
+from wam_jax.embodiment import CALVIN, Embodiment, EmbodimentError
 from wam_jax.host import file_kinds
-from wam_jax.host.regular_files import most_inflated, read_bytes
+from wam_jax.host.regular_files import most_inflated, read_bytes, read_text
 from wam_jax.host.words import PrintableError
 from wam_jax.storage.plain_pickle import PlainUnpickler, RefusedError
 
@@ -33,6 +35,23 @@ class DatasetError(PrintableError, ValueError):
     self.file, self.key, self.rule, self.fix = pathlib.Path(file), key, rule, fix
     where = f"{self.file}" + (f", key '{key}'" if key else "")
     super().__init__(f"{where}: {rule}" + (f" What to do: {fix}" if fix else ""))
+
+
+def read_embodiment(root: PathLike) -> Embodiment:
+  """The robot of a dataset: what embodiment.json in its root says, CALVIN's if there is none.
+
+  Raises:
+    DatasetError: the file cannot be read, or breaks a rule.
+  """
+  path = pathlib.Path(root) / embodiment.FILE
+  if not os.path.lexists(path):
+    return CALVIN
+  try:
+    return embodiment.from_json(read_text(path))
+  except EmbodimentError as error:
+    raise DatasetError(path, f"{error}.", fix=f"correct it; {embodiment.EXAMPLE}.") from None
+  except (OSError, ValueError) as error:
+    raise DatasetError(path, f"cannot be read ({error}).", fix=COPY_AGAIN) from None
 
 
 # ---------------------------------------------------------------------------------------------
@@ -130,12 +149,15 @@ def _directory(data: bytes, path: PathLike) -> dict[str, tuple[int, int, int, in
   return members
 
 
-def read_npz(path: PathLike, keys: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+def read_npz(
+  path: PathLike, keys: Sequence[str] | None = None, optional: Sequence[str] = ()
+) -> dict[str, np.ndarray]:
   """Named arrays of an npz file (up to 4 GB), each checked against its CRC; the others are not touched.
 
   Args:
     path: the file.
     keys: names of arrays; None: all.
+    optional: names of more arrays, which may be absent.
 
   Returns:
     name -> read-only array.
@@ -153,7 +175,7 @@ def read_npz(path: PathLike, keys: Sequence[str] | None = None) -> dict[str, np.
     raise DatasetError(path, f"cannot be read ({error.strerror}).", fix=COPY_AGAIN) from None
   members, view, out = _directory(data, path), memoryview(data), {}
   allowance = most_inflated(len(data))
-  for key in members if keys is None else keys:
+  for key in members if keys is None else (*keys, *(key for key in optional if key in members)):
     if key not in members:
       raise DatasetError(
         path,

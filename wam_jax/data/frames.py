@@ -13,20 +13,21 @@ import mmap
 import os
 import pathlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from wam_jax.core import image as image_lib
-from wam_jax.data.files import COPY_AGAIN, IDS_FILE, MAX_ID, DatasetError, PathLike, read_npz
-from wam_jax.embodiment import ACTION, CAMERAS, ROBOT_OBS, SCENE_OBS
+from wam_jax.data.files import COPY_AGAIN, IDS_FILE, MAX_ID, DatasetError, PathLike, read_embodiment, read_npz
+from wam_jax.embodiment import CALVIN, FILE, SCENE_OBS, Embodiment
 from wam_jax.host.machine import available_cores
 
 ProgressFactory = Callable[[int, str], contextlib.AbstractContextManager[Any]]
 
-VECTOR_KEYS = {"rel_actions": ACTION, "robot_obs": ROBOT_OBS, "scene_obs": SCENE_OBS}
+OPTIONAL = {"scene_obs": SCENE_OBS, "success": 0}  # numbers of what a frame may hold; 0: a single one
+ROUNDING = 1e-6  # of a binary number recorded as float32
 ACTION_TOLERANCE = 1e-4  # of rel_actions beyond [-1, 1]: rounding in CALVIN's own recording
 FLOAT_MAX = float(np.finfo(np.float32).max)
 BLOCK = 256  # frames per unit of work: large enough to hide the thread pool, small enough for a smooth bar
@@ -37,20 +38,24 @@ class FrameVectors:
   """All of a split but its pictures, in order, on the host.
 
   Attributes:
-    action: [N, 7] float32 in [-1, 1], CALVIN's rel_actions.
-    robot_obs: [N, 15] float32.
-    scene_obs: [N, 24] float32.
+    action: [N, A] float32 in [-1, 1], of CALVIN rel_actions.
+    robot_obs: [N, state_size] float32, what the robot reports.
     starts: [E] int64, first frame of each episode, an index into N.
     ends: [E] int64, one past the last frame of each episode.
     ids: [N] int64, number in the frame's file name.
+    embodiment: of the robot in the frames.
+    scene_obs: [N, 24] float32, state of CALVIN's furniture and blocks; None where it is not recorded.
+    success: [N] bool, the task that the frame belongs to is done; None where it is not recorded.
   """
 
   action: np.ndarray
   robot_obs: np.ndarray
-  scene_obs: np.ndarray
   starts: np.ndarray
   ends: np.ndarray
   ids: np.ndarray
+  embodiment: Embodiment = CALVIN
+  scene_obs: np.ndarray | None = None
+  success: np.ndarray | None = None
 
   @property
   def num_frames(self) -> int:
@@ -65,21 +70,22 @@ class FrameVectors:
     return first
 
 
+_PER_FRAME = ("action", "robot_obs", "scene_obs", "success", "ids")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Frames(FrameVectors):
   """All frames of a split.
 
   Attributes:
-    rgb_static: [N, S, S, 3] uint8.
-    rgb_gripper: [N, S, S, 3] uint8.
+    pictures: camera -> [N, S, S, 3] uint8.
   """
 
-  rgb_static: np.ndarray
-  rgb_gripper: np.ndarray
+  pictures: dict[str, np.ndarray]
 
   def __post_init__(self) -> None:
-    names = (*CAMERAS, "action", "robot_obs", "scene_obs", "ids")
-    lengths = {name: len(getattr(self, name)) for name in names}
+    arrays = self.pictures | {name: getattr(self, name) for name in _PER_FRAME}
+    lengths = {name: len(array) for name, array in arrays.items() if array is not None}
     if len(set(lengths.values())) > 1:
       found = ", ".join(f"{name} has {length}" for name, length in lengths.items())
       raise ValueError(f"cameras, actions and states must have as many frames as each other: {found}")
@@ -152,10 +158,24 @@ def other_files(folder: PathLike, names: FrameNames, present: np.ndarray) -> tup
   return files, f"save each frame as an npz called like {CALVIN_NAMES(0)}, or frame_000000.npz."
 
 
-def _picture_shapes(path: pathlib.Path, image_size: int) -> dict[str, tuple[int, ...]]:
+def vector_keys(robot: Embodiment, optional: Iterable[str] = OPTIONAL) -> dict[str, int]:
+  """What a frame's file holds beside pictures: key -> its numbers, 0 for a single one."""
+  sizes = {"rel_actions": robot.action_size, "robot_obs": robot.state_size}
+  return sizes | {key: OPTIONAL[key] for key in optional}
+
+
+def vector_shape(width: int) -> tuple[int, ...]:
+  """Shape in one frame of what `vector_keys` counts."""
+  return (width,) if width else ()
+
+
+def _picture_shapes(
+  path: pathlib.Path, arrays: Mapping[str, np.ndarray], robot: Embodiment, image_size: int
+) -> dict[str, tuple[int, ...]]:
   """Shapes that all pictures must have: those of the first frame."""
   shapes = {}
-  for key, array in read_npz(path, CAMERAS).items():
+  for camera in robot.cameras:
+    key, array = camera.name, arrays[camera.name]
     if array.ndim != 3 or array.shape[2] != 3 or min(array.shape[:2]) < image_size:
       raise DatasetError(
         path,
@@ -163,33 +183,42 @@ def _picture_shapes(path: pathlib.Path, image_size: int) -> dict[str, tuple[int,
         key=key,
         fix="use a smaller env.image_size or other data.",
       )
+    if camera.size is not None and array.shape[:2] != camera.size:
+      raise DatasetError(
+        path,
+        f"has the shape {list(array.shape)}, but {FILE} says {list(camera.size)}.",
+        key=key,
+        fix=f"correct the size in {FILE}, or record pictures of that size.",
+      )
     shapes[key] = array.shape
   return shapes
 
 
-def _check_floats(path: pathlib.Path, key: str, array: np.ndarray, width: int) -> None:
-  if array.shape != (width,) or array.dtype.kind != "f":
+def _check_vector(path: pathlib.Path, key: str, array: np.ndarray, width: int) -> None:
+  kinds, wanted = ("f", f"{width} floats") if width else ("biuf", "true or false, or 1 or 0")
+  if array.shape != vector_shape(width) or array.dtype.kind not in kinds:
     raise DatasetError(
       path,
-      f"must be {width} floats, not {array.dtype} {list(array.shape)}.",
+      f"must be {wanted}, not {array.dtype} {list(array.shape)}.",
       key=key,
       fix="repair or remove the episode of this frame.",
     )
 
 
 def check_vectors(
-  path_of: Callable[[int], pathlib.Path], ids: np.ndarray, values: dict[str, np.ndarray]
+  path_of: Callable[[int], pathlib.Path], ids: np.ndarray, values: dict[str, np.ndarray], robot: Embodiment
 ) -> None:
-  """Range rules of a block of frames. Clips rounding of rel_actions in place.
+  """Range rules of a block of frames. Brings rel_actions into [-1, 1] and clips rounding, in place.
 
   Args:
     path_of: from the id of a frame to its file, for errors.
     ids: [n] frame ids.
-    values: rel_actions [n, 7], robot_obs [n, 15], scene_obs [n, 24].
+    values: `vector_keys` -> [n, ...].
+    robot: of the frames.
   """
 
   def first(bad: np.ndarray) -> tuple[int, int]:
-    row, column = np.argwhere(bad)[0]
+    row, column = np.argwhere(bad.reshape(len(bad), -1))[0]
     return int(row), int(column)
 
   for key, array in values.items():
@@ -198,30 +227,44 @@ def check_vectors(
       row, column = first(bad)
       raise DatasetError(
         path_of(ids[row]),
-        f"must be finite as float32, but number {column} is {array[row, column]}.",
+        f"must be finite as float32, but number {column} is {array[row].flat[column]}.",
         key=key,
         fix="repair or remove the episode of this frame.",
       )
-  action = values["rel_actions"]
-  bad = np.abs(action[:, :6]) > 1 + ACTION_TOLERANCE
+  if (success := values.get("success")) is not None:
+    bad = (success != 0) & (success != 1)
+    if bad.any():
+      row, _ = first(bad)
+      rule = f"must be true or false, or 1 or 0, but is {success[row]:.6g}."
+      raise DatasetError(path_of(ids[row]), rule, key="success", fix="write whether the task is done.")
+  recorded = values["rel_actions"]
+  action, binary = robot.to_unit(recorded), robot.binary
+  either = binary & (np.abs(np.abs(action) - 1) < ROUNDING)
+  action = np.where(either, np.sign(action), action)
+  bad = ~binary & (np.abs(action) > 1 + ACTION_TOLERANCE)
   if bad.any():
     row, column = first(bad)
+    low, high = robot.action[column].range
     raise DatasetError(
       path_of(ids[row]),
-      f"must lie in [-1, 1], but number {column} is {action[row, column]:.6g}.",
+      f"must lie in [{low:g}, {high:g}], but number {column} is {recorded[row, column]:.6g}.",
       key="rel_actions",
-      fix="scale relative actions by 0.02 m and 0.05 rad, as CALVIN does.",
+      fix="scale relative actions by 0.02 m and 0.05 rad, as CALVIN does."
+      if robot == CALVIN
+      else f"correct the range of {robot.action[column].name} in {FILE}, or the action.",
     )
-  bad = np.abs(action[:, 6:]) != 1
+  bad = binary & (np.abs(action) != 1)
   if bad.any():
-    row, _ = first(bad)
-    raise DatasetError(
-      path_of(ids[row]),
-      f"the gripper (number 6) must be exactly +1 (open) or -1 (closed), but is {action[row, 6]:.6g}.",
-      key="rel_actions",
-      fix="write np.where(gripper > 0, 1.0, -1.0), for 0 and 1 as for signed numbers; -1.0, 1.0 if 1 closes.",
-    )
-  np.clip(action, -1, 1, out=action)
+    row, column = first(bad)
+    name, (low, high) = robot.action[column].name, robot.action[column].range
+    what = "the gripper (number 6) must be exactly +1 (open) or -1 (closed)"
+    fix = "write np.where(gripper > 0, 1.0, -1.0), for 0 and 1 as for signed numbers; -1.0, 1.0 if 1 closes."
+    if robot != CALVIN:
+      what = f"{name} (number {column}) must be exactly {low:g} or {high:g}"
+      fix = f"write one of these two, or make it continuous in {FILE}."
+    rule = f"{what}, but is {recorded[row, column]:.6g}."
+    raise DatasetError(path_of(ids[row]), rule, key="rel_actions", fix=fix)
+  np.clip(action, -1, 1, out=recorded)
 
 
 def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
@@ -233,15 +276,6 @@ def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     with contextlib.suppress(OSError):  # a kernel without large pages
       memory.madvise(mmap.MADV_HUGEPAGE)
   return np.frombuffer(memory, dtype, count).reshape(shape)
-
-
-def empty_frames(num_frames: int, image_size: int) -> dict[str, np.ndarray]:
-  """Memory for the arrays of N frames, by their keys in a frame's file."""
-  pictures = (num_frames, image_size, image_size, 3)
-  return {
-    **{key: empty((num_frames, width), np.float32) for key, width in VECTOR_KEYS.items()},
-    **{key: empty(pictures, np.uint8) for key in CAMERAS},
-  }
 
 
 def num_workers(workers: int) -> int:
@@ -260,7 +294,14 @@ class FrameReader:
     ids: [N] int64, number in each frame's file name.
     starts: [E] int64, first frame of each episode, an index into N.
     ends: [E] int64, one past the last frame of each episode.
+    embodiment: of the robot in the frames.
+    widths: `vector_keys` of the frames: their files may have no scene_obs, and no success.
+    has_absolute: whether their files have absolute actions too, as CALVIN's.
   """
+
+  embodiment: Embodiment
+  widths: dict[str, int]
+  has_absolute: bool
 
   def __init__(self, folder: PathLike, spans: np.ndarray, image_size: int):
     """Looks at the folder and at its first frame.
@@ -274,6 +315,7 @@ class FrameReader:
       DatasetError: a frame without a file, or pictures that are too small.
     """
     self.folder, self.image_size = pathlib.Path(folder), image_size
+    self.embodiment = read_embodiment(self.folder.parent)
     self.ids = ids_of(spans)
     lengths = spans[:, 1] - spans[:, 0] + 1
     self.ends = np.cumsum(lengths)
@@ -282,7 +324,12 @@ class FrameReader:
 
   def _open(self, spans: np.ndarray) -> None:
     self._names = check_present(self.folder, spans)
-    self._shapes = _picture_shapes(self.path(int(self.ids[0])), self.image_size)
+    path = self.path(int(self.ids[0]))
+    needed = (*self.embodiment.camera_names, *vector_keys(self.embodiment, ()))
+    arrays = read_npz(path, needed, (*OPTIONAL, "actions"))
+    self.has_absolute = "actions" in arrays
+    self._shapes = _picture_shapes(path, arrays, self.embodiment, self.image_size)
+    self.widths = vector_keys(self.embodiment, [key for key in OPTIONAL if key in arrays])
 
   def path(self, frame_id: int) -> pathlib.Path:
     """File that holds a frame."""
@@ -294,21 +341,21 @@ class FrameReader:
     Args:
       begin: an index into N.
       stop: one past the last one.
-      out: VECTOR_KEYS -> float [n, ...], CAMERAS -> uint8 [n, S, S, 3]; written to. With 'actions'
-        [n, 7] the absolute ones too.
+      out: `widths` -> float [n, ...], cameras -> uint8 [n, S, S, 3]; written to. With 'actions' [n, A]
+        the absolute ones too, as they are.
 
     Raises:
       DatasetError: names file, key and rule of the first thing wrong.
     """
     ids, size = self.ids[begin:stop], self.image_size
-    widths = {**VECTOR_KEYS, "actions": 7} if "actions" in out else VECTOR_KEYS
-    vectors = {key: np.empty((len(ids), width)) for key, width in widths.items()}
+    widths = self.widths | ({"actions": self.embodiment.action_size} if "actions" in out else {})
+    vectors = {key: np.empty((len(ids), *vector_shape(width))) for key, width in widths.items()}
     for row, frame_id in enumerate(ids):
       path = self.path(frame_id)
-      arrays = read_npz(path, (*widths, *CAMERAS))
+      arrays = read_npz(path, (*widths, *self.embodiment.camera_names))
       for key, width in widths.items():
         array = arrays[key]
-        _check_floats(path, key, array, width)
+        _check_vector(path, key, array, width)
         vectors[key][row] = array
       for key, shape in self._shapes.items():
         array = arrays[key]
@@ -324,21 +371,28 @@ class FrameReader:
             fix="repair or remove the episode of this frame.",
           )
         out[key][row] = image_lib.area_resize(array, size, size)
-    check_vectors(self.path, ids, vectors)
+    check_vectors(self.path, ids, vectors, self.embodiment)
     for key, array in vectors.items():
       out[key][:] = array
 
   def read_vectors(self, begin: int, stop: int, keys: Sequence[str]) -> dict[str, np.ndarray]:
-    """Some of VECTOR_KEYS of frames [begin, stop), as they are stored: key -> [n, ...].
+    """Some of `widths` of frames [begin, stop), as they are stored: key -> [n, ...].
 
     Raises:
       DatasetError: a frame is missing or damaged, or has another shape.
     """
+    self.require(keys)
     rows = [read_npz(self.path(frame_id), keys) for frame_id in self.ids[begin:stop]]
     for frame_id, row in zip(self.ids[begin:stop], rows, strict=True):
       for key, array in row.items():
-        _check_floats(self.path(frame_id), key, array, VECTOR_KEYS[key])
+        _check_vector(self.path(frame_id), key, array, self.widths[key])
     return {key: np.stack([row[key] for row in rows]) for key in keys}
+
+  def require(self, keys: Iterable[str]) -> None:
+    """Raises DatasetError where the frames have none of a key."""
+    for key in keys:
+      if key not in self.widths:
+        raise DatasetError(self.path(int(self.ids[0])), "is absent.", key=key, fix=f"record {key}.")
 
   def signature(self) -> str:
     """Changes with the size or time of any frame's file, and with the borders of the episodes."""
@@ -386,7 +440,15 @@ class JoinedReader(FrameReader):
     self._readers = tuple(readers)
     self._ends = np.cumsum([len(reader.ids) for reader in readers])
     offsets = self._ends - [len(reader.ids) for reader in readers]
-    self.folder, self.image_size = readers[0].folder, readers[0].image_size
+    first = readers[0]
+    self.folder, self.image_size, self.embodiment = first.folder, first.image_size, first.embodiment
+    for reader in readers:
+      if differences := first.embodiment.differences(reader.embodiment):
+        rule = f"{first.folder} and {reader.folder} are of different robots: {'; '.join(differences)}."
+        raise DatasetError(reader.folder, rule, fix="train on one robot's data at a time.")
+    kept = [key for key in OPTIONAL if all(key in reader.widths for reader in readers)]
+    self.widths = vector_keys(first.embodiment, kept)
+    self.has_absolute = all(reader.has_absolute for reader in readers)
     self.ids = np.concatenate([reader.ids for reader in readers])
     self.starts = np.concatenate([r.starts + offset for r, offset in zip(readers, offsets, strict=True)])
     self.ends = np.concatenate([r.ends + offset for r, offset in zip(readers, offsets, strict=True)])
@@ -404,7 +466,13 @@ class JoinedReader(FrameReader):
   def read(self, begin: int, stop: int, out: dict[str, np.ndarray]) -> None:
     """See `FrameReader.read`."""
     for reader, low, high, rows in self._parts(begin, stop):
-      reader.read(low, high, {key: array[rows] for key, array in out.items()})
+      part = {key: array[rows] for key, array in out.items()}
+      unread = {
+        key: np.empty((high - low, *vector_shape(width)))
+        for key, width in reader.widths.items()
+        if key not in out
+      }
+      reader.read(low, high, part | unread)
 
   def read_vectors(self, begin: int, stop: int, keys: Sequence[str]) -> dict[str, np.ndarray]:
     """See `FrameReader.read_vectors`."""

@@ -17,27 +17,29 @@ import os
 import pathlib
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from wam_jax.data.calvin import Spans, open_split, read_episode_ids
 from wam_jax.data.files import DatasetError, PathLike, read_npz
 from wam_jax.data.frames import (
-  VECTOR_KEYS,
+  OPTIONAL,
   FrameReader,
   Frames,
   FrameVectors,
   ProgressFactory,
   empty,
+  vector_shape,
 )
-from wam_jax.embodiment import CAMERAS
+from wam_jax.embodiment import CALVIN
 from wam_jax.host.locks import LockError, NoLocksError, locked
 from wam_jax.host.machine import disk_full
 from wam_jax.host.regular_files import open_file, read_text
 from wam_jax.storage import checksums
 
 VERSION = 1
-_VECTORS = ("action", "robot_obs", "scene_obs", "starts", "ends", "ids")
+_VECTORS = ("action", "robot_obs", "starts", "ends", "ids")
 _REMAKE = "delete this folder; it is made anew."
 _OTHER_FOLDER = "set config.data.cache to a folder that can be written to."
 _LOAD_BLOCK = 4096  # frames read at a time: 50 MB of pictures of one camera
@@ -45,7 +47,7 @@ _LOAD_BLOCK = 4096  # frames read at a time: 50 MB of pictures of one camera
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FrameCache(FrameVectors):
-  """An open cache. Pictures stay on disk, all else (46 numbers per frame) is in memory.
+  """An open cache. Pictures stay on disk, all else is in memory.
 
   Attributes:
     path: its folder.
@@ -60,7 +62,7 @@ class FrameCache(FrameVectors):
     """Opens the pictures of one camera.
 
     Args:
-      key: rgb_static or rgb_gripper.
+      key: its name.
 
     Yields:
       read(begin, out): fills out, contiguous uint8 [n, S, S, 3], with frames [begin, begin + n).
@@ -90,9 +92,11 @@ class FrameCache(FrameVectors):
     """All frames, in page-aligned memory that JAX on a CPU takes over without a copy."""
     shape = (self.num_frames, self.image_size, self.image_size, 3)
     pictures = {}
-    bar = progress(2 * self.num_frames, "loading frames") if progress else contextlib.nullcontext()
+    cameras = self.embodiment.camera_names
+    total = len(cameras) * self.num_frames
+    bar = progress(total, "loading frames") if progress else contextlib.nullcontext()
     with bar as shown:
-      for key in CAMERAS:
+      for key in cameras:
         pictures[key] = empty(shape, np.uint8)
         with self.reading(key) as read:
           for begin in range(0, self.num_frames, _LOAD_BLOCK):
@@ -100,7 +104,8 @@ class FrameCache(FrameVectors):
             read(begin, block)
             if shown is not None:
               shown.update(len(block))
-    return Frames(**pictures, **{name: getattr(self, name) for name in _VECTORS})
+    vectors = {field.name: getattr(self, field.name) for field in dataclasses.fields(FrameVectors)}
+    return Frames(pictures=pictures, **vectors)
 
 
 def cache_path(
@@ -151,14 +156,17 @@ def open_cache(
       "frames": len(reader.ids),
       "image_size": image_size,
     }
+    robot = reader.embodiment
+    if robot != CALVIN:
+      manifest["embodiment"] = robot.to_dict()
     problem = _mismatch(path, reader, manifest)
     if problem:
       log(f"frames cache {path}: {problem}; reading {len(reader.ids):,} frames into it")
       _make(path, reader, manifest, workers, progress)
     else:
       log(f"frames cache {path}: {len(reader.ids):,} frames")
-  vectors = read_npz(path / "vectors.npz", _VECTORS)
-  return FrameCache(path=path, image_size=image_size, **vectors)
+  vectors = read_npz(path / "vectors.npz", _VECTORS, tuple(OPTIONAL))
+  return FrameCache(path=path, image_size=image_size, embodiment=robot, **vectors)
 
 
 @contextlib.contextmanager
@@ -198,7 +206,7 @@ def _mismatch(path: pathlib.Path, reader: FrameReader, manifest: dict[str, objec
   if found != manifest:
     return "the split's files have changed since it was made"
   size = _picture_bytes(len(reader.ids), reader.image_size)
-  for key in CAMERAS:
+  for key in reader.embodiment.camera_names:
     file = path / f"{key}.npy"
     if not file.is_file() or file.stat().st_size != size:
       return f"{file.name} has not the {size:,} bytes that it must have"
@@ -214,7 +222,7 @@ def _make(
 ) -> None:
   """Reads the split once and writes it in blocks; the memory it needs does not grow with the pictures."""
   total, size = len(reader.ids), reader.image_size
-  needed = 2 * _picture_bytes(total, size)
+  needed = len(reader.embodiment.cameras) * _picture_bytes(total, size)
   partial = path.with_name(f".{path.name}.partial")
   shutil.rmtree(partial, ignore_errors=True)
   try:
@@ -241,16 +249,17 @@ def _make(
 def _fill(partial: pathlib.Path, reader: FrameReader, workers: int, progress: ProgressFactory | None) -> None:
   total, size = len(reader.ids), reader.image_size
   head, frame_bytes = _header(total, size), size**2 * 3
-  vectors = {key: np.empty((total, width), np.float32) for key, width in VECTOR_KEYS.items()}
+  widths, cameras = reader.widths, reader.embodiment.camera_names
+  vectors = {key: np.empty((total, *vector_shape(width)), np.float32) for key, width in widths.items()}
   with contextlib.ExitStack() as stack:
-    files = {key: stack.enter_context(open(partial / f"{key}.npy", "wb", buffering=0)) for key in CAMERAS}
+    files = {key: stack.enter_context(open(partial / f"{key}.npy", "wb", buffering=0)) for key in cameras}
     for file in files.values():
       if hasattr(os, "posix_fallocate"):  # a disk that is too small says so now and not in an hour
         os.posix_fallocate(file.fileno(), 0, _picture_bytes(total, size))
       file.write(head)
 
     def copy(begin: int, stop: int) -> None:
-      block = {key: np.empty((stop - begin, size, size, 3), np.uint8) for key in CAMERAS}
+      block = {key: np.empty((stop - begin, size, size, 3), np.uint8) for key in cameras}
       reader.read(begin, stop, {**{key: array[begin:stop] for key, array in vectors.items()}, **block})
       for key, pictures in block.items():
         view, offset = pictures.data.cast("B"), len(head) + begin * frame_bytes
@@ -259,11 +268,13 @@ def _fill(partial: pathlib.Path, reader: FrameReader, workers: int, progress: Pr
           view, offset = view[done:], offset + done
 
     reader.for_each_block(copy, workers, progress)
+  arrays: dict[str, Any] = {key: array for key, array in vectors.items() if key != "rel_actions"}
+  if "success" in arrays:
+    arrays["success"] = arrays["success"].astype(bool)
   np.savez(
     partial / "vectors.npz",
     action=vectors["rel_actions"],
-    robot_obs=vectors["robot_obs"],
-    scene_obs=vectors["scene_obs"],
+    **arrays,
     starts=reader.starts,
     ends=reader.ends,
     ids=reader.ids,

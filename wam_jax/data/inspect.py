@@ -22,16 +22,17 @@ import numpy as np
 
 from wam_jax.config import chain
 from wam_jax.data import calvin, converted, doubts
-from wam_jax.data.files import COPY_AGAIN, IDS_FILE, DatasetError, PathLike
+from wam_jax.data.files import COPY_AGAIN, IDS_FILE, DatasetError, PathLike, read_embodiment
 from wam_jax.data.frames import (
-  VECTOR_KEYS,
   FrameReader,
   frame_path,
   ids_of,
   list_frames,
   other_files,
+  vector_keys,
+  vector_shape,
 )
-from wam_jax.embodiment import CAMERAS, SCENE_OBS
+from wam_jax.embodiment import CALVIN, SCENE_OBS
 from wam_jax.envs.tasks import TASKS
 from wam_jax.host import console, machine
 from wam_jax.host.words import count, printable
@@ -81,7 +82,8 @@ def inspect_dataset(
   Returns:
     {"source", "form", "splits": {name: what `_inspect_split` gives}, "problems": [{"file", "key", "rule",
     "fix", "stops": the first stage that cannot run}], "warnings": [the same without "stops"], "stages": those
-    that the data allow, "trainable": whether there are no problems}.
+    that the data allow, "simulated": whether a simulator can start from them, "trainable": whether there are
+    no problems}.
   """
   root = pathlib.Path(root)
   problems: Problems = []
@@ -96,7 +98,11 @@ def inspect_dataset(
   for name in present:
     report["splits"][name] = _inspect_split(root / name, tasks, frames, image_size, workers, problems)
   _note(problems, calvin.check_root, root)
-  if "validation" in present:
+  # A simulator restores CALVIN's robot and scene.
+  robot = _note(problems, read_embodiment, root) or CALVIN
+  scenes = [split["keys"] for split in report["splits"].values() if split["keys"]]
+  report["simulated"] = not robot.differences(CALVIN) and all("scene_obs" in keys for keys in scenes)
+  if "validation" in present and report["simulated"]:
     _inspect_starts(root, tasks, report["splits"]["validation"], problems)
   if any(split["frames"] for split in report["splits"].values()):
     report["form"] = "CALVIN: one npz per frame"
@@ -105,13 +111,14 @@ def inspect_dataset(
   if not any(problem["stops"] == "collect" for problem in problems):
     found = _note(problems, doubts.look, root / "training", image_size, tasks=tasks, workers=workers)
     report["warnings"] = [dataclasses.asdict(doubt) for doubt in found or ()]
-  report["trainable"], report["stages"] = not problems, _allowed(problems, tasks)
+  report["trainable"], report["stages"] = not problems, _allowed(problems, tasks, report["simulated"])
   return report
 
 
-def _allowed(problems: Problems, tasks: Sequence[str]) -> list[str]:
+def _allowed(problems: Problems, tasks: Sequence[str], simulated: bool) -> list[str]:
   """Stages of a whole run that none of the problems stops."""
   stopped = {problem["stops"] for problem in problems} | (set() if tasks else {"featurize"})
+  stopped |= set() if simulated else {"evaluate"}
   for stage in chain.STAGES:  # in order: a stage that is stopped stops those that are made from it
     if stopped & set(chain.ROWS[stage].requires):
       stopped.add(stage)
@@ -224,12 +231,18 @@ def _inspect_frames(
   problems: Problems,
 ) -> None:
   """Reads single frames: adds "keys", "pictures", "read", "broken" and "ranges" to `out`."""
+  robot = _note(problems, read_embodiment, folder.parent) or CALVIN
   first = next(
     (arrays for i in ids[:LISTED] if (arrays := converted.stored_shapes(folder, int(i))) is not None), None
   )
   if first is not None:
     out["keys"] = sorted(first)
-    out["pictures"] = {key: first[key] for key in CAMERAS if key in first}
+    out["pictures"] = {key: first[key] for key in robot.camera_names if key in first}
+  if robot != CALVIN:
+    out["names"] = {
+      "rel_actions": list(robot.action_names),
+      "robot_obs": [dimension.name for dimension in robot.state],
+    }
   found: Problems = []
   reader = None
   for skipped in range(min(LISTED, len(ids))):  # all pictures must have the shape of the first good ones
@@ -242,10 +255,11 @@ def _inspect_frames(
     return
   ids = ids[skipped:]
   good = np.zeros(len(ids), bool)
-  vectors = {key: np.full((len(ids), width), np.nan) for key, width in VECTOR_KEYS.items()}
+  widths = reader.widths
+  vectors = {key: np.full((len(ids), *vector_shape(width)), np.nan) for key, width in widths.items()}
 
   def read(begin: int, stop: int) -> None:
-    picture = {key: np.empty((1, image_size, image_size, 3), np.uint8) for key in CAMERAS}
+    picture = {key: np.empty((1, image_size, image_size, 3), np.uint8) for key in robot.camera_names}
     for row in range(begin, stop):
       values = {key: array[row : row + 1] for key, array in vectors.items()}
       good[row] = _note(found, _read_one, reader, row, values | picture) is not None
@@ -261,6 +275,7 @@ def _inspect_frames(
     out["ranges"] = {
       key: {"low": array[good].min(0).tolist(), "high": array[good].max(0).tolist()}
       for key, array in vectors.items()
+      if widths[key]
     }
 
 
@@ -317,6 +332,8 @@ def _verdict(report: dict[str, Any]) -> str:
   )
   without = [stage for stage in chain.STAGES if stage not in stages]
   reason = count(problems, "problem") if problems else "no tasks were asked for"
+  if not problems and not report["simulated"] and "featurize" in stages:
+    reason = "no simulator has this robot and scene"
   return f"{kind}: stages {', '.join(stages)}; not {', '.join(without)} ({reason}).{warned}"
 
 
@@ -333,14 +350,19 @@ def _split_lines(split: dict[str, Any]) -> list[str]:
     f"  files     {split['missing']:,} missing; {split['read']:,} read, {split['broken']:,} of them broken",
   ]
   sizes = [f"{key} {' x '.join(map(str, shape))}" for key, shape in split["pictures"].items()]
-  unused = [key for key in split["keys"] if key not in (*VECTOR_KEYS, *CAMERAS)]
+  used = (*vector_keys(CALVIN), *split["pictures"])
+  unused = [key for key in split["keys"] if key not in used]
   lines.append(
     f"  pictures  {', '.join(sizes) or 'none'}" + (f"; not used: {', '.join(unused)}" if unused else "")
+  )
+  names = split.get("names", {})
+  parts = lambda key: (
+    {name: slice(i, i + 1) for i, name in enumerate(names[key])} if key in names else _PARTS[key]
   )
   for key, limits in split["ranges"].items():
     bounds = [
       f"{name} {min(limits['low'][part]):.3g} to {max(limits['high'][part]):.3g}"
-      for name, part in _PARTS[key].items()
+      for name, part in parts(key).items()
     ]
     lines.append(f"  {key:<11} {', '.join(bounds)}")
   if split["windows"]:

@@ -12,6 +12,7 @@ import numpy as np
 from wam_jax.data import calvin, windows
 from wam_jax.data.files import DatasetError
 from wam_jax.data.frames import Frames
+from wam_jax.embodiment import CALVIN
 from wam_jax.envs import tasks
 from wam_jax.host.logger import Logger
 from wam_jax.types import Batch
@@ -28,7 +29,7 @@ class Target:
   binary: bool = False
 
 
-TARGETS = (
+CALVIN_TARGETS = (
   Target("tcp_x", "robot_obs", 0),
   Target("tcp_y", "robot_obs", 1),
   Target("tcp_z", "robot_obs", 2),
@@ -39,8 +40,20 @@ TARGETS = (
   Target("bulb", "scene_obs", tasks.BULB, "", True),
   Target("led", "scene_obs", tasks.LED, "", True),
 )
-BINARY = np.array([target.binary for target in TARGETS])
-HAND = slice(0, 3)  # of TARGETS: the position of the hand
+HAND = slice(0, 3)  # of CALVIN_TARGETS: the position of the hand
+
+
+def targets_of(frames: Frames) -> tuple[Target, ...]:
+  """What probes read: of CALVIN's robot hand and recorded furniture; of others the state."""
+  if frames.embodiment == CALVIN:
+    return tuple(t for t in CALVIN_TARGETS if t.source == "robot_obs" or frames.scene_obs is not None)
+  numbers = enumerate(frames.embodiment.state)
+  return tuple(Target(d.name, "robot_obs", i, "", d.kind == "binary") for i, d in numbers)
+
+
+def binary(targets: Sequence[Target]) -> np.ndarray:
+  """[K] bool, those that are on or off."""
+  return np.array([target.binary for target in targets], bool)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,10 +81,12 @@ class Windows:
   @property
   def target(self) -> np.ndarray:
     """[W, T, K] float64, what the probes should read; zero in the padding."""
-    sources = {"robot_obs": self.frames.robot_obs, "scene_obs": self.frames.scene_obs}
-    columns = np.stack([sources[target.source][:, target.index] for target in TARGETS], -1)
-    columns[:, BINARY] = np.round(columns[:, BINARY])
-    return self.padded(columns)
+    targets = targets_of(self.frames)
+    sources: dict[str, Any] = {"robot_obs": self.frames.robot_obs, "scene_obs": self.frames.scene_obs}
+    columns = [sources[target.source][:, target.index] for target in targets]
+    values = np.stack(columns, -1) if columns else self.frames.robot_obs[:, :0]
+    values[:, binary(targets)] = np.round(values[:, binary(targets)])
+    return self.padded(values)
 
   def padded(self, values: np.ndarray) -> np.ndarray:
     """Values of all frames [N, X] window by window: [W, T, X] float64, zero in the padding."""
@@ -94,6 +109,16 @@ class Data:
   takes: Windows | None
   fit: Windows
   facts: dict[str, Any]
+
+  @property
+  def targets(self) -> tuple[Target, ...]:
+    """What the probes read."""
+    return targets_of(self.heldout.frames)
+
+  @property
+  def has_hand(self) -> bool:
+    """Whether the first targets are the position of a hand."""
+    return self.heldout.frames.embodiment == CALVIN
 
   @property
   def judged(self) -> dict[str, Windows]:

@@ -17,7 +17,7 @@ from wam_jax.data.files import DatasetError, PathLike
 from wam_jax.data.frames import empty
 from wam_jax.data.frames_cache import FrameCache
 from wam_jax.data.windows import Sampler, previous_actions
-from wam_jax.embodiment import ACTION, CAMERAS, ROBOT_OBS
+from wam_jax.embodiment import CALVIN, Embodiment
 from wam_jax.host.machine import host_bytes
 from wam_jax.train.calls import call_end
 from wam_jax.types import Batch
@@ -35,18 +35,21 @@ Starts = Callable[[int], np.ndarray]  # update number -> [B] first frame of each
 # Which source.
 
 
-def estimate_bytes(num_frames: int, image_size: int) -> int:
-  """Memory of a FrameStore of N frames: two pictures, robot state, action, the one before, a flag."""
-  return num_frames * (len(CAMERAS) * image_size**2 * 3 + (ROBOT_OBS + 2 * ACTION) * 4 + 1)
+def estimate_bytes(num_frames: int, image_size: int, robot: Embodiment = CALVIN) -> int:
+  """Memory of a FrameStore of N frames: pictures, robot state, action, the one before, a flag."""
+  numbers = robot.state_size + 2 * robot.action_size
+  return num_frames * (len(robot.cameras) * image_size**2 * 3 + numbers * 4 + 1)
 
 
-def training_bytes(num_parameters: int, batch_size: int, length: int, image_size: int) -> int:
+def training_bytes(
+  num_parameters: int, batch_size: int, length: int, image_size: int, cameras: int = len(CALVIN.cameras)
+) -> int:
   """Upper estimate of what training needs beside the frames.
 
   Parameters, gradients and Adam's moments, and the activations of one update: those of `paper`'s
   convolutions took 164 times the update's picture bytes, those of `demo`'s patches 30 times.
   """
-  return 4 * 4 * num_parameters + ACTIVATION_FACTOR * batch_size * length * 2 * image_size**2 * 3
+  return 4 * 4 * num_parameters + ACTIVATION_FACTOR * batch_size * length * cameras * image_size**2 * 3
 
 
 def available_bytes() -> tuple[int, str]:
@@ -61,6 +64,7 @@ def available_bytes() -> tuple[int, str]:
 def choose_source(
   num_frames: int,
   image_size: int,
+  robot: Embodiment = CALVIN,
   *,
   residency: str = "auto",
   limit_gb: float = 0.0,
@@ -72,6 +76,7 @@ def choose_source(
   Args:
     num_frames: N.
     image_size: S.
+    robot: in the frames.
     residency: `config.data.residency`: auto, device or stream.
     limit_gb: `config.data.memory_limit_gb`, GB (1e9 bytes) for frames and training together; 0: what is free.
     reserve: bytes that must stay free for training, `training_bytes`.
@@ -90,7 +95,7 @@ def choose_source(
       "stream",
       f"{num_frames:,} frames are streamed from disk: {processes} processes read their own windows",
     )
-  needed = estimate_bytes(num_frames, image_size)
+  needed = estimate_bytes(num_frames, image_size, robot)
   if limit_gb:
     room, what = int(limit_gb * 1e9), "allowed by data.memory_limit_gb"
   else:
@@ -199,12 +204,13 @@ class _Pieces:
     batch: dict[str, Any] = {
       "robot_obs": cache.robot_obs[rows],
       "action": cache.action[rows],
-      "prev_action": previous_actions(cache.action, rows, is_first),
+      "prev_action": previous_actions(cache.embodiment, cache.action, rows, is_first),
       "is_first": is_first,
       "mask": np.ones(rows.shape, bool),
     }
-    for key in CAMERAS:
-      batch[key] = out = empty((*rows.shape, cache.image_size, cache.image_size, 3), np.uint8)
+    batch["pictures"] = {}
+    for key in cache.embodiment.camera_names:
+      batch["pictures"][key] = out = empty((*rows.shape, cache.image_size, cache.image_size, 3), np.uint8)
       with cache.reading(key) as read:
         for at in np.ndindex(start.shape):
           read(int(start[at]), out[at])
@@ -275,7 +281,7 @@ class WindowStream:
 
     check_windows(cache.path, cache.starts, cache.ends, length)
     batch_size = len(starts(first_update))
-    update_bytes = batch_size * length * 2 * cache.image_size**2 * 3
+    update_bytes = batch_size * length * len(cache.embodiment.cameras) * cache.image_size**2 * 3
     self.per_piece = updates_per_piece(per_call, update_bytes)
     self._borders, self._calls = _piece_borders(first_update, total, per_call, stops, self.per_piece)
     self._piece = 0

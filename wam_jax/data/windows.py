@@ -12,12 +12,11 @@ import numpy as np
 from flax import struct
 
 from wam_jax.data.frames import Frames
-from wam_jax.embodiment import CAMERAS, ROBOT_OBS
+from wam_jax.embodiment import CALVIN, Embodiment
 from wam_jax.train import sharding
 from wam_jax.types import Batch
 
-FIELDS = (*CAMERAS, "robot_obs", "action", "prev_action", "is_first")
-REST_ACTION = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0)  # before an episode's first frame: at rest, gripper open
+FIELDS = ("pictures", "robot_obs", "action", "prev_action", "is_first")
 
 
 @struct.dataclass
@@ -25,40 +24,41 @@ class FrameStore:
   """All frames of a split on the device, flat, so that windows are gathered inside jit.
 
   Attributes:
-    rgb_static: [N, S, S, 3] uint8.
-    rgb_gripper: [N, S, S, 3] uint8.
-    robot_obs: [N, 15] float32.
-    action: [N, 7] float32.
-    prev_action: [N, 7] float32, at rest at an episode's first frame.
+    pictures: camera -> [N, S, S, 3] uint8.
+    robot_obs: [N, state_size] float32.
+    action: [N, A] float32.
+    prev_action: [N, A] float32, at rest at an episode's first frame.
     is_first: [N] bool.
   """
 
-  rgb_static: jax.Array
-  rgb_gripper: jax.Array
+  pictures: dict[str, jax.Array]
   robot_obs: jax.Array
   action: jax.Array
   prev_action: jax.Array
   is_first: jax.Array
 
 
-def rest_actions(*shape: int) -> np.ndarray:
-  """REST_ACTION [*shape, 7] float32."""
-  return np.tile(np.asarray(REST_ACTION, np.float32), (*shape, 1))
+def rest_actions(robot: Embodiment, *shape: int) -> np.ndarray:
+  """A robot's action at rest, [*shape, A] float32: before an episode's first frame."""
+  return np.tile(robot.rest_action, (*shape, 1))
 
 
-def previous_actions(action: np.ndarray, rows: np.ndarray, is_first: np.ndarray) -> np.ndarray:
+def previous_actions(
+  robot: Embodiment, action: np.ndarray, rows: np.ndarray, is_first: np.ndarray
+) -> np.ndarray:
   """Actions that led to frames; the only place that shifts actions.
 
   Args:
-    action: [N, 7], taken at each frame.
+    robot: whose actions they are.
+    action: [N, A], taken at each frame.
     rows: [...] indices into N; of frame 0 only where it is a first one.
     is_first: [...] bool, of these frames.
 
   Returns:
-    [..., 7], at rest where is_first.
+    [..., A], at rest where is_first.
   """
   previous = action[rows - 1]
-  previous[is_first] = REST_ACTION
+  previous[is_first] = robot.rest_action
   return previous
 
 
@@ -75,11 +75,12 @@ def make_store(frames: Frames) -> FrameStore:
   is_first[0] = True
   put = jax.device_put  # unlike jnp.asarray it takes page-aligned host memory over without a copy
   return FrameStore(
-    rgb_static=put(frames.rgb_static),
-    rgb_gripper=put(frames.rgb_gripper),
+    pictures=put(frames.pictures),
     robot_obs=put(np.asarray(frames.robot_obs, np.float32)),
     action=put(frames.action),
-    prev_action=put(previous_actions(frames.action, np.arange(frames.num_frames), is_first)),
+    prev_action=put(
+      previous_actions(frames.embodiment, frames.action, np.arange(frames.num_frames), is_first)
+    ),
     is_first=put(is_first),
   )
 
@@ -87,16 +88,16 @@ def make_store(frames: Frames) -> FrameStore:
 def gather(store: FrameStore, start: jax.Array, sequence_length: int) -> Batch:
   """Windows of frames as they are: start [B] -> Batch [B, T, ...], mask true everywhere."""
   rows = start[:, None] + jnp.arange(sequence_length)
-  fields = {name: getattr(store, name)[rows] for name in FIELDS}
-  return Batch(**fields, mask=jnp.ones(rows.shape, bool))
+  fields = {name: getattr(store, name) for name in FIELDS}
+  return Batch(**jax.tree.map(lambda array: array[rows], fields), mask=jnp.ones(rows.shape, bool))
 
 
-def begin_afresh(batch: Batch) -> Batch:
+def begin_afresh(batch: Batch, robot: Embodiment) -> Batch:
   """Makes each window's first frame count as an episode's first, with the previous action at rest.
 
   That is what the model sees when it starts to filter in mid-episode.
   """
-  rest = jnp.asarray(REST_ACTION, batch.prev_action.dtype)
+  rest = jnp.asarray(robot.rest_action, batch.prev_action.dtype)
   return batch.replace(
     prev_action=batch.prev_action.at[:, 0].set(rest), is_first=batch.is_first.at[:, 0].set(True)
   )
@@ -152,6 +153,7 @@ class Sampler:
     reset_probability: with `carry_state`, that the state is set to zero before a frame; LUMOS has 0.01.
     padding: windows after the B that do not count, so that devices share the rows evenly
       (`train.world_model_training.make_update`). The B are the same whatever follows them.
+    embodiment: of the robot in the frames.
   """
 
   num_frames: int
@@ -160,6 +162,7 @@ class Sampler:
   carry_state: bool = False
   reset_probability: float = 0.0
   padding: int = 0
+  embodiment: Embodiment = CALVIN
 
   @property
   def rows(self) -> int:
@@ -183,7 +186,7 @@ class Sampler:
   def finish(self, batch: Batch, key: jax.Array, step: jax.Array) -> Batch:
     """Marks in the windows of update `step`, as they are on disk, where the state begins anew."""
     if not self.carry_state:
-      return begin_afresh(batch)
+      return begin_afresh(batch, self.embodiment)
     shape = self.batch_size, self.sequence_length
     resets = jax.random.bernoulli(jax.random.fold_in(key, 1), self.reset_probability, shape)
     return carry_on(batch, self.starts(key, step), step, sharding.repeat_rows(resets, self.rows))
@@ -209,13 +212,14 @@ def episode_batch(frames: Frames, windows: Sequence[tuple[int, int]], length: in
   """
   if not windows:
     raise ValueError("no windows")
-  shape = (len(windows), length)
-  size = frames.rgb_static.shape[1:]
+  shape, robot = (len(windows), length), frames.embodiment
   batch: dict[str, Any] = {
-    **{camera: np.zeros((*shape, *size), np.uint8) for camera in CAMERAS},
-    "robot_obs": np.zeros((*shape, ROBOT_OBS), np.float32),
-    "action": rest_actions(*shape),
-    "prev_action": rest_actions(*shape),
+    "pictures": {
+      camera: np.zeros((*shape, *array.shape[1:]), np.uint8) for camera, array in frames.pictures.items()
+    },
+    "robot_obs": np.zeros((*shape, robot.state_size), np.float32),
+    "action": rest_actions(robot, *shape),
+    "prev_action": rest_actions(robot, *shape),
     "is_first": np.zeros(shape, bool),
     "mask": np.zeros(shape, bool),
   }
@@ -224,12 +228,12 @@ def episode_batch(frames: Frames, windows: Sequence[tuple[int, int]], length: in
     if not 0 <= start < end <= frames.num_frames or end - start > length:
       raise ValueError(f"window ({start}, {end}) must have 1 to {length} of the {frames.num_frames} frames")
     n = end - start
-    for camera in CAMERAS:
-      batch[camera][row, :n] = getattr(frames, camera)[start:end]
+    for camera, pictures in frames.pictures.items():
+      batch["pictures"][camera][row, :n] = pictures[start:end]
     batch["robot_obs"][row, :n] = frames.robot_obs[start:end]
     batch["action"][row, :n] = frames.action[start:end]
     batch["prev_action"][row, :n] = previous_actions(
-      frames.action, np.arange(start, end), batch["is_first"][row, :n]
+      robot, frames.action, np.arange(start, end), batch["is_first"][row, :n]
     )
     batch["mask"][row, :n] = True
   return Batch(**batch)

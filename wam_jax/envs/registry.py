@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any, NamedTuple
 
+from wam_jax.embodiment import CALVIN, Embodiment
 from wam_jax.envs import base
 from wam_jax.envs.vector import VectorEnvironment
 
@@ -37,6 +38,12 @@ _SIMULATORS = {
 }
 NAMES = tuple(_SIMULATORS)
 TAUGHT = tuple(name for name, simulator in _SIMULATORS.items() if simulator.skills)  # with a table of skills
+
+
+def embodiment(name: str) -> Embodiment:
+  """The robot of the simulator `name`. Raises ValueError: unknown name."""
+  _find(name)
+  return CALVIN  # of all that there are
 
 
 def _find(name: str) -> Simulator:

@@ -37,7 +37,7 @@ class RobotDynamics(nn.Module):
 
   @nn.compact
   def __call__(self, robot: jax.Array, action: jax.Array) -> jax.Array:
-    """robot [..., 2 P] of frame t - 1, action [..., 7] taken there -> robot [..., 2 P] of frame t."""
+    """robot [..., 2 P] of frame t - 1, action [..., A] taken there -> robot [..., 2 P] of frame t."""
     zeros = nn.initializers.zeros
     before, change = robot[..., : self.state], robot[..., self.state :]
     linear = nn.Dense(self.state, kernel_init=zeros, name="linear")(jnp.concatenate([change, action], -1))
@@ -120,7 +120,7 @@ class RSSM(nn.Module):
     return self.initial_deter, self.initial_stoch.reshape(self.stoch, self.classes)
 
   def action_term(self, action: jax.Array) -> jax.Array:
-    """[..., 7] -> [..., hidden]."""
+    """[..., A] -> [..., hidden]."""
     return self.from_action(action)
 
   def embed_term(self, embed: jax.Array) -> jax.Array:
@@ -152,7 +152,7 @@ class RSSM(nn.Module):
     return next_deter
 
   def predict_robot(self, robot: jax.Array, action: jax.Array) -> jax.Array:
-    """`RobotDynamics`: robot [..., 2 P], action [..., 7] -> [..., 2 P]."""
+    """`RobotDynamics`: robot [..., 2 P], action [..., A] -> [..., 2 P]."""
     predicted: jax.Array = self.robot_dynamics(robot, action)
     return predicted
 
@@ -202,7 +202,7 @@ def prior_step(
     deter: [E, D].
     stoch: [E, S, C], exactly one-hot: its product is a sum of S rows of the kernel.
     robot: [E, 2 P], or None of a model that does not carry it.
-    action: [E, 7].
+    action: [E, A].
     norm_eps: of the layer norms.
 
   Returns:

@@ -2,41 +2,56 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from wam_jax.core.backend import backend
-from wam_jax.embodiment import ACTION, ROBOT_FEATURES, ROBOT_OBS
+from wam_jax.embodiment import CALVIN, Embodiment, EmbodimentError, StateDimension
 from wam_jax.nn import vision
 from wam_jax.nn.layers import MLP, NormedSum
 from wam_jax.nn.rssm import RSSM
 from wam_jax.types import Latent, features
 
-PROPRIO_SIZES = {"none": 0, "sincos": ROBOT_FEATURES, "zscore": ROBOT_OBS, "latent": ROBOT_FEATURES}
 
-
-def proprio_features(robot_obs: jax.Array) -> jax.Array:
-  """Robot state for networks. Angles become sine and cosine: the roll sits at +-pi and jumps. Lengths are in
-  decimetres, so that no number is lost beside the embedding's, which vary by about 1.
+def proprio_features(
+  robot_obs: jax.Array, robot: Embodiment = CALVIN, statistics: tuple[Any, Any] | None = None
+) -> jax.Array:
+  """Robot state for networks. Angles become sine and cosine: CALVIN's roll sits at +-pi and jumps. Lengths
+  are scaled, so that no number is lost beside the embedding's, which vary by about 1.
 
   Args:
-    robot_obs: [..., 15] tcp xyz [m], Euler angles [rad], gripper width [m], 7 joints [rad], last
-      gripper action.
+    robot_obs: [..., state_size], as the robot reports it.
+    robot: says of each number what it is.
+    statistics: mean and standard deviation [state_size], for numbers of the kind plain; None: 0 and 1.
 
   Returns:
-    [..., 18]: xyz [dm] (3), sines (3), cosines (3), width [dm] (1), joints (7), last gripper action (1).
+    [..., P], in the order of the numbers; of neighbouring angles first all sines, then all cosines.
 
   Raises:
-    ValueError: last dimension is not 15.
+    ValueError: another number of states.
   """
-  if robot_obs.shape[-1:] != (ROBOT_OBS,):
-    raise ValueError(f"robot_obs: expected [..., {ROBOT_OBS}], got {list(robot_obs.shape)}")
-  xyz, angles, width, rest = jnp.split(robot_obs, (3, 6, 7), -1)
-  return jnp.concatenate([10 * xyz, jnp.sin(angles), jnp.cos(angles), 10 * width, rest], -1)
+  if robot_obs.shape[-1:] != (robot.state_size,):
+    raise ValueError(f"robot_obs: expected [..., {robot.state_size}], got {list(robot_obs.shape)}")
+  alike = lambda item: (item[1].kind, item[1].scale)
+  parts = [robot_obs[..., :0]]
+  for (kind, scale), items in itertools.groupby(enumerate(robot.state), alike):
+    numbers: list[tuple[int, StateDimension]] = list(items)
+    part = slice(numbers[0][0], numbers[-1][0] + 1)
+    x = robot_obs[..., part]
+    if kind == "angle":
+      parts += [jnp.sin(x), jnp.cos(x)]
+    elif kind == "plain" and statistics is not None:
+      mean, std = (np.asarray(values, np.float32)[part] for values in statistics)
+      parts.append((x - mean) / std)
+    else:
+      parts.append(scale * x if kind == "scaled" and scale != 1 else x)
+  return jnp.concatenate(parts, -1)
 
 
 class Decoder(nn.Module):
@@ -70,7 +85,7 @@ class WorldModel(nn.Module):
   them, as in LUMOS. The inverse-dynamics head and the embedding's decoder see the E numbers only: the
   robot state would give the action away. With `proprio = latent` these P numbers become a part of the latent.
 
-  Attributes follow `config.world_model`; see `make_world_model`.
+  Attributes follow `config.world_model` and the robot; see `make_world_model`.
   """
 
   vision: str
@@ -92,6 +107,7 @@ class WorldModel(nn.Module):
   image_size: int
   robot_obs_mean: Sequence[float]
   robot_obs_std: Sequence[float]
+  embodiment: Embodiment
   dtype: Any
 
   @property
@@ -106,7 +122,7 @@ class WorldModel(nn.Module):
   @property
   def robot_size(self) -> int:
     """R, numbers of the robot's state and its last change in the latent."""
-    return 2 * PROPRIO_SIZES[self.proprio] if self.carries_robot else 0
+    return 2 * self.embodiment.state_features if self.carries_robot else 0
 
   def setup(self) -> None:
     encoder = vision.ConvEncoder if self.vision == "conv" else vision.PatchEncoder
@@ -128,14 +144,14 @@ class WorldModel(nn.Module):
     )
     self.decoder = Decoder(self.vision, self.cameras, self.depth, self.image_size, self.dtype)
     width = self.inverse_dynamics_hidden
-    self.inverse_dynamics_head = MLP((width, width), ACTION, self.dtype)
+    self.inverse_dynamics_head = MLP((width, width), self.embodiment.action_size, self.dtype)
     if self.decode_embedding:
       self.embedding_decoder = Decoder(self.vision, self.cameras, self.depth, self.image_size, self.dtype)
     if self.decode_robot:
-      self.robot_decoder = MLP((self.hidden,), PROPRIO_SIZES["sincos"], self.dtype)
+      self.robot_decoder = MLP((self.hidden,), self.embodiment.state_features, self.dtype)
 
   def encode(self, pictures: dict[str, jax.Array], robot_obs: jax.Array) -> jax.Array:
-    """Embedding e_t of {camera: [..., S, S, 3]} and robot_obs [..., 15]: [..., E + P]."""
+    """Embedding e_t of {camera: [..., S, S, 3]} and robot_obs [..., state_size]: [..., E + P]."""
     lead = robot_obs.shape[:-1]
     parts = []
     for camera in self.cameras:
@@ -149,8 +165,12 @@ class WorldModel(nn.Module):
     if self.proprio == "none":
       return robot_obs[..., :0]
     if self.proprio in ("sincos", "latent"):
-      return proprio_features(robot_obs)
+      return self.state_features(robot_obs)
     return (robot_obs - jnp.asarray(self.robot_obs_mean)) / jnp.asarray(self.robot_obs_std)
+
+  def state_features(self, robot_obs: jax.Array) -> jax.Array:
+    """`proprio_features` of this robot: [..., state_size] -> [..., P]."""
+    return proprio_features(robot_obs, self.embodiment, (self.robot_obs_mean, self.robot_obs_std))
 
   def decode(self, feature: jax.Array) -> dict[str, jax.Array]:
     """[..., F] -> {camera: [..., S, S, 3]} in about [-1, 1]."""
@@ -161,11 +181,11 @@ class WorldModel(nn.Module):
     return _over_leading(self.embedding_decoder, embed[..., : self.embed])
 
   def decode_robot_obs(self, feature: jax.Array) -> jax.Array:
-    """[..., F] -> robot state as `proprio_features` [..., 18]; exists only with `decode_robot`."""
+    """[..., F] -> robot state as `proprio_features` [..., P]; exists only with `decode_robot`."""
     return self.robot_decoder(feature).astype(feature.dtype)
 
   def inverse_dynamics(self, first: jax.Array, second: jax.Array) -> jax.Array:
-    """Action between two frames, from their embeddings [..., E + P] or features [..., F]: [..., 7]."""
+    """Action between two frames, from their embeddings [..., E + P] or features [..., F]: [..., A]."""
     if self.inverse_dynamics_input == "embedding":
       first, second = first[..., : self.embed], second[..., : self.embed]
     predicted = self.inverse_dynamics_head(jnp.concatenate([first, second], -1))
@@ -177,7 +197,7 @@ class WorldModel(nn.Module):
     lead = embed.shape[:-1]
     deter, stoch = jnp.zeros((*lead, self.deter)), jnp.zeros((*lead, self.stoch, self.classes))
     robot = jnp.zeros((*lead, self.robot_size)) if self.carries_robot else None
-    action = jnp.zeros((*lead, ACTION))
+    action = jnp.zeros((*lead, self.embodiment.action_size))
     deter = self.rssm.recur(deter, stoch, robot, self.rssm.action_term(action))
     robot = None if robot is None else self.rssm.predict_robot(robot, action)
     self.rssm.prior_logits(deter, robot)
@@ -199,17 +219,30 @@ def _over_leading(decoder: nn.Module, x: jax.Array) -> dict[str, jax.Array]:
 
 
 def make_world_model(
-  config: Any, image_size: int = 64, robot_obs_statistics: tuple[Any, Any] | None = None
+  config: Any,
+  image_size: int = 64,
+  robot_obs_statistics: tuple[Any, Any] | None = None,
+  embodiment: Embodiment = CALVIN,
 ) -> WorldModel:
   """Builds the module described by `config.world_model`.
 
   Args:
     config: `config.world_model`.
     image_size: S.
-    robot_obs_statistics: mean [15] and standard deviation [15] of the robot state, for
-      `proprio = zscore`; None: 0 and 1.
+    robot_obs_statistics: mean and standard deviation [state_size] of the robot state, where
+      `needs_statistics`; None: 0 and 1.
+    embodiment: of the robot; `config.cameras` are some of its cameras.
+
+  Raises:
+    EmbodimentError: the robot has no such camera.
   """
-  mean, std = robot_obs_statistics or ((0.0,) * ROBOT_OBS, (1.0,) * ROBOT_OBS)
+  if unknown := set(config.cameras) - set(embodiment.camera_names):
+    raise EmbodimentError(
+      f"world_model.cameras: the robot has no {', '.join(sorted(unknown))}; it has "
+      f"{', '.join(embodiment.camera_names)}"
+    )
+  size = embodiment.state_size
+  mean, std = robot_obs_statistics or ((0.0,) * size, (1.0,) * size)
   return WorldModel(
     vision=config.vision,
     cameras=tuple(config.cameras),
@@ -231,8 +264,15 @@ def make_world_model(
     image_size=image_size,
     robot_obs_mean=tuple(float(x) for x in mean),
     robot_obs_std=tuple(float(x) for x in std),
+    embodiment=embodiment,
     dtype=compute_dtype(config.compute_dtype),
   )
+
+
+def needs_statistics(config: Any, embodiment: Embodiment) -> bool:
+  """Whether networks of `config.world_model` normalise the robot's state by the data's statistics."""
+  reads_state = config.proprio != "none" or config.robot_obs_weight > 0
+  return config.proprio == "zscore" or (reads_state and bool(embodiment.plain.any()))
 
 
 def compute_dtype(name: str) -> Any:

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from wam_jax.acting.policy_table import COMPARED
-from wam_jax.embodiment import ACTION_NAMES
 from wam_jax.host.logger import read_metrics
 from wam_jax.reporting.page_parts import title_of
 from wam_jax.storage.artifact import Artifact
@@ -66,8 +65,8 @@ def curves(inputs: Mapping[str, Artifact], results: Mapping[str, Any]) -> list[d
     "World model: inverse dynamics, squared error",
     "update",
     [
-      metric_series(w, f"{prefix}inverse_dynamics/error_{name}", name, f"s{i}")
-      for i, name in enumerate(ACTION_NAMES)
+      metric_series(w, f"{prefix}inverse_dynamics/error_{name}", name, f"s{i % 8}")
+      for i, name in enumerate(inputs["world_model"].embodiment.action_names)
     ],
     log_y=True,
   )

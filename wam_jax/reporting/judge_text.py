@@ -55,6 +55,11 @@ def draw_strip(
 def notes(judge: Mapping[str, Any]) -> list[str]:
   """What a reader must know to judge the numbers."""
   facts, targets = judge["data"], judge["targets"]
+  shares = [
+    f"{name} {100 * target['mean']:.0f} %"
+    for name, target in targets.items()
+    if target["score"] == "balanced accuracy"
+  ]
   lines = [
     tables.described(judge),
     "Windows at the horizons: "
@@ -65,9 +70,9 @@ def notes(judge: Mapping[str, Any]) -> list[str]:
       f"{0.5 / facts['windows'] ** 0.5:.2f}, more where windows of one episode are alike."
     ),
     "R²: 1 is perfect, 0 as good as the mean of all held-out frames. Balanced accuracy: 0.5 is chance. "
-    "`constant`: the quantity does not change there. On in the held-out frames: "
-    + ", ".join(f"{name} {100 * targets[name]['mean']:.0f} %" for name in ("bulb", "led"))
-    + ". The first frames of a window, which are the context, are not read.",
+    "`constant`: the quantity does not change there. "
+    + (f"On in the held-out frames: {', '.join(shares)}. " if shares else "")
+    + "The first frames of a window, which are the context, are not read.",
   ]
   if facts["kind"] != "play":
     lines.append(f"The held-out frames are not play but {facts['kind']}.")

@@ -284,7 +284,7 @@ def _discrimination(result: Result, kind: str) -> float:
 def _hand(result: Result) -> float:
   """Root mean square error of the hand [m] in held-out play, HAND_HORIZON frames imagined."""
   judge = result["judge"]
-  if HAND_HORIZON not in judge["horizons"] or "hand" not in judge:
+  if HAND_HORIZON not in judge["horizons"] or not judge.get("hand"):
     return float("nan")
   entry = judge["hand"]["play"]["imagined"][judge["horizons"].index(HAND_HORIZON)]
   return float("nan") if entry is None else entry["rms"]

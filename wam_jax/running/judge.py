@@ -16,8 +16,16 @@ import numpy as np
 from wam_jax.acting.models import load_world_model
 from wam_jax.core import probes, recursion
 from wam_jax.data.calvin import dataset_path
-from wam_jax.data.judged_windows import BINARY, HAND, TARGETS, Data, Windows, read_takes, read_windows
-from wam_jax.embodiment import ACTION_NAMES
+from wam_jax.data.judged_windows import (
+  HAND,
+  Data,
+  Target,
+  Windows,
+  binary,
+  read_takes,
+  read_windows,
+  targets_of,
+)
 from wam_jax.host.logger import Logger
 from wam_jax.nn.world_model import WorldModel
 from wam_jax.storage.artifact import Artifact
@@ -50,7 +58,7 @@ def read_data(config: Any, collect: Artifact, world_model: Artifact, logger: Log
         "mean": float(values[:, k].mean()),  # of a binary target the share of frames where it is on
         "std": float(values[:, k].std()),
       }
-      for k, target in enumerate(TARGETS)
+      for k, target in enumerate(targets_of(heldout.frames))
     },
     "data": {
       "split": "validation",
@@ -111,7 +119,7 @@ def judge_model(
     numbers["open_loop"][camera], numbers["repeated"][camera] = model_scores, repeated
   readings = read_probes(features, data, context, horizons)
   numbers["probes"] = readings["play"].scores()
-  numbers["hand"] = {name: read.hand() for name, read in readings.items()}
+  numbers["hand"] = {name: read.hand() for name, read in readings.items()} if data.has_hand else {}
   if "takes" in readings:
     numbers["takes"] = readings["takes"].scores()
   numbers["inverse_dynamics"] = judge_actions(features, heldout, data.fit)
@@ -164,7 +172,7 @@ def _run_model(
       measured[camera].append(jax.tree.map(lambda x: np.asarray(x[:new]), imagined[camera]))
       if shown_row in rows[:new]:
         i, frames = rows.index(shown_row), int(heldout.mask[shown_row].sum())
-        shown[camera] = tuple(np.asarray(x[i, :frames]) for x in (getattr(batch, camera), drawn))
+        shown[camera] = tuple(np.asarray(x[i, :frames]) for x in (batch.pictures[camera], drawn))
   takes = () if data.takes is None else calls(data.takes, len(data.fit) + len(heldout))
   for _, new, batch, call_key in takes:
     observe_key, imagine_key = jax.random.split(call_key)
@@ -179,7 +187,9 @@ def _run_model(
 
 def _most_moved(of: Windows) -> int:
   """The window in which the joints move most and the lamps change; chosen by the data alone."""
-  furniture = [k for k, target in enumerate(TARGETS) if target.source == "scene_obs"]
+  targets = targets_of(of.frames)
+  furniture = [k for k, target in enumerate(targets) if target.source == "scene_obs"]
+  furniture = furniture or list(range(len(targets)))
   values = np.where(of.mask[..., None], of.target[..., furniture], np.nan)
   travel = np.nanmax(values, 1) - np.nanmin(values, 1)
   travel /= np.maximum(travel.max(0), 1e-9)
@@ -241,6 +251,7 @@ class Readings:
     truth: [W, T-C, K].
     valid: [W, T-C] bool, false where a window is over.
     horizons: frames imagined, at which readings are judged.
+    targets: what is read.
   """
 
   fitted: probes.Probes
@@ -249,6 +260,7 @@ class Readings:
   truth: np.ndarray
   valid: np.ndarray
   horizons: Sequence[int]
+  targets: Sequence[Target]
 
   def hand(self) -> dict[str, Any]:
     """Error of the hand's position: `posterior`, and at the horizons `imagined`; see `distance`."""
@@ -266,17 +278,18 @@ class Readings:
       scores of `core.probes.score`; `error`: of the posterior's readings, in the target's unit, and
       `regularisation`.
     """
+    on_or_off = binary(self.targets)
     fitted, posterior, valid, truth = self.fitted, self.posterior, self.valid, self.truth
-    at_posterior = probes.score(fitted, posterior[:, 1:][valid], truth[valid], BINARY)
+    at_posterior = probes.score(fitted, posterior[:, 1:][valid], truth[valid], on_or_off)
     variance = truth[valid].var(0)  # of all held-out frames: at one horizon a joint may hardly differ
     error = np.sqrt(np.square(posterior[:, 1:][valid] - truth[valid]).mean(0))
 
     def at(readings: np.ndarray, horizon: int) -> list[float | str | None]:
       if horizon > valid.shape[1]:
-        return [None] * len(TARGETS)
+        return [None] * len(self.targets)
       rows, t = valid[:, horizon - 1], horizon - 1
       held_readings = readings[rows, t if readings.shape[1] > 1 else 0]
-      return probes.score(fitted, held_readings, truth[rows, t], BINARY, variance)
+      return probes.score(fitted, held_readings, truth[rows, t], on_or_off, variance)
 
     by_horizon = [at(self.imagined, h) for h in self.horizons]
     held_scores = [at(posterior[:, :1], h) for h in self.horizons]
@@ -288,7 +301,7 @@ class Readings:
         "error": None if target.binary else float(error[k]),
         "regularisation": float(fitted.regularisation[k]),
       }
-      for k, target in enumerate(TARGETS)
+      for k, target in enumerate(self.targets)
     }
 
 
@@ -309,7 +322,9 @@ def read_probes(
   """
   mask = data.fit.mask[:, context:]
   groups = np.broadcast_to(np.arange(len(mask))[:, None], mask.shape)
-  fitted = probes.fit(features["fit"][mask], data.fit.target[:, context:][mask], BINARY, groups[mask])
+  fitted = probes.fit(
+    features["fit"][mask], data.fit.target[:, context:][mask], binary(data.targets), groups[mask]
+  )
   prefixes = {"play": "", "takes": "takes_"}
   read = lambda name, kind: fitted.read(features[prefixes[name] + kind])
   return {
@@ -320,6 +335,7 @@ def read_probes(
       judged.target[:, context:],
       judged.mask[:, context:],
       horizons,
+      data.targets,
     )
     for name, judged in data.judged.items()
   }
@@ -345,7 +361,7 @@ def judge_recursion(data: Data, context: int, horizons: Sequence[int]) -> dict[s
 
   None where the context is too short for it, or no training window is long enough.
   """
-  if context < recursion.ACTIONS or data.fit.mask.shape[1] <= recursion.ACTIONS:
+  if not data.has_hand or context < recursion.ACTIONS or data.fit.mask.shape[1] <= recursion.ACTIONS:
     return None
   of = lambda judged: (judged.target[..., HAND], judged.padded(judged.frames.action))
   coefficients = recursion.fit(*of(data.fit), data.fit.mask)
@@ -363,7 +379,7 @@ def judge_actions(
   """Squared error of the action between two frames, by dimension.
 
   Args:
-    features: `action` [W, T-1, 7], the inverse dynamics' predictions; `embed` [W, T, E] and `fit_embed`
+    features: `action` [W, T-1, A], the inverse dynamics' predictions; `embed` [W, T, E] and `fit_embed`
       [W', T', E].
     heldout: the windows that are predicted.
     fit: windows of the training split.
@@ -388,7 +404,7 @@ def judge_actions(
   errors = {name: np.square(reading - action).mean(0) for name, reading in readings.items()}
   return {
     dimension: {name: float(error[i]) for name, error in errors.items()}
-    for i, dimension in enumerate(ACTION_NAMES)
+    for i, dimension in enumerate(heldout.frames.embodiment.action_names)
   }
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import os
 import pathlib
 import shlex
@@ -18,6 +19,8 @@ from ml_collections import ConfigDict
 from wam_jax import config as config_lib
 from wam_jax.config import chain
 from wam_jax.config.checks import shown
+from wam_jax.data.files import DatasetError, read_embodiment
+from wam_jax.embodiment import CALVIN, Embodiment, EmbodimentError
 from wam_jax.host.machine import available_cores, find_accelerator
 from wam_jax.host.words import count, duration
 from wam_jax.storage import artifact as artifact_lib
@@ -96,6 +99,9 @@ def _plan_stage(config: ConfigDict, stage: str, plans: dict[str, StagePlan]) -> 
     for path, value in config_lib.settings_read(config, row.reads).items()
   }
   inputs = {required: plans[required].artifact.fingerprint for required in row.requires}
+  robot = _robot(config, stage, plans)
+  if stage == "collect" and robot != CALVIN:
+    part["embodiment"] = json.dumps(robot.to_dict())
   path = pathlib.Path(config.workdir) / stage
   fingerprint = artifact_lib.fingerprint(part, inputs, row.schema)
   saved = artifact_lib.read_artifact(path)
@@ -109,6 +115,7 @@ def _plan_stage(config: ConfigDict, stage: str, plans: dict[str, StagePlan]) -> 
     schema=row.schema,
     seconds=saved.seconds if saved else 0.0,
     peak_bytes=saved.peak_bytes if saved else 0,
+    embodiment=robot,
   )
   if saved is None and path.is_dir() and any(file.name not in artifact_lib.BEGUN for file in path.iterdir()):
     note = "the folder holds files, but no artifact.json: not made by wam_jax, or by another version"
@@ -133,6 +140,29 @@ def _plan_stage(config: ConfigDict, stage: str, plans: dict[str, StagePlan]) -> 
   ]
   old = {path: saved.part[path] for path in changed if path in saved.part}
   return StagePlan(stage, "conflict", artifact, tuple(lines), old)
+
+
+def _robot(config: ConfigDict, stage: str, plans: dict[str, StagePlan]) -> Embodiment:
+  """Embodiment that a stage's result is of: that of what it is made from, or of the dataset.
+
+  Raises:
+    StageError: what it is made from is of different robots, or the dataset's description breaks a rule.
+  """
+  of = {name: plans[name].artifact.embodiment for name in chain.ROWS[stage].requires if name in plans}
+  if not of:
+    if config.data.source != "calvin":
+      return CALVIN
+    try:
+      return read_embodiment(config.data.calvin_path)
+    except DatasetError as error:
+      raise StageError(str(error)) from None
+  (first, robot), *others = of.items()
+  for name, other in others:
+    try:
+      robot.check(first, other, name)
+    except EmbodimentError as error:
+      raise StageError(f"{stage} cannot be made: {error}") from None
+  return robot
 
 
 def _show(artifact: Artifact, path: str) -> str:

@@ -18,6 +18,7 @@ import numpy as np
 from wam_jax.acting.policy_table import SELECTED
 from wam_jax.data import calvin
 from wam_jax.data.calvin import dataset_path
+from wam_jax.envs import registry
 from wam_jax.host.logger import Logger
 from wam_jax.running.ppo_setup import Networks
 from wam_jax.running.stage_run import StageRun
@@ -101,7 +102,6 @@ class Monitor:
       params: {"base", "tuned"}, stacked over K tasks.
     """
     from wam_jax.acting import rollout
-    from wam_jax.envs import registry
 
     if self._real_starts is None:
       return None
@@ -133,6 +133,9 @@ def _real_starts(
   """Held-out start states behind those of stage evaluate: robot_obs [K, M, 15], scene_obs [K, M, 24]."""
   used, requested = config.evaluate.episodes, config.ppo.eval_episodes
   if not requested:
+    return None
+  if collect.embodiment.differences(registry.embodiment(config.env.name)):
+    logger.info(f"real success is not monitored: the simulator {config.env.name} has another robot")
     return None
   starts = calvin.read_start_states(dataset_path(collect), tasks, used + requested)
   count = min(len(robot) for robot, _ in starts.values()) - used

@@ -90,7 +90,7 @@ def load_networks(stage: StageRun) -> Networks:
   model, world_params = models.load_world_model(inputs["world_model"])
   demos, heldout = (load_features(inputs["featurize"].path / f"{name}.npz") for name in ("train", "heldout"))
   cloned_policy, cloned = models.load_policy(inputs["behaviour_cloning"])
-  policy = models.make_policy(config, cloned_policy.feature_size)
+  policy = models.make_policy(config, cloned_policy.feature_size, model.embodiment.action_size)
   if type(policy) is not type(cloned_policy):
     raise ValueError(
       f"behaviour_cloning.policy={config.behaviour_cloning.policy}, but "

@@ -34,7 +34,7 @@ def run(stage: StageRun) -> None:
   """
   config, inputs, workdir, logger = stage.config, stage.inputs, stage.workdir, stage.logger
   demos = load_features(inputs["featurize"].path / "train.npz")
-  policy = make_policy(config, demos.feature.shape[-1])
+  policy = make_policy(config, demos.feature.shape[-1], demos.action.shape[-1])
   cloning, tasks = config.behaviour_cloning, demos.tasks
   data = bc.make_data(demos.takes, cloning.chunk)
   unseen = load_features(inputs["featurize"].path / "heldout.npz")

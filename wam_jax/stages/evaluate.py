@@ -261,6 +261,7 @@ class PolicyRunner:
 
       model, params = models.load_world_model(self._inputs["world_model"])
       env = self._config.env
+      model.embodiment.check("the world model", registry.embodiment(env.name), f"the simulator {env.name}")
       environment = registry.make_vector(
         env.name, self.num, env.workers, env.image_size, env.calvin_root, env.calvin_scene
       )
@@ -432,7 +433,9 @@ def dream_again(stage: StageRun, shown: Mapping[str, np.ndarray]) -> dict[str, n
   key = jax.random.fold_in(jax.random.key(config.seed), 9)
   before = wm.initial_latent(model, params, num)
   filter_frame = jax.jit(functools.partial(acting_step.filter_frame, model))
-  seen = features(filter_frame(params, before, observation, rest_actions(num), np.ones(num, bool), key))
+  seen = features(
+    filter_frame(params, before, observation, rest_actions(model.embodiment, num), np.ones(num, bool), key)
+  )
   imagine = jax.jit(imagination.make_world(model).imagine_actions)
   feature = jax.numpy.concatenate([seen[:, None], imagine(params, seen, shown["action"], key)], 1)
   decode = jax.jit(lambda params, x: vision.denormalise(wm.decode(model, params, x)[camera]))

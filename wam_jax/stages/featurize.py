@@ -12,7 +12,6 @@ from wam_jax.acting.models import load_world_model
 from wam_jax.data import calvin, windows
 from wam_jax.data.calvin import dataset_path
 from wam_jax.data.features import DemoFeatures, save_features
-from wam_jax.envs import tasks as task_rules
 from wam_jax.nn.world_model import WorldModel
 from wam_jax.running.stage_run import StageRun
 from wam_jax.train import world_model as wm
@@ -63,7 +62,7 @@ def filter_demos(
   Args:
     model: the networks.
     params: the frozen world model's.
-    demos: at least one window of each task.
+    demos: at least one window of each task; their frames say whether it is done.
     tasks: K names.
     key: for the posterior's samples.
     progress: gets `update(n)`.
@@ -71,12 +70,15 @@ def filter_demos(
   Returns:
     DemoFeatures [K, M, T, ...], padded to the longest window and to the largest number of demos of a task.
   """
+  labels = demos.frames.success
+  if labels is None:
+    raise ValueError("demos: frames without success")
   spans = {task: demos.windows(task) for task in tasks}
   length = max(end - start for task_spans in spans.values() for start, end in task_spans)
   most = max(len(task_spans) for task_spans in spans.values())
   shape = (len(tasks), most, length)
   feature = np.zeros((*shape, model.feature_size), np.float32)
-  action = windows.rest_actions(*shape)
+  action = windows.rest_actions(demos.frames.embodiment, *shape)
   success, mask = np.zeros(shape, bool), np.zeros(shape, bool)
 
   @jax.jit
@@ -93,8 +95,7 @@ def filter_demos(
       n = end - start
       feature[k, m, :n] = np.asarray(out[row, :n])
       action[k, m, :n] = batch.action[row, :n]
-      scene = demos.frames.scene_obs[start:end]
-      success[k, m, :n] = task_rules.success(tasks[k], scene[:1], scene)
+      success[k, m, :n] = labels[start:end]
       mask[k, m, :n] = True
     if progress is not None:
       progress.update(len(part))

@@ -22,6 +22,7 @@ from wam_jax.core import ppo as ppo_loss
 from wam_jax.core.actions import executable
 from wam_jax.data import calvin
 from wam_jax.data.calvin import dataset_path
+from wam_jax.data.files import DatasetError
 from wam_jax.data.windows import rest_actions
 from wam_jax.embodiment import ROBOT_OBS, SCENE_OBS
 from wam_jax.envs import tasks as task_rules
@@ -166,6 +167,7 @@ class Episodes:
     self._model, self._world_params, self._policy, self._base = model, world_params, policy, base
     self._chunks, self._horizon = p.chunks_per_iteration, p.horizon_steps // policy.chunk
     total = len(self._tasks) * self._num
+    model.embodiment.check("the world model", registry.embodiment(env.name), f"the simulator {env.name}")
     self._environment = registry.make_vector(
       env.name, total, env.workers, env.image_size, env.calvin_root, env.calvin_scene
     )
@@ -175,7 +177,7 @@ class Episodes:
     self._value = over_tasks(self._make_value(config))
 
   def _make_act(self, config: Any) -> Callable[[Any, Any], Any]:
-    policy, p = self._policy, config.ppo
+    policy, p, binary = self._policy, config.ppo, self._model.embodiment.binary
 
     def act(task: Any, _: Any) -> Any:
       """Of one task: (networks, feature [E, F], key) -> chunk, chain, log_prob [E, K']."""
@@ -183,7 +185,11 @@ class Episodes:
       x_init, noise = policy.draw_noise(key, feature.shape[:1])
       chunk, chain = policy.sample_chain({"base": base, "tuned": tuned}, feature, x_init, noise)
       log_prob = policy.log_prob_of_noise(noise)
-      return executable(chunk), chain, ppo_loss.mean_log_prob(log_prob, p.log_prob_min, p.log_prob_max)
+      return (
+        executable(chunk, binary),
+        chain,
+        ppo_loss.mean_log_prob(log_prob, p.log_prob_min, p.log_prob_max),
+      )
 
     return act
 
@@ -212,7 +218,7 @@ class Episodes:
     environment.reset(robot, scene)
     origin = environment.state()[1]
     latent = wm.initial_latent(self._model, self._world_params, total)
-    rest_action = rest_actions(total)
+    rest_action = rest_actions(self._model.embodiment, total)
     latent = self._filter(
       self._world_params, latent, environment.observe(), rest_action, started, jax.random.fold_in(key, 0)
     )
@@ -293,6 +299,13 @@ def training_starts(config: Any, collect: Artifact) -> dict[str, tuple[np.ndarra
     image_size=config.env.image_size,
     workers=config.env.workers,
   )
+  frames = demos.frames
+  if frames.scene_obs is None:
+    raise DatasetError(
+      dataset_path(collect) / "training",
+      "a simulator starts from recorded states of the scene, which these demos lack.",
+      key="scene_obs",
+      fix="run the stages up to ppo: they need no simulator.",
+    )
   rows = {task: [start for start, _ in demos.windows(task)] for task in config.tasks}
-  states = demos.frames.robot_obs, demos.frames.scene_obs
-  return {task: (states[0][first_rows], states[1][first_rows]) for task, first_rows in rows.items()}
+  return {task: (frames.robot_obs[first], frames.scene_obs[first]) for task, first in rows.items()}

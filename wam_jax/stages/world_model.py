@@ -16,10 +16,11 @@ from wam_jax.acting.models import STATISTICS
 from wam_jax.data import calvin, frames_cache, statistics, stream, windows
 from wam_jax.data.calvin import dataset_path
 from wam_jax.data.frames import Frames
+from wam_jax.embodiment import Embodiment
 from wam_jax.foreign import lumos
 from wam_jax.host import processes
 from wam_jax.host.regular_files import read_text
-from wam_jax.nn.world_model import WorldModel, make_world_model
+from wam_jax.nn.world_model import WorldModel, make_world_model, needs_statistics
 from wam_jax.running.stage_run import StageRun
 from wam_jax.running.training_loop import Clock, train_loop
 from wam_jax.storage import artifact as artifact_lib
@@ -43,18 +44,20 @@ def run(stage: StageRun) -> None:
   init_key, train_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1))
   extra = failed_takes(config, folder.parent)
   num_frames, own_frames = calvin.count_frames(folder, extra), calvin.count_frames(folder)
-  shapes = jax.eval_shape(lambda: wm.init_params(make_world_model(w, size), init_key))
+  robot = inputs["collect"].embodiment
+  shapes = jax.eval_shape(lambda: wm.init_params(make_world_model(w, size, None, robot), init_key))
   num_params = sum(x.size for x in jax.tree.leaves(shapes))
   frames = open_frames(stage, folder, extra, num_frames, num_params)
   warning = stream.check_windows(folder, frames.starts, frames.ends, w.sequence_length)
   if warning:
     logger.info(warning)
 
-  model = make_world_model(w, size, write_statistics(config, folder, frames.robot_obs[:own_frames], workdir))
+  statistics_of_data = write_statistics(config, robot, folder, frames.robot_obs[:own_frames], workdir)
+  model = make_world_model(w, size, statistics_of_data, robot)
   params = wm.init_params(model, init_key)
   logger.info(f"world model: {num_params / 1e6:.1f} M parameters, {num_frames:,} frames")
   mesh, clock = sharding.make_mesh(config.training.devices), Clock()
-  sampler = make_sampler(w, num_frames, mesh)
+  sampler = make_sampler(w, num_frames, mesh, robot)
   optimizer = wm_training.make_optimizer(w, params)
   state = initial_state(w, model, optimizer, params)
 
@@ -90,11 +93,11 @@ def run(stage: StageRun) -> None:
   save_params(workdir / "params", state.params)
 
 
-def make_sampler(w: Any, num_frames: int, mesh: Mesh | None) -> windows.Sampler:
+def make_sampler(w: Any, num_frames: int, mesh: Mesh | None, robot: Embodiment) -> windows.Sampler:
   """Which windows an update of `config.world_model` sees of so many frames, padded for the devices."""
   padding = sharding.padded(w.batch_size, mesh, w.accumulate) - w.batch_size
   return windows.Sampler(
-    num_frames, w.batch_size, w.sequence_length, w.carry_state, w.reset_probability, padding
+    num_frames, w.batch_size, w.sequence_length, w.carry_state, w.reset_probability, padding, robot
   )
 
 
@@ -123,11 +126,12 @@ def streamed_update(
   return wm_training.make_update(model, w, optimizer, sample, mesh)
 
 
-def memory_reserve(config: Any, num_params: int) -> int:
+def memory_reserve(config: Any, num_params: int, robot: Embodiment) -> int:
   """Bytes that training needs beside the frames, of so many parameters."""
   w = config.world_model
   at_once = math.ceil(w.batch_size / w.accumulate / (wm_training.REMAT_PARTS if w.remat else 1))
-  return stream.training_bytes(num_params, at_once, w.sequence_length, config.env.image_size)
+  size, cameras = config.env.image_size, len(robot.cameras)
+  return stream.training_bytes(num_params, at_once, w.sequence_length, size, cameras)
 
 
 def open_frames(
@@ -135,13 +139,14 @@ def open_frames(
 ) -> Frames | frames_cache.FrameCache:
   """The frames of the training split and of `extra`: in memory, for the device, or a cache to stream from."""
   config, logger = stage.config, stage.logger
-  size = config.env.image_size
+  size, robot = config.env.image_size, stage.inputs["collect"].embodiment
   source, why = stream.choose_source(
     num_frames,
     size,
+    robot,
     residency=config.data.residency,
     limit_gb=config.data.memory_limit_gb,
-    reserve=memory_reserve(config, num_params),
+    reserve=memory_reserve(config, num_params, robot),
     processes=processes.count(),
   )
   logger.info(why)
@@ -216,10 +221,10 @@ class Streamed:
 
 
 def write_statistics(
-  config: Any, folder: pathlib.Path, robot_obs: np.ndarray | None, workdir: pathlib.Path
+  config: Any, robot: Embodiment, folder: pathlib.Path, robot_obs: np.ndarray | None, workdir: pathlib.Path
 ) -> tuple[Any, Any] | None:
   """Mean and deviation of the robot state, kept in the artifact, if the model normalises by them."""
-  if config.world_model.proprio != "zscore" or robot_obs is None:
+  if robot_obs is None or not needs_statistics(config.world_model, robot):
     return None
   mean, std = statistics.robot_statistics(folder, robot_obs)
   std = np.where(std == 0, 1.0, std)  # as LUMOS
@@ -236,13 +241,15 @@ def take_lumos(stage: StageRun, folder: pathlib.Path) -> None:
   config, workdir, logger = stage.config, stage.workdir, stage.logger
   w, path = config.world_model, config.inputs.lumos_checkpoint
   robot_obs = None
-  if w.proprio == "zscore":
+  robot = stage.inputs["collect"].embodiment
+  if needs_statistics(w, robot):
     robot_obs = calvin.read_robot_obs(folder, config.env.workers, logger.progress)
     logger.info(
       f"the robot state is normalised by {folder / statistics.STATISTICS_FILE}; the weights expect the "
       "statistics of the data they were trained on"
     )
-  model = make_world_model(w, config.env.image_size, write_statistics(config, folder, robot_obs, workdir))
+  statistics_of_data = write_statistics(config, robot, folder, robot_obs, workdir)
+  model = make_world_model(w, config.env.image_size, statistics_of_data, robot)
   initial = wm.init_params(model, jax.random.fold_in(jax.random.key(config.seed), 1))
   imported = lumos.to_params(lumos.read_state_dict(path), initial, path)
   params = lumos.merge(initial, imported)

@@ -15,7 +15,9 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from wam_jax import embodiment
 from wam_jax.config.chain import STAGES
+from wam_jax.embodiment import CALVIN, Embodiment, EmbodimentError
 from wam_jax.host import processes
 from wam_jax.host.regular_files import read_bytes
 from wam_jax.host.words import PrintableError
@@ -46,6 +48,7 @@ class Artifact:
     schema: version of the stage's own files.
     seconds: wall time spent, over all resumed parts.
     peak_bytes: largest resident memory of a process that worked on it.
+    embodiment: of the robot in the data that it was made from.
   """
 
   stage: str
@@ -57,6 +60,7 @@ class Artifact:
   schema: int = 1
   seconds: float = 0.0
   peak_bytes: int = 0
+  embodiment: Embodiment = CALVIN
 
   @property
   def done(self) -> bool:
@@ -96,7 +100,7 @@ def fingerprint(part: Mapping[str, Any], inputs: Mapping[str, str], schema: int 
 def write_artifact(artifact: Artifact, done: bool) -> None:
   """Writes config.json, artifact.json and, if `done`, last DONE, when the files beside it are on the disk."""
   artifact.path.mkdir(parents=True, exist_ok=True)
-  record = dataclasses.asdict(artifact)
+  record = dataclasses.asdict(artifact) | {"embodiment": artifact.embodiment.to_dict()}
   config = record.pop("config")
   del record["path"]
   write_text(artifact.path / "config.json", json.dumps(checksums.seal(config), indent=2) + "\n")
@@ -124,8 +128,9 @@ def read_artifact(path: str | os.PathLike[str]) -> Artifact | None:
   config = _read_json(config_file)
   intact = checksums.unseal(config)  # None: earlier versions sealed none
   try:
-    artifact = Artifact(path=path, config=_tuples(config), **record)
-  except TypeError as error:
+    robot = embodiment.or_calvin(record.pop("embodiment", None))
+    artifact = Artifact(path=path, config=_tuples(config), embodiment=robot, **record)
+  except (TypeError, EmbodimentError) as error:
     raise ArtifactError(f"{file}: cannot be read ({error}). {how_to_remake(path)}") from error
   wrong = [name for name, kind in _KINDS.items() if not isinstance(getattr(artifact, name), kind)]
   if wrong or not all(isinstance(value, str) for value in artifact.inputs.values()):

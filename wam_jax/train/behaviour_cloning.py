@@ -22,7 +22,7 @@ class CloningData:
 
   Attributes:
     feature: [R, F].
-    action: [R, 7]; a chunk is H consecutive rows from a start.
+    action: [R, A]; a chunk is H consecutive rows from a start.
     start: [V] int32, rows at which a whole chunk lies inside its demo; padded at the end.
     num_starts: scalar int32, how many of `start` count.
   """
@@ -72,7 +72,7 @@ def make_data(demos: Takes, chunk: int) -> CloningData:
 def sample_batch(
   data: CloningData, key: jax.Array, batch_size: int, chunk: int
 ) -> tuple[jax.Array, jax.Array]:
-  """Uniform draw, with replacement: feature [B, F] and the chunk that follows [B, H, 7]."""
+  """Uniform draw, with replacement: feature [B, F] and the chunk that follows [B, H, A]."""
   pick = jax.random.randint(key, (batch_size,), 0, data.num_starts)
   row = data.start[pick]
   return data.feature[row], data.action[row[:, None] + jnp.arange(chunk)]

@@ -34,7 +34,7 @@ def action_distances(
     apart = jnp.linalg.norm(own - other, axis=-1)
     return jnp.where(valid, apart, 0).sum(1) / jnp.maximum(valid.sum(1), 1)
 
-  other = dreamt(random_actions(random_key, num, length), other_key)
+  other = dreamt(random_actions(random_key, num, length, world.embodiment.binary), other_key)
   return distance(other), distance(dreamt(takes.action, again_key))
 
 
@@ -62,7 +62,7 @@ def surprise(
     world: the frozen world model.
     arranged: its parameters, as `World.arrange` lays them out.
     feature: [B, F], filtered.
-    action: [B, 7], taken there.
+    action: [B, A], taken there.
     after: [B, F], filtered, one frame later.
 
   Returns:

@@ -164,7 +164,7 @@ def random_dream_margins(
     [B].
   """
   action_key, dream_key = jax.random.split(key)
-  action = random_actions(action_key, start.shape[0], length)
+  action = random_actions(action_key, start.shape[0], length, world.embodiment.binary)
   feature = impossible_dreams(world, world_params, start, action, dream_key, stride)
   return classifier.margin(network, feature).max(1)
 

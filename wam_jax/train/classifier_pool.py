@@ -82,7 +82,7 @@ def impossible_dreams(
     world: the frozen world model.
     world_params: its parameters.
     start: [B, F].
-    action: [B, T, 7].
+    action: [B, T, A].
     key: random key.
     stride: every how many steps a feature is kept (H: those that the reward will see).
 
@@ -144,7 +144,7 @@ def make_pool(
     task_key = jax.random.fold_in(key, k)
     feature, label, valid = dreamt(demos, k, jax.random.fold_in(task_key, 0))
 
-    actions = [random_actions(jax.random.fold_in(task_key, 1), num_dreams, length)]
+    actions = [random_actions(jax.random.fold_in(task_key, 1), num_dreams, length, world.embodiment.binary)]
     if num_tasks > 1:
       actions.append(jnp.asarray(_other_actions(demos.action, mask, k, num_dreams, length, rng)))
     keys = jax.random.split(jax.random.fold_in(task_key, 2), len(actions))
@@ -169,7 +169,7 @@ def make_pool(
 def _other_actions(
   action: np.ndarray, mask: np.ndarray, task: int, num: int, length: int, rng: np.random.Generator
 ) -> np.ndarray:
-  """Actions of random demos of other tasks, [num, length, 7], the last one repeated."""
+  """Actions of random demos of other tasks, [num, length, A], the last one repeated."""
   other = (task + rng.integers(1, len(mask), num)) % len(mask)
   demo = [rng.choice(np.flatnonzero(mask[o].any(-1))) for o in other]
   drawn = action[other, demo][:, :length]

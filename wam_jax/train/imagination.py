@@ -22,6 +22,7 @@ from wam_jax.core import distributions
 from wam_jax.core import ppo as ppo_loss
 from wam_jax.core.actions import executable
 from wam_jax.core.backend import backend
+from wam_jax.embodiment import CALVIN, Embodiment
 from wam_jax.nn import rssm
 from wam_jax.nn.classifier import SuccessClassifier
 from wam_jax.train import sharding
@@ -38,11 +39,12 @@ class World:
   """What imagination needs of a world model.
 
   Attributes:
-    imagine_step: (arranged params, latent [E, ...], action [E, 7], key) -> latent [E, ...].
+    imagine_step: (arranged params, latent [E, ...], action [E, A], key) -> latent [E, ...].
     num_stoch: S.
     num_classes: C.
     arrange: params -> arranged params, once before many steps.
     robot_size: R, numbers of the robot's state in the latent.
+    embodiment: of the robot that acts.
   """
 
   imagine_step: Callable[[Params, Latent, jax.Array, jax.Array], Latent]
@@ -50,6 +52,7 @@ class World:
   num_classes: int
   arrange: Callable[[Params], Params] = lambda params: params
   robot_size: int = 0
+  embodiment: Embodiment = CALVIN
 
   def latent(self, feature: jax.Array) -> Latent:
     return latent_from_features(feature, self.num_stoch, self.num_classes, self.robot_size)
@@ -62,7 +65,7 @@ class World:
     Args:
       params: of the world model.
       feature: [B, F] to start from.
-      action: [B, T, 7], executable.
+      action: [B, T, A], executable.
       key: for the prior's samples.
 
     Returns:
@@ -74,14 +77,16 @@ class World:
   def imagine_chunk(
     self, arranged: Params, feature: jax.Array, chunk: jax.Array, key: jax.Array
   ) -> tuple[jax.Array, jax.Array]:
-    """Feature [E, F] after the H actions of a chunk [E, H, 7], and the prior's mean entropy [E]."""
+    """Feature [E, F] after the H actions of a chunk [E, H, A], and the prior's mean entropy [E]."""
     step = functools.partial(self.imagine_step, arranged)
     uncertainty = lambda latent: distributions.entropy(latent.logits)
-    latent, entropy = roll(step, self.latent(feature), executable(chunk), key, uncertainty)
+    latent, entropy = roll(
+      step, self.latent(feature), executable(chunk, self.embodiment.binary), key, uncertainty
+    )
     return features(latent), entropy.mean(0)
 
   def prior_logits(self, arranged: Params, feature: jax.Array, action: jax.Array) -> jax.Array:
-    """Logits of the prior [B, S, C] one step after features [B, F] and actions [B, 7]."""
+    """Logits of the prior [B, S, C] one step after features [B, F] and actions [B, A]."""
     key = jax.random.key(0)  # of a sample that is not read
     return self.imagine_step(arranged, self.latent(feature), action, key).logits
 
@@ -119,6 +124,7 @@ def make_world(model: Any, by_rows: bool | None = None, temperature: float = 1.0
       num_stoch=model.stoch,
       num_classes=model.classes,
       robot_size=model.robot_size,
+      embodiment=model.embodiment,
     )
 
   def step(arranged: Params, latent: Latent, action: jax.Array, key: jax.Array) -> Latent:
@@ -130,7 +136,7 @@ def make_world(model: Any, by_rows: bool | None = None, temperature: float = 1.0
     return Latent(deter=deter, stoch=stoch, logits=logits, robot=robot)
 
   arrange = lambda params: rssm.arrange_for_prior_steps(params["rssm"])
-  return World(step, model.stoch, model.classes, arrange, model.robot_size)
+  return World(step, model.stoch, model.classes, arrange, model.robot_size, model.embodiment)
 
 
 @struct.dataclass
@@ -229,27 +235,29 @@ def start_dreams(starts: StartFrames, key: jax.Array, num_dreams: int) -> DreamS
   return DreamState(feature=starts.draw(key, num_dreams), step=jnp.zeros(num_dreams, jnp.int32))
 
 
-def random_actions(key: jax.Array, num: int, length: int) -> jax.Array:
+def random_actions(key: jax.Array, num: int, length: int, binary: np.ndarray) -> jax.Array:
   """Actions that know nothing of the task.
 
   Half of the sequences draw anew at every step, half hold a draw for HOLD steps and so travel.
-  Motion is uniform in [-1, 1]; the gripper keeps its sign for HOLD steps in both.
+  Motion is uniform in [-1, 1]; binary numbers keep their sign for HOLD steps in both.
 
   Args:
     key: random key.
     num: B.
     length: T.
+    binary: [A] bool, `Embodiment.binary`.
 
   Returns:
-    [B, T, 7], executable.
+    [B, T, A], executable.
   """
   motion_key, gripper_key = jax.random.split(key)
-  motion = jax.random.uniform(motion_key, (num, length, 6), minval=-1.0)
+  motion = jax.random.uniform(motion_key, (num, length, int((~binary).sum())), minval=-1.0)
   held = jnp.arange(length) // HOLD * HOLD
   travels = (jnp.arange(num) % 2 == 1)[:, None, None]
   motion = jnp.where(travels, motion[:, held], motion)
-  gripper = jax.random.bernoulli(gripper_key, 0.5, (num, length, 1))[:, held]
-  return jnp.concatenate([motion, jnp.where(gripper, 1.0, -1.0)], -1)
+  gripper = jax.random.bernoulli(gripper_key, 0.5, (num, length, int(binary.sum())))[:, held]
+  drawn = jnp.concatenate([motion, jnp.where(gripper, 1.0, -1.0)], -1)
+  return drawn[..., np.argsort(np.argsort(binary, kind="stable"))]
 
 
 @struct.dataclass

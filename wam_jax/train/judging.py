@@ -28,7 +28,7 @@ def make_filter(model: WorldModel, context: int) -> Callable[[Params, Batch, jax
 
   Returns:
     Function of windows [B, T] to `feature` [B, T, F] of the posterior, `last`, the Latent [B, ...] of frame
-    C - 1, `embed` [B, T, E] of the pictures alone, and `action` [B, T-1, 7], predicted by inverse dynamics.
+    C - 1, `embed` [B, T, E] of the pictures alone, and `action` [B, T-1, A], predicted by inverse dynamics.
   """
 
   def filter_windows(params: Params, batch: Batch, key: jax.Array) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def make_imagine(
     imagined = features(wm.imagine(model, params, last, batch.prev_action[:, context:], key))
     decoded = wm.decode(model, params, jnp.concatenate([feature[:, :context], imagined], 1))
     pictures = jnp.stack([jnp.clip(decoded[camera], -1, 1) for camera in model.cameras])
-    true = jnp.stack([vision.normalise(getattr(batch, camera)) for camera in model.cameras])
+    true = jnp.stack([vision.normalise(batch.pictures[camera]) for camera in model.cameras])
     judged, target = pictures[:, :, context - 1 :], true[:, :, context - 1 :]
     repeated = jnp.broadcast_to(target[:, :, :1], target.shape)
     both = jnp.stack([judged, repeated])  # compared at once: half the program to compile

@@ -30,7 +30,7 @@ def roll_robot(
     model: networks that carry the robot's state.
     params: their parameters.
     state: [B, T, P], as reported.
-    prev_action: [B, T, 7].
+    prev_action: [B, T, A].
     is_first: [B, T] bool.
     initial: [B, 2 P], robot before the windows; None: zero.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from flax import struct
 
 from wam_jax.core import distributions
-from wam_jax.embodiment import ROBOT_OBS
 from wam_jax.nn import rssm
 from wam_jax.nn.world_model import WorldModel
 from wam_jax.types import Batch, Latent, Params
@@ -22,7 +21,7 @@ def init_params(model: WorldModel, key: jax.Array) -> Params:
   """Initial parameters."""
   picture = jnp.zeros((1, model.image_size, model.image_size, 3), jnp.uint8)
   pictures = dict.fromkeys(model.cameras, picture)
-  return jax.jit(model.init)(key, pictures, jnp.zeros((1, ROBOT_OBS)))["params"]
+  return jax.jit(model.init)(key, pictures, jnp.zeros((1, model.embodiment.state_size)))["params"]
 
 
 def apply(model: WorldModel, params: Params, method: str, *args: Any) -> Any:
@@ -50,15 +49,14 @@ def initial_latent(model: WorldModel, params: Params, batch_size: int) -> Latent
 
 def encode(model: WorldModel, params: Params, batch: Batch) -> jax.Array:
   """Encoder embeddings e_t of a batch of windows: [B, T, E + P]."""
-  pictures = {camera: getattr(batch, camera) for camera in model.cameras}
+  pictures = {camera: batch.pictures[camera] for camera in model.cameras}
   return apply(model, params, "encode", pictures, batch.robot_obs)
 
 
 def encode_observation(
-  model: WorldModel, params: Params, rgb_static: jax.Array, rgb_gripper: jax.Array, robot_obs: jax.Array
+  model: WorldModel, params: Params, pictures: Mapping[str, jax.Array], robot_obs: jax.Array
 ) -> jax.Array:
-  """Embedding of single frames: uint8 [B, S, S, 3] twice, robot_obs [B, 15] -> [B, E + P]."""
-  pictures = {"rgb_static": rgb_static, "rgb_gripper": rgb_gripper}
+  """Embedding of frames: the model's cameras uint8 [B, S, S, 3], robot_obs [B, state_size] -> [B, E + P]."""
   return apply(model, params, "encode", pictures, robot_obs)
 
 
@@ -78,7 +76,7 @@ class _Frames(struct.PyTreeNode):
   Attributes:
     embed_term: [..., B, hidden].
     action_term: [..., B, hidden], of the action before.
-    action: [..., B, 7], the action before.
+    action: [..., B, A], the action before.
     robot: [..., B, P], the state that the robot reports, if the model carries it.
     is_first: [..., B] bool.
     noise: [..., B, S, C], or None for modes.
@@ -151,7 +149,7 @@ def observe(
     model: the networks.
     params: their parameters.
     embed: [B, T, E + P].
-    prev_action: [B, T, 7], the action that led to each frame.
+    prev_action: [B, T, A], the action that led to each frame.
     is_first: [B, T] bool; the state is set to zero before such a frame.
     noise: [B, T, S, C], `latent_noise` for samples, or None for modes.
     initial: [B, ...], state before the first frame; None: `initial_latent`.
@@ -206,7 +204,7 @@ def filter_step(
   is_first: jax.Array,
   key: jax.Array | None,
 ) -> Latent:
-  """One frame of `observe`: latent [B, ...], embed [B, E], prev_action [B, 7], is_first [B]."""
+  """One frame of `observe`: latent [B, ...], embed [B, E], prev_action [B, A], is_first [B]."""
   noise = latent_noise(model, key, embed.shape[:1])
   frame = _frames(model, params, embed, prev_action, is_first, noise)
   return _posterior_step(model, params, latent, frame)
@@ -220,7 +218,7 @@ def imagine_step(
   key: jax.Array | None,
   temperature: float = 1.0,
 ) -> Latent:
-  """One step without a picture: latent [..., D], action [..., 7] -> prior sample (key) or mode (None).
+  """One step without a picture: latent [..., D], action [..., A] -> prior sample (key) or mode (None).
 
   Logits are divided by `temperature` before a sample is drawn; the latent holds them as they are.
   """
@@ -245,9 +243,9 @@ def roll(
   """Open-loop rollout.
 
   Args:
-    step: (latent [B, ...], action [B, 7], key) -> latent after the action.
+    step: (latent [B, ...], action [B, A], key) -> latent after the action.
     latent: [B, ...] to start from.
-    actions: [B, T, 7].
+    actions: [B, T, A].
     key: for the prior's samples; None: modes.
     read: what is kept of the latent after each action.
 
@@ -266,7 +264,7 @@ def roll(
 def imagine(
   model: WorldModel, params: Params, latent: Latent, actions: jax.Array, key: jax.Array | None
 ) -> Latent:
-  """Rolls actions [B, T, 7] open loop from latent [B, ...]; returns Latents [B, T, ...]."""
+  """Rolls actions [B, T, A] open loop from latent [B, ...]; returns Latents [B, T, ...]."""
   step = functools.partial(imagine_step, model, params)
   return time_major(roll(step, latent, actions, key, lambda latent: latent)[1])
 
@@ -277,5 +275,5 @@ def inverse_dynamics_source(model: WorldModel, embed: jax.Array, feature: jax.Ar
 
 
 def predict_actions(model: WorldModel, params: Params, source: jax.Array) -> jax.Array:
-  """Actions between consecutive frames: `inverse_dynamics_source` [B, T, ...] -> [B, T-1, 7]."""
+  """Actions between consecutive frames: `inverse_dynamics_source` [B, T, ...] -> [B, T-1, A]."""
   return apply(model, params, "inverse_dynamics", source[:, :-1], source[:, 1:])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,9 +13,9 @@ from flax import struct
 from jax.sharding import Mesh
 
 from wam_jax.core import distributions
-from wam_jax.embodiment import ACTION_NAMES
+from wam_jax.embodiment import CALVIN
 from wam_jax.nn import vision
-from wam_jax.nn.world_model import WorldModel, proprio_features
+from wam_jax.nn.world_model import WorldModel
 from wam_jax.train import sharding
 from wam_jax.train.robot import robot_loss, roll_robot
 from wam_jax.train.state import make_optimizer as make_adamw
@@ -38,15 +38,20 @@ def valid_pairs(is_first: jax.Array) -> jax.Array:
 
 
 def inverse_dynamics_loss(
-  predicted: jax.Array, action: jax.Array, is_first: jax.Array, num_pairs: jax.Array | None = None
+  predicted: jax.Array,
+  action: jax.Array,
+  is_first: jax.Array,
+  num_pairs: jax.Array | None = None,
+  names: Sequence[str] = CALVIN.action_names,
 ) -> tuple[jax.Array, Metrics]:
   """Mean squared error over the pairs of consecutive frames inside one episode.
 
   Args:
-    predicted: [B, T-1, 7], from frames t and t + 1.
-    action: [B, T, 7], taken at t.
+    predicted: [B, T-1, A], from frames t and t + 1.
+    action: [B, T, A], taken at t.
     is_first: [B, T] bool; a pair whose second frame is an episode's first is left out.
     num_pairs: scalar above 0 to divide by instead of the number of valid pairs here; for parts of a batch.
+    names: of the numbers of an action.
 
   Returns:
     (scalar, metrics: the error per dimension of the action). The mean is over valid pairs and dimensions,
@@ -65,7 +70,7 @@ def inverse_dynamics_loss(
   error = jnp.square(predicted - action[:, :-1]) * valid
   pairs = jnp.maximum(valid.sum(), 1.0) if num_pairs is None else num_pairs
   per_dimension = error.sum((0, 1)) / pairs
-  metrics = {f"inverse_dynamics/error_{name}": per_dimension[i] for i, name in enumerate(ACTION_NAMES)}
+  metrics = {f"inverse_dynamics/error_{name}": per_dimension[i] for i, name in enumerate(names)}
   return per_dimension.mean(), metrics
 
 
@@ -177,7 +182,7 @@ def world_model_loss(
   """
   num_frames = batch.is_first.size
   flat = lambda x: x.reshape(num_frames, *x.shape[2:])
-  pictures = {camera: flat(getattr(batch, camera)) for camera in model.cameras}
+  pictures = {camera: flat(batch.pictures[camera]) for camera in model.cameras}
   encode_frames = lambda params, *seen: apply(model, params, "encode", *seen)
   embed = _over_frames(encode_frames, params, pictures, flat(batch.robot_obs), remat=config.remat)
   embed = embed.reshape(*batch.is_first.shape, -1)
@@ -199,7 +204,7 @@ def world_model_loss(
   if draws is not None and draws.decoded is not None:
     chosen = (jnp.arange(len(draws.decoded))[:, None] * batch.is_first.shape[1] + draws.decoded).reshape(-1)
     picked = lambda x: flat(x)[chosen]
-  target = {camera: picked(getattr(batch, camera)) for camera in model.cameras}
+  target = {camera: picked(batch.pictures[camera]) for camera in model.cameras}
 
   image_loss = functools.partial(_image_loss, model, params, target=target, remat=config.remat)
   losses = {
@@ -209,7 +214,7 @@ def world_model_loss(
   if model.decode_embedding:
     losses["embedding_image"] = image_loss("decode_from_embedding", picked(embed))
   if model.decode_robot:
-    error = apply(model, params, "decode_robot_obs", feature) - proprio_features(batch.robot_obs)
+    error = apply(model, params, "decode_robot_obs", feature) - model.state_features(batch.robot_obs)
     losses["robot_obs"] = 0.5 * jnp.square(error).sum(-1)
   if model.carries_robot:
     state = embed[..., model.embed :]
@@ -222,7 +227,11 @@ def world_model_loss(
   source = inverse_dynamics_source(model, embed, feature)
   source = jax.lax.stop_gradient(source) if is_probe(config) else source
   losses["inverse_dynamics"], action_metrics = inverse_dynamics_loss(
-    predict_actions(model, params, source), batch.action, batch.is_first, num_pairs
+    predict_actions(model, params, source),
+    batch.action,
+    batch.is_first,
+    num_pairs,
+    model.embodiment.action_names,
   )
 
   def mean(term: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from wam_jax.core import diffusion
-from wam_jax.embodiment import ACTION
+from wam_jax.embodiment import CALVIN
 from wam_jax.nn.layers import ResidualMLP, check_feature, mish
 from wam_jax.types import Params
 
@@ -126,7 +126,7 @@ class DiffusionPolicy:
   fine_tuned_steps: int = 10
   min_sampling_std: float = 0.1
   min_log_prob_std: float = 0.1
-  action: int = ACTION
+  action: int = CALVIN.action_size
   ddim_steps: int = 0
 
   def __post_init__(self) -> None:

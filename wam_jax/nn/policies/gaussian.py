@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from wam_jax.core import diffusion
-from wam_jax.embodiment import ACTION
+from wam_jax.embodiment import CALVIN
 from wam_jax.nn.layers import ResidualMLP, check_feature
 from wam_jax.types import Params
 
@@ -62,7 +62,7 @@ class GaussianPolicy:
   blocks: int = 1
   sampling_std: float = 0.1
   log_prob_std: float = 0.1
-  action: int = ACTION
+  action: int = CALVIN.action_size
 
   @property
   def fine_tuned_steps(self) -> int:
