@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import types
 
 import jax
 import numpy as np
@@ -15,6 +16,7 @@ from wam_jax import config as config_lib
 from wam_jax.acting import models
 from wam_jax.config import chain
 from wam_jax.data.features import DemoFeatures, save_features
+from wam_jax.embodiment import CALVIN
 from wam_jax.foreign import dppo
 from wam_jax.host.logger import Logger
 from wam_jax.nn.policies.diffusion import DiffusionPolicy
@@ -122,7 +124,7 @@ def test_only_the_evaluation_depends_on_ddim_steps():
 
 def test_ppo_refuses_a_policy_of_another_kind(featurized, tmp_path, monkeypatch):
   artifact, _ = clone(featurized, tmp_path / "cloned", behaviour_cloning__policy="gaussian")
-  monkeypatch.setattr(models, "load_world_model", lambda _: (None, {}))
+  monkeypatch.setattr(models, "load_world_model", lambda _: (types.SimpleNamespace(embodiment=CALVIN), {}))
   inputs = {"featurize": featurized, "behaviour_cloning": artifact, "world_model": None, "classifier": None}
   with pytest.raises(ValueError, match=r"policy=diffusion, but .* holds a GaussianPolicy"):
     ppo_stage.run(StageRun(make_config(classifier__enforce_gate=False), inputs, tmp_path, None))
