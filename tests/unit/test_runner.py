@@ -289,7 +289,7 @@ def test_of_several_processes_none_draws_and_the_first_sends(ran, terminal, wand
     monkeypatch.setattr(runner.processes, "is_first", lambda index=index: index == 0)
     with (
       runner._live_view(config, plans, actions, True, False) as view,
-      runner._wandb_run(config, True) as sent,
+      runner._tracker_run(config, True) as sent,
     ):
       assert view is None and (sent is not None) == (index == 0)
   assert len(wandb.runs) == 1

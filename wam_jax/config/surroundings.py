@@ -25,7 +25,7 @@ from wam_jax.envs.tasks import TASKS
 from wam_jax.host import file_kinds
 from wam_jax.host.machine import available_cores
 from wam_jax.host.regular_files import check_file, read_text
-from wam_jax.host.wandb_run import TRACKERS
+from wam_jax.host.trackers import TRACKERS
 
 
 def _place_workdir(config: ConfigDict) -> list[Problem]:

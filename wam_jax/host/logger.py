@@ -23,7 +23,7 @@ from wam_jax.host.words import duration, printable
 
 if TYPE_CHECKING:
   from wam_jax.host.live_view import LiveView, Loop
-  from wam_jax.host.wandb_run import WandbRun
+  from wam_jax.host.trackers import WandbRun
 
 PLAIN_SECONDS = 10.0  # between progress lines when the output is not a terminal
 SHOWN = 3  # metrics shown in these lines

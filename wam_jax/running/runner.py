@@ -22,7 +22,7 @@ from wam_jax.config import chain
 from wam_jax.host import locks, processes, stopping, surroundings
 from wam_jax.host.logger import Logger
 from wam_jax.host.regular_files import read_text
-from wam_jax.host.wandb_run import TRACKERS, WandbRun
+from wam_jax.host.trackers import TRACKERS, WandbRun
 from wam_jax.host.words import count, duration
 from wam_jax.running import plan as plan_lib
 from wam_jax.running.plan import StageError, StagePlan
@@ -84,7 +84,7 @@ def run(config: ConfigDict, quiet: bool = False) -> dict[str, Artifact]:
     actions = processes.gather({stage: plan.action for stage, plan in plans.items()})[0]
     artifacts: dict[str, Artifact] = {}
     work = any(actions[stage] not in ("skip", "use") for stage in stages)
-    with _wandb_run(config, work) as wandb, _live_view(config, plans, actions, work, quiet) as view:
+    with _tracker_run(config, work) as wandb, _live_view(config, plans, actions, work, quiet) as view:
       for stage, plan in plans.items():
         artifacts[stage] = plan.artifact
         if actions[stage] not in ("skip", "use") and stage in stages:
@@ -179,7 +179,7 @@ def _check_inputs(config: ConfigDict, plans: dict[str, StagePlan], stages: tuple
     raise StageError("\n".join(lines))
 
 
-def _wandb_run(config: ConfigDict, work: bool) -> contextlib.AbstractContextManager[WandbRun | None]:
+def _tracker_run(config: ConfigDict, work: bool) -> contextlib.AbstractContextManager[WandbRun | None]:
   """A run at W&B or trackio, if asked for and there is work to do; of all processes only the first sends."""
   name = next((name for name in TRACKERS if config.training[f"{name}_project"]), None)
   if name is None or not work or not processes.is_first():

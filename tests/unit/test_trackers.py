@@ -8,7 +8,7 @@ import types
 import pytest
 
 from wam_jax.host.logger import Logger, read_metrics
-from wam_jax.host.wandb_run import ID_FILE, TRACKERS, TrackioRun, WandbRun
+from wam_jax.host.trackers import ID_FILE, TRACKERS, TrackioRun, WandbRun
 
 
 def make(folder, said=None):
@@ -110,4 +110,4 @@ def test_only_one_file_imports_them():
     for p in package.rglob("*.py")
     if re.search(rf"^\s*(import|from) ({'|'.join(TRACKERS)})\b", p.read_text(), re.M)
   ]
-  assert [path.name for path in found] == ["wandb_run.py"]
+  assert [path.name for path in found] == ["trackers.py"]
