@@ -185,9 +185,8 @@ def costs(config: Any, topology: str, names: Sequence[str] = PROGRAMS, num_frame
   Raises:
     AotError: nothing can be compiled for it here.
   """
-  chip = CHIPS.get(topology.partition(":")[0])
   devices = tpu_devices(topology)
-  assert chip is not None
+  chip = CHIPS[topology.partition(":")[0]]
   import jax
 
   from wam_jax.commands.aot_programs import Programs

@@ -188,9 +188,8 @@ def _rollouts(report: Mapping[str, Any], animations: Sequence[Mapping[str, bytes
     seconds = shown["steps"] / report["control_hz"]
     chips = _chip(shown["success"], f"solved in {seconds:.1f} s" if shown["success"] else "not solved")
     if "dream_success" in shown:
-      chips += " " + _chip(
-        shown["dream_success"], "dream: " + ("" if shown["dream_success"] else "not ") + "solved"
-      )
+      same = shown["dream_success"] == shown["success"]
+      chips += " " + _chip(same, "dream: " + ("" if shown["dream_success"] else "not ") + "solved")
     source = media.data_uri(animation["webp"], "webp")
     alt = f"Robot, task: {title_of(shown['task'])}"
     cards.append(
@@ -203,7 +202,8 @@ def _rollouts(report: Mapping[str, Any], animations: Sequence[Mapping[str, bytes
     return ""
   dreams = (
     " The dream begins at the same start frame and follows the same actions, with no look at the simulator "
-    "after it; whether it is solved, the classifier says, of the frames until the episode ended."
+    "after it; whether it is solved, the classifier says, of the frames until the episode ended. Red where "
+    "the simulator says otherwise; a success in its last frame may still be unseen."
     if any("dream_success" in shown for shown in report["rollouts"])
     else ""
   )
