@@ -80,7 +80,7 @@ def test_gradient_of_the_world_model(mesh, changes):
   batch = sampler.sample(random_store(), jax.random.key(1), jnp.int32(3))
   pairs = np.asarray(wm_training.valid_pairs(batch.is_first)).reshape(8, -1).sum(1)
   assert len(set(pairs)) > 1  # devices with unequal numbers of pairs
-  draws = wm_training.draw(model, c, jax.random.key(2), 0, 16, 6)
+  draws = wm_training.draw(model, c, jax.random.key(2), 16, 6)
   carry = wm.initial_latent(model, params, 16) if c.carry_state else None
   found = {}
   for name, devices in (("one", None), ("eight", mesh)):

@@ -304,7 +304,7 @@ def test_padding_changes_no_gradient(changes):
   rows = lambda tree, num: jax.tree.map(lambda x: x[:num], tree)
   padded = random_batch(batch=6)
   padded = padded.replace(is_first=padded.is_first.at[1, 2].set(True))
-  draws = wm_training.draw(model, config, jax.random.key(1), 0, 6, T)
+  draws = wm_training.draw(model, config, jax.random.key(1), 6, T)
   carry = jax.tree.map(lambda x: x + 0.1, wm.initial_latent(model, params, 6))
   gradients = jax.jit(wm_training.make_gradients(model, config), static_argnums=4)
   plain = gradients(params, *(rows(x, 4) for x in (padded, draws, carry)), None)
@@ -456,7 +456,7 @@ def test_inverse_dynamics_leaves_out_pairs_across_episodes():
 def _grads(weight, **changes):
   config, model, params = tiny(inverse_dynamics_weight=weight, **changes)
   batch = random_batch()
-  draws = wm_training.draw(model, config, jax.random.key(3), 0, B, T)
+  draws = wm_training.draw(model, config, jax.random.key(3), B, T)
   loss = lambda p: wm_training.world_model_loss(model, config, p, batch, draws)[0]
   return jax.jit(jax.grad(loss))(params)
 
@@ -848,22 +848,15 @@ def test_everything_hidden_after_a_frame_is_imagination(proprio, context):
 
 def test_windows_of_two_frames_are_imagined_from_the_second_on():
   _, model, _ = random_model("none")
-  draws = wm_training.draw(model, tiny_config(open_loop_share=1.0), jax.random.key(0), 0, 5, 2)
+  draws = wm_training.draw(model, tiny_config(open_loop_share=1.0), jax.random.key(0), 5, 2)
   np.testing.assert_array_equal(draws.hidden, [[False, True]] * 5)
-
-
-def test_open_loop_windows_begin_after_their_share_of_the_updates():
-  _, model, _ = random_model("none")
-  config = tiny_config(open_loop_share=1.0, open_loop_after=0.5, updates=10)
-  hidden = lambda update: wm_training.draw(model, config, jax.random.key(0), update, 5, 6).hidden
-  assert not hidden(4).any() and hidden(5)[:, -1].all()
 
 
 def test_a_share_of_the_windows_is_imagined_from_a_random_frame_on():
   _, model, _ = random_model("none")
   num = 4000
   draw = lambda share: wm_training.draw(
-    model, tiny_config(open_loop_share=share, decode_fraction=0.5), jax.random.key(4), 0, num, T
+    model, tiny_config(open_loop_share=share, decode_fraction=0.5), jax.random.key(4), num, T
   )
   draws = {share: draw(share) for share in (0.0, 0.3, 1.0)}
   assert draws[0.0].hidden is None

@@ -179,10 +179,6 @@ ROWS: tuple[Field, ...] = (
   Field("world_model.open_loop_share", 0.0, RATE,
     "Share of an update's windows that are seen up to a random frame only and imagined from there on, so "
     "that dreams of many frames are trained, not of one (not in the paper)."),
-  Field("world_model.open_loop_after", 0.0, RATE,
-    "Share of the updates before the first such window. From the first update on, what is seen of a lamp is "
-    "imagined before the recurrent state knows it, and its code stays a coin (not in the paper).",
-    silent=0.0),
   Field("world_model.decode_fraction", 1.0, number(0, 1, open_low=True),
     "share of frames decoded per update"),
   Field("world_model.batch_size", 50, count(), "windows per update"),

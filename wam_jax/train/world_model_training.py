@@ -123,18 +123,14 @@ class Draws:
   hidden: jax.Array | None = None
 
 
-def draw(
-  model: WorldModel, config: Any, key: jax.Array, update: jax.Array | int, batch_size: int, length: int
-) -> Draws:
+def draw(model: WorldModel, config: Any, key: jax.Array, batch_size: int, length: int) -> Draws:
   """Draws of an update.
 
   Args:
     model: the networks.
     config: `config.world_model`; `decode_fraction` of each window's frames are decoded, at least one, and
-      `open_loop_share` of the windows are seen up to a random frame only, once `open_loop_after` of the
-      updates are done.
+      `open_loop_share` of the windows are seen up to a random frame only.
     key: random key.
-    update: number of the update, from 0.
     batch_size: B.
     length: T.
   """
@@ -142,8 +138,7 @@ def draw(
   hidden = decoded = None
   if config.open_loop_share:
     open_key, seen_key = jax.random.split(jax.random.fold_in(key, 2))
-    share = jnp.where(update >= config.open_loop_after * config.updates, config.open_loop_share, 0.0)
-    open_loop = jax.random.bernoulli(open_key, share, (batch_size, 1))
+    open_loop = jax.random.bernoulli(open_key, config.open_loop_share, (batch_size, 1))
     num_seen = jax.random.randint(seen_key, (batch_size, 1), min(2, length - 1), length)
     hidden = open_loop & (jnp.arange(length) >= num_seen)
   if config.decode_fraction < 1:
@@ -413,7 +408,7 @@ def make_update(
     batch = sharding.split(sample(source, sample_key, state.step, i), mesh)
     rows, length = batch.is_first.shape
     size = min(config.batch_size, rows)
-    drawn = draw(model, config, loss_key, state.step, size, length)
+    drawn = draw(model, config, loss_key, size, length)
     draws, carry = sharding.split(sharding.repeat_rows((drawn, state.carry), rows), mesh)
     grads, (metrics, last) = gradients(state.params, batch, draws, carry, size)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
