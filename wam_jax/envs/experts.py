@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from wam_jax.envs import base, registry
-from wam_jax.envs.base import FINGERS_DOWN, Route, Skills, TaughtEnvironment
+from wam_jax.envs import registry, table
+from wam_jax.envs.table import FINGERS_DOWN, Route, Skills, TaughtTable
 from wam_jax.envs.steering import CLOSED, steer, wrap_angle
 
 _REACHED_TARGET, _REACHED_TCP, _REACHED_ANGLE = 0.012, 0.03, 0.2
@@ -25,7 +25,7 @@ _Act = Callable[[], "np.ndarray | None"]
 
 
 def sample_start(
-  task: str | None, rng: np.random.Generator, env: TaughtEnvironment
+  task: str | None, rng: np.random.Generator, env: TaughtTable
 ) -> tuple[np.ndarray, np.ndarray]:
   """A random state from which a task can be done.
 
@@ -73,7 +73,7 @@ class WaypointExpert:
   Source: rules of the thumb; CALVIN's own demonstrations were teleoperated.
   """
 
-  def __init__(self, env: TaughtEnvironment, route: Route) -> None:
+  def __init__(self, env: TaughtTable, route: Route) -> None:
     self._env = env
     self._waypoints = _way_out(registry.load_skills(env.name), env.state()[0][:3]) + route.waypoints
     self._euler = np.array(route.euler)
@@ -108,7 +108,7 @@ class WaypointExpert:
 
 def make_expert(
   task: str,
-  env: TaughtEnvironment,
+  env: TaughtTable,
   rng: np.random.Generator,
   aim_error: float = 0.0,
   wrist_error: float = 0.0,
@@ -129,7 +129,7 @@ def make_expert(
   Raises:
     ValueError: unknown task, or one without an expert in this simulator.
   """
-  skill = base.find_skill(registry.load_skills(env.name).SKILLS, task)
+  skill = table.find_skill(registry.load_skills(env.name).SKILLS, task)
   if skill.route is None:
     raise ValueError(f"{task}: has no scripted expert in simulator {env.name!r}")
   route = skill.route(env.state()[1], rng)
@@ -142,7 +142,7 @@ def make_expert(
   return WaypointExpert(env, route)
 
 
-def make_wanderer(env: TaughtEnvironment, rng: np.random.Generator) -> Callable[[], np.ndarray]:
+def make_wanderer(env: TaughtTable, rng: np.random.Generator) -> Callable[[], np.ndarray]:
   """Smooth drifting through the workspace, for play.
 
   Args:

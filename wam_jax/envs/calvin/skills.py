@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from wam_jax.envs import goals
-from wam_jax.envs.base import FINGERS_DOWN, Route, Skill, find_skill, skill_table
+from wam_jax.envs.table import FINGERS_DOWN, Route, Skill, find_skill, skill_table
 from wam_jax.envs.steering import CLOSED, OPEN, steer
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import gymnasium
 import numpy as np
 
 from wam_jax.embodiment import ACTION, CAMERAS, CONTROL_HZ, ROBOT_OBS, SCENE_OBS
-from wam_jax.envs.base import find_skill
+from wam_jax.envs.table import find_skill
 from wam_jax.envs.play_table import renderer, simulator, skills
 from wam_jax.host.numbers import real, whole
 
