@@ -2,14 +2,15 @@
 
 A simulator is two classes. `Simulator` says what robot it has and which tasks it knows, and is cheap to make:
 plans and checks ask it. Its `make` gives an `Environment`, which moves. Both have few methods that must be
-written, and others that add what it can do besides:
+written, and others that add what it can do besides.
 
-| written | what works |
-|---|---|
-| `Simulator.embodiment`, `.tasks`, `.make`; `Environment.reset`, `.step`, `.state`, `.success`, `.pictures` | `evaluate`, `online_ppo` and measurements during PPO, from starts that it draws or a dataset holds |
-| and `Simulator.experts`, `Environment.expert` | `collect` |
-| and `Environment.possible`, `.begin`, `.wander` | play that tries several tasks in a row, wandering of its own |
-| `Environment.snapshot` and `Simulator.make_renderer` instead of `.pictures` | states are recorded, and drawn later in batches |
+- Written always: `Simulator.name`, `.embodiment`, `.tasks`, `.make`; `Environment.reset`, `.step`, `.state`,
+  `.success`, `.pictures`. With them policies are evaluated, measured during PPO, and improved by `online_ppo`.
+- `Simulator.experts` and `Environment.expert`: stage `collect` records their demos, and failed takes.
+- `Environment.possible`, `.begin` and `.wander`: play that tries one task after the other.
+- `Environment.sample_start`: other starts than seeds.
+- `Environment.snapshot` and `Simulator.make_renderer` instead of `.pictures`: states are recorded, and drawn
+  later in batches, which a batched renderer does many times as fast.
 
 A start is an array [W] that the simulator understands: a state to restore or, where none can be restored, a
 seed. The same start and the same actions must give the same episode: those without `snapshot` are shown by
@@ -30,7 +31,7 @@ Act = Callable[[], "np.ndarray | None"]  # the next action [A] in [-1, 1]; None:
 Pictures = dict[str, np.ndarray]
 
 
-class NotOffered(NotImplementedError):  # noqa: N818
+class NotOffered(NotImplementedError):
   """The simulator has no such thing; the text says what, and what to do."""
 
 

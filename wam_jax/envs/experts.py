@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from wam_jax.envs import registry, table
-from wam_jax.envs.table import FINGERS_DOWN, Route, Skills, TaughtTable
 from wam_jax.envs.steering import CLOSED, steer, wrap_angle
+from wam_jax.envs.table import FINGERS_DOWN, Route, Skill, Skills, TaughtTable
 
 _REACHED_TARGET, _REACHED_TCP, _REACHED_ANGLE = 0.012, 0.03, 0.2
 _REACHED_LAST = 0.006
@@ -43,20 +43,17 @@ def sample_start(
   return registry.load_skills(env.name).sample_start(task, rng, env)
 
 
-def add_noise(action: np.ndarray, rng: np.random.Generator, std: float) -> np.ndarray:
-  """Gaussian noise on an action's motion.
+def possible_tasks(skills: Mapping[str, Skill], scene_obs: np.ndarray) -> list[str]:
+  """Tasks that have an expert and can still be done from here.
 
   Args:
-    action: [7].
-    rng: source of randomness.
-    std: standard deviation in action units.
+    skills: of the simulator.
+    scene_obs: [24].
 
   Returns:
-    [7], motion clipped to [-1, 1], gripper unchanged.
+    Names, in the table's order.
   """
-  noisy = np.array(action, np.float64)
-  noisy[:6] = np.clip(noisy[:6] + rng.normal(0.0, std, 6), -1.0, 1.0)
-  return noisy
+  return [name for name, skill in skills.items() if skill.route and skill.task.goal.possible(scene_obs)]
 
 
 def _way_out(skills: Skills, tcp: np.ndarray) -> list[np.ndarray]:

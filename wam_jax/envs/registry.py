@@ -17,6 +17,7 @@ _SIMULATORS = {
 }
 # Modules of skills of those with CALVIN's scene.
 _SKILLS = {"play_table": "wam_jax.envs.play_table.skills", "calvin": "wam_jax.envs.calvin.skills"}
+_IDENTITY = ("name", "calvin_root", "calvin_scene")
 NAMES = tuple(_SIMULATORS)
 TAUGHT = tuple(_SKILLS)
 
@@ -30,8 +31,12 @@ def load(env: str | Mapping[str, Any]) -> base.Simulator:
   Raises:
     ValueError: unknown name.
   """
-  settings = {"name": env} if isinstance(env, str) else dict(env)
-  return _load_once(tuple(sorted(settings.items())))
+  return _load_once(tuple(sorted(identity(env).items())))
+
+
+def identity(env: str | Mapping[str, Any]) -> dict[str, Any]:
+  """What of `config.env`, or of a name, makes a simulator; plain values."""
+  return {"name": env} if isinstance(env, str) else {key: env[key] for key in _IDENTITY if key in env}
 
 
 @functools.lru_cache(maxsize=8)

@@ -1,4 +1,4 @@
-"""Simulators of CALVIN's scene: what a table and its module of skills hold, and the hand that experts steer."""
+"""Simulators of CALVIN's scene: what a table and its module of skills hold."""
 
 from __future__ import annotations
 
@@ -9,12 +9,24 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from wam_jax.embodiment import ROBOT_OBS
 from wam_jax.envs.goals import Task
 
 FINGERS_DOWN = (math.pi, 0.0, math.pi / 2)  # Euler angles of the hand in most skills
 
 ACTION_TRANSLATION = 0.02  # m of target motion per unit of action
 ACTION_ROTATION = 0.05  # rad
+
+
+def split(snapshots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """[..., 39] -> robot_obs [..., 15], scene_obs [..., 24]."""
+  robot_obs, scene_obs = np.split(np.asarray(snapshots), [ROBOT_OBS], -1)
+  return np.ascontiguousarray(robot_obs), np.ascontiguousarray(scene_obs)
+
+
+def join(robot_obs: np.ndarray, scene_obs: np.ndarray) -> np.ndarray:
+  """Inverse of `split`."""
+  return np.concatenate([robot_obs, scene_obs], -1)
 
 
 class Table(Protocol):

@@ -5,26 +5,15 @@ A snapshot, and a start, is robot_obs [15] followed by scene_obs [24].
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from wam_jax.embodiment import CALVIN, ROBOT_OBS
+from wam_jax.embodiment import CALVIN
 from wam_jax.envs import base, experts, registry
 from wam_jax.envs import tasks as task_rules
-from wam_jax.envs.table import TaughtTable
-
-
-def split(snapshots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """[..., 39] -> robot_obs [..., 15], scene_obs [..., 24]."""
-  robot_obs, scene_obs = np.split(np.asarray(snapshots), [ROBOT_OBS], -1)
-  return np.ascontiguousarray(robot_obs), np.ascontiguousarray(scene_obs)
-
-
-def join(robot_obs: np.ndarray, scene_obs: np.ndarray) -> np.ndarray:
-  """Inverse of `split`."""
-  return np.concatenate([robot_obs, scene_obs], -1)
+from wam_jax.envs.table import TaughtTable, join, split
 
 
 class TableEnvironment(base.Environment):
@@ -82,15 +71,14 @@ class TableEnvironment(base.Environment):
 
   def possible(self) -> list[str]:
     """See `base.Environment`."""
-    skills, scene_obs = registry.load_skills(self.table.name).SKILLS, self.table.state()[1]
-    return [name for name, skill in skills.items() if skill.route and skill.task.goal.possible(scene_obs)]
+    return experts.possible_tasks(registry.load_skills(self.table.name).SKILLS, self.table.state()[1])
 
   def wander(self, rng: np.random.Generator) -> base.Act:
     """See `base.Environment`."""
     return experts.make_wanderer(self.table, rng)
 
   def extras(self, action: np.ndarray) -> dict[str, np.ndarray]:
-    """CALVIN's absolute action, the target pose it led to, and the scene before it, by which tasks are judged."""
+    """The absolute action, the target pose that it led to; and the scene before it, by which tasks are judged."""
     return {"actions": np.concatenate([*self.table.target_pose(), action[6:]]), "scene_obs": self._before}
 
 
@@ -153,10 +141,3 @@ class CalvinSimulator(PlayTableSimulator):
     from wam_jax.envs.calvin import simulator as calvin_simulator
 
     return {"name": self.name, **calvin_simulator.describe(*self._place)}
-
-
-def successes(tasks: Sequence[str], start: np.ndarray, now: np.ndarray) -> np.ndarray:
-  """`tasks.success` of each of n episodes: scene_obs [n, 24] at the start and now -> [n] bool."""
-  return np.array(
-    [bool(task) and bool(task_rules.success(task, *pair)) for task, *pair in zip(tasks, start, now, strict=True)]
-  )

@@ -94,7 +94,7 @@ class VectorEnvironment:
 
   def _draw(self, rows: np.ndarray) -> base.Pictures:
     if self._renderer is not None:
-      return self._renderer(np.stack([self.environments[i].snapshot() for i in rows]))  # type: ignore[misc]
+      return self._renderer(np.stack([self.environments[i].snapshot() for i in rows]))
     drawn = [resized(self.environments[i].pictures(), self._image_size) for i in rows]
     return {camera: np.stack([pictures[camera] for pictures in drawn]) for camera in drawn[0]}
 

@@ -16,7 +16,8 @@ import numpy as np
 from wam_jax.core import image as image_lib
 from wam_jax.embodiment import ACTION, CAMERAS, ROBOT_OBS, SCENE_OBS
 from wam_jax.envs.calvin.simulator import PICTURE_SIZES, MakeTable, find_root, serve
-from wam_jax.envs.table_simulator import join, split, successes
+from wam_jax.envs.table import join, split
+from wam_jax.envs.tasks import successes
 from wam_jax.host import machine
 from wam_jax.host.numbers import whole
 

@@ -11,9 +11,9 @@ import numpy as np
 
 from wam_jax.embodiment import ROBOT_OBS
 from wam_jax.envs import goals
-from wam_jax.envs.table import FINGERS_DOWN, Route, Skill, Table, find_skill, skill_table
 from wam_jax.envs.play_table import scene
 from wam_jax.envs.steering import CLOSED, OPEN, wrap_angle
+from wam_jax.envs.table import FINGERS_DOWN, Route, Skill, Table, find_skill, skill_table
 
 if TYPE_CHECKING:
   from wam_jax.envs.play_table import simulator
