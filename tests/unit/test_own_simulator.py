@@ -33,13 +33,12 @@ def reacher(tmp_path, monkeypatch):
   return registry.load("reacher:Reacher")
 
 
+SETTINGS = {"max_steps": 40, "play_episode_frames": 50, "play_frames": 90, "action_noise": 0.3}
+SETTINGS |= {"failed_attempt_rate": 0.25, "image_size": 16}
+
+
 def settings(**changes):
-  return recording.Settings(
-    3, {}, **{"max_steps": 40, "play_episode_frames": 50, "play_frames": 90, **_RATES, **changes}
-  )
-
-
-_RATES = {"action_noise": 0.3, "failed_attempt_rate": 0.25, "image_size": 16}
+  return recording.Settings(3, {}, **SETTINGS | changes)
 
 
 def test_the_guides_environment(reacher):
@@ -188,7 +187,7 @@ def changed(cls=Counter, **attributes):
     (Counter, {"pictures": ["views.depth"]}, base.NotOffered, r"views_depth is float32 \[20, 30\]"),
     (Counter, {"pictures": ["wrist"]}, ValueError, r"env.pictures: .*no wrist.*views.left \[20, 30, 3\]"),
     (Counter, {"state": ["arm"]}, ValueError, "env.state: .*no arm in.*arm.count"),
-    (dict, {}, base.NotOffered, "is a dict, not a gymnasium.Env"),
+    (lambda: Counter.tasks, {}, base.NotOffered, "is a tuple, not a gymnasium.Env"),
     (lambda robot: Counter(), {}, base.NotOffered, "without arguments.*'robot'"),
   ],
 )
