@@ -120,6 +120,10 @@ class GymnasiumSimulator(base.Simulator):
     self._state_keys = asked["state"] or tuple(
       key for key, part in parts.items() if part.dtype.kind == "f" and part.ndim <= 1 and key not in pictures
     )
+    if not self.state_of(observation).size:
+      raise self._lack(
+        f"nothing tells the robot's state: no vector of floats in its observation, which has {known}"
+      )
     drawn = self.pictures_of(env, observation)
     for name, picture in drawn.items():
       if not _is_picture(picture):
