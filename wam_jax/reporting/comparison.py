@@ -152,8 +152,7 @@ def difference(first: Run, second: Run, policy: str, tasks: Sequence[str]) -> di
       for run, episodes in zip((first, second), run_episodes, strict=True)
       if episodes is not None
     ]
-    starts = ("start_robot_obs", "start_scene_obs")
-    if len(pair) == 2 and all(np.array_equal(pair[0][name], pair[1][name]) for name in starts):
+    if len(pair) == 2 and np.array_equal(pair[0]["start"], pair[1]["start"]):
       first_success, second_success = (outcome["success"].tolist() for outcome in pair)
       before, after = before + first_success, after + second_success
       out[task] = _difference(intervals.paired_difference(first_success, second_success), True)

@@ -10,7 +10,6 @@ from ml_collections import ConfigDict
 from wam_jax.data import calvin, doubts
 from wam_jax.data.files import DatasetError
 from wam_jax.envs import registry
-from wam_jax.envs.tasks import TASKS
 from wam_jax.running.plan import StagePlan, wanted_stages
 
 SIMULATING = {"evaluate", "evaluate_cloned", "online_ppo"}  # stages that act in a simulator
@@ -21,11 +20,12 @@ def _simulator_problems(
 ) -> list[str]:
   """Why the simulator cannot take the data's robot, or its tasks."""
   name, robot = config.env.name, plans["collect"].artifact.embodiment
+  simulator = registry.load(config.env)
   where = f"{', '.join(stages)} cannot run in the simulator {name}"
   instead = "  Run the stages without it: --config.stage=collect and so on, up to ppo and certify."
-  if differences := robot.differences(registry.embodiment(name)):
+  if differences := robot.differences(simulator.embodiment):
     return [f"{where}: the data are of another robot: {'; '.join(differences)}", instead]
-  if unknown := [task for task in config.tasks if task not in TASKS]:
+  if unknown := [task for task in config.tasks if task not in simulator.tasks]:
     return [f"{where}: it does not know {', '.join(unknown)}", instead]
   return []
 
