@@ -1,0 +1,125 @@
+"""Meta-World: its robot and eight of its tasks, without the package, so that plans can ask.
+
+Source: Yu et al. 2019, "Meta-World: A Benchmark and Evaluation for Multi-Task and Meta Reinforcement Learning";
+the package `metaworld`. Each task has a scene of its own, in which Meta-World places the furniture at random;
+success is as Meta-World defines it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import importlib.util
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from wam_jax.embodiment import ActionDimension, Camera, Embodiment, StateDimension
+from wam_jax.envs import base
+
+if TYPE_CHECKING:
+  from wam_jax.envs.metaworld.environment import MetaWorldEnvironment
+
+ACTION_REPEAT = 3  # Meta-World's 80 steps per second are many for chunks of four actions
+PLAY_STEPS = 96  # after which play goes on in another scene
+HOW_TO = "pip install 'wam_jax[metaworld]'"
+
+_POSITIONS = 10  # seven joints of the arm, two of the fingers, one of the furniture: in each of the scenes
+# What a snapshot holds, in this order, and how many numbers: the task's place in TASKS, where the furniture
+# stands, joints, their speeds, from where MuJoCo's solver starts, and where the hand is pulled.
+PARTS = {"task": 1, "place": 3, "qpos": _POSITIONS, "qvel": _POSITIONS, "warmstart": _POSITIONS, "target": 3}
+WIDTH = sum(PARTS.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """A task of Meta-World.
+
+  Attributes:
+    environment: its name there.
+    scene: file of its scene; tasks of one scene can follow each other.
+    furniture: the body of the scene that Meta-World places.
+    sentence: what is to be done.
+  """
+
+  environment: str
+  scene: str
+  furniture: str
+  sentence: str
+
+
+# A row's place is part of snapshots and of the seed of recordings: append only.
+TASKS = {
+  "drawer_open": Task("drawer-open-v3", "sawyer_drawer", "drawer", "open the drawer"),
+  "drawer_close": Task("drawer-close-v3", "sawyer_drawer", "drawer", "close the drawer"),
+  "window_open": Task("window-open-v3", "sawyer_window_horizontal", "window", "open the window"),
+  "window_close": Task("window-close-v3", "sawyer_window_horizontal", "window", "close the window"),
+  "faucet_open": Task("faucet-open-v3", "sawyer_faucet", "faucetBase", "turn the faucet"),
+  "button_press": Task("button-press-v3", "sawyer_button_press", "box", "press the button"),
+  "handle_press": Task("handle-press-v3", "sawyer_handle_press", "box", "press the handle down"),
+  "door_open": Task("door-open-v3", "sawyer_door_pull", "door", "open the door"),
+}
+NAMES = tuple(TASKS)
+
+SAWYER = Embodiment(
+  cameras=(Camera("corner2"), Camera("gripperPOV")),
+  # Motion of the hand's target by 1 cm in each of Meta-World's steps; effort of the fingers, -1 opens.
+  action=(*(ActionDimension(name) for name in ("x", "y", "z")), ActionDimension("gripper", rest=-1.0)),
+  # Where Meta-World says the hand is; how far open the fingers are, from 0 to 1.
+  state=(
+    *(StateDimension(f"hand {axis}", "scaled", 10.0) for axis in "xyz"),
+    StateDimension("gripper opening", "scaled"),
+  ),
+  control_hz=80.0 / ACTION_REPEAT,
+)
+
+
+def split(snapshot: np.ndarray) -> dict[str, np.ndarray]:
+  """The parts of a snapshot [W] by name."""
+  pieces = np.split(snapshot, np.cumsum(list(PARTS.values()))[:-1])
+  return dict(zip(PARTS, pieces, strict=True))
+
+
+def check_snapshot(snapshot: np.ndarray) -> np.ndarray:
+  """A snapshot [W] as float64. Raises ValueError: wrong shape, not finite, no such task."""
+  snapshot = np.asarray(snapshot, np.float64)
+  if snapshot.shape != (WIDTH,) or not np.isfinite(snapshot).all():
+    raise ValueError(f"start: must be {WIDTH} finite numbers, a state of Meta-World, not {list(snapshot.shape)}")
+  if snapshot[0] not in range(len(TASKS)):
+    raise ValueError(f"start[0] = {snapshot[0]:g}: must be a task's number, from 0 to {len(TASKS) - 1}")
+  return snapshot
+
+
+class MetaWorldSimulator(base.Simulator):
+  """Eight tasks of Meta-World."""
+
+  name, embodiment, tasks, experts, threads = "metaworld", SAWYER, NAMES, NAMES, True
+
+  def __init__(self, settings: Mapping[str, Any]):
+    """Args: settings: `config.env`, or some of it."""
+    del settings
+
+  def make(self) -> MetaWorldEnvironment:
+    """See `base.Simulator`. Raises NotOffered: the package is not installed."""
+    check_installed()
+    from wam_jax.envs.metaworld.environment import MetaWorldEnvironment
+
+    return MetaWorldEnvironment()
+
+  def make_renderer(self, image_size: int, workers: int = 0) -> base.Renderer:
+    """See `base.Simulator`. Raises NotOffered: the package is not installed."""
+    check_installed()
+    from wam_jax.envs.metaworld.renderer import MetaWorldRenderer
+
+    return MetaWorldRenderer(image_size, workers)
+
+  def describe(self) -> dict[str, Any]:
+    """With the package's version and what draws."""
+    return {"name": self.name, "metaworld": importlib.metadata.version("metaworld"), "renderer": "rays"}
+
+
+def check_installed() -> None:
+  """Raises NotOffered, with what to do, where the package `metaworld` is not installed."""
+  if importlib.util.find_spec("metaworld") is None:
+    raise base.NotOffered(f"env.name=metaworld needs the package metaworld: {HOW_TO}")
