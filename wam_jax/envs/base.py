@@ -5,7 +5,7 @@ plans and checks ask it. Its `make` gives an `Environment`, which moves. Both ha
 written, and others that add what it can do besides.
 
 - Written always: `Simulator.name`, `.embodiment`, `.tasks`, `.make`; `Environment.reset`, `.step`, `.state`,
-  `.success`, `.pictures`. With them policies are evaluated, measured during PPO, and improved by `online_ppo`.
+  `.success`, `.pictures`. Policies are evaluated with them, measured during PPO and improved by `online_ppo`.
 - `Simulator.experts` and `Environment.expert`: stage `collect` records their demos, and failed takes.
 - `Environment.possible`, `.begin` and `.wander`: play that tries one task after the other.
 - `Environment.sample_start`: other starts than seeds.
@@ -181,13 +181,10 @@ class Simulator(abc.ABC):
     del image_size, workers
     return None
 
-  def make_vector(self, num: int, workers: int = 0, image_size: int = 64) -> VectorStepper:
-    """`num` environments with pictures of this size, in so many threads (0: one per core)."""
-    from wam_jax.envs.vector import VectorEnvironment
-
-    environments = [self.make() for _ in range(num)]
-    renderer = self.make_renderer(image_size, workers)
-    return VectorEnvironment(environments, renderer, workers if self.threads else 1, image_size)
+  def make_vector(self, num: int, workers: int, image_size: int) -> VectorStepper | None:
+    """`num` environments at once, where it knows better than `vector.make_vector`, which takes single ones."""
+    del num, workers, image_size
+    return None
 
   def describe(self) -> dict[str, Any]:
     """For `results.json`: its name, and what to find the very same one by."""

@@ -78,7 +78,7 @@ class TableEnvironment(base.Environment):
     return experts.make_wanderer(self.table, rng)
 
   def extras(self, action: np.ndarray) -> dict[str, np.ndarray]:
-    """The absolute action, the target pose that it led to; and the scene before it, by which tasks are judged."""
+    """The absolute action, which is the target pose it led to; and the scene before, by which tasks are judged."""
     return {"actions": np.concatenate([*self.table.target_pose(), action[6:]]), "scene_obs": self._before}
 
 
@@ -130,7 +130,7 @@ class CalvinSimulator(PlayTableSimulator):
 
     return CalvinRenderer(min(image_size, *PICTURE_SIZES.values()), workers, *self._place)
 
-  def make_vector(self, num: int, workers: int = 0, image_size: int = 64) -> base.VectorStepper:
+  def make_vector(self, num: int, workers: int, image_size: int) -> base.VectorStepper:
     """See `base.Simulator`."""
     from wam_jax.envs.calvin.pool import CalvinVector
 

@@ -119,6 +119,24 @@ class VectorEnvironment:
     return {**self._pictures, "robot_obs": self.state()}
 
 
+def make_vector(
+  simulator: base.Simulator, num: int, workers: int = 0, image_size: int = 64
+) -> base.VectorStepper:
+  """`num` environments of a simulator.
+
+  Args:
+    simulator: of which.
+    num: how many.
+    workers: threads, or processes; 0: one per core.
+    image_size: S [pixels] of their pictures.
+  """
+  if (own := simulator.make_vector(num, workers, image_size)) is not None:
+    return own
+  environments = [simulator.make() for _ in range(num)]
+  renderer = simulator.make_renderer(image_size, workers)
+  return VectorEnvironment(environments, renderer, workers if simulator.threads else 1, image_size)
+
+
 def resized(pictures: base.Pictures | None, size: int) -> base.Pictures:
   """Pictures [H, W, 3], at least as large, as squares [S, S, 3] by area averaging."""
   from wam_jax.core.image import area_resize  # brings JAX along, which recordings of states do without

@@ -19,6 +19,7 @@ from wam_jax.acting.policy_table import SELECTED
 from wam_jax.data import calvin
 from wam_jax.data.calvin import dataset_path
 from wam_jax.envs import registry
+from wam_jax.envs.vector import make_vector
 from wam_jax.host.logger import Logger
 from wam_jax.running.ppo_setup import Networks
 from wam_jax.running.stage_run import StageRun
@@ -108,7 +109,7 @@ class Monitor:
     starts, env = self._real_starts, self._config.env
     if self._environment is None:
       count = starts.shape[0] * starts.shape[1]
-      self._environment = registry.load(env).make_vector(count, env.workers, env.image_size)
+      self._environment = make_vector(registry.load(env), count, env.workers, env.image_size)
     episodes = rollout.rollout_policies(
       self._networks.model,
       self._networks.world_params,

@@ -30,6 +30,7 @@ from wam_jax.data.calvin import dataset_path
 from wam_jax.data.files import DatasetError
 from wam_jax.data.windows import rest_actions
 from wam_jax.envs import registry
+from wam_jax.envs.vector import make_vector
 from wam_jax.host import processes
 from wam_jax.host.logger import Logger
 from wam_jax.host.provenance import provenance
@@ -259,7 +260,7 @@ class PolicyRunner:
       model, params = models.load_world_model(self._inputs["world_model"])
       env, simulator = self._config.env, registry.load(self._config.env)
       model.embodiment.check("the world model", simulator.embodiment, f"the simulator {env.name}")
-      environment = simulator.make_vector(self.num, env.workers, env.image_size)
+      environment = make_vector(simulator, self.num, env.workers, env.image_size)
       self._tools = (model, jax.device_put(params), environment)
     return self._tools
 

@@ -24,6 +24,7 @@ from wam_jax.data import calvin
 from wam_jax.data.calvin import dataset_path
 from wam_jax.data.windows import rest_actions
 from wam_jax.envs import registry
+from wam_jax.envs.vector import make_vector
 from wam_jax.host import tables
 from wam_jax.host.logger import read_metrics
 from wam_jax.running import ppo_monitor, ppo_setup
@@ -165,7 +166,7 @@ class Episodes:
     total = len(self._tasks) * self._num
     simulator = registry.load(env)
     model.embodiment.check("the world model", simulator.embodiment, f"the simulator {env.name}")
-    self._environment = simulator.make_vector(total, env.workers, env.image_size)
+    self._environment = make_vector(simulator, total, env.workers, env.image_size)
     self._of = np.repeat(self._tasks, self._num).tolist()  # the task of each environment
     self._starts = training_starts(config, collect)
     self._filter = jax.jit(functools.partial(filter_frame, model))
