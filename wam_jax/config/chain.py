@@ -14,7 +14,7 @@ from wam_jax.embodiment import CAMERAS, ROBOT_FEATURES
 from wam_jax.host.words import count
 
 # Time of making and drawing a frame, in units of the embedded simulator's at 64 pixels.
-SLOWER = {"play_table": 1.0, "calvin": 18.0}
+SLOWER = {"play_table": 1.0, "calvin": 18.0, "metaworld": 10.0}
 _SIMULATOR = ("env.name", "env.calvin_scene", "env.image_size", "env.max_steps")
 
 

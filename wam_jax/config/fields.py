@@ -102,8 +102,8 @@ ROWS: tuple[Field, ...] = (
     "Diffusion policies trained with DPPO or DiWA (.pt, or .npz of a state dict), taken instead of cloning:"
     " a path with {task} for the task's name, one file per task; without it where there is one task."),
 
-  Field("env.name", "play_table", choice("play_table", "calvin"),
-    "play_table (embedded simulator), calvin (CALVIN's own)"),
+  Field("env.name", "play_table", choice("play_table", "calvin", "metaworld"),
+    "play_table (embedded simulator), calvin (CALVIN's own), metaworld"),
   Field("env.calvin_root", "", PLACE, "checkout of mees/calvin_env, for calvin; empty: $CALVIN_ROOT"),
   Field("env.calvin_scene", "D", choice("A", "B", "C", "D"), "A, B, C or D; scripted experts know D only"),
   Field("env.image_size", 64, count(16, 256), "side of the pictures, in pixels, as models see them"),

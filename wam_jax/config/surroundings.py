@@ -20,8 +20,9 @@ from wam_jax import embodiment
 from wam_jax.config.chain import STAGES
 from wam_jax.config.checks import Problem, did_you_mean, suggest
 from wam_jax.embodiment import CALVIN, CAMERAS, Embodiment, EmbodimentError
+from wam_jax.envs import registry
 from wam_jax.envs.calvin.simulator import CalvinMissingError, find_checkout
-from wam_jax.envs.tasks import TASKS
+from wam_jax.envs.metaworld.simulator import HOW_TO as METAWORLD
 from wam_jax.host import file_kinds
 from wam_jax.host.machine import available_cores
 from wam_jax.host.regular_files import check_file, read_text
@@ -182,6 +183,12 @@ def _find_calvin_env(config: ConfigDict) -> list[Problem]:
   return []
 
 
+def _find_metaworld(config: ConfigDict) -> list[Problem]:
+  if config.env.name != "metaworld" or importlib.util.find_spec("metaworld") is not None:
+    return []
+  return [Problem("env.name", "metaworld", "another where the package metaworld is not installed", METAWORLD)]
+
+
 def _find_tracker(config: ConfigDict) -> list[Problem]:
   named = [name for name in TRACKERS if config.training[f"{name}_project"]]
   if not named:
@@ -219,7 +226,7 @@ def _robot_of_data(config: ConfigDict) -> Embodiment:
       return embodiment.from_json(read_text(os.path.join(config.data.calvin_path, embodiment.FILE)))
     except (OSError, UnicodeDecodeError) as error:
       raise EmbodimentError(f"cannot be read ({error})") from None
-  return CALVIN
+  return registry.load(config.env).embodiment if config.data.source == "embedded" else CALVIN
 
 
 def _check_robot(config: ConfigDict) -> list[Problem]:
@@ -241,12 +248,13 @@ def _check_robot(config: ConfigDict) -> list[Problem]:
   if not robot.state and proprio != "none":
     rule = "none: the robot in the data reports no state"
     problems.append(Problem("world_model.proprio", proprio, rule, "--config.world_model.proprio=none"))
-  unknown_tasks = [task for task in config.tasks if task not in TASKS]
+  known = registry.load(config.env).tasks
+  unknown_tasks = [task for task in config.tasks if task not in known]
   recorded = config.inputs.collect or (config.data.source == "calvin" and _exists(config.data.calvin_path))
   if unknown_tasks and not recorded:  # recordings may have tasks of their own
-    better = [f"{task}: {did_you_mean(task, TASKS)}" for task in unknown_tasks if suggest(task, TASKS)]
-    fix = "; ".join(better) or f"for instance --config.tasks={TASKS[0]}"
-    problems.append(Problem("tasks", config.tasks, f"different tasks out of {', '.join(TASKS)}", fix))
+    better = [f"{task}: {did_you_mean(task, known)}" for task in unknown_tasks if suggest(task, known)]
+    fix = "; ".join(better) or f"for instance --config.tasks={known[0]}"
+    problems.append(Problem("tasks", config.tasks, f"different tasks out of {', '.join(known)}", fix))
   return problems
 
 
@@ -294,8 +302,9 @@ DERIVED: tuple[tuple[tuple[str, ...], Callable[[ConfigDict], Sequence[Problem] |
   (("inputs.lumos_checkpoint", "world_model.vision", "world_model.cameras"), _check_lumos),
   (("inputs.dppo_checkpoint", "tasks", "behaviour_cloning.policy"), _check_dppo),
   (("env.name", "env.calvin_root"), _find_calvin_env),
+  (("env.name",), _find_metaworld),
   (("data.source", "data.calvin_path", "data.failed_takes_per_task", "inputs.collect"), _find_calvin),
-  (("tasks", "world_model.cameras", "world_model.proprio", *_DATA), _check_robot),
+  (("tasks", "env.name", "world_model.cameras", "world_model.proprio", *_DATA), _check_robot),
   (tuple(f"training.{name}_project" for name in TRACKERS), _find_tracker),
   (("world_model.batch_size", "world_model.sequence_length", *_AMOUNT), _check_amount),
 )

@@ -11,7 +11,7 @@ import copy
 
 import numpy as np
 
-from wam_jax.envs.play_table.physics import mujoco
+from wam_jax.envs.physics import mujoco
 
 _GROUPS = np.array([1, 1, 1, 0, 0, 0], np.uint8)  # of geoms, as MuJoCo's own renderer shows
 _NO_COLOUR = (0.5, 0.5, 0.5, 1.0)  # of a geom that leaves it to its material
@@ -94,7 +94,7 @@ class RayRenderer:
     mujoco.mjv_cameraFrustum(vertical, horizontal, clip, self._model, view)
     if not horizontal.any():
       horizontal = vertical * self._width / self._height
-    below, above = vertical / clip[0]
+    above, below = vertical / clip[0]
     left, right = horizontal / clip[0]
     x = -left + (left + right) * (np.arange(self._width) + 0.5) / self._width
     y = above - (above + below) * (np.arange(self._height) + 0.5) / self._height

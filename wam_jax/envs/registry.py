@@ -14,6 +14,7 @@ from wam_jax.envs.table import Skills
 _SIMULATORS = {
   "play_table": "wam_jax.envs.table_simulator:PlayTableSimulator",
   "calvin": "wam_jax.envs.table_simulator:CalvinSimulator",
+  "metaworld": "wam_jax.envs.metaworld.simulator:MetaWorldSimulator",
 }
 # Modules of skills of those with CALVIN's scene.
 _SKILLS = {"play_table": "wam_jax.envs.play_table.skills", "calvin": "wam_jax.envs.calvin.skills"}

@@ -85,7 +85,8 @@ def _with_pictures(
   frames = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
   for begin in range(0, len(frames["rel_actions"]), _DRAW_BLOCK):
     block = {name: array[begin : begin + _DRAW_BLOCK] for name, array in frames.items()}
-    yield {**block, **renderer(block.pop("snapshot"))}
+    pictures = renderer(block.pop("snapshot"))
+    yield {**block, **pictures}
 
 
 def _lengths(episode: dict[str, Any]) -> list[int]:

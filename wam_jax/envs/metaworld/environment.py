@@ -12,7 +12,7 @@ import numpy as np
 from wam_jax.envs import base
 from wam_jax.envs.metaworld import simulator
 from wam_jax.envs.metaworld.simulator import NAMES, TASKS
-from wam_jax.envs.play_table.physics import mujoco
+from wam_jax.envs.physics import mujoco
 
 with warnings.catch_warnings(), contextlib.redirect_stderr(open(os.devnull, "w")):  # gymnasium on its own age
   warnings.simplefilter("ignore")
@@ -135,8 +135,9 @@ class MetaWorldEnvironment(base.Environment):
     """See `base.Environment`; as Meta-World resets, with the furniture placed at random."""
     task = task or NAMES[int(rng.integers(len(NAMES)))]
     self._check(task, task)
-    space = self._open(task)._random_reset_space
-    env = self._place(task, rng.uniform(space.low, space.high))
+    env = self._open(task)
+    space = env._random_reset_space
+    env._last_rand_vec = rng.uniform(space.low, space.high)
     env.reset()
     self._scene = task
     return self.snapshot()

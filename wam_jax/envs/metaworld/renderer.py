@@ -13,7 +13,7 @@ from wam_jax.envs.base import Pictures
 from wam_jax.envs.metaworld import simulator
 from wam_jax.envs.metaworld.simulator import NAMES, TASKS
 from wam_jax.envs.mujoco_rays import RayRenderer
-from wam_jax.envs.play_table.physics import mujoco
+from wam_jax.envs.physics import mujoco
 from wam_jax.host import machine
 
 _CORNER2 = (0.75, 0.075, 0.7)  # m, nearer than in the package: Seo et al. 2022, "Masked World Models"
