@@ -27,12 +27,10 @@ def read_episodes(path: pathlib.Path, names: tuple[str, ...] = ()) -> dict[str, 
   """
   arrays = read_arrays(path)
   if "scene_obs" in arrays:
-    robot, scene = arrays["robot_obs"], arrays.pop("scene_obs")
-    arrays["snapshot"] = np.concatenate([robot, scene], -1)
+    arrays["snapshot"] = np.concatenate([arrays["robot_obs"], arrays.pop("scene_obs")], -1)
     arrays["start"] = arrays["snapshot"][..., 0, :]
-    if "start_scene_obs" in arrays:
-      start = arrays.pop("start_robot_obs"), arrays.pop("start_scene_obs")
-      arrays["start"] = np.concatenate(start, -1)
+  if "start_scene_obs" in arrays:
+    arrays["start"] = np.concatenate([arrays.pop(f"start_{key}") for key in ("robot_obs", "scene_obs")], -1)
   if not set(names) <= set(arrays):
     return read_arrays(path, names)  # raises
   return {name: arrays[name] for name in names or arrays}

@@ -182,7 +182,7 @@ class Simulator(abc.ABC):
     return None
 
   def make_vector(self, num: int, workers: int, image_size: int) -> VectorStepper | None:
-    """`num` environments at once, where it knows better than `vector.make_vector`, which takes single ones."""
+    """`num` environments at once, where it knows better than `vector.make_vector`."""
     del num, workers, image_size
     return None
 

@@ -78,7 +78,7 @@ class TableEnvironment(base.Environment):
     return experts.make_wanderer(self.table, rng)
 
   def extras(self, action: np.ndarray) -> dict[str, np.ndarray]:
-    """The absolute action, which is the target pose it led to; and the scene before, by which tasks are judged."""
+    """The absolute action, the target pose it led to; and the scene before, by which tasks are judged."""
     return {"actions": np.concatenate([*self.table.target_pose(), action[6:]]), "scene_obs": self._before}
 
 

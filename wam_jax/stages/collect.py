@@ -85,8 +85,8 @@ def _with_pictures(
   frames = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
   for begin in range(0, len(frames["rel_actions"]), _DRAW_BLOCK):
     block = {name: array[begin : begin + _DRAW_BLOCK] for name, array in frames.items()}
-    pictures = renderer(block.pop("snapshot"))
-    yield {**block, **pictures}
+    snapshots = block.pop("snapshot")
+    yield block | renderer(snapshots)
 
 
 def _lengths(episode: dict[str, Any]) -> list[int]:
