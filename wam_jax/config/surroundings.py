@@ -21,8 +21,9 @@ from wam_jax.config.chain import STAGES
 from wam_jax.config.checks import Problem, did_you_mean, suggest
 from wam_jax.embodiment import CALVIN, CAMERAS, Embodiment, EmbodimentError
 from wam_jax.envs import registry
+from wam_jax.envs.base import NotOffered
 from wam_jax.envs.calvin.simulator import CalvinMissingError, find_checkout
-from wam_jax.envs.metaworld.simulator import HOW_TO as METAWORLD
+from wam_jax.envs.tasks import TASKS
 from wam_jax.host import file_kinds
 from wam_jax.host.machine import available_cores
 from wam_jax.host.regular_files import check_file, read_text
@@ -183,12 +184,6 @@ def _find_calvin_env(config: ConfigDict) -> list[Problem]:
   return []
 
 
-def _find_metaworld(config: ConfigDict) -> list[Problem]:
-  if config.env.name != "metaworld" or importlib.util.find_spec("metaworld") is not None:
-    return []
-  return [Problem("env.name", "metaworld", "another where the package metaworld is not installed", METAWORLD)]
-
-
 def _find_tracker(config: ConfigDict) -> list[Problem]:
   named = [name for name in TRACKERS if config.training[f"{name}_project"]]
   if not named:
@@ -207,8 +202,8 @@ def _find_tracker(config: ConfigDict) -> list[Problem]:
   ]
 
 
-def _robot_of_data(config: ConfigDict) -> Embodiment:
-  """Embodiment of the data: of the artifact or the dataset that is named, else of the simulators.
+def robot_of_data(config: ConfigDict) -> Embodiment:
+  """Embodiment of the data: of the artifact or the dataset that is named, else of the simulator.
 
   Raises:
     EmbodimentError: the dataset's description breaks a rule.
@@ -226,13 +221,19 @@ def _robot_of_data(config: ConfigDict) -> Embodiment:
       return embodiment.from_json(read_text(os.path.join(config.data.calvin_path, embodiment.FILE)))
     except (OSError, UnicodeDecodeError) as error:
       raise EmbodimentError(f"cannot be read ({error})") from None
-  return registry.load(config.env).embodiment if config.data.source == "embedded" else CALVIN
+  elif config.data.source == "embedded":
+    return registry.load(config.env).embodiment
+  return CALVIN
 
 
 def _check_robot(config: ConfigDict) -> list[Problem]:
-  """Cameras must be the data's, tasks the simulator's or the data's; cameras left alone become the data's."""
+  """Cameras must be the data's, tasks the simulator's or the data's; those left alone become so."""
   try:
-    robot = _robot_of_data(config)
+    simulator = registry.load(config.env)
+  except (NotOffered, ValueError):
+    return []  # `_check_simulator` says so
+  try:
+    robot = robot_of_data(config)
   except EmbodimentError as error:
     file, fix = f"{config.data.calvin_path}/{embodiment.FILE}", f"correct it; {embodiment.EXAMPLE}"
     return [Problem("data.calvin_path", config.data.calvin_path, f"with a sound {file}; {error}", fix)]
@@ -248,9 +249,11 @@ def _check_robot(config: ConfigDict) -> list[Problem]:
   if not robot.state and proprio != "none":
     rule = "none: the robot in the data reports no state"
     problems.append(Problem("world_model.proprio", proprio, rule, "--config.world_model.proprio=none"))
-  known = registry.load(config.env).tasks
-  unknown_tasks = [task for task in config.tasks if task not in known]
   recorded = config.inputs.collect or (config.data.source == "calvin" and _exists(config.data.calvin_path))
+  known = simulator.tasks
+  if config.tasks == TASKS and not set(TASKS) & set(known) and not recorded:
+    config.tasks = known
+  unknown_tasks = [task for task in config.tasks if task not in known]
   if unknown_tasks and not recorded:  # recordings may have tasks of their own
     better = [f"{task}: {did_you_mean(task, known)}" for task in unknown_tasks if suggest(task, known)]
     fix = "; ".join(better) or f"for instance --config.tasks={known[0]}"
@@ -258,7 +261,34 @@ def _check_robot(config: ConfigDict) -> list[Problem]:
   return problems
 
 
+def _check_simulator(config: ConfigDict) -> list[Problem]:
+  """There is such a simulator, and it offers what is asked of it."""
+  env = config.env
+  try:
+    simulator = registry.load(env)
+  except (NotOffered, ValueError) as error:
+    return [Problem("env.name", env.name, f"a simulator that can be used; {error}", OWN_SIMULATOR)]
+  largest = simulator.largest_picture
+  problems = []
+  if largest is not None and env.image_size > largest:
+    rule = f"at most {largest} with env.name={env.name}: its pictures have no more"
+    problems.append(Problem("env.image_size", env.image_size, rule, "take 64, or let it draw larger ones"))
+  without = [task for task in config.tasks if task in simulator.tasks and task not in simulator.experts]
+  if without and config.data.source == "embedded" and not config.inputs.collect:
+    rule = f"not embedded, for {env.name} has no scripted expert of {', '.join(without)}"
+    fix = f"write one ({OWN_SIMULATOR}), or take a dataset: --config.data.source=calvin"
+    problems.append(Problem("data.source", config.data.source, rule, fix))
+  elif without and config.evaluate.expert:
+    rule = f"False, for {env.name} has no scripted expert of {', '.join(without)}"
+    problems.append(Problem("evaluate.expert", True, rule, "--config.evaluate.expert=False"))
+  return problems
+
+
+OWN_SIMULATOR = "docs/guides/own_simulator.md says what it must offer"
+
+
 _DATA = ("data.source", "data.calvin_path", "inputs.collect")
+_ENV = tuple(f"env.{name}" for name in registry.IDENTITY)
 _AMOUNT = ("data.source", "data.calvin_path", "data.play_frames")
 
 
@@ -302,9 +332,9 @@ DERIVED: tuple[tuple[tuple[str, ...], Callable[[ConfigDict], Sequence[Problem] |
   (("inputs.lumos_checkpoint", "world_model.vision", "world_model.cameras"), _check_lumos),
   (("inputs.dppo_checkpoint", "tasks", "behaviour_cloning.policy"), _check_dppo),
   (("env.name", "env.calvin_root"), _find_calvin_env),
-  (("env.name",), _find_metaworld),
   (("data.source", "data.calvin_path", "data.failed_takes_per_task", "inputs.collect"), _find_calvin),
-  (("tasks", "env.name", "world_model.cameras", "world_model.proprio", *_DATA), _check_robot),
+  (("tasks", "world_model.cameras", "world_model.proprio", *_ENV, *_DATA), _check_robot),
+  (("tasks", "env.image_size", "evaluate.expert", *_ENV, *_DATA), _check_simulator),
   (tuple(f"training.{name}_project" for name in TRACKERS), _find_tracker),
   (("world_model.batch_size", "world_model.sequence_length", *_AMOUNT), _check_amount),
 )

@@ -161,6 +161,8 @@ class Simulator(abc.ABC):
     tasks: that it knows. A task's place is part of the seed of its recordings.
     experts: those of them with a scripted expert.
     threads: whether environments may be stepped in other threads than they were made in.
+    largest_picture: shortest side [pixels] of what its cameras see; None: any size is drawn.
+    settings: `config.env`, or what of it makes a simulator.
   """
 
   name: str
@@ -168,6 +170,11 @@ class Simulator(abc.ABC):
   tasks: tuple[str, ...]
   experts: tuple[str, ...] = ()
   threads: bool = False
+  largest_picture: int | None = None
+
+  def __init__(self, settings: Mapping[str, Any]):
+    """Args: settings: as above. Starts nothing that is slow to start."""
+    self.settings = settings
 
   @abc.abstractmethod
   def make(self) -> Environment:

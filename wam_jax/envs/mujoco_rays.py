@@ -178,6 +178,9 @@ def _mean_colours(model: mujoco.MjModel) -> np.ndarray:
     channels = int(model.tex_nchannel[i])
     first = int(model.tex_adr[i])
     pixels = model.tex_data[first : first + int(model.tex_height[i]) * int(model.tex_width[i]) * channels]
-    mean = pixels.reshape(-1, channels).mean(0) / 255
+    shades = pixels.reshape(-1, channels) / 255
+    if model.tex_colorspace[i] == mujoco.mjtColorSpace.mjCOLORSPACE_SRGB:  # OpenGL takes them for light
+      shades = np.where(shades <= 0.04045, shades / 12.92, ((shades + 0.055) / 1.055) ** 2.4)
+    mean = shades.mean(0)
     out[i] = mean[:3] if channels >= 3 else mean[0]
   return out

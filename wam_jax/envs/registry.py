@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.metadata
+import json
+import os
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +22,9 @@ _SIMULATORS = {
 }
 # Modules of skills of those with CALVIN's scene.
 _SKILLS = {"play_table": "wam_jax.envs.play_table.skills", "calvin": "wam_jax.envs.calvin.skills"}
-_IDENTITY = ("name", "calvin_root", "calvin_scene")
+# Fields of config.env that say which simulator it is; the others say how it is used.
+IDENTITY = ("name", "calvin_root", "calvin_scene", "tasks", "pictures", "state", "success", "expert", "renderer")
+GROUP = "wam_jax.envs"  # of entry points, by which packages name their simulators
 NAMES = tuple(_SIMULATORS)
 TAUGHT = tuple(_SKILLS)
 
@@ -30,30 +36,65 @@ def load(env: str | Mapping[str, Any]) -> base.Simulator:
     env: `config.env`; or its `name`, where all else is as by default.
 
   Raises:
-    ValueError: unknown name.
+    ValueError: unknown name, or settings that do not fit it.
+    base.NotOffered: it cannot be had here, or lacks what each must offer.
   """
-  return _load_once(tuple(sorted(identity(env).items())))
+  return _load_once(json.dumps(identity(env), sort_keys=True))
 
 
 def identity(env: str | Mapping[str, Any]) -> dict[str, Any]:
   """What of `config.env`, or of a name, makes a simulator; plain values."""
-  return {"name": env} if isinstance(env, str) else {key: env[key] for key in _IDENTITY if key in env}
+  if isinstance(env, str):
+    return {"name": env}
+  plain = lambda value: list(value) if isinstance(value, tuple) else value
+  return {key: plain(env[key]) for key in IDENTITY if key in env}
 
 
 @functools.lru_cache(maxsize=8)
-def _load_once(settings: tuple[tuple[str, Any], ...]) -> base.Simulator:
-  env = dict(settings)
-  place = _SIMULATORS.get(env["name"])
-  if place is None:
-    raise ValueError(f"unknown simulator {env['name']!r}; known: {', '.join(NAMES)}")
-  out: base.Simulator = _import(place)(env)
-  return out
+def _load_once(settings: str) -> base.Simulator:
+  env = json.loads(settings)
+  name = env["name"]
+  kind, _, env_id = name.partition(":")
+  if kind == "gymnasium":
+    from wam_jax.envs.gymnasium_env import GymnasiumSimulator, make_registered
+
+    return GymnasiumSimulator(env, make_registered(env_id), _import)
+  if place := _SIMULATORS.get(name):
+    found = _import(place)
+  elif points := importlib.metadata.entry_points(group=GROUP, name=name):
+    found = next(iter(points)).load()
+  elif env_id:
+    found = _import(name)
+  else:
+    raise ValueError(f"unknown simulator {name!r}; known: {', '.join(names())}, {OTHERS}")
+  if isinstance(found, type) and issubclass(found, base.Simulator):
+    return found(env)
+  from wam_jax.envs.gymnasium_env import GymnasiumSimulator
+
+  return GymnasiumSimulator(env, found, _import)
+
+
+OTHERS = "gymnasium:ENV_ID or module:attribute"
+
+
+def names() -> tuple[str, ...]:
+  """Of all simulators that have one: ours, and those of packages installed here."""
+  return NAMES + tuple(sorted(importlib.metadata.entry_points(group=GROUP).names))
 
 
 def _import(place: str) -> Any:
+  """What `module:attribute` names, also in the folder that a program was started in.
+
+  Raises base.NotOffered: there is none.
+  """
   module, _, attribute = place.partition(":")
-  loaded = importlib.import_module(module)
-  return getattr(loaded, attribute) if attribute else loaded
+  if (here := os.getcwd()) not in sys.path:  # as `python -m` has it, and an installed command has not
+    sys.path.append(here)
+  try:
+    loaded = importlib.import_module(module)
+    return functools.reduce(getattr, attribute.split("."), loaded) if attribute else loaded
+  except (ImportError, AttributeError) as error:
+    raise base.NotOffered(f"{place}: {error}") from error
 
 
 def load_skills(name: str) -> Skills:

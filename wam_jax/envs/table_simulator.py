@@ -88,8 +88,7 @@ class PlayTableSimulator(base.Simulator):
   name, embodiment, threads = "play_table", CALVIN, True
 
   def __init__(self, settings: Mapping[str, Any]):
-    """Args: settings: `config.env`, or some of it."""
-    self._settings = settings
+    super().__init__(settings)
     skills = registry.load_skills(self.name).SKILLS
     self.tasks = (*skills, *(task for task in task_rules.TASKS if task not in skills))
     self.experts = tuple(name for name, skill in skills.items() if skill.route)
@@ -112,10 +111,11 @@ class CalvinSimulator(PlayTableSimulator):
   """CALVIN's own, one environment in a process."""
 
   name, threads = "calvin", False
+  largest_picture = 84  # of its wrist camera
 
   @property
   def _place(self) -> tuple[str, str]:
-    return self._settings.get("calvin_root", ""), self._settings.get("calvin_scene", "D")
+    return self.settings.get("calvin_root", ""), self.settings.get("calvin_scene", "D")
 
   def make(self) -> TableEnvironment:
     """See `base.Simulator`. Raises calvin.CalvinMissingError: it is not installed."""

@@ -21,6 +21,7 @@ from wam_jax.config import chain
 from wam_jax.config.checks import shown
 from wam_jax.data.files import DatasetError, read_embodiment
 from wam_jax.embodiment import CALVIN, Embodiment, EmbodimentError
+from wam_jax.envs import registry
 from wam_jax.host.machine import available_cores, find_accelerator
 from wam_jax.host.words import count, duration
 from wam_jax.storage import artifact as artifact_lib
@@ -150,8 +151,8 @@ def _robot(config: ConfigDict, stage: str, plans: dict[str, StagePlan]) -> Embod
   """
   of = {name: plans[name].artifact.embodiment for name in chain.ROWS[stage].requires if name in plans}
   if not of:
-    if config.data.source != "calvin":
-      return CALVIN
+    if config.data.source == "embedded":
+      return registry.load(config.env).embodiment
     try:
       return read_embodiment(config.data.calvin_path)
     except DatasetError as error:

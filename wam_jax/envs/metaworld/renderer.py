@@ -1,4 +1,4 @@
-"""Draws snapshots of Meta-World's scenes with MuJoCo's rays, in threads."""
+"""Draws snapshots of Meta-World's scenes: with MuJoCo's rays in threads, or with its own renderer."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 from wam_jax.envs.base import Pictures
 from wam_jax.envs.metaworld import simulator
 from wam_jax.envs.metaworld.simulator import NAMES, TASKS
+from wam_jax.envs.mujoco_gl import GlRenderer
 from wam_jax.envs.mujoco_rays import RayRenderer
 from wam_jax.envs.physics import mujoco
 from wam_jax.host import machine
@@ -33,9 +34,9 @@ def _scene(file: str) -> Any:
 class _Stage:
   """One thread's copies of the scenes."""
 
-  def __init__(self, image_size: int):
-    self._size = image_size
-    self._scenes: dict[str, tuple[Any, Any, RayRenderer]] = {}
+  def __init__(self, image_size: int, draws: type[RayRenderer] | type[GlRenderer]):
+    self._size, self._draws = image_size, draws
+    self._scenes: dict[str, tuple[Any, Any, RayRenderer | GlRenderer]] = {}
 
   def draw(self, snapshot: np.ndarray) -> list[np.ndarray]:
     """A picture [S, S, 3] of each camera."""
@@ -43,7 +44,7 @@ class _Stage:
     task = TASKS[NAMES[int(parts["task"][0])]]
     if task.scene not in self._scenes:
       model = copy.copy(_scene(task.scene))
-      self._scenes[task.scene] = model, mujoco.MjData(model), RayRenderer(model, self._size, self._size)
+      self._scenes[task.scene] = model, mujoco.MjData(model), self._draws(model, self._size, self._size)
     model, data, render = self._scenes[task.scene]
     model.body(task.furniture).pos = parts["place"]
     data.qpos[:], data.mocap_pos[0] = parts["qpos"], parts["target"]
@@ -56,11 +57,21 @@ class _Stage:
 class MetaWorldRenderer:
   """A `base.Renderer`."""
 
-  def __init__(self, image_size: int, workers: int = 0):
-    """Takes S [pixels] and the number of threads, 0: one per core. Raises ValueError: out of range."""
+  def __init__(self, image_size: int, workers: int = 0, renderer: str = "rays"):
+    """Sets up.
+
+    Args:
+      image_size: S [pixels].
+      workers: threads; 0: one per core. OpenGL draws in one.
+      renderer: rays or gl.
+
+    Raises:
+      ValueError: a number out of range. Drawing raises NotOffered where OpenGL does not work.
+    """
     if image_size < 1 or workers < 0:
       raise ValueError(f"image_size must be above 0 and workers not below, not {image_size} and {workers}")
-    self._stages = [_Stage(image_size) for _ in range(workers or machine.available_cores())]
+    draws, workers = (GlRenderer, 1) if renderer == "gl" else (RayRenderer, workers)
+    self._stages = [_Stage(image_size, draws) for _ in range(workers or machine.available_cores())]
     self._pool = concurrent.futures.ThreadPoolExecutor(len(self._stages), "pictures")
 
   def __call__(self, snapshots: np.ndarray) -> Pictures:

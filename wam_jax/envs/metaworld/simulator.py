@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 ACTION_REPEAT = 3  # Meta-World's 80 steps per second are many for chunks of four actions
 PLAY_STEPS = 96  # after which play goes on in another scene
-HOW_TO = "pip install 'wam_jax[metaworld]'"
 
 _POSITIONS = 10  # seven joints of the arm, two of the fingers, one of the furniture: in each of the scenes
 # What a snapshot holds, in this order, and how many numbers: the task's place in TASKS, where the furniture
@@ -97,29 +96,24 @@ class MetaWorldSimulator(base.Simulator):
   name, embodiment, tasks, experts, threads = "metaworld", SAWYER, NAMES, NAMES, True
 
   def __init__(self, settings: Mapping[str, Any]):
-    """Args: settings: `config.env`, or some of it."""
-    del settings
+    """See `base.Simulator`. Raises NotOffered: the package is not installed."""
+    super().__init__(settings)
+    if importlib.util.find_spec("metaworld") is None:
+      raise base.NotOffered("metaworld needs the package metaworld: pip install 'wam_jax[metaworld]'")
+    self._renderer = settings.get("renderer", "rays")
 
   def make(self) -> MetaWorldEnvironment:
-    """See `base.Simulator`. Raises NotOffered: the package is not installed."""
-    check_installed()
+    """See `base.Simulator`."""
     from wam_jax.envs.metaworld.environment import MetaWorldEnvironment
 
     return MetaWorldEnvironment()
 
   def make_renderer(self, image_size: int, workers: int = 0) -> base.Renderer:
-    """See `base.Simulator`. Raises NotOffered: the package is not installed."""
-    check_installed()
+    """See `base.Simulator`; with `env.renderer`."""
     from wam_jax.envs.metaworld.renderer import MetaWorldRenderer
 
-    return MetaWorldRenderer(image_size, workers)
+    return MetaWorldRenderer(image_size, workers, self._renderer)
 
   def describe(self) -> dict[str, Any]:
     """With the package's version and what draws."""
-    return {"name": self.name, "metaworld": importlib.metadata.version("metaworld"), "renderer": "rays"}
-
-
-def check_installed() -> None:
-  """Raises NotOffered, with what to do, where the package `metaworld` is not installed."""
-  if importlib.util.find_spec("metaworld") is None:
-    raise base.NotOffered(f"env.name=metaworld needs the package metaworld: {HOW_TO}")
+    return {"name": self.name, "metaworld": importlib.metadata.version("metaworld"), "renderer": self._renderer}
