@@ -45,14 +45,14 @@ class RayRenderer:
     for texture in np.flatnonzero(model.tex_type == mujoco.mjtTexture.mjTEXTURE_SKYBOX):
       self._sky = textures[texture]
     rgba = np.array(model.geom_rgba)
-    self._emission = np.zeros(model.ngeom)
+    self._emission, self._texture = np.zeros(model.ngeom), np.ones((model.ngeom, 3))
     for geom in np.flatnonzero(model.geom_matid >= 0):
       material = model.geom_matid[geom]
       if tuple(rgba[geom]) == _NO_COLOUR:
         rgba[geom] = model.mat_rgba[material]
       texture = model.mat_texid[material, mujoco.mjtTextureRole.mjTEXROLE_RGB]
       if texture >= 0:
-        rgba[geom, :3] *= textures[texture]
+        self._texture[geom] = textures[texture]
       self._emission[geom] = model.mat_emission[material]
     self._rgb = rgba[:, :3].astype(np.float64)
     self._model = copy.copy(model)
@@ -82,8 +82,9 @@ class RayRenderer:
       points, normals, geoms = origin + distances[hit, None] * rays[hit], normals[hit], geoms[hit]
       normals *= -np.sign(np.sum(normals * rays[hit], -1, keepdims=True))  # of meshes seen from inside
       light = self._headlight(normals, axes[:, 2]) + self._lights(data, points, normals)
-      picture[hit] = self._rgb[geoms] * (light + self._emission[geoms, None])
-    picture = np.rint(255 * np.clip(picture, 0.0, 1.0)).astype(np.uint8)
+      shone = np.clip(self._rgb[geoms] * (light + self._emission[geoms, None]), 0.0, 1.0)
+      picture[hit] = shone * self._texture[geoms]  # in OpenGL's order
+    picture = np.rint(255 * picture).astype(np.uint8)
     return picture.reshape(self._height, self._width, 3)
 
   def _rays(self, camera: int) -> np.ndarray:
