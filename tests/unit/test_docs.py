@@ -313,7 +313,7 @@ def test_mistakes_are_seen(tmp_path):
     ("README.md", "load_policy"),
     ("docs/guides/datasets_and_simulators.md", "action_space.sample()"),
     ("docs/guides/own_data.md", "FrameWriter"),
-    ("docs/guides/add_a_simulator.md", "make_environment"),
+    ("docs/guides/own_simulator.md", "import load"),
   ],
 )
 def test_code_runs(page, words, tmp_path, monkeypatch):

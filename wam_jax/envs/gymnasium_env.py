@@ -52,8 +52,15 @@ class GymnasiumSimulator(base.Simulator):
       env.close()
 
   def _start(self) -> gymnasium.Env:
-    drawing = "render_mode" in inspect.signature(self._make).parameters
-    env = self._make(render_mode="rgb_array") if drawing else self._make()
+    takes = inspect.signature(self._make)
+    options = {"render_mode": "rgb_array"} if "render_mode" in takes.parameters else {}
+    try:
+      takes.bind(**options)
+    except TypeError as error:
+      raise self._lack(
+        f"it cannot be made without arguments ({error}); name a function that gives them"
+      ) from None
+    env = self._make(**options)
     if not isinstance(env, gymnasium.Env):
       raise self._lack(f"what it makes is a {type(env).__name__}, not a gymnasium.Env")
     return env

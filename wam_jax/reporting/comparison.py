@@ -10,7 +10,6 @@ import numpy as np
 
 from wam_jax.acting.policy_table import COMPARED
 from wam_jax.core import intervals
-from wam_jax.embodiment import CONTROL_HZ
 from wam_jax.host import tables
 from wam_jax.host.logger import read_metrics
 from wam_jax.host.words import duration
@@ -320,7 +319,9 @@ def notes(
     "difference in twenty. These intervals do not cover the spread over training seeds."
   )
   if len({run.results["max_steps"] for run in runs}) > 1:
-    seconds = ", ".join(f"{run.results['max_steps'] / CONTROL_HZ:.1f} s" for run in runs)
+    rates = [run.inputs["evaluate"].embodiment.control_hz for run in runs]
+    lasting = (f"{run.results['max_steps'] / rate:.1f} s" for run, rate in zip(runs, rates, strict=True))
+    seconds = ", ".join(lasting)
     lines.append(f"The runs give their policies different times: {seconds}. Their success does not compare.")
   simulators = {str(run.results.get("simulator", {}).get("name", run.config.env.name)) for run in runs}
   if len(simulators) > 1:

@@ -16,7 +16,6 @@ import numpy as np
 import wam_jax
 from wam_jax.acting import episodes as episodes_lib
 from wam_jax.acting.policy_table import COMPARED, POLICIES, SELECTED
-from wam_jax.embodiment import CONTROL_HZ
 from wam_jax.envs import registry
 from wam_jax.host import tables
 from wam_jax.host.provenance import provenance
@@ -124,7 +123,7 @@ def build(
     "experiment": config.experiment,
     "preset": config.preset,
     "seed": config.seed,
-    "control_hz": CONTROL_HZ,
+    "control_hz": inputs["evaluate"].embodiment.control_hz,
     "results": results,
     "stages": stages,
     "total_seconds": sum(stage["seconds"] for stage in stages),
@@ -136,7 +135,7 @@ def build(
     "certificate": certificate,
     "left_as_cloned": left_as_cloned(inputs["ppo"]),
     "curves": curves(inputs, results),
-    "notes": notes(config, results),
+    "notes": notes(config, results, inputs["evaluate"].embodiment.control_hz),
     "starts": starts(config, results),
     "provenance": dict(facts or provenance()),
     "fingerprints": {name: artifact.fingerprint for name, artifact in inputs.items()},
@@ -183,11 +182,11 @@ def classifier_quality(content: Mapping[str, Any]) -> dict[str, dict[str, float 
   return rows
 
 
-def notes(config: Any, results: Mapping[str, Any]) -> list[str]:
+def notes(config: Any, results: Mapping[str, Any], control_hz: float) -> list[str]:
   """What a reader must know to judge the numbers."""
   row = next(iter(results["policies"].values()))["per_task"]
   episodes = next(iter(row.values()))["n"]
-  seconds = results["max_steps"] / CONTROL_HZ
+  seconds = results["max_steps"] / control_hz
   lines = [
     (
       f"All policies start from the same {episodes} held-out states per task and have {results['max_steps']} "
@@ -254,6 +253,7 @@ def draw_rollouts(
   """
   episodes_lib.read_episodes(path, ("robot_obs", "start", "steps", "task", "success", "episode"))
   episodes = episodes_lib.read_episodes(path)
+  control_hz = registry.load(config.env).embodiment.control_hz
   dreamt = "dream" in episodes  # runs of older versions have none
   steps, tasks = episodes["steps"].tolist(), episodes["task"].tolist()
   pictures = draw_episodes(config, episodes, steps)
@@ -268,7 +268,7 @@ def draw_rollouts(
       names.insert(1 + names.index(str(episodes["dream_camera"])), "dream")
       shown["dream"] = media.resize(episodes["dream"][ends[k] - length : ends[k]], size)
     animations.append(
-      media.film(np.concatenate([shown[name] for name in names], 2), CONTROL_HZ / media.FRAME_STEP)
+      media.film(np.concatenate([shown[name] for name in names], 2), control_hz / media.FRAME_STEP)
     )
     success, episode = bool(episodes["success"][k]), int(episodes["episode"][k])
     fact = {"task": task, "success": success, "steps": steps[k], "episode": episode}

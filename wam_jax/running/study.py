@@ -25,7 +25,7 @@ from wam_jax.acting.policy_table import COMPARED
 from wam_jax.config import chain
 from wam_jax.config.arms import ARMS, CLONING_STAGES, MAIN, Arm
 from wam_jax.config.chain import EXTRA_STAGES, STAGES
-from wam_jax.embodiment import CONTROL_HZ
+from wam_jax.envs import registry
 from wam_jax.host import locks, processes
 from wam_jax.host.logger import read_metrics
 from wam_jax.host.provenance import provenance
@@ -325,7 +325,8 @@ def write_result(config: Any, results: pathlib.Path, piece: Piece) -> None:
     path = results / f"{piece.name}_policies.webp"
     film = draw_policies(config, piece.workdir / "evaluate")
     temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(media.animation_bytes(film, CONTROL_HZ / media.FRAME_STEP, kind="webp"))
+    frames_per_second = registry.load(config.env).embodiment.control_hz / media.FRAME_STEP
+    temporary.write_bytes(media.animation_bytes(film, frames_per_second, kind="webp"))
     temporary.replace(path)
   write_text(results / f"{piece.name}.json", json.dumps(gather(config, piece), indent=1) + "\n")
 

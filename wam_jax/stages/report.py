@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import time
 
-from wam_jax.embodiment import CONTROL_HZ
 from wam_jax.host.regular_files import read_bytes
 from wam_jax.reporting import media, run_report
 from wam_jax.running.stage_run import StageRun
@@ -20,7 +19,8 @@ def run(stage: StageRun) -> None:
   shutil.copyfile(judged / "strip.png", workdir / "open_loop.png")
   with stage.logger.progress(2, "report") as progress:
     shown, animations, grid = run_report.draw_rollouts(config, inputs["evaluate"].path / "rollouts.npz")
-    media.save_animation(workdir / "rollouts.gif", grid, CONTROL_HZ / media.FRAME_STEP)
+    frames_per_second = inputs["evaluate"].embodiment.control_hz / media.FRAME_STEP
+    media.save_animation(workdir / "rollouts.gif", grid, frames_per_second)
     progress.update()
     report = run_report.build(config, inputs, shown, time.perf_counter() - began)
     strips = {name: read_bytes(judged / f"strip.{name}") for name in ("png", "webp")}
