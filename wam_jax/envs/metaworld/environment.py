@@ -150,7 +150,7 @@ class MetaWorldEnvironment(base.Environment):
     self._check(task, self._scene)
     name = "".join(word.capitalize() for word in task.split("_"))
     policy = getattr(policies, f"Sawyer{name}V3Policy")()
-    beside = rng.normal(0.0, aim_error, 3)
+    beside = TASKS[task].aim + rng.normal(0.0, aim_error, 3)
 
     def act() -> np.ndarray:
       observation = np.array(self._env._get_obs())

@@ -39,25 +39,26 @@ class Task:
     environment: its name there.
     scene: file of its scene; tasks of one scene can follow each other.
     furniture: the body of the scene that Meta-World places.
-    sentence: what is to be done.
+    aim: m, how far from the handle the package's policy is to take it to be.
   """
 
   environment: str
   scene: str
   furniture: str
-  sentence: str
+  aim: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
 
 # A row's place is part of snapshots and of the seed of recordings: append only.
 TASKS = {
-  "drawer_open": Task("drawer-open-v3", "sawyer_drawer", "drawer", "open the drawer"),
-  "drawer_close": Task("drawer-close-v3", "sawyer_drawer", "drawer", "close the drawer"),
-  "window_open": Task("window-open-v3", "sawyer_window_horizontal", "window", "open the window"),
-  "window_close": Task("window-close-v3", "sawyer_window_horizontal", "window", "close the window"),
-  "faucet_open": Task("faucet-open-v3", "sawyer_faucet", "faucetBase", "turn the faucet"),
-  "button_press": Task("button-press-v3", "sawyer_button_press", "box", "press the button"),
-  "handle_press": Task("handle-press-v3", "sawyer_handle_press", "box", "press the handle down"),
-  "door_open": Task("door-open-v3", "sawyer_door_pull", "door", "open the door"),
+  "drawer_open": Task("drawer-open-v3", "sawyer_drawer", "drawer"),
+  "drawer_close": Task("drawer-close-v3", "sawyer_drawer", "drawer"),
+  "window_open": Task("window-open-v3", "sawyer_window_horizontal", "window"),
+  "window_close": Task("window-close-v3", "sawyer_window_horizontal", "window"),
+  "faucet_open": Task("faucet-open-v3", "sawyer_faucet", "faucetBase"),
+  "button_press": Task("button-press-v3", "sawyer_button_press", "box"),
+  "handle_press": Task("handle-press-v3", "sawyer_handle_press", "box"),
+  # Else the hand comes down on the wrong side of the handle, from one start in sixteen.
+  "door_open": Task("door-open-v3", "sawyer_door_pull", "door", (0.02, 0.0, 0.0)),
 }
 NAMES = tuple(TASKS)
 
