@@ -81,7 +81,9 @@ def test_slanted_light_and_shadow(shadow):
 
 
 def test_lamp_with_a_cone():
-  lamp = '<light type="{}" pos="0 0 1" dir="0 0 -1" cutoff="30" exponent="0" diffuse="1 1 1" attenuation="1 0 1"/>'
+  lamp = (
+    '<light type="{}" pos="0 0 1" dir="0 0 -1" cutoff="30" exponent="0" diffuse="1 1 1" attenuation="1 0 1"/>'
+  )
   spot, point = (draw(GROUND, lamp.format(kind), headlight='active="0"') for kind in ("spot", "point"))
   inside, outside = pixel(0.4, 0.0), pixel(0.8, 0.0)
   # At 0.4 m to the side: cosine 1 / 1.077 to the ground, and 1 / (1 + 1.16) by the distance.
@@ -93,7 +95,9 @@ def test_lamp_with_a_cone():
 
 def test_colours():
   assets = '<material name="red" rgba="1 0 0 1" emission=".2"/><material name="glass" rgba="0 1 0 .3"/>'
-  assets += '<texture name="half" type="2d" builtin="checker" rgb1="0 0 1" rgb2="1 1 1" width="8" height="8"/>'
+  assets += (
+    '<texture name="half" type="2d" builtin="checker" rgb1="0 0 1" rgb2="1 1 1" width="8" height="8"/>'
+  )
   assets += '<material name="checked" texture="half" rgba="1 1 1 1"/>'
   bodies = "".join(
     f'<geom type="box" size=".1 .1 .01" pos="{x} 0 0" {look}/>'
@@ -111,7 +115,9 @@ def test_colours():
     np.testing.assert_allclose(picture[pixel(x, 0.0)], 255 * np.array(colour), atol=1.5, err_msg=str(x))
 
 
-@pytest.mark.parametrize("how", ['fovy="40"', 'sensorsize=".02 .01" focal=".01 .02" principal=".002 .001" resolution="8 4"'])
+@pytest.mark.parametrize(
+  "how", ['fovy="40"', 'sensorsize=".02 .01" focal=".01 .02" principal=".002 .001" resolution="8 4"']
+)
 def test_frame_is_the_one_of_mujocos_own_renderer(how):
   model = mujoco.MjModel.from_xml_string(
     f'<mujoco><worldbody><camera name="a" {how}/><geom size=".1"/></worldbody></mujoco>'

@@ -105,8 +105,8 @@ ROWS: tuple[Field, ...] = (
     " a path with {task} for the task's name, one file per task; without it where there is one task."),
 
   Field("env.name", "play_table", SIMULATOR,
-    "play_table (embedded simulator), calvin (CALVIN's own), metaworld, gymnasium:ENV_ID, module:attribute of your own, "
-    "or the name that an installed package gives its simulator: docs/guides/own_simulator.md"),
+    "play_table (embedded simulator), calvin (CALVIN's own), metaworld, gymnasium:ENV_ID, module:attribute "
+    "of your own, or the name that an installed package gives its simulator: docs/guides/own_simulator.md"),
   Field("env.calvin_root", "", PLACE, "checkout of mees/calvin_env, for calvin; empty: $CALVIN_ROOT"),
   Field("env.calvin_scene", "D", choice("A", "B", "C", "D"), "A, B, C or D; scripted experts know D only"),
   Field("env.tasks", (), WORDS,

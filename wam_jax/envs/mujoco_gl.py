@@ -29,7 +29,7 @@ class GlRenderer:
       self._renderer = mujoco.Renderer(model, height, width)
     except Exception as error:  # PyOpenGL fails in many ways
       raise NotOffered(
-        f"MuJoCo's own renderer does not work here ({error}); set MUJOCO_GL to egl or osmesa, or let rays draw"
+        f"MuJoCo's own renderer does not work here: {error}. Set MUJOCO_GL=egl or osmesa, or let rays draw."
       ) from error
     self._options = mujoco.MjvOption()
     self._options.sitegroup[:] = 0

@@ -1,8 +1,8 @@
 """Pictures of any MuJoCo model without OpenGL, by MuJoCo's own rays.
 
-What is drawn: geoms of the groups that MuJoCo shows, in their colour or their material's, with a texture's mean
-colour in place of the texture, by the model's lights and headlight, with shadows; nothing is glossy or mirrors.
-Geoms less than half opaque are left out, and so are sites, tendons, skins and flexible bodies.
+Drawn are geoms of the groups that MuJoCo shows, in their own or their material's colour, with the mean colour
+of a texture in its place, by the model's lights and headlight, with shadows; nothing shines or mirrors. Geoms
+less than half opaque are left out, and so are sites, tendons, skins and flexible bodies.
 """
 
 from __future__ import annotations
@@ -93,10 +93,9 @@ class RayRenderer:
     view.type, view.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, camera
     vertical, horizontal, clip = (np.zeros(2, np.float32) for _ in range(3))
     mujoco.mjv_cameraFrustum(vertical, horizontal, clip, self._model, view)
-    if not horizontal.any():
-      horizontal = vertical * self._width / self._height
     above, below = vertical / clip[0]
-    left, right = horizontal / clip[0]
+    sides = horizontal / clip[0]
+    left, right = sides if sides.any() else (above * self._width / self._height,) * 2
     x = -left + (left + right) * (np.arange(self._width) + 0.5) / self._width
     y = above - (above + below) * (np.arange(self._height) + 0.5) / self._height
     rays = np.stack([*np.meshgrid(x, y), np.full((self._height, self._width), -1.0)], -1).reshape(-1, 3)

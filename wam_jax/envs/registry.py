@@ -23,7 +23,17 @@ _SIMULATORS = {
 # Modules of skills of those with CALVIN's scene.
 _SKILLS = {"play_table": "wam_jax.envs.play_table.skills", "calvin": "wam_jax.envs.calvin.skills"}
 # Fields of config.env that say which simulator it is; the others say how it is used.
-IDENTITY = ("name", "calvin_root", "calvin_scene", "tasks", "pictures", "state", "success", "expert", "renderer")
+IDENTITY = (
+  "name",
+  "calvin_root",
+  "calvin_scene",
+  "tasks",
+  "pictures",
+  "state",
+  "success",
+  "expert",
+  "renderer",
+)
 GROUP = "wam_jax.envs"  # of entry points, by which packages name their simulators
 NAMES = tuple(_SIMULATORS)
 TAUGHT = tuple(_SKILLS)

@@ -3,7 +3,7 @@
   pip install 'wam_jax[metaworld]'
   python -m wam_jax.main --config=experiments/metaworld_wam.py:demo
 
-Each task has a scene of its own; one world model learns all of them. docs/guides/metaworld.md has the numbers.
+Each task has a scene of its own; one world model learns all of them: docs/guides/metaworld.md.
 """
 
 from ml_collections import ConfigDict

@@ -112,7 +112,7 @@ class MetaWorldEnvironment(base.Environment):
     for _ in range(simulator.ACTION_REPEAT):
       self._env.curr_path_length = 0  # how long an episode is, others decide
       info = self._env.step(action)[-1]
-    self._success = bool(info["success"])
+      self._success |= bool(info["success"])
     if self._play_steps:
       self._play_steps -= 1
       self.ended = self._play_steps == 0
@@ -122,7 +122,7 @@ class MetaWorldEnvironment(base.Environment):
     return np.array(self._env._get_curr_obs_combined_no_goal()[:4], np.float64)
 
   def success(self) -> bool:
-    """See `base.Environment`; by Meta-World's rule."""
+    """See `base.Environment`; as Meta-World counts it, whether its rule has held at some step."""
     return bool(self._task) and self._success
 
   def snapshot(self) -> np.ndarray:
@@ -157,19 +157,23 @@ class MetaWorldEnvironment(base.Environment):
       observation[4:7] += beside  # where the policy takes the handle to be
       with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that actions are clipped
-        return np.clip(policy.get_action(observation).astype(np.float64), -1.0, 1.0)
+        action = np.clip(policy.get_action(observation).astype(np.float64), -1.0, 1.0)
+      if self._success:  # it holds still: the package's policies go on, and let go of a handle
+        action[:3] = 0.0
+      return action
 
     return act
 
   def possible(self) -> list[str]:
     """See `base.Environment`: the tasks of this scene that are not done."""
-    now, current = self.snapshot(), self._scene
+    now, current, success = self.snapshot(), self._scene, self._success
     out = []
     for task, row in TASKS.items():
       if row.scene == TASKS[current].scene:
         self._restore(task, now)
         out += [] if self._success else [task]
     self._restore(current, now)
+    self._success = success
     return out
 
   def begin(self, task: str) -> None:

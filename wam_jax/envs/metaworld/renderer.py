@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import copy
 import functools
+import itertools
 from typing import Any
 
 import numpy as np
@@ -81,7 +82,7 @@ class MetaWorldRenderer:
       return [stage.draw(snapshot) for snapshot in part]
 
     parts = np.array_split(snapshots, len(self._stages))
-    drawn = sum(self._pool.map(draw, self._stages, parts), [])
+    drawn = itertools.chain.from_iterable(self._pool.map(draw, self._stages, parts))
     return {
       camera: np.stack(pictures)
       for camera, pictures in zip(simulator.SAWYER.camera_names, zip(*drawn, strict=True), strict=True)

@@ -1,8 +1,8 @@
 """Meta-World: its robot and eight of its tasks, without the package, so that plans can ask.
 
-Source: Yu et al. 2019, "Meta-World: A Benchmark and Evaluation for Multi-Task and Meta Reinforcement Learning";
-the package `metaworld`. Each task has a scene of its own, in which Meta-World places the furniture at random;
-success is as Meta-World defines it.
+Source: Yu et al. 2019, "Meta-World: A Benchmark and Evaluation for Multi-Task and Meta Reinforcement
+Learning"; the package `metaworld`. Each task has a scene, in which Meta-World places the furniture at random;
+success is as Meta-World counts it.
 """
 
 from __future__ import annotations
@@ -85,7 +85,9 @@ def check_snapshot(snapshot: np.ndarray) -> np.ndarray:
   """A snapshot [W] as float64. Raises ValueError: wrong shape, not finite, no such task."""
   snapshot = np.asarray(snapshot, np.float64)
   if snapshot.shape != (WIDTH,) or not np.isfinite(snapshot).all():
-    raise ValueError(f"start: must be {WIDTH} finite numbers, a state of Meta-World, not {list(snapshot.shape)}")
+    raise ValueError(
+      f"start: must be {WIDTH} finite numbers, a state of Meta-World, not {list(snapshot.shape)}"
+    )
   if snapshot[0] not in range(len(TASKS)):
     raise ValueError(f"start[0] = {snapshot[0]:g}: must be a task's number, from 0 to {len(TASKS) - 1}")
   return snapshot
@@ -117,4 +119,8 @@ class MetaWorldSimulator(base.Simulator):
 
   def describe(self) -> dict[str, Any]:
     """With the package's version and what draws."""
-    return {"name": self.name, "metaworld": importlib.metadata.version("metaworld"), "renderer": self._renderer}
+    return {
+      "name": self.name,
+      "metaworld": importlib.metadata.version("metaworld"),
+      "renderer": self._renderer,
+    }
