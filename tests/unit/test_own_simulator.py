@@ -33,13 +33,12 @@ def reacher(tmp_path, monkeypatch):
   return registry.load("reacher:Reacher")
 
 
+SETTINGS = {"max_steps": 40, "play_episode_frames": 50, "play_frames": 90, "action_noise": 0.3}
+SETTINGS |= {"failed_attempt_rate": 0.25, "image_size": 16}
+
+
 def settings(**changes):
-  return recording.Settings(
-    3, {}, **{"max_steps": 40, "play_episode_frames": 50, "play_frames": 90, **_RATES, **changes}
-  )
-
-
-_RATES = {"action_noise": 0.3, "failed_attempt_rate": 0.25, "image_size": 16}
+  return recording.Settings(3, {}, **SETTINGS | changes)
 
 
 def test_the_guides_environment(reacher):
@@ -171,6 +170,13 @@ def test_an_environment_that_draws_itself():
   assert env.pictures()["render"][0, 0, 0] == 1 and env.state().tolist() == [1.0]
 
 
+class Pixels(Counter):
+  """Nothing but a picture."""
+
+  def observation(self):
+    return np.zeros((16, 16, 3), np.uint8)
+
+
 def changed(cls=Counter, **attributes):
   return type(cls.__name__, (cls,), attributes)
 
@@ -185,10 +191,11 @@ def changed(cls=Counter, **attributes):
     (changed(told={"score": 1}), {}, base.NotOffered, "its info has score.*env.success"),
     (changed(told={}), {"success": "won"}, base.NotOffered, "its info has nothing, not won"),
     (changed(Drawn, render=lambda self: None), {}, base.NotOffered, "render is None.*render_mode"),
+    (changed(Pixels), {}, base.NotOffered, "no vector of floats.*all of it"),
     (Counter, {"pictures": ["views.depth"]}, base.NotOffered, r"views_depth is float32 \[20, 30\]"),
     (Counter, {"pictures": ["wrist"]}, ValueError, r"env.pictures: .*no wrist.*views.left \[20, 30, 3\]"),
     (Counter, {"state": ["arm"]}, ValueError, "env.state: .*no arm in.*arm.count"),
-    (dict, {}, base.NotOffered, "is a dict, not a gymnasium.Env"),
+    (lambda: Counter.tasks, {}, base.NotOffered, "is a tuple, not a gymnasium.Env"),
     (lambda robot: Counter(), {}, base.NotOffered, "without arguments.*'robot'"),
   ],
 )

@@ -107,6 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     type=machine.local_path,
     help="a run's folder, or packed policies (folder or file); default: what comes with the package",
   )
+  parser.add_argument("--simulator", help="as env.name; default: that of the run, or play_table")
   parser.add_argument("--which", choices=TRAINED, help="of a run's folder; default: ppo if finished")
   parser.add_argument("--episodes", type=int, default=1)
   parser.add_argument("--seed", type=int, default=0, help="of the first episode; the others follow")
@@ -138,7 +139,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   try:
     surroundings.start_jax()
     policy = wam_jax.load_policy(arguments.policy, task, arguments.which)
-    simulator = simulator_of(arguments.policy)
+    named = arguments.simulator
+    simulator = registry.load(named) if named else simulator_of(arguments.policy)
     policy.embodiment.check("the policy", simulator.embodiment, f"the simulator {simulator.name}")
     if policy.task not in simulator.tasks:
       raise NotOffered(f"the simulator {simulator.name} does not know the task {policy.task}")
@@ -148,6 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     CheckpointError,
     EmbodimentError,
     NotOffered,
+    ValueError,
     surroundings.SurroundingsError,
   ) as error:
     print(f"\n{error}", file=sys.stderr)

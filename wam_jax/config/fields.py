@@ -150,7 +150,7 @@ ROWS: tuple[Field, ...] = (
   Field("data.failed_attempt_rate", 0.25, RATE, "share of play skills broken off half-way (embedded)"),
   Field("data.clumsy_attempt_rate", 0.5, RATE, "share of play skills aimed beside their target (embedded)"),
   Field("data.aim_error", 0.02, NOT_NEGATIVE,
-    "m (of a gymnasium environment units of an action), standard deviation of these along each axis"),
+    "m, standard deviation of these along each axis; to a gymnasium environment 0.02 is a unit of an action"),
   Field("data.wrist_error", 0.0, NOT_NEGATIVE,
     "rad, standard deviation about each axis of how the hand is turned in the skills of play and in failed "
     "takes: where it always is straight, the world model cannot see that it is not."),

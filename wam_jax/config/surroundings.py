@@ -21,7 +21,7 @@ from wam_jax.config.chain import STAGES
 from wam_jax.config.checks import Problem, did_you_mean, suggest
 from wam_jax.embodiment import CALVIN, CAMERAS, Embodiment, EmbodimentError
 from wam_jax.envs import registry
-from wam_jax.envs.base import NotOffered
+from wam_jax.envs.base import NotOffered, Simulator
 from wam_jax.envs.calvin.simulator import CalvinMissingError, find_checkout
 from wam_jax.envs.tasks import TASKS
 from wam_jax.host import file_kinds
@@ -221,17 +221,21 @@ def robot_of_data(config: ConfigDict) -> Embodiment:
       return embodiment.from_json(read_text(os.path.join(config.data.calvin_path, embodiment.FILE)))
     except (OSError, UnicodeDecodeError) as error:
       raise EmbodimentError(f"cannot be read ({error})") from None
-  elif config.data.source == "embedded":
-    return registry.load(config.env).embodiment
+  elif config.data.source == "embedded" and (simulator := _simulator(config)) is not None:
+    return simulator.embodiment
   return CALVIN
+
+
+def _simulator(config: ConfigDict) -> Simulator | None:
+  """The config's; None where it cannot be had, as `_check_simulator` says."""
+  try:
+    return registry.load(config.env)
+  except (NotOffered, ValueError, TypeError):
+    return None
 
 
 def _check_robot(config: ConfigDict) -> list[Problem]:
   """Cameras must be the data's, tasks the simulator's or the data's; those left alone become so."""
-  try:
-    simulator = registry.load(config.env)
-  except (NotOffered, ValueError):
-    return []  # `_check_simulator` says so
   try:
     robot = robot_of_data(config)
   except EmbodimentError as error:
@@ -250,7 +254,10 @@ def _check_robot(config: ConfigDict) -> list[Problem]:
     rule = "none: the robot in the data reports no state"
     problems.append(Problem("world_model.proprio", proprio, rule, "--config.world_model.proprio=none"))
   recorded = config.inputs.collect or (config.data.source == "calvin" and _exists(config.data.calvin_path))
-  known = simulator.tasks
+  simulator = _simulator(config)
+  if simulator is None and ":" in config.env.name:
+    return problems  # its tasks are not known
+  known = simulator.tasks if simulator is not None else TASKS
   if config.tasks == TASKS and not set(TASKS) & set(known) and not recorded:
     config.tasks = known
   unknown_tasks = [task for task in config.tasks if task not in known]
@@ -333,7 +340,7 @@ DERIVED: tuple[tuple[tuple[str, ...], Callable[[ConfigDict], Sequence[Problem] |
   (("inputs.dppo_checkpoint", "tasks", "behaviour_cloning.policy"), _check_dppo),
   (("env.name", "env.calvin_root"), _find_calvin_env),
   (("data.source", "data.calvin_path", "data.failed_takes_per_task", "inputs.collect"), _find_calvin),
-  (("tasks", "world_model.cameras", "world_model.proprio", *_ENV, *_DATA), _check_robot),
+  (("tasks", "world_model.cameras", "world_model.proprio", *_DATA), _check_robot),
   (("tasks", "env.image_size", "evaluate.expert", *_ENV, *_DATA), _check_simulator),
   (tuple(f"training.{name}_project" for name in TRACKERS), _find_tracker),
   (("world_model.batch_size", "world_model.sequence_length", *_AMOUNT), _check_amount),

@@ -17,6 +17,7 @@ import numpy as np
 
 from wam_jax.embodiment import ActionDimension, Camera, Embodiment, EmbodimentError, StateDimension
 from wam_jax.envs import base
+from wam_jax.envs.table import ACTION_TRANSLATION
 
 TERMINATED = "terminated"  # as env.success: the end of an episode is its success
 RENDERED = "render"  # camera of an environment whose observation has no picture
@@ -119,6 +120,10 @@ class GymnasiumSimulator(base.Simulator):
     self._state_keys = asked["state"] or tuple(
       key for key, part in parts.items() if part.dtype.kind == "f" and part.ndim <= 1 and key not in pictures
     )
+    if not self.state_of(observation).size:
+      raise self._lack(
+        f"nothing tells the robot's state: no vector of floats in its observation, which has {known}"
+      )
     drawn = self.pictures_of(env, observation)
     for name, picture in drawn.items():
       if not _is_picture(picture):
@@ -203,11 +208,11 @@ class GymnasiumEnvironment(base.Environment):
   def expert(
     self, task: str, rng: np.random.Generator, aim_error: float = 0.0, wrist_error: float = 0.0
   ) -> base.Act:
-    """See `base.Environment`. Its errors are in units of an action, for it knows no hand."""
+    """See `base.Environment`. Aim errors of 0.02 (CALVIN's unit, in m) are one unit of an action here."""
     function, robot = self._simulator.expert_function, self._simulator.embodiment
     if function is None:
       raise base.NotOffered(f"{self._simulator.name} has no scripted expert of {task}; {FIX_EXPERT}")
-    beside = rng.normal(0.0, aim_error, robot.action_size) if aim_error else 0.0
+    beside = rng.normal(0.0, aim_error / ACTION_TRANSLATION, robot.action_size) if aim_error else 0.0
 
     def act() -> np.ndarray | None:
       action = function(self._env.unwrapped, self._observation)

@@ -18,7 +18,7 @@ SIMULATING = {"evaluate", "evaluate_cloned", "online_ppo"}  # stages that act in
 def _simulator_problems(
   config: ConfigDict, plans: Mapping[str, StagePlan], stages: Sequence[str]
 ) -> list[str]:
-  """Why the simulator cannot take the data's robot, or its tasks."""
+  """Why the simulator cannot take the data's robot, or its tasks, or start where the data do."""
   name, robot = config.env.name, plans["collect"].artifact.embodiment
   simulator = registry.load(config.env)
   where = f"{', '.join(stages)} cannot run in the simulator {name}"
@@ -27,6 +27,11 @@ def _simulator_problems(
     return [f"{where}: the data are of another robot: {'; '.join(differences)}", instead]
   if unknown := [task for task in config.tasks if task not in simulator.tasks]:
     return [f"{where}: it does not know {', '.join(unknown)}", instead]
+  try:
+    calvin.read_start_states(config.data.calvin_path, config.tasks, 1)
+  except DatasetError as error:
+    if error.key == "scene_obs":  # of all else others speak
+      return [f"{where}: {error}", instead]
   return []
 
 
