@@ -9,7 +9,7 @@ import pytest
 
 from wam_jax import config as wam_config
 from wam_jax.envs import registry
-from wam_jax.envs.metaworld.simulator import NAMES, PLAY_STEPS, TASKS, WIDTH
+from wam_jax.envs.metaworld.scenes import NAMES, PLAY_STEPS, TASKS, WIDTH
 from wam_jax.envs.recording import Job, Settings, record
 from wam_jax.experiments import metaworld_wam
 
@@ -43,12 +43,12 @@ def test_a_missing_package_is_a_problem_of_the_config(monkeypatch):
   monkeypatch.setattr(
     importlib.util, "find_spec", lambda name: None if name == "metaworld" else find_spec(name)
   )
-  registry._load_once.cache_clear()
   with pytest.raises(wam_config.ConfigError) as error:
     wam_config.finalize(metaworld_wam.get_config("demo"))
-  problem = error.value.problems[0]
-  assert problem.path == "env.name"
-  assert "pip install 'wam_jax[metaworld]'" in problem.rule
+  assert [(problem.path, problem.fix) for problem in error.value.problems] == [
+    ("env.name", "pip install 'wam_jax[metaworld]'")
+  ]
+  assert error.value.config is not None  # the plan shows what it would cost
 
 
 @needs_package

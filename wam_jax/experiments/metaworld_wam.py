@@ -9,7 +9,7 @@ Each task has a scene of its own; one world model learns all of them: docs/guide
 from ml_collections import ConfigDict
 
 from wam_jax import config
-from wam_jax.envs.metaworld.simulator import NAMES, SAWYER
+from wam_jax.envs.metaworld.scenes import NAMES, SAWYER
 
 # A frame takes ten times as long to draw as of the embedded simulator: fewer of them.
 DEMO = {

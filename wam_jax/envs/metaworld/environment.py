@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from wam_jax.envs import base
-from wam_jax.envs.metaworld import simulator
-from wam_jax.envs.metaworld.simulator import NAMES, TASKS
+from wam_jax.envs.metaworld import scenes
+from wam_jax.envs.metaworld.scenes import NAMES, TASKS
 from wam_jax.envs.physics import mujoco
 
 with warnings.catch_warnings(), contextlib.redirect_stderr(open(os.devnull, "w")):  # gymnasium on its own age
@@ -69,7 +69,7 @@ class MetaWorldEnvironment(base.Environment):
 
   def _restore(self, task: str, snapshot: np.ndarray) -> None:
     """Continues a snapshot as an episode of a task of the same scene."""
-    parts = simulator.split(snapshot)
+    parts = scenes.split(snapshot)
     env = self._place(task, parts["place"])
     data = env.data
     data.qpos[:], data.qvel[:], data.mocap_pos[0] = parts["qpos"], parts["qvel"], parts["target"]
@@ -88,12 +88,12 @@ class MetaWorldEnvironment(base.Environment):
 
   def reset(self, start: np.ndarray, task: str = "") -> None:
     """See `base.Environment`; `start` is a snapshot."""
-    start = simulator.check_snapshot(start)
+    start = scenes.check_snapshot(start)
     scene = NAMES[int(start[0])]
     if task:
       self._check(task, scene)
     self._restore(task or scene, start)
-    self._task, self._play_steps = task, 0 if task else simulator.PLAY_STEPS
+    self._task, self._play_steps = task, 0 if task else scenes.PLAY_STEPS
     self.ended = False
 
   def _check(self, task: str, scene: str) -> None:
@@ -109,7 +109,7 @@ class MetaWorldEnvironment(base.Environment):
     action = np.asarray(action, np.float64)
     if action.shape != (4,) or not np.abs(action).max() <= 1.0:  # written so that NaN fails
       raise ValueError(f"action: must be 4 numbers in [-1, 1], not {action.tolist()}")
-    for _ in range(simulator.ACTION_REPEAT):
+    for _ in range(scenes.ACTION_REPEAT):
       self._env.curr_path_length = 0  # how long an episode is, others decide
       info = self._env.step(action)[-1]
       self._success |= bool(info["success"])
@@ -126,7 +126,7 @@ class MetaWorldEnvironment(base.Environment):
     return bool(self._task) and self._success
 
   def snapshot(self) -> np.ndarray:
-    """[W], see `simulator.PARTS`."""
+    """[W], see `scenes.PARTS`."""
     data = self._env.data
     place, number = self._env._last_rand_vec, [float(NAMES.index(self._scene))]
     return np.concatenate([number, place, data.qpos, data.qvel, data.qacc_warmstart, data.mocap_pos[0]])

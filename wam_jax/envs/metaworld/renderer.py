@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from wam_jax.envs.base import Pictures
-from wam_jax.envs.metaworld import simulator
-from wam_jax.envs.metaworld.simulator import NAMES, TASKS
+from wam_jax.envs.metaworld import scenes
+from wam_jax.envs.metaworld.scenes import NAMES, TASKS
 from wam_jax.envs.mujoco_gl import GlRenderer
 from wam_jax.envs.mujoco_rays import RayRenderer
 from wam_jax.envs.physics import mujoco
@@ -41,7 +41,7 @@ class _Stage:
 
   def draw(self, snapshot: np.ndarray) -> list[np.ndarray]:
     """A picture [S, S, 3] of each camera."""
-    parts = simulator.split(simulator.check_snapshot(snapshot))
+    parts = scenes.split(scenes.check_snapshot(snapshot))
     task = TASKS[NAMES[int(parts["task"][0])]]
     if task.scene not in self._scenes:
       model = copy.copy(_scene(task.scene))
@@ -52,7 +52,7 @@ class _Stage:
     mujoco.mj_kinematics(model, data)
     mujoco.mj_comPos(model, data)
     mujoco.mj_camlight(model, data)
-    return [render(data, camera) for camera in simulator.SAWYER.camera_names]
+    return [render(data, camera) for camera in scenes.SAWYER.camera_names]
 
 
 class MetaWorldRenderer:
@@ -85,5 +85,5 @@ class MetaWorldRenderer:
     drawn = itertools.chain.from_iterable(self._pool.map(draw, self._stages, parts))
     return {
       camera: np.stack(pictures)
-      for camera, pictures in zip(simulator.SAWYER.camera_names, zip(*drawn, strict=True), strict=True)
+      for camera, pictures in zip(scenes.SAWYER.camera_names, zip(*drawn, strict=True), strict=True)
     }
