@@ -169,6 +169,7 @@ class Checker:
       patch.delenv("CALVIN_DATA", raising=False)
       patch.delenv("CALVIN_ROOT", raising=False)
       patch.setattr(MetaWorldSimulator, "missing", lambda self: "")  # an extra
+      patch.syspath_prepend(str(self.folder))
       try:
         unparsed = main.parse(["main", *arguments])[1:]
         main._config()
@@ -192,6 +193,9 @@ class Checker:
     wanted += [f"{root}/calvin_env/envs/play_table_env.py"] if root else []
     data = given.get("data.calvin_path")
     wanted += [f"{data}/{split}/any" for split in ("training", "validation", "failed")] if data else []
+    if given.get("env.name", "").startswith("reacher:"):
+      page = (GUIDES / "own_simulator.md").read_text(encoding="utf-8")
+      (self.folder / "reacher.py").write_text(blocks(page, "python")[0][1])
     for path in wanted:
       (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
       (self.folder / path).touch()

@@ -177,6 +177,31 @@ class Pixels(Counter):
     return np.zeros((16, 16, 3), np.uint8)
 
 
+def test_a_wrapped_environment():
+  """Its expert speaks of the wrapper's actions; a picture that is drawn into the same memory is kept."""
+
+  class Taught(gymnasium.Wrapper):
+    memory = np.zeros((16, 16, 3), np.uint8)
+
+    def expert(self, observation):
+      return np.array([0.25, 9.0])
+
+    def render(self):
+      self.memory[:] = self.unwrapped.count
+      return self.memory
+
+  def wrapped(render_mode=None):
+    return Taught(gymnasium.wrappers.RescaleAction(Drawn(render_mode), 0, 1))
+
+  simulator = make(wrapped)
+  assert simulator.experts == ("up", "down") and simulator.embodiment.action[0].range == (0, 1)
+  env = simulator.make()
+  demo = recording.record(simulator, env, recording.Job("play", "", 0), settings(play_episode_frames=4))
+  assert demo["render"][:, 0, 0, 0].tolist() == [0, 1, 2, 3]
+  env.reset(np.array([0.0]), "up")
+  np.testing.assert_allclose(env.expert("up", np.random.default_rng(0))(), [-0.5, 1.0])
+
+
 def changed(cls=Counter, **attributes):
   return type(cls.__name__, (cls,), attributes)
 

@@ -1,12 +1,14 @@
 """Any gymnasium environment with pictures and numbers as a `base.Simulator`.
 
 An episode starts from a seed. One step tells what observation and info hold; `config.env` can say it, too.
-A scripted expert is a method of the environment or a function, `expert(env, observation) -> action` in the
-environment's own range, or None when it is done.
+A scripted expert is a method `expert(observation) -> action` of the environment or one of its wrappers, or a
+function of (unwrapped environment, observation). Its action is one that the environment as made takes, or
+None when it is done.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 from collections.abc import Callable, Mapping
@@ -70,9 +72,9 @@ class GymnasiumSimulator(base.Simulator):
     return base.NotOffered(f"{self.name}: {what}")
 
   def _probe(self, env: gymnasium.Env, load_expert: Callable[[str], Any]) -> None:
-    inner, settings = env.unwrapped, self.settings
-    tasks: Any = settings.get("tasks") or getattr(inner, "tasks", None) or (_slug(self.name),)
-    self.tasks = tuple(tasks)
+    settings = self.settings
+    own = env.get_wrapper_attr("tasks") if env.has_wrapper_attr("tasks") else ()
+    self.tasks = tuple(settings.get("tasks") or own or (_slug(self.name),))
     self.told_tasks = len(self.tasks) > 1  # else there is nothing to tell
     space = env.action_space
     if not isinstance(space, gymnasium.spaces.Box) or space.dtype.kind != "f" or len(space.shape) != 1:
@@ -87,8 +89,8 @@ class GymnasiumSimulator(base.Simulator):
     self._find_parts(env, observation)
     self._find_success(env, (low + high) / 2)
     place = settings.get("expert", "")
-    self.expert_function = load_expert(place) if place else getattr(type(inner), "expert", None)
-    self.experts = self.tasks if self.expert_function is not None else ()
+    self.expert_function = load_expert(place) if place else None
+    self.experts = self.tasks if place or env.has_wrapper_attr("expert") else ()
     parts = dict(_parts(observation))
     actions = zip(low.tolist(), high.tolist(), strict=True)
     try:
@@ -146,9 +148,11 @@ class GymnasiumSimulator(base.Simulator):
 
   def pictures_of(self, env: gymnasium.Env, observation: Any) -> base.Pictures:
     """camera -> [H, W, 3] uint8."""
-    parts, draw = dict(_parts(observation)), self._picture_keys == (RENDERED,)
-    out = {RENDERED: env.render()} if draw else {key: parts[key] for key in self._picture_keys}
-    return {_slug(name) or "picture": picture for name, picture in out.items()}  # type: ignore[misc]
+    parts = dict(_parts(observation))
+    seen: dict[str, Any] = {key: parts[key] if key in parts else env.render() for key in self._picture_keys}
+    # Copies: an environment may draw the next one into the same memory.
+    copied = lambda picture: picture.copy() if isinstance(picture, np.ndarray) else picture
+    return {_slug(key) or "picture": copied(picture) for key, picture in seen.items()}
 
   def state_of(self, observation: Any) -> np.ndarray:
     """[state_size] float64."""
@@ -185,12 +189,12 @@ class GymnasiumEnvironment(base.Environment):
     """See `base.Environment`."""
     if self.ended:
       return
-    simulator, dtype = self._simulator, self._env.action_space.dtype
-    own = simulator.embodiment.from_unit(np.asarray(action, np.float64)).astype(dtype)
-    self._observation, _, terminated, truncated, info = self._env.step(own)
+    simulator, space = self._simulator, self._env.action_space
+    own = simulator.embodiment.from_unit(np.asarray(action, np.float64)).astype(space.dtype)
+    inside = np.clip(own, space.low, space.high)  # type: ignore[attr-defined]  # rounding
+    self._observation, _, terminated, truncated, info = self._env.step(inside)
     self.ended = bool(terminated or truncated)
     key = simulator.success_key
-    # Some tell it in some steps only.
     self._success = bool(terminated if key == TERMINATED else info.get(key, False))
 
   def state(self) -> np.ndarray:
@@ -210,12 +214,14 @@ class GymnasiumEnvironment(base.Environment):
   ) -> base.Act:
     """See `base.Environment`. Aim errors of 0.02 (CALVIN's unit, in m) are one unit of an action here."""
     function, robot = self._simulator.expert_function, self._simulator.embodiment
-    if function is None:
+    if task not in self._simulator.experts:
       raise base.NotOffered(f"{self._simulator.name} has no scripted expert of {task}; {FIX_EXPERT}")
+    own = self._env.get_wrapper_attr
+    ask = functools.partial(function, self._env.unwrapped) if function is not None else own("expert")
     beside = rng.normal(0.0, aim_error / ACTION_TRANSLATION, robot.action_size) if aim_error else 0.0
 
     def act() -> np.ndarray | None:
-      action = function(self._env.unwrapped, self._observation)
+      action = ask(self._observation)
       if action is None:
         return None
       return np.clip(robot.to_unit(np.asarray(action, np.float64)) + beside, -1.0, 1.0)
