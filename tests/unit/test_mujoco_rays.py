@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import concurrent.futures
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -165,3 +168,43 @@ def test_what_cannot_be_drawn_is_named():
     renderer(data, "flat")
   with pytest.raises(ValueError, match="0 x 64"):
     RayRenderer(renderer._model, 0, 64)
+
+
+_BOTH = """
+import mujoco, numpy as np
+from wam_jax.envs.base import NotOffered
+from wam_jax.envs.mujoco_gl import GlRenderer
+from wam_jax.envs.mujoco_rays import RayRenderer
+model = mujoco.MjModel.from_xml_string('''<mujoco>
+  <visual><headlight diffuse=".3 .3 .3" specular="0 0 0"/></visual>
+  <asset><material name="red" rgba="1 0 0 1" specular="0"/>
+  <material name="grey" rgba=".6 .6 .6 1" specular="0"/></asset>
+  <worldbody>
+  <light type="directional" dir="1 -.5 -1" diffuse=".5 .5 .5" specular="0 0 0" castshadow="false"/>
+  <camera name="a" pos=".3 -1.5 1.5" xyaxes="1 0 0 0 .7 .7"/><site name="goal" pos="0 0 1" size=".2"/>
+  <geom type="plane" size="5 5 1" material="grey"/>
+  <geom type="box" size=".2 .2 .3" pos="0 0 .3" material="red"/>
+  <geom type="capsule" size=".1 .3" pos=".6 .2 .4" rgba="0 0 1 1"/></worldbody></mujoco>''')
+data = mujoco.MjData(model)
+mujoco.mj_forward(model, data)
+try:
+  gl = GlRenderer(model, 64, 64)
+except NotOffered as error:
+  print(error)
+else:
+  print(np.abs(gl(data, "a").astype(int) - RayRenderer(model, 64, 64)(data, "a")).mean())
+"""
+
+
+@pytest.mark.parametrize("platform", ["disabled", "egl"])
+def test_as_mujocos_own_renderer(platform):
+  environment = {**os.environ, "MUJOCO_GL": platform}
+  done = subprocess.run(
+    [sys.executable, "-c", _BOTH], env=environment, capture_output=True, text=True, check=False
+  )
+  if platform == "disabled":
+    assert "MUJOCO_GL=egl" in done.stdout
+  elif "MUJOCO_GL=egl" in done.stdout or done.returncode:
+    pytest.skip("no OpenGL through EGL here")
+  else:
+    assert float(done.stdout) < 2  # its edges are smooth

@@ -134,30 +134,39 @@ class RayRenderer:
     """Light [N, 3] on surfaces from the model's lights."""
     model, kinds = self._model, mujoco.mjtLightType
     out = np.zeros_like(points)
-    for i in np.flatnonzero(model.light_active):
+    for i in np.flatnonzero(model.light_active & (model.light_type != kinds.mjLIGHT_IMAGE)):
       position, direction = data.light_xpos[i], data.light_xdir[i]
-      if model.light_type[i] == kinds.mjLIGHT_IMAGE:
-        continue
       if model.light_type[i] == kinds.mjLIGHT_DIRECTIONAL:
         position = model.stat.center - _FAR * model.stat.extent * direction
-      ways = points - position
-      lengths = np.linalg.norm(ways, axis=-1)
-      ways /= np.maximum(lengths, mujoco.mjMINVAL)[:, None]
-      strength = np.maximum(-np.sum(ways * normals, -1), 0.0)
-      if model.light_type[i] != kinds.mjLIGHT_DIRECTIONAL:
-        strength /= np.stack([np.ones_like(lengths), lengths, lengths**2], -1) @ model.light_attenuation[i]
-      if model.light_type[i] == kinds.mjLIGHT_SPOT:
-        cosines = ways @ direction
-        strength *= (cosines >= np.cos(np.deg2rad(model.light_cutoff[i]))) * np.maximum(cosines, 0.0) ** (
-          model.light_exponent[i]
-        )
+        strength = np.maximum(normals @ -direction, 0.0)
+      else:
+        strength = self._lamp(i, direction, points - position, normals)
       if model.light_castshadow[i]:
-        lit = np.flatnonzero(strength)
-        if lit.size:
-          _, distances, _ = self._cast(data, position, ways[lit])
-          strength[lit[(distances >= 0) & (distances < lengths[lit] - _SKIN * model.stat.extent)]] = 0.0
+        self._shade(data, position, points, strength)
       out += model.light_ambient[i] + strength[:, None] * model.light_diffuse[i]
     return out
+
+  def _lamp(self, light: int, direction: np.ndarray, ways: np.ndarray, normals: np.ndarray) -> np.ndarray:
+    """Strength [N] of a light that shines from a point, on surfaces at the ends of `ways` [N, 3] from it."""
+    model = self._model
+    lengths = np.maximum(np.linalg.norm(ways, axis=-1), mujoco.mjMINVAL)
+    ways = ways / lengths[:, None]
+    strength = np.maximum(-np.sum(ways * normals, -1), 0.0)
+    strength /= lengths[:, None] ** np.arange(3) @ model.light_attenuation[light]
+    if model.light_type[light] == mujoco.mjtLightType.mjLIGHT_SPOT:
+      cosines = np.maximum(ways @ direction, 0.0)
+      inside = cosines >= np.cos(np.deg2rad(model.light_cutoff[light]))
+      strength *= inside * cosines ** model.light_exponent[light]
+    return strength
+
+  def _shade(self, data: mujoco.MjData, origin: np.ndarray, points: np.ndarray, strength: np.ndarray) -> None:
+    """Puts the strength [N] of a light at `origin` to 0 where something is in its way."""
+    lit = np.flatnonzero(strength)
+    if lit.size:
+      ways = points[lit] - origin
+      lengths = np.linalg.norm(ways, axis=-1)
+      geoms, distances, _ = self._cast(data, origin, ways / lengths[:, None])
+      strength[lit[(geoms >= 0) & (distances < lengths - _SKIN * self._model.stat.extent)]] = 0.0
 
 
 def _camera(model: mujoco.MjModel, name: str) -> int:
