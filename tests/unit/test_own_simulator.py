@@ -217,6 +217,7 @@ def changed(cls=Counter, **attributes):
     (changed(told={}), {"success": "won"}, base.NotOffered, "its info has nothing, not won"),
     (changed(Drawn, render=lambda self: None), {}, base.NotOffered, "render is None.*render_mode"),
     (changed(Pixels), {}, base.NotOffered, "no vector of floats.*all of it"),
+    (changed(Drawn, render=gymnasium.Env.render), {}, base.NotOffered, "cannot draw itself .NotImplemented"),
     (Counter, {"pictures": ["views.depth"]}, base.NotOffered, r"views_depth is float32 \[20, 30\]"),
     (Counter, {"pictures": ["wrist"]}, ValueError, r"env.pictures: .*no wrist.*views.left \[20, 30, 3\]"),
     (Counter, {"state": ["arm"]}, ValueError, "env.state: .*no arm in.*arm.count"),

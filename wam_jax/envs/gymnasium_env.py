@@ -126,7 +126,13 @@ class GymnasiumSimulator(base.Simulator):
       raise self._lack(
         f"nothing tells the robot's state: no vector of floats in its observation, which has {known}"
       )
-    drawn = self.pictures_of(env, observation)
+    try:
+      drawn = self.pictures_of(env, observation)
+    except Exception as error:  # of any kind: it has no `render`, or the machine has no OpenGL
+      raise self._lack(
+        f"there is no uint8 [H, W, 3] in its observation, which has {known}, and it cannot draw itself "
+        f"({type(error).__name__}: {error})"
+      ) from error
     for name, picture in drawn.items():
       if not _is_picture(picture):
         what = f"{picture.dtype} {list(picture.shape)}" if isinstance(picture, np.ndarray) else str(picture)

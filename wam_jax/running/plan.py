@@ -22,6 +22,7 @@ from wam_jax.config.checks import shown
 from wam_jax.data.files import DatasetError, read_embodiment
 from wam_jax.embodiment import CALVIN, Embodiment, EmbodimentError
 from wam_jax.envs import registry
+from wam_jax.envs.base import NotOffered
 from wam_jax.host.machine import available_cores, find_accelerator
 from wam_jax.host.words import count, duration
 from wam_jax.storage import artifact as artifact_lib
@@ -147,15 +148,16 @@ def _robot(config: ConfigDict, stage: str, plans: dict[str, StagePlan]) -> Embod
   """Embodiment that a stage's result is of: that of what it is made from, or of the dataset.
 
   Raises:
-    StageError: what it is made from is of different robots, or the dataset's description breaks a rule.
+    StageError: what it is made from is of different robots, the dataset's description breaks a rule, or
+      there is no such simulator here.
   """
   of = {name: plans[name].artifact.embodiment for name in chain.ROWS[stage].requires if name in plans}
   if not of:
-    if config.data.source == "embedded":
-      return registry.load(config.env).embodiment
     try:
+      if config.data.source == "embedded":
+        return registry.load(config.env).embodiment
       return read_embodiment(config.data.calvin_path)
-    except DatasetError as error:
+    except (DatasetError, NotOffered, ValueError) as error:
       raise StageError(str(error)) from None
   (first, robot), *others = of.items()
   for name, other in others:
