@@ -181,7 +181,7 @@ class Simulator(abc.ABC):
     """One environment; each call a new one. Raises NotOffered or ValueError where there cannot be one."""
 
   def missing(self) -> str:
-    """The command that installs what it lacks on this machine; empty: nothing."""
+    """What to do about what it lacks on this machine, such as an install command; empty: nothing."""
     return ""
 
   def make_renderer(self, image_size: int, workers: int = 0) -> Renderer | None:

@@ -7,6 +7,8 @@ import numpy as np
 from wam_jax.envs.base import NotOffered
 from wam_jax.envs.physics import mujoco
 
+HOW_TO = "set MUJOCO_GL to egl or osmesa, if the machine has one of them, or let rays draw"
+
 
 class GlRenderer:
   """Draws what a camera sees, in the thread in which it was made.
@@ -28,9 +30,7 @@ class GlRenderer:
     try:
       self._renderer = mujoco.Renderer(model, height, width)
     except Exception as error:  # PyOpenGL fails in many ways
-      raise NotOffered(
-        f"MuJoCo's own renderer does not work here: {error}. Set MUJOCO_GL=egl or osmesa, or let rays draw."
-      ) from error
+      raise NotOffered(f"MuJoCo's own renderer does not work here: {error}; {HOW_TO}") from error
     self._options = mujoco.MjvOption()
     self._options.sitegroup[:] = 0
 
@@ -38,3 +38,12 @@ class GlRenderer:
     """One picture [height, width, 3] uint8, as `mujoco_rays.RayRenderer` gives it."""
     self._renderer.update_scene(data, camera, self._options)
     return np.array(self._renderer.render())
+
+
+def works() -> bool:
+  """Whether OpenGL does, as MUJOCO_GL has it."""
+  try:
+    GlRenderer(mujoco.MjModel.from_xml_string("<mujoco/>"), 16, 16)
+  except NotOffered:
+    return False
+  return True

@@ -26,7 +26,13 @@ class MetaWorldSimulator(base.Simulator):
 
   def missing(self) -> str:
     """See `base.Simulator`."""
-    return "" if importlib.util.find_spec("metaworld") else "pip install 'wam_jax[metaworld]'"
+    if importlib.util.find_spec("metaworld") is None:
+      return "pip install 'wam_jax[metaworld]'"
+    from wam_jax.envs import mujoco_gl
+
+    return (
+      f"for env.renderer=gl {mujoco_gl.HOW_TO}" if self._renderer == "gl" and not mujoco_gl.works() else ""
+    )
 
   def make(self) -> MetaWorldEnvironment:
     """See `base.Simulator`."""
