@@ -25,6 +25,7 @@ from wam_jax.envs.tasks import TASKS
 from wam_jax.host import file_kinds
 from wam_jax.host.machine import available_cores
 from wam_jax.host.regular_files import check_file, read_text
+from wam_jax.host.robot_file import read_robot
 from wam_jax.host.trackers import TRACKERS
 
 
@@ -200,11 +201,11 @@ def _find_tracker(config: ConfigDict) -> list[Problem]:
   ]
 
 
-def _robot_of_data(config: ConfigDict) -> Embodiment:
-  """Embodiment of the data: of the artifact or the dataset that is named, else of the simulators.
+def robot_of_data(config: ConfigDict) -> Embodiment:
+  """Robot of the data: of the artifact or the dataset that is named, else of the simulators.
 
   Raises:
-    EmbodimentError: the dataset's description breaks a rule.
+    EmbodimentError: the dataset's description breaks a rule; names the file.
   """
   if config.inputs.collect:
     for folder in (config.inputs.collect, os.path.join(config.inputs.collect, "collect")):
@@ -214,21 +215,21 @@ def _robot_of_data(config: ConfigDict) -> Embodiment:
         )
       except (OSError, ValueError, AttributeError, RecursionError):
         continue  # the plan says what is wrong with it
-  elif config.data.source == "calvin" and _exists(config.data.calvin_path, embodiment.FILE):
+  elif config.data.source == "calvin":
     try:
-      return embodiment.from_json(read_text(os.path.join(config.data.calvin_path, embodiment.FILE)))
-    except (OSError, UnicodeDecodeError) as error:
-      raise EmbodimentError(f"cannot be read ({error})") from None
+      return read_robot(config.data.calvin_path)
+    except (EmbodimentError, OSError, UnicodeDecodeError) as error:
+      raise EmbodimentError(f"{os.path.join(config.data.calvin_path, embodiment.FILE)}: {error}") from None
   return CALVIN
 
 
 def _check_robot(config: ConfigDict) -> list[Problem]:
   """Cameras must be the data's, tasks the simulator's or the data's; cameras left alone become the data's."""
   try:
-    robot = _robot_of_data(config)
+    robot = robot_of_data(config)
   except EmbodimentError as error:
-    file, fix = f"{config.data.calvin_path}/{embodiment.FILE}", f"correct it; {embodiment.EXAMPLE}"
-    return [Problem("data.calvin_path", config.data.calvin_path, f"with a sound {file}; {error}", fix)]
+    rule = f"with a sound {embodiment.FILE}; {error}"
+    return [Problem("data.calvin_path", config.data.calvin_path, rule, f"correct it; {embodiment.EXAMPLE}")]
   problems = []
   cameras = tuple(config.world_model.cameras)
   if cameras == CAMERAS != robot.camera_names:

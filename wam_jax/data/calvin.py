@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from wam_jax.data.converted import open_reader
+from wam_jax.data.converted import open_reader, stored_shapes
 from wam_jax.data.files import (
   COPY_AGAIN,
   IDS_FILE,
@@ -490,6 +490,18 @@ def read_start_states(
           fix=COPY_AGAIN,
         )
   return {task: (np.array(r, np.float64), np.array(s, np.float64)) for task, (r, s) in states.items()}
+
+
+def has_start_states(root: PathLike) -> bool:
+  """Whether a dataset has what `read_start_states` reads, by its file or by the first held-out frame.
+
+  Raises:
+    DatasetError: there is no such dataset, or it has no frame.
+  """
+  folder = check_root(root) / "validation"
+  if os.path.lexists(folder / START_STATES_FILE):
+    return True
+  return "scene_obs" in (stored_shapes(folder, int(read_episode_ids(folder)[0, 0])) or {"scene_obs"})
 
 
 # ---------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -15,6 +16,7 @@ from wam_jax.acting.policy_table import COMPARED
 from wam_jax.config import STAGES
 from wam_jax.host.regular_files import read_bytes
 from wam_jax.host.words import PrintableError
+from wam_jax.reporting import unsimulated
 from wam_jax.storage.artifact import (
   Artifact,
   ArtifactError,
@@ -42,9 +44,9 @@ class Run:
 
   Attributes:
     workdir: its folder.
-    config: of its evaluation.
+    config: of its last stage.
     inputs: stage -> artifact, in the order of the stages.
-    results: content of `results.json`.
+    results: content of `results.json`, or of `unsimulated.results_of` where there is none.
     missing: what a page must do without, in words.
   """
 
@@ -94,32 +96,26 @@ def read_run(workdir: str | os.PathLike[str]) -> Run:
   if not path.is_dir():
     raise RunError(f"{path}: there is no such folder")
   try:
-    evaluated = load_artifact(path, "evaluate")
-    results = read_record(evaluated.path, "results.json")
-    rows = {name: policy["per_task"] for name, policy in results["policies"].items()}
-    names, tasks = dict.fromkeys((*COMPARED, *rows)), results["tasks"]
-    lacking = [f"{name} on {task}" for name in names for task in tasks if task not in rows.get(name, ())]
-    if lacking:
-      text = f"{evaluated.path / 'results.json'}: {', '.join(lacking)} missing"
-      raise ArtifactError(f"{text}. {how_to_remake(evaluated.path)}")
+    last = _last(path)
+    results = _results(last)
   except ArtifactError as error:
     finished = [stage for stage in STAGES if (path / stage / "DONE").exists()]
     state = f"finished there: {', '.join(finished)}" if finished else "no stage is finished there"
     raise RunError(
-      f"{path} is no finished run: {error}\n  ({state}; a run is finished when it is evaluated: repeat the "
-      "command that began it)"
+      f"{path} is no finished run: {error}\n  ({state}; a run is finished when it is evaluated, or without a "
+      "simulator has its report: repeat the command that began it)"
     ) from error
-  root = evaluated.path.parent
+  root = last.path.parent
   inputs: dict[str, Artifact] = {}
   lost: list[str] = []
   missing: list[str] = []
-  for stage in (stage for stage in STAGES if stage != "report"):
-    artifact: Artifact | None = evaluated
+  for stage in (stage for stage in STAGES if stage != "report" and (stage != "evaluate" or results)):
+    artifact: Artifact | None = last
     reasons: list[str] = []
-    if stage in evaluated.inputs:
-      artifact, reasons = search_input(evaluated, stage, evaluated.inputs[stage])
+    if stage in last.inputs:
+      artifact, reasons = search_input(last, stage, last.inputs[stage])
     elif stage != "evaluate":
-      artifact, reasons = _made_on(root, stage, evaluated.inputs)
+      artifact, reasons = _made_on(root, stage, last.inputs)
     if artifact is not None:
       inputs[stage] = artifact
     elif stage in OPTIONAL:
@@ -128,7 +124,38 @@ def read_run(workdir: str | os.PathLike[str]) -> Run:
       lost += [f"  {stage} is not there:", *(f"  {reason}" for reason in reasons)]
   if lost:
     raise RunError("\n".join([f"{path}: stages that belong to this run cannot be found", *lost]))
-  return Run(root, ConfigDict(evaluated.config), inputs, results, tuple(missing))
+  config = ConfigDict(last.config)
+  run = Run(root, config, inputs, results, tuple(missing))
+  if not results:
+    unmeasured = unsimulated.results_of(config, inputs["ppo"])
+    run.results.update(unmeasured, provenance=run.judge().get("provenance"))
+  return run
+
+
+def _last(path: pathlib.Path) -> Artifact:
+  """The artifact that a run ends with: its evaluation; its report, if that was made without one."""
+  try:
+    return load_artifact(path, "evaluate")
+  except ArtifactError:
+    with contextlib.suppress(ArtifactError):
+      report = load_artifact(path, "report")
+      if "evaluate" not in report.inputs:
+        return report
+    raise
+
+
+def _results(last: Artifact) -> dict[str, Any]:
+  """Content of results.json; empty without an evaluation. Raises ArtifactError: policies are missing."""
+  if last.stage != "evaluate":
+    return {}
+  results = read_record(last.path, "results.json")
+  rows = {name: policy["per_task"] for name, policy in results["policies"].items()}
+  names, tasks = dict.fromkeys((*COMPARED, *rows)), results["tasks"]
+  lacking = [f"{name} on {task}" for name in names for task in tasks if task not in rows.get(name, ())]
+  if lacking:
+    text = f"{last.path / 'results.json'}: {', '.join(lacking)} missing"
+    raise ArtifactError(f"{text}. {how_to_remake(last.path)}")
+  return results
 
 
 def _made_on(root: pathlib.Path, stage: str, prints: Mapping[str, str]) -> tuple[Artifact | None, list[str]]:

@@ -14,7 +14,7 @@ from wam_jax.acting.policy_table import COMPARED, POLICIES
 from wam_jax.core.certificate import RULES
 from wam_jax.host import tables
 from wam_jax.host.words import count, duration
-from wam_jax.reporting import certificate_page, charts, diagnosis, media
+from wam_jax.reporting import certificate_page, charts, diagnosis, media, unsimulated
 from wam_jax.reporting import page_parts as parts
 from wam_jax.reporting.page_parts import escape, percent, points, title_of
 
@@ -38,6 +38,9 @@ def _headline(report: Mapping[str, Any]) -> str:
       mean = policies[name]["mean"]
       below = f"{parts.span_of(mean['low'], mean['high'])} %, n = {mean['n']}"
       cards.append(parts.number_card(policies[name]["label"], percent(mean["rate"]), below, name))
+  if not policies:
+    for name, entry in reversed(report["results"]["imagined"].items()):
+      cards.append(parts.number_card(entry["label"], percent(entry["mean"]), "imagined", name))
   facts = report["provenance"]
   devices = [name for name in dict.fromkeys(facts["devices"]) if name != "cpu"]
   cores = f"{facts['cores']} CPU core{'s' if facts['cores'] != 1 else ''}"
@@ -49,6 +52,14 @@ def _headline(report: Mapping[str, Any]) -> str:
 def _summary(report: Mapping[str, Any]) -> str:
   """What the numbers say, in two sentences."""
   results, sentences = report["results"], []
+  if not results["policies"]:
+    sentences.append("No simulator has measured these policies; what follows is of recordings and dreams.")
+    if report["certificate"]:
+      predicted = report["certificate"]["policies"]["ppo"]["mean"]
+      sentences.append(
+        f"The certificate predicts a real success of <b>{percent(predicted['value'])}</b> "
+        f"({parts.span_of(predicted['low'], predicted['high'])} %) after PPO."
+      )
   change = results.get("ppo_minus_cloned")
   if change is not None:
     low, high = change["low"], change["high"]
@@ -142,6 +153,10 @@ def _cell(row: Mapping[str, Any], interval: bool, mark: parts.Mark | None = None
 def _table(report: Mapping[str, Any]) -> str:
   results, marks = report["results"], _Marks(report)
   policies = results["policies"]
+  if not policies:
+    heads, *shares = unsimulated.rows(results)
+    shares = [[title_of(task.strip("*")), *cells] for task, *cells in shares]
+    return _message(report) + parts.rows_table([heads, *shares], total=True)
   compared = [name for name in reversed(COMPARED) if name in policies]  # the final one first
   uncompared = [name for name in HEADS if name in policies and name not in compared]
   dreamed = "imagined" in policies.get("ppo", {}).get("mean", {})
@@ -391,10 +406,12 @@ def render_page(
   notes = "".join(f"<li>{escape(note).replace('`', '')}</li>" for note in report["notes"])
   date = report["provenance"]["date"][:10]
   subtitle = f"{report['what']} · {date}"
-  words = {"PPO": PPO_CURVES + report["starts"]["ppo"]}
+  measured = report["results"]["policies"]
+  words = {"PPO": (PPO_CURVES if measured else "") + report["starts"]["ppo"]}
+  where = "the simulator" if measured else "dreams"
   sections: Sequence[tuple[str, str, str, str]] = (
-    ("success", "Success", "Success in the simulator", _table(report)),
-    ("certificate", "Certificate", "What was known without a simulator", certificate_page.content(report)),
+    ("success", "Success", f"Success in {where}", _table(report)),
+    ("certificate", "Certificate", "What is known without a simulator", certificate_page.content(report)),
     ("episodes", "Episodes", "Episodes in the simulator", _rollouts(report, animations)),
     ("dreams", "Dreams", "What the world model imagines", _dreams(report, strips)),
     ("telling", "Telling apart", "What dreams can tell apart", _discrimination(report)),

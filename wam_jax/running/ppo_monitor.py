@@ -20,6 +20,7 @@ from wam_jax.data import calvin
 from wam_jax.data.calvin import dataset_path
 from wam_jax.envs import registry
 from wam_jax.host.logger import Logger
+from wam_jax.running import simulator_fit
 from wam_jax.running.ppo_setup import Networks
 from wam_jax.running.stage_run import StageRun
 from wam_jax.storage.artifact import Artifact
@@ -134,8 +135,8 @@ def _real_starts(
   used, requested = config.evaluate.episodes, config.ppo.eval_episodes
   if not requested:
     return None
-  if collect.embodiment.differences(registry.embodiment(config.env.name)):
-    logger.info(f"real success is not monitored: the simulator {config.env.name} has another robot")
+  if why := simulator_fit.obstacle(config, collect):
+    logger.info(f"real success is not monitored: {why}")
     return None
   starts = calvin.read_start_states(dataset_path(collect), tasks, used + requested)
   count = min(len(robot) for robot, _ in starts.values()) - used

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from typing import Any
 
 from wam_jax.embodiment import CONTROL_HZ
 from wam_jax.host.regular_files import read_bytes
@@ -19,8 +20,11 @@ def run(stage: StageRun) -> None:
   judged = inputs["judge_world_model"].path
   shutil.copyfile(judged / "strip.png", workdir / "open_loop.png")
   with stage.logger.progress(2, "report") as progress:
-    shown, animations, grid = run_report.draw_rollouts(config, inputs["evaluate"].path / "rollouts.npz")
-    media.save_animation(workdir / "rollouts.gif", grid, CONTROL_HZ / media.FRAME_STEP)
+    shown: list[dict[str, Any]] = []
+    animations: list[run_report.Animation] = []
+    if "evaluate" in inputs:
+      shown, animations, grid = run_report.draw_rollouts(config, inputs["evaluate"].path / "rollouts.npz")
+      media.save_animation(workdir / "rollouts.gif", grid, CONTROL_HZ / media.FRAME_STEP)
     progress.update()
     report = run_report.build(config, inputs, shown, time.perf_counter() - began)
     strips = {name: read_bytes(judged / f"strip.{name}") for name in ("png", "webp")}
