@@ -16,7 +16,6 @@ from wam_jax.acting.policy_table import COMPARED
 from wam_jax.config import STAGES
 from wam_jax.host.regular_files import read_bytes
 from wam_jax.host.words import PrintableError
-from wam_jax.reporting import unsimulated
 from wam_jax.storage.artifact import (
   Artifact,
   ArtifactError,
@@ -46,7 +45,7 @@ class Run:
     workdir: its folder.
     config: of its last stage.
     inputs: stage -> artifact, in the order of the stages.
-    results: content of `results.json`, or of `unsimulated.results_of` where there is none.
+    results: content of `results.json`, where no simulator ran, as of `unsimulated.results_of`.
     missing: what a page must do without, in words.
   """
 
@@ -96,7 +95,7 @@ def read_run(workdir: str | os.PathLike[str]) -> Run:
   if not path.is_dir():
     raise RunError(f"{path}: there is no such folder")
   try:
-    last = _last(path)
+    last = last_stage(path)
     results = _results(last)
   except ArtifactError as error:
     finished = [stage for stage in STAGES if (path / stage / "DONE").exists()]
@@ -109,7 +108,9 @@ def read_run(workdir: str | os.PathLike[str]) -> Run:
   inputs: dict[str, Artifact] = {}
   lost: list[str] = []
   missing: list[str] = []
-  for stage in (stage for stage in STAGES if stage != "report" and (stage != "evaluate" or results)):
+  for stage in (stage for stage in STAGES if stage != "report"):
+    if stage == "evaluate" and last.stage != stage:
+      continue
     artifact: Artifact | None = last
     reasons: list[str] = []
     if stage in last.inputs:
@@ -124,16 +125,15 @@ def read_run(workdir: str | os.PathLike[str]) -> Run:
       lost += [f"  {stage} is not there:", *(f"  {reason}" for reason in reasons)]
   if lost:
     raise RunError("\n".join([f"{path}: stages that belong to this run cannot be found", *lost]))
-  config = ConfigDict(last.config)
-  run = Run(root, config, inputs, results, tuple(missing))
-  if not results:
-    unmeasured = unsimulated.results_of(config, inputs["ppo"])
-    run.results.update(unmeasured, provenance=run.judge().get("provenance"))
-  return run
+  return Run(root, ConfigDict(last.config), inputs, results, tuple(missing))
 
 
-def _last(path: pathlib.Path) -> Artifact:
-  """The artifact that a run ends with: its evaluation; its report, if that was made without one."""
+def last_stage(path: str | os.PathLike[str]) -> Artifact:
+  """The artifact with a run's results.json: its evaluation, or its report, if that was made without one.
+
+  Raises:
+    ArtifactError: neither is finished.
+  """
   try:
     return load_artifact(path, "evaluate")
   except ArtifactError:
@@ -145,10 +145,10 @@ def _last(path: pathlib.Path) -> Artifact:
 
 
 def _results(last: Artifact) -> dict[str, Any]:
-  """Content of results.json; empty without an evaluation. Raises ArtifactError: policies are missing."""
-  if last.stage != "evaluate":
-    return {}
+  """Content of results.json. Raises ArtifactError: policies are missing."""
   results = read_record(last.path, "results.json")
+  if last.stage != "evaluate":
+    return results
   rows = {name: policy["per_task"] for name, policy in results["policies"].items()}
   names, tasks = dict.fromkeys((*COMPARED, *rows)), results["tasks"]
   lacking = [f"{name} on {task}" for name in names for task in tasks if task not in rows.get(name, ())]

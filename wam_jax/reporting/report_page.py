@@ -217,8 +217,9 @@ def _rollouts(report: Mapping[str, Any], animations: Sequence[Mapping[str, bytes
     return ""
   dreams = (
     " The dream begins at the same start frame and follows the same actions, with no look at the simulator "
-    "after it; whether it is solved, the classifier says, of the frames until the episode ended. Red where "
-    "the simulator says otherwise; a success in its last frame may still be unseen."
+    "after it; whether it is solved, the classifier says, at the ends of chunks, "
+    "where PPO is rewarded; the last chunk goes on with the episode's last action. Red where the simulator "
+    "says otherwise."
     if any("dream_success" in shown for shown in report["rollouts"])
     else ""
   )

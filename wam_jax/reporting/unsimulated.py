@@ -16,7 +16,8 @@ def results_of(config: Any, ppo: Artifact) -> dict[str, Any]:
   """In the place of the evaluation's `results.json`, with no policy measured.
 
   Returns:
-    tasks, seed, policies (empty), and imagined: policy -> label, per_task (task -> share of dreams) and mean.
+    tasks, seed, max_steps, policies (empty), and imagined: policy -> label, per_task (task -> share of
+    dreams) and mean.
   """
   content = read_record(ppo.path, "result.json")
   imagined = {}
@@ -24,7 +25,8 @@ def results_of(config: Any, ppo: Artifact) -> dict[str, Any]:
     per_task = content[f"imagined_success_{name}"]
     mean = sum(per_task.values()) / len(per_task)
     imagined[name] = {"label": POLICIES[name].label, "per_task": per_task, "mean": mean}
-  return {"tasks": list(config.tasks), "seed": config.seed, "policies": {}, "imagined": imagined}
+  settings = {"tasks": list(config.tasks), "seed": config.seed, "max_steps": config.env.max_steps}
+  return {**settings, "policies": {}, "imagined": imagined}
 
 
 def rows(results: Mapping[str, Any]) -> Rows:

@@ -7,9 +7,11 @@ import time
 from typing import Any
 
 from wam_jax.embodiment import CONTROL_HZ
+from wam_jax.host.provenance import provenance
 from wam_jax.host.regular_files import read_bytes
-from wam_jax.reporting import media, run_report
+from wam_jax.reporting import media, run_report, unsimulated
 from wam_jax.running.stage_run import StageRun
+from wam_jax.storage.records import write_record
 
 
 def run(stage: StageRun) -> None:
@@ -25,6 +27,9 @@ def run(stage: StageRun) -> None:
     if "evaluate" in inputs:
       shown, animations, grid = run_report.draw_rollouts(config, inputs["evaluate"].path / "rollouts.npz")
       media.save_animation(workdir / "rollouts.gif", grid, CONTROL_HZ / media.FRAME_STEP)
+    else:
+      results = unsimulated.results_of(config, inputs["ppo"]) | {"provenance": provenance()}
+      write_record(workdir, "results.json", results)
     progress.update()
     report = run_report.build(config, inputs, shown, time.perf_counter() - began)
     strips = {name: read_bytes(judged / f"strip.{name}") for name in ("png", "webp")}
