@@ -64,8 +64,11 @@ def main(argv: Sequence[str] | None = None) -> int:
   weights, text = (
     (out, out.with_suffix(".md")) if out.is_file() else (out / packed.WEIGHTS, out / packed.CARD)
   )
-  print(f"{weights}: {weights.stat().st_size / 1e6:.1f} MB; {text} says what it is. Try it:")
-  print(f"  python -m wam_jax.play --policy={shlex.quote(str(out))}")
+  print(f"{weights}: {weights.stat().st_size / 1e6:.1f} MB; {text} says what it is.")
+  if last_stage(arguments.workdir).stage == "evaluate":
+    print(f"Try it:\n  python -m wam_jax.play --policy={shlex.quote(str(out))}")
+  else:
+    print(f"Load it: wam_jax.load_policy({str(out)!r}, task=...)")
   return 0
 
 

@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser = argparse.ArgumentParser(
     prog="python -m wam_jax.play", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("--task", default="open_drawer", choices=TASKS)
+  parser.add_argument("--task", default="open_drawer", help=f"one of the policy's, of {', '.join(TASKS)}")
   parser.add_argument(
     "--policy",
     type=machine.local_path,
@@ -110,6 +110,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     surroundings.start_jax()
     policy = wam_jax.load_policy(arguments.policy, arguments.task, arguments.which)
     policy.embodiment.check("the policy", CALVIN, "the play table")
+    if policy.task not in TASKS:
+      raise PolicyError(f"{policy.task}: the play table has no such task; it has {', '.join(TASKS)}")
   except (
     PolicyError,
     ArtifactError,

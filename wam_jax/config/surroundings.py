@@ -25,7 +25,6 @@ from wam_jax.envs.tasks import TASKS
 from wam_jax.host import file_kinds
 from wam_jax.host.machine import available_cores
 from wam_jax.host.regular_files import check_file, read_text
-from wam_jax.host.robot_file import read_robot
 from wam_jax.host.trackers import TRACKERS
 
 
@@ -202,10 +201,10 @@ def _find_tracker(config: ConfigDict) -> list[Problem]:
 
 
 def robot_of_data(config: ConfigDict) -> Embodiment:
-  """Robot of the data: of the artifact or the dataset that is named, else of the simulators.
+  """Embodiment of the data: of the artifact or the dataset that is named, else of the simulators.
 
   Raises:
-    EmbodimentError: the dataset's description breaks a rule; names the file.
+    EmbodimentError: the dataset's description breaks a rule.
   """
   if config.inputs.collect:
     for folder in (config.inputs.collect, os.path.join(config.inputs.collect, "collect")):
@@ -215,11 +214,11 @@ def robot_of_data(config: ConfigDict) -> Embodiment:
         )
       except (OSError, ValueError, AttributeError, RecursionError):
         continue  # the plan says what is wrong with it
-  elif config.data.source == "calvin":
+  elif config.data.source == "calvin" and _exists(config.data.calvin_path, embodiment.FILE):
     try:
-      return read_robot(config.data.calvin_path)
-    except (EmbodimentError, OSError, UnicodeDecodeError) as error:
-      raise EmbodimentError(f"{os.path.join(config.data.calvin_path, embodiment.FILE)}: {error}") from None
+      return embodiment.from_json(read_text(os.path.join(config.data.calvin_path, embodiment.FILE)))
+    except (OSError, UnicodeDecodeError) as error:
+      raise EmbodimentError(f"cannot be read ({error})") from None
   return CALVIN
 
 
@@ -228,8 +227,8 @@ def _check_robot(config: ConfigDict) -> list[Problem]:
   try:
     robot = robot_of_data(config)
   except EmbodimentError as error:
-    rule = f"with a sound {embodiment.FILE}; {error}"
-    return [Problem("data.calvin_path", config.data.calvin_path, rule, f"correct it; {embodiment.EXAMPLE}")]
+    file, fix = f"{config.data.calvin_path}/{embodiment.FILE}", f"correct it; {embodiment.EXAMPLE}"
+    return [Problem("data.calvin_path", config.data.calvin_path, f"with a sound {file}; {error}", fix)]
   problems = []
   cameras = tuple(config.world_model.cameras)
   if cameras == CAMERAS != robot.camera_names:

@@ -17,10 +17,9 @@ from typing import Any
 import numpy as np
 
 from wam_jax import embodiment
-from wam_jax.embodiment import Embodiment, EmbodimentError
+from wam_jax.embodiment import CALVIN, Embodiment, EmbodimentError
 from wam_jax.host import file_kinds
-from wam_jax.host.regular_files import most_inflated, read_bytes
-from wam_jax.host.robot_file import read_robot
+from wam_jax.host.regular_files import most_inflated, read_bytes, read_text
 from wam_jax.host.words import PrintableError
 from wam_jax.storage.plain_pickle import PlainUnpickler, RefusedError
 
@@ -45,8 +44,10 @@ def read_embodiment(root: PathLike) -> Embodiment:
     DatasetError: the file cannot be read, or breaks a rule.
   """
   path = pathlib.Path(root) / embodiment.FILE
+  if not os.path.lexists(path):
+    return CALVIN
   try:
-    return read_robot(root)
+    return embodiment.from_json(read_text(path))
   except EmbodimentError as error:
     raise DatasetError(path, f"{error}.", fix=f"correct it; {embodiment.EXAMPLE}.") from None
   except (OSError, ValueError) as error:

@@ -13,7 +13,7 @@ from wam_jax.acting.policy_table import POLICIES
 from wam_jax.config import STAGES
 from wam_jax.host.provenance import without_folders
 from wam_jax.host.tables import markdown_table
-from wam_jax.host.words import duration
+from wam_jax.host.words import count, duration
 from wam_jax.reporting import run_report
 from wam_jax.storage.artifact import Artifact, ArtifactError, load_artifact
 from wam_jax.storage.records import read_record
@@ -46,7 +46,7 @@ def card(last: Artifact, which: str, path: pathlib.Path) -> str:
   )
   text = "\n".join(
     [
-      f"# {name}: policies for {len(results['tasks'])} skills, and their world model",
+      f"# {name}: policies for {count(len(results['tasks']), 'skill')}, and their world model",
       "",
       (
         f"Policies {policies}, of experiment `{c['experiment']}`, preset `{c['preset']}`, seed "

@@ -263,7 +263,7 @@ def _dreams(report: Mapping[str, Any], strips: Mapping[str, bytes]) -> str:
     else ""
   )
   return (
-    f"<p class='soft'>{escape(tables.described(judge))} Shown is the window in which most furniture moves, "
+    f"<p class='soft'>{escape(tables.described(judge))} Shown is the window in which most happens, "
     "the animation three times slower than it was. In the error pictures grey means equal.</p>"
     f'{strip}<div class="grid big gap">{"".join(cards)}</div>'
     f"{parts.rows_table(tables.open_loop_rows(judge), marks=_open_loop_marks(report))}"
@@ -324,8 +324,8 @@ def _probes(report: Mapping[str, Any]) -> str:
   return (
     "<p class='soft'>One linear map per quantity, fitted on the features of training frames. R\u00b2: 1 is "
     "perfect, 0 as good as the mean; balanced accuracy: 0.5 is chance. Imagined: the same maps on features "
-    "that have not seen the frame. Kept: the reading of the last frame seen. The hand is compared with a "
-    "linear recursion of its position, fitted on the same frames.</p>"
+    "that have not seen the frame. Kept: the reading of the last frame seen."
+    + (" The hand is compared with a linear recursion, fitted on the same frames.</p>" if of_hand else "</p>")
     + (parts.rows_table(hand, marks=of_hand) if len(hand) > 1 else "")
     + narrow("probes")
     + narrow("takes")

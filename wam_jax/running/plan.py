@@ -180,7 +180,7 @@ def _robot(config: ConfigDict, stage: str, plans: dict[str, StagePlan]) -> Embod
     try:
       return config_lib.robot_of_data(config)
     except EmbodimentError as error:
-      raise StageError(str(error)) from None
+      raise StageError(f"{config.data.calvin_path}: {error}") from None
   (first, robot), *others = of.items()
   for name, other in others:
     try:

@@ -317,14 +317,14 @@ def closing_text(config: ConfigDict, artifacts: dict[str, Artifact]) -> str:
     folder = artifacts["report"].path
     table = first_table(read_text(folder / "report.md"))
     lines += ["", "Result", *table, "", f"Report: {(folder / 'report.html').absolute()}", "", "Next"]
-    lines += [f"  {purpose:<28} {command}" for purpose, command in _next(config)]
+    lines += [f"  {purpose:<28} {command}" for purpose, command in _next(config, "evaluate" in artifacts)]
   else:
     lines += ["", *(f"Finished: {artifacts[stage].path}" for stage in plan_lib.wanted_stages(config))]
   return "\n".join(lines)
 
 
-def _next(config: ConfigDict) -> list[tuple[str, str]]:
-  """What one may do with a finished run: (what, command)."""
+def _next(config: ConfigDict, simulated: bool) -> list[tuple[str, str]]:
+  """What one may do with a finished run, acting in its simulator or without one: (what, command)."""
   workdir = shlex.quote(config.workdir)
   steps = [
     (
@@ -333,7 +333,7 @@ def _next(config: ConfigDict) -> list[tuple[str, str]]:
     ),
     ("share the policies", f"python -m wam_jax.pack --workdir={workdir} --out=policies"),
   ]
-  if config.env.name == "play_table":
+  if simulated and config.env.name == "play_table":
     watch = f"python -m wam_jax.play --policy={workdir} --task={config.tasks[0]}"
     steps.insert(0, ("watch a policy", watch))
   return steps
