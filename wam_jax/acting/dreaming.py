@@ -79,7 +79,8 @@ class DreamingModel(Observer):
       raise ValueError(f"actions: too few to lead through {context} frames that were seen, {got}")
     rows = {name: x.reshape(-1, context, *x.shape[1:]) for name, x in inputs.items()}
     out = self._run(self.params, rows, action[None] if single else action, jax.random.key(seed))
-    return Imagined(*jax.tree.map(lambda x: np.asarray(x[0] if single else x), out))
+    pictures, feature, state = jax.tree.map(lambda x: np.asarray(x[0] if single else x), out)
+    return Imagined({camera: pictures[camera] for camera in self.cameras}, feature, state)
 
   def _seen(self, observations: Mapping[str, Any]) -> tuple[tuple[int, ...], dict[str, Any]]:
     """(axes before a frame's: (), (C,) or (B, C); all frames one after another, as `_read` gives them)."""

@@ -13,9 +13,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDev
 from wam_jax.acting import models
 from wam_jax.acting import policy as acting
 from wam_jax.acting.step import start_state
+from wam_jax.config import robot_of_data
 from wam_jax.data import stream
 from wam_jax.data.windows import FrameStore
-from wam_jax.embodiment import CALVIN
 from wam_jax.nn.world_model import WorldModel, make_world_model
 from wam_jax.stages import behaviour_cloning, classifier, ppo, world_model
 from wam_jax.train import behaviour_cloning as bc
@@ -78,10 +78,10 @@ class Programs:
     on_all = SingleDeviceSharding(devices[0]) if self.mesh is None else self._split()
     self._on_all: Sharding = on_all
     w = config.world_model
-    self._robot = CALVIN  # no data are looked at
+    self._robot = robot_of_data(config)
     self._model: WorldModel = make_world_model(w, config.env.image_size, embodiment=self._robot)
     self._world = jax.eval_shape(lambda key: wm.init_params(self._model, key), _key())
-    self._policy = models.make_policy(config, self._model.feature_size)
+    self._policy = models.make_policy(config, self._model.feature_size, self._robot.action_size)
     self._num_tasks = len(config.tasks)
     self.streamed = self._source(memory) == "stream"
 
@@ -109,7 +109,12 @@ class Programs:
     reserve = world_model.memory_reserve(c, num_parameters, self._robot)
     limit = c.data.memory_limit_gb or memory / 1e9
     return stream.choose_source(
-      self.num_frames, c.env.image_size, residency=c.data.residency, limit_gb=limit, reserve=reserve
+      self.num_frames,
+      c.env.image_size,
+      self._robot,
+      residency=c.data.residency,
+      limit_gb=limit,
+      reserve=reserve,
     )[0]
 
   def world_model(self) -> Program:
