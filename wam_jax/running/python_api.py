@@ -89,7 +89,7 @@ def train(config: ConfigDict | FrozenConfigDict, quiet: bool = False) -> Trained
     raise ConfigError([Problem("study.seeds", finished.study.seeds, rule, "leave it out, or set seed")])
   with surroundings.own_settings(), stopping.interruptible():
     runner.run(finished, quiet)
-  return TrainedRun(pathlib.Path(finished.workdir))
+  return TrainedRun(pathlib.Path(finished.workdir).absolute())
 
 
 def open_run(workdir: str | os.PathLike[str]) -> TrainedRun:
@@ -98,7 +98,7 @@ def open_run(workdir: str | os.PathLike[str]) -> TrainedRun:
   Raises:
     RunError: there is no run in this folder.
   """
-  path = pathlib.Path(workdir).expanduser()
+  path = pathlib.Path(workdir).expanduser().absolute()
   if not any((path / stage / "DONE").exists() for stage in (*config_lib.STAGES, "online_ppo")):
     raise RunError(f"{path}: no stage of a run is finished here; wam_jax.train(config) makes a run")
   return TrainedRun(path)
