@@ -13,7 +13,7 @@ from wam_jax.core import intervals
 from wam_jax.host import tables
 from wam_jax.host.logger import read_metrics
 from wam_jax.host.words import duration
-from wam_jax.reporting import comparison_page, finished_run, seeds
+from wam_jax.reporting import comparison_page, finished_run, seeds, unsimulated
 from wam_jax.reporting.curves import metric_series, ppo_chart
 from wam_jax.reporting.finished_run import Run, RunError
 from wam_jax.storage.artifact import write_text
@@ -142,7 +142,8 @@ def imagined_rows(runs: Sequence[Run], names: Sequence[str], tasks: Sequence[str
   """Success in dreams after PPO by task, header first, a column for each run, the mean last."""
   rows = [["Success in dreams after PPO, %", *names], *([task] for task in tasks), ["Mean"]]
   for run in runs:
-    shares = [run.imagined()[task] for task in tasks]
+    of_policy = unsimulated.imagined_success(run.inputs["ppo"])["ppo"]
+    shares = [of_policy[task] for task in tasks]
     for row, share in zip(rows[1:], [*shares, sum(shares) / len(shares)], strict=True):
       row.append(f"{100 * share:.1f}")
   return rows

@@ -73,11 +73,6 @@ class Run:
     except ArtifactError:
       return None
 
-  def imagined(self) -> dict[str, float]:
-    """task -> share of dreams from held-out demos in which the policy after PPO succeeds."""
-    shares: dict[str, float] = read_record(self.inputs["ppo"].path, "result.json")["imagined_success_ppo"]
-    return shares
-
   def settings(self) -> dict[str, Any]:
     """Dotted path -> value of all that the results depend on; where stages differ, followed by (stage)."""
     out: dict[str, Any] = {}

@@ -19,14 +19,19 @@ def results_of(config: Any, ppo: Artifact) -> dict[str, Any]:
     tasks, seed, max_steps, policies (empty), and imagined: policy -> label, per_task (task -> share of
     dreams) and mean.
   """
-  content = read_record(ppo.path, "result.json")
   imagined = {}
-  for name in COMPARED:
-    per_task = content[f"imagined_success_{name}"]
+  for name, per_task in imagined_success(ppo).items():
     mean = sum(per_task.values()) / len(per_task)
     imagined[name] = {"label": POLICIES[name].label, "per_task": per_task, "mean": mean}
   settings = {"tasks": list(config.tasks), "seed": config.seed, "max_steps": config.env.max_steps}
   return {**settings, "policies": {}, "imagined": imagined}
+
+
+def imagined_success(ppo: Artifact) -> dict[str, dict[str, float]]:
+  """policy -> task -> share of dreams from held-out demos in which it succeeds. Raises ArtifactError."""
+  names = {name: f"imagined_success_{name}" for name in COMPARED}
+  content = read_record(ppo.path, "result.json", **{key: {str: (int, float)} for key in names.values()})
+  return {name: content[key] for name, key in names.items()}
 
 
 def rows(results: Mapping[str, Any]) -> Rows:
