@@ -1,74 +1,88 @@
-"""Speed of the embedded simulator and success of its scripted experts.
+"""Speed of a simulator and success of its scripted experts.
 
 python benchmarks/simulator.py --starts=50 --noise=0.3
-python benchmarks/simulator.py --calvin_root=calvin_env   # the experts on CALVIN's own simulator
+python benchmarks/simulator.py --env=calvin --calvin_root=calvin_env   # CALVIN's own simulator
+python benchmarks/simulator.py --env=metaworld
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from typing import cast
 
 import numpy as np
 
-from wam_jax.envs import base, experts, registry, tasks
-from wam_jax.envs.play_table import skills
+from wam_jax.envs import base, registry
+from wam_jax.envs.recording import add_noise
+from wam_jax.envs.vector import make_vector
 
-MAX_STEPS = 72
+MAX_STEPS = 72  # of an episode whose speed is measured
 
 
-def physics(steps: int) -> float:
+def random_actions(simulator: base.Simulator, rng: np.random.Generator, num: int) -> np.ndarray:
+  """[num, A] in [-1, 1], binary numbers -1 or +1."""
+  actions = rng.uniform(-1, 1, (num, simulator.embodiment.action_size))
+  return np.where(simulator.embodiment.binary, np.where(actions > 0, 1.0, -1.0), actions)
+
+
+def physics(simulator: base.Simulator, steps: int) -> float:
   """Control steps per CPU-second of one thread: random actions from random starts, state read each step."""
-  rng, env = np.random.default_rng(0), registry.make_environment("play_table")
+  rng, env = np.random.default_rng(0), simulator.make()
   spent = 0.0
   for _ in range(max(1, steps // MAX_STEPS)):
-    env.reset(*skills.sample_start(None, rng))
-    actions = np.concatenate([rng.uniform(-1, 1, (MAX_STEPS, 6)), rng.choice([-1.0, 1.0], (MAX_STEPS, 1))], 1)
+    env.reset(env.sample_start("", rng))
     begin = time.thread_time()
-    for action in actions:
+    for action in random_actions(simulator, rng, MAX_STEPS):
       env.step(action)
       env.state()
     spent += time.thread_time() - begin
   return max(1, steps // MAX_STEPS) * MAX_STEPS / spent
 
 
-def vector(num: int, steps: int, workers: int) -> float:
+def vector(simulator: base.Simulator, num: int, steps: int, workers: int) -> float:
   """Control steps per second of wall time of `num` environments in `workers` threads."""
-  rng, env = np.random.default_rng(0), registry.make_vector("play_table", num, workers)
-  robot_obs, scene_obs = zip(*(skills.sample_start(None, rng) for _ in range(num)), strict=True)
-  env.reset(np.stack(robot_obs), np.stack(scene_obs))
+  rng, env = np.random.default_rng(0), make_vector(simulator, num, workers)
+  env.reset(starts(simulator, rng, num), [""] * num)
   begin = time.perf_counter()
   for _ in range(steps):
-    env.step(np.concatenate([rng.uniform(-1, 1, (num, 6)), np.ones((num, 1))], 1))
+    env.step(random_actions(simulator, rng, num))
   return num * steps / (time.perf_counter() - begin)
 
 
-def pictures(image_size: int, frames: int) -> tuple[float, float]:
-  """Pictures per CPU-second and per second of wall time on all cores; a frame is two pictures."""
-  rng = np.random.default_rng(0)
-  robot_obs, scene_obs = zip(*(skills.sample_start(None, rng) for _ in range(frames)), strict=True)
-  robot_obs, scene_obs = np.stack(robot_obs), np.stack(scene_obs)
-  draw = registry.make_renderer("play_table", image_size)
-  draw(robot_obs[:1], scene_obs[:1])  # compiles
+def starts(simulator: base.Simulator, rng: np.random.Generator, num: int) -> np.ndarray:
+  """[num, W] starts of play."""
+  env = simulator.make()
+  return np.stack([env.sample_start("", rng) for _ in range(num)])
+
+
+def pictures(simulator: base.Simulator, image_size: int, frames: int) -> tuple[float, float] | None:
+  """Pictures per CPU-second and per second of wall time on all cores; None: environments draw themselves."""
+  draw = simulator.make_renderer(image_size)
+  if draw is None:
+    return None
+  snapshots = starts(simulator, np.random.default_rng(0), frames)
+  draw(snapshots[:1])  # compiles
   wall, cpu = time.perf_counter(), time.process_time()
-  draw(robot_obs, scene_obs)
-  return 2 * frames / (time.process_time() - cpu), 2 * frames / (time.perf_counter() - wall)
+  drawn = len(simulator.embodiment.camera_names) * frames
+  draw(snapshots)
+  return drawn / (time.process_time() - cpu), drawn / (time.perf_counter() - wall)
 
 
-def expert_success(env: base.TaughtEnvironment, task: str, starts: int, noise: float) -> list[int]:
-  """Steps to success of each successful episode."""
+def expert_success(
+  simulator: base.Simulator, env: base.Environment, task: str, num: int, noise: float, steps: int
+) -> list[int]:
+  """Steps to success of each successful episode out of `num`, of at most `steps`."""
   lengths = []
-  for seed in range(starts):
-    rng = np.random.default_rng([seed, list(registry.load_skills(env.name).SKILLS).index(task)])
-    env.reset(*experts.sample_start(task, rng, env))
-    start, act = env.state()[1], experts.make_expert(task, env, rng)
-    for step in range(MAX_STEPS):
+  for seed in range(num):
+    rng = np.random.default_rng([seed, simulator.tasks.index(task)])
+    env.reset(env.sample_start(task, rng), task)
+    act = env.expert(task, rng)
+    for step in range(steps):
       action = act()
       if action is None:
         break
-      env.step(experts.add_noise(action, rng, noise))
-      if tasks.success(task, start, env.state()[1]):
+      env.step(add_noise(action, rng, noise, simulator.embodiment))
+      if env.success():
         lengths.append(step + 1)
         break
   return lengths
@@ -76,37 +90,43 @@ def expert_success(env: base.TaughtEnvironment, task: str, starts: int, noise: f
 
 def main() -> None:
   """Prints everything."""
-  parser = argparse.ArgumentParser(description=__doc__)
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--env", default="play_table", help="as --config.env.name")
   parser.add_argument(
     "--starts", type=int, default=50, help="starts per task for the experts; 0: leave them out"
   )
   parser.add_argument(
     "--noise", type=float, default=0.3, help="standard deviation of the experts' action noise"
   )
-  parser.add_argument("--steps", type=int, default=3000, help="control steps for the speed of physics")
+  parser.add_argument("--max_steps", type=int, default=MAX_STEPS, help="of an expert's episode")
+  parser.add_argument("--steps", type=int, default=3000, help="control steps for the speed; 0: leave it out")
   parser.add_argument("--frames", type=int, default=512, help="frames for the speed of 64x64 pictures")
-  parser.add_argument("--calvin_root", default="", help="checkout of calvin_env: the experts there, only")
+  parser.add_argument("--calvin_root", default="", help="checkout of calvin_env")
   arguments = parser.parse_args()
-  env = registry.make_environment("calvin" if arguments.calvin_root else "play_table", arguments.calvin_root)
-  if not arguments.calvin_root:
-    speeds(arguments.steps, arguments.frames)
-  env = cast(base.TaughtEnvironment, env)
-  table = registry.load_skills(env.name).SKILLS
-  for task in (name for name, skill in table.items() if skill.route and arguments.starts):
-    lengths = expert_success(env, task, arguments.starts, arguments.noise)
+  simulator = registry.load({"name": arguments.env, "calvin_root": arguments.calvin_root})
+  if arguments.steps:
+    speeds(simulator, arguments.steps, arguments.frames)
+  env = simulator.make() if arguments.starts else None
+  for task in simulator.experts if env else ():
+    lengths = expert_success(simulator, env, task, arguments.starts, arguments.noise, arguments.max_steps)
     steps = f"steps {min(lengths)} to {max(lengths)}, mean {np.mean(lengths):.1f}" if lengths else ""
     print(f"{task:20s} {len(lengths):3d}/{arguments.starts} {steps}")
 
 
-def speeds(steps: int, frames: int) -> None:
+def speeds(simulator: base.Simulator, steps: int, frames: int) -> None:
   """Prints the speed of physics and pictures."""
-  print(f"physics              {physics(steps):7.0f} control steps per core-second, without pictures")
-  for workers in (1, 0):
-    speed, name = vector(64, max(1, steps // 64), workers), "1 thread" if workers else "all cores"
+  speed = physics(simulator, steps)
+  print(f"physics              {speed:7.0f} control steps per core-second, without pictures")
+  for workers in (1, 0) if simulator.threads else ():
+    speed = vector(simulator, 64, max(1, steps // 64), workers)
+    name = "1 thread" if workers else "all cores"
     print(f"64 environments      {speed:7.0f} control steps per second, {name}")
-  for size, drawn in ((64, frames), (200, max(1, frames // 8))):
-    cpu, wall = pictures(size, drawn)
-    print(f"{size:3d}x{size:<3d} pictures     {cpu:7.0f} per core-second, {wall:.0f} per second on all cores")
+  for size, num in ((64, frames), (200, max(1, frames // 8))):
+    if size <= (simulator.largest_picture or size) and (drawn := pictures(simulator, size, num)):
+      cpu, wall = drawn
+      print(
+        f"{size:3d}x{size:<3d} pictures     {cpu:7.0f} per core-second, {wall:.0f} per second on all cores"
+      )
 
 
 if __name__ == "__main__":

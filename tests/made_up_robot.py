@@ -40,7 +40,9 @@ def write_frames(folder, robot=ARM, seed=0, **changes):
     writer.write(
       **{name: rng.integers(0, 256, (n, *size, 3), np.uint8) for name, size in sizes.items()},
       rel_actions=np.where(
-        robot.binary, rng.choice([0.0, 1.0], (n, 1)), rng.uniform(low, high, (n, len(low)))
+        robot.binary,
+        low + (high - low) * rng.choice([0.0, 1.0], (n, 1)),
+        rng.uniform(low, high, (n, len(low))),
       ),
       robot_obs=rng.normal(3.0, 2.0, (n, robot.state_size)),
       success=np.array([any(first + SUCCESS_FROM <= i < end for first, end in spans) for i in range(n)]),

@@ -24,7 +24,7 @@ from wam_jax.commands import report as report_command
 from wam_jax.config import STAGES, chain
 from wam_jax.host.logger import Logger, read_metrics
 from wam_jax.reporting import curves, media, run_report
-from wam_jax.reporting.finished_run import read_run
+from wam_jax.reporting.finished_run import RunError, read_run
 from wam_jax.running import ppo_setup
 from wam_jax.running.stage_run import StageRun
 from wam_jax.stages import ppo as ppo_stage
@@ -173,6 +173,29 @@ def test_every_stage(finished):
   certificate = json.loads((workdir / "certify" / "certificate.json").read_text())
   assert set(certificate["verdicts"]) == set(TASKS)
   assert "## Certificate" in (workdir / "report" / "report.md").read_text()
+
+
+def test_from_python_as_the_readme_says(finished, tmp_path, monkeypatch):
+  """On the finished run, which the same settings find done."""
+  workdir, _ = finished
+  before = files(workdir)
+  make_config = wam_jax.make_config
+
+  def shrunk(experiment, overrides):
+    assert experiment == "calvin_wam:demo" and set(overrides) == {"tasks", "seed", "workdir"}
+    return make_config(experiment, SHRUNK | {"workdir": workdir})
+
+  monkeypatch.setattr(wam_jax, "make_config", shrunk)
+  (code,) = (text for text in (ROOT / "README.md").read_text().split("```") if "make_config" in text)
+  names: dict = {}
+  exec(compile(code.removeprefix("python"), "README.md", "exec"), names)
+  assert files(workdir) == before and names["run"].report == workdir / "report" / "report.html"
+  assert names["action"].shape == (7,) and names["pictures"]["rgb_static"].shape == (21, 64, 64, 3)
+  policy = wam_jax.load_policy(workdir, TASKS[0])
+  np.testing.assert_array_equal(policy.act(names["observation"]), names["action"])
+  assert wam_jax.open_run(workdir).policy(TASKS[1]).task == TASKS[1]
+  with pytest.raises(RunError, match=str(tmp_path)):
+    wam_jax.open_run(tmp_path)
 
 
 def test_metrics_are_there(finished):

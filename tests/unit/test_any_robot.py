@@ -13,15 +13,17 @@ from made_up_robot import ARM, DEMOS, LENGTHS, SUCCESS_FROM, TASK
 from wam_jax import config as config_lib
 from wam_jax import embodiment
 from wam_jax.acting import export, run_exported
+from wam_jax.acting.dreaming import DreamingModel
 from wam_jax.acting.models import make_classifier, make_policy
 from wam_jax.acting.policy import ActingPolicy
+from wam_jax.commands import aot_programs
 from wam_jax.core.image import area_resize
 from wam_jax.data import calvin, convert, doubts, frames_cache, inspect, windows
 from wam_jax.data.files import DatasetError, read_npz
 from wam_jax.data.frames import check_vectors, frame_path
 from wam_jax.embodiment import CALVIN, FILE, Camera, EmbodimentError
-from wam_jax.nn.world_model import make_world_model, needs_statistics, proprio_features
-from wam_jax.running import data_check, plan
+from wam_jax.nn.world_model import make_world_model, needs_statistics, proprio_features, reported_state
+from wam_jax.running import plan
 from wam_jax.stages.featurize import filter_demos
 from wam_jax.storage import artifact as artifact_lib
 from wam_jax.train import behaviour_cloning, imagination, ppo
@@ -144,6 +146,8 @@ def test_state_features():
   )
   np.testing.assert_allclose(out, expected, atol=1e-5)
   assert out.shape[-1] == ARM.state_features == 10
+  state[:, 5] = np.arctan2(np.sin(state[:, 5]), np.cos(state[:, 5]))
+  np.testing.assert_allclose(reported_state(out, ARM, (mean, std)), state, atol=1e-5)
 
 
 def test_a_camera_that_the_robot_lacks():
@@ -223,7 +227,7 @@ def test_joined_splits_must_be_of_one_robot(root, tmp_path):
 
 def chain_config(root, **changes):
   c = tiny_config(**{"world_model.cameras": CALVIN.camera_names} | changes)
-  c.tasks, c.workdir = (TASK,), str(root.parent / "run")
+  c.tasks, c.workdir = changes.get("tasks", (TASK,)), str(root.parent / "run")
   c.data.update(source="calvin", calvin_path=str(root), failed_takes_per_task=0)
   c.ppo.failed_starts = 0.0
   return config_lib.finalize(c)
@@ -234,14 +238,52 @@ def test_config_and_plan_follow_the_data(root):
   assert config.world_model.cameras == ARM.camera_names
   plans = plan.make_plan(config)
   assert {p.artifact.embodiment for p in plans.values()} == {ARM}
-  problems, _ = data_check.check_data(config, plans)
-  assert "another robot" in problems[0] and "6 numbers of action, not 7" in problems[0]
   artifact = plans["collect"].artifact
   artifact_lib.write_artifact(artifact, done=True)
   assert artifact_lib.read_artifact(artifact.path) == artifact
   other = dataclasses.replace(ARM, control_hz=30.0)
   (root / FILE).write_text(other.to_json())
   assert plan.make_plan(config)["collect"].action == "conflict"
+
+
+CALVIN_TASK = "open_drawer"
+
+
+@pytest.mark.parametrize(
+  ("robot", "task", "scene", "reason"),
+  [
+    (ARM, CALVIN_TASK, False, "6 numbers of action, not 7"),
+    (CALVIN, TASK, True, f"does not know {TASK}"),
+    (CALVIN, CALVIN_TASK, False, "scene_obs"),
+    (CALVIN, CALVIN_TASK, True, ""),
+  ],
+)
+def test_what_needs_a_simulator_is_left_out(tmp_path, monkeypatch, robot, task, scene, reason):
+  monkeypatch.setattr(made_up_robot, "TASK", task)
+  made_up_robot.write_dataset(tmp_path / "data", robot)
+  for path in (tmp_path / "data").rglob("episode_*.npz") if scene else ():
+    np.savez(path, **read_npz(path), scene_obs=np.zeros(24))
+  tasks = {"tasks": (task,)}
+  config = chain_config(tmp_path / "data", **tasks)
+  plans = plan.make_plan(config)
+  left = [stage for stage, of_stage in plans.items() if of_stage.action == "leave"]
+  assert left == (["evaluate"] if reason else [])
+  assert reason in plans["evaluate"].obstacle and reason in plan.format_plan(config, plans)
+  assert ("evaluate" in plans["report"].artifact.inputs) != bool(reason)
+  assert not plan.simulator_problems(config, plans)
+  for asked in ({"stage": "evaluate"}, {"stage": "evaluate_cloned"}):
+    config = chain_config(tmp_path / "data", **tasks, **asked)
+    problems = plan.simulator_problems(config, plan.make_plan(config))
+    assert bool(problems) == bool(reason)
+    assert not problems or (asked["stage"] in problems[0] and reason in problems[0])
+
+
+def test_programs_compiled_ahead_are_of_the_run_s_robot(root):
+  programs = aot_programs.Programs(chain_config(root), jax.devices()[:1], sum(LENGTHS), 10**10)
+  shapes = {leaf.shape[1:] for leaf in jax.tree.leaves(programs.world_model().arguments[1])}
+  assert {(ARM.action_size,), (ARM.state_size,), (SIZE, SIZE, 3)} <= shapes
+  seen = programs.acting().arguments[-1]
+  assert set(seen) == {*ARM.camera_names, "robot_obs"} and seen["robot_obs"].shape == (1, ARM.state_size)
 
 
 def test_cameras_that_the_data_do_not_have(root):
@@ -257,3 +299,72 @@ def test_stages_of_two_robots_are_not_mixed(root):
   plans["collect"] = dataclasses.replace(plans["collect"], artifact=other)
   with pytest.raises(plan.StageError, match="15 actions per second, not 30|of different robots"):
     plan._robot(config, "featurize", plans)
+
+
+@pytest.fixture(name="dreaming", scope="module")
+def _dreaming(tmp_path_factory):
+  """A world model of random weights that carries the robot's state, and the frames of an episode."""
+  folder = tmp_path_factory.mktemp("data") / "training"
+  made_up_robot.write_frames(folder)
+  frames = [read_npz(frame_path(folder, i)) for i in range(LENGTHS[0])]
+  seen = {key: np.stack([frame[key] for frame in frames[:3]]) for key in (*ARM.camera_names, "robot_obs")}
+  w = tiny_config(**{"world_model.proprio": "latent"}).world_model
+  model = make_world_model(w, SIZE, ((3.0,) * 9, (2.0,) * 9), ARM)
+  dreamer = DreamingModel(model, wm.init_params(model, jax.random.key(0)))
+  return dreamer, seen, np.stack([frame["rel_actions"] for frame in frames[:8]])
+
+
+def test_a_world_model_imagines(dreaming):
+  model, seen, actions = dreaming
+  dream = model.imagine(seen, actions)
+  assert list(dream.pictures) == list(ARM.camera_names) and dream.features.shape == (
+    9,
+    model.model.feature_size,
+  )
+  assert {x.shape for x in dream.pictures.values()} == {(9, SIZE, SIZE, 3)}
+  cosine = np.cos(dream.robot_obs[:3, 5] - seen["robot_obs"][:, 5])  # an angle may be turned once more
+  np.testing.assert_allclose(cosine, 1, atol=1e-5)
+  others = np.arange(9) != 5
+  np.testing.assert_allclose(dream.robot_obs[:3, others], seen["robot_obs"][:, others], atol=1e-4)
+
+  np.testing.assert_array_equal(model.imagine(seen, actions).features, dream.features)
+  changed = actions.copy()
+  changed[5] = ARM.action_ranges.mean(1)
+  changed[5, 3] = 1 - actions[5, 3]
+  differs = (model.imagine(seen, changed).features != dream.features).any(-1)
+  assert differs.tolist() == [False] * 6 + [True] * 3  # action 5 leads to frame 6
+  assert (model.imagine(seen, actions, seed=1).features[-1] != dream.features[-1]).any()
+
+
+def test_dreams_side_by_side(dreaming):
+  model, seen, actions = dreaming
+  first = {key: value[0] for key, value in seen.items()}
+  together = model.imagine(first, np.stack([actions, actions[::-1]]))
+  assert together.features.shape[:2] == together.robot_obs.shape[:2] == (2, 9)
+  assert (together.features[0, 0] == together.features[1, 0]).mean() > 0.5  # one past; the noise differs
+  both = {key: np.stack([value, value]) for key, value in seen.items()}
+  shared, apart = (model.imagine(x, np.stack([actions] * 2)) for x in (seen, both))
+  np.testing.assert_allclose(shared.features, apart.features, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ("changes", "actions", "named"),
+  [
+    ({"side": None}, {}, "side missing"),
+    ({"robot_obs": np.zeros((2, 9))}, {}, "robot_obs"),
+    ({"robot_obs": np.full((3, 9), np.nan)}, {}, "robot_obs.*NaN"),
+    ({"top": np.zeros((3, 32, 24, 3), np.uint8)}, {}, "top.*24 x 32"),
+    ({"top": np.zeros((3, 24, 32, 3))}, {}, "top.*uint8"),
+    ({}, {(4, 1): 46.0}, r"joint_1.*\[-90, 45\].*46"),
+    ({}, {(0, 3): np.nan}, "grip.*nan"),
+    ({}, (8, 5), r"actions.*\[N, 6\]"),
+    ({}, (1, 6), "actions.*3 frames"),
+  ],
+)
+def test_what_cannot_be_imagined(dreaming, changes, actions, named):
+  model, seen, good = dreaming
+  action = good.copy() if isinstance(actions, dict) else np.zeros(actions)
+  for place, value in actions.items() if isinstance(actions, dict) else ():
+    action[place] = value
+  with pytest.raises(ValueError, match=named):
+    model.imagine({key: x for key, x in (seen | changes).items() if x is not None}, action)

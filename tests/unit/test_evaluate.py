@@ -267,6 +267,12 @@ def test_of_each_task_the_first_success_and_the_first_failure_are_shown():
     np.testing.assert_array_equal(shown[name], arrays[name][[0, 1, 1], [0, 1, 0]])
 
 
+def test_the_last_action_is_held_to_the_end_of_a_chunk():
+  action = np.arange(14.0).reshape(2, 7, 1)
+  held = evaluate.held_to_chunk_ends(action, np.array([3, 7]), 4)
+  assert held[..., 0].tolist() == [[0, 1, 2, 2, 2, 2, 2, 2], [7, 8, 9, 10, 11, 12, 13, 13]]
+
+
 def test_stored_episodes_are_reused_only_from_the_same_starts(tmp_path):
   rng = np.random.default_rng(6)
   arrays, starts = _episodes(rng, 0.5), _starts(10)

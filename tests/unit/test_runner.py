@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import pathlib
 import re
 import signal
@@ -64,6 +65,24 @@ def make(*overrides, experiment="calvin_wam"):
 
 def files(folder):
   return {path: path.stat().st_mtime_ns for path in pathlib.Path(folder).rglob("*")}
+
+
+def test_an_interrupted_notebook_saves_first_and_lives_on():
+  before = signal.getsignal(signal.SIGINT)
+  reached = []
+  with pytest.raises(KeyboardInterrupt, match="saved"), stopping.interruptible(), stopping.deferred():
+    os.kill(os.getpid(), signal.SIGINT)
+    reached.append(stopping.requested())
+  with pytest.raises(KeyboardInterrupt), stopping.interruptible(), stopping.deferred():
+    os.kill(os.getpid(), signal.SIGINT)
+    reached.append(stopping.requested())
+    os.kill(os.getpid(), signal.SIGINT)  # impatient
+    reached.append("not here")
+  with pytest.raises(KeyboardInterrupt), stopping.interruptible():
+    os.kill(os.getpid(), signal.SIGINT)  # there is nothing to save
+    reached.append("not here")
+  assert reached == [signal.SIGINT] * 2
+  assert signal.getsignal(signal.SIGINT) is before and not stopping.requested()
 
 
 def test_all_then_nothing_left(ran, capsys):

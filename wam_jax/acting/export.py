@@ -14,7 +14,7 @@ from jax import export as jax_export
 
 import wam_jax
 from wam_jax.acting import run_exported
-from wam_jax.acting.actor import MAX_SEED, Actor
+from wam_jax.acting.actor import MAX_SEED, Actor, Observer
 from wam_jax.acting.policy import ActingPolicy
 from wam_jax.acting.step import act_step, start_state
 from wam_jax.core import image
@@ -96,7 +96,7 @@ def _write(policy: ActingPolicy, folder: pathlib.Path, platforms: Sequence[str],
 
 def program() -> str:
   """Source of run_policy.py: that of `run_exported`, with what it uses of this package written into it."""
-  parts: tuple[Any, ...] = (whole, image.area_taps, image.area_resize, Actor)
+  parts: tuple[Any, ...] = (whole, image.area_taps, image.area_resize, Observer, Actor)
   used = "import abc\nimport functools\nimport operator\n\nimport jax.numpy as jnp\n\n"
   used += f"{MAX_SEED = }\n\n\n" + "\n\n".join(map(inspect.getsource, parts))
   before, after = inspect.getsource(run_exported).split("from wam_jax.acting.actor import Actor\n")

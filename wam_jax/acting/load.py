@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -102,14 +103,24 @@ def find_policy(path: Any, which: str | None = None) -> Artifact:
     raise PolicyError(
       f"{path}: no finished policy here: no such file or folder. Download what is on a model hub first"
     )
+  return _of_run(path, stages, "policy")
+
+
+def find_world_model_of_run(workdir: Any) -> Artifact:
+  """The finished world model in a run's work folder, or that it was given. Raises PolicyError: none."""
+  return _of_run(pathlib.Path(workdir).expanduser(), ["world_model"], "world model")
+
+
+def _of_run(workdir: pathlib.Path, stages: Sequence[str], what: str) -> Artifact:
+  """The first finished artifact of these stages in a work folder, or that the run was given."""
   reasons = []
   for stage in stages:
-    for folder in [path / stage, *artifact_lib.given_folders(path, stage)]:
+    for folder in [workdir / stage, *artifact_lib.given_folders(workdir, stage)]:
       try:
-        return artifact_lib.load_artifact(folder)
+        return artifact_lib.load_artifact(folder, stage)
       except ArtifactError as error:
         reasons.append(f"  {error}")
-  raise PolicyError("\n".join([f"{path}: no finished policy here", *reasons]))
+  raise PolicyError("\n".join([f"{workdir}: no finished {what} here", *reasons]))
 
 
 def find_world_model(policy: Artifact, path: Any = None) -> Artifact:

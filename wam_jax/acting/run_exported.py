@@ -99,8 +99,10 @@ def main() -> None:
   policy.reset(batch_size=policy.batch)
   rng = np.random.default_rng(0)
   specs = policy.about["observation"].items()
+  shape_of = lambda name, shape: [shape[0], *policy.camera_sizes.get(name, shape[1:3]), *shape[3:]]
+  shapes = {name: shape_of(name, spec["shape"]) for name, spec in specs}
   for t in range(9):
-    inputs = {name: rng.integers(0, 255, spec["shape"]).astype(spec["dtype"]) for name, spec in specs}
+    inputs = {name: rng.integers(0, 255, shapes[name]).astype(spec["dtype"]) for name, spec in specs}
     begin = time.perf_counter()
     action = policy.act(inputs)
     print(f"frame {t}: {1e3 * (time.perf_counter() - begin):7.1f} ms, action {np.round(action, 3).tolist()}")

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDev
 from wam_jax.acting import models
 from wam_jax.acting import policy as acting
 from wam_jax.acting.step import start_state
-from wam_jax.config.surroundings import robot_of_data
+from wam_jax.config import robot_of_data
 from wam_jax.data import stream
 from wam_jax.data.windows import FrameStore
 from wam_jax.nn.world_model import WorldModel, make_world_model
@@ -109,7 +109,12 @@ class Programs:
     reserve = world_model.memory_reserve(c, num_parameters, self._robot)
     limit = c.data.memory_limit_gb or memory / 1e9
     return stream.choose_source(
-      self.num_frames, c.env.image_size, residency=c.data.residency, limit_gb=limit, reserve=reserve
+      self.num_frames,
+      c.env.image_size,
+      self._robot,
+      residency=c.data.residency,
+      limit_gb=limit,
+      reserve=reserve,
     )[0]
 
   def world_model(self) -> Program:

@@ -18,8 +18,9 @@ from wam_jax.acting import load, packed
 from wam_jax.acting.policy import PolicyError
 from wam_jax.acting.policy_table import POLICIES, TRAINED
 from wam_jax.host import console, machine, surroundings
+from wam_jax.reporting.finished_run import last_stage
 from wam_jax.reporting.model_card import card
-from wam_jax.storage.artifact import ArtifactError, load_artifact
+from wam_jax.storage.artifact import ArtifactError
 from wam_jax.storage.checksums import CheckpointError
 
 
@@ -27,7 +28,7 @@ def pack(workdir: str, out: pathlib.Path, which: str | None = None) -> pathlib.P
   """Writes the policies of a finished run, and their card.
 
   Args:
-    workdir: the run's folder, evaluated.
+    workdir: the run's folder, evaluated, or finished without a simulator.
     out: *.npz: a file to write, its card becomes *.md; any other name: a new folder.
     which: as for `load_policy`.
 
@@ -40,8 +41,7 @@ def pack(workdir: str, out: pathlib.Path, which: str | None = None) -> pathlib.P
   """
   artifact, policy, params, tasks = load.load_stacked(workdir, which)
   policy_name = which or next(name for name in TRAINED if POLICIES[name].stage == artifact.stage)
-  evaluated = load_artifact(workdir, "evaluate")
-  world, text = load.find_world_model(artifact), card(evaluated, policy_name, out)
+  world, text = load.find_world_model(artifact), card(last_stage(workdir), policy_name, out)
   packed.write_packed(out, artifact, policy_name, tasks, policy, params, world, text)
   return out
 
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser = argparse.ArgumentParser(
     prog="python -m wam_jax.pack", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("--workdir", type=machine.local_path, required=True, help="a run's folder, evaluated")
+  parser.add_argument("--workdir", type=machine.local_path, required=True, help="a finished run's folder")
   parser.add_argument("--out", type=machine.local_path, required=True, help="folder to make, or file *.npz")
   parser.add_argument("--which", choices=TRAINED, help="default: ppo if finished, else cloned")
   arguments = parser.parse_args(argv)
@@ -64,8 +64,11 @@ def main(argv: Sequence[str] | None = None) -> int:
   weights, text = (
     (out, out.with_suffix(".md")) if out.is_file() else (out / packed.WEIGHTS, out / packed.CARD)
   )
-  print(f"{weights}: {weights.stat().st_size / 1e6:.1f} MB; {text} says what it is. Try it:")
-  print(f"  python -m wam_jax.play --policy={shlex.quote(str(out))}")
+  print(f"{weights}: {weights.stat().st_size / 1e6:.1f} MB; {text} says what it is.")
+  if last_stage(arguments.workdir).stage == "evaluate":
+    print(f"Try it:\n  python -m wam_jax.play --policy={shlex.quote(str(out))}")
+  else:
+    print(f"Load it: wam_jax.load_policy({str(out)!r}, task=...)")
   return 0
 
 

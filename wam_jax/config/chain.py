@@ -50,6 +50,7 @@ class Stage:
     schema: of its files; another one makes older artifacts differ.
     together: whether all processes of a run work on it; otherwise the first one does.
     on_request: it runs only when it is asked for by --config.stage.
+    simulates: it acts in a simulator; a run of all stages leaves it out where there is none for the data.
   """
 
   name: str
@@ -63,6 +64,7 @@ class Stage:
   schema: int = 1
   together: bool = False
   on_request: bool = False
+  simulates: bool = False
 
 
 # --- how much work a stage is ------------------------------------------------------------------------
@@ -377,6 +379,7 @@ CHAIN: tuple[Stage, ...] = (
     seconds=75,
     work=_evaluating,
     together=True,
+    simulates=True,
   ),
   Stage(
     "report",
@@ -414,6 +417,7 @@ CHAIN: tuple[Stage, ...] = (
     seconds=3_000,
     work=_improving_in_the_simulator,
     on_request=True,
+    simulates=True,
   ),
   Stage(
     "evaluate_cloned",
@@ -424,6 +428,7 @@ CHAIN: tuple[Stage, ...] = (
     work=_evaluating_cloned,
     together=True,
     on_request=True,
+    simulates=True,
   ),
 )
 ROWS: dict[str, Stage] = {stage.name: stage for stage in CHAIN}

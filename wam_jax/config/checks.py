@@ -180,6 +180,11 @@ WIDTHS = several(
   "one or more layer widths, each at least 1",
   1,
 )
+RESIDUAL_WIDTHS = several(
+  lambda value: len(value) % 2 == 1 and len(set(value)) == 1 and type(value[0]) is int and value[0] > 0,
+  "an odd number of equal layer widths, each at least 1",
+  1,
+)
 UPDATES = several(_ascending, "updates, each at least 1, ascending", 1)
 HORIZONS = several(
   lambda value: len(value) > 0 and _ascending(value), "one or more frames, each at least 1, ascending", 1

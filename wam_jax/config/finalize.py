@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from wam_jax.config.checks import ConfigError, Problem, did_you_mean, shown
@@ -45,12 +47,12 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str
   return rest, overrides
 
 
-def apply_overrides(config: ConfigDict, overrides: Iterable[tuple[str, str]]) -> list[Problem]:
-  """Sets fields from command-line text, in place, as far as possible.
+def apply_overrides(config: ConfigDict, overrides: Iterable[tuple[str, Any]]) -> list[Problem]:
+  """Sets fields from command-line text, or from Python's values, in place, as far as possible.
 
   Args:
     config: changed.
-    overrides: (dotted path, text) pairs.
+    overrides: (dotted path, text or value) pairs.
 
   Returns:
     What could not be set: unknown keys with the likely right one, texts that are not of the field's type.
@@ -68,7 +70,8 @@ def apply_overrides(config: ConfigDict, overrides: Iterable[tuple[str, str]]) ->
     empty = fields[path] == () and path in FIELDS
     example = (FIELDS[path].check.item,) if empty else fields[path]
     try:
-      config.update_from_flattened_dict({path: _parse(text, example)})
+      value = _parse(text, example) if isinstance(text, str) else _plain(text)
+      config.update_from_flattened_dict({path: value})
     except (ValueError, SyntaxError, TypeError):
       kind = _type_name(example)
       problems.append(Problem(path, text, kind, f"--config.{path}={shown(fields[path])} is the value it had"))
@@ -96,6 +99,15 @@ def _parse(text: str, example: Any) -> Any:
     items = [item.strip().strip("'\"") for item in text.split(",")]
     return tuple(_parse(item, example[0] if example else "") for item in items if item)
   return text
+
+
+def _plain(value: Any) -> Any:
+  """A value as a config holds it: paths as text, lists as tuples, NumPy's numbers as Python's."""
+  if isinstance(value, os.PathLike):
+    return os.fspath(value)
+  if isinstance(value, list | tuple):
+    return tuple(map(_plain, value))
+  return value.item() if isinstance(value, np.generic) else value
 
 
 def _type_name(value: Any) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from wam_jax.data.converted import open_reader
+from wam_jax.data.converted import open_reader, stored_shapes
 from wam_jax.data.files import (
   COPY_AGAIN,
   IDS_FILE,
@@ -500,6 +500,18 @@ def _stored_starts(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
       rule = f"must be floats [{len(names)}, {width or 'W'}], not {array.dtype} {list(array.shape)}."
       raise DatasetError(path, rule, key=key, fix=COPY_AGAIN)
   return names, arrays["start"] if "start" in arrays else _joined(arrays)
+
+
+def has_start_states(root: PathLike) -> bool:
+  """Whether a dataset has what `read_start_states` reads, by its file or by the first held-out frame.
+
+  Raises:
+    DatasetError: there is no such dataset, or it has no frame.
+  """
+  folder = check_root(root) / "validation"
+  if os.path.lexists(folder / START_STATES_FILE):
+    return True
+  return "scene_obs" in (stored_shapes(folder, int(read_episode_ids(folder)[0, 0])) or {"scene_obs"})
 
 
 # ---------------------------------------------------------------------------------------------

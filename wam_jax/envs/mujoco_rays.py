@@ -140,7 +140,7 @@ class RayRenderer:
         position = model.stat.center - _FAR * model.stat.extent * direction
         strength = np.maximum(normals @ -direction, 0.0)
       else:
-        strength = self._lamp(i, direction, points - position, normals)
+        strength = self._lamp(int(i), direction, points - position, normals)
       if model.light_castshadow[i]:
         self._shade(data, position, points, strength)
       out += model.light_ambient[i] + strength[:, None] * model.light_diffuse[i]

@@ -74,6 +74,30 @@ def _handle(signum: int, frame: Any) -> None:
       raise Stopped(signum)
 
 
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+  """For a program that lives on, such as a notebook: inside, SIGINT lets what runs save, and then raises
+  KeyboardInterrupt; a second one raises it at once. Other signals, and other threads, are left alone."""
+  before = signal.getsignal(signal.SIGINT)
+  if before is None or threading.current_thread() is not threading.main_thread():
+    yield
+    return
+
+  def handle(signum: int, frame: Any) -> None:
+    if _State.signum or not _State.deferred:
+      raise KeyboardInterrupt
+    _State.signum = signum
+
+  signal.signal(signal.SIGINT, handle)
+  try:
+    yield
+  except Stopped:
+    raise KeyboardInterrupt("what was trained is saved; the same call goes on from here") from None
+  finally:
+    _State.signum = 0
+    signal.signal(signal.SIGINT, before)
+
+
 def _again(signum: int, frame: Any) -> None:
   """Raises what could not be raised where the first signal came."""
   if not _State.deferred:

@@ -142,7 +142,7 @@ def discrimination_rows(quality: Mapping[str, Any]) -> Rows:
 CERTIFICATE = (
   "What held-out takes and dreams alone say, before any simulator. Predicted: real success with its 95 % "
   "interval, from dreams that begin at held-out takes, good and failed, by how far such dreams were off on "
-  "finished runs. The evaluation's start states are others. "
+  "finished runs. An evaluation starts elsewhere. "
   "Told apart: good takes called a success minus failed ones, in points."
 )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -38,11 +38,8 @@ def proprio_features(
   """
   if robot_obs.shape[-1:] != (robot.state_size,):
     raise ValueError(f"robot_obs: expected [..., {robot.state_size}], got {list(robot_obs.shape)}")
-  alike = lambda item: (item[1].kind, item[1].scale)
   parts = [robot_obs[..., :0]]
-  for (kind, scale), items in itertools.groupby(enumerate(robot.state), alike):
-    numbers: list[tuple[int, StateDimension]] = list(items)
-    part = slice(numbers[0][0], numbers[-1][0] + 1)
+  for kind, scale, part in _alike(robot):
     x = robot_obs[..., part]
     if kind == "angle":
       parts += [jnp.sin(x), jnp.cos(x)]
@@ -51,6 +48,34 @@ def proprio_features(
       parts.append((x - mean) / std)
     else:
       parts.append(scale * x if kind == "scaled" and scale != 1 else x)
+  return jnp.concatenate(parts, -1)
+
+
+def _alike(robot: Embodiment) -> Iterator[tuple[str, float, slice]]:
+  """Kind, scale and place of neighbouring numbers of the state that networks see alike."""
+  alike = lambda item: (item[1].kind, item[1].scale)
+  for (kind, scale), items in itertools.groupby(enumerate(robot.state), alike):
+    numbers: list[tuple[int, StateDimension]] = list(items)
+    yield kind, scale, slice(numbers[0][0], numbers[-1][0] + 1)
+
+
+def reported_state(
+  seen: jax.Array, robot: Embodiment, statistics: tuple[Any, Any] | None = None
+) -> jax.Array:
+  """What `proprio_features` was made of, or would be: [..., P] -> [..., state_size]; angles in [-pi, pi]."""
+  parts, at = [seen[..., :0]], 0
+  for kind, scale, part in _alike(robot):
+    size = part.stop - part.start
+    x = seen[..., at : at + size]
+    at += size
+    if kind == "angle":
+      parts.append(jnp.arctan2(x, seen[..., at : at + size]))
+      at += size
+    elif kind == "plain" and statistics is not None:
+      mean, std = (np.asarray(values, np.float32)[part] for values in statistics)
+      parts.append(x * std + mean)
+    else:
+      parts.append(x / scale if kind == "scaled" else x)
   return jnp.concatenate(parts, -1)
 
 
@@ -183,6 +208,16 @@ class WorldModel(nn.Module):
   def decode_robot_obs(self, feature: jax.Array) -> jax.Array:
     """[..., F] -> robot state as `proprio_features` [..., P]; exists only with `decode_robot`."""
     return self.robot_decoder(feature).astype(feature.dtype)
+
+  def reported_state(self, feature: jax.Array) -> jax.Array | None:
+    """[..., F] -> the robot's state as it would report it [..., state_size]; None if nothing predicts it."""
+    if self.carries_robot:
+      seen = feature[..., -self.robot_size :][..., : self.embodiment.state_features]
+    elif self.decode_robot:
+      seen = self.decode_robot_obs(feature)
+    else:
+      return None
+    return reported_state(seen, self.embodiment, (self.robot_obs_mean, self.robot_obs_std))
 
   def inverse_dynamics(self, first: jax.Array, second: jax.Array) -> jax.Array:
     """Action between two frames, from their embeddings [..., E + P] or features [..., F]: [..., A]."""

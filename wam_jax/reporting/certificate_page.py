@@ -56,7 +56,7 @@ def _verdicts(report: Mapping[str, Any]) -> str:
   policies = certificate["policies"]
   head = '<th class="name">Task</th><th class="text">Verdict</th>'
   for entry in policies.values():
-    head += f"<th>{escape(entry['label'])},<br>predicted</th><th>real</th>"
+    head += f"<th>{escape(entry['label'])},<br>predicted</th>" + ("<th>real</th>" if measured else "")
   lines = []
   for task, verdict in certificate["verdicts"].items():
     word = verdict["verdict"]
@@ -65,7 +65,8 @@ def _verdicts(report: Mapping[str, Any]) -> str:
       row = entry["per_task"][task]["predicted"]
       real = measured.get(name, {}).get("per_task", {}).get(task, {})
       span = f'<span class="ci">{parts.span_of(row["low"], row["high"])}</span>'
-      cells += f"<td>{percent(row['value'])}{span}</td><td>{percent(real.get('rate'))}</td>"
+      cells += f"<td>{percent(row['value'])}{span}</td>"
+      cells += f"<td>{percent(real.get('rate'))}</td>" if measured else ""
     lines.append(f'<tr><td class="name">{escape(title_of(task))}</td>{cells}</tr>')
   table = parts.table_card(f"<tr>{head}</tr>", lines, "Certificate")
   reasons = tables.certificate_reasons(certificate).items()

@@ -13,7 +13,7 @@ from wam_jax.core import intervals
 from wam_jax.host import tables
 from wam_jax.host.logger import read_metrics
 from wam_jax.host.words import duration
-from wam_jax.reporting import comparison_page, finished_run, seeds
+from wam_jax.reporting import comparison_page, finished_run, seeds, unsimulated
 from wam_jax.reporting.curves import metric_series, ppo_chart
 from wam_jax.reporting.finished_run import Run, RunError
 from wam_jax.storage.artifact import write_text
@@ -59,8 +59,11 @@ def build(runs: Sequence[Run]) -> dict[str, Any]:
   names = finished_run.labels(runs)
   tasks = common_tasks(runs, names)
   judges = [run.judge() for run in runs]
-  policies = [success(run, tasks) for run in runs]
-  differences = [{policy: difference(runs[0], run, policy, tasks) for policy in COMPARED} for run in runs[1:]]
+  measured = all(run.results["policies"] for run in runs)
+  policies = [success(run, tasks) if measured else {} for run in runs]
+  differences = [
+    {policy: difference(runs[0], run, policy, tasks) for policy in COMPARED} for run in runs[1:] if measured
+  ]
   left_out = [
     f"{name}: {', '.join(extra)} left out, not in all runs"
     for name, run in zip(names, runs, strict=True)
@@ -69,7 +72,9 @@ def build(runs: Sequence[Run]) -> dict[str, Any]:
   left_out += [f"{name}: {line}" for name, run in zip(names, runs, strict=True) for line in run.missing]
   of_seeds: dict[str, Any] = {}
   try:
-    if results := seeds.of_one_recipe(runs):
+    if not measured:
+      left_out.append("success in the simulator left out, not measured in all runs")
+    elif results := seeds.of_one_recipe(runs):
       of_seeds = {
         "rows": seeds.over_seeds(results),
         "tables": [seeds.task_rows(results), seeds.seed_rows(results)],
@@ -92,6 +97,7 @@ def build(runs: Sequence[Run]) -> dict[str, Any]:
       for name, run, run_policies in zip(names, runs, policies, strict=True)
     ],
     "tasks": tasks,
+    "imagined": [] if measured else imagined_rows(runs, names, tasks),
     "seeds": of_seeds,
     "differences": differences,
     "curves": curves(runs, names, tasks) + open_loop(judges, names),
@@ -130,6 +136,17 @@ def success(run: Run, tasks: Sequence[str]) -> dict[str, dict[str, Any]]:
       mean["imagined"] = sum(row["imagined"] for row in rows.values()) / len(rows)
     out[policy] = rows | {"mean": mean}
   return out
+
+
+def imagined_rows(runs: Sequence[Run], names: Sequence[str], tasks: Sequence[str]) -> tables.Rows:
+  """Success in dreams after PPO by task, header first, a column for each run, the mean last."""
+  rows = [["Success in dreams after PPO, %", *names], *([task] for task in tasks), ["Mean"]]
+  for run in runs:
+    of_policy = unsimulated.imagined_success(run.inputs["ppo"])["ppo"]
+    shares = [of_policy[task] for task in tasks]
+    for row, share in zip(rows[1:], [*shares, sum(shares) / len(shares)], strict=True):
+      row.append(f"{100 * share:.1f}")
+  return rows
 
 
 def difference(first: Run, second: Run, policy: str, tasks: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -209,13 +226,14 @@ def _ppo_charts(
   for k, (run, name) in enumerate(zip(runs, names, strict=True)):
     for chart in ppo_chart(lines[k], run.results, task):
       by_name = {curve["name"]: curve for curve in chart["series"]}
-      dots = [by_name.pop("real, cloned"), by_name.pop("real, after PPO")]
-      evaluated = {"x": dots[0]["x"] + dots[1]["x"], "y": dots[0]["y"] + dots[1]["y"], "dots": True}
+      dots = [by_name.pop(dot) for dot in ("real, cloned", "real, after PPO") if dot in by_name]
+      evaluated = {axis: [x for dot in dots for x in dot[axis]] for axis in ("x", "y")} | {"dots": True}
       monitored = by_name.get("real, monitored")
       series.append(by_name["imagined, exploring"] | {"name": f"{name}, imagined", "style": f"s{k} dashed"})
       if monitored is not None:
         series.append(monitored | {"name": f"{name}, real", "style": f"s{k}"})
-      series.append(evaluated | {"name": "" if monitored else f"{name}, real", "style": f"s{k}"})
+      if dots:
+        series.append(evaluated | {"name": "" if monitored else f"{name}, real", "style": f"s{k}"})
   return [chart | {"series": series}] if chart else []
 
 
@@ -308,20 +326,21 @@ def notes(
     "from the same start states, episode by episode (interval of Agresti and Min for paired proportions)"
   )
   independent = "from other start states, or without stored episodes, as of independent samples (Newcombe)"
-  if not unpaired:
+  lines = []
+  if rows and not unpaired:
     lines = [f"All differences are taken {paired}."]
-  elif unpaired == len(rows):
+  elif unpaired == len(rows) > 0:
     lines = [f"Not paired: differences are taken {independent}."]
-  else:
+  elif rows:
     lines = [f"Differences are taken {paired}; those marked * {independent}."]
-  lines.append(
-    "A difference is coloured where its 95 % interval leaves out 0: of equal runs that is about one "
-    "difference in twenty. These intervals do not cover the spread over training seeds."
-  )
+  if rows:
+    lines.append(
+      "A difference is coloured where its 95 % interval leaves out 0: of equal runs that is about one "
+      "difference in twenty. These intervals do not cover the spread over training seeds."
+    )
   if len({run.results["max_steps"] for run in runs}) > 1:
-    rates = [run.inputs["evaluate"].embodiment.control_hz for run in runs]
-    lasting = (f"{run.results['max_steps'] / rate:.1f} s" for run, rate in zip(runs, rates, strict=True))
-    seconds = ", ".join(lasting)
+    rate = lambda run: run.inputs["world_model"].embodiment.control_hz
+    seconds = ", ".join(f"{run.results['max_steps'] / rate(run):.1f} s" for run in runs)
     lines.append(f"The runs give their policies different times: {seconds}. Their success does not compare.")
   simulators = {str(run.results.get("simulator", {}).get("name", run.config.env.name)) for run in runs}
   if len(simulators) > 1:

@@ -25,6 +25,11 @@ EXPLAINED = {
 def _headline(compared: Mapping[str, Any]) -> str:
   cards = []
   for k, run in enumerate(compared["runs"]):
+    if not run["policies"]:
+      below = f"after PPO, imagined<br>took {duration(run['seconds'])}"
+      share = escape(compared["imagined"][-1][k + 1]) + " %"
+      cards.append(parts.number_card(run["name"], share, below, f"s{k}"))
+      continue
     cloned, ppo = (run["policies"][policy]["mean"] for policy in NAMES)
     below = f"after PPO, {parts.span_of(ppo['low'], ppo['high'])} %, n = {ppo['n']}<br>"
     below += f"cloned {percent(cloned['rate'])}"
@@ -39,7 +44,7 @@ def _summary(compared: Mapping[str, Any]) -> str:
   baseline, *names = (run["name"] for run in compared["runs"])
   tasks = f"mean of {len(compared['tasks'])} tasks" if len(compared["tasks"]) > 1 else compared["tasks"][0]
   lines = []
-  for name, by_policy in zip(names, compared["differences"], strict=True):
+  for name, by_policy in zip(names, compared["differences"], strict=False):  # none without a simulator
     phrases, beyond = [], []
     for policy, label in NAMES.items():
       mean = by_policy[policy]["mean"]
@@ -69,6 +74,9 @@ def _difference_cell(row: Mapping[str, Any], mixed: bool) -> str:
 
 def _table(compared: Mapping[str, Any]) -> str:
   runs, differences = compared["runs"], compared["differences"]
+  if not differences:
+    head, *shares = compared["imagined"]
+    return parts.rows_table([head, *([title_of(task), *cells] for task, *cells in shares)], total=True)
   rows = [row for by_policy in differences for by_task in by_policy.values() for row in by_task.values()]
   mixed = len({row["paired"] for row in rows}) > 1
   over = '<th class="name" rowspan="2">Task</th><th class="text" rowspan="2">0 to 100 %</th>'
@@ -205,6 +213,7 @@ def render_page(compared: Mapping[str, Any], strips: Sequence[Mapping[str, bytes
   Returns:
     HTML text.
   """
+  where = "the simulator" if compared["differences"] else "dreams"
   runs = [f"{run['experiment']}, {run['preset']}, seed {run['seed']}" for run in compared["runs"]]
   listed = "".join(
     f"<li><b>{escape(run['name'])}</b>: {escape(text)}</li>"
@@ -217,7 +226,7 @@ def render_page(compared: Mapping[str, Any], strips: Sequence[Mapping[str, bytes
   curves = parts.chart_groups(compared["curves"], EXPLAINED)
   sections: Sequence[tuple[str, str, str, str]] = (
     ("seeds", "Seeds", "Over seeds", _seeds(compared)),
-    ("success", "Success", "Success in the simulator", _table(compared)),
+    ("success", "Success", f"Success in {where}", _table(compared)),
     ("settings", "Settings", "What differs", _settings(compared)),
     ("curves", "Curves", "Curves", curves),
     ("models", "World models", "The world models by themselves", _models(compared)),

@@ -118,13 +118,16 @@ def ppo_chart(
   held_out = ("imagined, held-out starts", "imagined dashed")
   monitored = metric_series(lines, f"ppo/monitor/{task_prefix}imagined_success", *held_out)
   real = metric_series(lines, f"ppo/monitor/{task_prefix}real_success", "real, monitored", "ppo")
-  rows = {name: results["policies"][name] for name in COMPARED}
+  rows = results["policies"]
   rates = {
-    name: (row["mean"] if task is None else row["per_task"][task])["rate"] for name, row in rows.items()
+    name: (rows[name]["mean"] if task is None else rows[name]["per_task"][task])["rate"]
+    for name in COMPARED
+    if name in rows
   }
+  places = {"cloned": ("real, cloned", 0), "ppo": ("real, after PPO", last)}
   dots = [
-    {"name": "real, cloned", "x": [0], "y": [rates["cloned"]], "style": "cloned", "dots": True},
-    {"name": "real, after PPO", "x": [last], "y": [rates["ppo"]], "style": "ppo", "dots": True},
+    {"name": places[name][0], "x": [places[name][1]], "y": [rate], "style": name, "dots": True}
+    for name, rate in rates.items()
   ]
   title = f"PPO: {'Mean of all tasks' if task is None else title_of(task)}"
   return _chart(title, "iteration", [imagined, monitored, real, *dots], percent=True, y_range=[0, 1])

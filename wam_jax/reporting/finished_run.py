@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -43,9 +44,9 @@ class Run:
 
   Attributes:
     workdir: its folder.
-    config: of its evaluation.
+    config: of its last stage.
     inputs: stage -> artifact, in the order of the stages.
-    results: content of `results.json`.
+    results: content of `results.json`, where no simulator ran, as of `unsimulated.results_of`.
     missing: what a page must do without, in words.
   """
 
@@ -94,32 +95,28 @@ def read_run(workdir: str | os.PathLike[str]) -> Run:
   if not path.is_dir():
     raise RunError(f"{path}: there is no such folder")
   try:
-    evaluated = load_artifact(path, "evaluate")
-    results = read_record(evaluated.path, "results.json")
-    rows = {name: policy["per_task"] for name, policy in results["policies"].items()}
-    names, tasks = dict.fromkeys((*COMPARED, *rows)), results["tasks"]
-    lacking = [f"{name} on {task}" for name in names for task in tasks if task not in rows.get(name, ())]
-    if lacking:
-      text = f"{evaluated.path / 'results.json'}: {', '.join(lacking)} missing"
-      raise ArtifactError(f"{text}. {how_to_remake(evaluated.path)}")
+    last = last_stage(path)
+    results = _results(last)
   except ArtifactError as error:
     finished = [stage for stage in STAGES if (path / stage / "DONE").exists()]
     state = f"finished there: {', '.join(finished)}" if finished else "no stage is finished there"
     raise RunError(
-      f"{path} is no finished run: {error}\n  ({state}; a run is finished when it is evaluated: repeat the "
-      "command that began it)"
+      f"{path} is no finished run: {error}\n  ({state}; a run is finished when it is evaluated, or without a "
+      "simulator has its report: repeat the command that began it)"
     ) from error
-  root = evaluated.path.parent
+  root = last.path.parent
   inputs: dict[str, Artifact] = {}
   lost: list[str] = []
   missing: list[str] = []
   for stage in (stage for stage in STAGES if stage != "report"):
-    artifact: Artifact | None = evaluated
+    if stage == "evaluate" and last.stage != stage:
+      continue
+    artifact: Artifact | None = last
     reasons: list[str] = []
-    if stage in evaluated.inputs:
-      artifact, reasons = search_input(evaluated, stage, evaluated.inputs[stage])
+    if stage in last.inputs:
+      artifact, reasons = search_input(last, stage, last.inputs[stage])
     elif stage != "evaluate":
-      artifact, reasons = _made_on(root, stage, evaluated.inputs)
+      artifact, reasons = _made_on(root, stage, last.inputs)
     if artifact is not None:
       inputs[stage] = artifact
     elif stage in OPTIONAL:
@@ -128,7 +125,37 @@ def read_run(workdir: str | os.PathLike[str]) -> Run:
       lost += [f"  {stage} is not there:", *(f"  {reason}" for reason in reasons)]
   if lost:
     raise RunError("\n".join([f"{path}: stages that belong to this run cannot be found", *lost]))
-  return Run(root, ConfigDict(evaluated.config), inputs, results, tuple(missing))
+  return Run(root, ConfigDict(last.config), inputs, results, tuple(missing))
+
+
+def last_stage(path: str | os.PathLike[str]) -> Artifact:
+  """The artifact with a run's results.json: its evaluation, or its report, if that was made without one.
+
+  Raises:
+    ArtifactError: neither is finished.
+  """
+  try:
+    return load_artifact(path, "evaluate")
+  except ArtifactError:
+    with contextlib.suppress(ArtifactError):
+      report = load_artifact(path, "report")
+      if "evaluate" not in report.inputs:
+        return report
+    raise
+
+
+def _results(last: Artifact) -> dict[str, Any]:
+  """Content of results.json. Raises ArtifactError: policies are missing."""
+  results = read_record(last.path, "results.json")
+  if last.stage != "evaluate":
+    return results
+  rows = {name: policy["per_task"] for name, policy in results["policies"].items()}
+  names, tasks = dict.fromkeys((*COMPARED, *rows)), results["tasks"]
+  lacking = [f"{name} on {task}" for name in names for task in tasks if task not in rows.get(name, ())]
+  if lacking:
+    text = f"{last.path / 'results.json'}: {', '.join(lacking)} missing"
+    raise ArtifactError(f"{text}. {how_to_remake(last.path)}")
+  return results
 
 
 def _made_on(root: pathlib.Path, stage: str, prints: Mapping[str, str]) -> tuple[Artifact | None, list[str]]:

@@ -13,7 +13,7 @@ from wam_jax.acting.policy_table import POLICIES
 from wam_jax.config import STAGES
 from wam_jax.host.provenance import without_folders
 from wam_jax.host.tables import markdown_table
-from wam_jax.host.words import duration
+from wam_jax.host.words import count, duration
 from wam_jax.reporting import run_report
 from wam_jax.storage.artifact import Artifact, ArtifactError, load_artifact
 from wam_jax.storage.records import read_record
@@ -21,21 +21,24 @@ from wam_jax.storage.records import read_record
 _FACTS = {"command": str, "wam_jax": str, "commit": str, "cpu": str, "devices": [str]}
 
 
-def card(evaluated: Artifact, which: str, path: pathlib.Path) -> str:
+def card(last: Artifact, which: str, path: pathlib.Path) -> str:
   """What is in packed policies: data, command, time, success with intervals.
 
   Args:
-    evaluated: artifact of stage evaluate.
+    last: from `finished_run.last_stage`.
     which: policies, of `policy_table.TRAINED`.
     path: of the packed file; or of the folder, whose card also has the front matter that model hubs read.
   """
   name = path.stem if packed.is_file_name(path) else path.resolve().name
-  results = read_record(evaluated.path, "results.json", start_states={"per_task": int}, provenance=_FACTS)
-  c, facts = evaluated.config, results["provenance"]
+  simulated = last.stage == "evaluate"
+  starts = {"start_states": {"per_task": int}} if simulated else {}
+  results = read_record(last.path, "results.json", provenance=_FACTS, **starts)
+  c, facts = last.config, results["provenance"]
   data, w = c["data"], c["world_model"]
-  times = {name: seconds for name in STAGES if (seconds := _seconds(evaluated, name))}
+  times = {name: seconds for name in STAGES if (seconds := _seconds(last, name))}
   policies = POLICIES[which].card
   embedded = data["source"] == "embedded"
+  where = f", simulator `{c['env']['name']}`" if simulated else ", of a robot that no simulator here has"
   play = (
     f"{data['play_frames']:,} frames of play by scripted experts"
     if embedded
@@ -43,7 +46,7 @@ def card(evaluated: Artifact, which: str, path: pathlib.Path) -> str:
   )
   text = "\n".join(
     [
-      f"# {name}: policies for {len(results['tasks'])} skills, and their world model",
+      f"# {name}: policies for {count(len(results['tasks']), 'skill')}, and their world model",
       "",
       (
         f"Policies {policies}, of experiment `{c['experiment']}`, preset `{c['preset']}`, seed "
@@ -51,7 +54,7 @@ def card(evaluated: Artifact, which: str, path: pathlib.Path) -> str:
       ),
       "",
       (
-        f"- Data: {play}, simulator `{c['env']['name']}`; {data['demos_per_task']} demonstrations and "
+        f"- Data: {play}{where}; {data['demos_per_task']} demonstrations and "
         f"{data['failed_takes_per_task']} failed takes per skill."
       ),
       (
@@ -69,6 +72,8 @@ def card(evaluated: Artifact, which: str, path: pathlib.Path) -> str:
       (
         f"Success in the simulator from {results['start_states']['per_task']} held-out start states per "
         "skill, of the weights in single precision:"
+        if simulated
+        else "No simulator has measured these policies. Success in dreams that begin in held-out demos:"
       ),
       "",
       markdown_table(run_report.result_rows(results)),
@@ -76,6 +81,8 @@ def card(evaluated: Artifact, which: str, path: pathlib.Path) -> str:
       (
         "Meant for trying the package out: on pictures that do not look like this simulator's, these "
         "policies know nothing."
+        if simulated
+        else "Made for this one robot and its surroundings: on other pictures these policies know nothing."
       ),
       "",
     ]
@@ -114,7 +121,7 @@ def _front_matter(name: str, which: str, config: Mapping[str, Any], results: Map
       "flax",
       "reinforcement-learning",
       f"{policy}-policy",
-      simulator,
+      *([simulator] if results["policies"] else []),
     ],
     **({"model-index": [{"name": name, "results": rows}]} if rows else {}),
   }

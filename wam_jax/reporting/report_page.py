@@ -14,7 +14,7 @@ from wam_jax.acting.policy_table import COMPARED, POLICIES
 from wam_jax.core.certificate import RULES
 from wam_jax.host import tables
 from wam_jax.host.words import count, duration
-from wam_jax.reporting import certificate_page, charts, diagnosis, media
+from wam_jax.reporting import certificate_page, charts, diagnosis, media, unsimulated
 from wam_jax.reporting import page_parts as parts
 from wam_jax.reporting.page_parts import escape, percent, points, title_of
 
@@ -38,6 +38,9 @@ def _headline(report: Mapping[str, Any]) -> str:
       mean = policies[name]["mean"]
       below = f"{parts.span_of(mean['low'], mean['high'])} %, n = {mean['n']}"
       cards.append(parts.number_card(policies[name]["label"], percent(mean["rate"]), below, name))
+  if not policies:
+    for name, entry in reversed(report["results"]["imagined"].items()):
+      cards.append(parts.number_card(entry["label"], percent(entry["mean"]), "imagined", name))
   facts = report["provenance"]
   devices = [name for name in dict.fromkeys(facts["devices"]) if name != "cpu"]
   cores = f"{facts['cores']} CPU core{'s' if facts['cores'] != 1 else ''}"
@@ -49,6 +52,14 @@ def _headline(report: Mapping[str, Any]) -> str:
 def _summary(report: Mapping[str, Any]) -> str:
   """What the numbers say, in two sentences."""
   results, sentences = report["results"], []
+  if not results["policies"]:
+    sentences.append("No simulator has measured these policies; what follows is of recordings and dreams.")
+    if report["certificate"]:
+      predicted = report["certificate"]["policies"]["ppo"]["mean"]
+      sentences.append(
+        f"The certificate predicts a real success of <b>{percent(predicted['value'])}</b> "
+        f"({parts.span_of(predicted['low'], predicted['high'])} %) after PPO."
+      )
   change = results.get("ppo_minus_cloned")
   if change is not None:
     low, high = change["low"], change["high"]
@@ -142,6 +153,10 @@ def _cell(row: Mapping[str, Any], interval: bool, mark: parts.Mark | None = None
 def _table(report: Mapping[str, Any]) -> str:
   results, marks = report["results"], _Marks(report)
   policies = results["policies"]
+  if not policies:
+    heads, *shares = unsimulated.rows(results)
+    shares = [[title_of(task.strip("*")), *cells] for task, *cells in shares]
+    return _message(report) + parts.rows_table([heads, *shares], total=True)
   compared = [name for name in reversed(COMPARED) if name in policies]  # the final one first
   uncompared = [name for name in HEADS if name in policies and name not in compared]
   dreamed = "imagined" in policies.get("ppo", {}).get("mean", {})
@@ -202,8 +217,9 @@ def _rollouts(report: Mapping[str, Any], animations: Sequence[Mapping[str, bytes
     return ""
   dreams = (
     " The dream begins at the same start frame and follows the same actions, with no look at the simulator "
-    "after it; whether it is solved, the classifier says, of the frames until the episode ended. Red where "
-    "the simulator says otherwise; a success in its last frame may still be unseen."
+    "after it; whether it is solved, the classifier says, at the ends of chunks, "
+    "where PPO is rewarded; the last chunk goes on with the episode's last action. Red where the simulator "
+    "says otherwise."
     if any("dream_success" in shown for shown in report["rollouts"])
     else ""
   )
@@ -247,7 +263,7 @@ def _dreams(report: Mapping[str, Any], strips: Mapping[str, bytes]) -> str:
     else ""
   )
   return (
-    f"<p class='soft'>{escape(tables.described(judge))} Shown is the window in which most furniture moves, "
+    f"<p class='soft'>{escape(tables.described(judge))} Shown is the window in which most happens, "
     "the animation three times slower than it was. In the error pictures grey means equal.</p>"
     f'{strip}<div class="grid big gap">{"".join(cards)}</div>'
     f"{parts.rows_table(tables.open_loop_rows(judge), marks=_open_loop_marks(report))}"
@@ -308,8 +324,8 @@ def _probes(report: Mapping[str, Any]) -> str:
   return (
     "<p class='soft'>One linear map per quantity, fitted on the features of training frames. R\u00b2: 1 is "
     "perfect, 0 as good as the mean; balanced accuracy: 0.5 is chance. Imagined: the same maps on features "
-    "that have not seen the frame. Kept: the reading of the last frame seen. The hand is compared with a "
-    "linear recursion of its position, fitted on the same frames.</p>"
+    "that have not seen the frame. Kept: the reading of the last frame seen."
+    + (" The hand is compared with a linear recursion, fitted on the same frames.</p>" if of_hand else "</p>")
     + (parts.rows_table(hand, marks=of_hand) if len(hand) > 1 else "")
     + narrow("probes")
     + narrow("takes")
@@ -391,10 +407,12 @@ def render_page(
   notes = "".join(f"<li>{escape(note).replace('`', '')}</li>" for note in report["notes"])
   date = report["provenance"]["date"][:10]
   subtitle = f"{report['what']} · {date}"
-  words = {"PPO": PPO_CURVES + report["starts"]["ppo"]}
+  measured = report["results"]["policies"]
+  words = {"PPO": (PPO_CURVES if measured else "") + report["starts"]["ppo"]}
+  where = "the simulator" if measured else "dreams"
   sections: Sequence[tuple[str, str, str, str]] = (
-    ("success", "Success", "Success in the simulator", _table(report)),
-    ("certificate", "Certificate", "What was known without a simulator", certificate_page.content(report)),
+    ("success", "Success", f"Success in {where}", _table(report)),
+    ("certificate", "Certificate", "What is known without a simulator", certificate_page.content(report)),
     ("episodes", "Episodes", "Episodes in the simulator", _rollouts(report, animations)),
     ("dreams", "Dreams", "What the world model imagines", _dreams(report, strips)),
     ("telling", "Telling apart", "What dreams can tell apart", _discrimination(report)),

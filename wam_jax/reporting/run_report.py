@@ -21,7 +21,7 @@ from wam_jax.host import tables
 from wam_jax.host.provenance import provenance
 from wam_jax.host.tables import markdown_table
 from wam_jax.host.words import count, duration
-from wam_jax.reporting import certificate_page, diagnosis, media, report_page
+from wam_jax.reporting import certificate_page, diagnosis, media, report_page, unsimulated
 from wam_jax.reporting.certificate_page import left_as_cloned, read_certificate
 from wam_jax.reporting.curves import curves
 from wam_jax.reporting.finished_run import Run
@@ -49,7 +49,8 @@ def rebuild(run: Run, out: pathlib.Path) -> list[str]:
   shown: list[dict[str, Any]] = []
   animations: list[Animation] = []
   try:
-    shown, animations, _ = draw_rollouts(run.config, run.inputs["evaluate"].path / "rollouts.npz")
+    if "evaluate" in run.inputs:
+      shown, animations, _ = draw_rollouts(run.config, run.inputs["evaluate"].path / "rollouts.npz")
   except (ArtifactError, ImportError, OSError, ValueError, RuntimeError) as error:  # or no simulator is here
     missing.append(f"no animations of episodes: {str(error).strip().splitlines()[0]}")
   report_artifact = read_artifact(run.workdir / "report")
@@ -106,7 +107,11 @@ def build(
   Returns:
     Nested dicts and lists, fit for JSON.
   """
-  results = read_record(inputs["evaluate"].path, "results.json")
+  if evaluated := inputs.get("evaluate"):
+    results = read_record(evaluated.path, "results.json")
+  else:
+    results = unsimulated.results_of(config, inputs["ppo"])
+  control_hz = inputs["world_model"].embodiment.control_hz
   judge = read_record(inputs["judge_world_model"].path, "judge.json")
   judged = inputs["classifier"].path
   quality = read_record(judged, "quality.json") if (judged / "quality.json").exists() else {"tasks": {}}
@@ -115,7 +120,7 @@ def build(
   stages = [{"name": name, "seconds": a.seconds, "peak_bytes": a.peak_bytes} for name, a in inputs.items()]
   if seconds is not None:
     stages.append({"name": "report", "seconds": seconds, "peak_bytes": 0})
-  run = inputs["evaluate"].path.resolve().parent.name
+  run = (evaluated or inputs["ppo"]).path.resolve().parent.name
   report: dict[str, Any] = {
     "format": FORMAT,
     "title": f"{run}: {config.experiment}, preset {config.preset}, seed {config.seed}",
@@ -123,7 +128,7 @@ def build(
     "experiment": config.experiment,
     "preset": config.preset,
     "seed": config.seed,
-    "control_hz": inputs["evaluate"].embodiment.control_hz,
+    "control_hz": control_hz,
     "results": results,
     "stages": stages,
     "total_seconds": sum(stage["seconds"] for stage in stages),
@@ -135,7 +140,7 @@ def build(
     "certificate": certificate,
     "left_as_cloned": left_as_cloned(inputs["ppo"]),
     "curves": curves(inputs, results),
-    "notes": notes(config, results, inputs["evaluate"].embodiment.control_hz),
+    "notes": notes(config, results, control_hz),
     "starts": starts(config, results),
     "provenance": dict(facts or provenance()),
     "fingerprints": {name: artifact.fingerprint for name, artifact in inputs.items()},
@@ -148,15 +153,18 @@ def starts(config: Any, results: Mapping[str, Any]) -> dict[str, str]:
   """Where dreams begin, next to where the evaluation does, in words.
 
   Returns:
-    imagined: of the imagined success beside the real one; ppo: of the dreams that PPO learned from.
+    imagined: of the imagined success beside the real one, if this was measured; ppo: of the dreams that PPO
+    learned from.
   """
-  episodes = next(iter(results["policies"]["ppo"]["per_task"].values()))["n"]
   dreams, frames, share = config.evaluate.imagined_episodes, config.ppo.start_frames, config.ppo.failed_starts
-  used = f"the first {dreams} of the" if dreams < episodes else "the"
   begin = (
     "any frame" if frames == 0 else "the first frame" if frames == 1 else f"one of the first {frames} frames"
   )
   failed = f", and {100 * share:.0f} % of them at any frame of a take that failed" if share else ""
+  if not results["policies"]:
+    return {"ppo": f"PPO's dreams begin at {begin} of a training demo before success{failed}."}
+  episodes = next(iter(results["policies"]["ppo"]["per_task"].values()))["n"]
+  used = f"the first {dreams} of the" if dreams < episodes else "the"
   return {
     "imagined": (
       f"Imagined: {count(dreams, 'dream')} per task from {used} start frames of these very episodes"
@@ -184,6 +192,9 @@ def classifier_quality(content: Mapping[str, Any]) -> dict[str, dict[str, float 
 
 def notes(config: Any, results: Mapping[str, Any], control_hz: float) -> list[str]:
   """What a reader must know to judge the numbers."""
+  of_seed = f"One training run, seed {results['seed']}: the intervals do not cover the spread over seeds."
+  if not results["policies"]:
+    return [*unsimulated.notes(config), of_seed]
   row = next(iter(results["policies"].values()))["per_task"]
   episodes = next(iter(row.values()))["n"]
   seconds = results["max_steps"] / control_hz
@@ -213,8 +224,7 @@ def notes(config: Any, results: Mapping[str, Any], control_hz: float) -> list[st
       "cloned and 92.8 % after PPO for WAM, 59.4 % and 79.8 % for DreamerV2. "
       "Numbers of two simulators do not compare."
     )
-  lines.append(f"One training run, seed {results['seed']}: the intervals do not cover the spread over seeds.")
-  return lines
+  return [*lines, of_seed]
 
 
 # --- pictures -------------------------------------------------------------------------------------
@@ -288,6 +298,8 @@ def _with_interval(row: Mapping[str, Any]) -> str:
 def result_rows(results: Mapping[str, Any]) -> list[list[str]]:
   """The result table as text, header first, one row per task, the mean last. Numbers are percent."""
   policies = results["policies"]
+  if not policies:
+    return unsimulated.rows(results)
   dreamed = "imagined" in policies["ppo"]["mean"]
   plain = [name for name in ("expert", "random") if name in policies]
   spread = [*COMPARED, *(name for name in SELECTED.values() if name in policies)]
@@ -342,8 +354,7 @@ def markdown(report: Mapping[str, Any]) -> str:
   parts += [
     "![true, predicted, error](open_loop.png)",
     "",
-    "![one episode per task](rollouts.gif)",
-    "",
+    *(("![one episode per task](rollouts.gif)", "") if report["rollouts"] else ()),
     "## Time of each stage",
     "",
   ]

@@ -31,8 +31,10 @@ def result_of(run: Run) -> dict[str, Any]:
   """What is kept of a finished run.
 
   Raises:
-    RunError: its episodes or the classifier's measurements are missing.
+    RunError: no simulator has measured it, or its episodes or the classifier's measurements are missing.
   """
+  if "evaluate" not in run.inputs:
+    raise RunError(f"{run.workdir}: no simulator has measured its policies; seeds are compared by that")
   evaluate = run.inputs["evaluate"].path
   try:
     quality = read_record(run.inputs["classifier"].path, "quality.json")

@@ -3,36 +3,13 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
 from wam_jax.data import calvin, doubts
 from wam_jax.data.files import DatasetError
-from wam_jax.envs import registry
 from wam_jax.running.plan import StagePlan, wanted_stages
-
-SIMULATING = {"evaluate", "evaluate_cloned", "online_ppo"}  # stages that act in a simulator
-
-
-def _simulator_problems(
-  config: ConfigDict, plans: Mapping[str, StagePlan], stages: Sequence[str]
-) -> list[str]:
-  """Why the simulator cannot take the data's robot, or its tasks, or start where the data do."""
-  name, robot = config.env.name, plans["collect"].artifact.embodiment
-  simulator = registry.load(config.env)
-  where = f"{', '.join(stages)} cannot run in the simulator {name}"
-  instead = "  Run the stages without it: --config.stage=collect and so on, up to ppo and certify."
-  if differences := robot.differences(simulator.embodiment):
-    return [f"{where}: the data are of another robot: {'; '.join(differences)}", instead]
-  if unknown := [task for task in config.tasks if task not in simulator.tasks]:
-    return [f"{where}: it does not know {', '.join(unknown)}", instead]
-  try:
-    calvin.read_start_states(config.data.calvin_path, config.tasks, 1)
-  except DatasetError as error:
-    if error.key == "scene_obs":  # of all else others speak
-      return [f"{where}: {error}", instead]
-  return []
 
 
 def check_data(config: ConfigDict, plans: Mapping[str, StagePlan]) -> tuple[list[str], list[str]]:
@@ -50,9 +27,8 @@ def check_data(config: ConfigDict, plans: Mapping[str, StagePlan]) -> tuple[list
     return [], []
   pending = {stage for stage in wanted_stages(config) if plans[stage].action in ("run", "resume")}
   root = pathlib.Path(config.data.calvin_path)
-  driven, warnings = sorted(pending & SIMULATING), []
-  undrivable = _simulator_problems(config, plans, driven) if driven else []
   problems: list[str] = []
+  warnings: list[str] = []
   try:
     if "featurize" in pending:
       for folder in (root / "training", root / "validation"):
@@ -76,4 +52,4 @@ def check_data(config: ConfigDict, plans: Mapping[str, StagePlan]) -> tuple[list
     annotated = "--config.tasks=TASK,TASK those that are annotated"
     world = "--config.stage=collect, then world_model and judge_world_model: a world model needs none"
     problems += [f"  {annotated}; or {world}."]
-  return problems + undrivable, warnings
+  return problems, warnings

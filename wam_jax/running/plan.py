@@ -19,12 +19,11 @@ from ml_collections import ConfigDict
 from wam_jax import config as config_lib
 from wam_jax.config import chain
 from wam_jax.config.checks import shown
-from wam_jax.data.files import DatasetError, read_embodiment
+from wam_jax.config.fields import FIELDS
 from wam_jax.embodiment import CALVIN, Embodiment, EmbodimentError
-from wam_jax.envs import registry
-from wam_jax.envs.base import NotOffered
 from wam_jax.host.machine import available_cores, find_accelerator
 from wam_jax.host.words import count, duration
+from wam_jax.running import simulator_fit
 from wam_jax.storage import artifact as artifact_lib
 from wam_jax.storage.artifact import Artifact
 
@@ -41,11 +40,13 @@ class StagePlan:
 
   Attributes:
     stage: its name.
-    action: 'skip' (done), 'resume', 'run', 'use' (from `inputs`), or 'conflict'.
+    action: 'skip' (done), 'resume', 'run', 'use' (from `inputs`), 'conflict', or 'leave' (out: it acts in a
+      simulator, and there is none for the run's data).
     artifact: what the stage will make; for 'skip' and 'use', what it has made.
     differences: for 'conflict', one line for each thing that changed, but for what it is made from and
       differs itself.
     old: for 'conflict', the fields that changed -> the values it was made with.
+    obstacle: why it cannot act in the simulator, in words.
   """
 
   stage: str
@@ -53,6 +54,7 @@ class StagePlan:
   artifact: Artifact
   differences: tuple[str, ...] = ()
   old: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  obstacle: str = ""
 
 
 def wanted_stages(config: ConfigDict) -> tuple[str, ...]:
@@ -87,20 +89,43 @@ def make_plan(config: ConfigDict) -> dict[str, StagePlan]:
   plans: dict[str, StagePlan] = {}
   for stage in (*chain.STAGES, *chain.EXTRA_STAGES):
     if stage in needed:
-      plans[stage] = _plan_stage(config, stage, plans)
+      plan = _plan_stage(config, stage, plans)
+      if chain.ROWS[stage].simulates and plan.action in ("run", "resume"):
+        plan = _without_simulator(config, plan, plans["collect"].artifact)
+      plans[stage] = plan
   return plans
+
+
+def _without_simulator(config: ConfigDict, plan: StagePlan, collect: Artifact) -> StagePlan:
+  """The plan of a stage that simulates; left out if it cannot, unless it or its simulator was asked for."""
+  why = simulator_fit.obstacle(config, collect)
+  asked = config.stage == plan.stage or config.env.name != FIELDS["env.name"].default
+  return dataclasses.replace(plan, obstacle=why, action="leave" if why and not asked else plan.action)
+
+
+def simulator_problems(config: ConfigDict, plans: Mapping[str, StagePlan]) -> list[str]:
+  """Lines on stages that were asked for and cannot act in their simulator."""
+  stuck = [plan for plan in plans.values() if plan.obstacle and plan.action != "leave"]
+  if not stuck:
+    return []
+  stages = ", ".join(plan.stage for plan in stuck)
+  return [
+    f"{stages} cannot run in the simulator {config.env.name}: {stuck[0].obstacle}",
+    "  Run what needs no simulator: --config.stage=all without --config.env.name, or another stage by name.",
+  ]
 
 
 def _plan_stage(config: ConfigDict, stage: str, plans: dict[str, StagePlan]) -> StagePlan:
   if config.inputs.get(stage):
     return StagePlan(stage, "use", artifact_lib.load_artifact(config.inputs[stage], stage))
   row = chain.ROWS[stage]
+  requires = [name for name in row.requires if plans[name].action != "leave"]
   values = config_lib.flatten(config)
   part = {
     path: list(value) if isinstance(value, tuple) else value
     for path, value in config_lib.settings_read(config, row.reads).items()
   }
-  inputs = {required: plans[required].artifact.fingerprint for required in row.requires}
+  inputs = {required: plans[required].artifact.fingerprint for required in requires}
   robot = _robot(config, stage, plans)
   if stage == "collect" and robot != CALVIN:
     part["embodiment"] = json.dumps(robot.to_dict())
@@ -137,7 +162,7 @@ def _plan_stage(config: ConfigDict, stage: str, plans: dict[str, StagePlan]) -> 
     lines.append(f"format of its files: {saved.schema} -> {row.schema} (another version of wam_jax)")
   lines += [
     f"made from another {required}"
-    for required in row.requires
+    for required in requires
     if saved.inputs.get(required) != inputs[required] and plans[required].action != "conflict"
   ]
   old = {path: saved.part[path] for path in changed if path in saved.part}
@@ -154,11 +179,9 @@ def _robot(config: ConfigDict, stage: str, plans: dict[str, StagePlan]) -> Embod
   of = {name: plans[name].artifact.embodiment for name in chain.ROWS[stage].requires if name in plans}
   if not of:
     try:
-      if config.data.source == "embedded":
-        return registry.load(config.env).embodiment
-      return read_embodiment(config.data.calvin_path)
-    except (DatasetError, NotOffered, ValueError) as error:
-      raise StageError(str(error)) from None
+      return config_lib.robot_of_data(config)
+    except EmbodimentError as error:
+      raise StageError(f"{config.data.calvin_path}: {error}") from None
   (first, robot), *others = of.items()
   for name, other in others:
     try:
@@ -256,8 +279,9 @@ def format_plan(config: ConfigDict, plans: dict[str, StagePlan]) -> str:
   source = f"CALVIN's data{folder}" if d.source == "calvin" else f"simulator {config.env.name}"
   tasks = config.tasks[0] if len(config.tasks) == 1 else f"each of {len(config.tasks)} tasks"
   experiment = f"experiments/{config.experiment}.py"
-  words = {"skip": "done", "resume": "go on", "run": "run", "use": "given", "conflict": "DIFFERS"}
-  seconds = {stage: estimate(config, stage) for stage in plans}
+  words = {"skip": "done", "resume": "go on", "run": "run", "use": "given"}
+  words |= {"conflict": "DIFFERS", "leave": "left out"}
+  seconds = {stage: estimate(config, stage) for stage, plan in plans.items() if plan.action != "leave"}
   first = _first_differences(plans)
   lines = [
     f"Plan of {config.experiment}",
@@ -270,8 +294,10 @@ def format_plan(config: ConfigDict, plans: dict[str, StagePlan]) -> str:
     work = plan.action in ("run", "resume", "conflict")
     time = f"about {duration(seconds[stage])}" if work else ""
     note = str(plan.artifact.path) if plan.action == "use" else chain.ROWS[stage].size(config)
+    note = "" if plan.action == "leave" else note
     lines.append(f"    {stage:<18} {words[plan.action]:<8} {note:<58} {time}".rstrip())
     lines += [f"      {difference}" for difference in first.get(stage, ())]
+    lines += [f"      {plan.obstacle}"] if plan.action == "leave" else []
   total = sum(seconds[stage] for stage, plan in plans.items() if plan.action in ("run", "resume", "conflict"))
   device = find_accelerator().device
   here = count(available_cores(), "CPU core") + (f" and {device}, a small part of that" if device else "")

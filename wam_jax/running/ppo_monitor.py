@@ -22,6 +22,7 @@ from wam_jax.data.files import DatasetError
 from wam_jax.envs import registry
 from wam_jax.envs.vector import make_vector
 from wam_jax.host.logger import Logger
+from wam_jax.running import simulator_fit
 from wam_jax.running.ppo_setup import Networks
 from wam_jax.running.stage_run import StageRun
 from wam_jax.storage.artifact import Artifact
@@ -130,8 +131,8 @@ def _real_starts(config: Any, collect: Artifact, tasks: Sequence[str], logger: L
   used, requested = config.evaluate.episodes, config.ppo.eval_episodes
   if not requested:
     return None
-  if collect.embodiment.differences(registry.load(config.env).embodiment):
-    logger.info(f"real success is not monitored: the simulator {config.env.name} has another robot")
+  if why := simulator_fit.obstacle(config, collect):
+    logger.info(f"real success is not monitored: {why}")
     return None
   try:
     starts = calvin.read_start_states(dataset_path(collect), tasks, used + requested)

@@ -62,6 +62,7 @@ def run(config: ConfigDict, quiet: bool = False) -> dict[str, Artifact]:
     from wam_jax.running.data_check import check_data  # its readers import JAX
 
     problems, warnings = check_data(config, plans)
+  problems += plan_lib.simulator_problems(config, plans)
   for warning in warnings if first else ():
     print(f"Warning: {warning}", file=sys.stderr, flush=True)
   if config.stage == "plan":
@@ -83,7 +84,8 @@ def run(config: ConfigDict, quiet: bool = False) -> dict[str, Artifact]:
     # Shared storage may show the processes different things for a while: what the first sees, counts.
     actions = processes.gather({stage: plan.action for stage, plan in plans.items()})[0]
     artifacts: dict[str, Artifact] = {}
-    work = any(actions[stage] not in ("skip", "use") for stage in stages)
+    plans = {stage: plan for stage, plan in plans.items() if actions[stage] != "leave"}
+    work = any(actions[stage] not in ("skip", "use") for stage in plans if stage in stages)
     with _tracker_run(config, work) as wandb, _live_view(config, plans, actions, work, quiet) as view:
       for stage, plan in plans.items():
         artifacts[stage] = plan.artifact
@@ -107,7 +109,7 @@ def _check_devices(config: ConfigDict, plans: dict[str, StagePlan], stages: tupl
     ConfigError: `training.devices` do not exist, or not all processes would have some.
     SurroundingsError: JAX cannot open them.
   """
-  pending = [stage for stage in stages if plans[stage].action not in ("skip", "use")]
+  pending = [stage for stage in stages if plans[stage].action not in ("skip", "use", "leave")]
   if not pending:
     return  # opening the devices takes a moment
   surroundings.open_devices()
@@ -168,7 +170,7 @@ def _appears(path: pathlib.Path, seconds: float = 10.0) -> bool:
 def _check_inputs(config: ConfigDict, plans: dict[str, StagePlan], stages: tuple[str, ...]) -> None:
   """Stages that were not asked for must exist already."""
   missing = [plan.stage for plan in plans.values() if plan.stage not in stages and plan.action != "skip"]
-  missing = [stage for stage in missing if plans[stage].action != "use"]
+  missing = [stage for stage in missing if plans[stage].action not in ("use", "leave")]
   if missing:
     lines = [
       f"{config.stage} is made from {', '.join(missing)}, not finished in {config.workdir}. Run first:"
@@ -247,7 +249,7 @@ def run_stage(
   logger.info("goes on" if plan.action == "resume" else "starts")
   row = chain.ROWS[plan.stage]
   shown = [name for name in row.shows if name in artifacts and artifacts[name].done]
-  inputs = {name: artifacts[name] for name in (*row.requires, *shown)}
+  inputs = {name: artifacts[name] for name in (*row.requires, *shown) if name in artifacts}
   start, finished = time.monotonic(), False
   try:
     stage = StageRun(config, inputs, artifact.path, logger)
@@ -315,14 +317,14 @@ def closing_text(config: ConfigDict, artifacts: dict[str, Artifact]) -> str:
     folder = artifacts["report"].path
     table = first_table(read_text(folder / "report.md"))
     lines += ["", "Result", *table, "", f"Report: {(folder / 'report.html').absolute()}", "", "Next"]
-    lines += [f"  {purpose:<28} {command}" for purpose, command in _next(config)]
+    lines += [f"  {purpose:<28} {command}" for purpose, command in _next(config, "evaluate" in artifacts)]
   else:
     lines += ["", *(f"Finished: {artifacts[stage].path}" for stage in plan_lib.wanted_stages(config))]
   return "\n".join(lines)
 
 
-def _next(config: ConfigDict) -> list[tuple[str, str]]:
-  """What one may do with a finished run: (what, command)."""
+def _next(config: ConfigDict, simulated: bool) -> list[tuple[str, str]]:
+  """What one may do with a finished run, acting in its simulator or without one: (what, command)."""
   workdir = shlex.quote(config.workdir)
   steps = [
     (
@@ -331,7 +333,7 @@ def _next(config: ConfigDict) -> list[tuple[str, str]]:
     ),
     ("share the policies", f"python -m wam_jax.pack --workdir={workdir} --out=policies"),
   ]
-  if config.env.name == "play_table":
+  if simulated and config.env.name == "play_table":
     watch = f"python -m wam_jax.play --policy={workdir} --task={config.tasks[0]}"
     steps.insert(0, ("watch a policy", watch))
   return steps

@@ -48,13 +48,13 @@ FORMAT = 1  # of results.json
 
 def run(stage: StageRun) -> None:
   """Evaluates all policies and writes results.json and rollouts.npz."""
-  episodes = measure(stage, policies(stage.config, stage.inputs["ppo"], stage.logger))
+  runner, episodes = measure(stage, policies(stage.config, stage.inputs["ppo"], stage.logger))
   if processes.is_first():
     shown = shown_episodes(stage.config.tasks, episodes["ppo"])
-    _save_npz(stage.workdir / "rollouts.npz", shown | dream_again(stage, shown))
+    _save_npz(stage.workdir / "rollouts.npz", shown | dream_again(stage, runner, shown))
 
 
-def measure(stage: StageRun, names: Sequence[str]) -> dict[str, dict[str, np.ndarray]]:
+def measure(stage: StageRun, names: Sequence[str]) -> tuple[PolicyRunner, dict[str, dict[str, np.ndarray]]]:
   """Runs policies, or takes what an interrupted run has left of them, and writes results.json.
 
   Args:
@@ -62,7 +62,7 @@ def measure(stage: StageRun, names: Sequence[str]) -> dict[str, dict[str, np.nda
     names: of policies, of POLICIES.
 
   Returns:
-    policy -> arrays of its episodes; in processes but the first, less.
+    (what ran them, policy -> arrays of its episodes; in processes but the first, less).
   """
   config, inputs, workdir, logger = stage.config, stage.inputs, stage.workdir, stage.logger
   tasks = tuple(config.tasks)
@@ -91,7 +91,7 @@ def measure(stage: StageRun, names: Sequence[str]) -> dict[str, dict[str, np.nda
 
   restarts = sum(processes.gather(runner.restarts))
   if not processes.is_first():
-    return episodes
+    return runner, episodes
   results = summarise(tasks, episodes)
   # The robot's numbers before the others', as studies have them from before starts were one array.
   parts = np.split(starts, [inputs["collect"].embodiment.state_size], -1)
@@ -114,7 +114,7 @@ def measure(stage: StageRun, names: Sequence[str]) -> dict[str, dict[str, np.nda
   write_record(workdir, "results.json", results)
   logger.truncate_after(-1)  # of a run that was killed just before it was done
   logger.write(0, {f"evaluate/{name}/success": episodes[name]["success"].mean() for name in episodes})
-  return episodes
+  return runner, episodes
 
 
 def run_shared(runner: PolicyRunner, name: str, workdir: pathlib.Path) -> dict[str, np.ndarray] | None:
@@ -201,7 +201,7 @@ class PolicyRunner:
     self._starts: dict[str, Any] = {"tasks": tasks, "starts": starts}
     self.num = starts.shape[0] * starts.shape[1]
     self._max_steps = config.env.max_steps
-    self._tools: tuple[Any, ...] | None = None
+    self._environment: Any = None
 
   def run(self, name: str) -> dict[str, np.ndarray]:
     """Episodes of one policy as arrays to store; with a classifier, its imagined success too."""
@@ -211,7 +211,8 @@ class PolicyRunner:
         arrays = _arrays(self._expert(progress.update))
     else:
       policy, params = self._policy(name)
-      model, model_params, environment = self._open()
+      environment = self._open()
+      model, model_params = self.world_model
       note = f"{count(self.num, 'episode')} side by side"
       with self._logger.progress(self._max_steps, POLICIES[name].label, note=note) as progress:
         episodes = rollout.rollout_policies(
@@ -253,24 +254,32 @@ class PolicyRunner:
       params = dict.fromkeys(params, network)
     return models.for_acting(policy, self._config.behaviour_cloning.ddim_steps), params
 
-  def _open(self) -> tuple[Any, ...]:
-    if self._tools is None:
-      from wam_jax.acting import models
+  def _open(self) -> Any:
+    """The simulators, side by side."""
+    if self._environment is None:
+      simulator, env = registry.load(self._config.env), self._config.env
+      self.world_model[0].embodiment.check(
+        "the world model", simulator.embodiment, f"the simulator {env.name}"
+      )
+      self._environment = make_vector(simulator, self.num, env.workers, env.image_size)
+    return self._environment
 
-      model, params = models.load_world_model(self._inputs["world_model"])
-      env, simulator = self._config.env, registry.load(self._config.env)
-      model.embodiment.check("the world model", simulator.embodiment, f"the simulator {env.name}")
-      environment = make_vector(simulator, self.num, env.workers, env.image_size)
-      self._tools = (model, jax.device_put(params), environment)
-    return self._tools
+  @functools.cached_property
+  def world_model(self) -> tuple[Any, Any]:
+    """(networks, parameters)."""
+    from wam_jax.acting import models
+
+    model, params = models.load_world_model(self._inputs["world_model"])
+    return model, jax.device_put(params)
 
   @property
   def restarts(self) -> int:
     """Simulator processes that died and were replaced."""
-    return getattr(self._tools[2], "restarts", 0) if self._tools else 0
+    return getattr(self._environment, "restarts", 0)
 
   @functools.cached_property
-  def _classifier(self) -> tuple[Any, Any]:
+  def classifier(self) -> tuple[Any, Any]:
+    """(networks, parameters stacked over tasks)."""
     from wam_jax.acting import models
 
     return models.load_classifier(self._inputs["classifier"])
@@ -280,8 +289,8 @@ class PolicyRunner:
     from wam_jax.train.tasks import task_keys
 
     assert first_feature is not None  # only experts have none
-    model, model_params, _ = self._open()
-    classifier, classifier_params = self._classifier
+    model, model_params = self.world_model
+    classifier, classifier_params = self.classifier
     rows = np.arange(self._config.evaluate.imagined_episodes) % first_feature.shape[1]
     chunks = -(-self._max_steps // policy.chunk)
     feature = jax.numpy.asarray(first_feature[:, rows])
@@ -386,26 +395,30 @@ def shown_episodes(tasks: Sequence[str], arrays: Mapping[str, np.ndarray]) -> di
   }
 
 
-def dream_again(stage: StageRun, shown: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def dream_again(
+  stage: StageRun, runner: PolicyRunner, shown: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
   """What the world model imagines from the same start frames and the same actions.
 
   Args:
     stage: evaluate.
+    runner: of the stage's policies.
     shown: from `shown_episodes`.
 
   Returns:
     dream_camera: its name; dream [sum of T', S, S, 3] uint8: the frames at `media.shown_times` of one episode
     after the other, the first of each seen and all others imagined; dream_success [N] bool: whether the
-    classifier calls a frame a success where the reward of PPO would look.
+    classifier calls a frame a success where the reward of PPO would look, at the ends of chunks. The last
+    chunk goes on with the episode's last action.
   """
-  from wam_jax.acting import models
   from wam_jax.nn import vision
   from wam_jax.train import imagination
   from wam_jax.train import world_model as wm
 
   config, num = stage.config, len(shown["task"])
-  model, params = models.load_world_model(stage.inputs["world_model"])
-  classifier, classifier_params = models.load_classifier(stage.inputs["classifier"])
+  chunk = config.behaviour_cloning.chunk
+  model, params = runner.world_model
+  classifier, classifier_params = runner.classifier
   env, camera = config.env, model.cameras[0]
   drawn = draw_episodes(registry.load(env), shown, [[0]] * num, env.image_size, env.workers)
   observation = {name: np.concatenate(frames) for name, frames in drawn.items()}
@@ -417,18 +430,24 @@ def dream_again(stage: StageRun, shown: Mapping[str, np.ndarray]) -> dict[str, n
     filter_frame(params, before, observation, rest_actions(model.embodiment, num), np.ones(num, bool), key)
   )
   imagine = jax.jit(imagination.make_world(model).imagine_actions)
-  feature = jax.numpy.concatenate([seen[:, None], imagine(params, seen, shown["action"], key)], 1)
+  action = held_to_chunk_ends(shown["action"], shown["steps"], chunk)
+  feature = jax.numpy.concatenate([seen[:, None], imagine(params, seen, action, key)], 1)
   decode = jax.jit(lambda params, x: vision.denormalise(wm.decode(model, params, x)[camera]))
   pictures, success = [], []
-  chunk = config.behaviour_cloning.chunk
   for k, steps in enumerate(shown["steps"].tolist()):
     task = list(config.tasks).index(shown["task"][k])
-    ends = sorted({*range(chunk, steps + 1, chunk), steps})
     of_task = jax.tree.map(lambda x, task=task: x[task], classifier_params)
-    success.append(bool(classifier.success(of_task, feature[k, np.asarray(ends)]).any()))
+    success.append(bool(classifier.success(of_task, feature[k, chunk : steps + chunk : chunk]).any()))
     pictures.append(np.asarray(decode(params, feature[k]))[media.shown_times(steps)])
   return {
     "dream_camera": np.asarray(camera),
     "dream": np.concatenate(pictures),
     "dream_success": np.asarray(success),
   }
+
+
+def held_to_chunk_ends(action: np.ndarray, steps: np.ndarray, chunk: int) -> np.ndarray:
+  """Actions [N, T, A] of episodes of `steps` [N], the last of each repeated: [N, T', A], whole chunks."""
+  length = -(-action.shape[1] // chunk) * chunk
+  times = np.minimum(np.arange(length), np.asarray(steps)[:, None] - 1)
+  return np.take_along_axis(action, times[..., None], 1)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import shutil
 import time
+from typing import Any
 
+from wam_jax.host.provenance import provenance
 from wam_jax.host.regular_files import read_bytes
-from wam_jax.reporting import media, run_report
+from wam_jax.reporting import media, run_report, unsimulated
 from wam_jax.running.stage_run import StageRun
+from wam_jax.storage.records import write_record
 
 
 def run(stage: StageRun) -> None:
@@ -18,9 +21,15 @@ def run(stage: StageRun) -> None:
   judged = inputs["judge_world_model"].path
   shutil.copyfile(judged / "strip.png", workdir / "open_loop.png")
   with stage.logger.progress(2, "report") as progress:
-    shown, animations, grid = run_report.draw_rollouts(config, inputs["evaluate"].path / "rollouts.npz")
-    frames_per_second = inputs["evaluate"].embodiment.control_hz / media.FRAME_STEP
-    media.save_animation(workdir / "rollouts.gif", grid, frames_per_second)
+    shown: list[dict[str, Any]] = []
+    animations: list[run_report.Animation] = []
+    if "evaluate" in inputs:
+      shown, animations, grid = run_report.draw_rollouts(config, inputs["evaluate"].path / "rollouts.npz")
+      frames_per_second = inputs["evaluate"].embodiment.control_hz / media.FRAME_STEP
+      media.save_animation(workdir / "rollouts.gif", grid, frames_per_second)
+    else:
+      results = unsimulated.results_of(config, inputs["ppo"]) | {"provenance": provenance()}
+      write_record(workdir, "results.json", results)
     progress.update()
     report = run_report.build(config, inputs, shown, time.perf_counter() - began)
     strips = {name: read_bytes(judged / f"strip.{name}") for name in ("png", "webp")}
