@@ -106,8 +106,8 @@ def main() -> None:
   simulator = registry.load({"name": arguments.env, "calvin_root": arguments.calvin_root})
   if arguments.steps:
     speeds(simulator, arguments.steps, arguments.frames)
-  env = simulator.make() if arguments.starts else None
-  for task in simulator.experts if env else ():
+  env = simulator.make()
+  for task in simulator.experts if arguments.starts else ():
     lengths = expert_success(simulator, env, task, arguments.starts, arguments.noise, arguments.max_steps)
     steps = f"steps {min(lengths)} to {max(lengths)}, mean {np.mean(lengths):.1f}" if lengths else ""
     print(f"{task:20s} {len(lengths):3d}/{arguments.starts} {steps}")
