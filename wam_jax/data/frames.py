@@ -314,13 +314,15 @@ class FrameReader:
     Raises:
       DatasetError: a frame without a file, or pictures that are too small.
     """
-    self.folder, self.image_size = pathlib.Path(folder), image_size
-    self.embodiment = read_embodiment(self.folder.parent)
+    self._set_frames(folder, spans, image_size, read_embodiment(pathlib.Path(folder).parent))
+    self._open(spans)
+
+  def _set_frames(self, folder: PathLike, spans: np.ndarray, image_size: int, robot: Embodiment) -> None:
+    self.folder, self.image_size, self.embodiment = pathlib.Path(folder), image_size, robot
     self.ids = ids_of(spans)
     lengths = spans[:, 1] - spans[:, 0] + 1
     self.ends = np.cumsum(lengths)
     self.starts = self.ends - lengths
-    self._open(spans)
 
   def _open(self, spans: np.ndarray) -> None:
     self._names = check_present(self.folder, spans)
