@@ -1,7 +1,9 @@
-"""Converts a dataset in CALVIN's format to a TFDS dataset that is read many times as fast and stands for it.
+"""Converts a dataset in CALVIN's or LeRobot's format to a TFDS dataset that is read many times as fast.
 
 python -m wam_jax.data.convert --source=task_D_D --out=task_D_D_64
 python -m wam_jax.data.convert --source=task_D_D --out=task_D_D_64 --skip_broken  # leave broken frames out
+python -m wam_jax.data.convert --source=my_lerobot_dataset --tasks=stack_cups --out=cups_64
+python -m wam_jax.data.convert --source=task_D_D --out=task_D_D_lerobot --to=lerobot  # the way back
 
 An interrupted conversion goes on where it was when the same command is given again. `--out` appears only when
 everything is written and has been read back; then it can be given wherever a CALVIN folder can.
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import errno
 import functools
 import json
@@ -25,8 +28,8 @@ from typing import Any
 
 import numpy as np
 
-from wam_jax.data import calvin, converted
-from wam_jax.data.calvin_writer import save_pickled
+from wam_jax.data import calvin, converted, lerobot
+from wam_jax.data.calvin_writer import annotation_content, save_pickled
 from wam_jax.data.examples import Chunk, SplitPlan, plan_split
 from wam_jax.data.files import DatasetError, PathLike, load_pickled
 from wam_jax.data.frames import (
@@ -57,6 +60,7 @@ def convert(
   *,
   image_size: int = 64,
   skip_broken: bool = False,
+  selection: lerobot.Selection | None = None,
   workers: int = 0,
   progress: ProgressFactory | None = None,
   log: Callable[[str], None] = print,
@@ -64,11 +68,12 @@ def convert(
   """Converts all splits of a dataset, or goes on with an interrupted conversion.
 
   Args:
-    source: folder that holds training/ and validation/, perhaps failed/.
+    source: folder that holds training/ and validation/, perhaps failed/; or a LeRobot dataset.
     out: folder to be made; until everything is written and read back it is `out`.partial.
     image_size: side that pictures are shrunk to, by area averaging [pixels].
     skip_broken: leave out frames that are missing or cannot be read, and the annotated windows that hold
       one; without it the first of them is an error.
+    selection: what the episodes of LeRobot datasets are; needed for them.
     workers: threads; 0 means one per core.
     progress: as in `calvin.read_frames`.
     log: called with lines of text.
@@ -82,11 +87,14 @@ def convert(
       read back.
   """
   source, out = pathlib.Path(source).resolve(), pathlib.Path(os.path.abspath(out))
-  calvin.check_root(source)
-  if os.path.lexists(source / converted.MANIFEST):
-    raise DatasetError(source, "is converted already.", fix="use it as it is.")
-  folders = [source / name for name in converted.TFDS_SPLITS if (source / name).is_dir()]
-  plans = {folder.name: plan_split(folder, image_size, skip_broken) for folder in folders}
+  if selection is not None:
+    plans = lerobot.plan_splits(lerobot.open_data(selection), selection, image_size, skip_broken)
+  else:
+    calvin.check_root(source)
+    if os.path.lexists(source / converted.MANIFEST):
+      raise DatasetError(source, "is converted already.", fix="use it as it is.")
+    folders = [source / name for name in converted.TFDS_SPLITS if (source / name).is_dir()]
+    plans = {folder.name: plan_split(folder, image_size, skip_broken) for folder in folders}
   robot, _ = _common(plans)
   settings = {
     "version": converted.VERSION,
@@ -97,6 +105,8 @@ def convert(
   }
   if robot != CALVIN:
     settings["embodiment"] = robot.to_dict()
+  if selection is not None:
+    settings["selection"] = json.loads(json.dumps(dataclasses.asdict(selection)))
   if os.path.lexists(out):
     return _already_there(out, settings)
   partial = out.with_name(f"{out.name}.partial")
@@ -381,7 +391,8 @@ def _write_annotations(plan: SplitPlan, folder: pathlib.Path, spans: np.ndarray)
   """Copies the annotated windows that lie in one episode still, if there are any. Returns how many."""
   if not plan.windows:
     return 0
-  content = load_pickled(calvin.annotation_file(plan.folder))
+  file = calvin.annotation_file(plan.folder)
+  content = load_pickled(file) if os.path.lexists(file) else annotation_content(plan.windows, plan.texts)
   kept = []
   for row, (_, low, high) in enumerate(plan.windows):
     episode = int(np.searchsorted(spans[:, 0], low, side="right")) - 1

@@ -124,6 +124,7 @@ class LeRobotData:
     success: [N] bool, or None where nothing says it.
     task: [N] name of the task that each frame belongs to.
     texts: name of a task -> how the data say it.
+    named: name in `Selection.episodes` -> numbers of episodes.
     times: [N] float64, seconds from the episode's begin.
     rows: [N] row in the episode's table.
   """
@@ -136,6 +137,7 @@ class LeRobotData:
   success: np.ndarray | None
   task: np.ndarray
   texts: dict[str, str]
+  named: dict[str, set[int]]
   times: np.ndarray
   rows: np.ndarray
 
@@ -290,27 +292,51 @@ def open_data(selection: Selection) -> LeRobotData:
   episodes: list[Episode] = []
   for info in infos:
     episodes += _read_episodes(info, len(episodes))
-  unused = _named_episodes(selection, len(episodes), infos[0].file).get(UNUSED, set())
+  named = _named_episodes(selection, len(episodes), infos[0].file)
+  unused = named.get(UNUSED, set())
   episodes = [episode for episode in episodes if episode.number not in unused and episode.length]
   if not episodes:
     raise DatasetError(infos[0].file, "has no episode that is used.", key="total_episodes", fix="name fewer.")
-  columns = _read_columns(infos, episodes, selection.task_column)
+  columns = _read_columns(infos, episodes, selection)
   data = LeRobotData(
     robot=robot,
     episodes=tuple(episodes),
     ends=np.cumsum([episode.length for episode in episodes]),
     action=columns[ACTION],
     state=columns[STATE],
-    success=_success(columns, selection),
+    success=columns["success"] if selection.success_frames or any(map(_label, infos)) else None,
     task=columns["task"],
     texts=columns["texts"],
+    named=named,
     times=columns["timestamp"],
     rows=columns["row"],
   )
   _check_times(data)
   _check_statistics(data, infos, selection.embodiment)
   _check_numbers(data)
+  if data.success is not None:
+    _complete_labels(data, selection, data.success)
   return data
+
+
+def _label(info: LeRobotInfo) -> str:
+  """The feature that says whether the task is done; empty: none does."""
+  return next((key for key in (SUCCESS, REWARD) if key in info.features), "")
+
+
+def _is_failed(data: LeRobotData, episode: Episode) -> bool:
+  """Whether an episode was named a failed take, here or by its dataset."""
+  return episode.number in data.named.get(FAILED, ()) or any(episode.index in part for part in episode.info.failed)
+
+
+def _complete_labels(data: LeRobotData, selection: Selection, success: np.ndarray) -> None:
+  """Writes labels where the data have none: the last frames of demos, and none of failed takes."""
+  for row, (episode, (low, high)) in enumerate(zip(data.episodes, data.spans().tolist(), strict=True)):
+    if _is_failed(data, episode):
+      success[low : high + 1] = False
+    elif not _label(episode.info):
+      for _, first, end in task_windows(data, selection, row):
+        success[max(first, end - selection.success_frames) : end] = True
 
 
 def _named_episodes(selection: Selection, total: int, file: pathlib.Path) -> dict[str, set[int]]:
@@ -329,17 +355,17 @@ def _named_episodes(selection: Selection, total: int, file: pathlib.Path) -> dic
   return out
 
 
-def _read_columns(infos: list[LeRobotInfo], episodes: list[Episode], task_column: str) -> dict[str, Any]:
+def _read_columns(infos: list[LeRobotInfo], episodes: list[Episode], selection: Selection) -> dict[str, Any]:
   """Column -> array of all frames in the order of the episodes; "task", "texts" and "row" beside them."""
-  labels = [key for key in (SUCCESS, REWARD) if all(key in info.features for info in infos)]
   parts: dict[str, list[np.ndarray]] = {}
   texts: dict[str, str] = {}
-  by_index = {info.root: _task_texts(info) for info in infos} if task_column == TASK else {}
+  column = selection.task_column
+  by_index = {info.root: _task_texts(info) for info in infos} if column == TASK else {}
   loaded: tuple[pathlib.Path, dict[str, np.ndarray]] | None = None
   for episode in episodes:
     info, path = episode.info, episode.table
     if loaded is None or loaded[0] != path:
-      loaded = path, _read_file(info, path, labels, task_column)
+      loaded = path, _read_file(info, path, selection)
     columns = loaded[1]
     rows = np.flatnonzero(columns["episode_index"] == episode.index)
     if len(rows) != episode.length or (np.diff(rows) != 1).any():
@@ -348,18 +374,17 @@ def _read_columns(infos: list[LeRobotInfo], episodes: list[Episode], task_column
     part = {key: array[rows] for key, array in columns.items() if key != "episode_index"}
     part["row"] = rows
     part["task"] = np.array(
-      [_name_of(value, task_column, by_index.get(info.root), episode, texts) for value in part["task"]], object
+      [_name_of(value, column, by_index.get(info.root), episode, texts) for value in part["task"]], object
     )
     for key, array in part.items():
       parts.setdefault(key, []).append(array)
   return {**{key: np.concatenate(arrays) for key, arrays in parts.items()}, "texts": texts}
 
 
-def _read_file(
-  info: LeRobotInfo, path: pathlib.Path, labels: list[str], task_column: str
-) -> dict[str, np.ndarray]:
+def _read_file(info: LeRobotInfo, path: pathlib.Path, selection: Selection) -> dict[str, np.ndarray]:
   """Columns of a table of frames, vectors as float64 [n, width]; "task" is what `task_column` holds."""
-  needed = {ACTION, STATE, "timestamp", "episode_index", "frame_index", task_column, *labels}
+  task_column, label = selection.task_column, _label(info)
+  needed = {ACTION, STATE, "timestamp", "episode_index", task_column, label}
   table = _read_table(path, "frames", lambda names: [name for name in names if name in needed])
   if task_column not in table.column_names:
     others = ", ".join(key for key in info.features if info.features[key]["dtype"] not in ("video", "image"))
@@ -373,7 +398,9 @@ def _read_file(
     ACTION: _column(table, path, ACTION, info.width(ACTION)).astype(np.float64),
     STATE: _column(table, path, STATE, info.width(STATE)).astype(np.float64) if state else np.zeros((len(table), 0)),
   }
-  out |= {key: _column(table, path, key, 1)[:, 0].astype(np.float64) for key in labels}
+  least = 0.5 if label == SUCCESS else selection.success_reward
+  labels = _column(table, path, label, 1)[:, 0] if label else np.full(len(table), -np.inf)
+  out["success"] = labels.astype(np.float64) >= least
   strange = ~np.isin(out["episode_index"], np.arange(info.num_episodes))
   if strange.any():
     rule = f"row {int(strange.argmax())} is of episode {out['episode_index'][strange.argmax()]}; "
@@ -396,14 +423,6 @@ def _name_of(
   name = task_name(text)
   texts.setdefault(name, text)
   return name
-
-
-def _success(columns: dict[str, Any], selection: Selection) -> np.ndarray | None:
-  if SUCCESS in columns:
-    return columns[SUCCESS] > 0.5
-  if REWARD in columns:
-    return columns[REWARD] >= selection.success_reward
-  return np.zeros(len(columns["row"]), bool) if selection.success_frames else None
 
 
 def _check_times(data: LeRobotData) -> None:
@@ -661,51 +680,38 @@ class Split:
   windows: tuple[tuple[str, int, int], ...]
 
 
-def _windows(
-  data: LeRobotData, selection: Selection, named: dict[str, set[int]]
-) -> list[list[tuple[str, int, int]]]:
-  """Of each episode the windows in which one of the tasks is done or tried."""
-  out = []
-  for row, (episode, (low, high)) in enumerate(zip(data.episodes, data.spans().tolist(), strict=True)):
-    tasks = [name for name in named if name not in ROLES and episode.number in named[name]]
-    runs = [(task, low, high + 1) for task in tasks] or task_runs(data, row)
-    play = episode.number in named.get(PLAY, set())
-    out.append([] if play else [run for run in runs if run[0] in selection.tasks])
-  return out
+def task_windows(data: LeRobotData, selection: Selection, row: int) -> list[tuple[str, int, int]]:
+  """(task, first frame, one past the last) of an episode in which one of the tasks is done or tried."""
+  number, (low, high) = data.episodes[row].number, data.spans()[row].tolist()
+  if number in data.named.get(PLAY, ()):
+    return []
+  tasks = [name for name in data.named if name not in ROLES and number in data.named[name]]
+  runs = [(task, low, high + 1) for task in tasks] or task_runs(data, row)
+  return [run for run in runs if run[0] in selection.tasks]
 
 
 def divide(data: LeRobotData, selection: Selection) -> list[Split]:
-  """Training, validation and, if there are any, failed takes; labels made of `success_frames` are written.
+  """Training, validation and, if there are any, failed takes.
 
   Raises:
     DatasetError: no episode is left for training or for validation.
   """
-  file = data.episodes[0].info.file
-  total = 1 + max(episode.number for episode in data.episodes)
-  named = _named_episodes(selection, max(total, sum(i.num_episodes for i in _infos(data))), file)
-  windows, labels = _windows(data, selection, named), data.success
-  failed = {
-    e.number for e in data.episodes if any(e.index in part for part in e.info.failed)
-  } | named.get(FAILED, set())
-  if labels is not None:
-    labelled = all(SUCCESS in info.features or REWARD in info.features for info in _infos(data))
-    for episode, span, of_episode in zip(data.episodes, data.spans().tolist(), windows, strict=True):
-      if episode.number in failed:
-        labels[span[0] : span[1] + 1] = False
-      elif not labelled:
-        for _, low, high in of_episode:
-          labels[max(low, high - selection.success_frames) : high] = True
-  lacks = lambda window: labels is not None and not labels[window[1] : window[2]].any()
   kinds: dict[str, list[int]] = {}  # what is held out in proportion: takes of each task, and play
   held: set[int] = set()
   takes: list[int] = []
-  for row, (episode, of_episode) in enumerate(zip(data.episodes, windows, strict=True)):
-    if of_episode and (episode.number in failed or all(map(lacks, of_episode))):
+  windows = [task_windows(data, selection, row) for row in range(len(data.episodes))]
+  for row, episode in enumerate(data.episodes):
+    labelled = bool(_label(episode.info)) or _is_failed(data, episode)
+    tried = windows[row]
+    if labelled and data.success is not None:
+      windows[row] = [window for window in tried if data.success[window[1] : window[2]].any()]
+    if tried and not windows[row]:
       takes.append(row)
+      windows[row] = tried
       continue
-    windows[row] = [window for window in of_episode if not lacks(window)]
     kinds.setdefault(windows[row][0][0] if windows[row] else PLAY, []).append(row)
-    if any(episode.index in part for part in episode.info.heldout) or episode.number in named.get(HELDOUT, ()):
+    named = episode.number in data.named.get(HELDOUT, ())
+    if named or any(episode.index in part for part in episode.info.heldout):
       held.add(row)
   if not held:
     for rows in kinds.values():
@@ -717,16 +723,12 @@ def divide(data: LeRobotData, selection: Selection) -> list[Split]:
     if not parts[name]:
       rule = f"no episode is left for {name}, of {len(data.episodes)}."
       fix = "record more, or name some: --config.data.episodes=heldout:NUMBER"
-      raise DatasetError(file, rule, key="total_episodes", fix=fix)
+      raise DatasetError(data.episodes[0].info.file, rule, key="total_episodes", fix=fix)
   return [
     Split(name, data.spans()[rows], tuple(window for row in rows for window in windows[row]))
     for name, rows in parts.items()
     if rows
   ]
-
-
-def _infos(data: LeRobotData) -> list[LeRobotInfo]:
-  return list({episode.info.root: episode.info for episode in data.episodes}.values())
 
 
 def known_tasks(data: LeRobotData) -> str:
@@ -741,7 +743,7 @@ def known_tasks(data: LeRobotData) -> str:
 def task_problems(data: LeRobotData, selection: Selection, splits: Sequence[Split]) -> list[DatasetError]:
   """Why policies of the tasks cannot be learned from the data; a world model can."""
   file, out = data.episodes[0].info.file, []
-  annotated = {split.name: {task for task, _, _ in split.windows} for split in splits}
+  annotated = {split.name: {task for task, *_ in split.windows} for split in splits}
   everywhere = set().union(*annotated.values())
   if absent := [task for task in selection.tasks if task not in everywhere]:
     rule = f"no episode is of {', '.join(absent)}; the data have {known_tasks(data)}."
@@ -752,14 +754,19 @@ def task_problems(data: LeRobotData, selection: Selection, splits: Sequence[Spli
       rule = f"{name} has no demo of {', '.join(few)} that succeeds."
       fix = "record more, or name episodes: --config.data.episodes=TASK:NUMBER, or heldout:NUMBER."
       out.append(DatasetError(file, rule, key=selection.task_column, fix=fix))
-  if selection.tasks and data.success is None:
-    rule = f"nothing says when a task is done: there is no {SUCCESS} and no {REWARD}."
-    fix = "record one of them, or set data.success_frames: the last so many frames of each demo count as success."
-    out.append(DatasetError(file, rule, key=SUCCESS, fix=fix))
+  for row, episode in enumerate(data.episodes):
+    says = _label(episode.info) or selection.success_frames or _is_failed(data, episode)
+    if not says and task_windows(data, selection, row):
+      rule = f"nothing says when the task of {episode} is done: there is no {SUCCESS} and no {REWARD}."
+      fix = "record one of them, or set data.success_frames: the last so many frames of each demo are success."
+      out.append(DatasetError(episode.info.file, rule, key=SUCCESS, fix=fix))
+      break
   return out
 
 
-def plan_splits(data: LeRobotData, selection: Selection, image_size: int) -> dict[str, SplitPlan]:
+def plan_splits(
+  data: LeRobotData, selection: Selection, image_size: int, skip_broken: bool = False
+) -> dict[str, SplitPlan]:
   """Split -> its frames cut into chunks, for conversion.
 
   Raises:
@@ -770,9 +777,9 @@ def plan_splits(data: LeRobotData, selection: Selection, image_size: int) -> dic
   for split in divide(data, selection):
     folder = pathlib.Path(selection.path[0]) / split.name
     reader = LeRobotReader(data, folder, split.spans, image_size)
+    chunks = chunks_of(split.spans, split.spans)
     plans[split.name] = SplitPlan(
-      folder, image_size, False, split.spans, split.windows, chunks_of(split.spans, split.spans), (), reader,
-      texts=data.texts,
+      folder, image_size, skip_broken, split.spans, split.windows, chunks, (), reader, data.texts
     )
   return plans
 

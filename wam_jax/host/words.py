@@ -21,7 +21,7 @@ def count(number: int, noun: str) -> str:
 
 def task_name(text: str) -> str:
   """A task in words as a name, which files can have: `Open the drawer.` is open_the_drawer."""
-  return "_".join(re.findall(r"[a-z0-9]+", text.lower()))
+  return "_".join(re.findall(r"\w+", text.lower()))
 
 
 def printable(text: str) -> str:
