@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -169,6 +170,10 @@ WIDTHS = several(
   lambda value: len(value) > 0 and all(type(width) is int and width > 0 for width in value),
   "one or more layer widths, each at least 1",
   1,
+)
+EPISODES = several(
+  lambda value: all(isinstance(x, str) and re.fullmatch(r".+:\d{1,9}(-\d{1,9})?", x) for x in value),
+  "NAME:NUMBER or NAME:FIRST-LAST, where NAME is a task, play, heldout, failed or unused",
 )
 UPDATES = several(_ascending, "updates, each at least 1, ascending", 1)
 HORIZONS = several(

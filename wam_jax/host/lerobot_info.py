@@ -40,6 +40,7 @@ class LeRobotInfo:
     version: 2 or 3.
     fps: frames per second.
     num_episodes: as the file says.
+    num_frames: as the file says.
     features: name -> what it says of it.
     cameras: name of ours -> feature of its pictures.
     paths: of data and videos, as templates.
@@ -53,6 +54,7 @@ class LeRobotInfo:
   version: int
   fps: float
   num_episodes: int
+  num_frames: int
   features: dict[str, dict[str, Any]]
   cameras: dict[str, str]
   paths: dict[str, str]
@@ -122,6 +124,7 @@ def read_info(root: PathLike) -> LeRobotInfo:
   fps = content.get("fps")
   expect("fps", type(fps) in (int, float) and 0 < fps < 1e6, "a number above 0")
   expect("total_episodes", counted("total_episodes"), "a whole number above 0")
+  expect("total_frames", counted("total_frames"), "a whole number above 0")
   expect("data_path", isinstance(content.get("data_path"), str), "a path of data files")
   features = expect("features", isinstance(content.get("features"), dict), "an object")
   for name, feature in features.items():
@@ -139,6 +142,7 @@ def read_info(root: PathLike) -> LeRobotInfo:
     version=int(version[1]),
     fps=float(content["fps"]),
     num_episodes=content["total_episodes"],
+    num_frames=content["total_frames"],
     features=features,
     cameras=cameras,
     paths={"data": content["data_path"], "video": content.get("video_path") or ""},

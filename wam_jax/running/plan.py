@@ -21,6 +21,7 @@ from wam_jax.config import chain
 from wam_jax.config.checks import shown
 from wam_jax.data.files import DatasetError, read_embodiment
 from wam_jax.embodiment import CALVIN, Embodiment, EmbodimentError
+from wam_jax.host import lerobot_info
 from wam_jax.host.machine import available_cores, find_accelerator
 from wam_jax.host.words import count, duration
 from wam_jax.storage import artifact as artifact_lib
@@ -150,9 +151,13 @@ def _robot(config: ConfigDict, stage: str, plans: dict[str, StagePlan]) -> Embod
   """
   of = {name: plans[name].artifact.embodiment for name in chain.ROWS[stage].requires if name in plans}
   if not of:
-    if config.data.source != "calvin":
+    if config.data.source == "embedded":
       return CALVIN
     try:
+      if config.data.source == "lerobot":
+        return lerobot_info.embodiment_of(
+          [lerobot_info.read_info(folder) for folder in config.data.path], config.data.embodiment
+        )
       return read_embodiment(config.data.calvin_path)
     except DatasetError as error:
       raise StageError(str(error)) from None
@@ -248,9 +253,13 @@ def _free_folder(workdir: str) -> str:
 def format_plan(config: ConfigDict, plans: dict[str, StagePlan]) -> str:
   """The plan as text for people."""
   d = config.data
-  frames = "" if d.source == "calvin" else f"{d.play_frames:,} frames of play, "
+  frames = f"{d.play_frames:,} frames of play, " if d.source == "embedded" else ""
   folder = f" in {d.calvin_path}" if d.calvin_path else ", not found yet"
-  source = f"CALVIN's data{folder}" if d.source == "calvin" else f"simulator {config.env.name}"
+  source = {
+    "calvin": f"CALVIN's data{folder}",
+    "lerobot": f"LeRobot's data in {', '.join(d.path)}",
+    "embedded": f"simulator {config.env.name}",
+  }[d.source]
   tasks = config.tasks[0] if len(config.tasks) == 1 else f"each of {len(config.tasks)} tasks"
   experiment = f"experiments/{config.experiment}.py"
   words = {"skip": "done", "resume": "go on", "run": "run", "use": "given", "conflict": "DIFFERS"}
@@ -276,7 +285,7 @@ def format_plan(config: ConfigDict, plans: dict[str, StagePlan]) -> str:
     f"  time     about {duration(total)}, reckoned from {REFERENCE}; here: {here}",
     f"  choose   {experiment}:demo (CPU, minutes), :small (CPU, longer), :paper (published)",
     "           --config.stage=NAME one stage, --config.stage=plan only this text, --config.workdir=FOLDER,",
-    "           --config.data.source=embedded|calvin, and any other field as --config.GROUP.FIELD=VALUE",
+    "           --config.data.source=embedded|calvin|lerobot, and any other field as --config.GROUP.FIELD=VALUE",
   ]
   return "\n".join(lines)
 
