@@ -32,12 +32,11 @@ from wam_jax.data import calvin, converted, lerobot
 from wam_jax.data.calvin_writer import annotation_content, save_pickled
 from wam_jax.data.examples import Chunk, SplitPlan, plan_split
 from wam_jax.data.files import DatasetError, PathLike, load_pickled
-from wam_jax.data.frames import (
-  ProgressFactory,
-  num_workers,
-)
+from wam_jax.data.frames import ProgressFactory, num_workers
+from wam_jax.data.lerobot_writer import write_lerobot
 from wam_jax.embodiment import CALVIN, FILE, Embodiment
 from wam_jax.host import console, machine
+from wam_jax.host.lerobot_info import is_lerobot
 from wam_jax.host.locks import LockError, NoLocksError, locked
 from wam_jax.host.machine import disk_full
 from wam_jax.host.regular_files import check_file, read_text
@@ -106,7 +105,8 @@ def convert(
   if robot != CALVIN:
     settings["embodiment"] = robot.to_dict()
   if selection is not None:
-    settings["selection"] = json.loads(json.dumps(dataclasses.asdict(selection)))
+    paths = [str(pathlib.Path(path).resolve()) for path in selection.path]
+    settings["selection"] = json.loads(json.dumps(dataclasses.asdict(selection) | {"path": paths}))
   if os.path.lexists(out):
     return _already_there(out, settings)
   partial = out.with_name(f"{out.name}.partial")
@@ -516,23 +516,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   parser.add_argument(
-    "--source", type=machine.local_path, required=True, help="folder that holds training/ and validation/"
+    "--source",
+    type=machine.local_path,
+    required=True,
+    action="append",
+    help="folder that holds training/ and validation/, or a LeRobot dataset (several: give it again)",
   )
+  parser.add_argument("--tasks", help="of LeRobot's: tasks whose episodes are demos, comma-separated")
+  lerobot.add_arguments(parser)
   parser.add_argument("--out", type=machine.local_path, required=True, help="folder to be made")
-  parser.add_argument("--image_size", type=int, default=64, help="side that pictures are shrunk to")
+  parser.add_argument("--to", choices=("tfds", "lerobot"), default="tfds", help="form to be written")
+  parser.add_argument(
+    "--image_size", type=int, help="side that pictures are shrunk to; if not given 64, to LeRobot's as they are"
+  )
   parser.add_argument("--workers", type=int, default=0, help="threads; 0: one per core")
   parser.add_argument("--skip_broken", action="store_true", help="leave out frames that cannot be read")
   options = parser.parse_args(arguments)
-  if options.image_size < 1 or options.workers < 0:
+  if (options.image_size is not None and options.image_size < 1) or options.workers < 0:
     parser.error("--image_size must be 1 or more, --workers 0 or more")
+  progress = lambda total, text: tqdm.tqdm(total=total, desc=text, unit="frame", unit_scale=True)
+  selection = lerobot.selection_of(parser, options) if is_lerobot(options.source[0]) else None
+  if selection is None:
+    lerobot.one_source(parser, options)
   try:
+    if options.to == "lerobot":
+      info = write_lerobot(
+        options.source[0], options.out, image_size=options.image_size or 0, progress=progress
+      )
+      print(f"{options.out}: {info['total_frames']:,} frames, {info['total_episodes']:,} episodes")
+      return 0
     convert(
-      options.source,
+      options.source[0],
       options.out,
-      image_size=options.image_size,
+      image_size=options.image_size or 64,
       skip_broken=options.skip_broken,
+      selection=selection,
       workers=options.workers,
-      progress=lambda total, text: tqdm.tqdm(total=total, desc=text, unit="frame", unit_scale=True),
+      progress=progress,
       log=print,
     )
   except DatasetError as error:

@@ -309,7 +309,7 @@ class FrameReader:
     Args:
       folder: a split.
       spans: [E, 2] first and last id of each episode: `read_episode_ids(folder)`.
-      image_size: S, side of the square pictures [pixels].
+      image_size: S, side of the square pictures [pixels]; 0: as they are stored.
 
     Raises:
       DatasetError: a frame without a file, or pictures that are too small.
@@ -332,6 +332,12 @@ class FrameReader:
     self.has_absolute = "actions" in arrays
     self._shapes = _picture_shapes(path, arrays, self.embodiment, self.image_size)
     self.widths = vector_keys(self.embodiment, [key for key in OPTIONAL if key in arrays])
+
+  @property
+  def picture_shapes(self) -> dict[str, tuple[int, ...]]:
+    """Camera -> shape of its pictures as `read` gives them."""
+    size = self.image_size
+    return {key: (size, size, 3) if size else shape for key, shape in self._shapes.items()}
 
   def path(self, frame_id: int) -> pathlib.Path:
     """File that holds a frame."""
@@ -372,7 +378,7 @@ class FrameReader:
             key=key,
             fix="repair or remove the episode of this frame.",
           )
-        out[key][row] = image_lib.area_resize(array, size, size)
+        out[key][row] = image_lib.area_resize(array, size, size) if size else array
     check_vectors(self.path, ids, vectors, self.embodiment)
     for key, array in vectors.items():
       out[key][:] = array

@@ -6,6 +6,7 @@ play, or held out; `plan_splits` makes of them what `convert` and `inspect` take
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import hashlib
 import io
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from wam_jax.config.fields import FIELDS
 from wam_jax.core import image as image_lib
 from wam_jax.data.calvin import FAILED
 from wam_jax.data.examples import SplitPlan, chunks_of
@@ -37,7 +39,7 @@ from wam_jax.host.lerobot_info import (
   read_info,
 )
 from wam_jax.host.regular_files import check_file, read_bytes
-from wam_jax.host.words import count, task_name
+from wam_jax.host.words import count, split_list, task_name
 
 SUCCESS, REWARD, TASK = "next.success", "next.reward", "task_index"
 PLAY, HELDOUT, UNUSED = "play", "heldout", "unused"
@@ -797,3 +799,37 @@ def _check_videos(data: LeRobotData) -> None:
     if video.end < last + 0.25 / episode.info.fps:
       rule = f"ends at {video.end:.4g} s, but the last frame of {episode} is at {last:.4g} s: it is shorter than its table."
       raise DatasetError(path, rule, key=feature, fix=_LEAVE_OUT.format(episode.number))
+
+
+# ---------------------------------------------------------------------------------------------
+# Command lines.
+
+
+_OPTIONS = [field for field in dataclasses.fields(Selection) if field.name not in ("path", "tasks")]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds what `Selection` holds, but folders and tasks, to a program's arguments."""
+  group = parser.add_argument_group("LeRobot datasets", "as config.data.NAME, explained in docs/CONFIG.md")
+  for field in _OPTIONS:
+    kind = split_list if isinstance(field.default, tuple) else type(field.default)
+    group.add_argument(f"--{field.name}", default=field.default, type=kind)
+
+
+def selection_of(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Selection:
+  """The selection that a command line names, with its "source" and "tasks"; ends the program if it is wrong."""
+  values = {field.name: getattr(options, field.name) for field in _OPTIONS}
+  for name, value in values.items():
+    for problem in FIELDS[f"data.{name}"].problems(value):
+      parser.error(f"--{name}={value}: must be {problem.rule}")
+  tasks = tuple(map(task_name, split_list(options.tasks or "")))
+  return Selection(tuple(map(str, options.source)), tasks, **values)
+
+
+def one_source(parser: argparse.ArgumentParser, options: argparse.Namespace) -> str:
+  """The only folder that is named; ends the program if there are more, or what LeRobot's alone have."""
+  given = [field.name for field in _OPTIONS if getattr(options, field.name) != field.default]
+  if len(options.source) > 1 or given:
+    what = f"--{given[0]}" if given else "several --source"
+    parser.error(f"{options.source[0]} is no LeRobot dataset, which alone takes {what}")
+  return str(options.source[0])

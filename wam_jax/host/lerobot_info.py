@@ -320,7 +320,9 @@ def _check_fits(info: LeRobotInfo, robot: Embodiment, description: str) -> None:
   for camera in robot.cameras:
     if camera.name not in info.cameras:
       wrong = f"cameras.{camera.name}: the data have {', '.join(info.cameras)}"
-    elif camera.size not in (None, size := picture_size(info.features[info.cameras[camera.name]])):
+    elif camera.size not in (None, size := picture_size(info.features[info.cameras[camera.name]])) and (
+      size[0] != size[1]  # square ones may have been squeezed from that size
+    ):
       wrong = f"cameras.{camera.name}.size: is {list(camera.size or ())}, that of the data {list(size)}"
   if wrong:
     raise DatasetError(description, f"{wrong} ({info.file}).", fix="correct it: it must describe these data.")

@@ -24,6 +24,11 @@ def task_name(text: str) -> str:
   return "_".join(re.findall(r"\w+", text.lower()))
 
 
+def split_list(text: str) -> tuple[str, ...]:
+  """The words of a list with commas."""
+  return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
 def printable(text: str) -> str:
   """Text of others for a terminal: control characters, which it would obey, as escapes; line ends stay."""
   if text.isprintable():
