@@ -527,7 +527,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
   parser.add_argument("--out", type=machine.local_path, required=True, help="folder to be made")
   parser.add_argument("--to", choices=("tfds", "lerobot"), default="tfds", help="form to be written")
   parser.add_argument(
-    "--image_size", type=int, help="side that pictures are shrunk to; if not given 64, to LeRobot's as they are"
+    "--image_size",
+    type=int,
+    help="side that pictures are shrunk to; if not given 64, to LeRobot's as they are",
   )
   parser.add_argument("--workers", type=int, default=0, help="threads; 0: one per core")
   parser.add_argument("--skip_broken", action="store_true", help="leave out frames that cannot be read")

@@ -127,7 +127,11 @@ def inspect_lerobot(
     As `inspect_dataset`; also "tasks", what tasks the data know, in words.
   """
   problems: Problems = []
-  report = _empty_report(", ".join(selection.path), problems) | {"form": "LeRobot", "simulated": False, "tasks": ""}
+  report = _empty_report(", ".join(selection.path), problems) | {
+    "form": "LeRobot",
+    "simulated": False,
+    "tasks": "",
+  }
   data = _note(problems, lerobot.open_data, selection)
   plans = _note(problems, lerobot.plan_splits, data, selection, image_size) if data else None
   if data is not None:

@@ -18,7 +18,7 @@ import numpy as np
 from wam_jax.data import calvin, converted
 from wam_jax.data.files import DatasetError, PathLike
 from wam_jax.data.frames import BLOCK, FrameReader, ProgressFactory, vector_shape
-from wam_jax.data.lerobot import PLAY, SUCCESS, TASK
+from wam_jax.data.lerobot_tables import PLAY, SUCCESS, TASK
 from wam_jax.embodiment import FILE
 from wam_jax.envs import tasks as task_rules
 from wam_jax.host.lerobot_info import ACTION, INFO, STATE, STATS
@@ -33,7 +33,11 @@ PATHS = {
 _MEGABYTES = {"data": 100, "video": 200}  # of a file, from which on the next one is begun
 _CHUNK = 1000  # files in a folder
 _QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
-_VIDEO = {"g": "2", "crf": "18", "bf": "0"}  # every other frame can be read without those before it, as lerobot's
+_VIDEO = {
+  "g": "2",
+  "crf": "18",
+  "bf": "0",
+}  # every other frame can be read without those before it, as lerobot's
 
 
 class _Statistics:
@@ -109,7 +113,8 @@ class _Video:
 
   def __init__(self, root: pathlib.Path, feature: str, size: Sequence[int], fps: float):
     self.files = _Files(root, "video", video_key=feature)
-    self._size, self._fps, self._frames, self._container = size, fps, 0, None
+    self._size, self._fps, self._frames = size, fps, 0
+    self._container: Any = None
 
   def begin(self) -> float:
     """Begins an episode, in the next file where this one is full. Returns its time in the file [s]."""
@@ -156,9 +161,9 @@ def write_lerobot(
 ) -> dict[str, Any]:
   """Writes a dataset of ours, CALVIN's or converted, as a LeRobot dataset; it appears when it is whole.
 
-  Episodes keep their order: training, validation, failed takes; `splits` of info.json says which is which. The
-  task of a frame is that of its annotated window, else "play". Actions are in the robot's units. Pictures become
-  H.264 (4:2:0, which changes colours a little), or PNG where their sides are odd.
+  Episodes keep their order: training, validation, failed takes; `splits` of info.json says which is which.
+  The task of a frame is that of its annotated window, else "play". Actions are in the robot's units. Pictures
+  become H.264 (4:2:0, which changes colours a little), or PNG where their sides are odd.
 
   Args:
     source: folder that holds training/ and validation/, perhaps failed/.
@@ -251,7 +256,8 @@ class _Writer:
     import pyarrow as pa
     import pyarrow.parquet as parquet
 
-    everything, rows, index, splits = _Statistics(), [], 0, {}
+    everything, index, splits = _Statistics(), 0, {}
+    rows: list[dict[str, Any]] = []
     for split in self._splits:
       first, reader = len(rows), split.reader
       bar = progress(len(reader.ids), f"writing {split.name}") if progress else contextlib.nullcontext()
@@ -310,7 +316,7 @@ class _Writer:
     vectors = {key: np.concatenate(parts) for key, parts in columns.items()}
     names, success = _labels(split, reader.ids[begin:stop], vectors)
     vectors["rel_actions"] = self._robot.from_unit(vectors["rel_actions"])
-    table = {
+    table: dict[str, np.ndarray] = {
       _FEATURES[key]: vectors[key].astype(np.float32) for key, width in self._keys.items() if width
     }
     if self._labelled:
@@ -335,7 +341,10 @@ class _Writer:
     for name, video in self._videos.items():
       place = f"videos/{self._cameras[name]}"
       row |= {f"{place}/{key}": value for key, value in video.files.place.items()}
-      row |= {f"{place}/from_timestamp": starts[name], f"{place}/to_timestamp": starts[name] + length / self._fps}
+      row |= {
+        f"{place}/from_timestamp": starts[name],
+        f"{place}/to_timestamp": starts[name] + length / self._fps,
+      }
     for key, values in statistics.table().items():
       row |= {f"stats/{key}/{name}": value for name, value in values.items()}
     return row | {"meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0}
@@ -396,10 +405,8 @@ def _text(task: str) -> str:
   return task.replace("_", " ")
 
 
-def _labels(
-  split: _Split, ids: np.ndarray, vectors: dict[str, np.ndarray]
-) -> tuple[list[str], np.ndarray]:
-  """Task of each frame of an episode, and [n] bool whether it is done: recorded, or by CALVIN's predicates."""
+def _labels(split: _Split, ids: np.ndarray, vectors: dict[str, np.ndarray]) -> tuple[list[str], np.ndarray]:
+  """Task of each frame of an episode, and [n] bool whether it is done: recorded, or by predicates."""
   names = [PLAY] * len(ids)
   recorded = vectors.get("success")
   success = np.zeros(len(ids), bool) if recorded is None else recorded.astype(bool)

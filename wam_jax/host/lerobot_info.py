@@ -121,7 +121,7 @@ def read_info(root: PathLike) -> LeRobotInfo:
     return content.get(key)
 
   counted = lambda key: type(content.get(key)) is int and 0 < content[key] < 2**31
-  fps = content.get("fps")
+  fps: Any = content.get("fps")
   expect("fps", type(fps) in (int, float) and 0 < fps < 1e6, "a number above 0")
   expect("total_episodes", counted("total_episodes"), "a whole number above 0")
   expect("total_frames", counted("total_frames"), "a whole number above 0")
@@ -130,13 +130,17 @@ def read_info(root: PathLike) -> LeRobotInfo:
   for name, feature in features.items():
     shape = feature.get("shape") if isinstance(feature, dict) else None
     sound = isinstance(shape, list) and all(type(size) is int and 0 < size < 2**31 for size in shape)
-    expect(f"features.{name}", sound and isinstance(feature.get("dtype"), str), "an object with dtype and shape")
+    expect(
+      f"features.{name}", sound and isinstance(feature.get("dtype"), str), "an object with dtype and shape"
+    )
   cameras = _cameras(file, features)
   if any(features[key]["dtype"] == "video" for key in cameras.values()):
     expect("video_path", isinstance(content.get("video_path"), str), "a path of videos, as there are some")
   expect("features.action", ACTION in features, "there: what the robot did")
   chunk = expect("chunks_size", version.startswith("v3") or counted("chunks_size"), "a whole number above 0")
-  splits = {name: _range(file, name, text) for name, text in (content.get("splits") or {}).items()}
+  divided = content.get("splits") or {}
+  expect("splits", isinstance(divided, dict), "an object")
+  splits = {name: _range(file, name, text) for name, text in divided.items()}
   return LeRobotInfo(
     root=root,
     version=int(version[1]),
@@ -156,7 +160,9 @@ def read_info(root: PathLike) -> LeRobotInfo:
 def _range(file: pathlib.Path, name: str, text: Any) -> range:
   match = re.fullmatch(r"(\d{1,9}):(\d{1,9})", str(text))
   if not match:
-    raise DatasetError(file, f"must be FIRST:END, not {str(text)[:40]!r}.", key=f"splits.{name}", fix=COPY_AGAIN)
+    raise DatasetError(
+      file, f"must be FIRST:END, not {str(text)[:40]!r}.", key=f"splits.{name}", fix=COPY_AGAIN
+    )
   return range(int(match[1]), int(match[2]))
 
 
@@ -237,7 +243,8 @@ def describes_itself(info: LeRobotInfo, description: str = "") -> bool:
 
 def _dimension_names(feature: dict[str, Any], what: str) -> list[str]:
   """Names of the numbers of a feature: a list, or one in an object, as older versions have it."""
-  size, names = int(np.prod(feature["shape"])), feature.get("names")
+  size = int(np.prod(feature["shape"]))
+  names: Any = feature.get("names")
   if isinstance(names, dict):
     names = next(iter(names.values()), None)
   sound = isinstance(names, list) and all(isinstance(name, str) and 0 < len(name) < 100 for name in names)

@@ -82,7 +82,8 @@ def check_data(config: ConfigDict, plans: Mapping[str, StagePlan]) -> tuple[list
     return [], []
   pending = {stage for stage in wanted_stages(config) if plans[stage].action in ("run", "resume")}
   root = pathlib.Path(config.data.calvin_path)
-  driven, warnings = sorted(pending & SIMULATING), []
+  driven = sorted(pending & SIMULATING)
+  warnings: list[str] = []
   undrivable = _simulator_problems(config, plans, driven) if driven else []
   if config.data.source == "lerobot":
     problems, warnings = _check_lerobot(config, pending)

@@ -285,7 +285,7 @@ def format_plan(config: ConfigDict, plans: dict[str, StagePlan]) -> str:
     f"  time     about {duration(total)}, reckoned from {REFERENCE}; here: {here}",
     f"  choose   {experiment}:demo (CPU, minutes), :small (CPU, longer), :paper (published)",
     "           --config.stage=NAME one stage, --config.stage=plan only this text, --config.workdir=FOLDER,",
-    "           --config.data.source=embedded|calvin|lerobot, and any other field as --config.GROUP.FIELD=VALUE",
+    "           --config.data.source=embedded|calvin|lerobot; any other field as --config.GROUP.FIELD=VALUE",
   ]
   return "\n".join(lines)
 
