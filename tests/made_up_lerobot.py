@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from fractions import Fraction
 
 import av
 import numpy as np
@@ -27,15 +28,15 @@ def picture(camera, number, frame):
   return grey
 
 
-def film(path, pictures, first=0.0, codec="libx264", **options):
-  """Writes pictures as a video whose first frame is at `first` [s]."""
+def film(path, pictures, numbers=None, **options):
+  """Writes pictures as a video; `numbers` of their times in frames, 0, 1, ... where not given."""
   path.parent.mkdir(parents=True, exist_ok=True)
   with av.open(str(path), "w") as container:
-    stream = container.add_stream(codec, rate=FPS, options={"crf": "1", **options})
+    stream = container.add_stream("libx264", rate=FPS, options={"crf": "1", **options})
     stream.height, stream.width, stream.pix_fmt = *pictures[0].shape[:2], "yuv420p"
-    for i, frame in enumerate(pictures):
-      frame = av.VideoFrame.from_ndarray(frame, format="rgb24")
-      frame.pts = i + round(first * FPS)
+    for number, picture in zip(numbers or range(len(pictures)), pictures, strict=True):
+      frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+      frame.pts, frame.time_base = number, Fraction(1, FPS)
       container.mux(stream.encode(frame))
     container.mux(stream.encode())
 

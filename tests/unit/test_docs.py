@@ -14,6 +14,7 @@ import pathlib
 import re
 import subprocess
 
+import made_up_lerobot
 import numpy as np
 import pytest
 from absl.testing import flagsaver
@@ -190,6 +191,10 @@ class Checker:
     wanted += [f"{root}/calvin_env/envs/play_table_env.py"] if root else []
     data = given.get("data.calvin_path")
     wanted += [f"{data}/{split}/any" for split in ("training", "validation", "failed")] if data else []
+    for path in filter(None, given.get("data.path", "").split(",")):
+      if not (self.folder / path).exists():
+        info = made_up_lerobot.write(self.folder / path) / "meta/info.json"
+        made_up_lerobot.change(info, lambda content: content.update(total_frames=10_000))
     for path in wanted:
       (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
       (self.folder / path).touch()

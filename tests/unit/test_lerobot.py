@@ -114,19 +114,19 @@ def lengths_of(splits):
       {"training": [], "validation": [TASK]},
     ),
     (
-      {"episodes": ("failed:2", "stack_the_cups:1")},
+      {"episodes": ("failed:2", "heldout:3")},
       {"training": [9, 7], "validation": [6], "failed": [8]},
       {"training": [TASK], "validation": [], "failed": [TASK]},
+    ),
+    (  # a demo that never succeeds
+      {"episodes": ("stack_the_cups:1",)},
+      {"training": [9, 6], "validation": [8], "failed": [7]},
+      {"training": [TASK], "validation": [TASK], "failed": [TASK]},
     ),
   ],
 )
 def test_episodes_are_divided(made, options, episodes, takes):
   selection = select(made, **options)
-  if "stack_the_cups:1" in options.get("episodes", ()):
-    selection = dataclasses.replace(selection, heldout_share=0.1)
-    takes = {**takes, "training": [TASK]}
-    episodes = {"training": [9], "validation": [6], "failed": [7, 8]}  # episode 1 never succeeds
-    takes = {"training": [TASK], "validation": [], "failed": [TASK, TASK]}
   splits = lerobot.divide(lerobot.open_data(selection), selection)
   assert lengths_of(splits) == episodes
   assert windows_of(splits) == takes
@@ -209,14 +209,13 @@ def shift_times(rows):
   rows[3]["timestamp"], rows[4]["timestamp"] = rows[4]["timestamp"], rows[3]["timestamp"]
 
 
-def late(rows):
-  for row in rows:
-    row[f"videos/{FRONT}/from_timestamp"] += 0.06 if row["episode_index"] == 1 else 0
-
-
 def shorten(root):
-  pictures = [made_up.picture("front", 2, i) for i in range(LENGTHS[2] + LENGTHS[3] - 2)]
-  made_up.film(root / FILM, pictures)
+  made_up.film(root / FILM, [made_up.picture("front", 2, i) for i in range(LENGTHS[2] + LENGTHS[3] - 2)])
+
+
+def leave_a_hole(root):
+  numbers = [i for i in range(LENGTHS[2] + LENGTHS[3]) if i != 4]
+  made_up.film(root / FILM, [made_up.picture("front", 2, i) for i in numbers], numbers)
 
 
 FAULTS = {
@@ -228,11 +227,11 @@ FAULTS = {
   "no video": (lambda root: (root / FILM).unlink(), (FILM, "", "no such file")),
   "a video shorter than its table": (shorten, (FILM, FRONT, "shorter than its table")),
   "a damaged video": (lambda root: (root / FILM).write_bytes(b"no video" * 100), (FILM, "", "cannot be read")),
-  "pictures beside their times": (edit_rows(EPISODES, late), (FILM.replace("1.mp4", "0.mp4"), FRONT, "half a")),
-  "times that run backwards": (edit_rows(DATA, shift_times), (DATA, "timestamp", "backwards: .*frame 3")),
+  "a picture too few": (leave_a_hole, (FILM, FRONT, "half a frame of 0.4 s, where frame 4 of episode 2")),
+  "times that run backwards": (edit_rows(DATA, shift_times), (DATA, "timestamp", "backwards: 0.4 s in frame 3, 0.3 s in frame 4")),
   "a missing frame": (
-    edit_rows(DATA, lambda rows: rows[5].update(timestamp=0.62)),
-    (DATA, "timestamp", "frame 4"),
+    edit_rows(DATA, lambda rows: [row.update(timestamp=row["timestamp"] + 0.1) for row in rows[5:9]]),
+    (DATA, "timestamp", "0.4 s in frame 4, 0.6 s in frame 5"),
   ),
   "an action outside its range": (
     lambda root: (root / FILE).write_text(ROBOT.to_json()),
@@ -247,7 +246,7 @@ FAULTS = {
     ("meta/stats.json", "action.min", "3 finite"),
   ),
   "a number that is none": (
-    edit_rows(DATA, set_row(2, **{"observation.state": [np.nan, 0.0]})),
+    edit_rows(DATA, set_row(2, **{"observation.state": [np.nan, np.nan]})),
     (DATA, "observation.state", "frame 2 of episode 0.*finite"),
   ),
   "no info": (lambda root: (root / INFO).unlink(), (INFO, "", "no such file")),
@@ -386,7 +385,7 @@ def test_a_run_collects_them(made, tmp_path):
   robot = plan.make_plan(config)["collect"].artifact.embodiment
   assert robot == lerobot.open_data(select(made)).robot
   assert data_check.check_data(config, plan.make_plan(config))[0][0].startswith("evaluate")
-  collect.run(StageRun(config, {}, tmp_path / "collect", Logger(tmp_path / "collect", quiet=True)))
+  collect.run(StageRun(config, {}, tmp_path / "collect", Logger(tmp_path / "collect", "collect")))
   demos = calvin.read_demos(tmp_path / "collect/dataset/training", config.tasks, image_size=16)
   assert demos.frames.embodiment == robot
   assert json.loads((tmp_path / "collect/summary.json").read_text())["splits"]["validation"]["frames"] == 14
@@ -419,7 +418,7 @@ def test_inspection(made, capsys, tasks):
   code = inspect.main([f"--source={made}", f"--tasks={tasks}", f"--image_size={SIDE}", "--frames=0"])
   text = capsys.readouterr().out
   assert code == (tasks != TASK)
-  assert "front 24 x 32" in text and "play (2 episodes of 'play')" in text
+  assert "front 24 x 32 x 3" in text and "play (2 episodes of 'play')" in text
   assert ("no episode is of fold_the_towel" in text) == (tasks != TASK)
 
 

@@ -302,6 +302,7 @@ class FrameReader:
   embodiment: Embodiment
   widths: dict[str, int]
   has_absolute: bool
+  _shapes: dict[str, tuple[int, ...]]  # of pictures as they are stored
 
   def __init__(self, folder: PathLike, spans: np.ndarray, image_size: int):
     """Looks at the folder and at its first frame.

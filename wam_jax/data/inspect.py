@@ -142,7 +142,8 @@ def inspect_lerobot(
     out["ids"], out["episode_lengths"] = [int(plan.spans[0, 0]), int(plan.spans[-1, 1])], _spread(lengths)
     out["windows"] = _count_windows(plan.windows, selection.tasks)
     out["keys"] = sorted([*data.robot.camera_names, *plan.vector_keys])
-    out["pictures"] = {camera.name: list(camera.size or ()) for camera in data.robot.cameras}
+    stored = lerobot.LeRobotReader(data, plan.folder, plan.spans, 0).picture_shapes
+    out["pictures"] = {name: list(shape) for name, shape in stored.items()}
     out["names"] = _dimension_names(data.robot)
     ids = ids_of(plan.spans)
     picked = ids if not frames else ids[np.unique(np.linspace(0, len(ids) - 1, frames).astype(int))]

@@ -57,7 +57,7 @@ class LeRobotReader(FrameReader):
       data: where they are.
       folder: how the split is called; it need not exist.
       spans: [E, 2] first and last frame of each episode, both included.
-      image_size: S, side of the square pictures [pixels].
+      image_size: S, side of the square pictures [pixels]; 0: as they are stored.
 
     Raises:
       DatasetError: pictures that are too small.
@@ -68,9 +68,11 @@ class LeRobotReader(FrameReader):
     self._set_frames(folder, spans, image_size, data.robot)
     self.widths = vector_keys(data.robot, () if data.success is None else ("success",))
     self.has_absolute = False
+    self._shapes = {}
     info = data.episodes[0].info
     for name in data.robot.camera_names:
       size = picture_size(info.features[info.cameras[name]])
+      self._shapes[name] = (*size, 3)
       if min(size) < image_size:
         rule = f"must be pictures of at least {image_size} pixels a side, not {size[0]} x {size[1]}."
         fix = "use a smaller env.image_size or other data."
@@ -82,14 +84,14 @@ class LeRobotReader(FrameReader):
 
   def read(self, begin: int, stop: int, out: dict[str, np.ndarray]) -> None:
     """See `FrameReader.read`."""
-    ids = self.ids[begin:stop]
+    ids, side = self.ids[begin:stop], self.image_size
     for key in self.widths:
       out[key][:] = self._vectors(key, ids)
     for name in self.embodiment.camera_names:
       with self._locks[name]:  # videos are read on, not each from its begin
         for row, frame in enumerate(ids.tolist()):
           picture = self._picture(name, frame)
-          out[name][row] = image_lib.area_resize(picture, self.image_size, self.image_size)
+          out[name][row] = image_lib.area_resize(picture, side, side) if side else picture
 
   def _vectors(self, key: str, ids: np.ndarray) -> np.ndarray:
     columns = {"rel_actions": self._data.action, "robot_obs": self._data.state, "success": self._data.success}

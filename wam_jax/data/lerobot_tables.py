@@ -437,7 +437,7 @@ def _check_times(data: LeRobotData) -> None:
     gaps = np.diff(data.times[low : high + 1])
     bad = ~(np.abs(gaps - step) <= step / 2)
     if bad.any():
-      frame = int(bad.argmax())
+      frame = int((gaps <= 0).argmax() if (gaps <= 0).any() else bad.argmax())
       before, after = data.times[low + frame : low + frame + 2]
       how = "run backwards" if after <= before else f"are not {step:.4g} s apart, the time of a frame"
       rule = f"times of {episode} {how}: {before:.6g} s in frame {frame}, {after:.6g} s in frame {frame + 1}."
