@@ -104,7 +104,7 @@ def cut(rows, number):
 def write(root, layout="v3", rows=None, **film_options):
   """Writes the dataset as `layout`.
 
-  v3: tables of fixed lists, two files of two episodes each; a film a camera and file, with a picture in three
+  v3: tables of fixed lists, two files of two episodes each; a film a camera and file, with every third picture
   readable by itself. v3_images: one table with a group of rows an episode, pictures in its cells. v2.1: a table
   and a film for each episode, lists of free size.
   """
@@ -128,7 +128,7 @@ def write(root, layout="v3", rows=None, **film_options):
   if layout == "v2.1":
     info["data_path"] = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
     info["video_path"] = "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"
-    for number, length in enumerate(LENGTHS):
+    for number in range(len(LENGTHS)):
       place = {"episode_chunk": number // 3, "episode_index": number}
       path = root / info["data_path"].format(**place)
       path.parent.mkdir(parents=True, exist_ok=True)

@@ -67,7 +67,7 @@ def test_every_layout_is_read(tmp_path, layout, options):
   data = lerobot.open_data(select(root))
   _, out = read_all(data)
   rows = made_up.columns()
-  low, high = data.robot.action_ranges.T
+  low = data.robot.action_ranges[:, 0]
   np.testing.assert_allclose(data.robot.from_unit(out["rel_actions"]), rows["action"], atol=1e-4)
   np.testing.assert_allclose(low, rows["action"].min(0), atol=1e-4)
   np.testing.assert_array_equal(out["robot_obs"], rows["observation.state"])
@@ -163,9 +163,9 @@ def test_success_without_next_success(root, reward):
   for number in range(2):
     made_up.change(root / f"data/chunk-000/file-00{number}.parquet", edit)
   kind = {"dtype": "float32", "shape": [1], "names": None}
-  rename = lambda info: info["features"].update({"next.reward": kind} if reward else {}) or info[
-    "features"
-  ].pop("next.success")
+  rename = lambda info: (
+    info["features"].update({"next.reward": kind} if reward else {}) or info["features"].pop("next.success")
+  )
   made_up.change(root / INFO, rename)
   plain = select(root)
   data = lerobot.open_data(plain)
@@ -224,11 +224,17 @@ FAULTS = {
     edit_rows(EPISODES, set_row(2, **{f"videos/{FRONT}/file_index": None})),
     (EPISODES, f"videos/{FRONT}/file_index", "episode 2 has no pictures"),
   ),
-  "no video": (lambda root: (root / FILM).unlink(), (FILM, "", "no such file")),
+  "no video": (lambda root: (root / FILM).unlink(), (FILM, FRONT, "no such file")),
   "a video shorter than its table": (shorten, (FILM, FRONT, "shorter than its table")),
-  "a damaged video": (lambda root: (root / FILM).write_bytes(b"no video" * 100), (FILM, "", "cannot be read")),
+  "a damaged video": (
+    lambda root: (root / FILM).write_bytes(b"no video" * 100),
+    (FILM, FRONT, "cannot be read"),
+  ),
   "a picture too few": (leave_a_hole, (FILM, FRONT, "half a frame of 0.4 s, where frame 4 of episode 2")),
-  "times that run backwards": (edit_rows(DATA, shift_times), (DATA, "timestamp", "backwards: 0.4 s in frame 3, 0.3 s in frame 4")),
+  "times that run backwards": (
+    edit_rows(DATA, shift_times),
+    (DATA, "timestamp", "backwards: 0.4 s in frame 3, 0.3 s in frame 4"),
+  ),
   "a missing frame": (
     edit_rows(DATA, lambda rows: [row.update(timestamp=row["timestamp"] + 0.1) for row in rows[5:9]]),
     (DATA, "timestamp", "0.4 s in frame 4, 0.6 s in frame 5"),
@@ -270,7 +276,10 @@ FAULTS = {
     edit_rows(DATA, set_row(3, episode_index=17)),
     (DATA, "episode_index", "row 3 is of episode 17"),
   ),
-  "an episode twice": (edit_rows(EPISODES, set_row(3, episode_index=1)), (EPISODES, "episode_index", "each once")),
+  "an episode twice": (
+    edit_rows(EPISODES, set_row(3, episode_index=1)),
+    (EPISODES, "episode_index", "each once"),
+  ),
   "a shorter table": (
     edit_rows(DATA, lambda rows: rows.pop()),
     (DATA, "episode_index", "6 rows of episode 1.*says 7"),
@@ -278,6 +287,23 @@ FAULTS = {
   "no such column": (
     edit_rows(DATA, lambda rows: [row.pop("action") for row in rows]),
     (DATA, "action", "absent"),
+  ),
+  "a word among times": (
+    edit_rows(DATA, lambda rows: [row.update(timestamp="soon") for row in rows]),
+    (DATA, "timestamp", "1 number"),
+  ),
+  "vectors of other lengths": (
+    edit_rows(DATA, lambda rows: rows[0]["action"].append(rows[1]["action"].pop())),
+    (DATA, "action", "3 numbers in each row"),
+  ),
+  "no list of episodes": (lambda root: (root / EPISODES).unlink(), (EPISODES, "", "lists the episodes")),
+  "no tasks": (
+    lambda root: (root / "meta/tasks.parquet").unlink(),
+    ("meta/tasks.parquet", "", "no such file"),
+  ),
+  "pictures of another size": (
+    edit_rows(INFO, lambda info: info["features"][FRONT].update(shape=[48, 64, 3])),
+    (FILM.replace("1.mp4", "0.mp4"), FRONT, "24 x 32, where"),
   ),
   "a task without words": (
     edit_rows(DATA, set_row(0, task_index=5)),
@@ -341,12 +367,16 @@ def test_datasets_of_different_robots_are_refused(made, root):
 
 def test_a_description_takes_the_place_of_statistics(root, tmp_path):
   low, high = (-60.0, 100.0)
-  robot = dataclasses.replace(ROBOT, action=tuple(dataclasses.replace(d, range=(low, high)) for d in ROBOT.action))
+  robot = dataclasses.replace(
+    ROBOT, action=tuple(dataclasses.replace(d, range=(low, high)) for d in ROBOT.action)
+  )
   (tmp_path / "robot.json").write_text(robot.to_json())
   (root / "meta/stats.json").unlink()
   data = lerobot.open_data(select(root, embodiment=str(tmp_path / "robot.json")))
   assert data.robot == robot
-  np.testing.assert_allclose(data.action, (made_up.columns()["action"] - low) / (high - low) * 2 - 1, atol=1e-5)
+  np.testing.assert_allclose(
+    data.action, (made_up.columns()["action"] - low) / (high - low) * 2 - 1, atol=1e-5
+  )
   wrong = dataclasses.replace(robot, control_hz=50.0)
   (tmp_path / "robot.json").write_text(wrong.to_json())
   with pytest.raises(DatasetError, match="control_hz") as error:

@@ -1,4 +1,4 @@
-"""A split in CALVIN's format as examples of consecutive frames, for conversion and the TFDS builder."""
+"""A split as examples of consecutive frames, for conversion and the TFDS builder."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import functools
 import hashlib
+import itertools
 import os
 import pathlib
 import threading
@@ -69,8 +70,8 @@ class LeRobotReader(FrameReader):
     self.widths = vector_keys(data.robot, () if data.success is None else ("success",))
     self.has_absolute = False
     self._shapes = {}
-    info = data.episodes[0].info
-    for name in data.robot.camera_names:
+    infos = {episode.info.root: episode.info for episode in reversed(data.episodes)}.values()
+    for info, name in itertools.product(infos, data.robot.camera_names):
       size = picture_size(info.features[info.cameras[name]])
       self._shapes[name] = (*size, 3)
       if min(size) < image_size:

@@ -11,7 +11,7 @@ import numpy as np
 
 from wam_jax.data.lerobot_tables import EXTRA, LEAVE_OUT_ANY, Episode, guarded, parquet
 from wam_jax.host.dataset_files import COPY_AGAIN, DatasetError
-from wam_jax.host.lerobot_info import INFO
+from wam_jax.host.lerobot_info import INFO, inside
 from wam_jax.host.regular_files import read_bytes
 
 _AHEAD = 2.0  # s that a video is read on before it is quicker to seek
@@ -26,7 +26,7 @@ class Video:
     except ImportError:
       raise DatasetError("av", "is not installed, and reads videos (PyAV).", fix=EXTRA) from None
     self.path, self._feature = path, feature
-    self._container = guarded(path, f"pictures of {feature}", lambda: av.open(str(path)))
+    self._container = guarded(path, f"pictures of {feature}", lambda: av.open(str(path)), feature)
     streams = self._container.streams.video
     if not streams:
       raise DatasetError(path, "has no video in it.", key=feature, fix=COPY_AGAIN)
@@ -99,12 +99,15 @@ class Cells:
     if content is None and name is None:
       rule = f"{what} has no picture."
       raise DatasetError(self.path, rule, key=self._feature, fix=LEAVE_OUT_ANY)
-    return guarded(self.path, f"the picture of {what}", lambda: self._decode(content, name, what))
+    decode = lambda: self._decode(content, name, what)
+    return guarded(self.path, f"the picture of {what}", decode, self._feature)
 
   def _decode(self, content: bytes | None, name: str | None, what: str) -> np.ndarray:
     from PIL import Image
 
-    picture = Image.open(io.BytesIO(read_bytes(self._root / str(name)) if content is None else content))
+    if content is None:
+      content = read_bytes(inside(self._root, str(name)))
+    picture = Image.open(io.BytesIO(content))
     if picture.size != self._size[::-1]:  # before it is unpacked
       rule = f"the picture of {what} has {picture.height} x {picture.width} pixels; {INFO} says "
       rule += f"{self._size[0]} x {self._size[1]}."

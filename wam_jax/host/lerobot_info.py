@@ -79,17 +79,26 @@ class LeRobotInfo:
       fields = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
       if not fields <= set(numbers):  # also of attributes and items
         raise ValueError(fields)
-      relative = pathlib.PurePosixPath(template.format(**numbers))
+      relative = template.format(**numbers)
     except (ValueError, LookupError, TypeError):
       rule = f"is {template[:80]!r}, which may name {', '.join(numbers)} only."
       raise DatasetError(self.file, rule, key=f"{kind}_path", fix=COPY_AGAIN) from None
-    if relative.is_absolute() or ".." in relative.parts:
-      raise DatasetError(self.file, "leads out of the dataset.", key=f"{kind}_path", fix="correct it.")
-    return self.root / relative
+    try:
+      return inside(self.root, relative)
+    except ValueError as error:
+      raise DatasetError(self.file, f"{error}.", key=f"{kind}_path", fix="correct it.") from None
 
   def width(self, feature: str) -> int:
     """Numbers of a feature that is no picture."""
     return int(np.prod(self.features[feature]["shape"]))
+
+
+def inside(root: pathlib.Path, relative: str) -> pathlib.Path:
+  """A path that a dataset names. Raises ValueError where it leads out of the dataset."""
+  path = pathlib.PurePosixPath(relative)
+  if path.is_absolute() or ".." in path.parts:
+    raise ValueError(f"{relative[:80]!r} leads out of the dataset")
+  return root / path
 
 
 def is_lerobot(folder: PathLike) -> bool:
@@ -140,7 +149,7 @@ def read_info(root: PathLike) -> LeRobotInfo:
   chunk = expect("chunks_size", version.startswith("v3") or counted("chunks_size"), "a whole number above 0")
   divided = content.get("splits") or {}
   expect("splits", isinstance(divided, dict), "an object")
-  splits = {name: _range(file, name, text) for name, text in divided.items()}
+  apart = [name for name in divided if re.match("val|test|eval", name)]
   return LeRobotInfo(
     root=root,
     version=int(version[1]),
@@ -151,8 +160,8 @@ def read_info(root: PathLike) -> LeRobotInfo:
     cameras=cameras,
     paths={"data": content["data_path"], "video": content.get("video_path") or ""},
     chunk_episodes=chunk or 1,
-    heldout=tuple(part for name, part in splits.items() if re.match("val|test|eval", name)),
-    failed=tuple(part for name, part in splits.items() if name == "failed"),
+    heldout=tuple(_range(file, name, divided[name]) for name in apart),
+    failed=tuple(_range(file, name, divided[name]) for name in ("failed",) if name in divided),
     statistics=_statistics(root),
   )
 
@@ -231,7 +240,7 @@ def numbers(info: LeRobotInfo, feature: str, name: str) -> np.ndarray:
   except (LookupError, TypeError, ValueError):
     values = np.array([np.nan])
   if values.shape != (info.width(feature),) or not np.isfinite(values).all():
-    rule = f"must be {info.width(feature)} finite numbers."
+    rule = f"must be {info.width(feature)} finite numbers, one for each of {feature}."
     raise DatasetError(info.root / STATS, rule, key=f"{feature}.{name}", fix=_DESCRIBE)
   return values
 
