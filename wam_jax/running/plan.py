@@ -154,7 +154,7 @@ def _robot(config: ConfigDict, stage: str, plans: dict[str, StagePlan]) -> Embod
     if config.data.source == "embedded":
       return CALVIN
     try:
-      if config.data.source == "lerobot":
+      if config.data.source == "lerobot" and config.data.path:
         return lerobot_info.embodiment_of(
           [lerobot_info.read_info(folder) for folder in config.data.path], config.data.embodiment
         )
