@@ -39,7 +39,8 @@ def test_a_field_at_its_silent_value_is_no_part_of_a_fingerprint():
   config = config_lib.preset_config("demo")
   read = lambda: config_lib.settings_read(config, [name for stage in chain.CHAIN for name in stage.reads])
   assert silent and not set(silent) & set(read())
-  others = {float: lambda value: value / 2, str: lambda _: "another", tuple: lambda _: ("another",)}
+  others = {float: lambda value: value / 2 or 0.05, int: lambda value: value + 3}
+  others |= {str: lambda _: "another", tuple: lambda _: ("another",)}
   for path, value in silent.items():
     another = others[type(value)](value)
     config.update_from_flattened_dict({path: another})
