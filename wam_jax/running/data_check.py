@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -50,13 +49,11 @@ def _check_lerobot(config: ConfigDict, pending: set[str]) -> tuple[list[str], li
       if config.data.failed_takes_per_task and not any(split.name == calvin.FAILED for split in splits):
         rule = "no episode of these tasks is a failed take (data.failed_takes_per_task is above 0)"
         problems.append(f"{rule}: --config.data.failed_takes_per_task=0 --config.ppo.failed_starts=0")
-    folder = pathlib.Path(selection.path[0])
-    warnings = doubts.look_at(
-      functools.partial(lerobot.LeRobotReader, data, folder),
-      splits[0].spans,
-      splits[0].windows,
+    folder = pathlib.Path(selection.path[0]) / splits[0].name
+    warnings = doubts.look(
       folder,
       config.env.image_size,
+      source=lerobot.source_of(data, folder, splits[0].spans, splits[0].windows),
       tasks=() if problems else tasks,
       cameras=config.world_model.cameras,
       proprio=config.world_model.proprio != "none",
