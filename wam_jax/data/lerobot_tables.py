@@ -203,7 +203,7 @@ def _column(table: Any, path: pathlib.Path, key: str, width: int = 0) -> np.ndar
 
 
 def _read_episodes(info: LeRobotInfo, first: int, unused: set[int], robot: Embodiment) -> list[Episode]:
-  """Episodes of a dataset that are used, by their number, with the robot's cameras; their files may be missing."""
+  """Episodes of a dataset that are used, in order, with the robot's cameras; opens no file of theirs."""
   file, rows = _list_v3(info) if info.version == 3 else _list_v2(info)
   indices = [row.get("episode_index") for row in rows]
   if sorted(map(str, indices)) != sorted(map(str, range(info.num_episodes))):
