@@ -25,6 +25,7 @@ from wam_jax.config.presets import (
   own_experiments,
   preset_config,
 )
+from wam_jax.config.surroundings import robot_of_data
 from wam_jax.envs.tasks import TASKS
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
   "load_experiment",
   "own_experiments",
   "preset_config",
+  "robot_of_data",
   "settings_read",
   "split_overrides",
 ]

@@ -227,7 +227,7 @@ def _find_tracker(config: ConfigDict) -> list[Problem]:
   ]
 
 
-def _robot_of_data(config: ConfigDict) -> Embodiment:
+def robot_of_data(config: ConfigDict) -> Embodiment:
   """Embodiment of the data: of the artifact or the dataset that is named, else of the simulators.
 
   Raises:
@@ -252,7 +252,7 @@ def _robot_of_data(config: ConfigDict) -> Embodiment:
 def _check_robot(config: ConfigDict) -> list[Problem]:
   """Cameras must be the data's, tasks the simulator's or the data's; cameras left alone become the data's."""
   try:
-    robot = _robot_of_data(config)
+    robot = robot_of_data(config)
   except DatasetError as error:
     path = "data.path" if config.data.source == "lerobot" else "data.calvin_path"
     key = f", key '{error.key}'" if error.key else ""

@@ -19,9 +19,8 @@ from ml_collections import ConfigDict
 from wam_jax import config as config_lib
 from wam_jax.config import chain
 from wam_jax.config.checks import shown
-from wam_jax.data.files import DatasetError, read_embodiment
 from wam_jax.embodiment import CALVIN, Embodiment, EmbodimentError
-from wam_jax.host import lerobot_info
+from wam_jax.host.dataset_files import DatasetError
 from wam_jax.host.machine import available_cores, find_accelerator
 from wam_jax.host.words import count, duration
 from wam_jax.storage import artifact as artifact_lib
@@ -151,14 +150,8 @@ def _robot(config: ConfigDict, stage: str, plans: dict[str, StagePlan]) -> Embod
   """
   of = {name: plans[name].artifact.embodiment for name in chain.ROWS[stage].requires if name in plans}
   if not of:
-    if config.data.source == "embedded":
-      return CALVIN
     try:
-      if config.data.source == "lerobot" and config.data.path:
-        return lerobot_info.embodiment_of(
-          [lerobot_info.read_info(folder) for folder in config.data.path], config.data.embodiment
-        )
-      return read_embodiment(config.data.calvin_path)
+      return config_lib.robot_of_data(config)
     except DatasetError as error:
       raise StageError(str(error)) from None
   (first, robot), *others = of.items()
