@@ -134,7 +134,7 @@ class RayRenderer:
     """Light [N, 3] on surfaces from the model's lights."""
     model, kinds = self._model, mujoco.mjtLightType
     out = np.zeros_like(points)
-    for i in np.flatnonzero(model.light_active & (model.light_type != kinds.mjLIGHT_IMAGE)):
+    for i in map(int, np.flatnonzero(model.light_active & (model.light_type != kinds.mjLIGHT_IMAGE))):
       position, direction = data.light_xpos[i], data.light_xdir[i]
       if model.light_type[i] == kinds.mjLIGHT_DIRECTIONAL:
         position = model.stat.center - _FAR * model.stat.extent * direction
