@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from wam_jax import config
 from wam_jax.envs.metaworld.scenes import NAMES, SAWYER
 
-# A frame takes ten times as long to draw as of the embedded simulator: fewer of them.
+# A frame takes seven times as long as the embedded simulator's: fewer of them.
 DEMO = {
   "data.play_frames": 20_000,
   "data.heldout_play_frames": 3_000,
