@@ -42,9 +42,9 @@ class GlRenderer:
     self._options = mujoco.MjvOption()
     self._options.sitegroup[:] = 0
 
-  def __call__(self, data: mujoco.MjData, camera: str) -> np.ndarray:
+  def __call__(self, data: mujoco.MjData, camera: str | None = None) -> np.ndarray:
     """One picture [height, width, 3] uint8, as `mujoco_rays.RayRenderer` gives it."""
-    self._renderer.update_scene(data, camera, self._options)
+    self._renderer.update_scene(data, -1 if camera is None else camera, self._options)
     return np.array(self._renderer.render())
 
 
