@@ -141,6 +141,15 @@ def test_tasks_of_a_scene_follow_each_other(env):
 
 
 @needs_package
+def test_a_new_environment_stands_somewhere(simulator):
+  env = simulator.make()
+  snapshot = env.snapshot()
+  env.reset(snapshot)
+  np.testing.assert_array_equal(env.snapshot(), snapshot)
+  assert env.state().shape == (4,)
+
+
+@needs_package
 def test_play_moves_on(env):
   start = env.sample_start("", np.random.default_rng(0))
   env.reset(start)

@@ -15,6 +15,7 @@ from wam_jax.envs.physics import mujoco  # before the package, which imports it 
 from metaworld import policies, sawyer_xyz_env  # isort: skip
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS  # isort: skip
 
+warnings.filterwarnings("ignore", r"Constant\(s\) may be too high")  # of policies, whose actions are clipped
 _WANDER_LOW, _WANDER_HIGH = np.array([-0.3, 0.45, 0.07]), np.array([0.3, 0.9, 0.35])  # m, of the hand
 _WANDER_STEPS = 25  # at most, towards one place
 
@@ -60,7 +61,10 @@ class MetaWorldEnvironment(base.Environment):
 
   @property
   def _env(self) -> Any:
-    return self._open(self._scene)
+    if self._scene not in self._environments:  # nothing has been reset yet
+      space = self._open(self._scene)._random_reset_space
+      self._place(self._scene, (space.low + space.high) / 2)
+    return self._environments[self._scene]
 
   def _open(self, task: str) -> Any:
     if task not in self._environments:
@@ -163,9 +167,7 @@ class MetaWorldEnvironment(base.Environment):
     def act() -> np.ndarray:
       observation = np.array(self._env._get_obs())
       observation[4:7] += beside  # where the policy takes the handle to be
-      with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that actions are clipped
-        action = np.clip(policy.get_action(observation).astype(np.float64), -1.0, 1.0)
+      action = np.clip(policy.get_action(observation).astype(np.float64), -1.0, 1.0)
       if self._success:  # it holds still: the package's policies go on, and let go of a handle
         action[:3] = 0.0
       return action
