@@ -16,6 +16,7 @@ from wam_jax.experiments import metaworld_wam
 needs_package = pytest.mark.skipif(
   importlib.util.find_spec("metaworld") is None, reason="metaworld is not installed: extra metaworld"
 )
+pytestmark = pytest.mark.filterwarnings(r"ignore:Constant\(s\) may be too high")  # actions are clipped
 
 
 @pytest.fixture(scope="module")
