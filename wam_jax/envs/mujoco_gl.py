@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
 import numpy as np
 
 from wam_jax.envs.base import NotOffered
@@ -27,6 +30,11 @@ class GlRenderer:
     Raises:
       NotOffered: OpenGL does not work here.
     """
+    screen = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    platform = os.environ.get("MUJOCO_GL", "").lower()
+    if sys.platform == "linux" and platform not in ("egl", "osmesa") and not screen:
+      # MuJoCo would end the process at the second try.
+      raise NotOffered(f"MuJoCo's own renderer does not work here: there is no screen; {HOW_TO}")
     try:
       self._renderer = mujoco.Renderer(model, height, width)
     except Exception as error:  # PyOpenGL fails in many ways
@@ -34,9 +42,9 @@ class GlRenderer:
     self._options = mujoco.MjvOption()
     self._options.sitegroup[:] = 0
 
-  def __call__(self, data: mujoco.MjData, camera: str) -> np.ndarray:
+  def __call__(self, data: mujoco.MjData, camera: str | None = None) -> np.ndarray:
     """One picture [height, width, 3] uint8, as `mujoco_rays.RayRenderer` gives it."""
-    self._renderer.update_scene(data, camera, self._options)
+    self._renderer.update_scene(data, -1 if camera is None else camera, self._options)
     return np.array(self._renderer.render())
 
 
