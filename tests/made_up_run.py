@@ -168,12 +168,11 @@ def _write_judge(folder, rng):
 def _write_episodes(folder, rng, tasks, num, start):
   episodes = {}
   states = np.random.default_rng(start)
-  robot, scene = (states.normal(size=(len(tasks), num, size)) for size in (15, 24))
+  starts = states.normal(size=(len(tasks), num, 39))
   for name, rate in RATES.items():
     success = rng.random((len(tasks), num)) < rate
     episodes[name] = {"success": success, "steps": np.where(success, 30, 72)}
-    arrays = episodes[name] | {"start_robot_obs": robot, "start_scene_obs": scene}
-    np.savez(folder / "evaluate" / f"{name}.npz", **arrays)
+    np.savez(folder / "evaluate" / f"{name}.npz", **episodes[name], start=starts)
   episodes["ppo"]["imagined"] = rng.uniform(size=len(tasks))
   results = evaluate.summarise(tasks, episodes) | {"max_steps": 72, "seed": 3, "config": {"left": "out"}}
   (folder / "evaluate" / "results.json").write_text(json.dumps(results))

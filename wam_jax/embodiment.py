@@ -175,6 +175,11 @@ class Embodiment:
     low, high = self.action_ranges.T
     return action if self._is_unit else (2 * (action - low) / (high - low) - 1).astype(action.dtype)
 
+  def from_unit(self, action: np.ndarray) -> np.ndarray:
+    """Inverse of `to_unit`."""
+    low, high = self.action_ranges.T
+    return action if self._is_unit else (low + (action + 1) * (high - low) / 2).astype(action.dtype)
+
   @property
   def action_ranges(self) -> np.ndarray:
     """[A, 2] float64, lowest and highest value of each number of an action."""

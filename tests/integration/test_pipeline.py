@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -402,3 +403,32 @@ def test_dreams_belong_to_the_episodes_shown(finished, tmp_path):
   facts, animations, grid = run_report.draw_rollouts(config, older)
   assert facts[0]["shown"] == ["static", "wrist"] and "dream_success" not in facts[0]
   assert len(animations) == 1 and len(grid) == lengths[0]
+
+
+def test_a_simulator_of_ones_own(tmp_path, monkeypatch, capsys):
+  """The guide's environment, from its own demos to the report, and on to real PPO and an animation."""
+  guide = (ROOT / "docs" / "guides" / "own_simulator.md").read_text(encoding="utf-8")
+  (tmp_path / "reacher.py").write_text(re.findall(r"```python\n(.*?)```", guide, re.S)[0])
+  workdir = tmp_path / "run"
+  changes = {"env__name": "reacher:Reacher", "tasks": "Reacher", "judge__horizons": "1,5", "env__workers": 1}
+  changes |= {"world_model__proprio": "sincos", "online__iterations": 6, "ppo__critic_warmup_iterations": 1}
+  for stage in ("all", "online_ppo"):
+    done = subprocess.run(
+      command(workdir, stage=stage, **changes),
+      cwd=tmp_path,
+      env=environment(PYTHONPATH=str(ROOT)),
+      capture_output=True,
+      text=True,
+      timeout=540,
+      check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+  results = json.loads((workdir / "evaluate" / "results.json").read_text())
+  assert results["simulator"] == {"name": "reacher:Reacher"}
+  assert results["policies"]["expert"]["per_task"]["Reacher"]["rate"] == 1
+  assert (workdir / "report" / "report.html").exists() and (workdir / "online_ppo" / "online.json").exists()
+  assert load_artifact(workdir / "ppo", "ppo").embodiment.camera_names == ("camera",)
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.syspath_prepend(str(tmp_path))
+  assert play.main([f"--policy={workdir}", "--max_steps=6", "--size=64"]) == 0
+  assert "of 1 succeeded" in capsys.readouterr().out and (tmp_path / "episode.webp").exists()

@@ -121,16 +121,21 @@ class Recorded:
 
   def __init__(self, seen):
     self.num, self.seen, self.t = len(seen[0]["robot_obs"]), seen, 0
-    self.scene = np.zeros((self.num, 24))
 
-  def reset(self, robot_obs, scene_obs):
+  def reset(self, starts, tasks):
     self.t = 0
 
   def step(self, actions, active):
     self.t += 1
 
   def state(self):
-    return self.seen[min(self.t, len(self.seen) - 1)]["robot_obs"], self.scene
+    return self.seen[min(self.t, len(self.seen) - 1)]["robot_obs"]
+
+  def snapshot(self):
+    return None
+
+  def success(self):
+    return np.zeros(self.num, bool)
 
   def observe(self, active):
     return self.seen[self.t]
@@ -154,8 +159,7 @@ def test_the_actions_are_those_of_a_rollout(made, task, which, ddim_steps, reque
     models.for_acting(policy, ddim_steps),
     jax.tree.map(lambda x: x[k : k + 1], params),
     tasks=(task,),
-    robot_obs=seen[0]["robot_obs"][None],
-    scene_obs=np.zeros((1, batch, 24)),
+    starts=np.zeros((1, batch, 1)),
     environment=Recorded(seen),
     key=jax.random.key(seed),
     max_steps=steps,

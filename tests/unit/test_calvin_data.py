@@ -265,8 +265,8 @@ def test_start_states_of_annotated_windows(raw):
   folder, written = raw
   shutil.copytree(folder, folder.with_name("validation"))
   states = calvin.read_start_states(folder.parent, ("close_drawer",))
-  np.testing.assert_array_equal(states["close_drawer"][0], written["robot_obs"][1:2])
-  np.testing.assert_array_equal(states["close_drawer"][1], written["scene_obs"][1:2])
+  expected = np.concatenate([written["robot_obs"], written["scene_obs"]], 1)[1:2]
+  np.testing.assert_array_equal(states["close_drawer"], expected)
 
 
 def test_start_states_from_their_file(tmp_path):
@@ -279,7 +279,12 @@ def test_start_states_from_their_file(tmp_path):
   _write(tmp_path / "training", _frames(18))
   _write(tmp_path / "validation", _frames(18), 18, {calvin.START_STATES_FILE: states})
   read = calvin.read_start_states(tmp_path, ("turn_on_led",), limit=5)
-  np.testing.assert_array_equal(read["turn_on_led"][0], states["robot_obs"][[0, 2]])
+  expected = np.concatenate([states["robot_obs"], states["scene_obs"]], 1)[[0, 2]]
+  np.testing.assert_array_equal(read["turn_on_led"], expected)
+  joined = {"task": states["task"], "start": np.concatenate([states["robot_obs"], states["scene_obs"]], 1)}
+  np.savez(tmp_path / "training" / calvin.START_STATES_FILE, **joined)
+  again = calvin.read_start_states(tmp_path, ("turn_on_led",), limit=5, split="training")
+  np.testing.assert_array_equal(again["turn_on_led"], expected)
   with pytest.raises(DatasetError, match="no start state of close_drawer"):
     calvin.read_start_states(tmp_path, ("close_drawer",))
   states["robot_obs"][1, 3] = np.nan

@@ -69,19 +69,19 @@ class Make:
 def _starts(num):
   robot, scene = np.zeros((num, 15)), np.zeros((num, 24))
   robot[:, 14] = np.arange(num)
-  return robot, scene
+  return np.concatenate([robot, scene], 1)
 
 
 def _run(vector, steps=5):
   """All episodes step, but the last only every second time."""
   rng = np.random.default_rng(0)
-  vector.reset(*_starts(vector.num))
+  vector.reset(_starts(vector.num), ["open_drawer"] * vector.num)
   seen = []
   for t in range(steps):
     active = np.ones(vector.num, bool)
     active[-1] = t % 2 == 0
     vector.step(rng.normal(size=(vector.num, 7)), active)
-    seen.append(vector.observe(active))
+    seen.append(vector.observe(active) | {"snapshot": vector.snapshot(), "success": vector.success()})
   return seen
 
 
@@ -95,7 +95,7 @@ def plain():
 def test_episodes_take_turns_without_mixing(plain):
   _, seen = plain
   actions = np.random.default_rng(0).normal(size=(5, 5, 7))
-  np.testing.assert_array_equal(seen[-1]["scene_obs"][:, 0], [5, 5, 5, 5, 3])
+  np.testing.assert_array_equal(seen[-1]["snapshot"][:, 15], [5, 5, 5, 5, 3])
   expected = actions.sum(0)
   expected[-1] = actions[::2, -1].sum(0)
   np.testing.assert_allclose(seen[-1]["robot_obs"][:, :7], expected)
@@ -125,7 +125,7 @@ def test_one_that_always_dies_is_an_error_that_says_where():
 
 def test_an_error_in_the_simulator_is_told():
   vector = calvin_pool.CalvinVector(1, 1, 8, make=Make())
-  vector.reset(*_starts(1))
+  vector.reset(_starts(1), [""])
   with pytest.raises(ValueError, match="expected shape"):
     vector.step(np.zeros((2, 7)))
   with pytest.raises(RuntimeError, match="ValueError: nan"):
@@ -135,19 +135,20 @@ def test_an_error_in_the_simulator_is_told():
 
 def test_renderer_draws_states_in_blocks():
   render = calvin_pool.CalvinRenderer(8, 2, make=Make())
-  pictures = render(*_starts(5))
+  pictures = render(_starts(5))
   np.testing.assert_array_equal(pictures["rgb_gripper"][:, 3, 3, 1], range(5))
 
 
 def test_what_is_missing_is_named(tmp_path, monkeypatch):
   monkeypatch.delenv("CALVIN_ROOT", raising=False)
-  for make in (registry.make_environment, lambda name, **kw: registry.make_vector(name, 2, **kw)):
+  load = lambda **place: registry.load({"name": "calvin", **place})
+  for make in (lambda **place: load(**place).make(), lambda **place: load(**place).make_vector(2, 0, 64)):
     with pytest.raises(calvin_simulator.CalvinMissingError, match="no checkout of calvin_env was named"):
-      make("calvin")
+      make()
     with pytest.raises(
       calvin_simulator.CalvinMissingError, match=r"it has no calvin_env/envs(.|\n)*git clone"
     ):
-      make("calvin", root=str(tmp_path))
+      make(calvin_root=str(tmp_path))
   make_checkout(tmp_path)
   monkeypatch.setattr(calvin_simulator.importlib.util, "find_spec", lambda name: None)
   with pytest.raises(
@@ -217,15 +218,15 @@ def test_calvin_itself(tmp_path):
   scene = np.zeros((2, 24))
   scene[:, 0], scene[:, 1], scene[:, 5] = 0.1, (0.0, 0.15), (0, 1)
   scene[:, [6, 12, 18]], scene[:, [8, 14, 20]] = (0.1, 0.2, 0.3), 0.46
-  vector.reset(robot, scene)
+  vector.reset(np.concatenate([robot, scene], 1), [""] * 2)
   seen = vector.observe()
-  np.testing.assert_allclose(seen["scene_obs"][:, :6], scene[:, :6], atol=1e-3)
+  np.testing.assert_allclose(vector.snapshot()[:, 15:21], scene[:, :6], atol=1e-3)
   np.testing.assert_allclose(seen["robot_obs"][:, 7:15], robot[:, 7:15], atol=1e-3)
   assert (seen["rgb_static"][0] != seen["rgb_static"][1]).any() and seen["rgb_gripper"].std() > 5
   before = seen["robot_obs"]
   for _ in range(10):
     vector.step(np.tile([1.0, 0, 0, 0, 0, 0, -1], (2, 1)), np.array([True, False]))
-  after, _ = vector.state()
+  after = vector.state()
   assert after[0, 0] - before[0, 0] > 0.1 and np.abs(after[1] - before[1]).max() == 0
   vector.close()
 
@@ -244,9 +245,9 @@ def test_all_scenes(scene):
   robot, things = np.zeros((1, 15)), np.zeros((1, 24))
   robot[:, 7:14], things[:, :2] = [-1.218, 1.040, 2.120, -2.342, -0.870, 1.641, 0.553], 0.1
   things[:, [6, 12, 18]], things[:, [8, 14, 20]] = (0.1, 0.2, 0.3), 0.46
-  vector.reset(robot, things)
+  vector.reset(np.concatenate([robot, things], 1), [""])
   seen = vector.observe()
-  np.testing.assert_allclose(seen["scene_obs"][:, :6], things[:, :6], atol=1e-3)
+  np.testing.assert_allclose(vector.snapshot()[:, 15:21], things[:, :6], atol=1e-3)
   assert seen["rgb_static"].std() > 20
   vector.close()
 
@@ -258,8 +259,9 @@ def test_experts_on_calvin_and_its_own_predicates():
 import importlib, json, sys
 import numpy as np
 from wam_jax.envs import registry
-from wam_jax.envs import experts, goals, tasks
-env = registry.make_environment("calvin")
+from wam_jax.embodiment import CALVIN
+from wam_jax.envs import experts, goals, recording, tasks
+env = registry.load("calvin").make().table
 hydra, omegaconf = importlib.import_module("hydra"), importlib.import_module("omegaconf")
 folder = next(path for path in sys.path if path.endswith("calvin_env"))
 oracle = hydra.utils.instantiate(omegaconf.OmegaConf.load(folder + "/conf/tasks/new_playtable_tasks.yaml"))
@@ -276,7 +278,7 @@ for task in goals.CALVIN:
       action = act()
       if action is None:
         break
-      env.step(experts.add_noise(action, rng, 0.3))
+      env.step(recording.add_noise(action, rng, 0.3, CALVIN))
       ours = bool(tasks.success(task, start, env.state()[1]))
       theirs = bool(oracle.get_task_info_for_set(before, info(), {task}))
       out[task][1] += ours != theirs

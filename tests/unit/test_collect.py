@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from wam_jax import config as config_lib
 from wam_jax.data import calvin, files
 from wam_jax.embodiment import ROBOT_OBS, SCENE_OBS
-from wam_jax.envs import recording, recording_workers, registry
+from wam_jax.envs import experts, recording, recording_workers, registry, table, table_simulator
 from wam_jax.envs import tasks as task_rules
 from wam_jax.envs.play_table import simulator, skills
 from wam_jax.host.logger import Logger
@@ -25,6 +25,12 @@ from wam_jax.running.stage_run import StageRun
 from wam_jax.stages import collect
 
 TASKS = ("turn_on_led", "open_drawer")
+PLAY_TABLE = {"name": "play_table"}
+
+
+def _record(job: recording.Job, settings: recording.Settings) -> dict:
+  simulator = registry.load(PLAY_TABLE)
+  return recording.record(simulator, simulator.make(), job, settings)
 
 
 def _config(seed: int = 3, workers: int = 1) -> ConfigDict:
@@ -105,11 +111,20 @@ def test_demos_are_episodes_and_start_differently(collected):
 def test_start_states_are_heldout_and_possible(collected):
   root = calvin.dataset_path(collected[0])
   states = calvin.read_start_states(root, TASKS)
-  for task, (robot_obs, scene_obs) in states.items():
+  for task, starts in states.items():
+    robot_obs, scene_obs = table.split(starts)
     assert robot_obs.shape == (3, ROBOT_OBS) and scene_obs.shape == (3, SCENE_OBS)
     assert len(np.unique(robot_obs[:, 0])) == 3
     for state in scene_obs:
-      assert task in recording.possible_tasks(skills.SKILLS, state)
+      assert task in experts.possible_tasks(skills.SKILLS, state)
+
+
+def test_start_states_of_training_are_the_demos(collected):
+  root = calvin.dataset_path(collected[0])
+  demos = calvin.read_demos(root / "training", TASKS, image_size=16)
+  starts = calvin.read_start_states(root, TASKS, split="training")
+  first = np.concatenate([demos.frames.robot_obs, demos.frames.scene_obs], 1)[demos.frames.starts]
+  np.testing.assert_allclose(np.concatenate([starts[task] for task in TASKS]), first, atol=1e-5)
 
 
 def test_noise_moves_the_actions_but_not_the_gripper(collected):
@@ -121,9 +136,8 @@ def test_noise_moves_the_actions_but_not_the_gripper(collected):
 
 def test_replaying_the_actions_gives_the_recorded_states(collected):
   config, job = _config(), recording.Job("demo", "open_drawer", 1)
-  settings = recording.Settings(config.seed, "play_table", config.env.max_steps, 60, 150, 0.3, 0.25)
-  env = registry.make_environment("play_table")
-  episode = recording.record(env, job, settings)
+  settings = recording.Settings(config.seed, PLAY_TABLE, config.env.max_steps, 60, 150, 0.3, 0.25)
+  episode, env = _record(job, settings), simulator.PlayTable()
   env.reset(episode["robot_obs"][0], episode["scene_obs"][0])
   for t, action in enumerate(episode["rel_actions"]):
     robot_obs, scene_obs = env.state()
@@ -147,14 +161,14 @@ def test_a_simulator_that_only_draws_the_present_is_recorded_with_pictures(colle
   config.data.failed_takes_per_task = 1
   made = []
 
-  def make(name, root):
-    made.append((name, root))
-    return DrawsItself()
+  def make(simulator):
+    made.append(simulator._place)
+    return table_simulator.TableEnvironment(DrawsItself())
 
-  monkeypatch.setattr(registry, "make_environment", make)
-  monkeypatch.setattr(registry, "make_renderer", lambda *_: pytest.fail("drawn again"))
+  monkeypatch.setattr(table_simulator.CalvinSimulator, "make", make)
+  monkeypatch.setattr(table_simulator.CalvinSimulator, "make_renderer", lambda *_: pytest.fail("drawn again"))
   summary = _run(config, tmp_path)
-  assert made == [("calvin", "somewhere")]
+  assert made == [("somewhere", "D")]
   assert summary["frames"]["failed"] and {**summary["frames"], "failed": 0, "total": 0} == {
     **collected[1]["frames"],
     "total": 0,
@@ -188,12 +202,12 @@ def test_one_seed_gives_the_same_bytes_with_any_number_of_workers(collected, tmp
   assert _files(tmp_path / "two") == _files(collected[0])
   roots = [calvin.dataset_path(workdir) for workdir in (collected[0], tmp_path / "two")]
   here, there = (calvin.read_start_states(root, TASKS) for root in roots)
-  np.testing.assert_array_equal(here["open_drawer"][0], there["open_drawer"][0])
+  np.testing.assert_array_equal(here["open_drawer"], there["open_drawer"])
 
 
 def test_another_seed_gives_other_frames(collected, tmp_path):
-  settings = recording.Settings(4, "play_table", 72, 60, 150, 0.3, 0.25)
-  other = recording.record(registry.make_environment("play_table"), recording.Job("play", "", 0), settings)
+  settings = recording.Settings(4, PLAY_TABLE, 72, 60, 150, 0.3, 0.25)
+  other = _record(recording.Job("play", "", 0), settings)
   frames = calvin.read_frames(calvin.dataset_path(collected[0]) / "training", 16)
   assert np.abs(other["robot_obs"] - frames.robot_obs[:60]).max() > 0.05
 
@@ -256,14 +270,14 @@ def test_a_killed_worker_is_replaced_and_its_job_done_again(collected, tmp_path,
 
 def test_a_worker_that_always_dies_is_an_error(tmp_path, monkeypatch):
   monkeypatch.setattr(recording_workers.sys, "executable", "/bin/false")
-  settings = recording.Settings(0, "play_table", 72, 10, 10, 0.3, 0.25)
+  settings = recording.Settings(0, PLAY_TABLE, 72, 10, 10, 0.3, 0.25)
   jobs = [recording.Job("demo", "open_drawer", i) for i in range(2)]
   with pytest.raises(RuntimeError, match=r"a worker died 3 times at demo-open_drawer-0000\d \(exit code 1\)"):
     recording_workers.record_all(jobs, settings, tmp_path, 2, lambda n: None)
 
 
 def test_a_failing_worker_says_what_failed(tmp_path):
-  settings = recording.Settings(0, "play_table", 1, 10, 10, 0.3, 0.25)  # one step: no demo can succeed
+  settings = recording.Settings(0, PLAY_TABLE, 1, 10, 10, 0.3, 0.25)  # one step: no demo can succeed
   jobs = [recording.Job("demo", "open_drawer", i) for i in range(2)]
   with pytest.raises(RuntimeError, match="expert failed 50 times in a row at open_drawer"):
     recording_workers.record_all(jobs, settings, tmp_path, 2, lambda n: None)
@@ -271,20 +285,19 @@ def test_a_failing_worker_says_what_failed(tmp_path):
 
 @pytest.mark.parametrize("rate", [0.0, 1.0])
 def test_clumsy_attempts_do_not_count_as_the_experts(rate):
-  settings = recording.Settings(1, "play_table", 72, 300, 300, 0.3, 0.0, 0, rate, 0.05)
-  attempts = recording.record(registry.make_environment("play_table"), recording.Job("play", "", 0), settings)
+  settings = recording.Settings(1, PLAY_TABLE, 72, 300, 300, 0.3, 0.0, 0, rate, 0.05)
+  attempts = _record(recording.Job("play", "", 0), settings)
   assert bool(attempts["attempts"]) == (rate == 0.0)
 
 
 def test_the_hand_is_turned_in_play_and_failed_takes_but_not_in_demos():
-  env = registry.make_environment("play_table")
   turned = {}
   for wrist_error in (0.0, 0.2):
     settings = recording.Settings(
-      1, "play_table", 72, 300, 300, 0.0, 0.0, wrist_error=wrist_error, aim_error=0.05
+      1, PLAY_TABLE, 72, 300, 300, 0.0, 0.0, wrist_error=wrist_error, aim_error=0.05
     )
     for kind, task in (("play", ""), ("failed", "turn_on_led"), ("demo", "turn_on_led")):
-      robot_obs = recording.record(env, recording.Job(kind, task, 0), settings)["robot_obs"]
+      robot_obs = _record(recording.Job(kind, task, 0), settings)["robot_obs"]
       turned[kind, wrist_error] = float(np.median(np.abs(robot_obs[10:, 4])))  # no skill turns about y
   assert turned["demo", 0.2] == turned["demo", 0.0] < 0.03
   assert turned["failed", 0.0] < 0.03 and turned["failed", 0.2] > 0.05
@@ -292,9 +305,8 @@ def test_the_hand_is_turned_in_play_and_failed_takes_but_not_in_demos():
 
 
 def test_play_visits_the_furniture_and_chains_possible_skills():
-  settings = recording.Settings(1, "play_table", 72, 600, 1800, 0.3, 0.25)
-  env = registry.make_environment("play_table")
-  plays = [recording.record(env, recording.Job("play", "", i), settings) for i in range(3)]
+  settings = recording.Settings(1, PLAY_TABLE, 72, 600, 1800, 0.3, 0.25)
+  plays = [_record(recording.Job("play", "", i), settings) for i in range(3)]
   scene_obs = np.stack([play["scene_obs"] for play in plays])
   furniture = [task_rules.SLIDER, task_rules.DRAWER, task_rules.BULB, task_rules.LED]
   moved = np.ptp(scene_obs[..., furniture], axis=1).max(0)  # within an episode
@@ -316,7 +328,7 @@ def test_possible_tasks(index, value, possible):
   scene_obs = np.random.default_rng(0).uniform(0, 0.2, SCENE_OBS)
   scene_obs[4:6] = 1, 1
   scene_obs[index] = value
-  tasks = recording.possible_tasks(skills.SKILLS, scene_obs)
+  tasks = experts.possible_tasks(skills.SKILLS, scene_obs)
   assert possible[0] in tasks and possible[1] not in tasks
 
 
@@ -334,7 +346,7 @@ def test_points_to_calvins_own_data(collected, tmp_path):
 def test_imports_no_simulator_and_workers_no_jax():
   lines = [
     ("mujoco", "import wam_jax.stages.collect"),
-    ("jax", "from wam_jax.envs import recording_workers as w; w.registry.make_environment('play_table')"),
+    ("jax", "from wam_jax.envs import recording_workers as w; w.registry.load('play_table').make()"),
     ("jax", "import wam_jax.main, wam_jax.commands.seeds"),  # a plan and a table compute nothing
   ]
   for unwanted, line in lines:

@@ -167,6 +167,7 @@ class Checker:
     ):
       patch.delenv("CALVIN_DATA", raising=False)
       patch.delenv("CALVIN_ROOT", raising=False)
+      patch.syspath_prepend(str(self.folder))
       try:
         unparsed = main.parse(["main", *arguments])[1:]
         main._config()
@@ -190,6 +191,9 @@ class Checker:
     wanted += [f"{root}/calvin_env/envs/play_table_env.py"] if root else []
     data = given.get("data.calvin_path")
     wanted += [f"{data}/{split}/any" for split in ("training", "validation", "failed")] if data else []
+    if given.get("env.name", "").startswith("reacher:"):
+      page = (GUIDES / "own_simulator.md").read_text(encoding="utf-8")
+      (self.folder / "reacher.py").write_text(blocks(page, "python")[0][1])
     for path in wanted:
       (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
       (self.folder / path).touch()
@@ -313,7 +317,7 @@ def test_mistakes_are_seen(tmp_path):
     ("README.md", "load_policy"),
     ("docs/guides/datasets_and_simulators.md", "action_space.sample()"),
     ("docs/guides/own_data.md", "FrameWriter"),
-    ("docs/guides/add_a_simulator.md", "make_environment"),
+    ("docs/guides/own_simulator.md", "import load"),
   ],
 )
 def test_code_runs(page, words, tmp_path, monkeypatch):

@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 
 from wam_jax import config as config_lib
+from wam_jax.acting import episodes as episodes_lib
 from wam_jax.acting import rollout, step
 from wam_jax.core import intervals
 from wam_jax.core.actions import executable
 from wam_jax.embodiment import CALVIN
+from wam_jax.envs import table
 from wam_jax.envs import tasks as task_rules
 from wam_jax.nn.world_model import make_world_model
 from wam_jax.stages import evaluate
+from wam_jax.storage.artifact import ArtifactError
 from wam_jax.train import world_model as wm
 from wam_jax.types import Batch, features
 
@@ -30,8 +33,9 @@ class FakeVector:
     self.num, self.speed = num, np.asarray(speed, float)
     self.stepped, self.drawn, self.pictures = [], [], None
 
-  def reset(self, robot_obs, scene_obs):
-    self.robot, self.scene = np.array(robot_obs, float), np.array(scene_obs, float)
+  def reset(self, starts, tasks):
+    self.robot, self.scene = (np.array(x, float) for x in table.split(starts))
+    self.tasks, self.origin = tasks, self.scene.copy()
 
   def step(self, actions, active):
     self.stepped.append(np.array(active))
@@ -40,7 +44,13 @@ class FakeVector:
     self.scene[active, task_rules.SLIDER] -= self.speed[active]
 
   def state(self):
-    return self.robot.copy(), self.scene.copy()
+    return self.robot.copy()
+
+  def snapshot(self):
+    return table.join(self.robot, self.scene)
+
+  def success(self):
+    return task_rules.successes(self.tasks, self.origin, self.scene)
 
   def observe(self, active):
     self.drawn.append(int(active.sum()))
@@ -83,12 +93,11 @@ def model():
 
 def _starts(episodes, seed=1):
   rng = np.random.default_rng(seed)
-  return rng.normal(size=(2, episodes, 15)), rng.uniform(0.2, 0.3, size=(2, episodes, 24))
+  return table.join(rng.normal(size=(2, episodes, 15)), rng.uniform(0.2, 0.3, size=(2, episodes, 24)))
 
 
 def _run(model, speed, max_steps=8, key=5, **options):
   speed = np.asarray(speed)
-  robot_obs, scene_obs = _starts(speed.shape[1])
   params = {"w": jnp.asarray(np.random.default_rng(2).normal(size=(2, model[0].feature_size, CHUNK * 7)))}
   environment = FakeVector(speed.size, speed.ravel())
   episodes = rollout.rollout_policies(
@@ -96,8 +105,7 @@ def _run(model, speed, max_steps=8, key=5, **options):
     LinearPolicy(),
     params,
     tasks=TASKS,
-    robot_obs=robot_obs,
-    scene_obs=scene_obs,
+    starts=_starts(speed.shape[1]),
     environment=environment,
     key=jax.random.key(key),
     max_steps=max_steps,
@@ -111,7 +119,7 @@ def test_actions_follow_from_filtering_every_frame(model):
   steps = 8
   episodes, params, _ = _run(model, np.zeros((2, 2)), steps)
   robot, scene, action = (
-    x.reshape(4, -1, x.shape[-1]) for x in (episodes.robot_obs, episodes.scene_obs, episodes.action)
+    x.reshape(4, -1, x.shape[-1]) for x in (*table.split(episodes.snapshot), episodes.action)
   )
   robot, scene = robot[:, :steps], scene[:, :steps]
   pictures = draw(robot.reshape(-1, 15), scene.reshape(-1, 24))
@@ -147,13 +155,14 @@ def test_success_and_steps(model):
   episodes, _, environment = _run(model, speed, max_steps=7)
   np.testing.assert_array_equal(episodes.success, [[True, False], [True, False]])
   np.testing.assert_array_equal(episodes.steps, [[3, 7], [4, 7]])
-  assert episodes.robot_obs.shape == (2, 2, 8, 15) and episodes.scene_obs.shape == (2, 2, 8, 24)
+  assert episodes.robot_obs.shape == (2, 2, 8, 15) and episodes.snapshot.shape == (2, 2, 8, 39)
+  scene_obs = table.split(episodes.snapshot)[1]
   # After the end: not stepped, not drawn, the last state repeated, no action.
   assert [int(active.sum()) for active in environment.stepped] == [4, 4, 4, 3, 2, 2, 2]
   assert environment.drawn == [4, 4, 4, 3, 2, 2, 2]
-  np.testing.assert_array_equal(episodes.scene_obs[0, 0, 3:], np.tile(episodes.scene_obs[0, 0, 3], (5, 1)))
+  np.testing.assert_array_equal(scene_obs[0, 0, 3:], np.tile(scene_obs[0, 0, 3], (5, 1)))
   assert not episodes.action[0, 0, 3:].any() and episodes.action[0, 0, :3].any()
-  moved = episodes.scene_obs[1, 0, 4] - episodes.scene_obs[1, 0, 0]
+  moved = scene_obs[1, 0, 4] - scene_obs[1, 0, 0]
   assert moved[task_rules.SLIDER] == pytest.approx(-0.16)
 
 
@@ -173,51 +182,56 @@ def test_same_key_same_episodes(model):
 
 
 def test_wrong_number_of_environments(model):
-  robot_obs, scene_obs = _starts(2)
   with pytest.raises(ValueError, match="need 4 environments"):
     rollout.rollout_policies(
-      *model, LinearPolicy(), {}, tasks=TASKS, robot_obs=robot_obs, scene_obs=scene_obs,
+      *model, LinearPolicy(), {}, tasks=TASKS, starts=_starts(2),
       environment=FakeVector(3, np.zeros(3)), key=jax.random.key(0), max_steps=2,
     )  # fmt: skip
 
 
 class FakeSimulator(FakeVector):
+  """One episode; its experts of move_slider_right give up after 2 steps."""
+
   def __init__(self):
     super().__init__(1, [0.05])
 
-  def reset(self, robot_obs, scene_obs):
-    super().reset(robot_obs[None], scene_obs[None])
+  def reset(self, start, task):
+    super().reset(start[None], [task])
 
   def step(self, action):
     super().step(action[None], np.ones(1, bool))
 
   def state(self):
-    return self.robot[0].copy(), self.scene[0].copy()
+    return super().state()[0]
 
+  def snapshot(self):
+    return super().snapshot()[0]
 
-def test_experts_end_on_success_on_giving_up_and_on_time():
-  def make_expert(task, environment, rng):
+  def success(self):
+    return super().success()[0]
+
+  def expert(self, task, rng):
     left = iter(range(2 if task == "move_slider_right" else 99))
     return lambda: np.append(rng.uniform(-1, 1, 6), 1.0) if next(left, None) is not None else None
 
-  robot_obs, scene_obs = _starts(3)
+
+def test_experts_end_on_success_on_giving_up_and_on_time():
   run = lambda steps: rollout.rollout_experts(
-    tasks=TASKS, robot_obs=robot_obs, scene_obs=scene_obs, environment=FakeSimulator(),
-    make_expert=make_expert, seed=0, max_steps=steps,
-  )  # fmt: skip
+    tasks=TASKS, starts=_starts(3), environment=FakeSimulator(), action_size=7, seed=0, max_steps=steps
+  )
   episodes = run(6)
   np.testing.assert_array_equal(episodes.success, [[True] * 3, [False] * 3])
   np.testing.assert_array_equal(episodes.steps, [[3] * 3, [2] * 3])  # the slider's expert gives up after 2
-  assert episodes.scene_obs.shape == (2, 3, 7, 24)
+  assert episodes.snapshot.shape == (2, 3, 7, 39)
   assert not run(2).success.any()
 
 
 def _episodes(rng, rate, tasks=2, episodes=10):
   success = rng.random((tasks, episodes)) < rate
   steps = np.where(success, rng.integers(10, 72, success.shape), 72)
-  robot_obs, scene_obs = rng.normal(size=(tasks, episodes, 4, 15)), rng.normal(size=(tasks, episodes, 4, 24))
+  snapshot = rng.normal(size=(tasks, episodes, 4, 39))
   action = rng.uniform(-1, 1, size=(tasks, episodes, 3, 7)).astype(np.float32)
-  arrays = {"success": success, "steps": steps, "robot_obs": robot_obs, "scene_obs": scene_obs}
+  arrays = {"success": success, "steps": steps, "robot_obs": snapshot[..., :15], "snapshot": snapshot}
   return arrays | {"action": action}
 
 
@@ -249,7 +263,7 @@ def test_of_each_task_the_first_success_and_the_first_failure_are_shown():
   shown = evaluate.shown_episodes(TASKS, arrays)
   assert shown["task"].tolist() == [TASKS[0], TASKS[1], TASKS[1]]
   assert shown["episode"].tolist() == [0, 1, 0] and shown["success"].tolist() == [False, True, False]
-  for name in ("steps", "robot_obs", "scene_obs", "action"):
+  for name in ("steps", "robot_obs", "snapshot", "action"):
     np.testing.assert_array_equal(shown[name], arrays[name][[0, 1, 1], [0, 1, 0]])
 
 
@@ -261,11 +275,26 @@ def test_the_last_action_is_held_to_the_end_of_a_chunk():
 
 def test_stored_episodes_are_reused_only_from_the_same_starts(tmp_path):
   rng = np.random.default_rng(6)
-  arrays, (robot_obs, scene_obs) = _episodes(rng, 0.5), _starts(10)
+  arrays, starts = _episodes(rng, 0.5), _starts(10)
   path = tmp_path / "cloned.npz"
-  assert evaluate.load_episodes(path, robot_obs, scene_obs) is None
-  evaluate._save_npz(path, arrays | {"start_robot_obs": robot_obs, "start_scene_obs": scene_obs})
-  stored = evaluate.load_episodes(path, robot_obs, scene_obs)
+  assert evaluate.load_episodes(path, starts) is None
+  evaluate._save_npz(path, arrays | {"start": starts})
+  stored = evaluate.load_episodes(path, starts)
   assert set(stored) == set(arrays)
   np.testing.assert_array_equal(stored["success"], arrays["success"])
-  assert evaluate.load_episodes(path, robot_obs + 1e-9, scene_obs) is None
+  assert evaluate.load_episodes(path, starts + 1e-9) is None
+
+
+def test_episodes_of_older_versions_are_read(tmp_path):
+  """They hold the robot's and the scene's numbers separately."""
+  arrays, starts = _episodes(np.random.default_rng(7), 0.5), _starts(10)
+  older = {name: array for name, array in arrays.items() if name != "snapshot"}
+  older["scene_obs"] = table.split(arrays["snapshot"])[1]
+  older |= dict(zip(("start_robot_obs", "start_scene_obs"), table.split(starts), strict=True))
+  evaluate._save_npz(tmp_path / "ppo.npz", older)
+  read = episodes_lib.read_episodes(tmp_path / "ppo.npz")
+  assert set(read) == {*arrays, "start"}
+  np.testing.assert_array_equal(read["start"], starts)
+  np.testing.assert_array_equal(read["snapshot"], arrays["snapshot"])
+  with pytest.raises(ArtifactError, match="dream missing"):
+    episodes_lib.read_episodes(tmp_path / "ppo.npz", ("dream",))

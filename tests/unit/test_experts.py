@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from wam_jax.envs import base, experts, tasks
+from wam_jax.embodiment import CALVIN
+from wam_jax.envs import experts, recording, table, tasks
 from wam_jax.envs.play_table import simulator, skills
 
 STARTS = 4
@@ -26,7 +27,7 @@ def test_expert_succeeds_under_noise(env, task):
       action = act()
       assert action is not None, "gave up"
       assert np.abs(action).max() <= 1 and action[6] == -1
-      env.step(experts.add_noise(action, rng, 0.3))
+      env.step(recording.add_noise(action, rng, 0.3, CALVIN))
       if tasks.success(task, start, env.state()[1]):
         break
     assert tasks.success(task, start, env.state()[1])
@@ -115,7 +116,7 @@ def test_a_wrist_error_turns_the_hand_for_the_whole_path(env):
     )
     for _ in range(25):
       env.step(act())
-      angles.append(experts.wrap_angle(env.state()[0][3:6] - np.array(base.FINGERS_DOWN)))
+      angles.append(experts.wrap_angle(env.state()[0][3:6] - np.array(table.FINGERS_DOWN)))
     turned.append(np.stack(angles[12:]))
   assert np.abs(turned[0]).max() < 0.05
   assert np.abs(turned[1]).mean(0).max() > 0.1 and turned[1].std(0).max() < 0.05
@@ -124,11 +125,11 @@ def test_a_wrist_error_turns_the_hand_for_the_whole_path(env):
 def test_noise_keeps_bounds_and_gripper():
   rng = np.random.default_rng(0)
   action = np.array([1.0, -1.0, 0.2, 0.0, 0.9, -0.3, -1.0])
-  noisy = np.stack([experts.add_noise(action, rng, 0.3) for _ in range(400)])
+  noisy = np.stack([recording.add_noise(action, rng, 0.3, CALVIN) for _ in range(400)])
   assert np.abs(noisy).max() <= 1 and (noisy[:, 6] == -1).all()
   assert 0.26 < noisy[:, 3].std() < 0.34
   assert action[2] == 0.2
-  assert np.array_equal(experts.add_noise(action, rng, 0.0), action)
+  assert np.array_equal(recording.add_noise(action, rng, 0.0, CALVIN), action)
 
 
 def test_wanderer_drifts_through_the_workspace(env):

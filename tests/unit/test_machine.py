@@ -15,6 +15,7 @@ from wam_jax.commands import report as report_command
 from wam_jax.commands import seeds as seeds_command
 from wam_jax.data import convert, inspect
 from wam_jax.envs import registry
+from wam_jax.envs.vector import make_vector
 from wam_jax.host import machine
 
 BUCKETS = ("gs://bucket/run", "s3://bucket/run", "hdfs://node:9000/run", "gs:/bucket/run")
@@ -73,6 +74,7 @@ def test_what_only_linux_has_is_not_needed(monkeypatch):
   monkeypatch.delattr(os, "sched_getaffinity")
   monkeypatch.delattr(mmap, "MADV_HUGEPAGE", raising=False)
   assert machine.available_cores() == os.cpu_count()
-  vector = registry.make_vector("play_table", 2, image_size=8)
-  vector.reset(*(np.stack([x, x]) for x in registry.make_environment("play_table").state()))
+  simulator = registry.load("play_table")
+  vector = make_vector(simulator, 2, image_size=8)
+  vector.reset(np.stack([simulator.make().snapshot()] * 2), [""] * 2)
   assert vector.observe()["rgb_static"].shape == (2, 8, 8, 3)

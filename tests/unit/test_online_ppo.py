@@ -8,7 +8,7 @@ import pytest
 from wam_jax import config as config_lib
 from wam_jax.core import ppo as ppo_loss
 from wam_jax.embodiment import CALVIN
-from wam_jax.envs import registry
+from wam_jax.envs import registry, table, tasks
 from wam_jax.nn.policies.diffusion import DiffusionPolicy
 from wam_jax.nn.world_model import make_world_model
 from wam_jax.stages import online_ppo
@@ -33,13 +33,12 @@ def world():
   return config, model, wm.init_params(model, jax.random.key(0))
 
 
-def make_episodes(world, monkeypatch, scene_obs):
+def make_episodes(world, monkeypatch, start):
   """Episodes that always start from one state of the simulator, and PPO's state."""
   config, model, params = world
   policy = DiffusionPolicy(model.feature_size, hidden=8, time_dim=4, denoising_steps=4, fine_tuned_steps=2)
   base = jax.vmap(policy.init)(jax.random.split(jax.random.key(1), 2))
-  robot, _ = registry.make_environment("play_table").state()
-  states = dict.fromkeys(TASKS, (robot[None], scene_obs[None]))
+  states = dict.fromkeys(TASKS, start[None])
   monkeypatch.setattr(online_ppo, "training_starts", lambda config, collect: states)
   starts = StartFrames(jnp.zeros((2, 1, model.feature_size)), jnp.ones(2, jnp.int32))
   none = {"entropy_limit": jnp.zeros(2), "held": jnp.zeros(2, bool)}
@@ -51,8 +50,8 @@ def make_episodes(world, monkeypatch, scene_obs):
 
 def test_rollout_has_the_form_of_a_dream(world, monkeypatch):
   config, model, _params = world
-  environment = registry.make_environment("play_table")
-  episodes, policy, state = make_episodes(world, monkeypatch, environment.state()[1])
+  start = registry.load("play_table").make().snapshot()
+  episodes, policy, state = make_episodes(world, monkeypatch, start)
   ends, rollout, metrics = episodes.rollout(state, jax.random.key(3))
   assert rollout.feature.shape == (2, 5, E, model.feature_size)
   # 12 steps are 3 chunks: then it starts anew, and after 5 chunks 2 are done.
@@ -74,12 +73,14 @@ def test_first_features_are_those_of_the_filtered_start(world, monkeypatch):
   """With noise left out, all environments see the same start, at the beginning and after the horizon."""
   _config, model, params = world
   monkeypatch.setattr(online_ppo.wm, "filter_step", lambda *args: wm_filter(*args[:-1], None))
-  environment = registry.make_environment("play_table")
-  robot, scene = environment.state()
-  episodes, _, state = make_episodes(world, monkeypatch, scene)
+  simulator = registry.load("play_table")
+  environment = simulator.make()
+  start = environment.snapshot()
+  robot, _ = table.split(start)
+  episodes, _, state = make_episodes(world, monkeypatch, start)
   _, rollout, _ = episodes.rollout(state, jax.random.key(3))
-  environment.reset(robot, scene)
-  seen = registry.make_renderer("play_table", 16)(*(x[None] for x in environment.state()))
+  environment.reset(start)
+  seen = simulator.make_renderer(16)(environment.snapshot()[None])
   embed = wm.encode_observation(model, params, seen, jnp.asarray(robot[None], jnp.float32))
   rest = jnp.asarray(online_ppo.rest_actions(CALVIN, 1))
   latent = wm_filter(model, params, wm.initial_latent(model, params, 1), embed, rest, jnp.ones(1, bool), None)
@@ -92,10 +93,9 @@ wm_filter = wm.filter_step
 
 
 def test_success_is_the_predicate_since_the_start(world, monkeypatch):
-  monkeypatch.setattr(
-    online_ppo.task_rules, "success", lambda task, start, now: np.full(len(now), task == "turn_on_led")
-  )
-  episodes, _, state = make_episodes(world, monkeypatch, registry.make_environment("play_table").state()[1])
+  monkeypatch.setattr(tasks, "success", lambda task, start, now: task == "turn_on_led")
+  start = registry.load("play_table").make().snapshot()
+  episodes, _, state = make_episodes(world, monkeypatch, start)
   ends, rollout, metrics = episodes.rollout(state, jax.random.key(3))
   assert rollout.terminated[1].all() and not rollout.truncated[1].any() and (rollout.reward[1] == 1).all()
   assert not rollout.terminated[0].any() and (rollout.reward[0] == 0).all()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from wam_jax.envs import experts, registry, tasks
+from wam_jax.envs import experts, registry, table, tasks
 from wam_jax.envs.play_table import scene, simulator, skills
+from wam_jax.envs.vector import make_vector
 
 ANGLES_ROBOT = [3, 4, 5]
 ANGLES_SCENE = [6 + 6 * block + i for block in range(3) for i in (3, 4, 5)]
@@ -199,19 +200,20 @@ def test_vector_environment_equals_single_ones():
   rng = np.random.default_rng(7)
   states = [skills.sample_start(None, rng) for _ in range(3)]
   actions = np.stack([random_actions(rng, 5) for _ in range(3)], 1)
-  vector = registry.make_vector("play_table", 3, workers=2, image_size=8)
-  vector.reset(np.stack([s[0] for s in states]), np.stack([s[1] for s in states]))
+  vector = make_vector(registry.load("play_table"), 3, workers=2, image_size=8)
+  vector.reset(np.stack([np.concatenate(s) for s in states]), [""] * 3)
   first = vector.observe()
   active = np.array([True, False, True])
   for action in actions:
     vector.step(action, active)
-  robot_obs, scene_obs = vector.state()
+  robot_obs, scene_obs = table.split(vector.snapshot())
   for i, state in enumerate(states):
     single = simulator.PlayTable()
     single.reset(*state)
     for action in actions[:, i] if active[i] else ():
       single.step(action)
     assert np.array_equal(single.state()[0], robot_obs[i]) and np.array_equal(single.state()[1], scene_obs[i])
+  assert np.array_equal(vector.state(), robot_obs)
   partly = vector.observe(active)
   everything = vector.observe()
   for key in ("rgb_static", "rgb_gripper"):
@@ -223,8 +225,5 @@ def test_vector_environment_equals_single_ones():
 
 
 def test_unknown_simulator():
-  for make in (registry.make_environment, registry.make_renderer):
-    with pytest.raises(ValueError, match="unknown simulator 'atari'; known: play_table"):
-      make("atari")
   with pytest.raises(ValueError, match="unknown simulator 'atari'"):
-    registry.make_vector("atari", 2)
+    registry.load("atari")

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from wam_jax import config
-from wam_jax.envs import base, goals, registry, tasks
+from wam_jax.envs import goals, registry, table, tasks
 
 ROOT = pathlib.Path(__file__).parents[2]
 CASES = [  # task, index into scene_obs, start, now that just succeeds, now that just fails
@@ -74,11 +74,11 @@ def test_bad_input():
     tasks.success("fly", np.ones(24), np.ones(24))
   with pytest.raises(ValueError, match=r"scene_obs: expected \[..., 24\]"):
     tasks.success("open_drawer", np.ones(24), np.ones(23))
-  row = base.Skill(goals.CALVIN["open_drawer"])
+  row = table.Skill(goals.CALVIN["open_drawer"])
   with pytest.raises(ValueError, match="a task has two rows: open_drawer, open_drawer"):
-    base.skill_table(row, row)
+    table.skill_table(row, row)
   with pytest.raises(ValueError, match="unknown task 'fly'; known: open_drawer"):
-    base.find_skill(base.skill_table(row), "fly")
+    table.find_skill(table.skill_table(row), "fly")
 
 
 def test_the_config_brings_neither_jax_nor_a_simulator():
@@ -98,7 +98,8 @@ try:
   config.finalize(chosen)
 except config.ConfigError as error:
   said = str(error)
-env = registry.make_environment("play_table")
+simulator = registry.load("play_table")
+env = simulator.make().table
 steps, opened = [], []
 for seed in range(3):
   rng = np.random.default_rng(seed)
@@ -107,9 +108,9 @@ for seed in range(3):
   while not tasks.success("ajar_drawer", start, env.state()[1]):
     env.step(act())
   opened.append([start[tasks.DRAWER], env.state()[1][tasks.DRAWER]])
-settings = recording.Settings(0, "play_table", 72, 60, 60, 0.3, 0.0)
-demo = recording.record(env, recording.Job("demo", "ajar_drawer", 0), settings)
-possible = recording.possible_tasks(registry.load_skills("play_table").SKILLS, np.zeros(24))
+settings = recording.Settings(0, {"name": "play_table"}, 72, 60, 60, 0.3, 0.0)
+demo = recording.record(simulator, simulator.make(), recording.Job("demo", "ajar_drawer", 0), settings)
+possible = experts.possible_tasks(registry.load_skills("play_table").SKILLS, np.zeros(24))
 print(json.dumps([known, said, opened, len(demo["actions"]), possible, tasks.SENTENCES.get("ajar_drawer")]))
 """
 

@@ -16,10 +16,9 @@ import jax
 import numpy as np
 
 from wam_jax.acting import step
+from wam_jax.acting.episodes import KEPT
 from wam_jax.data.windows import rest_actions
-from wam_jax.embodiment import CALVIN
-from wam_jax.envs import tasks as task_rules
-from wam_jax.envs.base import VectorStepper
+from wam_jax.envs.base import Environment, VectorStepper
 from wam_jax.train import world_model as wm
 from wam_jax.types import Latent, Params, features
 
@@ -31,9 +30,9 @@ class Rollouts:
   Attributes:
     success: [K, M] bool.
     steps: [K, M] int32, control steps executed; at most `max_steps`.
-    robot_obs: [K, M, T+1, 15], states from the start on; after the end the last one is repeated.
-    scene_obs: [K, M, T+1, 24], likewise.
-    action: [K, M, T, 7] float32, executed actions; zero after the end.
+    robot_obs: [K, M, T+1, state_size], states from the start on; after the end the last one is repeated.
+    snapshot: [K, M, T+1, W], likewise; None where the simulator has none.
+    action: [K, M, T, A] float32, executed actions; zero after the end.
     first_feature: [K, M, F] float32 after the first frame, or None for experts.
     seconds: where the time went: drawing, model, physics.
   """
@@ -41,7 +40,7 @@ class Rollouts:
   success: np.ndarray
   steps: np.ndarray
   robot_obs: np.ndarray
-  scene_obs: np.ndarray
+  snapshot: np.ndarray | None
   action: np.ndarray
   first_feature: np.ndarray | None
   seconds: dict[str, float]
@@ -65,8 +64,7 @@ def rollout_policies(
   policy_params: Params,
   *,
   tasks: Sequence[str],
-  robot_obs: np.ndarray,
-  scene_obs: np.ndarray,
+  starts: np.ndarray,
   environment: VectorStepper,
   key: jax.Array,
   max_steps: int,
@@ -81,11 +79,10 @@ def rollout_policies(
   Args:
     model: world-model networks.
     wm_params: their parameters.
-    policy: `sample(params, feature [M, F], key, deterministic=...) -> [M, H, 7]`.
+    policy: `sample(params, feature [M, F], key, deterministic=...) -> [M, H, A]`.
     policy_params: stacked on a leading task axis K.
     tasks: K names.
-    robot_obs: [K, M, 15] start states.
-    scene_obs: [K, M, 24] start states.
+    starts: [K, M, W] where the episodes start.
     environment: K * M environments, drawing at the size the world model was trained on.
     key: random key of posterior samples and of the policy's noise.
     max_steps: control steps until an episode has failed.
@@ -97,7 +94,7 @@ def rollout_policies(
   Raises:
     ValueError: shapes that do not belong together.
   """
-  num_tasks, episodes = _check_starts(tasks, robot_obs, scene_obs)
+  num_tasks, episodes = _check_starts(tasks, starts)
   total, chunk = num_tasks * episodes, policy.chunk
   if environment.num != total:
     raise ValueError(
@@ -105,8 +102,10 @@ def rollout_policies(
     )
   filter_frame, sample_chunks = _make_steps(model, policy)
 
-  environment.reset(robot_obs.reshape(total, -1), scene_obs.reshape(total, -1))
-  record = _Record(tasks, episodes, *environment.state(), max_steps, model.embodiment.action_size)
+  environment.reset(starts.reshape(total, -1), np.repeat(tasks, episodes).tolist())
+  record = _Record(
+    num_tasks, episodes, environment.state(), environment.snapshot(), max_steps, model.embodiment.action_size
+  )
   latent = wm.initial_latent(model, wm_params, total)
   prev_action = rest_actions(model.embodiment, total)
   chunks, first_feature = np.zeros((total, chunk, model.embodiment.action_size), np.float32), None
@@ -128,7 +127,7 @@ def rollout_policies(
     jax.block_until_ready(latent)
     thought = time.perf_counter()
     environment.step(action, record.active)
-    record.add(t, action, *environment.state())
+    record.add(t, action, environment.state(), environment.snapshot(), environment.success())
     prev_action = action
     seconds["drawing"] += drawn - began
     seconds["model"] += thought - drawn
@@ -145,10 +144,9 @@ def rollout_policies(
 def rollout_experts(
   *,
   tasks: Sequence[str],
-  robot_obs: np.ndarray,
-  scene_obs: np.ndarray,
-  environment: Any,
-  make_expert: Callable[[str, Any, np.random.Generator], Callable[[], np.ndarray | None]],
+  starts: np.ndarray,
+  environment: Environment,
+  action_size: int,
   seed: int,
   max_steps: int,
   progress: Callable[[int], None] | None = None,
@@ -157,10 +155,9 @@ def rollout_experts(
 
   Args:
     tasks: K names.
-    robot_obs: [K, M, 15] start states.
-    scene_obs: [K, M, 24] start states.
-    environment: one simulator (Protocol `Environment`).
-    make_expert: (task, environment, generator) -> act() -> action [7], or None when done.
+    starts: [K, M, W] where the episodes start.
+    environment: one simulator.
+    action_size: A.
     seed: of the experts' choices.
     max_steps: control steps until an episode has failed.
     progress: called with 1 after every episode.
@@ -168,43 +165,43 @@ def rollout_experts(
   Returns:
     The episodes.
   """
-  num_tasks, episodes = _check_starts(tasks, robot_obs, scene_obs)
+  num_tasks, episodes = _check_starts(tasks, starts)
+  row = lambda x: None if x is None else x[None]
   results = []
   began = time.perf_counter()
   for k, task in enumerate(tasks):
     for m in range(episodes):
-      environment.reset(robot_obs[k, m], scene_obs[k, m])
-      robot, scene = environment.state()
-      record = _Record([task], 1, robot[None], scene[None], max_steps, CALVIN.action_size)
-      act = make_expert(task, environment, np.random.default_rng([seed, k, m]))
+      environment.reset(starts[k, m], task)
+      record = _Record(1, 1, environment.state()[None], row(environment.snapshot()), max_steps, action_size)
+      act = environment.expert(task, np.random.default_rng([seed, k, m]))
       for t in range(max_steps):
         action = act()
         if action is None:
           break
         environment.step(action)
-        robot, scene = environment.state()
-        record.add(t, action[None], robot[None], scene[None])
+        success = np.array([environment.success()])
+        record.add(t, action[None], environment.state()[None], row(environment.snapshot()), success)
         if not record.active.any():
           break
       results.append(record.finish(None, {}))
       if progress is not None:
         progress(1)
 
-  def stack(name: str) -> np.ndarray:
-    parts = np.concatenate([getattr(r, name) for r in results], 1)[0]
+  def stack(name: str) -> np.ndarray | None:
+    values = [getattr(r, name) for r in results]
+    if values[0] is None:
+      return None
+    parts = np.concatenate(values, 1)[0]
     return parts.reshape(num_tasks, episodes, *parts.shape[1:])
 
-  arrays = {name: stack(name) for name in ("success", "steps", "robot_obs", "scene_obs", "action")}
+  arrays: dict[str, Any] = {name: stack(name) for name in KEPT}
   return Rollouts(**arrays, first_feature=None, seconds={"physics": time.perf_counter() - began})
 
 
-def _check_starts(tasks: Sequence[str], robot_obs: np.ndarray, scene_obs: np.ndarray) -> tuple[int, int]:
-  if robot_obs.ndim != 3 or robot_obs.shape[0] != len(tasks) or robot_obs.shape[:2] != scene_obs.shape[:2]:
-    raise ValueError(
-      f"start states must be [K, M, 15] and [K, M, 24] with K = {len(tasks)}, "
-      f"got {list(robot_obs.shape)} and {list(scene_obs.shape)}"
-    )
-  return robot_obs.shape[0], robot_obs.shape[1]
+def _check_starts(tasks: Sequence[str], starts: np.ndarray) -> tuple[int, int]:
+  if starts.ndim != 3 or starts.shape[0] != len(tasks):
+    raise ValueError(f"starts must be [K, M, W] with K = {len(tasks)}, got {list(starts.shape)}")
+  return starts.shape[0], starts.shape[1]
 
 
 class _Record:
@@ -212,51 +209,55 @@ class _Record:
 
   def __init__(
     self,
-    tasks: Sequence[str],
+    num_tasks: int,
     episodes: int,
     robot: np.ndarray,
-    scene: np.ndarray,
+    snapshot: np.ndarray | None,
     max_steps: int,
     action_size: int,
   ):
-    self.tasks, self.episodes, self.max_steps, self.action_size = tasks, episodes, max_steps, action_size
-    total = len(tasks) * episodes
-    self.robot, self.scene = np.array(robot, np.float64), np.array(scene, np.float64)
-    self.start = self.scene.copy()
+    self.max_steps, self.action_size = max_steps, action_size
+    self.shape, total = (num_tasks, episodes), num_tasks * episodes
+    self.robot = np.array(robot, np.float64)
+    self._snapshot = None if snapshot is None else np.array(snapshot, np.float64)
     self.active = np.ones(total, bool)
     self.success = np.zeros(total, bool)
     self.steps = np.zeros(total, np.int32)
-    self.robots, self.scenes = [self.robot.copy()], [self.scene.copy()]
-    self.actions: list[np.ndarray] = []
+    self._robots: list[np.ndarray] = [self.robot.copy()]
+    self._snapshots: list[np.ndarray] = [] if self._snapshot is None else [self._snapshot.copy()]
+    self._actions: list[np.ndarray] = []
 
-  def add(self, t: int, action: np.ndarray, robot: np.ndarray, scene: np.ndarray) -> None:
-    """Takes over the states after step `t` of the running episodes and marks those that succeeded."""
+  def add(
+    self,
+    t: int,
+    action: np.ndarray,
+    robot: np.ndarray,
+    snapshot: np.ndarray | None,
+    success: np.ndarray,
+  ) -> None:
+    """Takes over what the running episodes are after step `t` and marks those that succeeded."""
     running = self.active.copy()
-    self.robot[running], self.scene[running] = robot[running], scene[running]
+    self.robot[running] = robot[running]
+    if self._snapshot is not None and snapshot is not None:
+      self._snapshot[running] = snapshot[running]
+      self._snapshots.append(self._snapshot.copy())
     self.steps[running] = t + 1
-    holds = task_rules.successes(self.tasks, self.start, self.scene)
-    self.success |= running & holds
+    self.success |= running & success
     self.active &= ~self.success
-    self.robots.append(self.robot.copy())
-    self.scenes.append(self.scene.copy())
-    self.actions.append(np.where(running[:, None], action, 0).astype(np.float32))
+    self._robots.append(self.robot.copy())
+    self._actions.append(np.where(running[:, None], action, 0).astype(np.float32))
 
   def finish(self, first_feature: np.ndarray | None, seconds: dict[str, float]) -> Rollouts:
-    missing = self.max_steps - len(self.actions)
-    robots = np.stack(self.robots + [self.robot] * missing, 1)
-    scenes = np.stack(self.scenes + [self.scene] * missing, 1)
-    actions = np.stack(
-      self.actions + [np.zeros((len(self.active), self.action_size), np.float32)] * missing, 1
-    )
-    fold: Callable[[np.ndarray], np.ndarray] = lambda x: x.reshape(
-      len(self.tasks), self.episodes, *x.shape[1:]
-    )
+    missing = self.max_steps - len(self._actions)
+    none = np.zeros((len(self.active), self.action_size), np.float32)
+    fold: Callable[[np.ndarray], np.ndarray] = lambda x: x.reshape(*self.shape, *x.shape[1:])
+    filled = lambda parts, last: fold(np.stack(parts + [last] * missing, 1))
     return Rollouts(
       success=fold(self.success),
       steps=fold(self.steps),
-      robot_obs=fold(robots),
-      scene_obs=fold(scenes),
-      action=fold(actions),
+      robot_obs=filled(self._robots, self.robot),
+      snapshot=None if self._snapshot is None else filled(self._snapshots, self._snapshot),
+      action=filled(self._actions, none),
       first_feature=first_feature,
       seconds=seconds,
     )

@@ -132,9 +132,8 @@ def step_table() -> Iterator[str]:
   import numpy as np
 
   from wam_jax.envs.play_table import simulator, skills
-  from wam_jax.envs.registry import make_environment
 
-  table = make_environment("play_table")
+  table = simulator.PlayTable()
   table.reset(*skills.sample_start(None, np.random.default_rng(0)))
   table.step(simulator.RESTING_ACTION)
   yield "MuJoCo made a step"

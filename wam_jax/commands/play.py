@@ -1,4 +1,4 @@
-"""Shows a policy at work in the embedded simulator: runs episodes, writes an animation of them.
+"""Shows a policy at work in the simulator of its run: runs episodes, writes an animation of them.
 
 python -m wam_jax.play --task=open_drawer                          # the policies that come with the package
 python -m wam_jax.play --task=turn_on_led --policy=runs/calvin_wam_demo --episodes=4 --out=led.gif
@@ -12,60 +12,86 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from wam_jax.acting.policy import PolicyError
 from wam_jax.acting.policy_table import TRAINED
-from wam_jax.config import TASKS
-from wam_jax.embodiment import CALVIN, CONTROL_HZ, EmbodimentError
+from wam_jax.embodiment import EmbodimentError
+from wam_jax.envs import registry
+from wam_jax.envs.base import NotOffered, Simulator
+from wam_jax.envs.vector import VectorEnvironment
 from wam_jax.host import console, machine, surroundings
-from wam_jax.host.gymnasium_id import ENV_ID
 from wam_jax.host.words import count
 
 
-def play(policy: Any, seed: int, max_steps: int) -> dict[str, Any]:
+def play(policy: Any, seed: int, max_steps: int, simulator: Simulator | None = None) -> dict[str, Any]:
   """One episode.
 
   Args:
     policy: from `wam_jax.load_policy`.
-    seed: of start state and noise.
+    seed: of start and noise.
     max_steps: actions after which it ends.
+    simulator: that the policy acts in; None: the embedded one.
 
   Returns:
-    success, steps, robot_obs [T+1, 15], scene_obs [T+1, 24].
+    success, steps, task, start [W], action [T, A], robot_obs [T+1, state_size] and, where the simulator has
+    them, snapshot [T+1, W].
   """
-  import gymnasium
-  import numpy as np
-
-  env = gymnasium.make(ENV_ID, task=policy.task, image_size=policy.image_size, max_steps=max_steps)
-  observation, info = env.reset(seed=seed)
+  simulator = simulator or registry.load("play_table")
+  env = simulator.make()
+  render = simulator.make_renderer(policy.image_size, workers=1) if env.snapshot() is not None else None
+  vector = VectorEnvironment([env], render, 1, policy.image_size)
+  start = env.sample_start(policy.task, np.random.default_rng(seed))
+  vector.reset(start[None], [policy.task])
   policy.reset(seed=seed)
-  states, done = [observation], False
-  while not done:
-    observation, _, terminated, truncated, info = env.step(policy.act(observation))
-    states.append(observation)
-    done = terminated or truncated
-  env.close()
-  stacked = {name: np.stack([state[name] for state in states]) for name in ("robot_obs", "scene_obs")}
-  return {"success": bool(info["success"]), "steps": len(states) - 1, **stacked}
+  states, snapshots, success = [env.state()], [env.snapshot()], False
+  actions: list[np.ndarray] = []
+  while len(actions) < max_steps and not success and not env.ended:
+    observation = {name: values[0] for name, values in vector.observe().items()}
+    actions.append(simulator.embodiment.to_unit(policy.act(observation)))
+    env.step(actions[-1])
+    states.append(env.state())
+    snapshots.append(env.snapshot())
+    success = env.success()
+  episode: dict[str, Any] = {"success": success, "steps": len(actions), "task": policy.task, "start": start}
+  episode |= {"action": np.stack(actions), "robot_obs": np.stack(states)}
+  kept = [snapshot for snapshot in snapshots if snapshot is not None]
+  return episode | ({"snapshot": np.stack(kept)} if kept else {})
 
 
-def animate(episodes: Sequence[dict[str, Any]], size: int) -> Any:
-  """Animation [T, H, W, 3] uint8 of the static camera, episodes side by side, at most four in a row."""
-  from wam_jax.envs.play_table import renderer
+def film(
+  episodes: Sequence[dict[str, Any]], size: int, kind: str = "webp", simulator: Simulator | None = None
+) -> bytes:
+  """Animation of episodes of `play` as a file, side by side, at most four in a row.
+
+  Args:
+    episodes: from `play`.
+    size: of a picture in pixels; of a simulator that draws smaller ones, theirs.
+    kind: 'webp', which is smaller, 'gif' or 'mp4'.
+    simulator: as of `play`. Its first camera is shown.
+  """
+  from wam_jax.acting.episodes import draw_episodes
   from wam_jax.reporting import media
 
-  render = renderer.make_renderer(size, workers=1)
-  films = []
-  for episode in episodes:
-    shown = media.shown_times(episode["steps"])
-    films.append(render(episode["robot_obs"][shown], episode["scene_obs"][shown])["rgb_static"])
-  return media.side_by_side(films, min(4, len(films)))
+  simulator = simulator or registry.load("play_table")
+  columns = {name: [episode[name] for episode in episodes] for name in episodes[0]}
+  times = [media.shown_times(n) for n in columns["steps"]]
+  films = draw_episodes(simulator, columns, times, size, workers=1)[simulator.embodiment.camera_names[0]]
+  shown = media.side_by_side(films, min(4, len(films)))
+  return media.animation_bytes(shown, simulator.embodiment.control_hz / media.FRAME_STEP, kind=kind)
 
 
-def film(episodes: Sequence[dict[str, Any]], size: int, kind: str = "webp") -> bytes:
-  """The animation of `animate` as a file: 'webp', which is smaller, 'gif' or 'mp4'."""
-  from wam_jax.reporting import media
+def simulator_of(path: pathlib.Path | None) -> Simulator:
+  """The simulator that the run with a policy was of; the embedded one, where its file does not say.
 
-  return media.animation_bytes(animate(episodes, size), CONTROL_HZ / media.FRAME_STEP, kind=kind)
+  Raises ValueError or NotOffered: it cannot be had here.
+  """
+  from wam_jax.storage.artifact import read_artifact
+
+  for folder in () if path is None else (path, path / "ppo", path / "behaviour_cloning"):
+    if (artifact := read_artifact(folder)) is not None:
+      return registry.load(artifact.config["env"])
+  return registry.load("play_table")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,12 +99,15 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser = argparse.ArgumentParser(
     prog="python -m wam_jax.play", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("--task", default="open_drawer", help=f"one of the policy's, of {', '.join(TASKS)}")
+  parser.add_argument(
+    "--task", help="one of the policy's; default: its only one, of the package's open_drawer"
+  )
   parser.add_argument(
     "--policy",
     type=machine.local_path,
     help="a run's folder, or packed policies (folder or file); default: what comes with the package",
   )
+  parser.add_argument("--simulator", help="as env.name; default: that of the run, or play_table")
   parser.add_argument("--which", choices=TRAINED, help="of a run's folder; default: ppo if finished")
   parser.add_argument("--episodes", type=int, default=1)
   parser.add_argument("--seed", type=int, default=0, help="of the first episode; the others follow")
@@ -88,7 +117,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   )
   parser.add_argument("--size", type=int, default=200, help="pixels of the animation")
   arguments = parser.parse_args(argv)
-  out = arguments.out or pathlib.Path(f"{arguments.task}.webp")
+  task = arguments.task or (None if arguments.policy else "open_drawer")
+  out = arguments.out or pathlib.Path(f"{task or 'episode'}.webp")
   for name, value in (("episodes", arguments.episodes), ("max_steps", arguments.max_steps)):
     if value < 1:
       parser.error(f"--{name}: expected at least 1, got {value}")
@@ -108,29 +138,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.error(f"--out: {out} needs PyAV (pip install av); .webp and .gif do not")
   try:
     surroundings.start_jax()
-    policy = wam_jax.load_policy(arguments.policy, arguments.task, arguments.which)
-    policy.embodiment.check("the policy", CALVIN, "the play table")
-    if policy.task not in TASKS:
-      raise PolicyError(f"{policy.task}: the play table has no such task; it has {', '.join(TASKS)}")
+    policy = wam_jax.load_policy(arguments.policy, task, arguments.which)
+    named = arguments.simulator
+    simulator = registry.load(named) if named else simulator_of(arguments.policy)
+    policy.embodiment.check("the policy", simulator.embodiment, f"the simulator {simulator.name}")
+    if policy.task not in simulator.tasks:
+      raise NotOffered(f"the simulator {simulator.name} does not know the task {policy.task}")
   except (
     PolicyError,
     ArtifactError,
     CheckpointError,
     EmbodimentError,
+    NotOffered,
+    ValueError,
     surroundings.SurroundingsError,
   ) as error:
     print(f"\n{error}", file=sys.stderr)
     return 1
   episodes = []
   for i in range(arguments.episodes):
-    episode = play(policy, arguments.seed + i, arguments.max_steps)
+    episode = play(policy, arguments.seed + i, arguments.max_steps, simulator)
     word = "success" if episode["success"] else "no success"
     print(
       f"{policy.task}, start {arguments.seed + i}: {word} after {count(episode['steps'], 'step')}", flush=True
     )
     episodes.append(episode)
   solved = sum(episode["success"] for episode in episodes)
-  out.write_bytes(film(episodes, arguments.size, out.suffix[1:]))
+  out.write_bytes(film(episodes, arguments.size, out.suffix[1:], simulator))
   print(f"{solved} of {len(episodes)} succeeded. Animation: {out.absolute()}")
   return 0
 

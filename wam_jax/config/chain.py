@@ -15,7 +15,18 @@ from wam_jax.host.words import count
 
 # Time of making and drawing a frame, in units of the embedded simulator's at 64 pixels.
 SLOWER = {"play_table": 1.0, "calvin": 18.0}
-_SIMULATOR = ("env.name", "env.calvin_scene", "env.image_size", "env.max_steps")
+_ELSE_SLOWER = 3.0  # of a simulator that nothing is known of
+_SIMULATOR = (
+  "env.name",
+  "env.calvin_scene",
+  "env.tasks",
+  "env.pictures",
+  "env.state",
+  "env.success",
+  "env.expert",
+  "env.image_size",
+  "env.max_steps",
+)
 
 
 def _constant_work(_: Any) -> float:
@@ -105,7 +116,7 @@ def _vision(c: Any) -> float:
 
 def _simulating(c: Any) -> float:
   """Time of making and drawing a frame. Of the embedded simulator's four fifths are drawing."""
-  return SLOWER[c.env.name] * (0.2 + 0.8 * _pixels(c) if c.env.name == "play_table" else 1)
+  return SLOWER.get(c.env.name, _ELSE_SLOWER) * (0.2 + 0.8 * _pixels(c) if c.env.name == "play_table" else 1)
 
 
 def _policy(c: Any) -> float:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from wam_jax.envs import registry
 from wam_jax.host import machine
 
 MOST = 2**31 - 1  # of whole numbers: more does not fit JAX's integers
@@ -161,6 +162,15 @@ PROJECT = Check(
   (str,),
 )
 FLAG = Check(lambda value: True, "true or false", (bool,))
+SIMULATOR = Check(
+  lambda value: value in registry.names() or all(value.partition(":")[::2]),
+  f"one of {', '.join(registry.names())}, {registry.OTHERS}",
+  (str,),
+)
+WORDS = several(
+  lambda value: len(value) == len(set(value)) and all(isinstance(x, str) and x for x in value),
+  "different words",
+)
 FOLDERS = several(
   lambda value: all(isinstance(x, str) and machine.on_this_machine(x) for x in value),
   "folders on this machine, not addresses of buckets: mount them first (docs/CLUSTER.md)",

@@ -27,9 +27,11 @@ from wam_jax.config.checks import (
   RATE,
   RESIDUAL_WIDTHS,
   SEEDS,
+  SIMULATOR,
   TEXT,
   UPDATES,
   WIDTHS,
+  WORDS,
   Check,
   Problem,
   choice,
@@ -103,12 +105,27 @@ ROWS: tuple[Field, ...] = (
     "Diffusion policies trained with DPPO or DiWA (.pt, or .npz of a state dict), taken instead of cloning:"
     " a path with {task} for the task's name, one file per task; without it where there is one task."),
 
-  Field("env.name", "play_table", choice("play_table", "calvin"),
-    "play_table (embedded simulator), calvin (CALVIN's own)"),
+  Field("env.name", "play_table", SIMULATOR,
+    "play_table (embedded simulator), calvin (CALVIN's own), gymnasium:ENV_ID, module:attribute of your own, "
+    "or the name that an installed package gives its simulator: docs/guides/own_simulator.md"),
   Field("env.calvin_root", "", PLACE, "checkout of mees/calvin_env, for calvin; empty: $CALVIN_ROOT"),
   Field("env.calvin_scene", "D", choice("A", "B", "C", "D"), "A, B, C or D; scripted experts know D only"),
+  Field("env.tasks", (), WORDS,
+    "of a gymnasium environment, told it by reset(options={'task': ...}) if there are several; empty: its "
+    "attribute tasks, or one that is called like it", silent=()),
+  Field("env.pictures", (), WORDS,
+    "dotted keys of pictures in a gymnasium observation; empty: all there are, or what it renders",
+    silent=()),
+  Field("env.state", (), WORDS,
+    "dotted keys of the robot's numbers there; empty: all vectors of floats", silent=()),
+  Field("env.success", "", TEXT,
+    "key of a gymnasium info that says that the task is done, or 'terminated'; empty: success, is_success",
+    silent=""),
+  Field("env.expert", "", TEXT,
+    "module:function(env, observation) -> action, a scripted policy of a gymnasium environment that has no "
+    "method expert", silent=""),
   Field("env.image_size", 64, count(16, 256), "side of the pictures, in pixels, as models see them"),
-  Field("env.max_steps", 72, count(), "control steps of an episode, at 30 Hz"),
+  Field("env.max_steps", 72, count(), "control steps of an episode; the embedded table makes 30 a second"),
   Field("env.workers", 0, count(0), "threads for physics and pictures; 0: one per core"),
 
   Field("data.source", "calvin", choice("embedded", "calvin"),
@@ -130,7 +147,8 @@ ROWS: tuple[Field, ...] = (
     "std of Gaussian noise on the experts' motion, in action units"),
   Field("data.failed_attempt_rate", 0.25, RATE, "share of play skills broken off half-way (embedded)"),
   Field("data.clumsy_attempt_rate", 0.5, RATE, "share of play skills aimed beside their target (embedded)"),
-  Field("data.aim_error", 0.02, NOT_NEGATIVE, "m, standard deviation of these along each axis"),
+  Field("data.aim_error", 0.02, NOT_NEGATIVE,
+    "m, standard deviation of these along each axis; to a gymnasium environment 0.02 is a unit of an action"),
   Field("data.wrist_error", 0.0, NOT_NEGATIVE,
     "rad, standard deviation about each axis of how the hand is turned in the skills of play and in failed "
     "takes: where it always is straight, the world model cannot see that it is not."),

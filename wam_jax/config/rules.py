@@ -39,13 +39,6 @@ RULES: tuple[Rule, ...] = (
     "--config.evaluate.expert=False",
   ),
   Rule(
-    "env.image_size",
-    ("env.name",),
-    lambda size, env: size <= 84 or env != "calvin",
-    "at most 84 with env.name=calvin: its wrist camera has no more",
-    "take 64",
-  ),
-  Rule(
     "env.max_steps",
     ("behaviour_cloning.chunk",),
     lambda steps, chunk: steps % chunk == 0,

@@ -20,6 +20,8 @@ from wam_jax import embodiment
 from wam_jax.config.chain import STAGES
 from wam_jax.config.checks import Problem, did_you_mean, suggest
 from wam_jax.embodiment import CALVIN, CAMERAS, Embodiment, EmbodimentError
+from wam_jax.envs import registry
+from wam_jax.envs.base import NotOffered, Simulator
 from wam_jax.envs.calvin.simulator import CalvinMissingError, find_checkout
 from wam_jax.envs.tasks import TASKS
 from wam_jax.host import file_kinds
@@ -201,7 +203,7 @@ def _find_tracker(config: ConfigDict) -> list[Problem]:
 
 
 def robot_of_data(config: ConfigDict) -> Embodiment:
-  """Embodiment of the data: of the artifact or the dataset that is named, else of the simulators.
+  """Embodiment of the data: of the artifact or the dataset that is named, else of the simulator.
 
   Raises:
     EmbodimentError: the dataset's description breaks a rule.
@@ -219,11 +221,21 @@ def robot_of_data(config: ConfigDict) -> Embodiment:
       return embodiment.from_json(read_text(os.path.join(config.data.calvin_path, embodiment.FILE)))
     except (OSError, UnicodeDecodeError) as error:
       raise EmbodimentError(f"cannot be read ({error})") from None
+  elif config.data.source == "embedded" and (simulator := _simulator(config)) is not None:
+    return simulator.embodiment
   return CALVIN
 
 
+def _simulator(config: ConfigDict) -> Simulator | None:
+  """The config's; None where it cannot be had, as `_check_simulator` says."""
+  try:
+    return registry.load(config.env)
+  except (NotOffered, ValueError, TypeError):
+    return None
+
+
 def _check_robot(config: ConfigDict) -> list[Problem]:
-  """Cameras must be the data's, tasks the simulator's or the data's; cameras left alone become the data's."""
+  """Cameras must be the data's, tasks the simulator's or the data's; those left alone become so."""
   try:
     robot = robot_of_data(config)
   except EmbodimentError as error:
@@ -241,16 +253,49 @@ def _check_robot(config: ConfigDict) -> list[Problem]:
   if not robot.state and proprio != "none":
     rule = "none: the robot in the data reports no state"
     problems.append(Problem("world_model.proprio", proprio, rule, "--config.world_model.proprio=none"))
-  unknown_tasks = [task for task in config.tasks if task not in TASKS]
   recorded = config.inputs.collect or (config.data.source == "calvin" and _exists(config.data.calvin_path))
+  simulator = _simulator(config)
+  if simulator is None and ":" in config.env.name:
+    return problems  # its tasks are not known
+  known = simulator.tasks if simulator is not None else TASKS
+  if config.tasks == TASKS and not set(TASKS) & set(known) and not recorded:
+    config.tasks = known
+  unknown_tasks = [task for task in config.tasks if task not in known]
   if unknown_tasks and not recorded:  # recordings may have tasks of their own
-    better = [f"{task}: {did_you_mean(task, TASKS)}" for task in unknown_tasks if suggest(task, TASKS)]
-    fix = "; ".join(better) or f"for instance --config.tasks={TASKS[0]}"
-    problems.append(Problem("tasks", config.tasks, f"different tasks out of {', '.join(TASKS)}", fix))
+    better = [f"{task}: {did_you_mean(task, known)}" for task in unknown_tasks if suggest(task, known)]
+    fix = "; ".join(better) or f"for instance --config.tasks={known[0]}"
+    problems.append(Problem("tasks", config.tasks, f"different tasks out of {', '.join(known)}", fix))
   return problems
 
 
+def _check_simulator(config: ConfigDict) -> list[Problem]:
+  """There is such a simulator, and it offers what is asked of it."""
+  env = config.env
+  try:
+    simulator = registry.load(env)
+  except (NotOffered, ValueError) as error:
+    return [Problem("env.name", env.name, f"a simulator that can be used; {error}", OWN_SIMULATOR)]
+  largest = simulator.largest_picture
+  problems = []
+  if largest is not None and env.image_size > largest:
+    rule = f"at most {largest} with env.name={env.name}: its pictures have no more"
+    problems.append(Problem("env.image_size", env.image_size, rule, "take 64, or let it draw larger ones"))
+  without = [task for task in config.tasks if task in simulator.tasks and task not in simulator.experts]
+  if without and config.data.source == "embedded" and not config.inputs.collect:
+    rule = f"not embedded, for {env.name} has no scripted expert of {', '.join(without)}"
+    fix = f"write one ({OWN_SIMULATOR}), or take a dataset: --config.data.source=calvin"
+    problems.append(Problem("data.source", config.data.source, rule, fix))
+  elif without and config.evaluate.expert:
+    rule = f"False, for {env.name} has no scripted expert of {', '.join(without)}"
+    problems.append(Problem("evaluate.expert", True, rule, "--config.evaluate.expert=False"))
+  return problems
+
+
+OWN_SIMULATOR = "docs/guides/own_simulator.md says what it must offer"
+
+
 _DATA = ("data.source", "data.calvin_path", "inputs.collect")
+_ENV = tuple(f"env.{name}" for name in registry.IDENTITY)
 _AMOUNT = ("data.source", "data.calvin_path", "data.play_frames")
 
 
@@ -296,6 +341,7 @@ DERIVED: tuple[tuple[tuple[str, ...], Callable[[ConfigDict], Sequence[Problem] |
   (("env.name", "env.calvin_root"), _find_calvin_env),
   (("data.source", "data.calvin_path", "data.failed_takes_per_task", "inputs.collect"), _find_calvin),
   (("tasks", "world_model.cameras", "world_model.proprio", *_DATA), _check_robot),
+  (("tasks", "env.image_size", "evaluate.expert", *_ENV, *_DATA), _check_simulator),
   (tuple(f"training.{name}_project" for name in TRACKERS), _find_tracker),
   (("world_model.batch_size", "world_model.sequence_length", *_AMOUNT), _check_amount),
 )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -432,64 +432,74 @@ def read_windows(
 
 
 def read_start_states(
-  root: PathLike, tasks: Sequence[str], limit: int | None = None
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-  """Held-out states to start an evaluation from.
+  root: PathLike, tasks: Sequence[str], limit: int | None = None, split: str = "validation"
+) -> dict[str, np.ndarray]:
+  """What a simulator can start episodes from: recorded states, or seeds.
 
   Args:
     root: a dataset: the folder that holds training/ and validation/.
     tasks: names.
-    limit: at most so many states of each task.
+    limit: at most so many starts of each task.
+    split: whose starts; those of validation are held out.
 
   Returns:
-    task -> (robot_obs [M, 15], scene_obs [M, 24]) float64: those of validation/start_states.npz, or
-    else the first frames of validation's annotated windows.
+    task -> [M, W] float64: those of start_states.npz in the split, or else the first frames of its annotated
+    windows, of CALVIN's scene robot_obs [15] and scene_obs [24] together.
 
   Raises:
-    DatasetError: no validation split, a task without states, a NaN, wrong shapes.
+    DatasetError: no such split, a task without starts, a NaN, wrong shapes, frames that no simulator can
+      start from.
   """
-  folder = check_root(root) / "validation"
+  folder = check_root(root) / split
   path = folder / START_STATES_FILE
-  if os.path.lexists(path):
-    arrays = read_npz(path, ("task", "robot_obs", "scene_obs"))
-    names = arrays["task"]
-    if names.ndim != 1 or names.dtype.kind != "U":
-      rule = f"must be names [states], not {names.dtype} {list(names.shape)}."
-      raise DatasetError(path, rule, key="task", fix=COPY_AGAIN)
-    for key in ("robot_obs", "scene_obs"):
-      if arrays[key].shape != (len(names), _STATES[key]) or arrays[key].dtype.kind != "f":
-        raise DatasetError(
-          path,
-          f"must be floats [{len(names)}, {_STATES[key]}], not {arrays[key].dtype} "
-          f"{list(arrays[key].shape)}.",
-          key=key,
-          fix=COPY_AGAIN,
-        )
-    sources = {task: np.flatnonzero(names == task)[:limit] for task in tasks}
-    states = {task: (arrays["robot_obs"][rows], arrays["scene_obs"][rows]) for task, rows in sources.items()}
+  stored = os.path.lexists(path)
+  if stored:
+    names, starts = _stored_starts(path)
+    states = {task: starts[np.flatnonzero(names == task)[:limit]] for task in tasks}
   else:
     raw = read_raw_annotations(folder)
     check_tasks(folder, (task for task, _, _ in raw), tasks)
     first = {task: [low for name, low, _ in raw if name == task][:limit] for task in tasks}
     ids = np.concatenate(list(first.values()))
-    found = open_reader(folder, np.stack([ids, ids], 1), 1).read_vectors(
-      0, len(ids), ("robot_obs", "scene_obs")
-    )
+    reader = open_reader(folder, np.stack([ids, ids], 1), 1)
+    if "scene_obs" not in reader.widths:
+      raise DatasetError(
+        reader.path(int(ids[0])),
+        "a simulator starts from recorded states of the scene, which these frames lack.",
+        key="scene_obs",
+        fix=f"run the stages up to ppo, which need no simulator, or write {path}.",
+      )
+    vectors = reader.read_vectors(0, len(ids), tuple(_STATES))
     cuts = np.cumsum([len(part) for part in first.values()])[:-1]
-    parts = zip(*(np.split(found[key], cuts) for key in ("robot_obs", "scene_obs")), strict=True)
-    states = dict(zip(first, parts, strict=True))
-  for task, (robot_obs, scene_obs) in states.items():
-    if not len(robot_obs):
+    states = dict(zip(first, np.split(_joined(vectors), cuts), strict=True))
+  for task, starts in states.items():
+    if not len(starts):
       raise DatasetError(path, f"no start state of {task}.", key="task", fix="run the collect stage again.")
-    for key, array in (("robot_obs", robot_obs), ("scene_obs", scene_obs)):
-      if array.shape[1:] != (_STATES[key],) or not np.isfinite(array).all():
-        raise DatasetError(
-          path if os.path.lexists(path) else folder,
-          f"start states of {task} must be finite and have {_STATES[key]} numbers.",
-          key=key,
-          fix=COPY_AGAIN,
-        )
-  return {task: (np.array(r, np.float64), np.array(s, np.float64)) for task, (r, s) in states.items()}
+    if not np.isfinite(starts).all():
+      rule = f"start states of {task} must be finite."
+      raise DatasetError(path if stored else folder, rule, key="start", fix=COPY_AGAIN)
+  return {task: np.array(starts, np.float64) for task, starts in states.items()}
+
+
+def _joined(states: Mapping[str, np.ndarray]) -> np.ndarray:
+  return np.concatenate([states[key] for key in _STATES], -1)
+
+
+def _stored_starts(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
+  """Tasks [M] and starts [M, W] of a start_states.npz; older ones hold robot_obs and scene_obs."""
+  arrays = dict(read_npz(path, ("task",), ("start",)))
+  if "start" not in arrays:
+    arrays |= read_npz(path, tuple(_STATES))
+  names = arrays.pop("task")
+  if names.ndim != 1 or names.dtype.kind != "U":
+    rule = f"must be names [states], not {names.dtype} {list(names.shape)}."
+    raise DatasetError(path, rule, key="task", fix=COPY_AGAIN)
+  for key, array in arrays.items():
+    width = _STATES.get(key, array.shape[-1] if array.ndim else 0)
+    if array.shape != (len(names), width) or array.dtype.kind != "f":
+      rule = f"must be floats [{len(names)}, {width or 'W'}], not {array.dtype} {list(array.shape)}."
+      raise DatasetError(path, rule, key=key, fix=COPY_AGAIN)
+  return names, arrays["start"] if "start" in arrays else _joined(arrays)
 
 
 def has_start_states(root: PathLike) -> bool:

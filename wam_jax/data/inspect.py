@@ -98,10 +98,12 @@ def inspect_dataset(
   for name in present:
     report["splits"][name] = _inspect_split(root / name, tasks, frames, image_size, workers, problems)
   _note(problems, calvin.check_root, root)
-  # A simulator restores CALVIN's robot and scene.
+  # CALVIN's simulators restore its robot and scene; others start from what the file of starts holds.
   robot = _note(problems, read_embodiment, root) or CALVIN
   scenes = [split["keys"] for split in report["splits"].values() if split["keys"]]
-  report["simulated"] = not robot.differences(CALVIN) and all("scene_obs" in keys for keys in scenes)
+  report["simulated"] = (root / "validation" / calvin.START_STATES_FILE).is_file() or (
+    not robot.differences(CALVIN) and all("scene_obs" in keys for keys in scenes)
+  )
   if "validation" in present and report["simulated"]:
     _inspect_starts(root, tasks, report["splits"]["validation"], problems)
   if any(split["frames"] for split in report["splits"].values()):
@@ -293,7 +295,7 @@ def _inspect_starts(
   states = None
   if split["frames"] and known:
     states = _note(problems, calvin.read_start_states, root, known, stops="evaluate")
-  split["start_states"] = {task: len(robot_obs) for task, (robot_obs, _) in (states or {}).items()}
+  split["start_states"] = {task: len(starts) for task, starts in (states or {}).items()}
 
 
 # ---------------------------------------------------------------------------------------------

@@ -1,5 +1,5 @@
-"""Simulators. `make_environment("play_table")` makes one; `registry` has their table."""
+"""Simulators. `load("play_table")` gives one; `base` says what each of them is."""
 
-from wam_jax.envs.registry import NAMES, load_skills, make_environment, make_renderer, make_vector
+from wam_jax.envs.registry import NAMES, load, load_skills
 
-__all__ = ["NAMES", "load_skills", "make_environment", "make_renderer", "make_vector"]
+__all__ = ["NAMES", "load", "load_skills"]

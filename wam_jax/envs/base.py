@@ -1,49 +1,124 @@
-"""What a simulator must offer, and nothing about any one of them."""
+"""What a simulator must offer, and nothing about any one of them.
+
+A simulator is two classes. `Simulator` says what robot it has and which tasks it knows, and is cheap to make:
+plans and checks ask it. Its `make` gives an `Environment`, which moves. Both have few methods that must be
+written, and others that add what it can do besides.
+
+- Written always: `Simulator.name`, `.embodiment`, `.tasks`, `.make`; `Environment.reset`, `.step`, `.state`,
+  `.success`, `.pictures`. Policies are evaluated with them, measured during PPO and improved by `online_ppo`.
+- `Simulator.experts` and `Environment.expert`: stage `collect` records their demos, and failed takes.
+- `Environment.possible`, `.begin` and `.wander`: play that tries one task after the other.
+- `Environment.sample_start`: other starts than seeds.
+- `Environment.snapshot` and `Simulator.make_renderer` instead of `.pictures`: states are recorded, and drawn
+  later in batches, which a batched renderer does many times as fast.
+
+A start is an array [W] that the simulator understands: a state to restore or, where none can be restored, a
+seed. The same start and the same actions must give the same episode: those without `snapshot` are shown by
+running them again.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from collections.abc import Callable, Mapping
+import abc
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
-from wam_jax.envs.goals import Task
+from wam_jax.embodiment import Embodiment
 
-FINGERS_DOWN = (math.pi, 0.0, math.pi / 2)  # Euler angles of the hand in most skills
-
-ACTION_TRANSLATION = 0.02  # m of target motion per unit of action
-ACTION_ROTATION = 0.05  # rad
+Act = Callable[[], "np.ndarray | None"]  # the next action [A] in [-1, 1]; None: it is over
+Pictures = dict[str, np.ndarray]
 
 
-class Environment(Protocol):
-  """One manipulation scene with CALVIN's conventions.
+class NotOffered(NotImplementedError):
+  """The simulator has no such thing; the text says what, and what to do."""
 
-  Pictures are a function of the state (`render`), so a rollout can be recorded as states and drawn
-  afterwards in batches.
+
+class Environment(abc.ABC):
+  """One simulation.
+
+  Attributes:
+    ended: the episode cannot go on. `step` then changes nothing, until `reset`.
   """
 
-  control_hz: int
+  ended: bool = False
 
-  def reset(self, robot_obs: np.ndarray | None = None, scene_obs: np.ndarray | None = None) -> None:
-    """Restores a state exactly; None means the neutral one. Raises ValueError on NaN or shape."""
-    ...
+  @abc.abstractmethod
+  def reset(self, start: np.ndarray, task: str = "") -> None:
+    """Begins an episode.
 
+    Args:
+      start: [W], from `sample_start`, `snapshot` or a dataset.
+      task: one of the simulator's, which `success` is about; empty: play, with whatever task it likes.
+
+    Raises:
+      ValueError: it cannot start there, or does not know the task.
+    """
+
+  @abc.abstractmethod
   def step(self, action: np.ndarray) -> None:
-    """Executes one relative action [7] in [-1, 1], gripper exactly +1 or -1, for 1/control_hz s."""
-    ...
+    """Executes an action [A] in [-1, 1], its binary numbers exactly -1 or +1, for 1 / control_hz seconds."""
 
-  def state(self) -> tuple[np.ndarray, np.ndarray]:
-    """(robot_obs [15], scene_obs [24]), float64."""
-    ...
+  @abc.abstractmethod
+  def state(self) -> np.ndarray:
+    """[state_size] float64, what the robot reports now."""
+
+  @abc.abstractmethod
+  def success(self) -> bool:
+    """Whether the task is done now, relative to `reset` or `begin`; false without a task."""
+
+  def pictures(self) -> Pictures | None:
+    """What each camera sees now, [H, W, 3] uint8. None: `snapshot` and a renderer are there instead."""
+    return None
+
+  def snapshot(self) -> np.ndarray | None:
+    """[W] float64, all of the state: `reset` starts there, a renderer draws it. None: only seeds start it."""
+    return None
+
+  def sample_start(self, task: str, rng: np.random.Generator) -> np.ndarray:
+    """A random start [W] of a task (empty: of play); where the simulation stands afterwards is open."""
+    del task
+    return np.array([rng.integers(2**31)], np.float64)
+
+  def expert(
+    self, task: str, rng: np.random.Generator, aim_error: float = 0.0, wrist_error: float = 0.0
+  ) -> Act:
+    """A scripted controller of a task, from wherever the simulation is now.
+
+    Args:
+      task: of `Simulator.experts`.
+      rng: source of the small variation between demonstrations.
+      aim_error: standard deviation, in its own unit, of one displacement of the whole attempt.
+      wrist_error: standard deviation [rad] of one turn of the hand that lasts the whole attempt.
+
+    Raises:
+      NotOffered: it has none.
+    """
+    raise NotOffered(f"there is no scripted expert of {task}")
+
+  def possible(self) -> Sequence[str]:
+    """Tasks with an expert that are not done and can be begun now; `begin` takes them."""
+    return ()
+
+  def begin(self, task: str) -> None:  # noqa: B027
+    """From now on `success` is about this task, one of `possible`."""
+
+  def wander(self, rng: np.random.Generator) -> Act | None:
+    """Aimless motion for play, which never ends. None: smooth random actions do."""
+    return None
+
+  def extras(self, action: np.ndarray) -> Mapping[str, np.ndarray]:
+    """What else a dataset holds of the frame at which `action` was taken, asked for after it."""
+    del action
+    return {}
 
 
 class Renderer(Protocol):
-  """Draws both cameras of many states at once."""
+  """Draws all cameras of many states at once."""
 
-  def __call__(self, robot_obs: np.ndarray, scene_obs: np.ndarray) -> dict[str, np.ndarray]:
-    """robot_obs [N, 15], scene_obs [N, 24] -> {'rgb_static', 'rgb_gripper'}: [N, S, S, 3] uint8."""
+  def __call__(self, snapshots: np.ndarray) -> Pictures:
+    """[N, W] of `Environment.snapshot` -> camera -> [N, S, S, 3] uint8."""
     ...
 
 
@@ -52,89 +127,72 @@ class VectorStepper(Protocol):
 
   num: int
 
-  def reset(self, robot_obs: np.ndarray, scene_obs: np.ndarray, active: np.ndarray | None = None) -> None:
-    """Restores robot_obs [n, 15] and scene_obs [n, 24]."""
+  def reset(self, starts: np.ndarray, tasks: Sequence[str], active: np.ndarray | None = None) -> None:
+    """Begins an episode in each: starts [n, W], n tasks."""
     ...
 
   def step(self, actions: np.ndarray, active: np.ndarray | None = None) -> None:
-    """Executes actions [n, 7]."""
+    """Executes actions [n, A]."""
     ...
 
   def observe(self, active: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """'rgb_static', 'rgb_gripper' [n, S, S, 3] uint8, 'robot_obs', 'scene_obs'. Not active: old pictures."""
+    """Each camera's pictures [n, S, S, 3] uint8 and 'robot_obs' [n, state_size]. Not active: old pictures."""
     ...
 
-  def state(self) -> tuple[np.ndarray, np.ndarray]:
-    """robot_obs [n, 15], scene_obs [n, 24]."""
+  def state(self) -> np.ndarray:
+    """[n, state_size] float64."""
+    ...
+
+  def success(self) -> np.ndarray:
+    """[n] bool, whether each one's task is done now."""
+    ...
+
+  def snapshot(self) -> np.ndarray | None:
+    """[n, W], or None."""
     ...
 
 
-@dataclasses.dataclass(frozen=True)
-class Route:
-  """Waypoints [W, 3] of the tcp in m, in the order they are visited, and the hand's Euler angles [3]."""
-
-  waypoints: list[np.ndarray]
-  euler: tuple[float, float, float] = FINGERS_DOWN
-
-
-@dataclasses.dataclass(frozen=True)
-class Skill:
-  """A row of a simulator's table of skills: a task, and how it is done there.
+class Simulator(abc.ABC):
+  """What there is to know of a simulator before one is started.
 
   Attributes:
-    task: name, goal and start.
-    route: (scene_obs [24], generator) -> the way of the hand, with small variation. None: the simulator can
-      start the task and see that it is done, but has no expert for it.
+    name: as in `env.name`.
+    embodiment: of its robot. Cameras of a renderer are square, of the size asked for.
+    tasks: that it knows. A task's place is part of the seed of its recordings.
+    experts: those of them with a scripted expert.
+    threads: whether environments may be stepped in other threads than they were made in.
+    largest_picture: shortest side [pixels] of what its cameras see; None: any size is drawn.
+    settings: `config.env`, or what of it makes a simulator.
   """
-
-  task: Task
-  route: Callable[[np.ndarray, np.random.Generator], Route] | None = None
-
-
-def skill_table(*rows: Skill) -> dict[str, Skill]:
-  """Rows by name, in their order. A row's place is part of the seed of its recordings: append only."""
-  table = {row.task.name: row for row in rows}
-  if len(table) != len(rows):
-    raise ValueError(f"a task has two rows: {', '.join(row.task.name for row in rows)}")
-  return table
-
-
-def find_skill(skills: Mapping[str, Skill], task: str) -> Skill:
-  """The row of a task. Raises ValueError: the simulator does not know it."""
-  if task not in skills:
-    raise ValueError(f"unknown task {task!r}; known: {', '.join(skills)}")
-  return skills[task]
-
-
-class TaughtEnvironment(Environment, Protocol):
-  """A simulator with scripted experts: it also tells its name and the pose that its controller follows."""
 
   name: str
+  embodiment: Embodiment
+  tasks: tuple[str, ...]
+  experts: tuple[str, ...] = ()
+  threads: bool = False
+  largest_picture: int | None = None
 
-  def target_pose(self) -> tuple[np.ndarray, np.ndarray]:
-    """Target position [3] in m and Euler angles [3] in rad of the tcp, moved by every action."""
-    ...
+  def __init__(self, settings: Mapping[str, Any]):
+    """Args: settings: as above. Starts nothing that is slow to start."""
+    self.settings = settings
 
+  @abc.abstractmethod
+  def make(self) -> Environment:
+    """One environment; each call a new one. Raises NotOffered or ValueError where there cannot be one."""
 
-class Skills(Protocol):
-  """What a simulator's module of skills holds (`registry.load_skills`). It imports no simulator by itself.
+  def make_renderer(self, image_size: int, workers: int = 0) -> Renderer | None:
+    """Draws snapshots at this size [pixels]; None: environments draw themselves, as they go.
 
-  Attributes:
-    SKILLS: `skill_table` of what can be done there.
-    WORKSPACE: lowest and highest corner [3] of the free space above the table, in m.
-    SAFE_HEIGHT: z [m] above everything that stands on the table.
-    LOW_HEIGHT: z [m] below which a hand is among the furniture.
-    FREE_Y: y [m] up to which a hand can rise freely.
-  """
+    Raises ValueError: a number out of range.
+    """
+    del image_size, workers
+    return None
 
-  SKILLS: Mapping[str, Skill]
-  WORKSPACE: tuple[np.ndarray, np.ndarray]
-  SAFE_HEIGHT: float
-  LOW_HEIGHT: float
-  FREE_Y: float
+  def make_vector(self, num: int, workers: int, image_size: int) -> VectorStepper | None:
+    """`num` environments at once, where it knows better than `vector.make_vector`."""
+    del num, workers, image_size
+    return None
 
-  def sample_start(
-    self, task: str | None, rng: np.random.Generator, env: Any
-  ) -> tuple[np.ndarray, np.ndarray]:
-    """See `experts.sample_start`."""
-    ...
+  def describe(self) -> dict[str, Any]:
+    """For `results.json`: its name, and what to find the very same one by."""
+    return {"name": self.name}

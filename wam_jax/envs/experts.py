@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from wam_jax.envs import base, registry
-from wam_jax.envs.base import FINGERS_DOWN, Route, Skills, TaughtEnvironment
+from wam_jax.envs import registry, table
 from wam_jax.envs.steering import CLOSED, steer, wrap_angle
+from wam_jax.envs.table import FINGERS_DOWN, Route, Skill, Skills, TaughtTable
 
 _REACHED_TARGET, _REACHED_TCP, _REACHED_ANGLE = 0.012, 0.03, 0.2
 _REACHED_LAST = 0.006
@@ -25,7 +25,7 @@ _Act = Callable[[], "np.ndarray | None"]
 
 
 def sample_start(
-  task: str | None, rng: np.random.Generator, env: TaughtEnvironment
+  task: str | None, rng: np.random.Generator, env: TaughtTable
 ) -> tuple[np.ndarray, np.ndarray]:
   """A random state from which a task can be done.
 
@@ -43,20 +43,17 @@ def sample_start(
   return registry.load_skills(env.name).sample_start(task, rng, env)
 
 
-def add_noise(action: np.ndarray, rng: np.random.Generator, std: float) -> np.ndarray:
-  """Gaussian noise on an action's motion.
+def possible_tasks(skills: Mapping[str, Skill], scene_obs: np.ndarray) -> list[str]:
+  """Tasks that have an expert and can still be done from here.
 
   Args:
-    action: [7].
-    rng: source of randomness.
-    std: standard deviation in action units.
+    skills: of the simulator.
+    scene_obs: [24].
 
   Returns:
-    [7], motion clipped to [-1, 1], gripper unchanged.
+    Names, in the table's order.
   """
-  noisy = np.array(action, np.float64)
-  noisy[:6] = np.clip(noisy[:6] + rng.normal(0.0, std, 6), -1.0, 1.0)
-  return noisy
+  return [name for name, skill in skills.items() if skill.route and skill.task.goal.possible(scene_obs)]
 
 
 def _way_out(skills: Skills, tcp: np.ndarray) -> list[np.ndarray]:
@@ -73,7 +70,7 @@ class WaypointExpert:
   Source: rules of the thumb; CALVIN's own demonstrations were teleoperated.
   """
 
-  def __init__(self, env: TaughtEnvironment, route: Route) -> None:
+  def __init__(self, env: TaughtTable, route: Route) -> None:
     self._env = env
     self._waypoints = _way_out(registry.load_skills(env.name), env.state()[0][:3]) + route.waypoints
     self._euler = np.array(route.euler)
@@ -108,7 +105,7 @@ class WaypointExpert:
 
 def make_expert(
   task: str,
-  env: TaughtEnvironment,
+  env: TaughtTable,
   rng: np.random.Generator,
   aim_error: float = 0.0,
   wrist_error: float = 0.0,
@@ -129,7 +126,7 @@ def make_expert(
   Raises:
     ValueError: unknown task, or one without an expert in this simulator.
   """
-  skill = base.find_skill(registry.load_skills(env.name).SKILLS, task)
+  skill = table.find_skill(registry.load_skills(env.name).SKILLS, task)
   if skill.route is None:
     raise ValueError(f"{task}: has no scripted expert in simulator {env.name!r}")
   route = skill.route(env.state()[1], rng)
@@ -142,7 +139,7 @@ def make_expert(
   return WaypointExpert(env, route)
 
 
-def make_wanderer(env: TaughtEnvironment, rng: np.random.Generator) -> Callable[[], np.ndarray]:
+def make_wanderer(env: TaughtTable, rng: np.random.Generator) -> Callable[[], np.ndarray]:
   """Smooth drifting through the workspace, for play.
 
   Args:

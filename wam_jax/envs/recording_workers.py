@@ -18,12 +18,11 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from wam_jax.envs import registry
-from wam_jax.envs.base import TaughtEnvironment
 from wam_jax.envs.recording import Job, Settings, record
 from wam_jax.host.regular_files import open_file
 
@@ -37,17 +36,12 @@ def _save(path: pathlib.Path, recording: dict[str, Any]) -> None:
   os.replace(partial, path)
 
 
-def load(folder: pathlib.Path, job: Job, pictures: bool = False) -> dict[str, Any]:
-  """Reads what a job left in `folder`; its pictures, if it has any, only when asked for."""
+def load(folder: pathlib.Path, job: Job, without: Sequence[str] = ()) -> dict[str, Any]:
+  """Reads what a job left in `folder`, but those `without`, such as pictures."""
   with open_file(folder / f"{job.name}.npz") as opened, np.load(opened, allow_pickle=False) as file:
-    names = [name for name in file.files if pictures or not name.startswith("rgb_")]
-    recording: dict[str, Any] = {name: file[name] for name in names}
+    recording: dict[str, Any] = {name: file[name] for name in file.files if name not in without}
   recording["attempts"] = json.loads(str(recording["attempts"]))
   return recording
-
-
-def _make_environment(settings: Settings) -> TaughtEnvironment:
-  return cast("TaughtEnvironment", registry.make_environment(settings.env, settings.calvin_root))
 
 
 def record_all(
@@ -79,10 +73,11 @@ def record_all(
     else:
       todo.append(job)
   if min(workers, len(todo)) <= 1:
-    env = _make_environment(settings) if todo else None
+    simulator = registry.load(settings.env)
+    env = simulator.make() if todo else None
     for job in todo:
       assert env is not None
-      _save(folder / f"{job.name}.npz", record(env, job, settings))
+      _save(folder / f"{job.name}.npz", record(simulator, env, job, settings))
       done(1)
     return 0
   return _record_in_processes(todo, settings, folder, min(workers, len(todo)), done)
@@ -179,11 +174,12 @@ def main(argv: Sequence[str]) -> None:
     signal.signal(signum, signal.SIG_IGN)
   answers = os.fdopen(os.dup(1), "w")
   os.dup2(2, 1)  # whatever a library prints must not be taken for an answer
-  env = _make_environment(settings)
+  simulator = registry.load(settings.env)
+  env = simulator.make()
   for line in sys.stdin:
     job = Job(**json.loads(line))
     try:
-      _save(folder / f"{job.name}.npz", record(env, job, settings))
+      _save(folder / f"{job.name}.npz", record(simulator, env, job, settings))
       answer: dict[str, Any] = {"done": job.name}
     except Exception:  # told to the parent, which raises
       answer = {"error": f"{job.name}: {traceback.format_exc()}"}

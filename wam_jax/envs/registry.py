@@ -1,119 +1,104 @@
-"""Simulators by name. Each is imported when it is first made, so that training needs none."""
+"""Simulators by name. Each is imported when it is first asked for, so that training needs none."""
 
 from __future__ import annotations
 
+import functools
 import importlib
-from typing import Any, NamedTuple
+import importlib.metadata
+import json
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
 
-from wam_jax.embodiment import CALVIN, Embodiment
 from wam_jax.envs import base
-from wam_jax.envs.vector import VectorEnvironment
+from wam_jax.envs.table import Skills
 
-
-class Simulator(NamedTuple):
-  """Where the parts of a simulator are, as `module:attribute`.
-
-  Attributes:
-    environment: makes one environment.
-    renderer: makes a renderer.
-    skills: module of its skills; empty: it has no scripted experts.
-  """
-
-  environment: str
-  renderer: str
-  skills: str = ""
-
-
+# What makes each of `config.env`, or some of it, as `module:attribute`.
 _SIMULATORS = {
-  "play_table": Simulator(
-    "wam_jax.envs.play_table.simulator:PlayTable",
-    "wam_jax.envs.play_table.renderer:make_renderer",
-    "wam_jax.envs.play_table.skills",
-  ),
-  "calvin": Simulator(
-    "wam_jax.envs.calvin.simulator:CalvinTable",
-    "wam_jax.envs.calvin.pool:CalvinRenderer",
-    "wam_jax.envs.calvin.skills",
-  ),
+  "play_table": "wam_jax.envs.table_simulator:PlayTableSimulator",
+  "calvin": "wam_jax.envs.table_simulator:CalvinSimulator",
 }
+# Modules of skills of those with CALVIN's scene.
+_SKILLS = {"play_table": "wam_jax.envs.play_table.skills", "calvin": "wam_jax.envs.calvin.skills"}
+# Fields of config.env that say which simulator it is; the others say how it is used.
+IDENTITY = ("name", "calvin_root", "calvin_scene", "tasks", "pictures", "state", "success", "expert")
+GROUP = "wam_jax.envs"  # of entry points, by which packages name their simulators
 NAMES = tuple(_SIMULATORS)
-TAUGHT = tuple(name for name, simulator in _SIMULATORS.items() if simulator.skills)  # with a table of skills
+TAUGHT = tuple(_SKILLS)
 
 
-def embodiment(name: str) -> Embodiment:
-  """The robot of the simulator `name`. Raises ValueError: unknown name."""
-  _find(name)
-  return CALVIN  # of all that there are
+def load(env: str | Mapping[str, Any]) -> base.Simulator:
+  """A simulator; nothing of it is running yet.
+
+  Args:
+    env: `config.env`; or its `name`, where all else is as by default.
+
+  Raises:
+    ValueError: unknown name, or settings that do not fit it.
+    base.NotOffered: it cannot be had here, or lacks what each must offer.
+  """
+  return _load_once(json.dumps(identity(env), sort_keys=True))
 
 
-def _find(name: str) -> Simulator:
-  if name not in _SIMULATORS:
-    raise ValueError(f"unknown simulator {name!r}; known: {', '.join(NAMES)}")
-  return _SIMULATORS[name]
+def identity(env: str | Mapping[str, Any]) -> dict[str, Any]:
+  """What of `config.env`, or of a name, makes a simulator; plain values."""
+  if isinstance(env, str):
+    return {"name": env}
+  plain = lambda value: list(value) if isinstance(value, tuple) else value
+  return {key: plain(env[key]) for key in IDENTITY if key in env}
 
 
-def _load(place: str) -> Any:
+@functools.lru_cache(maxsize=8)
+def _load_once(settings: str) -> base.Simulator:
+  env = json.loads(settings)
+  name = env["name"]
+  kind, _, env_id = name.partition(":")
+  if kind == "gymnasium":
+    from wam_jax.envs.gymnasium_env import GymnasiumSimulator, make_registered
+
+    return GymnasiumSimulator(env, make_registered(env_id), _import)
+  if place := _SIMULATORS.get(name):
+    found = _import(place)
+  elif points := importlib.metadata.entry_points(group=GROUP, name=name):
+    found = next(iter(points)).load()
+  elif env_id:
+    found = _import(name)
+  else:
+    raise ValueError(f"unknown simulator {name!r}; known: {', '.join(names())}, {OTHERS}")
+  if isinstance(found, type) and issubclass(found, base.Simulator):
+    return found(env)
+  from wam_jax.envs.gymnasium_env import GymnasiumSimulator
+
+  return GymnasiumSimulator(env, found, _import)
+
+
+OTHERS = "gymnasium:ENV_ID or module:attribute"
+
+
+def names() -> tuple[str, ...]:
+  """Of all simulators that have one: ours, and those of packages installed here."""
+  return NAMES + tuple(sorted(importlib.metadata.entry_points(group=GROUP).names))
+
+
+def _import(place: str) -> Any:
+  """What `module:attribute` names, also in the folder that a program was started in.
+
+  Raises base.NotOffered: there is none.
+  """
   module, _, attribute = place.partition(":")
-  loaded = importlib.import_module(module)
-  return getattr(loaded, attribute) if attribute else loaded
+  if (here := os.getcwd()) not in sys.path:  # as `python -m` has it, and an installed command has not
+    sys.path.append(here)
+  try:
+    loaded = importlib.import_module(module)
+    return functools.reduce(getattr, attribute.split("."), loaded) if attribute else loaded
+  except (ImportError, AttributeError) as error:
+    raise base.NotOffered(f"{place}: {error}") from error
 
 
-def _place(name: str, root: str, scene: str) -> dict[str, str]:
-  """Arguments that say where a simulator is, for those that are not ours."""
-  return {"root": root, "scene": scene} if name == "calvin" else {}
-
-
-def make_environment(name: str, root: str = "", scene: str = "D") -> base.Environment:
-  """One environment of the simulator `name`; CALVIN's only once in a process.
-
-  Args:
-    name: one of NAMES.
-    root: checkout of calvin_env, for `calvin`; empty: $CALVIN_ROOT.
-    scene: A, B, C or D of `calvin`.
-
-  Raises:
-    ValueError: unknown name.
-    calvin.CalvinMissingError: CALVIN's simulator is not installed.
-  """
-  out: base.Environment = _load(_find(name).environment)(**_place(name, root, scene))
+def load_skills(name: str) -> Skills:
+  """What can be done in the scene of the simulator `name`, and how. Raises ValueError: it has none."""
+  if name not in _SKILLS:
+    raise ValueError(f"simulator {name!r} has no table of skills; those that have: {', '.join(TAUGHT)}")
+  out: Skills = _import(_SKILLS[name])
   return out
-
-
-def load_skills(name: str) -> base.Skills:
-  """What can be done in the simulator `name`, and how. Raises ValueError: unknown, or without experts."""
-  place = _find(name).skills
-  if not place:
-    raise ValueError(f"simulator {name!r} has no scripted experts; those that have: {', '.join(TAUGHT)}")
-  out: base.Skills = _load(place)
-  return out
-
-
-def make_renderer(
-  name: str, image_size: int = 64, workers: int = 0, root: str = "", scene: str = "D"
-) -> base.Renderer:
-  """The renderer of the simulator `name`.
-
-  Args:
-    name: one of NAMES.
-    image_size: height and width in pixels.
-    workers: threads, or processes for `calvin`; 0: one per core.
-    root: as in `make_environment`.
-    scene: as in `make_environment`.
-
-  Raises:
-    ValueError: unknown name, or a number out of range.
-  """
-  out: base.Renderer = _load(_find(name).renderer)(image_size, workers, **_place(name, root, scene))
-  return out
-
-
-def make_vector(
-  name: str, num: int, workers: int = 0, image_size: int = 64, root: str = "", scene: str = "D"
-) -> base.VectorStepper:
-  """`num` environments of the simulator `name`, stepped and drawn together; arguments of `make_renderer`."""
-  if name == "calvin":  # one in a process
-    from wam_jax.envs.calvin import pool as calvin_pool
-
-    return calvin_pool.CalvinVector(num, workers, image_size, root, scene)
-  environments = [make_environment(name) for _ in range(num)]
-  return VectorEnvironment(environments, make_renderer(name, image_size, workers), workers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from wam_jax.embodiment import ACTION
-from wam_jax.envs import base
+from wam_jax.envs import table
 
 CLOSED, OPEN = -1.0, 1.0  # the gripper's number in an action
 
@@ -16,13 +16,13 @@ def wrap_angle(angle: np.ndarray) -> np.ndarray:
 
 
 def steer(
-  env: base.TaughtEnvironment, place: np.ndarray, euler: np.ndarray, gripper: float, speed: float = 1.0
+  env: table.TaughtTable, place: np.ndarray, euler: np.ndarray, gripper: float, speed: float = 1.0
 ) -> np.ndarray:
   """The action [7] that moves the target pose straight towards another, at a share of full speed."""
   position, angles = env.target_pose()
   move = place - position
   action = np.empty(ACTION)
-  action[:3] = speed * move / max(base.ACTION_TRANSLATION, float(np.abs(move).max()))
-  action[3:6] = np.clip(speed * wrap_angle(euler - angles) / base.ACTION_ROTATION, -1, 1)
+  action[:3] = speed * move / max(table.ACTION_TRANSLATION, float(np.abs(move).max()))
+  action[3:6] = np.clip(speed * wrap_angle(euler - angles) / table.ACTION_ROTATION, -1, 1)
   action[6] = gripper
   return action

@@ -86,6 +86,7 @@ def success(task: str, start_scene_obs: np.ndarray, scene_obs: np.ndarray) -> np
 
 
 def successes(tasks: Sequence[str], start: np.ndarray, now: np.ndarray) -> np.ndarray:
-  """`success` of K tasks' episodes, task by task: scene_obs [K * M, 24] at the start and now -> [K * M]."""
-  parts = zip(tasks, np.split(start, len(tasks)), np.split(now, len(tasks)), strict=True)
-  return np.concatenate([success(*part) for part in parts])
+  """`success` of each of n episodes: scene_obs [n, 24] at the start and now -> [n] bool."""
+  return np.array(
+    [bool(task) and bool(success(task, *pair)) for task, *pair in zip(tasks, start, now, strict=True)]
+  )

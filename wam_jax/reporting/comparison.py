@@ -168,8 +168,7 @@ def difference(first: Run, second: Run, policy: str, tasks: Sequence[str]) -> di
       for run, episodes in zip((first, second), run_episodes, strict=True)
       if episodes is not None
     ]
-    starts = ("start_robot_obs", "start_scene_obs")
-    if len(pair) == 2 and all(np.array_equal(pair[0][name], pair[1][name]) for name in starts):
+    if len(pair) == 2 and np.array_equal(pair[0]["start"], pair[1]["start"]):
       first_success, second_success = (outcome["success"].tolist() for outcome in pair)
       before, after = before + first_success, after + second_success
       out[task] = _difference(intervals.paired_difference(first_success, second_success), True)
@@ -340,8 +339,9 @@ def notes(
       "difference in twenty. These intervals do not cover the spread over training seeds."
     )
   if len({run.results["max_steps"] for run in runs}) > 1:
-    rate = lambda run: run.inputs["world_model"].embodiment.control_hz
-    seconds = ", ".join(f"{run.results['max_steps'] / rate(run):.1f} s" for run in runs)
+    rates = [run.inputs["world_model"].embodiment.control_hz for run in runs]
+    lasting = (f"{run.results['max_steps'] / rate:.1f} s" for run, rate in zip(runs, rates, strict=True))
+    seconds = ", ".join(lasting)
     lines.append(f"The runs give their policies different times: {seconds}. Their success does not compare.")
   simulators = {str(run.results.get("simulator", {}).get("name", run.config.env.name)) for run in runs}
   if len(simulators) > 1:

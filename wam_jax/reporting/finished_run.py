@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from wam_jax.acting.episodes import read_episodes
 from wam_jax.acting.policy_table import COMPARED
 from wam_jax.config import STAGES
 from wam_jax.host.regular_files import read_bytes
@@ -24,7 +25,7 @@ from wam_jax.storage.artifact import (
   load_artifact,
   search_input,
 )
-from wam_jax.storage.records import read_arrays, read_record
+from wam_jax.storage.records import read_record
 
 # What a page does without: of collect it only tells the time, and older runs have no certificate.
 OPTIONAL = {
@@ -67,9 +68,8 @@ class Run:
   def episodes(self, policy: str) -> dict[str, np.ndarray] | None:
     """success [K, M] and the start states of a policy's episodes; None if they are not stored."""
     path = self.inputs["evaluate"].path / f"{policy}.npz"
-    names = ("success", "start_robot_obs", "start_scene_obs")
     try:
-      return read_arrays(path, names)
+      return read_episodes(path, ("success", "start"))
     except ArtifactError:
       return None
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 import wam_jax
+from wam_jax.acting import episodes as episodes_lib
 from wam_jax.acting.policy_table import COMPARED, POLICIES, SELECTED
-from wam_jax.embodiment import CONTROL_HZ
+from wam_jax.envs import registry
 from wam_jax.host import tables
 from wam_jax.host.provenance import provenance
 from wam_jax.host.tables import markdown_table
@@ -25,7 +26,7 @@ from wam_jax.reporting.certificate_page import left_as_cloned, read_certificate
 from wam_jax.reporting.curves import curves
 from wam_jax.reporting.finished_run import Run
 from wam_jax.storage.artifact import Artifact, ArtifactError, read_artifact, write_text
-from wam_jax.storage.records import read_arrays, read_record
+from wam_jax.storage.records import read_record
 
 FORMAT = 3  # of report.json
 
@@ -230,34 +231,21 @@ def notes(config: Any, results: Mapping[str, Any], control_hz: float) -> list[st
 
 
 def draw_episodes(
-  config: Any, robot_obs: Iterable[np.ndarray], scene_obs: Iterable[np.ndarray], steps: Sequence[int]
+  config: Any, episodes: Mapping[str, Any], steps: Sequence[int]
 ) -> dict[str, list[np.ndarray]]:
   """Pictures of recorded episodes, every `media.FRAME_STEP`-th frame and the last.
 
   Args:
     config: the run's, or a study's.
-    robot_obs: of each episode [T+1, 15].
-    scene_obs: of each episode [T+1, 24].
+    episodes: as `acting.episodes.draw_episodes` takes them.
     steps: that each took.
 
   Returns:
     camera -> of each episode [T', S, S, 3] uint8, S = `report.animation_size` or what the simulator draws.
   """
-  from wam_jax.envs import registry
-
-  env, size = config.env, config.report.animation_size
-  if env.name == "calvin":
-    from wam_jax.envs.calvin.simulator import PICTURE_SIZES
-
-    size = min(size, *PICTURE_SIZES.values())  # pictures are only shrunk
-  render = registry.make_renderer(env.name, size, env.workers, env.calvin_root, env.calvin_scene)
   times = [media.shown_times(n) for n in steps]  # the last state always
-  states = [
-    np.concatenate([episode[t] for episode, t in zip(arrays, times, strict=True)])
-    for arrays in (robot_obs, scene_obs)
-  ]
-  borders = np.cumsum([len(t) for t in times])[:-1]
-  return {camera: np.split(frames, borders) for camera, frames in render(*states).items()}
+  size, workers = config.report.animation_size, config.env.workers
+  return episodes_lib.draw_episodes(registry.load(config.env), episodes, times, size, workers)
 
 
 def draw_rollouts(
@@ -273,29 +261,30 @@ def draw_rollouts(
     (facts per episode, animation of each: both cameras and the dream; static pictures of the first episode of
     each task side by side [T, H, W, 3] uint8).
   """
-  read_arrays(path, ("robot_obs", "scene_obs", "steps", "task", "success", "episode"))
-  episodes = read_arrays(path)
+  episodes_lib.read_episodes(path, ("robot_obs", "start", "steps", "task", "success", "episode"))
+  episodes = episodes_lib.read_episodes(path)
+  control_hz = registry.load(config.env).embodiment.control_hz
   dreamt = "dream" in episodes  # runs of older versions have none
   steps, tasks = episodes["steps"].tolist(), episodes["task"].tolist()
-  pictures = draw_episodes(config, episodes["robot_obs"], episodes["scene_obs"], steps)
+  pictures = draw_episodes(config, episodes, steps)
   ends = np.cumsum([len(media.shown_times(n)) for n in steps])
   facts: list[dict[str, Any]] = []
   animations: list[Animation] = []
   for k, task in enumerate(tasks):
     shown = {camera: films[k] for camera, films in pictures.items()}
-    names = ["rgb_static", "rgb_gripper"]
+    names = list(shown)
     if dreamt:
-      length, size = shown["rgb_static"].shape[:2]
+      length, size = shown[names[0]].shape[:2]
       names.insert(1 + names.index(str(episodes["dream_camera"])), "dream")
       shown["dream"] = media.resize(episodes["dream"][ends[k] - length : ends[k]], size)
     animations.append(
-      media.film(np.concatenate([shown[name] for name in names], 2), CONTROL_HZ / media.FRAME_STEP)
+      media.film(np.concatenate([shown[name] for name in names], 2), control_hz / media.FRAME_STEP)
     )
     success, episode = bool(episodes["success"][k]), int(episodes["episode"][k])
     fact = {"task": task, "success": success, "steps": steps[k], "episode": episode}
     dream = {"dream_success": bool(episodes["dream_success"][k])} if dreamt else {}
     facts.append(fact | dream | {"shown": [tables.CAMERA_NAMES.get(name, name) for name in names]})
-  firsts = [pictures["rgb_static"][tasks.index(task)] for task in dict.fromkeys(tasks)]
+  firsts = [next(iter(pictures.values()))[tasks.index(task)] for task in dict.fromkeys(tasks)]
   return facts, animations, media.side_by_side(firsts, min(4, len(firsts)))
 
 

@@ -173,7 +173,8 @@ def _robot(config: ConfigDict, stage: str, plans: dict[str, StagePlan]) -> Embod
   """Embodiment that a stage's result is of: that of what it is made from, or of the dataset.
 
   Raises:
-    StageError: what it is made from is of different robots, or the dataset's description breaks a rule.
+    StageError: what it is made from is of different robots, the dataset's description breaks a rule, or
+      there is no such simulator here.
   """
   of = {name: plans[name].artifact.embodiment for name in chain.ROWS[stage].requires if name in plans}
   if not of:

@@ -19,6 +19,7 @@ from wam_jax.acting.policy_table import SELECTED
 from wam_jax.data import calvin
 from wam_jax.data.calvin import dataset_path
 from wam_jax.envs import registry
+from wam_jax.envs.vector import make_vector
 from wam_jax.host.logger import Logger
 from wam_jax.running import simulator_fit
 from wam_jax.running.ppo_setup import Networks
@@ -106,21 +107,17 @@ class Monitor:
 
     if self._real_starts is None:
       return None
-    robot_obs, scene_obs = self._real_starts
-    env = self._config.env
+    starts, env = self._real_starts, self._config.env
     if self._environment is None:
-      count = robot_obs.shape[0] * robot_obs.shape[1]
-      self._environment = registry.make_vector(
-        env.name, count, env.workers, env.image_size, env.calvin_root, env.calvin_scene
-      )
+      count = starts.shape[0] * starts.shape[1]
+      self._environment = make_vector(registry.load(env), count, env.workers, env.image_size)
     episodes = rollout.rollout_policies(
       self._networks.model,
       self._networks.world_params,
       self._networks.policy,
       params,
       tasks=self._tasks,
-      robot_obs=robot_obs,
-      scene_obs=scene_obs,
+      starts=starts,
       environment=self._environment,
       key=jax.random.fold_in(self._key, 1),
       max_steps=env.max_steps,
@@ -128,10 +125,8 @@ class Monitor:
     return episodes.success.mean(1)
 
 
-def _real_starts(
-  config: Any, collect: Artifact, tasks: Sequence[str], logger: Logger
-) -> tuple[np.ndarray, np.ndarray] | None:
-  """Held-out start states behind those of stage evaluate: robot_obs [K, M, 15], scene_obs [K, M, 24]."""
+def _real_starts(config: Any, collect: Artifact, tasks: Sequence[str], logger: Logger) -> np.ndarray | None:
+  """Held-out starts [K, M, W] behind those of stage evaluate."""
   used, requested = config.evaluate.episodes, config.ppo.eval_episodes
   if not requested:
     return None
@@ -139,14 +134,13 @@ def _real_starts(
     logger.info(f"real success is not monitored: {why}")
     return None
   starts = calvin.read_start_states(dataset_path(collect), tasks, used + requested)
-  count = min(len(robot) for robot, _ in starts.values()) - used
+  count = min(map(len, starts.values())) - used
   if count < 1:
     logger.info(
       f"real success is not monitored: there are no start states beyond the evaluate.episodes={used}"
     )
     return None
-  robot_obs, scene_obs = (np.stack([starts[t][i][used : used + count] for t in tasks]) for i in range(2))
-  return robot_obs, scene_obs
+  return np.stack([starts[task][used : used + count] for task in tasks])
 
 
 class Selection:

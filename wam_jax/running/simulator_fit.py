@@ -5,7 +5,6 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 from wam_jax.envs import registry
-from wam_jax.envs.tasks import TASKS
 from wam_jax.storage.artifact import Artifact, ArtifactError
 
 
@@ -16,10 +15,10 @@ def obstacle(config: ConfigDict, collect: Artifact) -> str:
     config: from `config.finalize`.
     collect: artifact of the data, finished or planned.
   """
-  name = config.env.name
-  if differences := collect.embodiment.differences(registry.embodiment(name)):
+  name, simulator = config.env.name, registry.load(config.env)
+  if differences := collect.embodiment.differences(simulator.embodiment):
     return f"the data are of another robot than {name}'s: {'; '.join(differences)}"
-  if unknown := [task for task in config.tasks if task not in TASKS]:
+  if unknown := [task for task in config.tasks if task not in simulator.tasks]:
     return f"{name} does not know {', '.join(unknown)}"
   if config.data.source == "embedded" and not config.inputs.collect:
     return ""  # the data are the simulator's own

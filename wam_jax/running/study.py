@@ -20,11 +20,12 @@ import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from wam_jax import config as config_lib
+from wam_jax.acting.episodes import read_episodes
 from wam_jax.acting.policy_table import COMPARED
 from wam_jax.config import chain
 from wam_jax.config.arms import ARMS, CLONING_STAGES, MAIN, Arm
 from wam_jax.config.chain import EXTRA_STAGES, STAGES
-from wam_jax.embodiment import CONTROL_HZ
+from wam_jax.envs import registry
 from wam_jax.host import locks, processes
 from wam_jax.host.logger import read_metrics
 from wam_jax.host.provenance import provenance
@@ -35,7 +36,7 @@ from wam_jax.running import plan as plan_lib
 from wam_jax.running import runner
 from wam_jax.running.plan import StageError
 from wam_jax.storage.artifact import Artifact, load_artifact, write_text
-from wam_jax.storage.records import read_arrays, read_record
+from wam_jax.storage.records import read_record
 
 DATA = "data"  # folder of the frames that all arms of a seed share
 WAIT_SECONDS = 5.0  # between looks at a work folder that another process is in
@@ -324,7 +325,8 @@ def write_result(config: Any, results: pathlib.Path, piece: Piece) -> None:
     path = results / f"{piece.name}_policies.webp"
     film = draw_policies(config, piece.workdir / "evaluate")
     temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(media.animation_bytes(film, CONTROL_HZ / media.FRAME_STEP, kind="webp"))
+    frames_per_second = registry.load(config.env).embodiment.control_hz / media.FRAME_STEP
+    temporary.write_bytes(media.animation_bytes(film, frames_per_second, kind="webp"))
     temporary.replace(path)
   write_text(results / f"{piece.name}.json", json.dumps(gather(config, piece), indent=1) + "\n")
 
@@ -337,17 +339,17 @@ def draw_policies(config: Any, evaluate: pathlib.Path) -> np.ndarray:
   """
   policies = []
   for name in COMPARED:
-    policies.append(read_arrays(evaluate / f"{name}.npz", ("success", "steps", "robot_obs", "scene_obs")))
+    policies.append(read_episodes(evaluate / f"{name}.npz"))
   before, after = (episodes["success"].astype(int) for episodes in policies)
   order = 2 * (after > before) + (after != before)  # the first of the largest
   gained = (after > before).any(1)
   tasks = np.argsort(~gained, kind="stable")[:4]
   chosen = [(k, int(order[k].argmax())) for k in tasks]
   pick = lambda key: [episodes[key][k, m] for episodes in policies for k, m in chosen]
-  drawn = run_report.draw_episodes(
-    config, pick("robot_obs"), pick("scene_obs"), [int(n) for n in pick("steps")]
-  )
-  return media.side_by_side(drawn["rgb_static"], len(chosen))
+  kept = [key for key in ("snapshot", "start", "action") if key in policies[0]]
+  shown = {key: pick(key) for key in kept} | {"task": [config.tasks[k] for _ in policies for k, _ in chosen]}
+  drawn = run_report.draw_episodes(config, shown, [int(n) for n in pick("steps")])
+  return media.side_by_side(next(iter(drawn.values())), len(chosen))
 
 
 def read_result(results: pathlib.Path, piece: Piece, settings: Mapping[str, Any]) -> dict[str, Any] | None:

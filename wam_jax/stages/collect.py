@@ -1,32 +1,32 @@
 """Collects frames from the embedded simulator, or checks an existing dataset.
 
 States are recorded first, by worker processes, and kept as small files; pictures are drawn from them
-afterwards in large batches and written in CALVIN's format. CALVIN's own simulator draws as it records.
+afterwards in large batches and written in CALVIN's format. Simulators without a renderer draw as they record.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import pathlib
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from wam_jax.data import calvin, calvin_writer
 from wam_jax.data.frames import num_workers
-from wam_jax.embodiment import CAMERAS
 from wam_jax.envs import recording_workers, registry
-from wam_jax.envs.base import Renderer
+from wam_jax.envs.base import Renderer, Simulator
 from wam_jax.envs.recording import Job, Settings
 from wam_jax.host.logger import Logger
 from wam_jax.running.stage_run import StageRun
 from wam_jax.storage.checksums import CheckpointError, read_json, write_json
 
-_VECTORS = ("actions", "rel_actions", "robot_obs", "scene_obs")
+_NOT_PER_FRAME = ("attempts", "lengths", "start")
 _DRAW_BLOCK = 1024  # frames drawn and written at a time: 25 MB of pictures at 64x64
 
 
@@ -62,18 +62,36 @@ def make_jobs(config: Any) -> dict[str, list[Job]]:
 
 
 def _with_pictures(
-  episodes: Sequence[dict[str, Any]], jobs: Sequence[Job], states: pathlib.Path, renderer: Renderer | None
+  episodes: Sequence[dict[str, Any]],
+  jobs: Sequence[Job],
+  states: pathlib.Path,
+  make_renderer: Callable[[], Renderer | None],
 ) -> Iterator[dict[str, np.ndarray]]:
   """All frames of the episodes in order, in blocks: those recorded with pictures one by one, else drawn."""
-  if renderer is None:
+
+  def named(arrays: dict[str, Any]) -> dict[str, np.ndarray]:
+    kept = {name: array for name, array in arrays.items() if name not in _NOT_PER_FRAME}
+    if "scene_obs" in kept:  # CALVIN's predicates tell success by it
+      del kept["success"]
+    return kept
+
+  if "snapshot" not in episodes[0]:
     for job in jobs:
-      loaded = recording_workers.load(states, job, pictures=True)
-      yield {name: loaded[name] for name in (*_VECTORS, *CAMERAS)}
+      yield named(recording_workers.load(states, job))
     return
-  frames = {name: np.concatenate([episode[name] for episode in episodes]) for name in _VECTORS}
-  for begin in range(0, len(frames["actions"]), _DRAW_BLOCK):
+  renderer = make_renderer()
+  assert renderer is not None
+  parts = [named(episode) for episode in episodes]
+  frames = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+  for begin in range(0, len(frames["rel_actions"]), _DRAW_BLOCK):
     block = {name: array[begin : begin + _DRAW_BLOCK] for name, array in frames.items()}
-    yield {**block, **renderer(block["robot_obs"], block["scene_obs"])}
+    snapshots = block.pop("snapshot")
+    yield block | renderer(snapshots)
+
+
+def _lengths(episode: dict[str, Any]) -> list[int]:
+  """Frames of each episode of a recording: play may be several."""
+  return list(episode.get("lengths", [len(episode["rel_actions"])]))
 
 
 def _draw_split(
@@ -81,50 +99,62 @@ def _draw_split(
   jobs: Sequence[Job],
   states: pathlib.Path,
   first_id: int,
-  renderer: Renderer | None,
+  simulator: Simulator,
+  make_renderer: Callable[[], Renderer | None],
   config: Any,
   logger: Logger,
-  extra: dict[str, dict[str, np.ndarray]],
+  starts: Sequence[Job],
 ) -> tuple[float, float]:
-  """Draws the recorded episodes and writes them as a split.
+  """Draws the recorded episodes and writes them as a split, with the start states of some jobs.
 
   Returns:
     Seconds of drawing and of writing.
   """
-  episodes = [recording_workers.load(states, job) for job in jobs]
-  lengths = [len(episode["actions"]) for episode in episodes]
-  ends = np.cumsum(lengths)
+  robot = simulator.embodiment
+  episodes = [recording_workers.load(states, job, without=robot.camera_names) for job in jobs]
+  lengths = [_lengths(episode) for episode in episodes]
+  totals = [sum(parts) for parts in lengths]
   annotations = [
     (job.task, int(end) - length, int(end))
-    for job, length, end in zip(jobs, lengths, ends, strict=True)
+    for job, length, end in zip(jobs, totals, np.cumsum(totals), strict=True)
     if job.task
   ]
+  found = [recording_workers.load(states, job, without=robot.camera_names)["start"] for job in starts]
+  extra = {"task": np.array([job.task for job in starts]), "start": np.stack(found)} if starts else {}
   drawing = writing = 0.0
   with (
-    calvin_writer.FrameWriter(folder, first_id, config.env.workers) as writer,
-    logger.progress(int(ends[-1]), f"drawing {folder.name}") as bar,
+    calvin_writer.FrameWriter(folder, first_id, config.env.workers, robot) as writer,
+    logger.progress(sum(totals), f"drawing {folder.name}") as bar,
   ):
     before = time.monotonic()
-    for block in _with_pictures(episodes, jobs, states, renderer):
+    for block in _with_pictures(episodes, jobs, states, make_renderer):
       between = time.monotonic()
+      block["rel_actions"] = robot.from_unit(block["rel_actions"])
       writer.write(**block)
       drawing, writing = drawing + between - before, writing + time.monotonic() - between
-      bar.update(len(block["actions"]))
+      bar.update(len(block["rel_actions"]))
       before = time.monotonic()
-    writer.commit(lengths, annotations, scene=config.env.name, extra=extra)
+    writer.commit(
+      [length for parts in lengths for length in parts],
+      annotations,
+      scene=config.env.name,
+      extra={calvin.START_STATES_FILE: extra} if starts else {},
+    )
   return drawing, writing
 
 
-def _summarise(jobs: dict[str, list[Job]], states: pathlib.Path, seconds: dict[str, float]) -> dict[str, Any]:
+def _summarise(
+  jobs: dict[str, list[Job]], states: pathlib.Path, cameras: Sequence[str], seconds: dict[str, float]
+) -> dict[str, Any]:
   """What was collected, for people and for the report."""
   frames: dict[str, int] = {"play": 0, "demo": 0, "heldout": 0, "heldout_play": 0, "failed": 0}
   episodes = dict(frames)
   per_task: dict[str, dict[str, Any]] = {}
   for job in jobs["training"] + jobs["validation"] + jobs.get(calvin.FAILED, []):
-    episode = recording_workers.load(states, job)
-    length = len(episode["actions"])
+    episode = recording_workers.load(states, job, without=cameras)
+    length = len(episode["rel_actions"])
     frames[job.kind] += length
-    episodes[job.kind] += 1
+    episodes[job.kind] += len(_lengths(episode))
     for task, (tried, succeeded) in episode["attempts"].items():
       entry = per_task.setdefault(task, {"lengths": [], "demo": [0, 0], "play": [0, 0]})
       counts = entry["demo" if job.task else "play"]
@@ -155,12 +185,11 @@ def _summarise(jobs: dict[str, list[Job]], states: pathlib.Path, seconds: dict[s
 
 
 def _collect(config: Any, workdir: pathlib.Path, logger: Logger) -> dict[str, Any]:
-  data = config.data
+  data, simulator = config.data, registry.load(config.env)
   settings = Settings(
     seed=config.seed,
-    env=config.env.name,
+    env=registry.identity(config.env),
     max_steps=config.env.max_steps,
-    calvin_root=config.env.calvin_root,
     image_size=config.env.image_size,
     **{field.name: data[field.name] for field in dataclasses.fields(Settings) if field.name in data},
   )
@@ -189,32 +218,29 @@ def _collect(config: Any, workdir: pathlib.Path, logger: Logger) -> dict[str, An
     )
   seconds = {"physics": time.monotonic() - begin, "drawing": 0.0, "writing": 0.0}
 
-  starts = [recording_workers.load(states, job) for job in jobs["starts"]]
-  start_states = {
-    "task": np.array([job.task for job in jobs["starts"]]),
-    "robot_obs": np.concatenate([start["robot_obs"] for start in starts]),
-    "scene_obs": np.concatenate([start["scene_obs"] for start in starts]),
-  }
   first_id = 0
-  renderer = None  # CALVIN's episodes were recorded with pictures
-  if config.env.name != "calvin":
-    renderer = registry.make_renderer(
-      config.env.name, config.env.image_size, config.env.workers
-    )  # compiles once
+  make_renderer = functools.cache(lambda: simulator.make_renderer(config.env.image_size, config.env.workers))
   for split in ("training", "validation", calvin.FAILED):
     if split not in jobs:
       continue
-    extra = {calvin.START_STATES_FILE: start_states} if split == "validation" else {}
+    # Demos are where real training episodes start.
+    starts = {"training": [job for job in jobs[split] if job.task], "validation": jobs["starts"]}.get(
+      split, []
+    )
     if (dataset / split).is_dir():
       logger.info(f"{split} is already written")
     else:
       drawing, writing = _draw_split(
-        dataset / split, jobs[split], states, first_id, renderer, config, logger, extra
+        dataset / split, jobs[split], states, first_id, simulator, make_renderer, config, logger, starts
       )
       seconds["drawing"] += drawing
       seconds["writing"] += writing
-    first_id += sum(len(recording_workers.load(states, job)["actions"]) for job in jobs[split])
-  summary = _summarise(jobs, states, seconds) | {"worker_restarts": restarts}
+    without = simulator.embodiment.camera_names
+    loaded = (recording_workers.load(states, job, without) for job in jobs[split])
+    first_id += sum(len(episode["rel_actions"]) for episode in loaded)
+  summary = _summarise(jobs, states, simulator.embodiment.camera_names, seconds) | {
+    "worker_restarts": restarts
+  }
   write_json(workdir / "summary.json", summary)
   shutil.rmtree(states)
   settings_file.unlink()

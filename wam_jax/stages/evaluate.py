@@ -21,6 +21,7 @@ import numpy as np
 
 from wam_jax.acting import rollout
 from wam_jax.acting import step as acting_step
+from wam_jax.acting.episodes import KEPT, draw_episodes, read_episodes
 from wam_jax.acting.policy_table import COMPARED, POLICIES, SELECTED
 from wam_jax.acting.rollout import Rollouts
 from wam_jax.core import intervals
@@ -28,6 +29,8 @@ from wam_jax.data import calvin
 from wam_jax.data.calvin import dataset_path
 from wam_jax.data.files import DatasetError
 from wam_jax.data.windows import rest_actions
+from wam_jax.envs import registry
+from wam_jax.envs.vector import make_vector
 from wam_jax.host import processes
 from wam_jax.host.logger import Logger
 from wam_jax.host.provenance import provenance
@@ -64,24 +67,24 @@ def measure(stage: StageRun, names: Sequence[str]) -> tuple[PolicyRunner, dict[s
   config, inputs, workdir, logger = stage.config, stage.inputs, stage.workdir, stage.logger
   tasks = tuple(config.tasks)
   workdir.mkdir(parents=True, exist_ok=True)
-  robot_obs, scene_obs = start_states(inputs["collect"], tasks, config.evaluate.episodes)
-  shares = [robot_obs.shape[1] * i // processes.count() for i in range(processes.count() + 1)]
+  starts = start_states(inputs["collect"], tasks, config.evaluate.episodes)
+  shares = [starts.shape[1] * i // processes.count() for i in range(processes.count() + 1)]
   share = slice(*shares[processes.index() : processes.index() + 2])
-  runner = PolicyRunner(config, inputs, tasks, robot_obs[:, share], scene_obs[:, share], logger)
+  runner = PolicyRunner(config, inputs, tasks, starts[:, share], logger)
   episodes: dict[str, dict[str, np.ndarray]] = {}
   for name in names:
     path = workdir / f"{name}.npz"
-    stored = load_episodes(path, robot_obs, scene_obs)
+    stored = load_episodes(path, starts)
     if not processes.gather(stored is not None)[0]:
       stored = run_shared(runner, name, workdir)
       if stored is None:
         continue  # the first process goes on with it
-      _save_npz(path, stored | {"start_robot_obs": robot_obs, "start_scene_obs": scene_obs})
+      _save_npz(path, stored | {"start": starts})
     elif stored is None:
       continue  # the first process has it
     else:
       logger.info(f"{POLICIES[name].label}: taken from {path.name}")
-    episodes[name] = stored
+    episodes[name] = stored | {"start": starts}
     rate = stored["success"].mean()
     dreamed = f", {stored['imagined'].mean():.0%} imagined" if "imagined" in stored else ""
     logger.info(f"{POLICIES[name].label}: {rate:.1%} of {count(stored['success'].size, 'episode')}{dreamed}")
@@ -90,18 +93,20 @@ def measure(stage: StageRun, names: Sequence[str]) -> tuple[PolicyRunner, dict[s
   if not processes.is_first():
     return runner, episodes
   results = summarise(tasks, episodes)
-  digest = hashlib.sha256(robot_obs.tobytes() + scene_obs.tobytes()).hexdigest()
+  # The robot's numbers before the others', as studies have them from before starts were one array.
+  parts = np.split(starts, [inputs["collect"].embodiment.state_size], -1)
+  digest = hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()
   results |= {
     "experiment": config.experiment,
     "preset": config.preset,
     "seed": config.seed,
     "max_steps": config.env.max_steps,
     "start_states": {
-      "per_task": robot_obs.shape[1],
+      "per_task": starts.shape[1],
       "sha256": digest,
-      "in": "start_robot_obs of <policy>.npz",
+      "in": "start of <policy>.npz",
     },
-    "simulator": _simulator(config.env),
+    "simulator": registry.load(config.env).describe(),
     "simulator_restarts": restarts,
     "provenance": provenance(),
     "config": json.loads(config.to_json_best_effort()),
@@ -155,23 +160,22 @@ def policies(config: Any, ppo: Artifact, logger: Logger) -> tuple[str, ...]:
   return (*first, *COMPARED, *(SELECTED[by] for by in selected))
 
 
-def start_states(collect: Artifact, tasks: Sequence[str], episodes: int) -> tuple[np.ndarray, np.ndarray]:
-  """Held-out start states: robot_obs [K, M, 15] and scene_obs [K, M, 24], the first M of each task.
+def start_states(collect: Artifact, tasks: Sequence[str], episodes: int) -> np.ndarray:
+  """Held-out starts [K, M, W], the first M of each task.
 
   Raises:
     DatasetError: the data has too few of them.
   """
   root = dataset_path(collect)
   starts = calvin.read_start_states(root, tasks, episodes)
-  for task, (robot, _) in starts.items():
-    if len(robot) < episodes:
+  for task, rows in starts.items():
+    if len(rows) < episodes:
       raise DatasetError(
         root / "validation",
-        f"{len(robot)} start states of {task}, evaluate.episodes = {episodes} are needed.",
-        fix=f"set config.evaluate.episodes={len(robot)} or collect more.",
+        f"{len(rows)} start states of {task}, evaluate.episodes = {episodes} are needed.",
+        fix=f"set config.evaluate.episodes={len(rows)} or collect more.",
       )
-  robot_obs, scene_obs = (np.stack([starts[task][part] for task in tasks]) for part in range(2))
-  return robot_obs, scene_obs
+  return np.stack([starts[task] for task in tasks])
 
 
 class PolicyRunner:
@@ -181,8 +185,7 @@ class PolicyRunner:
     config: the run's.
     inputs: artifacts; what `run` is not asked for may be missing.
     tasks: K names.
-    robot_obs: [K, M, 15] start states.
-    scene_obs: [K, M, 24] start states.
+    starts: [K, M, W] where the episodes start.
     logger: shows progress.
   """
 
@@ -191,13 +194,12 @@ class PolicyRunner:
     config: Any,
     inputs: Mapping[str, Artifact],
     tasks: tuple[str, ...],
-    robot_obs: np.ndarray,
-    scene_obs: np.ndarray,
+    starts: np.ndarray,
     logger: Logger,
   ):
     self._config, self._inputs, self._tasks, self._logger = config, inputs, tasks, logger
-    self._starts: dict[str, Any] = {"tasks": tasks, "robot_obs": robot_obs, "scene_obs": scene_obs}
-    self.num = robot_obs.shape[0] * robot_obs.shape[1]
+    self._starts: dict[str, Any] = {"tasks": tasks, "starts": starts}
+    self.num = starts.shape[0] * starts.shape[1]
     self._max_steps = config.env.max_steps
     self._environment: Any = None
 
@@ -230,14 +232,11 @@ class PolicyRunner:
     return arrays | {"wall_seconds": np.asarray(time.perf_counter() - began)}
 
   def _expert(self, update: Callable[[int], None]) -> Rollouts:
-    from wam_jax.envs import registry
-    from wam_jax.envs.experts import make_expert
-
-    env = self._config.env
+    simulator = registry.load(self._config.env)
     return rollout.rollout_experts(
       **self._starts,
-      environment=registry.make_environment(env.name, env.calvin_root, env.calvin_scene),
-      make_expert=make_expert,
+      environment=simulator.make(),
+      action_size=simulator.embodiment.action_size,
       seed=self._config.seed,
       max_steps=self._max_steps,
       progress=update,
@@ -258,13 +257,10 @@ class PolicyRunner:
   def _open(self) -> Any:
     """The simulators, side by side."""
     if self._environment is None:
-      from wam_jax.envs import registry
-
-      robot, env = self.world_model[0].embodiment, self._config.env
-      robot.check("the world model", registry.embodiment(env.name), f"the simulator {env.name}")
-      self._environment = registry.make_vector(
-        env.name, self.num, env.workers, env.image_size, env.calvin_root, env.calvin_scene
-      )
+      env, simulator = self._config.env, registry.load(self._config.env)
+      robot = self.world_model[0].embodiment
+      robot.check("the world model", simulator.embodiment, f"the simulator {env.name}")
+      self._environment = make_vector(simulator, self.num, env.workers, env.image_size)
     return self._environment
 
   @functools.cached_property
@@ -312,8 +308,7 @@ def _make_score(model: Any, policy: Any, classifier: Any, chunks: int) -> Any:
 
 
 def _arrays(episodes: Rollouts) -> dict[str, np.ndarray]:
-  names = ("success", "steps", "robot_obs", "scene_obs", "action")
-  arrays = {name: getattr(episodes, name) for name in names}
+  arrays = {name: array for name in KEPT if (array := getattr(episodes, name)) is not None}
   return arrays | {f"seconds_{part}": np.asarray(value) for part, value in episodes.seconds.items()}
 
 
@@ -324,26 +319,14 @@ def _save_npz(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
   temporary.replace(path)
 
 
-def load_episodes(
-  path: pathlib.Path, robot_obs: np.ndarray, scene_obs: np.ndarray
-) -> dict[str, np.ndarray] | None:
-  """Episodes stored by an interrupted run; None if there are none from these start states, or damaged."""
+def load_episodes(path: pathlib.Path, starts: np.ndarray) -> dict[str, np.ndarray] | None:
+  """Episodes stored by an interrupted run; None if there are none from these starts, or damaged."""
   try:
-    stored = read_arrays(path)
-    same_starts = np.array_equal(stored.pop("start_robot_obs"), robot_obs)
-    same_starts &= np.array_equal(stored.pop("start_scene_obs"), scene_obs)
+    stored = read_episodes(path)
+    same_starts = np.array_equal(stored.pop("start"), starts)
   except (ArtifactError, KeyError):
     return None
   return stored if same_starts else None
-
-
-def _simulator(env: Any) -> dict[str, str]:
-  """Name and, where it is not ours, what to find the very same one by."""
-  if env.name != "calvin":
-    return {"name": env.name}
-  from wam_jax.envs.calvin import simulator as calvin_simulator
-
-  return {"name": env.name, **calvin_simulator.describe(env.calvin_root, env.calvin_scene)}
 
 
 def summarise(tasks: Sequence[str], episodes: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Any]:
@@ -392,12 +375,10 @@ def shown_episodes(tasks: Sequence[str], arrays: Mapping[str, np.ndarray]) -> di
 
   Args:
     tasks: K names.
-    arrays: success [K, M], steps [K, M], robot_obs [K, M, T+1, 15], scene_obs [K, M, T+1, 24],
-      action [K, M, T, 7].
+    arrays: start [K, M, W] and, of each [K, M], the KEPT.
 
   Returns:
-    task [N], episode [N], success [N], steps [N], robot_obs [N, T+1, 15], scene_obs [N, T+1, 24],
-    action [N, T, 7]; the episodes of a task follow each other.
+    task [N], episode [N], start [N, W] and, of each [N], the KEPT; the episodes of a task follow each other.
   """
   success = arrays["success"]
   chosen = [
@@ -407,7 +388,7 @@ def shown_episodes(tasks: Sequence[str], arrays: Mapping[str, np.ndarray]) -> di
     if (success[k] == outcome).any()
   ]
   rows, episodes = (np.asarray(column) for column in zip(*chosen, strict=True))
-  names = ("success", "steps", "robot_obs", "scene_obs", "action")
+  names = [name for name in ("start", *KEPT) if name in arrays]
   return {"task": np.asarray(list(tasks))[rows], "episode": episodes} | {
     name: arrays[name][rows, episodes] for name in names
   }
@@ -429,7 +410,6 @@ def dream_again(
     classifier calls a frame a success where the reward of PPO would look, at the ends of chunks. The last
     chunk goes on with the episode's last action.
   """
-  from wam_jax.envs import registry
   from wam_jax.nn import vision
   from wam_jax.train import imagination
   from wam_jax.train import world_model as wm
@@ -439,8 +419,8 @@ def dream_again(
   model, params = runner.world_model
   classifier, classifier_params = runner.classifier
   env, camera = config.env, model.cameras[0]
-  render = registry.make_renderer(env.name, env.image_size, env.workers, env.calvin_root, env.calvin_scene)
-  observation = dict(render(shown["robot_obs"][:, 0], shown["scene_obs"][:, 0]))
+  drawn = draw_episodes(registry.load(env), shown, [[0]] * num, env.image_size, env.workers)
+  observation = {name: np.concatenate(frames) for name, frames in drawn.items()}
   observation["robot_obs"] = shown["robot_obs"][:, 0].astype(np.float32)
   key = jax.random.fold_in(jax.random.key(config.seed), 9)
   before = wm.initial_latent(model, params, num)

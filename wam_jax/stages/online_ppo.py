@@ -22,10 +22,9 @@ from wam_jax.core import ppo as ppo_loss
 from wam_jax.core.actions import executable
 from wam_jax.data import calvin
 from wam_jax.data.calvin import dataset_path
-from wam_jax.data.files import DatasetError
 from wam_jax.data.windows import rest_actions
-from wam_jax.embodiment import ROBOT_OBS, SCENE_OBS
-from wam_jax.envs import tasks as task_rules
+from wam_jax.envs import registry
+from wam_jax.envs.vector import make_vector
 from wam_jax.host import tables
 from wam_jax.host.logger import read_metrics
 from wam_jax.running import ppo_monitor, ppo_setup
@@ -160,17 +159,15 @@ class Episodes:
   def __init__(
     self, config: Any, collect: Artifact, model: Any, world_params: Params, policy: Any, base: Params
   ):
-    from wam_jax.envs import registry
-
     p, env = config.ppo, config.env
     self._tasks, self._num = tuple(config.tasks), p.dreams
     self._model, self._world_params, self._policy, self._base = model, world_params, policy, base
     self._chunks, self._horizon = p.chunks_per_iteration, p.horizon_steps // policy.chunk
     total = len(self._tasks) * self._num
-    model.embodiment.check("the world model", registry.embodiment(env.name), f"the simulator {env.name}")
-    self._environment = registry.make_vector(
-      env.name, total, env.workers, env.image_size, env.calvin_root, env.calvin_scene
-    )
+    simulator = registry.load(env)
+    model.embodiment.check("the world model", simulator.embodiment, f"the simulator {env.name}")
+    self._environment = make_vector(simulator, total, env.workers, env.image_size)
+    self._of = np.repeat(self._tasks, self._num).tolist()  # the task of each environment
     self._starts = training_starts(config, collect)
     self._filter = jax.jit(functools.partial(filter_frame, model))
     self._act = over_tasks(self._make_act(config))
@@ -214,9 +211,7 @@ class Episodes:
     actor, critic = state.params["actor"], state.params["critic"]
     environment = self._environment
     started = np.ones(total, bool)
-    robot, scene = self._draw_starts(started, np.zeros((total, ROBOT_OBS)), np.zeros((total, SCENE_OBS)), rng)
-    environment.reset(robot, scene)
-    origin = environment.state()[1]
+    environment.reset(self._draw_starts(started, rng), self._of)
     latent = wm.initial_latent(self._model, self._world_params, total)
     rest_action = rest_actions(self._model.embodiment, total)
     latent = self._filter(
@@ -237,7 +232,7 @@ class Episodes:
       for h in range(policy.chunk):
         environment.step(actions[:, h])
         observation = environment.observe()
-        success |= task_rules.successes(tasks, origin, observation["scene_obs"])
+        success |= environment.success()
         frame = jax.random.fold_in(frame_key, h)
         latent = self._filter(
           self._world_params, latent, observation, actions[:, h], np.zeros(total, bool), frame
@@ -263,9 +258,7 @@ class Episodes:
       succeeded, ended_count = succeeded + fold(success).sum(1), ended_count + fold(ended).sum(1)
       step = np.where(ended, 0, step)
       if ended.any():
-        robot, scene = self._draw_starts(ended, *environment.state(), rng)
-        environment.reset(robot, scene, ended)
-        origin = np.where(ended[:, None], environment.state()[1], origin)
+        environment.reset(self._draw_starts(ended, rng), self._of, ended)
         observation = environment.observe(ended)
         fresh = self._filter(self._world_params, latent, observation, rest_action, ended, restart_key)
         latent = jax.tree.map(
@@ -278,34 +271,17 @@ class Episodes:
     real = {"success": succeeded / np.maximum(ended_count, 1), "ended": ended_count}
     return ends, rollout, real
 
-  def _draw_starts(
-    self, selected: np.ndarray, robot: np.ndarray, scene: np.ndarray, rng: np.random.Generator
-  ) -> tuple[np.ndarray, np.ndarray]:
-    """The states with those that `selected` names drawn again from the demos' first frames."""
-    robot, scene = robot.copy(), scene.copy()
+  def _draw_starts(self, selected: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """[K * E, W], of those that `selected` names one of the demos' starts."""
+    starts = np.zeros((len(selected), next(iter(self._starts.values())).shape[1]))
     for i in np.flatnonzero(selected):
-      robots, scenes = self._starts[self._tasks[i // self._num]]
-      row = rng.integers(len(robots))
-      robot[i], scene[i] = robots[row], scenes[row]
-    return robot, scene
+      rows = self._starts[self._of[i]]
+      starts[i] = rows[rng.integers(len(rows))]
+    return starts
 
 
-def training_starts(config: Any, collect: Artifact) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-  """task -> first states of its training demos: robot_obs [M, 15], scene_obs [M, 24]."""
-  demos = calvin.read_demos(
-    dataset_path(collect) / "training",
-    config.tasks,
-    limit=config.data.demos_per_task,
-    image_size=config.env.image_size,
-    workers=config.env.workers,
+def training_starts(config: Any, collect: Artifact) -> dict[str, np.ndarray]:
+  """task -> starts [M, W] of its training demos."""
+  return calvin.read_start_states(
+    dataset_path(collect), config.tasks, config.data.demos_per_task, split="training"
   )
-  frames = demos.frames
-  if frames.scene_obs is None:
-    raise DatasetError(
-      dataset_path(collect) / "training",
-      "a simulator starts from recorded states of the scene, which these demos lack.",
-      key="scene_obs",
-      fix="run the stages up to ppo: they need no simulator.",
-    )
-  rows = {task: [start for start, _ in demos.windows(task)] for task in config.tasks}
-  return {task: (frames.robot_obs[first], frames.scene_obs[first]) for task, first in rows.items()}

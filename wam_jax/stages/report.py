@@ -6,7 +6,6 @@ import shutil
 import time
 from typing import Any
 
-from wam_jax.embodiment import CONTROL_HZ
 from wam_jax.host.provenance import provenance
 from wam_jax.host.regular_files import read_bytes
 from wam_jax.reporting import media, run_report, unsimulated
@@ -24,9 +23,9 @@ def run(stage: StageRun) -> None:
   with stage.logger.progress(2, "report") as progress:
     shown: list[dict[str, Any]] = []
     animations: list[run_report.Animation] = []
-    if "evaluate" in inputs:
-      shown, animations, grid = run_report.draw_rollouts(config, inputs["evaluate"].path / "rollouts.npz")
-      media.save_animation(workdir / "rollouts.gif", grid, CONTROL_HZ / media.FRAME_STEP)
+    if evaluated := inputs.get("evaluate"):
+      shown, animations, grid = run_report.draw_rollouts(config, evaluated.path / "rollouts.npz")
+      media.save_animation(workdir / "rollouts.gif", grid, evaluated.embodiment.control_hz / media.FRAME_STEP)
     else:
       results = unsimulated.results_of(config, inputs["ppo"]) | {"provenance": provenance()}
       write_record(workdir, "results.json", results)

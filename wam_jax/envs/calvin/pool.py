@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,8 @@ import numpy as np
 from wam_jax.core import image as image_lib
 from wam_jax.embodiment import ACTION, CAMERAS, ROBOT_OBS, SCENE_OBS
 from wam_jax.envs.calvin.simulator import PICTURE_SIZES, MakeTable, find_root, serve
+from wam_jax.envs.table import join, split
+from wam_jax.envs.tasks import successes
 from wam_jax.host import machine
 from wam_jax.host.numbers import whole
 
@@ -69,7 +71,8 @@ class CalvinVector:
     count = min(workers or machine.available_cores(), num)
     self._owned = [list(range(w, num, count)) for w in range(count)]
     self._robot_obs = np.zeros((num, ROBOT_OBS))
-    self._scene_obs = np.zeros((num, SCENE_OBS))
+    self._scene_obs, self._origin = np.zeros((num, SCENE_OBS)), np.zeros((num, SCENE_OBS))
+    self._tasks = [""] * num
     self._start: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     self._actions: list[list[np.ndarray]] = [[] for _ in range(num)]
     self._pictures: dict[str, np.ndarray] = {}
@@ -171,15 +174,16 @@ class CalvinVector:
     for episode, (robot_obs, scene_obs) in states.items():
       self._robot_obs[episode], self._scene_obs[episode] = robot_obs, scene_obs
 
-  def reset(self, robot_obs: np.ndarray, scene_obs: np.ndarray, active: np.ndarray | None = None) -> None:
-    """Restores one state per episode: robot_obs [n, 15], scene_obs [n, 24]; of `active` [n] only."""
-    robot_obs = self._rows("robot_obs", robot_obs, ROBOT_OBS)
-    scene_obs = self._rows("scene_obs", scene_obs, SCENE_OBS)
+  def reset(self, starts: np.ndarray, tasks: Sequence[str], active: np.ndarray | None = None) -> None:
+    """Restores one state per episode: starts [n, 39], n tasks; of `active` [n] only."""
+    robot_obs, scene_obs = split(self._rows("starts", starts, ROBOT_OBS + SCENE_OBS))
     episodes = self._chosen(active)
     for episode in episodes:
       self._start[episode] = (robot_obs[episode].copy(), scene_obs[episode].copy())
       self._actions[episode] = []
+      self._tasks[episode] = tasks[episode]
     self._keep(self._call("reset", episodes, lambda e: self._start[e]))
+    self._origin[episodes] = self._scene_obs[episodes]
     if active is None:
       self._pictures = {}
 
@@ -191,15 +195,23 @@ class CalvinVector:
     for episode in episodes:  # only now: a process that died at this step repeats the ones before
       self._actions[episode].append(actions[episode].copy())
 
-  def state(self) -> tuple[np.ndarray, np.ndarray]:
-    """robot_obs [n, 15], scene_obs [n, 24]."""
-    return self._robot_obs.copy(), self._scene_obs.copy()
+  def state(self) -> np.ndarray:
+    """robot_obs [n, 15]."""
+    return self._robot_obs.copy()
+
+  def snapshot(self) -> np.ndarray:
+    """[n, 39]."""
+    return join(self._robot_obs, self._scene_obs)
+
+  def success(self) -> np.ndarray:
+    """[n] bool, by the tasks' predicates."""
+    return successes(self._tasks, self._origin, self._scene_obs)
 
   def observe(self, active: np.ndarray | None = None) -> dict[str, np.ndarray]:
     """States and pictures; those that are not `active` [n] keep their last picture.
 
     Returns:
-      'rgb_static' and 'rgb_gripper' [n, S, S, 3] uint8, 'robot_obs' [n, 15], 'scene_obs' [n, 24].
+      'rgb_static' and 'rgb_gripper' [n, S, S, 3] uint8, 'robot_obs' [n, 15].
     """
     drawn = self._chosen(active if self._pictures else None)
     size = self._image_size
@@ -211,8 +223,7 @@ class CalvinVector:
       for key, picture in pictures.items():
         fresh[key][episode] = image_lib.area_resize(picture, size, size)
     self._pictures = fresh
-    robot_obs, scene_obs = self.state()
-    return {**fresh, "robot_obs": robot_obs, "scene_obs": scene_obs}
+    return {**fresh, "robot_obs": self.state()}
 
   def close(self) -> None:
     """Ends the processes; they also end when nothing holds this object any more."""
@@ -237,14 +248,14 @@ class CalvinRenderer:
     count = workers or machine.available_cores()
     self._vector = CalvinVector(count, count, image_size, root, scene, make)
 
-  def __call__(self, robot_obs: np.ndarray, scene_obs: np.ndarray) -> dict[str, np.ndarray]:
-    """robot_obs [N, 15], scene_obs [N, 24] -> 'rgb_static', 'rgb_gripper' [N, S, S, 3] uint8."""
+  def __call__(self, snapshots: np.ndarray) -> dict[str, np.ndarray]:
+    """[N, 39] -> 'rgb_static', 'rgb_gripper' [N, S, S, 3] uint8."""
     parts: dict[str, list[np.ndarray]] = {camera: [] for camera in CAMERAS}
     num = self._vector.num
-    for begin in range(0, len(robot_obs), num):
-      rows = np.minimum(np.arange(begin, begin + num), len(robot_obs) - 1)
-      self._vector.reset(robot_obs[rows], scene_obs[rows])
+    for begin in range(0, len(snapshots), num):
+      rows = np.minimum(np.arange(begin, begin + num), len(snapshots) - 1)
+      self._vector.reset(snapshots[rows], [""] * num)
       pictures = self._vector.observe()
       for key, part in parts.items():
-        part.append(pictures[key][: len(robot_obs) - begin])
+        part.append(pictures[key][: len(snapshots) - begin])
     return {key: np.concatenate(part) for key, part in parts.items()}

@@ -177,7 +177,7 @@ class Snapshot:
 
 
 class CalvinTable:
-  """CALVIN's table as a `base.Environment`. One per process."""
+  """CALVIN's table as a `table.TaughtTable`. One per process."""
 
   name = "calvin"
   control_hz = CONTROL_HZ

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from wam_jax.envs import goals
-from wam_jax.envs.base import FINGERS_DOWN, Route, Skill, find_skill, skill_table
 from wam_jax.envs.steering import CLOSED, OPEN, steer
+from wam_jax.envs.table import FINGERS_DOWN, Route, Skill, find_skill, skill_table
 
 if TYPE_CHECKING:
   from wam_jax.envs.calvin.simulator import CalvinTable

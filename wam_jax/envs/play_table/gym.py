@@ -12,8 +12,8 @@ import gymnasium
 import numpy as np
 
 from wam_jax.embodiment import ACTION, CAMERAS, CONTROL_HZ, ROBOT_OBS, SCENE_OBS
-from wam_jax.envs.base import find_skill
 from wam_jax.envs.play_table import renderer, simulator, skills
+from wam_jax.envs.table import find_skill
 from wam_jax.host.numbers import real, whole
 
 RENDER_SIZE = 256  # pixels: the pictures that policies see are too small for people

@@ -362,7 +362,7 @@ def _program(image_size: int) -> _Program:
 
 
 class PlayTableRenderer:
-  """Draws both cameras of many states; implements `envs.base.Renderer`.
+  """Draws both cameras of many states.
 
   Threads draw frame by frame; a frame's picture depends on nothing but the frame.
   Pictures are drawn on the CPU also where an accelerator is present, so that they are the same there.

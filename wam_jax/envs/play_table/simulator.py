@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from wam_jax.embodiment import ACTION, CONTROL_HZ, ROBOT_OBS, SCENE_OBS
-from wam_jax.envs import base, goals
+from wam_jax.envs import goals, table
 from wam_jax.envs.play_table import scene
 from wam_jax.envs.play_table.physics import mujoco
 from wam_jax.host.numbers import real
@@ -252,7 +252,7 @@ class SceneState:
 
 
 class PlayTable:
-  """One play table; implements `envs.base.Environment`.
+  """One play table; a `table.TaughtTable`.
 
   Besides (robot_obs, scene_obs) and velocities, the state holds the target pose that actions move;
   `reset` puts it at the gripper and sets velocities to zero. The same reset and actions give results
@@ -337,12 +337,12 @@ class PlayTable:
     """
     action = check_action(action)
     self._gripper = float(action[6])
-    ahead = self._target_position + base.ACTION_TRANSLATION * action[:3] - self._position
+    ahead = self._target_position + table.ACTION_TRANSLATION * action[:3] - self._position
     distance = math.sqrt(float(ahead @ ahead))
     if distance > TARGET_LEASH:
       ahead *= TARGET_LEASH / distance
     self._target_position = self._position + ahead
-    self._target_euler = self._target_euler + base.ACTION_ROTATION * action[3:6]
+    self._target_euler = self._target_euler + table.ACTION_ROTATION * action[3:6]
     self._joint_target = self._arm.inverse(self._joint_target, self._target_position, self._target_euler)
     self._data.ctrl[:7] = self._joint_target
     self._data.ctrl[7:9] = scene.FINGER_RANGE[1] if self._gripper > 0 else scene.FINGER_RANGE[0]

@@ -11,9 +11,9 @@ import numpy as np
 
 from wam_jax.embodiment import ROBOT_OBS
 from wam_jax.envs import goals
-from wam_jax.envs.base import FINGERS_DOWN, Environment, Route, Skill, find_skill, skill_table
 from wam_jax.envs.play_table import scene
 from wam_jax.envs.steering import CLOSED, OPEN, wrap_angle
+from wam_jax.envs.table import FINGERS_DOWN, Route, Skill, Table, find_skill, skill_table
 
 if TYPE_CHECKING:
   from wam_jax.envs.play_table import simulator
@@ -70,7 +70,7 @@ def _sample_blocks(rng: np.random.Generator) -> np.ndarray:
 
 
 def sample_start(
-  task: str | None, rng: np.random.Generator, env: Environment | None = None
+  task: str | None, rng: np.random.Generator, env: Table | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
   """See `experts.sample_start`; needs no environment."""
   del env
