@@ -19,7 +19,7 @@ FIRST = ("numpy", "jaxlib", "jax")  # imported before what imports them, so that
 _MODULES = {
   "absl-py": "absl",
   "hydra-core": "hydra",
-  "mujoco": "wam_jax.envs.play_table.physics",  # as we import it, whatever MUJOCO_GL names
+  "mujoco": "wam_jax.envs.physics",  # as we import it, whatever MUJOCO_GL names
   "orbax-checkpoint": "orbax.checkpoint",
   "pillow": "PIL",
   "pyyaml": "yaml",

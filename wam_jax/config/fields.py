@@ -106,8 +106,8 @@ ROWS: tuple[Field, ...] = (
     " a path with {task} for the task's name, one file per task; without it where there is one task."),
 
   Field("env.name", "play_table", SIMULATOR,
-    "play_table (embedded simulator), calvin (CALVIN's own), gymnasium:ENV_ID, module:attribute of your own, "
-    "or the name that an installed package gives its simulator: docs/guides/own_simulator.md"),
+    "play_table (embedded simulator), calvin (CALVIN's own), metaworld, gymnasium:ENV_ID, module:attribute "
+    "of your own, or the name that an installed package gives its simulator: docs/guides/own_simulator.md"),
   Field("env.calvin_root", "", PLACE, "checkout of mees/calvin_env, for calvin; empty: $CALVIN_ROOT"),
   Field("env.calvin_scene", "D", choice("A", "B", "C", "D"), "A, B, C or D; scripted experts know D only"),
   Field("env.tasks", (), WORDS,
@@ -124,6 +124,9 @@ ROWS: tuple[Field, ...] = (
   Field("env.expert", "", TEXT,
     "module:function(env, observation) -> action, a scripted policy of a gymnasium environment that has no "
     "method expert", silent=""),
+  Field("env.renderer", "rays", choice("rays", "gl"),
+    "of metaworld. rays: MuJoCo's rays, everywhere the same; gl: MuJoCo's own renderer, where OpenGL works",
+    silent="rays"),
   Field("env.image_size", 64, count(16, 256), "side of the pictures, in pixels, as models see them"),
   Field("env.max_steps", 72, count(), "control steps of an episode; the embedded table makes 30 a second"),
   Field("env.workers", 0, count(0), "threads for physics and pictures; 0: one per core"),

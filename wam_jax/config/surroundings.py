@@ -277,6 +277,8 @@ def _check_simulator(config: ConfigDict) -> list[Problem]:
     return [Problem("env.name", env.name, f"a simulator that can be used; {error}", OWN_SIMULATOR)]
   largest = simulator.largest_picture
   problems = []
+  if missing := simulator.missing():
+    problems.append(Problem("env.name", env.name, "a simulator that works here", missing))
   if largest is not None and env.image_size > largest:
     rule = f"at most {largest} with env.name={env.name}: its pictures have no more"
     problems.append(Problem("env.image_size", env.image_size, rule, "take 64, or let it draw larger ones"))

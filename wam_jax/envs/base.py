@@ -180,6 +180,10 @@ class Simulator(abc.ABC):
   def make(self) -> Environment:
     """One environment; each call a new one. Raises NotOffered or ValueError where there cannot be one."""
 
+  def missing(self) -> str:
+    """What to do about what it lacks on this machine, such as an install command; empty: nothing."""
+    return ""
+
   def make_renderer(self, image_size: int, workers: int = 0) -> Renderer | None:
     """Draws snapshots at this size [pixels]; None: environments draw themselves, as they go.
 

@@ -18,11 +18,22 @@ from wam_jax.envs.table import Skills
 _SIMULATORS = {
   "play_table": "wam_jax.envs.table_simulator:PlayTableSimulator",
   "calvin": "wam_jax.envs.table_simulator:CalvinSimulator",
+  "metaworld": "wam_jax.envs.metaworld.simulator:MetaWorldSimulator",
 }
 # Modules of skills of those with CALVIN's scene.
 _SKILLS = {"play_table": "wam_jax.envs.play_table.skills", "calvin": "wam_jax.envs.calvin.skills"}
 # Fields of config.env that say which simulator it is; the others say how it is used.
-IDENTITY = ("name", "calvin_root", "calvin_scene", "tasks", "pictures", "state", "success", "expert")
+IDENTITY = (
+  "name",
+  "calvin_root",
+  "calvin_scene",
+  "tasks",
+  "pictures",
+  "state",
+  "success",
+  "expert",
+  "renderer",
+)
 GROUP = "wam_jax.envs"  # of entry points, by which packages name their simulators
 NAMES = tuple(_SIMULATORS)
 TAUGHT = tuple(_SKILLS)

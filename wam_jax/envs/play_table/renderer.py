@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from wam_jax.embodiment import CAMERAS, ROBOT_OBS, SCENE_OBS
+from wam_jax.envs.physics import mujoco
 from wam_jax.envs.play_table import scene, simulator
-from wam_jax.envs.play_table.physics import mujoco
 from wam_jax.host import machine, surroundings
 from wam_jax.host.numbers import whole
 

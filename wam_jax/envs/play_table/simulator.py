@@ -10,8 +10,8 @@ import numpy as np
 
 from wam_jax.embodiment import ACTION, CONTROL_HZ, ROBOT_OBS, SCENE_OBS
 from wam_jax.envs import goals, table
+from wam_jax.envs.physics import mujoco
 from wam_jax.envs.play_table import scene
-from wam_jax.envs.play_table.physics import mujoco
 from wam_jax.host.numbers import real
 
 TARGET_LEASH = 0.12  # m by which the target may run ahead of the gripper, so that pushing against a stop ends

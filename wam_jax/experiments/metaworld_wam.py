@@ -1,0 +1,34 @@
+"""WAM on eight tasks of Meta-World.
+
+  pip install 'wam_jax[metaworld]'
+  python -m wam_jax.main --config=experiments/metaworld_wam.py:demo
+
+Each task has a scene of its own; one world model learns all of them: docs/guides/metaworld.md.
+"""
+
+from ml_collections import ConfigDict
+
+from wam_jax import config
+from wam_jax.envs.metaworld.scenes import NAMES, SAWYER
+
+# A frame takes ten times as long to draw as of the embedded simulator: fewer of them.
+DEMO = {
+  "data.play_frames": 20_000,
+  "data.heldout_play_frames": 3_000,
+  "data.demos_per_task": 30,
+  "data.heldout_demos_per_task": 10,
+  "data.failed_takes_per_task": 20,
+  "data.heldout_failed_takes_per_task": 10,
+  "data.heldout_starts_per_task": 20,
+  "evaluate.episodes": 20,
+}
+
+
+def get_config(preset: str = "auto") -> ConfigDict:
+  c = config.preset_config(preset, experiment="metaworld_wam")
+  c.env.name, c.data.source, c.tasks = "metaworld", "embedded", NAMES
+  c.world_model.cameras = SAWYER.camera_names
+  c.data.aim_error = 0.05  # m: furniture of Meta-World is large
+  if c.preset != "paper":
+    c.update_from_flattened_dict(DEMO)
+  return c
