@@ -129,4 +129,6 @@ def test_experiments_from_any_folder(installed, name):
 
 def test_no_such_experiment(installed):
   done = installed("-m", "wam_jax.main", "--config=calvin_wm:demo")
-  assert done.returncode == 2 and "one of calvin_dreamerv2, calvin_wam, reproduction" in done.stderr
+  assert (
+    done.returncode == 2 and "one of calvin_dreamerv2, calvin_wam, lerobot_wam, reproduction" in done.stderr
+  )

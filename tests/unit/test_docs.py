@@ -14,6 +14,7 @@ import pathlib
 import re
 import subprocess
 
+import made_up_lerobot
 import numpy as np
 import pytest
 from absl.testing import flagsaver
@@ -196,6 +197,10 @@ class Checker:
     if given.get("env.name", "").startswith("reacher:"):
       page = (GUIDES / "own_simulator.md").read_text(encoding="utf-8")
       (self.folder / "reacher.py").write_text(blocks(page, "python")[0][1])
+    for path in filter(None, given.get("data.path", "").split(",")):
+      if not (self.folder / path).exists():
+        info = made_up_lerobot.write(self.folder / path) / "meta/info.json"
+        made_up_lerobot.change(info, lambda content: content.update(total_frames=10_000))
     for path in wanted:
       (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
       (self.folder / path).touch()

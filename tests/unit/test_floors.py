@@ -139,6 +139,7 @@ def test_packages_are_imported_where_they_belong():
     assert module == "wam_jax.core.distributions" or not tops & {"distrax", "tensorflow_probability"}, module
     assert module == "wam_jax.envs.physics" or "mujoco" not in tops, module
     assert module.startswith("wam_jax.envs.metaworld.") or "metaworld" not in tops, module
+    assert module.startswith("wam_jax.data.lerobot") or "pyarrow" not in tops, module
     assert room(module) not in WITHOUT_JAX or not imports(source, modules, True) & {"jax", "flax"}, module
 
 

@@ -203,8 +203,8 @@ def _episodes(c: Any) -> str:
 
 
 def _size_of_collect(c: Any) -> str:
-  if c.data.source == "calvin":
-    return "read and check the dataset"
+  if c.data.source != "embedded":
+    return f"read and check the data{', shrink pictures' if c.data.source == 'lerobot' else ''}"
   return f"{count(c.data.play_frames, 'frame')} of play, {len(c.tasks)} x ({_takes_in_words(c)})"
 
 
@@ -249,6 +249,13 @@ CHAIN: tuple[Stage, ...] = (
       *_SIMULATOR,
       "data.source",
       "data.calvin_path",
+      "data.path",
+      "data.episodes",
+      "data.task_column",
+      "data.heldout_share",
+      "data.success_reward",
+      "data.success_frames",
+      "data.embodiment",
       "data.play_frames",
       "data.play_episode_frames",
       "data.heldout_play_frames",

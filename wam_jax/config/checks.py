@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -184,6 +185,10 @@ RESIDUAL_WIDTHS = several(
   lambda value: len(value) % 2 == 1 and len(set(value)) == 1 and type(value[0]) is int and value[0] > 0,
   "an odd number of equal layer widths, each at least 1",
   1,
+)
+EPISODES = several(
+  lambda value: all(isinstance(x, str) and re.fullmatch(r".+:\d{1,9}(-\d{1,9})?", x) for x in value),
+  "NAME:NUMBER or NAME:FIRST-LAST, where NAME is a task, play, heldout, failed or unused",
 )
 UPDATES = several(_ascending, "updates, each at least 1, ascending", 1)
 HORIZONS = several(

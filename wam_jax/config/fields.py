@@ -16,6 +16,7 @@ from wam_jax.config.arms import ARMS
 from wam_jax.config.chain import EXTRA_STAGES, STAGES
 from wam_jax.config.checks import (
   BETAS,
+  EPISODES,
   FLAG,
   FOLDERS,
   HORIZONS,
@@ -131,10 +132,28 @@ ROWS: tuple[Field, ...] = (
   Field("env.max_steps", 72, count(), "control steps of an episode; the embedded table makes 30 a second"),
   Field("env.workers", 0, count(0), "threads for physics and pictures; 0: one per core"),
 
-  Field("data.source", "calvin", choice("embedded", "calvin"),
-    "embedded: scripted experts in env.name; calvin: a dataset on disk"),
+  Field("data.source", "calvin", choice("embedded", "calvin", "lerobot"),
+    "embedded: scripted experts in env.name; calvin: a dataset on disk; lerobot: LeRobot datasets on disk"),
   Field("data.calvin_path", "", PLACE,
     "folder with training/ and validation/, CALVIN's or converted; empty: $CALVIN_DATA"),
+  Field("data.path", (), FOLDERS,
+    "lerobot: folders of datasets of one robot; their episodes are counted on through all of them", ()),
+  Field("data.episodes", (), EPISODES,
+    "lerobot: episodes that are not what their tasks say, as NAME:NUMBER or NAME:FIRST-LAST. NAME is a task, "
+    "play, heldout (validation), failed (takes of their task) or unused", ()),
+  Field("data.task_column", "task_index", TEXT,
+    "lerobot: column of the frames that names their task; runs of frames of one of `tasks` are demos, all "
+    "else is play", "task_index"),
+  Field("data.heldout_share", 0.2, RATE,
+    "lerobot: share of the demos of each task, and of play, that are held out: the last ones, at least one. "
+    "Not used where data.episodes or the dataset's splits say which.", 0.2),
+  Field("data.success_reward", 1.0, number(-math.inf),
+    "lerobot: next.reward from which on the task is done, without next.success", 1.0),
+  Field("data.success_frames", 0, count(0),
+    "lerobot: last frames of a demo in which its task is done, without next.success and next.reward", 0),
+  Field("data.embodiment", "", PLACE,
+    "lerobot: embodiment.json that describes the robot; empty: the dataset's own, or by its info.json, with "
+    "ranges of actions from its statistics", ""),
   Field("data.play_frames", 512_000, count(), "task-free frames to collect (embedded)"),
   Field("data.play_episode_frames", 512, count(2), "frames per play episode (embedded)"),
   Field("data.demos_per_task", 50, count(), "the first so many annotated windows of training/"),

@@ -19,15 +19,17 @@ from ml_collections import ConfigDict
 from wam_jax import embodiment
 from wam_jax.config.chain import STAGES
 from wam_jax.config.checks import Problem, did_you_mean, suggest
-from wam_jax.embodiment import CALVIN, CAMERAS, Embodiment, EmbodimentError
+from wam_jax.embodiment import CALVIN, CAMERAS, Embodiment
 from wam_jax.envs import registry
 from wam_jax.envs.base import NotOffered, Simulator
 from wam_jax.envs.calvin.simulator import CalvinMissingError, find_checkout
 from wam_jax.envs.tasks import TASKS
-from wam_jax.host import file_kinds
+from wam_jax.host import file_kinds, lerobot_info
+from wam_jax.host.dataset_files import DatasetError, read_description
 from wam_jax.host.machine import available_cores
 from wam_jax.host.regular_files import check_file, read_text
 from wam_jax.host.trackers import TRACKERS
+from wam_jax.host.words import task_name
 
 
 def _place_workdir(config: ConfigDict) -> list[Problem]:
@@ -160,6 +162,9 @@ def _find_calvin(config: ConfigDict) -> list[Problem]:
     fix = "set it or $CALVIN_DATA, or use the embedded simulator: --config.data.source=embedded"
     return [Problem("data.calvin_path", path, rule, fix)]
   missing = [f"{path}/{name}" for name in ("training", "validation") if not os.path.isdir(f"{path}/{name}")]
+  if missing and lerobot_info.is_lerobot(path):
+    fix = f"this is LeRobot's: --config.data.source=lerobot --config.data.path={path}"
+    return [Problem("data.calvin_path", path, rule, fix)]
   if missing:
     return [Problem("data.calvin_path", path, rule, f"missing: {', '.join(missing)}")]
   takes = config.data.failed_takes_per_task
@@ -168,6 +173,28 @@ def _find_calvin(config: ConfigDict) -> list[Problem]:
     fix = "--config.data.failed_takes_per_task=0 --config.ppo.failed_starts=0"
     return [Problem("data.failed_takes_per_task", takes, rule, fix)]
   return []
+
+
+def _find_lerobot(config: ConfigDict) -> list[Problem]:
+  if config.data.source != "lerobot":
+    return []
+  config.data.path = tuple(map(_expand, config.data.path))
+  config.data.embodiment = _expand(config.data.embodiment)
+  config.tasks = tuple(dict.fromkeys(map(task_name, config.tasks)))  # they may be given in words
+  if config.inputs.collect:
+    return []
+  problems = []
+  rule = "one or more LeRobot datasets: folders with meta/info.json"
+  if not config.data.path:
+    problems.append(Problem("data.path", config.data.path, rule, "--config.data.path=FOLDER"))
+  for path in config.data.path:
+    if not lerobot_info.is_lerobot(path):
+      problems.append(Problem("data.path", path, rule, f"missing: {os.path.join(path, lerobot_info.INFO)}"))
+  missing = [name for name in ("av", "pyarrow") if importlib.util.find_spec(name) is None]
+  if missing:
+    rule = f"lerobot only where the packages {', '.join(missing)} are installed"
+    problems.append(Problem("data.source", "lerobot", rule, "pip install 'wam_jax[lerobot]'"))
+  return problems
 
 
 def _find_calvin_env(config: ConfigDict) -> list[Problem]:
@@ -206,7 +233,7 @@ def robot_of_data(config: ConfigDict) -> Embodiment:
   """Embodiment of the data: of the artifact or the dataset that is named, else of the simulator.
 
   Raises:
-    EmbodimentError: the dataset's description breaks a rule.
+    DatasetError: the dataset's description breaks a rule.
   """
   if config.inputs.collect:
     for folder in (config.inputs.collect, os.path.join(config.inputs.collect, "collect")):
@@ -217,10 +244,10 @@ def robot_of_data(config: ConfigDict) -> Embodiment:
       except (OSError, ValueError, AttributeError, RecursionError):
         continue  # the plan says what is wrong with it
   elif config.data.source == "calvin" and _exists(config.data.calvin_path, embodiment.FILE):
-    try:
-      return embodiment.from_json(read_text(os.path.join(config.data.calvin_path, embodiment.FILE)))
-    except (OSError, UnicodeDecodeError) as error:
-      raise EmbodimentError(f"cannot be read ({error})") from None
+    return read_description(os.path.join(config.data.calvin_path, embodiment.FILE))
+  elif config.data.source == "lerobot" and all(map(lerobot_info.is_lerobot, config.data.path or ("",))):
+    infos = [lerobot_info.read_info(folder) for folder in config.data.path]
+    return lerobot_info.embodiment_of(infos, config.data.embodiment)
   elif config.data.source == "embedded" and (simulator := _simulator(config)) is not None:
     return simulator.embodiment
   return CALVIN
@@ -238,9 +265,11 @@ def _check_robot(config: ConfigDict) -> list[Problem]:
   """Cameras must be the data's, tasks the simulator's or the data's; those left alone become so."""
   try:
     robot = robot_of_data(config)
-  except EmbodimentError as error:
-    file, fix = f"{config.data.calvin_path}/{embodiment.FILE}", f"correct it; {embodiment.EXAMPLE}"
-    return [Problem("data.calvin_path", config.data.calvin_path, f"with a sound {file}; {error}", fix)]
+  except DatasetError as error:
+    path = "data.path" if config.data.source == "lerobot" else "data.calvin_path"
+    key = f", key '{error.key}'" if error.key else ""
+    rule = f"sound data, but {error.file}{key}: {error.rule.rstrip('.')}"
+    return [Problem(path, config.data[path[5:]], rule, error.fix.rstrip("."))]
   problems = []
   cameras = tuple(config.world_model.cameras)
   if cameras == CAMERAS != robot.camera_names:
@@ -253,7 +282,8 @@ def _check_robot(config: ConfigDict) -> list[Problem]:
   if not robot.state and proprio != "none":
     rule = "none: the robot in the data reports no state"
     problems.append(Problem("world_model.proprio", proprio, rule, "--config.world_model.proprio=none"))
-  recorded = config.inputs.collect or (config.data.source == "calvin" and _exists(config.data.calvin_path))
+  places = {"calvin": (config.data.calvin_path,), "lerobot": config.data.path}.get(config.data.source, ())
+  recorded = config.inputs.collect or any(map(_exists, places))
   simulator = _simulator(config)
   if simulator is None and ":" in config.env.name:
     return problems  # its tasks are not known
@@ -296,9 +326,9 @@ def _check_simulator(config: ConfigDict) -> list[Problem]:
 OWN_SIMULATOR = "docs/guides/own_simulator.md says what it must offer"
 
 
-_DATA = ("data.source", "data.calvin_path", "inputs.collect")
+_DATA = ("data.source", "data.calvin_path", "data.path", "data.embodiment", "inputs.collect")
 _ENV = tuple(f"env.{name}" for name in registry.IDENTITY)
-_AMOUNT = ("data.source", "data.calvin_path", "data.play_frames")
+_AMOUNT = ("data.source", "data.calvin_path", "data.path", "data.play_frames")
 
 
 def _check_amount(config: ConfigDict) -> list[Problem]:
@@ -309,6 +339,12 @@ def _check_amount(config: ConfigDict) -> list[Problem]:
     frames = _count_frames(pathlib.Path(config.data.calvin_path) / "training" / "ep_start_end_ids.npy")
     if not frames:
       return []  # reading the dataset reports what is wrong
+  if config.data.source == "lerobot":
+    where = f"the frames in {', '.join(config.data.path)}"
+    try:
+      frames = sum(lerobot_info.read_info(path).num_frames for path in config.data.path)
+    except DatasetError:
+      return []  # reported with the robot
   w = config.world_model
   if w.batch_size * w.sequence_length <= frames:
     return []
@@ -342,6 +378,7 @@ DERIVED: tuple[tuple[tuple[str, ...], Callable[[ConfigDict], Sequence[Problem] |
   (("inputs.dppo_checkpoint", "tasks", "behaviour_cloning.policy"), _check_dppo),
   (("env.name", "env.calvin_root"), _find_calvin_env),
   (("data.source", "data.calvin_path", "data.failed_takes_per_task", "inputs.collect"), _find_calvin),
+  (("tasks", "inputs.collect", "data.source", "data.path", "data.embodiment"), _find_lerobot),
   (("tasks", "world_model.cameras", "world_model.proprio", *_DATA), _check_robot),
   (("tasks", "env.image_size", "evaluate.expert", *_ENV, *_DATA), _check_simulator),
   (tuple(f"training.{name}_project" for name in TRACKERS), _find_tracker),

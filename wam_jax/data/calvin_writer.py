@@ -10,7 +10,7 @@ import pathlib
 import shutil
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -188,17 +188,8 @@ class FrameWriter:
     np.save(folder / "ep_lens.npy", np.asarray(lengths, np.int64))
     save_pickled(folder / "scene_info.npy", {scene: (self._first, self._next - 1)})
     (folder / ANNOTATION_FILE).parent.mkdir()
-    save_pickled(
-      folder / ANNOTATION_FILE,
-      {
-        "language": {
-          "ann": [SENTENCES.get(task, task.replace("_", " ")) for task, _, _ in annotations],
-          "task": [task for task, _, _ in annotations],
-          "emb": np.zeros((len(annotations), 1, 384), np.float32),  # no language model here: a placeholder
-        },
-        "info": {"episodes": [], "indx": [(self._first + a, self._first + b) for _, a, b in annotations]},
-      },
-    )
+    windows = [(task, self._first + a, self._first + b) for task, a, b in annotations]
+    save_pickled(folder / ANNOTATION_FILE, annotation_content(windows, SENTENCES))
     (folder / "statistics.yaml").write_text(_statistics(self._states))
     if self.embodiment != CALVIN:
       (self.folder.parent / FILE).write_text(self.embodiment.to_json())
@@ -217,6 +208,23 @@ class FrameWriter:
 
   def __exit__(self, *_: object) -> None:
     self.close()
+
+
+def annotation_content(windows: Sequence[tuple[str, int, int]], texts: Mapping[str, str]) -> dict[str, Any]:
+  """What a file of annotations holds.
+
+  Args:
+    windows: (task, first id, one past the last id).
+    texts: task -> the same in words, where it is not its name.
+  """
+  return {
+    "language": {
+      "ann": [texts.get(task, task.replace("_", " ")) for task, _, _ in windows],
+      "task": [task for task, _, _ in windows],
+      "emb": np.zeros((len(windows), 1, 384), np.float32),  # no language model here: a placeholder
+    },
+    "info": {"episodes": [], "indx": [(low, high) for _, low, high in windows]},
+  }
 
 
 def save_pickled(path: pathlib.Path, content: dict[str, Any]) -> None:

@@ -1,7 +1,9 @@
-"""Converts a dataset in CALVIN's format to a TFDS dataset that is read many times as fast and stands for it.
+"""Converts a dataset in CALVIN's or LeRobot's format to a TFDS dataset that is read many times as fast.
 
 python -m wam_jax.data.convert --source=task_D_D --out=task_D_D_64
 python -m wam_jax.data.convert --source=task_D_D --out=task_D_D_64 --skip_broken  # leave broken frames out
+python -m wam_jax.data.convert --source=my_lerobot_dataset --tasks=stack_cups --out=cups_64
+python -m wam_jax.data.convert --source=task_D_D --out=task_D_D_lerobot --to=lerobot  # the way back
 
 An interrupted conversion goes on where it was when the same command is given again. `--out` appears only when
 everything is written and has been read back; then it can be given wherever a CALVIN folder can.
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import errno
 import functools
 import json
@@ -25,16 +28,15 @@ from typing import Any
 
 import numpy as np
 
-from wam_jax.data import calvin, converted
-from wam_jax.data.calvin_writer import save_pickled
+from wam_jax.data import calvin, converted, lerobot
+from wam_jax.data.calvin_writer import annotation_content, save_pickled
 from wam_jax.data.examples import Chunk, SplitPlan, plan_split
 from wam_jax.data.files import DatasetError, PathLike, load_pickled
-from wam_jax.data.frames import (
-  ProgressFactory,
-  num_workers,
-)
+from wam_jax.data.frames import ProgressFactory, num_workers
+from wam_jax.data.lerobot_writer import write_lerobot
 from wam_jax.embodiment import CALVIN, FILE, Embodiment
 from wam_jax.host import console, machine
+from wam_jax.host.lerobot_info import is_lerobot
 from wam_jax.host.locks import LockError, NoLocksError, locked
 from wam_jax.host.machine import disk_full
 from wam_jax.host.regular_files import check_file, read_text
@@ -57,6 +59,7 @@ def convert(
   *,
   image_size: int = 64,
   skip_broken: bool = False,
+  selection: lerobot.Selection | None = None,
   workers: int = 0,
   progress: ProgressFactory | None = None,
   log: Callable[[str], None] = print,
@@ -64,11 +67,12 @@ def convert(
   """Converts all splits of a dataset, or goes on with an interrupted conversion.
 
   Args:
-    source: folder that holds training/ and validation/, perhaps failed/.
+    source: folder that holds training/ and validation/, perhaps failed/; or a LeRobot dataset.
     out: folder to be made; until everything is written and read back it is `out`.partial.
     image_size: side that pictures are shrunk to, by area averaging [pixels].
     skip_broken: leave out frames that are missing or cannot be read, and the annotated windows that hold
       one; without it the first of them is an error.
+    selection: what the episodes of LeRobot datasets are; needed for them.
     workers: threads; 0 means one per core.
     progress: as in `calvin.read_frames`.
     log: called with lines of text.
@@ -82,11 +86,14 @@ def convert(
       read back.
   """
   source, out = pathlib.Path(source).resolve(), pathlib.Path(os.path.abspath(out))
-  calvin.check_root(source)
-  if os.path.lexists(source / converted.MANIFEST):
-    raise DatasetError(source, "is converted already.", fix="use it as it is.")
-  folders = [source / name for name in converted.TFDS_SPLITS if (source / name).is_dir()]
-  plans = {folder.name: plan_split(folder, image_size, skip_broken) for folder in folders}
+  if selection is not None:
+    plans = lerobot.plan_splits(lerobot.open_data(selection), selection, image_size, skip_broken)
+  else:
+    calvin.check_root(source)
+    if os.path.lexists(source / converted.MANIFEST):
+      raise DatasetError(source, "is converted already.", fix="use it as it is.")
+    folders = [source / name for name in converted.TFDS_SPLITS if (source / name).is_dir()]
+    plans = {folder.name: plan_split(folder, image_size, skip_broken) for folder in folders}
   robot, _ = _common(plans)
   settings = {
     "version": converted.VERSION,
@@ -97,6 +104,9 @@ def convert(
   }
   if robot != CALVIN:
     settings["embodiment"] = robot.to_dict()
+  if selection is not None:
+    paths = [str(pathlib.Path(path).resolve()) for path in selection.path]
+    settings["selection"] = json.loads(json.dumps(dataclasses.asdict(selection) | {"path": paths}))
   if os.path.lexists(out):
     return _already_there(out, settings)
   partial = out.with_name(f"{out.name}.partial")
@@ -381,7 +391,8 @@ def _write_annotations(plan: SplitPlan, folder: pathlib.Path, spans: np.ndarray)
   """Copies the annotated windows that lie in one episode still, if there are any. Returns how many."""
   if not plan.windows:
     return 0
-  content = load_pickled(calvin.annotation_file(plan.folder))
+  file = calvin.annotation_file(plan.folder)
+  content = load_pickled(file) if os.path.lexists(file) else annotation_content(plan.windows, plan.texts)
   kept = []
   for row, (_, low, high) in enumerate(plan.windows):
     episode = int(np.searchsorted(spans[:, 0], low, side="right")) - 1
@@ -505,23 +516,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   parser.add_argument(
-    "--source", type=machine.local_path, required=True, help="folder that holds training/ and validation/"
+    "--source",
+    type=machine.local_path,
+    required=True,
+    action="append",
+    help="folder that holds training/ and validation/, or a LeRobot dataset (several: give it again)",
   )
+  parser.add_argument("--tasks", help="of LeRobot's: tasks whose episodes are demos, comma-separated")
+  lerobot.add_arguments(parser)
   parser.add_argument("--out", type=machine.local_path, required=True, help="folder to be made")
-  parser.add_argument("--image_size", type=int, default=64, help="side that pictures are shrunk to")
+  parser.add_argument("--to", choices=("tfds", "lerobot"), default="tfds", help="form to be written")
+  parser.add_argument(
+    "--image_size",
+    type=int,
+    help="side that pictures are shrunk to; if not given 64, to LeRobot's as they are",
+  )
   parser.add_argument("--workers", type=int, default=0, help="threads; 0: one per core")
   parser.add_argument("--skip_broken", action="store_true", help="leave out frames that cannot be read")
   options = parser.parse_args(arguments)
-  if options.image_size < 1 or options.workers < 0:
+  if (options.image_size is not None and options.image_size < 1) or options.workers < 0:
     parser.error("--image_size must be 1 or more, --workers 0 or more")
+  progress = lambda total, text: tqdm.tqdm(total=total, desc=text, unit="frame", unit_scale=True)
+  selection = lerobot.selection_of(parser, options) if is_lerobot(options.source[0]) else None
+  if selection is None:
+    lerobot.one_source(parser, options)
   try:
+    if options.to == "lerobot":
+      info = write_lerobot(
+        options.source[0], options.out, image_size=options.image_size or 0, progress=progress
+      )
+      print(f"{options.out}: {info['total_frames']:,} frames, {info['total_episodes']:,} episodes")
+      return 0
     convert(
-      options.source,
+      options.source[0],
       options.out,
-      image_size=options.image_size,
+      image_size=options.image_size or 64,
       skip_broken=options.skip_broken,
+      selection=selection,
       workers=options.workers,
-      progress=lambda total, text: tqdm.tqdm(total=total, desc=text, unit="frame", unit_scale=True),
+      progress=progress,
       log=print,
     )
   except DatasetError as error:

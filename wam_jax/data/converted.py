@@ -209,6 +209,7 @@ class ConvertedReader(FrameReader):
         "that are wanted.",
         fix="use a smaller env.image_size, or convert again with a larger --image_size.",
       )
+    self._shapes = dict.fromkeys(self.embodiment.camera_names, (self.stored_size, self.stored_size, 3))
     shards = manifest["splits"][self.folder.name]["shards"]
     robot, vectors = self.embodiment, tuple(manifest["vectors"])
     features = functools.partial(example_features, robot, vectors)
@@ -276,7 +277,7 @@ class ConvertedReader(FrameReader):
     for rows, inside, example in self._parts(begin, stop):
       for key in self.embodiment.camera_names:
         pictures = example[key][inside]
-        if self.stored_size != self.image_size:
+        if self.image_size not in (0, self.stored_size):
           pictures = np.stack([image_lib.area_resize(p, self.image_size, self.image_size) for p in pictures])
         out[key][rows] = pictures
       vectors = {key: np.array(example[key][inside]) for key in self.widths}

@@ -1,10 +1,10 @@
-"""A split in CALVIN's format as examples of consecutive frames, for conversion and the TFDS builder."""
+"""A split as examples of consecutive frames, for conversion and the TFDS builder."""
 
 from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ class SplitPlan:
     chunks: in the order of the frames.
     missing: ids of frames without a file; left out of the chunks.
     reader: of all other frames.
+    texts: tasks in words, where the data say them and no file of annotations does.
   """
 
   folder: pathlib.Path
@@ -42,6 +43,7 @@ class SplitPlan:
   chunks: tuple[Chunk, ...]
   missing: tuple[int, ...]
   reader: FrameReader
+  texts: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
   @property
   def vector_keys(self) -> dict[str, int]:
@@ -125,12 +127,17 @@ def plan_split(folder: PathLike, image_size: int = 64, skip_broken: bool = False
       if not skip_broken or attempt == _FIRST_FRAMES - 1:
         raise
       missing = sorted([*missing, int(pieces[0, 0])])
-  chunks = [
+  chunks = chunks_of(spans, pieces)
+  return SplitPlan(folder, image_size, skip_broken, spans, tuple(raw), chunks, tuple(missing), reader)
+
+
+def chunks_of(spans: np.ndarray, pieces: np.ndarray) -> tuple[Chunk, ...]:
+  """Pieces [P, 2] of the episodes [E, 2] `spans`, cut into chunks."""
+  return tuple(
     (int(np.searchsorted(spans[:, 0], low, side="right")) - 1, first, min(first + EXAMPLE_FRAMES - 1, high))
     for low, high in pieces.tolist()
     for first in range(low, high + 1, EXAMPLE_FRAMES)
-  ]
-  return SplitPlan(folder, image_size, skip_broken, spans, tuple(raw), tuple(chunks), tuple(missing), reader)
+  )
 
 
 def _without(spans: np.ndarray, gaps: Sequence[int]) -> np.ndarray:

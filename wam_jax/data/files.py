@@ -17,24 +17,13 @@ from typing import Any
 import numpy as np
 
 from wam_jax import embodiment
-from wam_jax.embodiment import CALVIN, Embodiment, EmbodimentError
+from wam_jax.embodiment import CALVIN, Embodiment
 from wam_jax.host import file_kinds
-from wam_jax.host.regular_files import most_inflated, read_bytes, read_text
-from wam_jax.host.words import PrintableError
+from wam_jax.host.dataset_files import COPY_AGAIN, DatasetError, PathLike, read_description
+from wam_jax.host.regular_files import most_inflated, read_bytes
 from wam_jax.storage.plain_pickle import PlainUnpickler, RefusedError
 
-PathLike = str | os.PathLike[str]
-
 IDS_FILE = "ep_start_end_ids.npy"
-
-
-class DatasetError(PrintableError, ValueError):
-  """Something on disk breaks a rule of the format: names the file, the key, the rule and what to do."""
-
-  def __init__(self, file: PathLike, rule: str, *, key: str = "", fix: str = ""):
-    self.file, self.key, self.rule, self.fix = pathlib.Path(file), key, rule, fix
-    where = f"{self.file}" + (f", key '{key}'" if key else "")
-    super().__init__(f"{where}: {rule}" + (f" What to do: {fix}" if fix else ""))
 
 
 def read_embodiment(root: PathLike) -> Embodiment:
@@ -44,14 +33,7 @@ def read_embodiment(root: PathLike) -> Embodiment:
     DatasetError: the file cannot be read, or breaks a rule.
   """
   path = pathlib.Path(root) / embodiment.FILE
-  if not os.path.lexists(path):
-    return CALVIN
-  try:
-    return embodiment.from_json(read_text(path))
-  except EmbodimentError as error:
-    raise DatasetError(path, f"{error}.", fix=f"correct it; {embodiment.EXAMPLE}.") from None
-  except (OSError, ValueError) as error:
-    raise DatasetError(path, f"cannot be read ({error}).", fix=COPY_AGAIN) from None
+  return read_description(path) if os.path.lexists(path) else CALVIN
 
 
 # ---------------------------------------------------------------------------------------------
@@ -63,7 +45,6 @@ _DIRECTORY = struct.Struct("<4s6H3I5H2I")
 _LOCAL = struct.Struct("<4s5H3I2H")
 _END = struct.Struct("<4s4H2IH")
 _TRUNCATED = "not a whole npz archive: the file is truncated or damaged."
-COPY_AGAIN = "copy or download this file again."
 
 
 _MAGIC = b"\x93NUMPY"

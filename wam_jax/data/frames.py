@@ -302,6 +302,7 @@ class FrameReader:
   embodiment: Embodiment
   widths: dict[str, int]
   has_absolute: bool
+  _shapes: dict[str, tuple[int, ...]]  # of pictures as they are stored
 
   def __init__(self, folder: PathLike, spans: np.ndarray, image_size: int):
     """Looks at the folder and at its first frame.
@@ -309,18 +310,20 @@ class FrameReader:
     Args:
       folder: a split.
       spans: [E, 2] first and last id of each episode: `read_episode_ids(folder)`.
-      image_size: S, side of the square pictures [pixels].
+      image_size: S, side of the square pictures [pixels]; 0: as they are stored.
 
     Raises:
       DatasetError: a frame without a file, or pictures that are too small.
     """
-    self.folder, self.image_size = pathlib.Path(folder), image_size
-    self.embodiment = read_embodiment(self.folder.parent)
+    self._set_frames(folder, spans, image_size, read_embodiment(pathlib.Path(folder).parent))
+    self._open(spans)
+
+  def _set_frames(self, folder: PathLike, spans: np.ndarray, image_size: int, robot: Embodiment) -> None:
+    self.folder, self.image_size, self.embodiment = pathlib.Path(folder), image_size, robot
     self.ids = ids_of(spans)
     lengths = spans[:, 1] - spans[:, 0] + 1
     self.ends = np.cumsum(lengths)
     self.starts = self.ends - lengths
-    self._open(spans)
 
   def _open(self, spans: np.ndarray) -> None:
     self._names = check_present(self.folder, spans)
@@ -330,6 +333,12 @@ class FrameReader:
     self.has_absolute = "actions" in arrays
     self._shapes = _picture_shapes(path, arrays, self.embodiment, self.image_size)
     self.widths = vector_keys(self.embodiment, [key for key in OPTIONAL if key in arrays])
+
+  @property
+  def picture_shapes(self) -> dict[str, tuple[int, ...]]:
+    """Camera -> shape of its pictures as `read` gives them."""
+    size = self.image_size
+    return {key: (size, size, 3) if size else shape for key, shape in self._shapes.items()}
 
   def path(self, frame_id: int) -> pathlib.Path:
     """File that holds a frame."""
@@ -370,7 +379,7 @@ class FrameReader:
             key=key,
             fix="repair or remove the episode of this frame.",
           )
-        out[key][row] = image_lib.area_resize(array, size, size)
+        out[key][row] = image_lib.area_resize(array, size, size) if size else array
     check_vectors(self.path, ids, vectors, self.embodiment)
     for key, array in vectors.items():
       out[key][:] = array

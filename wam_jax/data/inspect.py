@@ -3,6 +3,7 @@
 python -m wam_jax.data.inspect --source=task_D_D            # ids, annotations, files, and a sample of frames
 python -m wam_jax.data.inspect --source=task_D_D --frames=0 # every frame
 python -m wam_jax.data.inspect --source=task_D_D --json     # the same for scripts
+python -m wam_jax.data.inspect --source=my_lerobot_dataset --tasks=stack_cups
 
 Says which stages the data allow, and warns of what may teach nothing. Exit code 0: all stages can run with
 these tasks (--tasks= asks for none: a world model on play alone); 1: some cannot. All problems are listed.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -21,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from wam_jax.config import chain
-from wam_jax.data import calvin, converted, doubts
+from wam_jax.data import calvin, converted, doubts, lerobot
 from wam_jax.data.files import COPY_AGAIN, IDS_FILE, DatasetError, PathLike, read_embodiment
 from wam_jax.data.frames import (
   FrameReader,
@@ -32,10 +34,11 @@ from wam_jax.data.frames import (
   vector_keys,
   vector_shape,
 )
-from wam_jax.embodiment import CALVIN, SCENE_OBS
+from wam_jax.embodiment import CALVIN, SCENE_OBS, Embodiment
 from wam_jax.envs.tasks import TASKS
 from wam_jax.host import console, machine
-from wam_jax.host.words import count, printable
+from wam_jax.host.lerobot_info import is_lerobot
+from wam_jax.host.words import count, printable, split_list
 
 SPLITS = ("training", "validation", calvin.FAILED)
 SAMPLE = 256  # frames read per split unless told otherwise
@@ -87,13 +90,7 @@ def inspect_dataset(
   """
   root = pathlib.Path(root)
   problems: Problems = []
-  report: dict[str, Any] = {
-    "source": str(root),
-    "form": "",
-    "splits": {},
-    "problems": problems,
-    "warnings": [],
-  }
+  report = _empty_report(str(root), problems)
   present = [name for name in SPLITS if (root / name).is_dir()]
   for name in present:
     report["splits"][name] = _inspect_split(root / name, tasks, frames, image_size, workers, problems)
@@ -117,6 +114,82 @@ def inspect_dataset(
   return report
 
 
+def inspect_lerobot(
+  selection: lerobot.Selection, *, frames: int = SAMPLE, image_size: int = 64, workers: int = 0
+) -> dict[str, Any]:
+  """The same of LeRobot datasets, divided into splits as training would.
+
+  Args:
+    selection: which episodes are what.
+    frames: see `inspect_dataset`.
+    image_size: see `inspect_dataset`.
+    workers: see `inspect_dataset`.
+
+  Returns:
+    As `inspect_dataset`; also "tasks", what tasks the data know, in words.
+  """
+  problems: Problems = []
+  report = _empty_report(", ".join(selection.path), problems) | {
+    "form": "LeRobot",
+    "simulated": False,
+    "tasks": "",
+  }
+  data = _note(problems, lerobot.open_data, selection)
+  plans = _note(problems, lerobot.plan_splits, data, selection, image_size) if data else None
+  if data is not None:
+    report["tasks"] = lerobot.known_tasks(data)
+  for name, plan in (plans or {}).items():
+    lengths = plan.spans[:, 1] - plan.spans[:, 0] + 1
+    out = _empty_split() | {"frames": int(lengths.sum()), "episodes": len(plan.spans)}
+    out["ids"], out["episode_lengths"] = [int(plan.spans[0, 0]), int(plan.spans[-1, 1])], _spread(lengths)
+    out["windows"] = _count_windows(plan.windows, selection.tasks)
+    out["keys"] = sorted([*data.robot.camera_names, *plan.vector_keys])
+    stored = lerobot.LeRobotReader(data, plan.folder, plan.spans, 0).picture_shapes
+    out["pictures"] = {name: list(shape) for name, shape in stored.items()}
+    out["names"] = _dimension_names(data.robot)
+    ids = ids_of(plan.spans)
+    picked = ids if not frames else ids[np.unique(np.linspace(0, len(ids) - 1, frames).astype(int))]
+    reader = lerobot.LeRobotReader(data, plan.folder, np.stack([picked, picked], 1), image_size)
+    _read_frames(reader, workers, out, problems)
+    report["splits"][name] = out
+  if plans:
+    for error in lerobot.task_problems(data, selection, lerobot.divide(data, selection)):
+      problems.append(_problem(error, "featurize"))
+    if not problems:
+      plan = plans["training"]
+      report["warnings"] = [
+        dataclasses.asdict(doubt)
+        for doubt in doubts.look_at(
+          functools.partial(lerobot.LeRobotReader, data, plan.folder),
+          plan.spans,
+          plan.windows,
+          plan.folder.parent,
+          image_size,
+          tasks=selection.tasks,
+          workers=workers,
+        )
+      ]
+  report["trainable"], report["stages"] = not problems, _allowed(problems, selection.tasks, False)
+  return report
+
+
+def _empty_report(source: str, problems: Problems) -> dict[str, Any]:
+  return {"source": source, "form": "", "splits": {}, "problems": problems, "warnings": []}
+
+
+def _empty_split() -> dict[str, Any]:
+  out: dict[str, Any] = {"frames": 0, "episodes": 0, "missing": 0, "windows": {}, "read": 0, "broken": 0}
+  return out | {"ids": [], "episode_lengths": {}, "keys": [], "pictures": {}, "ranges": {}}
+
+
+def _dimension_names(robot: Embodiment) -> dict[str, list[str]]:
+  return {"rel_actions": list(robot.action_names), "robot_obs": [dimension.name for dimension in robot.state]}
+
+
+def _problem(error: DatasetError, stops: str) -> dict[str, str]:
+  return {"file": str(error.file), "key": error.key, "rule": error.rule, "fix": error.fix, "stops": stops}
+
+
 def _allowed(problems: Problems, tasks: Sequence[str], simulated: bool) -> list[str]:
   """Stages of a whole run that none of the problems stops."""
   stopped = {problem["stops"] for problem in problems} | (set() if tasks else {"featurize"})
@@ -132,9 +205,10 @@ def _note(problems: Problems, check: Any, *args: Any, stops: str = "collect", **
   try:
     return check(*args, **kwargs)
   except DatasetError as error:
-    problem = {"file": str(error.file), "key": error.key, "rule": error.rule, "fix": error.fix}
-    if not any(problem.items() <= known.items() for known in problems):
-      problems.append(problem | {"stops": stops})
+    problem = _problem(error, stops)
+    same = lambda known: all(known[key] == problem[key] for key in ("file", "key", "rule", "fix"))
+    if not any(map(same, problems)):
+      problems.append(problem)
     return None
 
 
@@ -153,8 +227,7 @@ def _inspect_split(
   """{"frames", "episodes", "ids", "episode_lengths", "missing", "windows": {task: {"count", "lengths"}},
   "keys", "pictures": {key: shape}, "read", "broken", "ranges": {key: {"low", "high"}}}; what could not be
   found out is empty or 0."""
-  out: dict[str, Any] = {"frames": 0, "episodes": 0, "missing": 0, "windows": {}, "read": 0, "broken": 0}
-  out |= {"ids": [], "episode_lengths": {}, "keys": [], "pictures": {}, "ranges": {}}
+  out = _empty_split()
   spans = _note(problems, calvin.read_episode_ids, folder)
   if spans is None:
     return out
@@ -210,6 +283,11 @@ def _inspect_windows(
         "stops": "collect",
       }
     )
+  return _count_windows(raw, tasks)
+
+
+def _count_windows(raw: Sequence[tuple[str, int, int]], tasks: Sequence[str]) -> dict[str, Any]:
+  """Task -> number and lengths of its windows, the wanted ones first."""
   order = {task: position for position, task in enumerate(tasks)}
   found = sorted({task for task, _, _ in raw}, key=lambda t: (order.get(t, len(order)), t))
   windows = {task: np.array([high - low for name, low, high in raw if name == task]) for task in found}
@@ -241,10 +319,7 @@ def _inspect_frames(
     out["keys"] = sorted(first)
     out["pictures"] = {key: first[key] for key in robot.camera_names if key in first}
   if robot != CALVIN:
-    out["names"] = {
-      "rel_actions": list(robot.action_names),
-      "robot_obs": [dimension.name for dimension in robot.state],
-    }
+    out["names"] = _dimension_names(robot)
   found: Problems = []
   reader = None
   for skipped in range(min(LISTED, len(ids))):  # all pictures must have the shape of the first good ones
@@ -255,7 +330,29 @@ def _inspect_frames(
     problems += found
     out["read"] = out["broken"] = len(found)
     return
-  ids = ids[skipped:]
+  _read_frames(reader, workers, out, problems, skipped, found)
+
+
+def _read_frames(
+  reader: FrameReader,
+  workers: int,
+  out: dict[str, Any],
+  problems: Problems,
+  skipped: int = 0,
+  found: Sequence[dict[str, str]] = (),
+) -> None:
+  """Reads all frames of a reader: adds "read", "broken" and "ranges" to `out`.
+
+  Args:
+    reader: of the frames.
+    workers: threads.
+    out: see `_inspect_split`.
+    problems: appended to.
+    skipped: frames before them that could not be read.
+    found: problems of those.
+  """
+  ids, robot, image_size, folder = reader.ids, reader.embodiment, reader.image_size, reader.folder
+  found = list(found)
   good = np.zeros(len(ids), bool)
   widths = reader.widths
   vectors = {key: np.full((len(ids), *vector_shape(width)), np.nan) for key, width in widths.items()}
@@ -307,6 +404,7 @@ def format_report(report: dict[str, Any]) -> str:
   lines = [f"{report['source']}: {report['form'] or 'no dataset that can be read'}"]
   for name, split in report["splits"].items():
     lines += ["", f"{name}/", *_split_lines(split)]
+  lines += ["", f"Tasks of the data: {report['tasks']}"] if report.get("tasks") else []
   lines.append("")
   for number, problem in enumerate(report["problems"], 1):
     key = f", key '{problem['key']}'" if problem["key"] else ""
@@ -384,23 +482,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   parser.add_argument(
-    "--source", type=machine.local_path, required=True, help="folder that holds training/ and validation/"
+    "--source",
+    type=machine.local_path,
+    required=True,
+    action="append",
+    help="folder that holds training/ and validation/, or a LeRobot dataset (several: give it again)",
   )
-  parser.add_argument(
-    "--tasks", default=",".join(TASKS), help="tasks that must be annotated, comma-separated"
-  )
+  parser.add_argument("--tasks", help="tasks that must be annotated, comma-separated; CALVIN's if not given")
+  lerobot.add_arguments(parser)
   parser.add_argument("--frames", type=int, default=SAMPLE, help="frames to read per split; 0: all")
   parser.add_argument("--image_size", type=int, default=64, help="side that pictures will be shrunk to")
   parser.add_argument("--json", action="store_true", help="print JSON instead of text")
   options = parser.parse_args(arguments)
   if options.frames < 0 or options.image_size < 1:
     parser.error("--frames must be 0 or more, --image_size 1 or more")
-  report = inspect_dataset(
-    options.source,
-    tasks=tuple(task.strip() for task in options.tasks.split(",") if task.strip()),
-    frames=options.frames,
-    image_size=options.image_size,
-  )
+  sizes = {"frames": options.frames, "image_size": options.image_size}
+  if is_lerobot(options.source[0]):
+    report = inspect_lerobot(lerobot.selection_of(parser, options), **sizes)
+  else:
+    tasks = TASKS if options.tasks is None else split_list(options.tasks)
+    report = inspect_dataset(lerobot.one_source(parser, options), tasks=tasks, **sizes)
   print(json.dumps(report, indent=2) if options.json else printable(format_report(report)))
   return 0 if report["trainable"] else 1
 

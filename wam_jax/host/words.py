@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 def duration(seconds: float) -> str:
   """Seconds as `h:mm:ss` or `m:ss`; from two days on `n days`."""
@@ -15,6 +17,16 @@ def duration(seconds: float) -> str:
 def count(number: int, noun: str) -> str:
   """A number with its noun: `1 task`, `2,000 tasks`."""
   return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def task_name(text: str) -> str:
+  """A task in words as a name, which files can have: `Open the drawer.` is open_the_drawer."""
+  return "_".join(re.findall(r"\w+", text.lower()))
+
+
+def split_list(text: str) -> tuple[str, ...]:
+  """The words of a list with commas."""
+  return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
 def printable(text: str) -> str:

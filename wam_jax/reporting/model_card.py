@@ -42,7 +42,7 @@ def card(last: Artifact, which: str, path: pathlib.Path) -> str:
   play = (
     f"{data['play_frames']:,} frames of play by scripted experts"
     if embedded
-    else "a dataset in CALVIN's format"
+    else f"a dataset in {'LeRobot' if data['source'] == 'lerobot' else 'CALVIN'}'s format"
   )
   text = "\n".join(
     [

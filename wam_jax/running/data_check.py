@@ -2,18 +2,55 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ml_collections import ConfigDict
 
-from wam_jax.data import calvin, doubts
+from wam_jax.data import calvin, doubts, lerobot
 from wam_jax.data.files import DatasetError
 from wam_jax.running.plan import StagePlan, wanted_stages
 
 
+def _lines(doubtful: Sequence[doubts.Doubt]) -> list[str]:
+  return [f"{doubt.file}, key '{doubt.key}': {doubt.rule} What to do: {doubt.fix}" for doubt in doubtful]
+
+
+def _check_lerobot(config: ConfigDict, pending: set[str]) -> tuple[list[str], list[str]]:
+  """Problems and warnings of LeRobot's data, as long as they are to be converted."""
+  if "collect" not in pending:
+    return [], []
+  selection = lerobot.Selection.of(config)
+  tasks = selection.tasks if "featurize" in pending else ()
+  problems: list[str] = []
+  try:
+    data = lerobot.open_data(selection)
+    splits = lerobot.divide(data, selection)
+    if tasks:
+      problems += map(str, lerobot.task_problems(data, selection, splits))
+      if config.data.failed_takes_per_task and not any(split.name == calvin.FAILED for split in splits):
+        rule = "no episode of these tasks is a failed take (data.failed_takes_per_task is above 0)"
+        problems.append(f"{rule}: --config.data.failed_takes_per_task=0 --config.ppo.failed_starts=0")
+    folder = pathlib.Path(selection.path[0])
+    warnings = doubts.look_at(
+      functools.partial(lerobot.LeRobotReader, data, folder),
+      splits[0].spans,
+      splits[0].windows,
+      folder,
+      config.env.image_size,
+      tasks=() if problems else tasks,
+      cameras=config.world_model.cameras,
+      proprio=config.world_model.proprio != "none",
+      workers=config.env.workers,
+    )
+  except DatasetError as error:
+    return [str(error)], []
+  return problems, _lines(warnings)
+
+
 def check_data(config: ConfigDict, plans: Mapping[str, StagePlan]) -> tuple[list[str], list[str]]:
-  """Looks at CALVIN's dataset, if there is work to do with it.
+  """Looks at the dataset, if there is work to do with it.
 
   Args:
     config: from `config.finalize`.
@@ -27,6 +64,8 @@ def check_data(config: ConfigDict, plans: Mapping[str, StagePlan]) -> tuple[list
     return [], []
   pending = {stage for stage in wanted_stages(config) if plans[stage].action in ("run", "resume")}
   root = pathlib.Path(config.data.calvin_path)
+  if config.data.source == "lerobot":
+    return _check_lerobot(config, pending)
   problems: list[str] = []
   warnings: list[str] = []
   try:
@@ -45,7 +84,7 @@ def check_data(config: ConfigDict, plans: Mapping[str, StagePlan]) -> tuple[list
         proprio=config.world_model.proprio != "none",
         workers=config.env.workers,
       )
-      warnings = [f"{doubt.file}, key '{doubt.key}': {doubt.rule} What to do: {doubt.fix}" for doubt in found]
+      warnings = _lines(found)
   except DatasetError:
     return [], []
   if problems:

@@ -21,6 +21,7 @@ from wam_jax.config import chain
 from wam_jax.config.checks import shown
 from wam_jax.config.fields import FIELDS
 from wam_jax.embodiment import CALVIN, Embodiment, EmbodimentError
+from wam_jax.host.dataset_files import DatasetError
 from wam_jax.host.machine import available_cores, find_accelerator
 from wam_jax.host.words import count, duration
 from wam_jax.running import simulator_fit
@@ -180,8 +181,8 @@ def _robot(config: ConfigDict, stage: str, plans: dict[str, StagePlan]) -> Embod
   if not of:
     try:
       return config_lib.robot_of_data(config)
-    except EmbodimentError as error:
-      raise StageError(f"{config.data.calvin_path}: {error}") from None
+    except DatasetError as error:
+      raise StageError(str(error)) from None
   (first, robot), *others = of.items()
   for name, other in others:
     try:
@@ -274,9 +275,13 @@ def _free_folder(workdir: str) -> str:
 def format_plan(config: ConfigDict, plans: dict[str, StagePlan]) -> str:
   """The plan as text for people."""
   d = config.data
-  frames = "" if d.source == "calvin" else f"{d.play_frames:,} frames of play, "
+  frames = f"{d.play_frames:,} frames of play, " if d.source == "embedded" else ""
   folder = f" in {d.calvin_path}" if d.calvin_path else ", not found yet"
-  source = f"CALVIN's data{folder}" if d.source == "calvin" else f"simulator {config.env.name}"
+  source = {
+    "calvin": f"CALVIN's data{folder}",
+    "lerobot": f"LeRobot's data in {', '.join(d.path)}",
+    "embedded": f"simulator {config.env.name}",
+  }[d.source]
   tasks = config.tasks[0] if len(config.tasks) == 1 else f"each of {len(config.tasks)} tasks"
   experiment = f"experiments/{config.experiment}.py"
   words = {"skip": "done", "resume": "go on", "run": "run", "use": "given"}
@@ -305,7 +310,7 @@ def format_plan(config: ConfigDict, plans: dict[str, StagePlan]) -> str:
     f"  time     about {duration(total)}, reckoned from {REFERENCE}; here: {here}",
     f"  choose   {experiment}:demo (CPU, minutes), :small (CPU, longer), :paper (published)",
     "           --config.stage=NAME one stage, --config.stage=plan only this text, --config.workdir=FOLDER,",
-    "           --config.data.source=embedded|calvin, and any other field as --config.GROUP.FIELD=VALUE",
+    "           --config.data.source=embedded|calvin|lerobot; any other field as --config.GROUP.FIELD=VALUE",
   ]
   return "\n".join(lines)
 

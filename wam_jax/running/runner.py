@@ -58,7 +58,7 @@ def run(config: ConfigDict, quiet: bool = False) -> dict[str, Artifact]:
     print(plan_lib.format_plan(config, plans), flush=True)
   problems: list[str] = []
   warnings: list[str] = []
-  if config.data.source == "calvin":
+  if config.data.source != "embedded":
     from wam_jax.running.data_check import check_data  # its readers import JAX
 
     problems, warnings = check_data(config, plans)

@@ -1,4 +1,4 @@
-"""Collects frames from the embedded simulator, or checks an existing dataset.
+"""Collects frames from the embedded simulator, or checks an existing dataset; LeRobot's are converted.
 
 States are recorded first, by worker processes, and kept as small files; pictures are drawn from them
 afterwards in large batches and written in CALVIN's format. Simulators without a renderer draw as they record.
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from wam_jax.data import calvin, calvin_writer
+from wam_jax.data import calvin, calvin_writer, convert, lerobot
 from wam_jax.data.frames import num_workers
 from wam_jax.envs import recording_workers, registry
 from wam_jax.envs.base import Renderer, Simulator
@@ -248,10 +248,10 @@ def _collect(config: Any, workdir: pathlib.Path, logger: Logger) -> dict[str, An
 
 
 def run(stage: StageRun) -> None:
-  """Makes the dataset of the run: dataset/ (embedded) or dataset.json (calvin), and summary.json.
+  """Makes the dataset of the run: dataset/ (embedded, lerobot) or dataset.json (calvin), and summary.json.
 
   Raises:
-    DatasetError: data.calvin_path does not hold a dataset that can be used.
+    DatasetError: data.calvin_path or data.path does not hold a dataset that can be used.
     ValueError: unknown data.source.
   """
   config, workdir, logger = stage.config, stage.workdir, stage.logger
@@ -271,6 +271,22 @@ def run(stage: StageRun) -> None:
     logger.info(
       f"{root}: {counts['training']['frames']} frames for training, {counts['validation']['frames']} held out"
     )
+  elif config.data.source == "lerobot":
+    selection = lerobot.Selection.of(config)
+    manifest = convert.convert(
+      selection.path[0],
+      workdir / "dataset",
+      image_size=config.env.image_size,
+      selection=selection,
+      workers=config.env.workers,
+      progress=logger.progress,
+      log=logger.info,
+    )
+    counts = {
+      name: {key: split[key] for key in ("frames", "episodes", "windows")}
+      for name, split in manifest["splits"].items()
+    }
+    write_json(workdir / "summary.json", {"source": "lerobot", "root": selection.path, "splits": counts})
   elif config.data.source == "embedded":
     summary = _collect(config, workdir, logger)
     frames, seconds = summary["frames"], summary["seconds"]
@@ -279,4 +295,4 @@ def run(stage: StageRun) -> None:
       f"{frames['heldout_play']} of play and {frames['heldout']} of demos) in {sum(seconds.values()):.0f} s"
     )
   else:
-    raise ValueError(f"data.source: {config.data.source!r} is neither 'embedded' nor 'calvin'")
+    raise ValueError(f"data.source: {config.data.source!r} is none of 'embedded', 'calvin' and 'lerobot'")
