@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import argparse
 import time
-from typing import cast
 
 import numpy as np
 
-from wam_jax.envs import base, experts, registry, tasks
+from wam_jax.envs import base, recording, registry
+from wam_jax.envs.play_table import simulator as play_table
 from wam_jax.envs.play_table import skills
+from wam_jax.envs.vector import make_vector
 
 MAX_STEPS = 72
 
 
 def physics(steps: int) -> float:
   """Control steps per CPU-second of one thread: random actions from random starts, state read each step."""
-  rng, env = np.random.default_rng(0), registry.make_environment("play_table")
+  rng, env = np.random.default_rng(0), play_table.PlayTable()
   spent = 0.0
   for _ in range(max(1, steps // MAX_STEPS)):
     env.reset(*skills.sample_start(None, rng))
@@ -33,11 +34,15 @@ def physics(steps: int) -> float:
   return max(1, steps // MAX_STEPS) * MAX_STEPS / spent
 
 
+def random_states(num: int, rng: np.random.Generator) -> np.ndarray:
+  """[num, 39] of the embedded simulator."""
+  return np.stack([np.concatenate(skills.sample_start(None, rng)) for _ in range(num)])
+
+
 def vector(num: int, steps: int, workers: int) -> float:
   """Control steps per second of wall time of `num` environments in `workers` threads."""
-  rng, env = np.random.default_rng(0), registry.make_vector("play_table", num, workers)
-  robot_obs, scene_obs = zip(*(skills.sample_start(None, rng) for _ in range(num)), strict=True)
-  env.reset(np.stack(robot_obs), np.stack(scene_obs))
+  rng, env = np.random.default_rng(0), make_vector(registry.load("play_table"), num, workers)
+  env.reset(random_states(num, rng), [""] * num)
   begin = time.perf_counter()
   for _ in range(steps):
     env.step(np.concatenate([rng.uniform(-1, 1, (num, 6)), np.ones((num, 1))], 1))
@@ -46,29 +51,30 @@ def vector(num: int, steps: int, workers: int) -> float:
 
 def pictures(image_size: int, frames: int) -> tuple[float, float]:
   """Pictures per CPU-second and per second of wall time on all cores; a frame is two pictures."""
-  rng = np.random.default_rng(0)
-  robot_obs, scene_obs = zip(*(skills.sample_start(None, rng) for _ in range(frames)), strict=True)
-  robot_obs, scene_obs = np.stack(robot_obs), np.stack(scene_obs)
-  draw = registry.make_renderer("play_table", image_size)
-  draw(robot_obs[:1], scene_obs[:1])  # compiles
+  states = random_states(frames, np.random.default_rng(0))
+  draw = registry.load("play_table").make_renderer(image_size)
+  assert draw is not None
+  draw(states[:1])  # compiles
   wall, cpu = time.perf_counter(), time.process_time()
-  draw(robot_obs, scene_obs)
+  draw(states)
   return 2 * frames / (time.process_time() - cpu), 2 * frames / (time.perf_counter() - wall)
 
 
-def expert_success(env: base.TaughtEnvironment, task: str, starts: int, noise: float) -> list[int]:
+def expert_success(
+  simulator: base.Simulator, env: base.Environment, task: str, starts: int, noise: float
+) -> list[int]:
   """Steps to success of each successful episode."""
   lengths = []
   for seed in range(starts):
-    rng = np.random.default_rng([seed, list(registry.load_skills(env.name).SKILLS).index(task)])
-    env.reset(*experts.sample_start(task, rng, env))
-    start, act = env.state()[1], experts.make_expert(task, env, rng)
+    rng = np.random.default_rng([seed, simulator.tasks.index(task)])
+    env.reset(env.sample_start(task, rng), task)
+    act = env.expert(task, rng)
     for step in range(MAX_STEPS):
       action = act()
       if action is None:
         break
-      env.step(experts.add_noise(action, rng, noise))
-      if tasks.success(task, start, env.state()[1]):
+      env.step(recording.add_noise(action, rng, noise, simulator.embodiment))
+      if env.success():
         lengths.append(step + 1)
         break
   return lengths
@@ -87,13 +93,13 @@ def main() -> None:
   parser.add_argument("--frames", type=int, default=512, help="frames for the speed of 64x64 pictures")
   parser.add_argument("--calvin_root", default="", help="checkout of calvin_env: the experts there, only")
   arguments = parser.parse_args()
-  env = registry.make_environment("calvin" if arguments.calvin_root else "play_table", arguments.calvin_root)
-  if not arguments.calvin_root:
+  root = arguments.calvin_root
+  simulator = registry.load({"name": "calvin", "calvin_root": root} if root else "play_table")
+  if not root:
     speeds(arguments.steps, arguments.frames)
-  env = cast(base.TaughtEnvironment, env)
-  table = registry.load_skills(env.name).SKILLS
-  for task in (name for name, skill in table.items() if skill.route and arguments.starts):
-    lengths = expert_success(env, task, arguments.starts, arguments.noise)
+  env = simulator.make()
+  for task in simulator.experts if arguments.starts else ():
+    lengths = expert_success(simulator, env, task, arguments.starts, arguments.noise)
     steps = f"steps {min(lengths)} to {max(lengths)}, mean {np.mean(lengths):.1f}" if lengths else ""
     print(f"{task:20s} {len(lengths):3d}/{arguments.starts} {steps}")
 

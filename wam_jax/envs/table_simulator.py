@@ -26,29 +26,31 @@ class TableEnvironment(base.Environment):
   def __init__(self, table: TaughtTable):
     """Takes a table over."""
     self.table, self._task = table, ""
-    self._origin = self._before = table.state()[1]
+    self._now = table.state()  # asked for several times a step
+    self._origin = self._before = self._now[1]
 
   def reset(self, start: np.ndarray, task: str = "") -> None:
     """See `base.Environment`."""
     self.table.reset(*split(start))
+    self._now = self.table.state()
     self.begin(task)
 
   def begin(self, task: str) -> None:
     """See `base.Environment`."""
-    self._task, self._origin = task, self.table.state()[1]
+    self._task, self._origin = task, self._now[1]
 
   def step(self, action: np.ndarray) -> None:
     """See `base.Environment`."""
-    self._before = self.table.state()[1]
     self.table.step(action)
+    self._before, self._now = self._now[1], self.table.state()
 
   def state(self) -> np.ndarray:
     """robot_obs [15]."""
-    return self.table.state()[0]
+    return self._now[0]
 
   def success(self) -> bool:
     """By the task's predicate."""
-    return bool(self._task) and bool(task_rules.success(self._task, self._origin, self.table.state()[1]))
+    return bool(self._task) and bool(task_rules.success(self._task, self._origin, self._now[1]))
 
   def pictures(self) -> base.Pictures | None:
     """Of CALVIN's own simulator, which draws better while it moves than from a snapshot."""
@@ -57,11 +59,13 @@ class TableEnvironment(base.Environment):
 
   def snapshot(self) -> np.ndarray:
     """[39]."""
-    return join(*self.table.state())
+    return join(*self._now)
 
   def sample_start(self, task: str, rng: np.random.Generator) -> np.ndarray:
     """See `base.Environment`."""
-    return join(*experts.sample_start(task or None, rng, self.table))
+    start = experts.sample_start(task or None, rng, self.table)
+    self._now = self.table.state()  # CALVIN's table was driven there
+    return join(*start)
 
   def expert(
     self, task: str, rng: np.random.Generator, aim_error: float = 0.0, wrist_error: float = 0.0
@@ -71,7 +75,7 @@ class TableEnvironment(base.Environment):
 
   def possible(self) -> list[str]:
     """See `base.Environment`."""
-    return experts.possible_tasks(registry.load_skills(self.table.name).SKILLS, self.table.state()[1])
+    return experts.possible_tasks(registry.load_skills(self.table.name).SKILLS, self._now[1])
 
   def wander(self, rng: np.random.Generator) -> base.Act:
     """See `base.Environment`."""
