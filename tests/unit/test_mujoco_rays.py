@@ -134,7 +134,7 @@ def test_frame_is_the_one_of_mujocos_own_renderer(how):
   frame = scene.camera[0]
   height, width = 30, 60
   half = frame.frustum_width or (frame.frustum_top - frame.frustum_bottom) / 2 * width / height
-  rays = RayRenderer(model, height, width)._rays(0).reshape(height, width, 3)
+  rays = RayRenderer(model, height, width)._rays(view).reshape(height, width, 3)
   x, y = rays[..., 0] / -rays[..., 2], rays[..., 1] / -rays[..., 2]
   step = 2 * half / frame.frustum_near / width
   left, right = ((frame.frustum_center + side * half) / frame.frustum_near for side in (-1, 1))
@@ -142,6 +142,18 @@ def test_frame_is_the_one_of_mujocos_own_renderer(how):
   upright = (frame.frustum_top - frame.frustum_bottom) / frame.frustum_near / height
   assert y[0, 0] == pytest.approx(frame.frustum_top / frame.frustum_near - upright / 2, rel=1e-4)
   assert y[-1, 0] == pytest.approx(frame.frustum_bottom / frame.frustum_near + upright / 2, rel=1e-4)
+
+
+def test_free_camera_shows_all_of_the_model():
+  renderer, data = make(
+    '<geom size=".3" pos="3 -2 1" rgba="1 0 0 1"/><geom size=".3" pos="4 -2 1" rgba="0 0 1 1"/>'
+  )
+  picture = renderer(data)
+  for channel in (0, 2):
+    rows, columns = np.nonzero(picture[..., channel])
+    assert len(rows) > 10
+    assert min(rows.min(), columns.min()) > 0
+    assert max(rows.max(), columns.max()) < SIZE - 1
 
 
 def test_threads_share_a_renderer():
@@ -194,7 +206,9 @@ except NotOffered as error:
   print(error)
 else:
   assert works()
-  print(np.abs(gl(data, "a").astype(int) - RayRenderer(model, 64, 64)(data, "a")).mean())
+  rays = RayRenderer(model, 64, 64)
+  pairs = (gl(data, "a"), rays(data, "a")), (gl(data), rays(data))
+  print(max(np.abs(one.astype(int) - two).mean() for one, two in pairs))
 """
 
 

@@ -30,7 +30,10 @@ class GlRenderer:
     Raises:
       NotOffered: OpenGL does not work here.
     """
-    if _needs_screen() and not _has_screen():  # MuJoCo ends the process there when it is tried twice
+    screen = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    platform = os.environ.get("MUJOCO_GL", "").lower()
+    if sys.platform == "linux" and platform not in ("egl", "osmesa") and not screen:
+      # MuJoCo would end the process at the second try.
       raise NotOffered(f"MuJoCo's own renderer does not work here: there is no screen; {HOW_TO}")
     try:
       self._renderer = mujoco.Renderer(model, height, width)
@@ -39,18 +42,10 @@ class GlRenderer:
     self._options = mujoco.MjvOption()
     self._options.sitegroup[:] = 0
 
-  def __call__(self, data: mujoco.MjData, camera: str) -> np.ndarray:
+  def __call__(self, data: mujoco.MjData, camera: str | None = None) -> np.ndarray:
     """One picture [height, width, 3] uint8, as `mujoco_rays.RayRenderer` gives it."""
-    self._renderer.update_scene(data, camera, self._options)
+    self._renderer.update_scene(data, -1 if camera is None else camera, self._options)
     return np.array(self._renderer.render())
-
-
-def _needs_screen() -> bool:
-  return sys.platform == "linux" and os.environ.get("MUJOCO_GL", "").lower() not in ("egl", "osmesa")
-
-
-def _has_screen() -> bool:
-  return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
 def works() -> bool:

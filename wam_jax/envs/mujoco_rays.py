@@ -59,12 +59,12 @@ class RayRenderer:
     self._model.geom_matid[:] = -1
     self._model.geom_rgba[:, 3] = rgba[:, 3] >= 0.5  # rays pass through what has no alpha
 
-  def __call__(self, data: mujoco.MjData, camera: str) -> np.ndarray:
+  def __call__(self, data: mujoco.MjData, camera: str | None = None) -> np.ndarray:
     """One picture.
 
     Args:
       data: of the model, its poses brought up to date: `mj_forward`, or `mj_kinematics` and `mj_camlight`.
-      camera: name.
+      camera: name; None: MuJoCo's free one, which shows all of the model.
 
     Returns:
       [height, width, 3] uint8.
@@ -72,25 +72,24 @@ class RayRenderer:
     Raises:
       ValueError: the model has no such camera, or it is orthographic.
     """
-    index = _camera(self._model, camera)
-    origin, axes = data.cam_xpos[index], data.cam_xmat[index].reshape(3, 3)
-    rays = self._rays(index) @ axes.T
+    view = _view(self._model, camera)
+    origin, forward, up, right = (np.zeros(3) for _ in range(4))
+    mujoco.mjv_cameraFrame(origin, forward, up, right, data, view)
+    rays = self._rays(view) @ np.stack([right, up, -forward])
     geoms, distances, normals = self._cast(data, origin, rays)
     picture = np.broadcast_to(self._sky, rays.shape).copy()
     hit = geoms >= 0
     if hit.any():
       points, normals, geoms = origin + distances[hit, None] * rays[hit], normals[hit], geoms[hit]
       normals *= -np.sign(np.sum(normals * rays[hit], -1, keepdims=True))  # of meshes seen from inside
-      light = self._headlight(normals, axes[:, 2]) + self._lights(data, points, normals)
+      light = self._headlight(normals, -forward) + self._lights(data, points, normals)
       shone = np.clip(self._rgb[geoms] * (light + self._emission[geoms, None]), 0.0, 1.0)
       picture[hit] = shone * self._texture[geoms]  # in OpenGL's order
     picture = np.rint(255 * picture).astype(np.uint8)
     return picture.reshape(self._height, self._width, 3)
 
-  def _rays(self, camera: int) -> np.ndarray:
-    """Directions [height * width, 3], of length 1, in the camera's frame."""
-    view = mujoco.MjvCamera()
-    view.type, view.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, camera
+  def _rays(self, view: mujoco.MjvCamera) -> np.ndarray:
+    """Directions [height * width, 3], of length 1, in the camera's frame: to the right, up, backwards."""
     vertical, horizontal, clip = (np.zeros(2, np.float32) for _ in range(3))
     mujoco.mjv_cameraFrustum(vertical, horizontal, clip, self._model, view)
     above, below = vertical / clip[0]
@@ -169,15 +168,22 @@ class RayRenderer:
       strength[lit[(geoms >= 0) & (distances < lengths - _SKIN * self._model.stat.extent)]] = 0.0
 
 
-def _camera(model: mujoco.MjModel, name: str) -> int:
-  """The index of a camera."""
-  index = int(mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, name))
-  if index < 0:
-    names = [model.camera(i).name for i in range(model.ncam)]
-    raise ValueError(f"the model has no camera {name!r}; it has {', '.join(names) or 'none: add <camera>'}")
-  if model.cam_projection[index] == mujoco.mjtProjection.mjPROJ_ORTHOGRAPHIC:
-    raise ValueError(f"camera {name!r} is orthographic, and only perspective ones are drawn")
-  return index
+def _view(model: mujoco.MjModel, camera: str | None) -> mujoco.MjvCamera:
+  """A camera of the model, or the free one, as MuJoCo's functions take it."""
+  view = mujoco.MjvCamera()
+  if camera is None:
+    mujoco.mjv_defaultFreeCamera(model, view)
+    flat = view.orthographic
+  else:
+    index = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, camera)
+    if index < 0:
+      names = ", ".join(model.camera(i).name for i in range(model.ncam))
+      raise ValueError(f"the model has no camera {camera!r}; it has {names or 'none: add one, or take None'}")
+    view.type, view.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, index
+    flat = model.cam_projection[index] == mujoco.mjtProjection.mjPROJ_ORTHOGRAPHIC
+  if flat:
+    raise ValueError(f"camera {camera!r} is orthographic, and only perspective ones are drawn")
+  return view
 
 
 def _mean_colours(model: mujoco.MjModel) -> np.ndarray:

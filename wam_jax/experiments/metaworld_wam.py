@@ -9,11 +9,12 @@ Each task has a scene of its own; one world model learns all of them: docs/guide
 from ml_collections import ConfigDict
 
 from wam_jax import config
-from wam_jax.envs.metaworld.scenes import NAMES, SAWYER
+from wam_jax.envs.metaworld.scenes import NAMES, PLAY_STEPS, SAWYER
 
-# A frame takes ten times as long to draw as of the embedded simulator: fewer of them.
+# A frame takes seven times as long as the embedded simulator's: fewer of them.
 DEMO = {
   "data.play_frames": 20_000,
+  "data.play_episode_frames": 5 * PLAY_STEPS,
   "data.heldout_play_frames": 3_000,
   "data.demos_per_task": 30,
   "data.heldout_demos_per_task": 10,
