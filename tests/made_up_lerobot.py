@@ -104,9 +104,9 @@ def cut(rows, number):
 def write(root, layout="v3", rows=None, **film_options):
   """Writes the dataset as `layout`.
 
-  v3: tables of fixed lists, two files of two episodes each; a film a camera and file, with every third picture
-  readable by itself. v3_images: one table with a group of rows an episode, pictures in its cells. v2.1: a table
-  and a film for each episode, lists of free size.
+  v3: tables of fixed lists, two files of two episodes each; a film a camera and file, every third picture of
+  which is readable by itself. v3_images: one table with a group of rows an episode, pictures in its cells.
+  v2.1: a table and a film for each episode, lists of free size.
   """
   rows = columns() if rows is None else rows
   kind = "image" if layout == "v3_images" else "video"

@@ -339,12 +339,14 @@ def _check_amount(config: ConfigDict) -> list[Problem]:
     frames = _count_frames(pathlib.Path(config.data.calvin_path) / "training" / "ep_start_end_ids.npy")
     if not frames:
       return []  # reading the dataset reports what is wrong
-  if config.data.source == "lerobot":
+  elif config.data.source == "lerobot":
     where = f"the frames in {', '.join(config.data.path)}"
     try:
       frames = sum(lerobot_info.read_info(path).num_frames for path in config.data.path)
     except DatasetError:
       return []  # reported with the robot
+    if not frames or config.inputs.collect:
+      return []
   w = config.world_model
   if w.batch_size * w.sequence_length <= frames:
     return []

@@ -561,7 +561,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(error, file=sys.stderr)
     return 1
   except KeyboardInterrupt:
-    print("interrupted; the same command goes on where it was", file=sys.stderr)
+    goes_on = "begins anew" if options.to == "lerobot" else "goes on where it was"
+    print(f"interrupted; the same command {goes_on}", file=sys.stderr)
     return 130
   return 0
 

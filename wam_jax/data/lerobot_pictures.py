@@ -17,14 +17,20 @@ from wam_jax.host.regular_files import read_bytes
 _AHEAD = 2.0  # s that a video is read on before it is quicker to seek
 
 
+def pyav() -> Any:
+  """PyAV. Raises DatasetError: it is not installed."""
+  try:
+    import av
+  except ImportError:
+    raise DatasetError("av", "is not installed; it reads and writes videos.", fix=EXTRA) from None
+  return av
+
+
 class Video:
   """Frames of a video by their time; goes on where it stopped where that is near."""
 
   def __init__(self, path: pathlib.Path, feature: str, size: tuple[int, int]):
-    try:
-      import av
-    except ImportError:
-      raise DatasetError("av", "is not installed, and reads videos (PyAV).", fix=EXTRA) from None
+    av = pyav()
     self.path, self._feature = path, feature
     self._container = guarded(path, f"pictures of {feature}", lambda: av.open(str(path)), feature)
     streams = self._container.streams.video

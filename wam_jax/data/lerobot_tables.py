@@ -147,10 +147,11 @@ class LeRobotData:
 
 
 def parquet() -> Any:
+  """pyarrow.parquet. Raises DatasetError: it is not installed."""
   try:
     import pyarrow.parquet as parquet
   except ImportError:
-    raise DatasetError("pyarrow", "is not installed, and reads LeRobot's tables.", fix=EXTRA) from None
+    raise DatasetError("pyarrow", "is not installed; it reads and writes tables.", fix=EXTRA) from None
   return parquet
 
 

@@ -18,10 +18,12 @@ import numpy as np
 from wam_jax.data import calvin, converted
 from wam_jax.data.files import DatasetError, PathLike
 from wam_jax.data.frames import BLOCK, FrameReader, ProgressFactory, vector_shape
-from wam_jax.data.lerobot_tables import PLAY, SUCCESS, TASK
+from wam_jax.data.lerobot_pictures import pyav
+from wam_jax.data.lerobot_tables import PLAY, SUCCESS, TASK, parquet
 from wam_jax.embodiment import FILE
 from wam_jax.envs import tasks as task_rules
-from wam_jax.host.lerobot_info import ACTION, INFO, STATE, STATS
+from wam_jax.host.lerobot_info import ACTION, INFO, STATE, STATS, is_lerobot
+from wam_jax.host.machine import disk_full
 from wam_jax.storage import checksums
 
 SCENE = "observation.environment_state"
@@ -118,11 +120,9 @@ class _Video:
 
   def begin(self) -> float:
     """Begins an episode, in the next file where this one is full. Returns its time in the file [s]."""
-    import av
-
     if self.files.is_full:
       self.close()
-      self._container = av.open(str(self.files.next()), "w", format="mp4")
+      self._container = pyav().open(str(self.files.next()), "w", format="mp4")
       rate = Fraction(self._fps).limit_denominator(1000)
       self._stream = self._container.add_stream("libx264", rate=rate, options=_VIDEO)
       self._stream.height, self._stream.width, self._stream.pix_fmt = *self._size, "yuv420p"
@@ -130,10 +130,9 @@ class _Video:
     return self._frames / self._fps
 
   def write(self, pictures: np.ndarray) -> None:
-    import av
-
+    make = pyav().VideoFrame
     for picture in pictures:
-      self._container.mux(self._stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+      self._container.mux(self._stream.encode(make.from_ndarray(picture, format="rgb24")))
     self._frames += len(pictures)
 
   def close(self) -> None:
@@ -178,6 +177,8 @@ def write_lerobot(
     DatasetError: the source breaks a rule, or `out` is there already.
   """
   source, out = pathlib.Path(source), pathlib.Path(os.path.abspath(out))
+  if is_lerobot(source):
+    raise DatasetError(source, "is a LeRobot dataset already.", fix="use it as it is.")
   calvin.check_root(source)
   if os.path.lexists(out):
     raise DatasetError(out, "is there already.", fix="choose another --out.")
@@ -187,11 +188,17 @@ def write_lerobot(
       spans = calvin.read_episode_ids(source / name)
       reader = converted.open_reader(source / name, spans, image_size)
       splits.append(_Split(name, reader, calvin.read_raw_annotations(source / name)))
+  parquet(), pyav()  # before anything is written
   partial = out.with_name(f"{out.name}.partial")
-  shutil.rmtree(partial, ignore_errors=True)
-  partial.mkdir(parents=True)
-  info = _Writer(partial, splits).write(progress)
-  os.rename(partial, out)
+  try:
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    info = _Writer(partial, splits).write(progress)
+    os.rename(partial, out)
+  except OSError as error:
+    reason = "no room left on the disk" if disk_full(error) else error.strerror or str(error)
+    fix = "make room, or choose another --out, and give the command again."
+    raise DatasetError(partial, f"cannot be written ({reason}).", fix=fix) from None
   return info
 
 
@@ -254,7 +261,6 @@ class _Writer:
   def write(self, progress: ProgressFactory | None) -> dict[str, Any]:
     """Writes everything. Returns what info.json holds."""
     import pyarrow as pa
-    import pyarrow.parquet as parquet
 
     everything, index, splits = _Statistics(), 0, {}
     rows: list[dict[str, Any]] = []
@@ -273,8 +279,8 @@ class _Writer:
       video.close()
     meta = self._root / "meta/episodes/chunk-000"
     meta.mkdir(parents=True)
-    parquet.write_table(pa.Table.from_pylist(rows), meta / "file-000.parquet")
-    parquet.write_table(self._task_table(pa), self._root / "meta/tasks.parquet")
+    parquet().write_table(pa.Table.from_pylist(rows), meta / "file-000.parquet")
+    parquet().write_table(self._task_table(pa), self._root / "meta/tasks.parquet")
     checksums.write_json(self._root / STATS, everything.table())
     info = {
       "codebase_version": "v3.0",
@@ -363,7 +369,6 @@ class _Writer:
   def _append(self, table: dict[str, np.ndarray], pictures: dict[str, list[dict[str, Any]]]) -> None:
     """Writes rows of a table, into the next file where this one is full."""
     import pyarrow as pa
-    import pyarrow.parquet as parquet
 
     arrays = {
       key: pa.FixedSizeListArray.from_arrays(pa.array(array.reshape(-1)), array.shape[1])
@@ -376,7 +381,7 @@ class _Writer:
     rows = pa.table(arrays)
     if self._data.is_full:
       self._close_table()
-      self._table = parquet.ParquetWriter(self._data.next(), rows.schema)
+      self._table = parquet().ParquetWriter(self._data.next(), rows.schema)
     self._table.write_table(rows)
 
   _table: Any = None

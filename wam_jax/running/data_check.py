@@ -19,7 +19,7 @@ def _lines(doubtful: Sequence[doubts.Doubt]) -> list[str]:
 
 def _check_lerobot(config: ConfigDict, pending: set[str]) -> tuple[list[str], list[str]]:
   """Problems and warnings of LeRobot's data, as long as they are to be converted."""
-  if "collect" not in pending:
+  if "collect" not in pending or not config.data.path:
     return [], []
   selection = lerobot.Selection.of(config)
   tasks = selection.tasks if "featurize" in pending else ()
