@@ -430,5 +430,8 @@ def test_a_simulator_of_ones_own(tmp_path, monkeypatch, capsys):
   assert load_artifact(workdir / "ppo", "ppo").embodiment.camera_names == ("camera",)
   monkeypatch.chdir(tmp_path)
   monkeypatch.syspath_prepend(str(tmp_path))
-  assert play.main([f"--policy={workdir}", "--max_steps=6", "--size=64"]) == 0
+  flags = [f"--policy={workdir}", "--max_steps=6", "--size=64"]
+  assert play.main(flags) == 1  # a run's files do not say which code is run
+  assert "--simulator=reacher:Reacher" in capsys.readouterr().err
+  assert play.main([*flags, "--simulator=reacher:Reacher"]) == 0
   assert "of 1 succeeded" in capsys.readouterr().out and (tmp_path / "episode.webp").exists()

@@ -267,6 +267,15 @@ def test_tasks_left_alone_are_the_simulators(reacher):
   assert done.tasks == ("Reacher",) and done.world_model.cameras == ("camera",)
 
 
+@pytest.mark.parametrize(
+  "env", [{"name": "os:abort"}, {"name": "gymnasium:os:X"}, {"name": "x", "expert": "os:abort"}]
+)
+def test_files_name_no_code(env):
+  with pytest.raises(base.NotOffered, match="is not run"):
+    registry.check_known(env)
+  registry.check_known({"name": "play_table", "expert": "", "calvin_root": ""})
+
+
 class Outside(base.Simulator):
   """A package's own, not of gymnasium."""
 

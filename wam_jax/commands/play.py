@@ -81,17 +81,28 @@ def film(
   return media.animation_bytes(shown, simulator.embodiment.control_hz / media.FRAME_STEP, kind=kind)
 
 
-def simulator_of(path: pathlib.Path | None) -> Simulator:
+def simulator_of(path: pathlib.Path | None, name: str = "") -> Simulator:
   """The simulator that the run with a policy was of; the embedded one, where its file does not say.
 
-  Raises ValueError or NotOffered: it cannot be had here.
+  Args:
+    path: of the policy.
+    name: as `env.name`, instead of the run's; its other settings are taken from there.
+
+  Raises:
+    ValueError, NotOffered: it cannot be had here, or is code that must be named by hand.
   """
   from wam_jax.storage.artifact import read_artifact
 
   for folder in () if path is None else (path, path / "ppo", path / "behaviour_cloning"):
     if (artifact := read_artifact(folder)) is not None:
-      return registry.load(artifact.config["env"])
-  return registry.load("play_table")
+      env = artifact.config["env"] | {"expert": ""}
+      if not name:
+        try:
+          registry.check_known(env)
+        except NotOffered as error:
+          raise NotOffered(f"{error}; if you trust it: --simulator={env['name']}") from None
+      return registry.load(env | {"name": name or env["name"]})
+  return registry.load(name or "play_table")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -107,7 +118,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     type=machine.local_path,
     help="a run's folder, or packed policies (folder or file); default: what comes with the package",
   )
-  parser.add_argument("--simulator", help="as env.name; default: that of the run, or play_table")
+  parser.add_argument(
+    "--simulator", default="", help="as env.name; default: that of the run, if it is no code of its own"
+  )
   parser.add_argument("--which", choices=TRAINED, help="of a run's folder; default: ppo if finished")
   parser.add_argument("--episodes", type=int, default=1)
   parser.add_argument("--seed", type=int, default=0, help="of the first episode; the others follow")
@@ -139,8 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   try:
     surroundings.start_jax()
     policy = wam_jax.load_policy(arguments.policy, task, arguments.which)
-    named = arguments.simulator
-    simulator = registry.load(named) if named else simulator_of(arguments.policy)
+    simulator = simulator_of(arguments.policy, arguments.simulator)
     policy.embodiment.check("the policy", simulator.embodiment, f"the simulator {simulator.name}")
     if policy.task not in simulator.tasks:
       raise NotOffered(f"the simulator {simulator.name} does not know the task {policy.task}")

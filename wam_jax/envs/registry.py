@@ -52,6 +52,21 @@ def load(env: str | Mapping[str, Any]) -> base.Simulator:
   return _load_once(json.dumps(identity(env), sort_keys=True))
 
 
+def check_known(env: Mapping[str, Any]) -> None:
+  """Keeps a run's files from saying which code is run: they may come from people whom nobody knows.
+
+  Args:
+    env: `config.env` as a file has it.
+
+  Raises:
+    base.NotOffered: its simulator or expert is code that neither this package nor an installed one names.
+  """
+  for key in ("name", "expert"):
+    if ":" in str(env.get(key, "")):
+      rule = "code that only the run's files name is not run by itself"
+      raise base.NotOffered(f"env.{key} of the run is {env[key]}: {rule}")
+
+
 def identity(env: str | Mapping[str, Any]) -> dict[str, Any]:
   """What of `config.env`, or of a name, makes a simulator; plain values."""
   if isinstance(env, str):

@@ -50,6 +50,7 @@ def rebuild(run: Run, out: pathlib.Path) -> list[str]:
   animations: list[Animation] = []
   try:
     if "evaluate" in run.inputs:
+      registry.check_known(run.config.env)
       shown, animations, _ = draw_rollouts(run.config, run.inputs["evaluate"].path / "rollouts.npz")
   except (ArtifactError, ImportError, OSError, ValueError, RuntimeError) as error:  # or no simulator is here
     missing.append(f"no animations of episodes: {str(error).strip().splitlines()[0]}")
