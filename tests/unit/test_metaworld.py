@@ -96,6 +96,23 @@ def test_states_are_restored_to_the_bit(simulator, env, task):
 
 
 @needs_package
+def test_what_can_only_be_seen_does_not_move_anything(simulator, monkeypatch):
+  from gymnasium.envs.mujoco import MujocoEnv
+  from metaworld.sawyer_xyz_env import SawyerMocapBase
+
+  def roll():
+    env = simulator.make()
+    act = begin(env, "door_open")
+    return [(env.step(act()), env.snapshot())[1] for _ in range(20)], env._env.model.nbuffer
+
+  small, size = roll()
+  monkeypatch.setattr(SawyerMocapBase, "_initialize_simulation", MujocoEnv._initialize_simulation)
+  whole, whole_size = roll()
+  np.testing.assert_array_equal(small, whole)
+  assert size < whole_size / 4
+
+
+@needs_package
 def test_starts_depend_on_the_generator_alone(simulator, env):
   begin(env, "door_open", seed=3, steps=5)
   starts = [e.sample_start("door_open", np.random.default_rng(4)) for e in (env, simulator.make())]
@@ -121,6 +138,15 @@ def test_tasks_of_a_scene_follow_each_other(env):
   assert not env.success()
   with pytest.raises(ValueError, match="door_open"):
     env.begin("door_open")
+
+
+@needs_package
+def test_a_new_environment_stands_somewhere(simulator):
+  env = simulator.make()
+  snapshot = env.snapshot()
+  env.reset(snapshot)
+  np.testing.assert_array_equal(env.snapshot(), snapshot)
+  assert env.state().shape == (4,)
 
 
 @needs_package
