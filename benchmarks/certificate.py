@@ -15,7 +15,7 @@ import json
 import math
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -51,7 +51,7 @@ def measure(workdir: pathlib.Path) -> dict[str, Any]:
   inputs = {name: load_artifact(folders[name], name) for name in needed}
   config = ConfigDict(inputs["behaviour_cloning"].config)
   config.env, config.seed = ConfigDict(evaluated.config["env"]), evaluated.config["seed"]
-  networks = ppo_setup.load_networks(StageRun(config, inputs, workdir, Logger))
+  networks = ppo_setup.load_networks(StageRun(config, inputs, workdir, cast(Any, Logger)))
   results = json.loads((evaluated.path / "results.json").read_text(encoding="utf-8"))["policies"]
   policies = {}
   for name in results:
@@ -188,17 +188,17 @@ def prove(policies: Sequence[dict[str, Any]], required: float = 0.8) -> dict[str
       best = max(real.mean() for real, _ in pair.values())
       choices.append((run, float(best - pair[max(means, key=lambda name: means[name])][0].mean())))
   inside = lambda row, kind: row[kind]["low"] - 1e-9 <= row["real"] <= row[kind]["high"] + 1e-9
-  summary = {}
+  summary: dict[str, Any] = {}
   for level, entries in (("policies", rows), ("tasks", of_tasks)):
     real = [row["real"] for row in entries]
-    predicted = [row["predicted"]["value"] for row in entries]
+    expected = [row["predicted"]["value"] for row in entries]
     summary[level] = {
       "count": len(entries),
       "held": float(np.mean([inside(row, "predicted") for row in entries])),
       "held_with_noise_of_evaluation": float(np.mean([inside(row, "evaluation") for row in entries])),
       "width": float(np.mean([row["predicted"]["high"] - row["predicted"]["low"] for row in entries])),
-      "rank_correlation": rank_correlation(real, predicted),
-      "error": float(np.abs(np.subtract(real, predicted)).mean()),
+      "rank_correlation": rank_correlation(real, expected),
+      "error": float(np.abs(np.subtract(real, expected)).mean()),
       "error_imagined": float(np.abs(np.subtract(real, [row["imagined"] for row in entries])).mean()),
     }
   told = [row for row in of_tasks if row["rogan_gladen"] is not None]

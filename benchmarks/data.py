@@ -87,7 +87,7 @@ def read_split(folder: pathlib.Path, size: int) -> dict[str, float]:
   frames = calvin.read_frames(folder, size)
   cpu = time.process_time() - cpu
   arrays = [*frames.pictures.values(), frames.action, frames.robot_obs, frames.scene_obs]
-  data = sum(array.nbytes for array in arrays)
+  data = sum(array.nbytes for array in arrays if array is not None)
   jax.block_until_ready(windows.make_store(frames))
   return {"frames_per_cpu_second": frames.num_frames / cpu, "data": data, "grown": peak_bytes() - before}
 

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from typing import Any
 
 ROOT = pathlib.Path(__file__).parents[1]
 LOG_EVERY = 10
@@ -134,7 +135,7 @@ def alone(args: argparse.Namespace) -> tuple[int, float]:
   optimizer = wm_training.make_optimizer(w, params)
 
   @jax.jit
-  def step(params, opt_state):
+  def step(params: Any, opt_state: Any) -> Any:
     updates, opt_state = optimizer.update(jax.tree.map(jnp.ones_like, params), opt_state, params)
     return optax.apply_updates(params, updates), opt_state
 

@@ -35,7 +35,8 @@ import numpy as np  # noqa: E402
 
 from wam_jax.config import default_config  # noqa: E402
 from wam_jax.data import windows  # noqa: E402
-from wam_jax.nn.world_model import ROBOT_OBS, make_world_model  # noqa: E402
+from wam_jax.embodiment import ROBOT_OBS  # noqa: E402
+from wam_jax.nn.world_model import make_world_model  # noqa: E402
 from wam_jax.train import state as train_state  # noqa: E402
 from wam_jax.train import world_model as wm  # noqa: E402
 from wam_jax.train import world_model_training as wm_training  # noqa: E402
@@ -118,11 +119,10 @@ class Ours:
     return lambda: jax.block_until_ready(compiled(self.store, self.key))
 
 
-def torch_reference(config: Any, device: str = "cpu") -> Callable[[], None]:
-  """The same update in eager PyTorch, written from the formulas: one call is one update."""
+def torch_reference(config: Any, device: str = "cpu") -> tuple[Callable[[], None], int]:
+  """The same update in eager PyTorch, written from the formulas: one call is one update; its parameters."""
   with torch.device(device):
-    update = _torch_update(config)
-  parameters = update.parameters
+    update, parameters = _torch_update(config)
 
   def on_device() -> None:
     with torch.device(device):
@@ -130,11 +130,10 @@ def torch_reference(config: Any, device: str = "cpu") -> Callable[[], None]:
     if device != "cpu":
       torch.cuda.synchronize()
 
-  on_device.parameters = parameters
-  return on_device
+  return on_device, parameters
 
 
-def _torch_update(config: Any) -> Callable[[], None]:
+def _torch_update(config: Any) -> tuple[Callable[[], None], int]:
   nn = torch.nn
   d, deter, hidden = config.depth, config.deter, config.hidden
   stoch, classes, embed = config.stoch, config.classes, config.embed
@@ -223,8 +222,7 @@ def _torch_update(config: Any) -> Callable[[], None]:
     torch.nn.utils.clip_grad_norm_(net.parameters(), config.grad_clip)
     optimizer.step()
 
-  update.parameters = sum(x.numel() for x in net.parameters())
-  return update
+  return update, sum(x.numel() for x in net.parameters())
 
 
 def timed(function: Callable[[], None]) -> tuple[float, float]:
@@ -251,7 +249,7 @@ def compare(size: str, repeats: int, num: int) -> None:
   print(
     f"{config.sequence_length}; first call {time.perf_counter() - begin:.1f} s, compilation and {num} updates"
   )
-  theirs = torch_reference(config) if torch else None
+  theirs, parameters = torch_reference(config) if torch else (None, 0)
   if theirs:
     theirs()
   ours_times, theirs_times = [], []
@@ -265,9 +263,7 @@ def compare(size: str, repeats: int, num: int) -> None:
     print(
       f"  PyTorch  {other:6.3f} CPU-s ({wall:.3f}) per update, {frames / other:.0f} frames per CPU-second"
     )
-    print(
-      f"  wam_jax is {other / cpu:.2f} times as fast; PyTorch has {theirs.parameters / 1e6:.1f} M parameters"
-    )
+    print(f"  wam_jax is {other / cpu:.2f} times as fast; PyTorch has {parameters / 1e6:.1f} M parameters")
   draw = ours.only_sample()
   draw()
   share = median([timed(draw) for _ in range(repeats)], num + 1)[0] / cpu
@@ -315,7 +311,7 @@ def on_gpu(repeats: int, num: int) -> None:
     )
     del ours
   if torch and torch.cuda.is_available():
-    theirs = torch_reference(make_config("full", batch_size=50, sequence_length=50), "cuda")
+    theirs, _ = torch_reference(make_config("full", batch_size=50, sequence_length=50), "cuda")
     theirs()
     other = median([timed(theirs) for _ in range(repeats)])[1]
     print(

@@ -176,9 +176,9 @@ class Embodiment:
     return action if self._is_unit else (2 * (action - low) / (high - low) - 1).astype(action.dtype)
 
   def from_unit(self, action: np.ndarray) -> np.ndarray:
-    """Actions [..., A] in [-1, 1] -> the same in the robot's units."""
+    """Inverse of `to_unit`."""
     low, high = self.action_ranges.T
-    return action if self._is_unit else (low + (action + 1) / 2 * (high - low)).astype(action.dtype)
+    return action if self._is_unit else (low + (action + 1) * (high - low) / 2).astype(action.dtype)
 
   @property
   def action_ranges(self) -> np.ndarray:

@@ -347,11 +347,24 @@ def test_proprio_does_not_jump_at_pi():
   assert np.abs(proprio_features(low) - proprio_features(high)).max() < 1e-3
 
 
-def test_patches_are_inverse_and_see_what_they_cover():
-  x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
-  patches = vision.space_to_depth(x, 4)
-  np.testing.assert_array_equal(patches[1, 0, 1].reshape(4, 4, 3), x[1, :4, 4:])
-  np.testing.assert_array_equal(vision.depth_to_space(patches, 4), x)
+@pytest.mark.parametrize("size", [32, 64])
+def test_cells_are_patches_in_the_order_of_a_quadtree(size):
+  """Four cells in a row are the quarters of a square of twice the side, up to those of the coarsest grid."""
+  x = jnp.broadcast_to(jnp.arange(size**2).reshape(1, size, size, 1), (1, size, size, 3))
+  cells = vision.to_cells(x)
+  np.testing.assert_array_equal(vision.from_cells(cells, size), x)
+  where = np.asarray(cells[0, :, ::3]).reshape(-1)  # pixels' numbers
+  side = 4
+  while side <= size // vision.LAST_GRID:
+    squares = where.reshape(-1, side**2)
+    y, column = squares // size, squares % size
+    assert (np.ptp(y, axis=1) == side - 1).all() and (np.ptp(column, axis=1) == side - 1).all()
+    side *= 2
+  coarse = where.reshape(vision.LAST_GRID, vision.LAST_GRID, -1).min(-1)
+  step = size // vision.LAST_GRID
+  np.testing.assert_array_equal(coarse, step * (size * np.arange(4)[:, None] + np.arange(4)))
+  first = where.reshape(-1, 4, 16)[..., 0]  # pixel of each of four quarters
+  np.testing.assert_array_equal(first - first[:, :1], [[0, 4, 4 * size, 4 * size + 4]] * len(first))
 
 
 def test_pictures_survive_normalisation():

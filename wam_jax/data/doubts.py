@@ -39,10 +39,26 @@ class Doubt:
   fix: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """A split in any form.
+
+  Attributes:
+    open_reader: of spans [E, 2] and a picture size.
+    spans: [E, 2] first and last id of each episode.
+    windows: annotated (task, first id, one past the last id).
+  """
+
+  open_reader: Callable[[np.ndarray, int], FrameReader]
+  spans: np.ndarray
+  windows: Sequence[tuple[str, int, int]]
+
+
 def look(
   folder: PathLike,
   image_size: int,
   *,
+  source: Source | None = None,
   tasks: Sequence[str] = (),
   cameras: Sequence[str] | None = None,
   proprio: bool = True,
@@ -53,6 +69,7 @@ def look(
   Args:
     folder: a split.
     image_size: side that pictures will be shrunk to [pixels].
+    source: what the split holds, where it is in neither CALVIN's form nor converted.
     tasks: those whose annotated windows must show success.
     cameras: those that are used; None: all.
     proprio: whether robot_obs is used.
@@ -62,45 +79,12 @@ def look(
     DatasetError: a frame of the sample cannot be used, as training would say.
   """
   folder = pathlib.Path(folder)
-  spans, annotated = calvin.read_episode_ids(folder), calvin.read_raw_annotations(folder)
-  return look_at(
+  source = source or Source(
     functools.partial(converted.open_reader, folder),
-    spans,
-    annotated,
-    folder,
-    image_size,
-    tasks=tasks,
-    cameras=cameras,
-    proprio=proprio,
-    workers=workers,
+    calvin.read_episode_ids(folder),
+    calvin.read_raw_annotations(folder),
   )
-
-
-def look_at(
-  open_reader: Callable[[np.ndarray, int], FrameReader],
-  spans: np.ndarray,
-  annotated: Sequence[tuple[str, int, int]],
-  folder: pathlib.Path,
-  image_size: int,
-  *,
-  tasks: Sequence[str] = (),
-  cameras: Sequence[str] | None = None,
-  proprio: bool = True,
-  workers: int = 0,
-) -> list[Doubt]:
-  """As `look`, at frames in any form.
-
-  Args:
-    open_reader: of spans [E, 2] and a picture size.
-    spans: [E, 2] first and last id of each episode.
-    annotated: windows (task, first id, one past the last id).
-    folder: named in doubts.
-    image_size: as the others, see `look`.
-    tasks: see `look`.
-    cameras: see `look`.
-    proprio: see `look`.
-    workers: see `look`.
-  """
+  spans = source.spans
   lengths = spans[:, 1] - spans[:, 0]  # frames with one behind them
   spans, lengths = spans[lengths > 0], lengths[lengths > 0]
   out: list[Doubt] = []
@@ -109,7 +93,7 @@ def look_at(
     picked = np.unique(np.linspace(0, ends[-1] - 1, PAIRS).astype(int))
     episode = np.searchsorted(ends, picked, side="right")
     first = spans[episode, 0] + picked - (ends - lengths)[episode]
-    reader = open_reader(np.stack([first, first + 1], 1), min(_SIDE, image_size))
+    reader = source.open_reader(np.stack([first, first + 1], 1), min(_SIDE, image_size))
     frames, robot = _read(reader, workers), reader.embodiment
     cameras = robot.camera_names if cameras is None else cameras
     pairs = {key: array.reshape(len(first), 2, *array.shape[1:]) for key, array in frames.items()}
@@ -124,7 +108,7 @@ def look_at(
       fix = f"record this camera, or set --config.world_model.cameras={others}."
       fix = fix if others else "record the pictures again: no camera shows anything."
       out.append(Doubt(str(folder), key, f"all {len(frames[key])} pictures looked at are the same.", fix))
-  return out + _doubt_windows(open_reader, annotated, folder, tasks)
+  return out + _doubt_windows(source, folder, tasks)
 
 
 def _read(reader: FrameReader, workers: int) -> dict[str, np.ndarray]:
@@ -177,19 +161,16 @@ def _doubt_actions(
   return out
 
 
-def _doubt_windows(
-  open_reader: Callable[[np.ndarray, int], FrameReader],
-  annotated: Sequence[tuple[str, int, int]],
-  folder: pathlib.Path,
-  tasks: Sequence[str],
-) -> list[Doubt]:
+def _doubt_windows(source: Source, folder: pathlib.Path, tasks: Sequence[str]) -> list[Doubt]:
   """Tasks that succeed in none of some annotated windows, by their first and last frames."""
-  of_task = lambda task: [(low, high - 1) for name, low, high in annotated if name == task and high > low]
+  of_task = lambda task: [
+    (low, high - 1) for name, low, high in source.windows if name == task and high > low
+  ]
   windows = {task: of_task(task)[:WINDOWS] for task in tasks}
   ids = np.array([window for part in windows.values() for window in part], int).reshape(-1)
   if not len(ids):
     return []
-  reader = open_reader(np.stack([ids, ids], 1), 1)  # lists the folder: once for all tasks
+  reader = source.open_reader(np.stack([ids, ids], 1), 1)  # lists the folder: once for all tasks
   key = "success" if "success" in reader.widths else "scene_obs"
   if key not in reader.widths:
     return []  # featurize says so

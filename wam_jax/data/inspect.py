@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import json
 import os
 import pathlib
@@ -157,18 +156,10 @@ def inspect_lerobot(
       problems.append(_problem(error, "featurize"))
     if not problems:
       plan = plans["training"]
-      report["warnings"] = [
-        dataclasses.asdict(doubt)
-        for doubt in doubts.look_at(
-          functools.partial(lerobot.LeRobotReader, data, plan.folder),
-          plan.spans,
-          plan.windows,
-          plan.folder.parent,
-          image_size,
-          tasks=selection.tasks,
-          workers=workers,
-        )
-      ]
+      source = lerobot.source_of(data, plan.folder, plan.spans, plan.windows)
+      options: dict[str, Any] = {"source": source, "tasks": selection.tasks, "workers": workers}
+      found = _note(problems, doubts.look, plan.folder, image_size, **options)
+      report["warnings"] = [dataclasses.asdict(doubt) for doubt in found or ()]
   report["trainable"], report["stages"] = not problems, _allowed(problems, selection.tasks, False)
   return report
 

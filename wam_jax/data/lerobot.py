@@ -21,6 +21,7 @@ import numpy as np
 
 from wam_jax.config.fields import FIELDS
 from wam_jax.core import image as image_lib
+from wam_jax.data import doubts
 from wam_jax.data.calvin import FAILED
 from wam_jax.data.examples import SplitPlan, chunks_of
 from wam_jax.data.frames import FrameReader, vector_keys
@@ -223,6 +224,13 @@ def task_problems(data: LeRobotData, selection: Selection, splits: Sequence[Spli
       out.append(DatasetError(episode.info.file, rule, key=SUCCESS, fix=fix))
       break
   return out
+
+
+def source_of(
+  data: LeRobotData, folder: PathLike, spans: np.ndarray, windows: Sequence[tuple[str, int, int]]
+) -> doubts.Source:
+  """A split of the data, to be looked at by `doubts`."""
+  return doubts.Source(functools.partial(LeRobotReader, data, folder), spans, windows)
 
 
 def plan_splits(

@@ -50,7 +50,7 @@ class Video:
   def end(self) -> float:
     """Time at which its last frame ends, by its header [s]; infinite where that does not say."""
     stream = self._stream
-    if stream.duration is None or stream.time_base is None:
+    if not stream.duration or stream.time_base is None:
       return np.inf
     return float(((stream.start_time or 0) + stream.duration) * stream.time_base)
 

@@ -202,8 +202,8 @@ def _column(table: Any, path: pathlib.Path, key: str, width: int = 0) -> np.ndar
   return array.reshape(len(table), width) if width else array
 
 
-def _read_episodes(info: LeRobotInfo, first: int, unused: set[int]) -> list[Episode]:
-  """Episodes of a dataset that are used, by their number; their files need not be there."""
+def _read_episodes(info: LeRobotInfo, first: int, unused: set[int], robot: Embodiment) -> list[Episode]:
+  """Episodes of a dataset that are used, in order, with the robot's cameras; opens no file of theirs."""
   file, rows = _list_v3(info) if info.version == 3 else _list_v2(info)
   indices = [row.get("episode_index") for row in rows]
   if sorted(map(str, indices)) != sorted(map(str, range(info.num_episodes))):
@@ -214,8 +214,10 @@ def _read_episodes(info: LeRobotInfo, first: int, unused: set[int]) -> list[Epis
     rule = f"{has}; by {INFO} they go from 0 to {info.num_episodes - 1}, each once."
     raise DatasetError(file, rule, key="episode_index", fix=COPY_AGAIN)
   used = [row for row in rows if first + row["episode_index"] not in unused]
+  cameras = [info.cameras[name] for name in robot.camera_names]
+  films = [feature for feature in cameras if info.features[feature]["dtype"] == "video"]
   make = _episode_v3 if info.version == 3 else _episode_v2
-  return sorted((make(info, file, first, row) for row in used), key=lambda episode: episode.index)
+  return sorted((make(info, file, first, row, films) for row in used), key=lambda episode: episode.index)
 
 
 def _list_v3(info: LeRobotInfo) -> tuple[pathlib.Path, list[dict[str, Any]]]:
@@ -246,15 +248,12 @@ def _number(info: LeRobotInfo, file: pathlib.Path, first: int, row: dict[str, An
   return value
 
 
-def _films(info: LeRobotInfo) -> list[str]:
-  """Features whose pictures are videos."""
-  return [feature for feature in info.cameras.values() if info.features[feature]["dtype"] == "video"]
-
-
-def _episode_v3(info: LeRobotInfo, file: pathlib.Path, first: int, row: dict[str, Any]) -> Episode:
+def _episode_v3(
+  info: LeRobotInfo, file: pathlib.Path, first: int, row: dict[str, Any], films: Sequence[str]
+) -> Episode:
   number = functools.partial(_number, info, file, first, row)
   videos = {}
-  for feature in _films(info):
+  for feature in films:
     place = {part: int(number(f"videos/{feature}/{part}")) for part in ("chunk_index", "file_index")}
     path = info.path("video", video_key=feature, **place)
     videos[feature] = (path, float(number(f"videos/{feature}/from_timestamp")))
@@ -263,10 +262,12 @@ def _episode_v3(info: LeRobotInfo, file: pathlib.Path, first: int, row: dict[str
   return Episode(info, index, first + index, int(number("length")), table, file, videos)
 
 
-def _episode_v2(info: LeRobotInfo, file: pathlib.Path, first: int, row: dict[str, Any]) -> Episode:
+def _episode_v2(
+  info: LeRobotInfo, file: pathlib.Path, first: int, row: dict[str, Any], films: Sequence[str]
+) -> Episode:
   index, length = row["episode_index"], int(_number(info, file, first, row, "length"))
   place = {"episode_chunk": index // info.chunk_episodes, "episode_index": index}
-  videos = {feature: (info.path("video", video_key=feature, **place), 0.0) for feature in _films(info)}
+  videos = {feature: (info.path("video", video_key=feature, **place), 0.0) for feature in films}
   return Episode(info, index, first + index, length, info.path("data", **place), file, videos)
 
 
@@ -297,7 +298,7 @@ def open_data(selection: Selection) -> LeRobotData:
   episodes: list[Episode] = []
   first = 0
   for info in infos:
-    episodes += [e for e in _read_episodes(info, first, named.get(UNUSED, set())) if e.length]
+    episodes += [e for e in _read_episodes(info, first, named.get(UNUSED, set()), robot) if e.length]
     first += info.num_episodes
   if not episodes:
     raise DatasetError(infos[0].file, "has no episode that is used.", key="total_episodes", fix="name fewer.")

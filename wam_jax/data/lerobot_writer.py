@@ -152,7 +152,8 @@ class _Split:
 
   @property
   def labelled(self) -> bool:
-    return "success" in self.reader.widths or "scene_obs" in self.reader.widths
+    judged = all(task in task_rules.PREDICATES for task, _, _ in self.windows)
+    return "success" in self.reader.widths or ("scene_obs" in self.reader.widths and judged)
 
 
 def write_lerobot(

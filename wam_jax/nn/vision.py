@@ -40,18 +40,27 @@ def denormalise(picture: jax.Array) -> jax.Array:
   return jnp.clip(jnp.round((picture + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
 
 
-def space_to_depth(x: jax.Array, block: int) -> jax.Array:
-  """[N, Y, X, c] -> [N, Y/block, X/block, block*block*c]."""
-  n, y, width, c = x.shape
-  x = x.reshape(n, y // block, block, width // block, block, c)
-  return x.transpose(0, 1, 3, 2, 4, 5).reshape(n, y // block, width // block, block * block * c)
+def to_cells(picture: jax.Array) -> jax.Array:
+  """Patches of FIRST_PATCH pixels in the order of a quadtree: [N, S, S, c] -> [N, P, FIRST_PATCH**2 * c].
+
+  The four patches of a larger one lie together, down from a grid of LAST_GRID: to join four of them is a
+  reshape, and no layer has to move its numbers.
+  """
+  n, size, _, c = picture.shape
+  sides = [LAST_GRID, *[2] * _num_halvings(size), FIRST_PATCH]
+  levels = len(sides)
+  x = picture.reshape(n, *sides, *sides, c)
+  x = x.transpose(0, *[axis for i in range(levels) for axis in (1 + i, 1 + levels + i)], 1 + 2 * levels)
+  return x.reshape(n, -1, FIRST_PATCH**2 * c)
 
 
-def depth_to_space(x: jax.Array, block: int) -> jax.Array:
-  """[N, Y, X, block*block*c] -> [N, Y*block, X*block, c], the inverse of `space_to_depth`."""
-  n, y, width, c = x.shape
-  x = x.reshape(n, y, width, block, block, c // block**2)
-  return x.transpose(0, 1, 3, 2, 4, 5).reshape(n, y * block, width * block, c // block**2)
+def from_cells(cells: jax.Array, size: int) -> jax.Array:
+  """[N, P, FIRST_PATCH**2 * c] -> [N, size, size, c], the inverse of `to_cells`."""
+  sides = [LAST_GRID, *[2] * _num_halvings(size), FIRST_PATCH]
+  levels = len(sides)
+  x = cells.reshape(len(cells), *[side for side in sides for _ in range(2)], -1)
+  x = x.transpose(0, *range(1, 2 * levels, 2), *range(2, 2 * levels + 1, 2), 2 * levels + 1)
+  return x.reshape(len(cells), size, size, -1)
 
 
 def _num_halvings(image_size: int) -> int:
@@ -67,11 +76,12 @@ class PatchEncoder(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """[N, S, S, 3] in [-1, 1] -> [N, X]."""
-    halvings = _num_halvings(x.shape[1])
+    num, halvings = len(x), _num_halvings(x.shape[1])
+    x = to_cells(x)
     for i in range(halvings + 1):
-      x = space_to_depth(x, FIRST_PATCH if i == 0 else 2)
+      x = x if i == 0 else x.reshape(num, -1, 4 * x.shape[-1])
       x = elu(nn.Dense(self.depth * 2**i, dtype=self.dtype, name=f"patch_{i}")(x))
-    return x.reshape(x.shape[0], -1)
+    return x.reshape(num, -1)
 
 
 class PatchDecoder(nn.Module):
@@ -87,11 +97,11 @@ class PatchDecoder(nn.Module):
     halvings = _num_halvings(self.image_size)
     width = self.depth * 2**halvings
     x = elu(nn.Dense(LAST_GRID**2 * width, dtype=self.dtype, name="grid")(x))
-    x = x.reshape(-1, LAST_GRID, LAST_GRID, width)
+    x = x.reshape(len(x), -1, width)
     for i in range(halvings):
       width //= 2
-      x = elu(depth_to_space(nn.Dense(4 * width, dtype=self.dtype, name=f"patch_{i}")(x), 2))
-    x = depth_to_space(nn.Dense(FIRST_PATCH**2 * 3, dtype=self.dtype, name="pixels")(x), FIRST_PATCH)
+      x = elu(nn.Dense(4 * width, dtype=self.dtype, name=f"patch_{i}")(x)).reshape(len(x), -1, width)
+    x = from_cells(nn.Dense(FIRST_PATCH**2 * 3, dtype=self.dtype, name="pixels")(x), self.image_size)
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -29,16 +28,15 @@ def _check_lerobot(config: ConfigDict, pending: set[str]) -> tuple[list[str], li
     splits = lerobot.divide(data, selection)
     if tasks:
       problems += map(str, lerobot.task_problems(data, selection, splits))
-      if config.data.failed_takes_per_task and not any(split.name == calvin.FAILED for split in splits):
-        rule = "no episode of these tasks is a failed take (data.failed_takes_per_task is above 0)"
+      failed = {task for split in splits if split.name == calvin.FAILED for task, *_ in split.windows}
+      if config.data.failed_takes_per_task and (lacking := [task for task in tasks if task not in failed]):
+        rule = f"no episode is a failed take of {', '.join(lacking)} (data.failed_takes_per_task is above 0)"
         problems.append(f"{rule}: --config.data.failed_takes_per_task=0 --config.ppo.failed_starts=0")
-    folder = pathlib.Path(selection.path[0])
-    warnings = doubts.look_at(
-      functools.partial(lerobot.LeRobotReader, data, folder),
-      splits[0].spans,
-      splits[0].windows,
+    folder = pathlib.Path(selection.path[0]) / splits[0].name
+    warnings = doubts.look(
       folder,
       config.env.image_size,
+      source=lerobot.source_of(data, folder, splits[0].spans, splits[0].windows),
       tasks=() if problems else tasks,
       cameras=config.world_model.cameras,
       proprio=config.world_model.proprio != "none",
