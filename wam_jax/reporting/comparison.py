@@ -339,8 +339,9 @@ def notes(
       "difference in twenty. These intervals do not cover the spread over training seeds."
     )
   if len({run.results["max_steps"] for run in runs}) > 1:
-    rate = lambda run: run.inputs["world_model"].embodiment.control_hz
-    seconds = ", ".join(f"{run.results['max_steps'] / rate(run):.1f} s" for run in runs)
+    rates = [run.inputs["world_model"].embodiment.control_hz for run in runs]
+    lasting = (f"{run.results['max_steps'] / rate:.1f} s" for run, rate in zip(runs, rates, strict=True))
+    seconds = ", ".join(lasting)
     lines.append(f"The runs give their policies different times: {seconds}. Their success does not compare.")
   simulators = {str(run.results.get("simulator", {}).get("name", run.config.env.name)) for run in runs}
   if len(simulators) > 1:

@@ -62,10 +62,10 @@ def check_data(config: ConfigDict, plans: Mapping[str, StagePlan]) -> tuple[list
     return [], []
   pending = {stage for stage in wanted_stages(config) if plans[stage].action in ("run", "resume")}
   root = pathlib.Path(config.data.calvin_path)
-  problems: list[str] = []
-  warnings: list[str] = []
   if config.data.source == "lerobot":
     return _check_lerobot(config, pending)
+  problems: list[str] = []
+  warnings: list[str] = []
   try:
     if "featurize" in pending:
       for folder in (root / "training", root / "validation"):

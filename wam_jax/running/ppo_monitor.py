@@ -18,7 +18,6 @@ import numpy as np
 from wam_jax.acting.policy_table import SELECTED
 from wam_jax.data import calvin
 from wam_jax.data.calvin import dataset_path
-from wam_jax.data.files import DatasetError
 from wam_jax.envs import registry
 from wam_jax.envs.vector import make_vector
 from wam_jax.host.logger import Logger
@@ -134,13 +133,7 @@ def _real_starts(config: Any, collect: Artifact, tasks: Sequence[str], logger: L
   if why := simulator_fit.obstacle(config, collect):
     logger.info(f"real success is not monitored: {why}")
     return None
-  try:
-    starts = calvin.read_start_states(dataset_path(collect), tasks, used + requested)
-  except DatasetError as error:
-    if error.key != "scene_obs":
-      raise
-    logger.info(f"real success is not monitored: {error}")
-    return None
+  starts = calvin.read_start_states(dataset_path(collect), tasks, used + requested)
   count = min(map(len, starts.values())) - used
   if count < 1:
     logger.info(

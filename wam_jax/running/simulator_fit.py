@@ -25,9 +25,10 @@ def obstacle(config: ConfigDict, collect: Artifact) -> str:
   from wam_jax.data import calvin  # imports JAX
   from wam_jax.data.files import DatasetError
 
+  recorded = collect.done or config.data.source == "calvin"  # LeRobot's data hold no scene
   try:
     root = calvin.dataset_path(collect) if collect.done else config.data.calvin_path
-    if calvin.has_start_states(root):
+    if recorded and calvin.has_start_states(root):
       return ""
   except (DatasetError, ArtifactError):
     return ""

@@ -257,10 +257,9 @@ class PolicyRunner:
   def _open(self) -> Any:
     """The simulators, side by side."""
     if self._environment is None:
-      simulator, env = registry.load(self._config.env), self._config.env
-      self.world_model[0].embodiment.check(
-        "the world model", simulator.embodiment, f"the simulator {env.name}"
-      )
+      env, simulator = self._config.env, registry.load(self._config.env)
+      robot = self.world_model[0].embodiment
+      robot.check("the world model", simulator.embodiment, f"the simulator {env.name}")
       self._environment = make_vector(simulator, self.num, env.workers, env.image_size)
     return self._environment
 

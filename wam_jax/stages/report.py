@@ -23,10 +23,9 @@ def run(stage: StageRun) -> None:
   with stage.logger.progress(2, "report") as progress:
     shown: list[dict[str, Any]] = []
     animations: list[run_report.Animation] = []
-    if "evaluate" in inputs:
-      shown, animations, grid = run_report.draw_rollouts(config, inputs["evaluate"].path / "rollouts.npz")
-      frames_per_second = inputs["evaluate"].embodiment.control_hz / media.FRAME_STEP
-      media.save_animation(workdir / "rollouts.gif", grid, frames_per_second)
+    if evaluated := inputs.get("evaluate"):
+      shown, animations, grid = run_report.draw_rollouts(config, evaluated.path / "rollouts.npz")
+      media.save_animation(workdir / "rollouts.gif", grid, evaluated.embodiment.control_hz / media.FRAME_STEP)
     else:
       results = unsimulated.results_of(config, inputs["ppo"]) | {"provenance": provenance()}
       write_record(workdir, "results.json", results)
