@@ -297,6 +297,67 @@ FAULTS = {
     edit_rows(DATA, lambda rows: rows[0]["action"].append(rows[1]["action"].pop())),
     (DATA, "action", "3 numbers in each row"),
   ),
+  "numbers of episodes as words": (
+    edit_rows(EPISODES, lambda rows: [row.update(episode_index=str(row["episode_index"])) for row in rows]),
+    (EPISODES, "episode_index", "has episode '0'"),
+  ),
+  "more episodes than can be": (
+    edit_rows(INFO, lambda info: info.update(total_episodes=2**31 - 1)),
+    (EPISODES, "episode_index", "has 4 episodes"),
+  ),
+  "a part of a frame": (edit_rows(EPISODES, set_row(1, length=7.5)), (EPISODES, "length", "'7.5'")),
+  "an empty episode with frames": (
+    edit_rows(EPISODES, set_row(1, length=0)),
+    (DATA, "episode_index", "7 rows of episode 1.*says 0"),
+  ),
+  "a part of a video shorter than its table": (
+    edit_rows(EPISODES, set_row(1, **{f"videos/{FRONT}/from_timestamp": 0.7})),
+    (EPISODES, f"videos/{FRONT}/from_timestamp", "shorter than its table"),
+  ),
+  "an end before the last frame": (
+    edit_rows(EPISODES, lambda rows: [row.update({f"videos/{FRONT}/to_timestamp": 1.2}) for row in rows]),
+    (EPISODES, f"videos/{FRONT}/to_timestamp", "video of episode 1 has 0.3 s"),
+  ),
+  "times that begin before 0": (
+    edit_rows(DATA, lambda rows: [row.update(timestamp=row["timestamp"] - 0.5) for row in rows[9:]]),
+    (DATA, "timestamp", "episode 1 begin at -0.5 s"),
+  ),
+  "an action that is none": (
+    edit_rows(DATA, set_row(2, action=[np.inf, 0.0, 0.0])),
+    (DATA, "action", "frame 2 of episode 0.*finite"),
+  ),
+  "success that is no number": (
+    edit_rows(DATA, lambda rows: [row.update({"next.success": np.nan}) for row in rows]),
+    (DATA, "next.success", "row 0.*NaN"),
+  ),
+  "objects for vectors": (
+    edit_rows(DATA, lambda rows: [row.update(action={"of": row["action"]}) for row in rows]),
+    (DATA, "action", "3 numbers"),
+  ),
+  "one number for two tasks": (
+    edit_rows("meta/tasks.parquet", set_row(1, task_index=0)),
+    ("meta/tasks.parquet", "task_index", "each once"),
+  ),
+  "a word for an object": (
+    edit_rows(INFO, lambda info: info["features"][FRONT].update(info="h264")),
+    (INFO, f"features.{FRONT}.info", "an object"),
+  ),
+  "a state that fills the memory": (
+    edit_rows(INFO, lambda info: info["features"]["observation.state"].update(shape=[2**31 - 1])),
+    (INFO, "features.observation.state.shape", "fewer"),
+  ),
+  "a path of a billion digits": (
+    edit_rows(INFO, lambda info: info.update(data_path="{chunk_index:0999999999d}")),
+    (INFO, "data_path", "may name"),
+  ),
+  "a split that is not there": (
+    edit_rows(INFO, lambda info: info.update(splits={"val": "4:9"})),
+    (INFO, "splits.val", "within 0:4"),
+  ),
+  "a limit beyond all numbers": (
+    edit_rows("meta/stats.json", lambda stats: stats["action"].update(min=[-(10**400), 0, 0])),
+    ("meta/stats.json", "action.min", "finite"),
+  ),
   "no list of episodes": (lambda root: (root / EPISODES).unlink(), (EPISODES, "", "lists the episodes")),
   "no tasks": (
     lambda root: (root / "meta/tasks.parquet").unlink(),
@@ -317,6 +378,28 @@ ROBOT = Embodiment(
   state=(StateDimension("a"), StateDimension("b", "angle")),
   control_hz=float(made_up.FPS),
 )
+
+
+def test_a_robot_without_state_is_converted(root, tmp_path):
+  made_up.change(root / INFO, lambda info: info["features"].pop("observation.state"))
+  convert.convert(root, tmp_path / "out", image_size=SIDE, selection=select(root), log=lambda text: None)
+  frames = calvin.read_frames(tmp_path / "out/training", SIDE)
+  assert frames.robot_obs.shape == (sum(LENGTHS[:2]), 0) and frames.embodiment.state_size == 0
+
+
+def test_cameras_in_another_script_are_kept_apart(root):
+  def edit(info):
+    features = info["features"]
+    info["features"] = {
+      f"observation.images.{key}": features.pop(f"observation.images.{name}")
+      for key, name in (("左", "front"), ("右", "wrist"))
+    } | features
+
+  made_up.change(root / INFO, edit)
+  assert lerobot_info.read_info(root).cameras == {
+    "camera_0": "observation.images.左",
+    "camera_1": "observation.images.右",
+  }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -416,9 +499,10 @@ def config_of(root, workdir, **changes):
 def test_a_run_collects_them(made, tmp_path):
   config = config_lib.finalize(config_of(made, tmp_path))
   assert config.tasks == (TASK,) and config.world_model.cameras == ("front", "wrist")
-  robot = plan.make_plan(config)["collect"].artifact.embodiment
+  stages = plan.make_plan(config)
+  robot = stages["collect"].artifact.embodiment
   assert robot == lerobot.open_data(select(made)).robot
-  assert data_check.check_data(config, plan.make_plan(config))[0][0].startswith("evaluate")
+  assert not data_check.check_data(config, stages)[0]
   collect.run(StageRun(config, {}, tmp_path / "collect", Logger(tmp_path / "collect", "collect")))
   demos = calvin.read_demos(tmp_path / "collect/dataset/training", config.tasks, image_size=16)
   assert demos.frames.embodiment == robot
