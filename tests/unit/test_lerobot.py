@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from unittest import mock
 
 import made_up_lerobot as made_up
 import made_up_robot
@@ -442,6 +443,13 @@ def test_a_task_that_does_not_occur_is_named_with_those_that_do(made):
   assert "stack_the_cups (2 episodes of 'Stack the cups.')" in problem.rule
 
 
+def test_a_dataset_named_twice_is_refused(made, tmp_path):
+  (tmp_path / "link").symlink_to(made)
+  with pytest.raises(DatasetError, match="twice") as error:
+    lerobot.open_data(select(made, tmp_path / "link"))
+  assert error.value.file == tmp_path / "link"
+
+
 def test_datasets_of_different_robots_are_refused(made, root):
   made_up.change(root / INFO, lambda info: info["features"].pop("observation.images.wrist"))
   with pytest.raises(DatasetError, match="cameras front, wrist, not front") as error:
@@ -538,6 +546,7 @@ def test_inspection(made, capsys, tasks):
   assert code == (tasks != TASK)
   assert "front 24 x 32 x 3" in text and "play (2 episodes of 'play')" in text
   assert ("no episode is of fold_the_towel" in text) == (tasks != TASK)
+  assert ("certify, report; not evaluate" in text) == (tasks == TASK)
 
 
 @pytest.mark.parametrize("form", ["calvin", "converted"])
@@ -611,6 +620,22 @@ def test_nothing_is_overwritten(made, tmp_path):
   (tmp_path / "out").mkdir()
   with pytest.raises(DatasetError, match="there already"):
     lerobot_writer.write_lerobot(tmp_path / "source", tmp_path / "out")
+  notes = tmp_path / "other.partial/notes.txt"
+  notes.parent.mkdir()
+  notes.touch()
+  with pytest.raises(DatasetError, match="not begun by this") as error:
+    lerobot_writer.write_lerobot(tmp_path / "source", tmp_path / "other")
+  assert error.value.file == notes.parent and notes.exists()
+
+
+def test_what_an_interruption_left_is_written_again(tmp_path, monkeypatch):
+  made_up_robot.write_dataset(tmp_path / "source")
+  with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    patched.setattr(lerobot_writer._Writer, "_task_table", mock.Mock(side_effect=KeyboardInterrupt))
+    lerobot_writer.write_lerobot(tmp_path / "source", tmp_path / "out")
+  assert not (tmp_path / "out").exists()
+  lerobot_writer.write_lerobot(tmp_path / "source", tmp_path / "out")
+  assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["data", FILE, "meta", "videos"]
 
 
 @pytest.mark.parametrize(

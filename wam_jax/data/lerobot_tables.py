@@ -6,6 +6,7 @@ import collections
 import dataclasses
 import functools
 import itertools
+import os
 import pathlib
 import re
 from collections.abc import Callable, Sequence
@@ -312,6 +313,9 @@ def open_data(selection: Selection) -> LeRobotData:
     DatasetError: names file, key and rule of the first thing wrong.
   """
   infos = [read_info(folder) for folder in selection.path]
+  roots = [os.path.realpath(folder) for folder in selection.path]
+  if again := [folder for i, folder in enumerate(selection.path) if roots[i] in roots[:i]]:
+    raise DatasetError(again[0], "is named twice in data.path.", fix="name each dataset once.")
   robot = embodiment_of(infos, selection.embodiment)
   named = _named_episodes(selection, sum(info.num_episodes for info in infos), infos[0].file)
   episodes: list[Episode] = []
