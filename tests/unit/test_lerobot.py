@@ -443,6 +443,14 @@ def test_a_task_that_does_not_occur_is_named_with_those_that_do(made):
   assert "stack_the_cups (2 episodes of 'Stack the cups.')" in problem.rule
 
 
+def test_success_from_the_first_frame_on_is_doubted(root, capsys):
+  for number in range(2):
+    edit = lambda rows: [row.update({"next.success": True}) for row in rows]
+    made_up.change(root / f"data/chunk-000/file-00{number}.parquet", edit)
+  assert inspect.main([f"--source={root}", f"--tasks={TASK}", f"--image_size={SIDE}"]) == 0
+  assert "key 'success': shows stack_the_cups in the first frame" in capsys.readouterr().out
+
+
 def test_a_dataset_named_twice_is_refused(made, tmp_path):
   (tmp_path / "link").symlink_to(made)
   with pytest.raises(DatasetError, match="twice") as error:
