@@ -542,6 +542,9 @@ def test_config_errors(made, tmp_path, changes, path):
 
 
 def test_config_names_a_robot_that_cannot_be_read(root, tmp_path):
+  with pytest.raises(config_lib.ConfigError) as error:
+    config_lib.finalize(config_of(root, tmp_path, **{"data.embodiment": str(tmp_path / "none.json")}))
+  assert [problem.path for problem in error.value.problems] == ["data.embodiment"]
   (root / FILE).write_text("{}")
   with pytest.raises(config_lib.ConfigError, match=str(root / FILE)):
     config_lib.finalize(config_of(root, tmp_path))
