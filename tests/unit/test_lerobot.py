@@ -587,6 +587,29 @@ def test_the_way_back(tmp_path, form):
   assert again["splits"] == {"train": "0:3", "validation": "3:6"}
 
 
+@pytest.mark.parametrize(
+  ("change", "key"),
+  [
+    ({"top": np.zeros((5, 20, 16, 3), np.uint8)}, "top"),
+    ({"top": [0] * 5}, "top"),
+    ({"rel_actions": [["a"]] * 5}, "rel_actions"),
+  ],
+)
+def test_a_recorder_is_told_at_once(tmp_path, change, key):
+  robot = Embodiment((Camera("top", (16, 20)),), (ActionDimension("turn"),), (), 10.0)
+  frames = {
+    "top": np.zeros((5, 16, 20, 3), np.uint8),
+    "rel_actions": np.zeros((5, 1)),
+    "robot_obs": np.zeros((5, 0)),
+  }
+  with made_up_robot.FrameWriter(tmp_path / "training", embodiment=robot) as writer:
+    with pytest.raises(ValueError, match=key):
+      writer.write(**frames | change)
+    writer.write(**frames)
+    writer.commit((5,), [], "table")
+  assert calvin.read_frames(tmp_path / "training", 16).robot_obs.shape == (5, 0)
+
+
 def test_pictures_of_odd_sizes_are_written_as_they_are(tmp_path):
   robot = dataclasses.replace(made_up_robot.ARM, cameras=(Camera("top", (17, 21)), Camera("side", (18, 20))))
   made_up_robot.write_dataset(tmp_path / "source", robot)
