@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+import wam_jax
 from wam_jax import config as config_lib
 from wam_jax.config import ConfigError, rules, split_overrides
 from wam_jax.config.fields import FIELDS, GROUPS, PRESETS, ROWS
@@ -466,3 +467,30 @@ def test_damaged_ids_are_left_to_the_reader(config, tmp_path, content):
   (tmp_path / "training" / "ep_start_end_ids.npy").write_bytes(content)
   config.data.source, config.data.calvin_path = "calvin", str(tmp_path)
   config_lib.finalize(config)
+
+
+@pytest.mark.parametrize(
+  ("overrides", "paths"),
+  [
+    (["tasks=open_drawer"], ["overrides"]),
+    ({3: 4, "sed": 1}, ["3", "sed"]),
+    ({"tasks": [1, 2], "world_model.cameras": [["a"]]}, ["tasks", "world_model.cameras"]),
+  ],
+)
+def test_what_python_takes_for_settings_is_named(overrides, paths):
+  with pytest.raises(config_lib.ConfigError) as error:
+    wam_jax.make_config("calvin_wam:demo", overrides)
+  assert [problem.path for problem in error.value.problems] == paths
+
+
+@pytest.mark.parametrize("config", ["calvin_wam:demo", {"seed": 1}, None])
+def test_only_configs_are_trained(config):
+  with pytest.raises(config_lib.ConfigError, match="make_config"):
+    wam_jax.train(config)
+
+
+def test_settings_from_python_may_be_paths_and_arrays():
+  experiment = config_lib.own_experiments()["calvin_wam"]
+  settings = {"tasks": np.array(["open_drawer"]), "data.path": experiment.parent}
+  config = wam_jax.make_config(experiment, settings)
+  assert config.tasks == ("open_drawer",) and config.data.path == (str(experiment.parent),)

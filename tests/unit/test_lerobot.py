@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from unittest import mock
 
 import made_up_lerobot as made_up
 import made_up_robot
@@ -297,6 +298,67 @@ FAULTS = {
     edit_rows(DATA, lambda rows: rows[0]["action"].append(rows[1]["action"].pop())),
     (DATA, "action", "3 numbers in each row"),
   ),
+  "numbers of episodes as words": (
+    edit_rows(EPISODES, lambda rows: [row.update(episode_index=str(row["episode_index"])) for row in rows]),
+    (EPISODES, "episode_index", "has episode '0'"),
+  ),
+  "more episodes than can be": (
+    edit_rows(INFO, lambda info: info.update(total_episodes=2**31 - 1)),
+    (EPISODES, "episode_index", "has 4 episodes"),
+  ),
+  "a part of a frame": (edit_rows(EPISODES, set_row(1, length=7.5)), (EPISODES, "length", "'7.5'")),
+  "an empty episode with frames": (
+    edit_rows(EPISODES, set_row(1, length=0)),
+    (DATA, "episode_index", "7 rows of episode 1.*says 0"),
+  ),
+  "a part of a video shorter than its table": (
+    edit_rows(EPISODES, set_row(1, **{f"videos/{FRONT}/from_timestamp": 0.7})),
+    (EPISODES, f"videos/{FRONT}/from_timestamp", "shorter than its table"),
+  ),
+  "an end before the last frame": (
+    edit_rows(EPISODES, lambda rows: [row.update({f"videos/{FRONT}/to_timestamp": 1.2}) for row in rows]),
+    (EPISODES, f"videos/{FRONT}/to_timestamp", "video of episode 1 has 0.3 s"),
+  ),
+  "times that begin before 0": (
+    edit_rows(DATA, lambda rows: [row.update(timestamp=row["timestamp"] - 0.5) for row in rows[9:]]),
+    (DATA, "timestamp", "episode 1 begin at -0.5 s"),
+  ),
+  "an action that is none": (
+    edit_rows(DATA, set_row(2, action=[np.inf, 0.0, 0.0])),
+    (DATA, "action", "frame 2 of episode 0.*finite"),
+  ),
+  "success that is no number": (
+    edit_rows(DATA, lambda rows: [row.update({"next.success": np.nan}) for row in rows]),
+    (DATA, "next.success", "row 0.*NaN"),
+  ),
+  "objects for vectors": (
+    edit_rows(DATA, lambda rows: [row.update(action={"of": row["action"]}) for row in rows]),
+    (DATA, "action", "3 numbers"),
+  ),
+  "one number for two tasks": (
+    edit_rows("meta/tasks.parquet", set_row(1, task_index=0)),
+    ("meta/tasks.parquet", "task_index", "each once"),
+  ),
+  "a word for an object": (
+    edit_rows(INFO, lambda info: info["features"][FRONT].update(info="h264")),
+    (INFO, f"features.{FRONT}.info", "an object"),
+  ),
+  "a state that fills the memory": (
+    edit_rows(INFO, lambda info: info["features"]["observation.state"].update(shape=[2**31 - 1])),
+    (INFO, "features.observation.state.shape", "fewer"),
+  ),
+  "a path of a billion digits": (
+    edit_rows(INFO, lambda info: info.update(data_path="{chunk_index:0999999999d}")),
+    (INFO, "data_path", "may name"),
+  ),
+  "a split that is not there": (
+    edit_rows(INFO, lambda info: info.update(splits={"val": "4:9"})),
+    (INFO, "splits.val", "within 0:4"),
+  ),
+  "a limit beyond all numbers": (
+    edit_rows("meta/stats.json", lambda stats: stats["action"].update(min=[-(10**400), 0, 0])),
+    ("meta/stats.json", "action.min", "finite"),
+  ),
   "no list of episodes": (lambda root: (root / EPISODES).unlink(), (EPISODES, "", "lists the episodes")),
   "no tasks": (
     lambda root: (root / "meta/tasks.parquet").unlink(),
@@ -317,6 +379,28 @@ ROBOT = Embodiment(
   state=(StateDimension("a"), StateDimension("b", "angle")),
   control_hz=float(made_up.FPS),
 )
+
+
+def test_a_robot_without_state_is_converted(root, tmp_path):
+  made_up.change(root / INFO, lambda info: info["features"].pop("observation.state"))
+  convert.convert(root, tmp_path / "out", image_size=SIDE, selection=select(root), log=lambda text: None)
+  frames = calvin.read_frames(tmp_path / "out/training", SIDE)
+  assert frames.robot_obs.shape == (sum(LENGTHS[:2]), 0) and frames.embodiment.state_size == 0
+
+
+def test_cameras_in_another_script_are_kept_apart(root):
+  def edit(info):
+    features = info["features"]
+    info["features"] = {
+      f"observation.images.{key}": features.pop(f"observation.images.{name}")
+      for key, name in (("左", "front"), ("右", "wrist"))
+    } | features
+
+  made_up.change(root / INFO, edit)
+  assert lerobot_info.read_info(root).cameras == {
+    "camera_0": "observation.images.左",
+    "camera_1": "observation.images.右",
+  }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -357,6 +441,21 @@ def test_a_task_that_does_not_occur_is_named_with_those_that_do(made):
   (problem,) = lerobot.task_problems(data, selection, lerobot.divide(data, selection))
   assert problem.key == "task_index" and "fold_the_towel" in problem.rule
   assert "stack_the_cups (2 episodes of 'Stack the cups.')" in problem.rule
+
+
+def test_success_from_the_first_frame_on_is_doubted(root, capsys):
+  for number in range(2):
+    edit = lambda rows: [row.update({"next.success": True}) for row in rows]
+    made_up.change(root / f"data/chunk-000/file-00{number}.parquet", edit)
+  assert inspect.main([f"--source={root}", f"--tasks={TASK}", f"--image_size={SIDE}"]) == 0
+  assert "key 'success': shows stack_the_cups in the first frame" in capsys.readouterr().out
+
+
+def test_a_dataset_named_twice_is_refused(made, tmp_path):
+  (tmp_path / "link").symlink_to(made)
+  with pytest.raises(DatasetError, match="twice") as error:
+    lerobot.open_data(select(made, tmp_path / "link"))
+  assert error.value.file == tmp_path / "link"
 
 
 def test_datasets_of_different_robots_are_refused(made, root):
@@ -416,9 +515,10 @@ def config_of(root, workdir, **changes):
 def test_a_run_collects_them(made, tmp_path):
   config = config_lib.finalize(config_of(made, tmp_path))
   assert config.tasks == (TASK,) and config.world_model.cameras == ("front", "wrist")
-  robot = plan.make_plan(config)["collect"].artifact.embodiment
+  stages = plan.make_plan(config)
+  robot = stages["collect"].artifact.embodiment
   assert robot == lerobot.open_data(select(made)).robot
-  assert data_check.check_data(config, plan.make_plan(config))[0][0].startswith("evaluate")
+  assert not data_check.check_data(config, stages)[0]
   collect.run(StageRun(config, {}, tmp_path / "collect", Logger(tmp_path / "collect", "collect")))
   demos = calvin.read_demos(tmp_path / "collect/dataset/training", config.tasks, image_size=16)
   assert demos.frames.embodiment == robot
@@ -442,6 +542,9 @@ def test_config_errors(made, tmp_path, changes, path):
 
 
 def test_config_names_a_robot_that_cannot_be_read(root, tmp_path):
+  with pytest.raises(config_lib.ConfigError) as error:
+    config_lib.finalize(config_of(root, tmp_path, **{"data.embodiment": str(tmp_path / "none.json")}))
+  assert [problem.path for problem in error.value.problems] == ["data.embodiment"]
   (root / FILE).write_text("{}")
   with pytest.raises(config_lib.ConfigError, match=str(root / FILE)):
     config_lib.finalize(config_of(root, tmp_path))
@@ -454,6 +557,7 @@ def test_inspection(made, capsys, tasks):
   assert code == (tasks != TASK)
   assert "front 24 x 32 x 3" in text and "play (2 episodes of 'play')" in text
   assert ("no episode is of fold_the_towel" in text) == (tasks != TASK)
+  assert ("certify, report; not evaluate" in text) == (tasks == TASK)
 
 
 @pytest.mark.parametrize("form", ["calvin", "converted"])
@@ -481,6 +585,29 @@ def test_the_way_back(tmp_path, form):
     assert [task for task, *_ in split.windows] == [made_up_robot.TASK] * 2
   again = json.loads((tmp_path / "lerobot" / INFO).read_text())
   assert again["splits"] == {"train": "0:3", "validation": "3:6"}
+
+
+@pytest.mark.parametrize(
+  ("change", "key"),
+  [
+    ({"top": np.zeros((5, 20, 16, 3), np.uint8)}, "top"),
+    ({"top": [0] * 5}, "top"),
+    ({"rel_actions": [["a"]] * 5}, "rel_actions"),
+  ],
+)
+def test_a_recorder_is_told_at_once(tmp_path, change, key):
+  robot = Embodiment((Camera("top", (16, 20)),), (ActionDimension("turn"),), (), 10.0)
+  frames = {
+    "top": np.zeros((5, 16, 20, 3), np.uint8),
+    "rel_actions": np.zeros((5, 1)),
+    "robot_obs": np.zeros((5, 0)),
+  }
+  with made_up_robot.FrameWriter(tmp_path / "training", embodiment=robot) as writer:
+    with pytest.raises(ValueError, match=key):
+      writer.write(**frames | change)
+    writer.write(**frames)
+    writer.commit((5,), [], "table")
+  assert calvin.read_frames(tmp_path / "training", 16).robot_obs.shape == (5, 0)
 
 
 def test_pictures_of_odd_sizes_are_written_as_they_are(tmp_path):
@@ -527,6 +654,22 @@ def test_nothing_is_overwritten(made, tmp_path):
   (tmp_path / "out").mkdir()
   with pytest.raises(DatasetError, match="there already"):
     lerobot_writer.write_lerobot(tmp_path / "source", tmp_path / "out")
+  notes = tmp_path / "other.partial/notes.txt"
+  notes.parent.mkdir()
+  notes.touch()
+  with pytest.raises(DatasetError, match="not begun by this") as error:
+    lerobot_writer.write_lerobot(tmp_path / "source", tmp_path / "other")
+  assert error.value.file == notes.parent and notes.exists()
+
+
+def test_what_an_interruption_left_is_written_again(tmp_path, monkeypatch):
+  made_up_robot.write_dataset(tmp_path / "source")
+  with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    patched.setattr(lerobot_writer._Writer, "_task_table", mock.Mock(side_effect=KeyboardInterrupt))
+    lerobot_writer.write_lerobot(tmp_path / "source", tmp_path / "out")
+  assert not (tmp_path / "out").exists()
+  lerobot_writer.write_lerobot(tmp_path / "source", tmp_path / "out")
+  assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["data", FILE, "meta", "videos"]
 
 
 @pytest.mark.parametrize(

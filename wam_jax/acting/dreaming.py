@@ -101,8 +101,12 @@ class DreamingModel(Observer):
 
   def _unit_actions(self, actions: Any) -> np.ndarray:
     """Actions in [-1, 1], checked."""
-    robot, action = self.embodiment, np.asarray(actions)
+    robot = self.embodiment
     size = robot.action_size
+    try:
+      action = np.asarray(actions)
+    except ValueError as error:  # rows of different lengths
+      raise ValueError(f"actions: expected numbers [N, {size}] or [B, N, {size}]: {error}") from None
     if action.ndim not in (2, 3) or action.shape[-1] != size or action.dtype.kind not in "fiu":
       got = f"{action.dtype} {list(action.shape)}"
       raise ValueError(f"actions: expected numbers [N, {size}] or [B, N, {size}], got {got}")

@@ -123,8 +123,11 @@ def choice(*words: str) -> Check:
 
 
 def several(holds: Callable[[Any], bool], rule: str, item: Any = "") -> Check:
-  """A list; `item` is an example of what it holds."""
-  return Check(holds, rule, (tuple, list), item)
+  """A list; `item` is an example of what it holds: `holds` sees lists of texts only where it is a text."""
+  kinds = (str,) if isinstance(item, str) else (int, float)
+  return Check(
+    lambda value: all(isinstance(part, kinds) for part in value) and holds(value), rule, (tuple, list), item
+  )
 
 
 def subset(words: Iterable[str], rule: str, least: int = 0) -> Check:

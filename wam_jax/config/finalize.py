@@ -60,6 +60,9 @@ def apply_overrides(config: ConfigDict, overrides: Iterable[tuple[str, Any]]) ->
   fields = flatten(config)
   problems = []
   for path, text in overrides:
+    if not isinstance(path, str):
+      problems.append(Problem(str(path), text, "the name of a field in quotes", "for instance 'seed'"))
+      continue
     if path not in fields:
       inside = [name for name in fields if name.startswith(path + ".")]
       group_fields = f"a group, with {', '.join(name[len(path) + 1 :] for name in inside)}" if inside else ""
@@ -70,7 +73,8 @@ def apply_overrides(config: ConfigDict, overrides: Iterable[tuple[str, Any]]) ->
     empty = fields[path] == () and path in FIELDS
     example = (FIELDS[path].check.item,) if empty else fields[path]
     try:
-      value = _parse(text, example) if isinstance(text, str) else _plain(text)
+      value = _plain(text)
+      value = _parse(value, example) if isinstance(value, str) else value
       config.update_from_flattened_dict({path: value})
     except (ValueError, SyntaxError, TypeError):
       kind = _type_name(example)
@@ -102,10 +106,10 @@ def _parse(text: str, example: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-  """A value as a config holds it: paths as text, lists as tuples, NumPy's numbers as Python's."""
+  """A value as a config holds it: paths as text, lists and arrays as tuples, NumPy's numbers as Python's."""
   if isinstance(value, os.PathLike):
     return os.fspath(value)
-  if isinstance(value, list | tuple):
+  if isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim):
     return tuple(map(_plain, value))
   return value.item() if isinstance(value, np.generic) else value
 

@@ -267,8 +267,9 @@ def _check_robot(config: ConfigDict) -> list[Problem]:
     robot = robot_of_data(config)
   except DatasetError as error:
     path = "data.path" if config.data.source == "lerobot" else "data.calvin_path"
+    path = "data.embodiment" if str(error.file) == config.data.embodiment else path
     key = f", key '{error.key}'" if error.key else ""
-    rule = f"sound data, but {error.file}{key}: {error.rule.rstrip('.')}"
+    rule = f"sound, but {error.file}{key}: {error.rule.rstrip('.')}"
     return [Problem(path, config.data[path[5:]], rule, error.fix.rstrip("."))]
   problems = []
   cameras = tuple(config.world_model.cameras)

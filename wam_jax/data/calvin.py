@@ -192,7 +192,7 @@ def read_robot_obs(folder: PathLike, workers: int = 0, progress: ProgressFactory
     DatasetError: a frame is missing or damaged.
   """
   reader = open_reader(folder, read_episode_ids(folder), 1)
-  out = np.empty((len(reader.ids), reader.widths["robot_obs"]), np.float32)
+  out = np.empty((len(reader.ids), reader.embodiment.state_size), np.float32)
 
   def read(begin: int, stop: int) -> None:
     out[begin:stop] = reader.read_vectors(begin, stop, ("robot_obs",))["robot_obs"]

@@ -120,16 +120,21 @@ class FrameWriter:
       expected = sorted(self._shapes or needed)
       raise ValueError(f"frames: expected {', '.join(expected)}, got {', '.join(sorted(keys))}")
     present = {key: width for key, width in widths.items() if key in frames}
-    block = {key: np.array(frames[key], np.float64, order="C") for key in present}
+    try:
+      block = {key: np.array(frames[key], np.float64, order="C") for key in present}
+    except (ValueError, TypeError) as error:
+      raise ValueError(f"frames: {', '.join(present)} must be arrays of numbers ({error})") from None
     n = len(block["rel_actions"])
     for key, size in present.items():
       if block[key].shape != (n, *vector_shape(size)):
         raise ValueError(f"{key}: expected {[n, *vector_shape(size)]}, got {list(block[key].shape)}")
-    for key in robot.camera_names:
-      picture = frames[key]
-      if picture.dtype != np.uint8 or picture.ndim != 4 or len(picture) != n or picture.shape[3] != 3:
-        raise ValueError(f"{key}: expected uint8 [{n}, S, S, 3], got {picture.dtype} {list(picture.shape)}")
-      block[key] = np.ascontiguousarray(picture)
+    for camera in robot.cameras:
+      key, picture = camera.name, np.ascontiguousarray(frames[camera.name])
+      wanted = (n, *(camera.size or picture.shape[1:3]), 3)
+      if picture.dtype != np.uint8 or picture.ndim != 4 or picture.shape != wanted:
+        shape = f"[{n}, {', '.join(map(str, camera.size or 'HW'))}, 3]"
+        raise ValueError(f"{key}: expected uint8 {shape}, got {picture.dtype} {list(picture.shape)}")
+      block[key] = picture
     if not n:
       return
     ids = np.arange(self._next, self._next + n)

@@ -182,7 +182,7 @@ def _begin(partial: pathlib.Path, settings: dict[str, Any]) -> None:
 
 
 def _frame_bytes(plan: SplitPlan) -> int:
-  numbers = sum(width or 1 for width in plan.vector_keys.values())
+  numbers = sum(1 if width is None else width for width in plan.vector_keys.values())
   return len(plan.reader.embodiment.cameras) * 3 * plan.image_size**2 + 8 * (numbers + 1)
 
 
@@ -227,7 +227,9 @@ def _serializer(robot: Embodiment, vectors: tuple[str, ...]) -> Callable[[dict[s
 
   features = converted.example_features(robot, vectors)
   serializer = ExampleSerializer(features.get_serialized_info())
-  return lambda example: serializer.serialize_example(features.encode_example(example))
+  return lambda example: serializer.serialize_example(
+    features.encode_example({key: example[key] for key in features})
+  )
 
 
 def _write_split(

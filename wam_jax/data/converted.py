@@ -149,7 +149,8 @@ def example_features(robot: Embodiment = CALVIN, vectors: tuple[str, ...] = _CAL
   return tfds.features.FeaturesDict(
     {
       **{key: tensor(np.uint8, None, None, 3) for key in robot.camera_names},
-      **{key: tensor(np.float64, *vector_shape(widths[key])) for key in vectors},
+      # Without robot_obs of a robot that has no state: empty arrays cannot be read back.
+      **{key: tensor(np.float64, *vector_shape(widths[key])) for key in vectors if widths[key] != 0},
       "frame_id": tensor(np.int64),
       "episode": np.int64,
       "window_task": tfds.features.Sequence(tfds.features.Text()),
@@ -259,6 +260,7 @@ class ConvertedReader(FrameReader):
     example = shard.read(number - int(self._shard_ends[which - 1] if which else 0))
     first, last = self._table[number].tolist()
     ids = np.asarray(example["frame_id"])
+    example |= {key: np.zeros((len(ids), 0)) for key, width in self.widths.items() if width == 0}
     picture = (len(ids), self.stored_size, self.stored_size, 3)
     shapes = {key: (len(ids), *vector_shape(width)) for key, width in self.widths.items()}
     if self.has_absolute:

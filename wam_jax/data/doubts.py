@@ -162,7 +162,7 @@ def _doubt_actions(
 
 
 def _doubt_windows(source: Source, folder: pathlib.Path, tasks: Sequence[str]) -> list[Doubt]:
-  """Tasks that succeed in none of some annotated windows, by their first and last frames."""
+  """Tasks that succeed in none of some annotated windows, or from the first frame of all on."""
   of_task = lambda task: [
     (low, high - 1) for name, low, high in source.windows if name == task and high > low
   ]
@@ -180,6 +180,12 @@ def _doubt_windows(source: Source, folder: pathlib.Path, tasks: Sequence[str]) -
     own = [pair for _, pair in zip(part, pairs, strict=False)]
     if key == "success":
       ends = [bool(pair[1, 0]) for pair in own]
+      if part and all(pair[0, 0] for pair in own):
+        rule = (
+          f"shows {task} in the first frame of all {len(part)} annotated windows looked at: no frame before."
+        )
+        fix = "write success from the frame on in which the task is done, and begin takes before it."
+        out.append(Doubt(str(folder), key, rule, fix))
     elif task in task_rules.PREDICATES:
       ends = [task_rules.success(task, pair[:1], pair)[1] for pair in own]
     else:

@@ -46,8 +46,8 @@ class SplitPlan:
   texts: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
   @property
-  def vector_keys(self) -> dict[str, int]:
-    """What its examples hold beside pictures: key -> numbers, 0 for a single one."""
+  def vector_keys(self) -> dict[str, int | None]:
+    """What its examples hold beside pictures: as `frames.vector_keys`."""
     widths, absolute = self.reader.widths, {"actions": self.reader.embodiment.action_size}
     return {**widths, **absolute} if self.reader.has_absolute else widths
 

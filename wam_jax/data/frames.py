@@ -26,7 +26,7 @@ from wam_jax.host.machine import available_cores
 
 ProgressFactory = Callable[[int, str], contextlib.AbstractContextManager[Any]]
 
-OPTIONAL = {"scene_obs": SCENE_OBS, "success": 0}  # numbers of what a frame may hold; 0: a single one
+OPTIONAL: dict[str, int | None] = {"scene_obs": SCENE_OBS, "success": None}  # what a frame may hold besides
 ROUNDING = 1e-6  # of a binary number recorded as float32
 ACTION_TOLERANCE = 1e-4  # of rel_actions beyond [-1, 1]: rounding in CALVIN's own recording
 FLOAT_MAX = float(np.finfo(np.float32).max)
@@ -158,15 +158,15 @@ def other_files(folder: PathLike, names: FrameNames, present: np.ndarray) -> tup
   return files, f"save each frame as an npz called like {CALVIN_NAMES(0)}, or frame_000000.npz."
 
 
-def vector_keys(robot: Embodiment, optional: Iterable[str] = OPTIONAL) -> dict[str, int]:
-  """What a frame's file holds beside pictures: key -> its numbers, 0 for a single one."""
-  sizes = {"rel_actions": robot.action_size, "robot_obs": robot.state_size}
+def vector_keys(robot: Embodiment, optional: Iterable[str] = OPTIONAL) -> dict[str, int | None]:
+  """What a frame's file holds beside pictures: key -> length of its vector, None for a single number."""
+  sizes: dict[str, int | None] = {"rel_actions": robot.action_size, "robot_obs": robot.state_size}
   return sizes | {key: OPTIONAL[key] for key in optional}
 
 
-def vector_shape(width: int) -> tuple[int, ...]:
+def vector_shape(width: int | None) -> tuple[int, ...]:
   """Shape in one frame of what `vector_keys` counts."""
-  return (width,) if width else ()
+  return () if width is None else (width,)
 
 
 def _picture_shapes(
@@ -194,8 +194,8 @@ def _picture_shapes(
   return shapes
 
 
-def _check_vector(path: pathlib.Path, key: str, array: np.ndarray, width: int) -> None:
-  kinds, wanted = ("f", f"{width} floats") if width else ("biuf", "true or false, or 1 or 0")
+def _check_vector(path: pathlib.Path, key: str, array: np.ndarray, width: int | None) -> None:
+  kinds, wanted = ("biuf", "true or false, or 1 or 0") if width is None else ("f", f"{width} floats")
   if array.shape != vector_shape(width) or array.dtype.kind not in kinds:
     raise DatasetError(
       path,
@@ -300,7 +300,7 @@ class FrameReader:
   """
 
   embodiment: Embodiment
-  widths: dict[str, int]
+  widths: dict[str, int | None]
   has_absolute: bool
   _shapes: dict[str, tuple[int, ...]]  # of pictures as they are stored
 

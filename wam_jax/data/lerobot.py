@@ -254,14 +254,21 @@ def plan_splits(
 
 
 def _check_videos(data: LeRobotData) -> None:
-  """All videos are there and, by their headers, as long as the tables."""
-  needed: dict[tuple[pathlib.Path, str], tuple[float, Episode]] = {}
-  for episode, end in zip(data.episodes, data.ends.tolist(), strict=True):
+  """All videos are there, as long as the tables by their headers, and no frame is that of two episodes."""
+  parts: dict[tuple[pathlib.Path, str], list[tuple[float, float, Episode]]] = {}  # times of frames in videos
+  for episode, (low, high) in zip(data.episodes, data.spans().tolist(), strict=True):
     for feature, (path, begin) in episode.videos.items():
-      last = begin + float(data.times[end - 1])
-      if last >= needed.get((path, feature), (-1.0, episode))[0]:
-        needed[path, feature] = (last, episode)
-  for (path, feature), (last, episode) in needed.items():
+      first, last = begin + data.times[[low, high]]
+      parts.setdefault((path, feature), []).append((float(first), float(last), episode))
+  for (path, feature), spans in parts.items():
+    spans.sort(key=lambda span: span[0])
+    for (_, end, before), (begin, _, after) in itertools.pairwise(spans):
+      if begin < end + 0.5 / after.info.fps:
+        rule = f"frames of {before} go on until {end:.4g} s in {path}, where those of {after} begin at "
+        rule += f"{begin:.4g} s: a video is shorter than its table, or begins elsewhere."
+        fix = LEAVE_OUT.format(after.number)
+        raise DatasetError(after.record, rule, key=f"videos/{feature}/from_timestamp", fix=fix)
+    _, last, episode = max(spans, key=lambda span: span[1])
     video = Video(path, feature, picture_size(episode.info.features[feature]))
     if video.end < last + 0.25 / episode.info.fps:
       rule = f"ends at {video.end:.4g} s, but the last frame of {episode} is at {last:.4g} s: it is shorter "

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import itertools
+import os
 import pathlib
 import re
 from collections.abc import Callable, Sequence
@@ -190,13 +192,14 @@ def _column(table: Any, path: pathlib.Path, key: str, width: int = 0) -> np.ndar
   if column.null_count:
     raise DatasetError(path, f"has no value in {count(column.null_count, 'row')}.", key=key, fix=COPY_AGAIN)
   kind, lengths = str(column.type), np.ones(len(table), int)
-  if "list" in kind:
+  if kind.startswith(("list<", "large_list<", "fixed_size_list<")):
     import pyarrow.compute
 
     lengths = pyarrow.compute.list_value_length(column).to_numpy(zero_copy_only=False)
     column = column.flatten()
   array = np.asarray(column.to_numpy(zero_copy_only=False))
-  if (lengths != max(width, 1)).any() or (width and array.dtype.kind not in "biuf"):
+  texts = not width and all(isinstance(value, str) for value in array)
+  if (lengths != max(width, 1)).any() or not (texts or array.dtype.kind in "biuf"):
     rule = f"must have {count(max(width, 1), 'number')} in each row, not {kind}."
     raise DatasetError(path, rule, key=key, fix=COPY_AGAIN)
   return array.reshape(len(table), width) if width else array
@@ -206,11 +209,11 @@ def _read_episodes(info: LeRobotInfo, first: int, unused: set[int], robot: Embod
   """Episodes of a dataset that are used, in order, with the robot's cameras; opens no file of theirs."""
   file, rows = _list_v3(info) if info.version == 3 else _list_v2(info)
   indices = [row.get("episode_index") for row in rows]
-  if sorted(map(str, indices)) != sorted(map(str, range(info.num_episodes))):
-    wrong = [
-      i for i in indices if type(i) is not int or not 0 <= i < info.num_episodes or indices.count(i) > 1
-    ]
-    has = f"has episode {wrong[0]}" if wrong else f"has {len(indices)} episodes"
+  numbered = lambda i: type(i) is int and 0 <= i < info.num_episodes
+  wrong = [i for i in indices if not numbered(i)]
+  wrong = wrong or [i for i, times in collections.Counter(indices).items() if times > 1]
+  if wrong or len(indices) != info.num_episodes:
+    has = f"has episode {str(wrong[0])[:40]!r}" if wrong else f"has {len(indices)} episodes"
     rule = f"{has}; by {INFO} they go from 0 to {info.num_episodes - 1}, each once."
     raise DatasetError(file, rule, key="episode_index", fix=COPY_AGAIN)
   used = [row for row in rows if first + row["episode_index"] not in unused]
@@ -237,13 +240,14 @@ def _list_v2(info: LeRobotInfo) -> tuple[pathlib.Path, list[dict[str, Any]]]:
 
 
 def _number(info: LeRobotInfo, file: pathlib.Path, first: int, row: dict[str, Any], key: str) -> Any:
-  """A number of 0 or more in an episode's row."""
+  """A number of 0 or more in an episode's row, whole if it is no time."""
   value: Any = row.get(key)
-  if type(value) not in (int, float) or not 0 <= value < 2**31:
+  sound = type(value) in (int, float) and 0 <= value < 2**31
+  if not sound or not (key.endswith("timestamp") or value == int(value)):
     index = row["episode_index"]
     feature = re.fullmatch("videos/(.*)/.*", key)
     lacks = f"episode {index} has no pictures of {feature[1]}" if feature else f"episode {index} has no {key}"
-    rule = f"{lacks}: a number of 0 or more is expected, not {str(value)[:40]}."
+    rule = f"{lacks}: a number of 0 or more is expected, not {str(value)[:40]!r}."
     raise DatasetError(file, rule, key=key, fix=LEAVE_OUT.format(first + index))
   return value
 
@@ -256,7 +260,15 @@ def _episode_v3(
   for feature in films:
     place = {part: int(number(f"videos/{feature}/{part}")) for part in ("chunk_index", "file_index")}
     path = info.path("video", video_key=feature, **place)
-    videos[feature] = (path, float(number(f"videos/{feature}/from_timestamp")))
+    begin, end = (f"videos/{feature}/{part}_timestamp" for part in ("from", "to"))
+    videos[feature] = (path, float(number(begin)))
+    seconds = float(number(end)) - videos[feature][1] if end in row else np.inf
+    if seconds < (number("length") - 0.5) / info.fps:
+      rule = (
+        f"the video of episode {row['episode_index']} has {seconds:.4g} s: it is shorter than its table, "
+      )
+      rule += f"of {number('length')} frames."
+      raise DatasetError(file, rule, key=end, fix=LEAVE_OUT.format(first + row["episode_index"]))
   place = {part: int(number(f"data/{part}")) for part in ("chunk_index", "file_index")}
   index, table = row["episode_index"], info.path("data", **place)
   return Episode(info, index, first + index, int(number("length")), table, file, videos)
@@ -275,11 +287,19 @@ def _task_texts(info: LeRobotInfo) -> dict[int, str]:
   """task_index -> the task in words."""
   if info.version == 2:
     file = info.root / "meta/tasks.jsonl"
-    return {row.get("task_index", -1): str(row.get("task", "")) for row in read_json_lines(file)}
-  file = info.root / "meta/tasks.parquet"
-  table = _read_table(file, "the tasks", lambda names: names)
-  text = next((key for key in table.column_names if key != TASK), TASK)
-  return dict(zip(_column(table, file, TASK).tolist(), map(str, _column(table, file, text)), strict=True))
+    rows = [(row.get(TASK), row.get("task")) for row in read_json_lines(file)]
+  else:
+    file = info.root / "meta/tasks.parquet"
+    table = _read_table(file, "the tasks", lambda names: names)
+    text = next((key for key in table.column_names if key != TASK), TASK)
+    rows = list(zip(_column(table, file, TASK).tolist(), _column(table, file, text).tolist(), strict=True))
+  out: dict[int, str] = {}
+  for number, task in rows:
+    if type(number) is not int or number in out or not isinstance(task, str):
+      rule = f"must be a whole number for each task in words, each once, not {str((number, task))[:80]}."
+      raise DatasetError(file, rule, key=TASK, fix=COPY_AGAIN)
+    out[number] = task
+  return out
 
 
 # ---------------------------------------------------------------------------------------------
@@ -293,16 +313,20 @@ def open_data(selection: Selection) -> LeRobotData:
     DatasetError: names file, key and rule of the first thing wrong.
   """
   infos = [read_info(folder) for folder in selection.path]
+  roots = [os.path.realpath(folder) for folder in selection.path]
+  if again := [folder for i, folder in enumerate(selection.path) if roots[i] in roots[:i]]:
+    raise DatasetError(again[0], "is named twice in data.path.", fix="name each dataset once.")
   robot = embodiment_of(infos, selection.embodiment)
   named = _named_episodes(selection, sum(info.num_episodes for info in infos), infos[0].file)
   episodes: list[Episode] = []
   first = 0
   for info in infos:
-    episodes += [e for e in _read_episodes(info, first, named.get(UNUSED, set()), robot) if e.length]
+    episodes += _read_episodes(info, first, named.get(UNUSED, set()), robot)
     first += info.num_episodes
-  if not episodes:
+  if not any(episode.length for episode in episodes):
     raise DatasetError(infos[0].file, "has no episode that is used.", key="total_episodes", fix="name fewer.")
   columns = _read_columns(infos, episodes, selection)
+  episodes = [episode for episode in episodes if episode.length]
   data = LeRobotData(
     robot=robot,
     episodes=tuple(episodes),
@@ -411,8 +435,11 @@ def _read_file(info: LeRobotInfo, path: pathlib.Path, selection: Selection) -> d
   }
   least = 0.5 if label == SUCCESS else selection.success_reward
   labels = _column(table, path, label, 1)[:, 0] if label else np.full(len(table), -np.inf)
-  out["success"] = labels.astype(np.float64) >= least
-  strange = ~np.isin(out["episode_index"], np.arange(info.num_episodes))
+  labels = labels.astype(np.float64)
+  if (bad := np.isnan(labels)).any():
+    raise DatasetError(path, f"row {int(bad.argmax())} must be a number, not NaN.", key=label, fix=COPY_AGAIN)
+  out["success"] = labels >= least
+  strange = ~((out["episode_index"] >= 0) & (out["episode_index"] < info.num_episodes))
   if strange.any():
     rule = f"row {int(strange.argmax())} is of episode {out['episode_index'][strange.argmax()]}; "
     rule += f"by {INFO} they go from 0 to {info.num_episodes - 1}."
@@ -442,6 +469,9 @@ def _check_times(data: LeRobotData) -> None:
   """Within an episode frames follow each other at the frame rate, within half a frame."""
   step = 1 / data.robot.control_hz
   for episode, (low, high) in zip(data.episodes, data.spans().tolist(), strict=True):
+    if data.times[low] < -step / 2:
+      rule = f"times of {episode} begin at {data.times[low]:.6g} s; they count from 0."
+      raise DatasetError(episode.table, rule, key="timestamp", fix=LEAVE_OUT.format(episode.number))
     gaps = np.diff(data.times[low : high + 1])
     bad = ~(np.abs(gaps - step) <= step / 2)
     if bad.any():
@@ -461,8 +491,8 @@ def _check_statistics(data: LeRobotData, infos: Sequence[LeRobotInfo], descripti
     if describes_itself(info, description) or not whole or not mine.any():
       continue
     for key, values in ((ACTION, data.action[mine]), (STATE, data.state[mine])):
-      if key not in info.statistics or not values.size:
-        continue
+      if key not in info.statistics or not values.size or not np.isfinite(values).all():
+        continue  # `_check_numbers` names it
       least, most = values.min(0), values.max(0)
       for name, actual in (("min", least), ("max", most), ("mean", values.mean(0))):
         told = numbers(info, key, name)

@@ -33,6 +33,7 @@ PATHS = {
   "video": "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
 }
 _MEGABYTES = {"data": 100, "video": 200}  # of a file, from which on the next one is begun
+_BEGUN = ".lerobot"  # in a folder that is being written
 _CHUNK = 1000  # files in a folder
 _QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
 _VIDEO = {
@@ -175,7 +176,7 @@ def write_lerobot(
     What info.json holds.
 
   Raises:
-    DatasetError: the source breaks a rule, or `out` is there already.
+    DatasetError: the source breaks a rule, or `out` is there already, or something else as `out`.partial.
   """
   source, out = pathlib.Path(source), pathlib.Path(os.path.abspath(out))
   if is_lerobot(source):
@@ -192,9 +193,14 @@ def write_lerobot(
   parquet(), pyav()  # before anything is written
   partial = out.with_name(f"{out.name}.partial")
   try:
-    shutil.rmtree(partial, ignore_errors=True)
+    if partial.exists():
+      if not (partial / _BEGUN).exists():
+        raise DatasetError(partial, "is there already, and was not begun by this.", fix="move it elsewhere.")
+      shutil.rmtree(partial)
     partial.mkdir(parents=True)
+    (partial / _BEGUN).touch()
     info = _Writer(partial, splits).write(progress)
+    (partial / _BEGUN).unlink()
     os.rename(partial, out)
   except OSError as error:
     reason = "no room left on the disk" if disk_full(error) else error.strerror or str(error)

@@ -6,6 +6,7 @@ Formats v3.0 and v2.0 or v2.1. No package but this one is needed: the config and
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import pathlib
 import re
@@ -28,6 +29,8 @@ from wam_jax.host.dataset_files import (
 INFO, STATS, EPISODE_STATS = "meta/info.json", "meta/stats.json", "meta/episodes_stats.jsonl"
 ACTION, STATE = "action", "observation.state"
 _CHANNELS = (1, 3, 4)
+_DIGITS = re.compile("(0?[1-9]?d)?")  # of a number in a path
+_WIDEST = 2**16  # numbers of an action or a state
 _DESCRIBE = "describe the robot in a file for --config.data.embodiment (docs/guides/lerobot.md)."
 
 
@@ -76,9 +79,9 @@ class LeRobotInfo:
     """
     template = self.paths[kind]
     try:
-      fields = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
-      if not fields <= set(numbers):  # also of attributes and items
-        raise ValueError(fields)
+      fields = [part[1:3] for part in string.Formatter().parse(template) if part[1] is not None]
+      if any(name not in numbers or not _DIGITS.fullmatch(digits or "") for name, digits in fields):
+        raise ValueError(fields)  # also attributes, items, and a billion digits
       relative = template.format(**numbers)
     except (ValueError, LookupError, TypeError):
       rule = f"is {template[:80]!r}, which may name {', '.join(numbers)} only."
@@ -142,6 +145,10 @@ def read_info(root: PathLike) -> LeRobotInfo:
     expect(
       f"features.{name}", sound and isinstance(feature.get("dtype"), str), "an object with dtype and shape"
     )
+    for part in ("info", "video_info"):
+      expect(f"features.{name}.{part}", isinstance(feature.get(part) or {}, dict), "an object")
+    narrow = name not in (ACTION, STATE) or math.prod(feature["shape"]) < _WIDEST
+    expect(f"features.{name}.shape", narrow, f"of fewer than {_WIDEST} numbers")
   cameras = _cameras(file, features)
   if any(features[key]["dtype"] == "video" for key in cameras.values()):
     expect("video_path", isinstance(content.get("video_path"), str), "a path of videos, as there are some")
@@ -160,18 +167,19 @@ def read_info(root: PathLike) -> LeRobotInfo:
     cameras=cameras,
     paths={"data": content["data_path"], "video": content.get("video_path") or ""},
     chunk_episodes=chunk or 1,
-    heldout=tuple(_range(file, name, divided[name]) for name in apart),
-    failed=tuple(_range(file, name, divided[name]) for name in ("failed",) if name in divided),
+    heldout=tuple(_range(content, file, name) for name in apart),
+    failed=tuple(_range(content, file, name) for name in ("failed",) if name in divided),
     statistics=_statistics(root),
   )
 
 
-def _range(file: pathlib.Path, name: str, text: Any) -> range:
-  match = re.fullmatch(r"(\d{1,9}):(\d{1,9})", str(text))
-  if not match:
-    raise DatasetError(
-      file, f"must be FIRST:END, not {str(text)[:40]!r}.", key=f"splits.{name}", fix=COPY_AGAIN
-    )
+def _range(content: dict[str, Any], file: pathlib.Path, name: str) -> range:
+  """Episodes of a split."""
+  text, total = str(content["splits"][name]), content["total_episodes"]
+  match = re.fullmatch(r"(\d{1,9}):(\d{1,9})", text, flags=re.ASCII)
+  if not match or not int(match[1]) <= int(match[2]) <= total:
+    rule = f"must be FIRST:END within 0:{total}, the episodes that there are, not {text[:40]!r}."
+    raise DatasetError(file, rule, key=f"splits.{name}", fix=COPY_AGAIN)
   return range(int(match[1]), int(match[2]))
 
 
@@ -194,6 +202,8 @@ def _cameras(file: pathlib.Path, features: dict[str, dict[str, Any]]) -> dict[st
   names = [f"camera_{name}" if name[:1].isdigit() else name for name in short]
   if len(set(names)) < len(names):
     names = [re.sub(r"\W", "_", key, flags=re.ASCII) for key in found]
+  if len(set(names)) < len(names):  # in another script than ours
+    names = [f"camera_{number}" for number in range(len(found))]
   return dict(zip(names, found, strict=True))
 
 
@@ -217,6 +227,8 @@ def _statistics(root: pathlib.Path) -> dict[str, dict[str, Any]]:
       rows = [part[key] for part in parts if isinstance(part, dict) and key in part]
       if rows:
         counts = np.array([np.ravel(row["count"])[0] for row in rows], float)
+        if not (counts > 0).all():
+          raise ValueError(counts)
         column = lambda name, rows=rows: np.array([np.ravel(row[name]) for row in rows], float)
         out[key] = {
           "min": column("min").min(0).tolist(),
@@ -224,7 +236,7 @@ def _statistics(root: pathlib.Path) -> dict[str, dict[str, Any]]:
           "mean": (column("mean") * counts[:, None] / counts.sum()).sum(0).tolist(),
           "count": [int(counts.sum())],
         }
-  except (LookupError, TypeError, ValueError):
+  except (LookupError, TypeError, ValueError, OverflowError):
     raise DatasetError(root / EPISODE_STATS, "holds no statistics of all episodes.", fix=COPY_AGAIN) from None
   return out
 
@@ -237,7 +249,7 @@ def numbers(info: LeRobotInfo, feature: str, name: str) -> np.ndarray:
   """
   try:
     values = np.array(info.statistics[feature][name], float).reshape(-1)
-  except (LookupError, TypeError, ValueError):
+  except (LookupError, TypeError, ValueError, OverflowError):
     values = np.array([np.nan])
   if values.shape != (info.width(feature),) or not np.isfinite(values).all():
     rule = f"must be {info.width(feature)} finite numbers, one for each of {feature}."

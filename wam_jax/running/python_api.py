@@ -54,7 +54,7 @@ class TrainedRun:
 
 
 def make_config(
-  experiment: str = "experiments/calvin_wam.py", overrides: Mapping[str, Any] | None = None
+  experiment: str | os.PathLike[str] = "experiments/calvin_wam.py", overrides: Mapping[str, Any] | None = None
 ) -> FrozenConfigDict:
   """The settings of a run, checked as the command line checks them.
 
@@ -65,7 +65,13 @@ def make_config(
   Raises:
     ConfigError: lists all that is wrong.
   """
-  config = config_lib.load_experiment(config_lib.experiment_file(experiment))
+  if not isinstance(experiment, str | os.PathLike):
+    rule = "an experiment file[:preset]"
+    raise ConfigError([Problem("experiment", experiment, rule, "for instance calvin_wam:demo")])
+  if not isinstance(overrides, Mapping | None):
+    rule = "a dict: name of a field -> its value"
+    raise ConfigError([Problem("overrides", overrides, rule, 'for instance {"ppo.iterations": 30}')])
+  config = config_lib.load_experiment(config_lib.experiment_file(os.fspath(experiment)))
   return config_lib.finalize(config, config_lib.apply_overrides(config, (overrides or {}).items()))
 
 
@@ -83,6 +89,8 @@ def train(config: ConfigDict | FrozenConfigDict, quiet: bool = False) -> Trained
     StageError: the work folder holds results of other settings, is in use, or a stage's inputs are missing.
     ArtifactError, DatasetError, TrainingError, GateError and others of wam_jax: what to do about them.
   """
+  if not isinstance(config, ConfigDict | FrozenConfigDict):
+    raise ConfigError([Problem("config", config, "a config", "make one: wam_jax.make_config(...)")])
   finished = config_lib.finalize(config)
   if finished.study.seeds:
     rule = "empty: a study is many runs, started by python -m wam_jax.main"
