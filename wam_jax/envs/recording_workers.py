@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from wam_jax.envs import registry
-from wam_jax.envs.recording import Job, Settings, record
+from wam_jax.envs.recording import Job, RecordingError, Settings, record
 from wam_jax.host.regular_files import open_file
 
 _WORKER_ATTEMPTS = 3  # at one job, before giving up
@@ -154,7 +154,7 @@ def _record_in_processes(
         continue
       content = json.loads(answer)
       if "error" in content:
-        raise RuntimeError(f"recording failed: {content['error']}")
+        raise RecordingError(f"recording failed: {content['error']}")
       done(1)
   finally:
     ended.set()
@@ -181,8 +181,9 @@ def main(argv: Sequence[str]) -> None:
     try:
       _save(folder / f"{job.name}.npz", record(simulator, env, job, settings))
       answer: dict[str, Any] = {"done": job.name}
-    except Exception:  # told to the parent, which raises
-      answer = {"error": f"{job.name}: {traceback.format_exc()}"}
+    except Exception as error:  # told to the parent, which raises
+      says_what_to_do = type(error).__module__.startswith("wam_jax.")
+      answer = {"error": f"{job.name}: {error if says_what_to_do else traceback.format_exc()}"}
     answers.write(json.dumps(answer) + "\n")
     answers.flush()
 
