@@ -330,6 +330,13 @@ def test_a_module_that_cannot_be_imported_is_told(text, tmp_path, monkeypatch):
     registry.load(f"{name}:Env")
 
 
+def test_a_module_that_changes_the_folder(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  pathlib.Path("moves_away.py").write_text("import os\nos.chdir('/')\n" + guides_code())
+  assert registry.load("moves_away:Reacher").tasks == ("Reacher",)
+  assert pathlib.Path.cwd() == tmp_path
+
+
 @pytest.mark.parametrize(
   ("changes", "path"),
   [

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import os
 import pathlib
 import sysconfig
 import traceback
@@ -41,9 +42,17 @@ class NotOffered(NotImplementedError):
 
 @contextlib.contextmanager
 def calling(what: str) -> Iterator[None]:
-  """Around code that is not ours: whatever it raises becomes NotOffered, with the user's own line."""
+  """Around code that is not ours: whatever it raises becomes NotOffered, with the user's own line.
+
+  A change of folder is undone: a run's own may be relative.
+  """
+  here = os.getcwd()
   try:
-    yield
+    try:
+      yield
+    finally:
+      if os.getcwd() != here:
+        os.chdir(here)
   except NotOffered:
     raise
   except (Exception, SystemExit) as error:

@@ -224,14 +224,13 @@ class GymnasiumSimulator(base.Simulator):
     parts, drawn = dict(_parts(observation)), {}
     for key in self._picture_keys:
       name = _camera(key)
-      picture = parts.get(key)
+      picture: Any = parts.get(key)
       if picture is None and key == RENDERED:
         with base.calling(f"{self.name}: render()"):
           picture = env.render()
       if not _is_picture(picture):
         fix = "name others in env.pictures, or let it draw with render_mode='rgb_array'"
         raise self._lack(f"pictures must be uint8 [H, W, 3], but {name} is {_kind(picture)}; {fix}")
-      assert picture is not None
       if picture.shape != self._picture_shapes.get(name, picture.shape):
         was = list(self._picture_shapes[name])
         raise self._lack(

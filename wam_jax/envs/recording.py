@@ -282,7 +282,7 @@ def record(simulator: Simulator, env: Environment, job: Job, settings: Settings)
     only `start` and no attempts.
 
   Raises:
-    RuntimeError: the expert fails, or a clumsy one succeeds, MAX_ATTEMPTS times in a row.
+    RecordingError: the expert fails, or a clumsy one succeeds, MAX_ATTEMPTS times in a row.
   """
   task_number = simulator.tasks.index(job.task) if job.task else 0
   key = (_KINDS.index(job.kind), task_number, job.index)

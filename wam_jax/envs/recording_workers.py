@@ -64,7 +64,7 @@ def record_all(
     How often a worker died and was replaced; it does its job once more.
 
   Raises:
-    RuntimeError: a worker failed, its own message is in it; or three died at the same job.
+    RecordingError: a worker failed, its own message is in it; or three died at the same job.
   """
   todo = []
   for job in jobs:
@@ -174,11 +174,13 @@ def main(argv: Sequence[str]) -> None:
     signal.signal(signum, signal.SIG_IGN)
   answers = os.fdopen(os.dup(1), "w")
   os.dup2(2, 1)  # whatever a library prints must not be taken for an answer
-  simulator = registry.load(settings.env)
-  env = simulator.make()
+  env = None
   for line in sys.stdin:
     job = Job(**json.loads(line))
     try:
+      if env is None:
+        simulator = registry.load(settings.env)
+        env = simulator.make()
       _save(folder / f"{job.name}.npz", record(simulator, env, job, settings))
       answer: dict[str, Any] = {"done": job.name}
     except Exception as error:  # told to the parent, which raises
