@@ -28,7 +28,6 @@ _TAKEN = (
   "robot_obs",
   "scene_obs",
   "success",
-  "task",
   "start",
   "snapshot",
   "lengths",
