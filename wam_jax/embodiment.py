@@ -21,6 +21,18 @@ EXAMPLE = "docs/guides/own_data.md says how"
 ACTION_KINDS = ("continuous", "binary")
 STATE_KINDS = ("scaled", "angle", "binary", "plain")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")  # cameras name files and parameters
+# What else recordings and observations have, next to the pictures of cameras.
+_TAKEN = (
+  "actions",
+  "rel_actions",
+  "robot_obs",
+  "scene_obs",
+  "success",
+  "start",
+  "snapshot",
+  "lengths",
+  "attempts",
+)
 
 
 class EmbodimentError(ValueError):
@@ -111,6 +123,8 @@ class Embodiment:
     for camera in self.cameras:
       if not _NAME.fullmatch(camera.name):
         raise EmbodimentError(f"cameras: {camera.name!r} must consist of letters, digits and _")
+      if camera.name in _TAKEN:
+        raise EmbodimentError(f"cameras: {camera.name!r} is what recordings call another thing; rename it")
       if camera.size is not None and min(camera.size) < 1:
         raise EmbodimentError(f"cameras.{camera.name}.size: must be above 0, not {list(camera.size)}")
     for action in self.action:

@@ -12,6 +12,7 @@ import pytest
 
 from wam_jax import config as config_lib
 from wam_jax.acting.episodes import draw_episodes
+from wam_jax.embodiment import CALVIN
 from wam_jax.envs import base, recording, registry
 from wam_jax.envs.gymnasium_env import GymnasiumSimulator
 from wam_jax.envs.vector import make_vector
@@ -202,6 +203,17 @@ def test_a_wrapped_environment():
   np.testing.assert_allclose(env.expert("up", np.random.default_rng(0))(), [-0.5, 1.0])
 
 
+SQUARE = np.zeros((16, 16, 3), np.uint8)
+
+
+def fails(*arguments, **options):
+  raise OSError("unplugged")
+
+
+def unrepeatable(self):
+  return {"a": SQUARE, "x": np.random.default_rng().random(2)}
+
+
 def changed(cls=Counter, **attributes):
   return type(cls.__name__, (cls,), attributes)
 
@@ -217,17 +229,112 @@ def changed(cls=Counter, **attributes):
     (changed(told={}), {"success": "won"}, base.NotOffered, "its info has nothing, not won"),
     (changed(Drawn, render=lambda self: None), {}, base.NotOffered, "render is None.*render_mode"),
     (changed(Pixels), {}, base.NotOffered, "no vector of floats.*all of it"),
-    (changed(Drawn, render=gymnasium.Env.render), {}, base.NotOffered, "cannot draw itself .NotImplemented"),
+    (
+      changed(Drawn, render=gymnasium.Env.render),
+      {},
+      base.NotOffered,
+      "draws none .*NotImplemented",
+    ),
     (Counter, {"pictures": ["views.depth"]}, base.NotOffered, r"views_depth is float32 \[20, 30\]"),
-    (Counter, {"pictures": ["wrist"]}, ValueError, r"env.pictures: .*no wrist.*views.left \[20, 30, 3\]"),
+    (
+      Counter,
+      {"pictures": ["wrist"]},
+      ValueError,
+      r"env.pictures: .*no wrist.*views.left uint8 \[20, 30, 3\]",
+    ),
     (Counter, {"state": ["arm"]}, ValueError, "env.state: .*no arm in.*arm.count"),
     (lambda: Counter.tasks, {}, base.NotOffered, "is a tuple, not a gymnasium.Env"),
     (lambda robot: Counter(), {}, base.NotOffered, "without arguments.*'robot'"),
+    (Counter(), {}, base.NotOffered, "is a Counter, not a class or function"),
+    (changed(reset=fails), {}, base.NotOffered, r"reset.*raised OSError: unplugged \(.*test_own_simulator"),
+    (changed(step=fails), {}, base.NotOffered, "step raised OSError"),
+    (changed(__init__=fails), {}, base.NotOffered, "making it raised OSError"),
+    (changed(metadata={"render_fps": "fast"}), {}, base.NotOffered, "metadata.*fast"),
+    (changed(reset=lambda self, seed, options: {}), {}, base.NotOffered, "reset must return 2 things"),
+    (changed(step=lambda self, action: (None,) * 5), {}, base.NotOffered, "step must return 5 things"),
+    (changed(told={"success": "no"}), {}, base.NotOffered, "'success'. must be true or false, but is 'no'"),
+    (changed(told={"success": np.zeros(2)}), {}, base.NotOffered, "must be true or false"),
+    (changed(told={"success": np.nan}), {}, base.NotOffered, "must be true or false"),
+    (changed(tasks="push"), {}, base.NotOffered, "tuple of names, not 'push'"),
+    (changed(tasks=("put/down",)), {}, base.NotOffered, "letters, digits.*put/down"),
+    (Counter, {"tasks": ["upp"]}, ValueError, "env.tasks: .*no task upp; it has up, down"),
+    (
+      changed(expert=lambda self, seen: np.zeros((2, 1))),
+      {},
+      base.NotOffered,
+      r"(?s)2 finite.*shape \[2, 1\]",
+    ),
+    (changed(expert=lambda self, seen: np.array([0, np.nan])), {}, base.NotOffered, "2 finite numbers"),
+    (Counter, {"state": ["arm.words"]}, ValueError, "env.state"),
+    (changed(action_space=Box(0, 1, (0,))), {}, base.NotOffered, "actions must be a Box"),
+    (changed(expert=3), {}, base.NotOffered, "its expert raised TypeError"),
+    (
+      changed(observation=lambda self: {"a": {"b": SQUARE}, "a_b": SQUARE, "x": 0.0}),
+      {},
+      base.NotOffered,
+      "a_b",
+    ),
+    (changed(observation=lambda self: {"robot_obs": SQUARE, "x": 0.0}), {}, base.NotOffered, "'robot_obs'"),
+    (
+      changed(observation=lambda self: {"a": SQUARE, "x": np.nan}),
+      {},
+      base.NotOffered,
+      "finite numbers.*nan",
+    ),
+    (changed(observation=unrepeatable), {}, base.NotOffered, "not the same the second time.*np_random"),
   ],
 )
 def test_what_is_missing_is_told(cls, env, error, words):
   with pytest.raises(error, match=words):
     make(cls, **env)
+
+
+@pytest.mark.parametrize(
+  "later",
+  [
+    {"a": SQUARE, "x": np.array([np.nan, 0])},
+    {"a": SQUARE, "x": np.zeros(3)},
+    {"a": SQUARE},
+    {"x": np.zeros(2)},
+    {"a": SQUARE[:8, :8], "x": np.zeros(2)},
+    {"a": SQUARE.astype(float), "x": np.zeros(2)},
+  ],
+)
+def test_an_observation_that_changes_later_is_told(later):
+  first = {"a": SQUARE, "x": np.zeros(2)}
+  simulator = make(
+    changed(observation=lambda self: first if self.count < 2 else later, expert=lambda self, seen: [0, 0])
+  )
+  with pytest.raises(base.NotOffered, match="mine:Counter: (state x|picture)"):
+    recording.record(simulator, simulator.make(), recording.Job("demo", "up", 0), settings())
+
+
+def test_one_task_of_several_is_told_to_the_environment():
+  env = make(tasks=["down"]).make()
+  env.reset(np.array([0.0]))
+  assert env._env.task == "down"
+
+
+def test_a_tuple_and_arguments_by_keyword():
+  space = changed(Drawn, observation=lambda self: (SQUARE, np.zeros(2)))
+  simulator = make(lambda **options: space(**options))
+  assert simulator.embodiment.camera_names == ("picture_0",) and simulator.embodiment.state_size == 2
+
+
+@pytest.mark.parametrize("text", ["def f(:", "import nothing_of_this_name", "1 / 0", "raise SystemExit(2)"])
+def test_a_module_that_cannot_be_imported_is_told(text, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  name = f"broken_{abs(hash(text))}"
+  pathlib.Path(f"{name}.py").write_text(text)
+  with pytest.raises(base.NotOffered, match=f"{name}:Env: importing it raised"):
+    registry.load(f"{name}:Env")
+
+
+def test_a_module_that_changes_the_folder(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  pathlib.Path("moves_away.py").write_text("import os\nos.chdir('/')\n" + guides_code())
+  assert registry.load("moves_away:Reacher").tasks == ("Reacher",)
+  assert pathlib.Path.cwd() == tmp_path
 
 
 @pytest.mark.parametrize(
@@ -279,7 +386,7 @@ def test_files_name_no_code(env):
 class Outside(base.Simulator):
   """A package's own, not of gymnasium."""
 
-  name, tasks = "outside", ("wave",)
+  name, tasks, embodiment = "outside", ("wave",), CALVIN
 
   def make(self):
     raise base.NotOffered("no")
@@ -293,3 +400,11 @@ def test_a_package_names_its_simulator(monkeypatch):
   simulator = registry.load({"name": "outside_of_a_test", "tasks": (), "workers": 3})
   assert isinstance(simulator, Outside) and simulator.settings["name"] == "outside_of_a_test"
   assert "outside_of_a_test" in registry.names()
+
+
+@pytest.mark.parametrize("found", [type("Bare", (Outside,), {"embodiment": property()}), base.Simulator])
+def test_what_a_simulator_leaves_out_is_told(found, monkeypatch):
+  monkeypatch.setattr(registry, "_import", lambda place: found)
+  registry._load_once.cache_clear()
+  with pytest.raises(base.NotOffered, match="embodiment|abstract"):
+    registry.load("package:Bare")

@@ -20,7 +20,12 @@ running them again.
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import os
+import pathlib
+import sysconfig
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -32,7 +37,30 @@ Pictures = dict[str, np.ndarray]
 
 
 class NotOffered(NotImplementedError):
-  """The simulator has no such thing; the text says what, and what to do."""
+  """The simulator has no such thing, or its code fails; the text says what, and what to do."""
+
+
+@contextlib.contextmanager
+def calling(what: str) -> Iterator[None]:
+  """Around code that is not ours: whatever it raises becomes NotOffered, with the user's own line.
+
+  A change of folder is undone: a run's own may be relative.
+  """
+  here = os.getcwd()
+  try:
+    try:
+      yield
+    finally:
+      if os.getcwd() != here:
+        os.chdir(here)
+  except NotOffered:
+    raise
+  except (Exception, SystemExit) as error:
+    frames = traceback.extract_tb(error.__traceback__)
+    others = (str(pathlib.Path(__file__).parents[1]), sysconfig.get_paths()["stdlib"], "<")
+    own = [f for f in frames if not f.filename.startswith(others) and "site-packages" not in f.filename]
+    place = f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
+    raise NotOffered(f"{what} raised {type(error).__name__}: {error}{place}") from error
 
 
 class Environment(abc.ABC):

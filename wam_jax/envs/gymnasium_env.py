@@ -8,6 +8,7 @@ None when it is done.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import re
@@ -25,6 +26,10 @@ TERMINATED = "terminated"  # as env.success: the end of an episode is its succes
 RENDERED = "render"  # camera of an environment whose observation has no picture
 _SUCCESS_KEYS = ("success", "is_success")
 _FRAMES_PER_SECOND = 30.0  # of an environment that does not say how many
+_RETURNS = {
+  "reset": "(observation, info)",
+  "step": "(observation, reward, terminated, truncated, info)",
+}
 
 Make = Callable[..., gymnasium.Env]
 
@@ -48,22 +53,31 @@ class GymnasiumSimulator(base.Simulator):
     self._make = make
     env = self._start()
     try:
-      self._probe(env, load_expert)
-    except gymnasium.error.Error as error:  # a package is missing, most often
-      raise self._lack(str(error)) from None
+      with base.calling(f"{self.name}: its tasks, metadata or action_space"):
+        own = env.get_wrapper_attr("tasks") if env.has_wrapper_attr("tasks") else ()
+        space, fps = env.action_space, float((env.metadata or {}).get("render_fps") or _FRAMES_PER_SECOND)
+      self._find_tasks(own)
+      self._probe(env, space, fps, load_expert)
     finally:
-      env.close()
+      with contextlib.suppress(Exception):  # what matters is known by now
+        env.close()
 
   def _start(self) -> gymnasium.Env:
-    takes = inspect.signature(self._make)
-    options = {"render_mode": "rgb_array"} if "render_mode" in takes.parameters else {}
+    if not callable(self._make):
+      raise self._lack(f"it is a {type(self._make).__name__}, not a class or function that makes one")
+    with base.calling(f"{self.name}: its arguments"):
+      takes = inspect.signature(self._make)
+    kinds = {name: parameter.kind for name, parameter in takes.parameters.items()}
+    drawing = "render_mode" in kinds or inspect.Parameter.VAR_KEYWORD in kinds.values()
+    options = {"render_mode": "rgb_array"} if drawing else {}
     try:
       takes.bind(**options)
     except TypeError as error:
       raise self._lack(
         f"it cannot be made without arguments ({error}); name a function that gives them"
       ) from None
-    env = self._make(**options)
+    with base.calling(f"{self.name}: making it"):
+      env = self._make(**options)
     if not isinstance(env, gymnasium.Env):
       raise self._lack(f"what it makes is a {type(env).__name__}, not a gymnasium.Env")
     return env
@@ -71,13 +85,36 @@ class GymnasiumSimulator(base.Simulator):
   def _lack(self, what: str) -> base.NotOffered:
     return base.NotOffered(f"{self.name}: {what}")
 
-  def _probe(self, env: gymnasium.Env, load_expert: Callable[[str], Any]) -> None:
+  def ask(self, env: gymnasium.Env, method: str, results: int, *args: Any, **options: Any) -> tuple[Any, ...]:
+    """Calls `reset` or `step`. Raises NotOffered: it fails, or does not return what gymnasium's does."""
+    with base.calling(f"{self.name}: {method}{f'({options})' if options else ''}"):
+      returned = getattr(env, method)(*args, **options)
+    if not isinstance(returned, tuple) or len(returned) != results or not isinstance(returned[-1], Mapping):
+      raise self._lack(f"{method} must return {results} things, the last a dict, as {_RETURNS[method]}")
+    return returned
+
+  def _find_tasks(self, own: Any) -> None:
+    """Those of the settings, else the environment's `own`, else one named like it."""
+    if not isinstance(own, (tuple, list)) or not all(isinstance(task, str) for task in own):
+      raise self._lack(f"tasks must be a tuple of names, not {own!r}")
+    self.tasks = tuple(self.settings.get("tasks") or own or (_slug(self.name),))
+    if unknown := [task for task in self.tasks if own and task not in own]:
+      raise ValueError(f"env.tasks: {self.name} has no task {unknown[0]}; it has {', '.join(own)}")
+    # They name files.
+    if odd := [
+      task for task in self.tasks if not re.fullmatch(r"\w[\w.-]*", task) or self.tasks.count(task) > 1
+    ]:
+      raise self._lack(f"tasks must be different names of letters, digits, _ and -, but one is {odd[0]!r}")
+    self.told_tasks = bool(own) or len(self.tasks) > 1  # else there is nothing to tell
+
+  def _probe(self, env: gymnasium.Env, space: Any, fps: float, load_expert: Callable[[str], Any]) -> None:
     settings = self.settings
-    own = env.get_wrapper_attr("tasks") if env.has_wrapper_attr("tasks") else ()
-    self.tasks = tuple(settings.get("tasks") or own or (_slug(self.name),))
-    self.told_tasks = len(self.tasks) > 1  # else there is nothing to tell
-    space = env.action_space
-    if not isinstance(space, gymnasium.spaces.Box) or space.dtype.kind != "f" or len(space.shape) != 1:
+    if (
+      not isinstance(space, gymnasium.spaces.Box)
+      or space.dtype.kind != "f"
+      or len(space.shape) != 1
+      or not space.shape[0]
+    ):
       rule = "actions must be a Box [A] of floats"
       raise self._lack(f"{rule}, but are {space}; wrap it (gymnasium.ActionWrapper) into one that has them")
     # As they were written: 0.1 is no float32.
@@ -85,13 +122,17 @@ class GymnasiumSimulator(base.Simulator):
     if not np.isfinite([low, high]).all():
       fix = "wrap it in gymnasium.wrappers.RescaleAction, or correct its action_space"
       raise self._lack(f"the range of its actions must be finite, but is {space}; {fix}")
-    observation, _ = env.reset(seed=0, options={"task": self.tasks[0]} if self.told_tasks else None)
+    first = {"seed": 0, "options": {"task": self.tasks[0]} if self.told_tasks else None}
+    observation, _ = self.ask(env, "reset", 2, **first)
+    with base.calling(f"{self.name}: reading its observation"):
+      parts = dict(_parts(observation))
     self._find_parts(env, observation)
-    self._find_success(env, (low + high) / 2)
     place = settings.get("expert", "")
     self.expert_function = load_expert(place) if place else None
     self.experts = self.tasks if place or env.has_wrapper_attr("expert") else ()
-    parts = dict(_parts(observation))
+    if self.experts:
+      self.ask_expert(env, observation, len(low))
+    self._find_success(env, (low + high) / 2, first)
     actions = zip(low.tolist(), high.tolist(), strict=True)
     try:
       self.embodiment = Embodiment(
@@ -103,7 +144,7 @@ class GymnasiumSimulator(base.Simulator):
         tuple(
           StateDimension(f"{key} {i}".strip()) for key in self._state_keys for i in range(parts[key].size)
         ),
-        float(env.metadata.get("render_fps") or _FRAMES_PER_SECOND),
+        fps,
       )
     except EmbodimentError as error:
       raise self._lack(str(error)) from None
@@ -111,7 +152,7 @@ class GymnasiumSimulator(base.Simulator):
   def _find_parts(self, env: gymnasium.Env, observation: Any) -> None:
     """Which parts of the observation are pictures, and which are the state."""
     parts = dict(_parts(observation))
-    known = ", ".join(f"{key or 'all of it'} {list(part.shape)}" for key, part in parts.items())
+    known = ", ".join(f"{key or 'all of it'} {_kind(part)}" for key, part in parts.items())
     asked = {name: tuple(self.settings.get(name, ())) for name in ("pictures", "state")}
     for name, keys in asked.items():
       if missing := [key for key in keys if key not in parts and (name, key) != ("pictures", RENDERED)]:
@@ -122,48 +163,104 @@ class GymnasiumSimulator(base.Simulator):
     self._state_keys = asked["state"] or tuple(
       key for key, part in parts.items() if part.dtype.kind == "f" and part.ndim <= 1 and key not in pictures
     )
+    # What every later observation must have again.
+    self._state_shapes = {key: parts[key].shape for key in self._state_keys}
     if not self.state_of(observation).size:
       raise self._lack(
-        f"nothing tells the robot's state: no vector of floats in its observation, which has {known}"
+        f"nothing tells the robot's state: no vector of floats in its observation, which has {known}; "
+        "add one, or name other numbers in env.state"
       )
+    self._picture_shapes: dict[str, tuple[int, ...]] = {}
     try:
       drawn = self.pictures_of(env, observation)
-    except Exception as error:  # of any kind: it has no `render`, or the machine has no OpenGL
-      raise self._lack(
-        f"there is no uint8 [H, W, 3] in its observation, which has {known}, and it cannot draw itself "
-        f"({type(error).__name__}: {error})"
-      ) from error
-    for name, picture in drawn.items():
-      if not _is_picture(picture):
-        what = f"{picture.dtype} {list(picture.shape)}" if isinstance(picture, np.ndarray) else str(picture)
-        fix = "name others in env.pictures, or let it draw with render_mode='rgb_array'"
-        raise self._lack(f"pictures must be uint8 [H, W, 3], but {name} is {what}; {fix}")
+    except base.NotOffered as error:  # it has no `render`, or the machine has no OpenGL
+      if pictures:
+        raise
+      fix = "give it one (gymnasium.wrappers.TransformObservation), or a render() for render_mode='rgb_array'"
+      what = f"there is no picture uint8 [H, W, 3] in its observation, which has {known}, and it draws none"
+      raise self._lack(f"{what} ({str(error).removeprefix(f'{self.name}: ')}); {fix}") from error
+    self._picture_shapes = {key: picture.shape for key, picture in drawn.items()}
+    if len(drawn) < len(self._picture_keys):
+      raise self._lack(f"two of its pictures are both {', '.join(drawn)} as a camera; rename one")
     self.largest_picture = min(min(picture.shape[:2]) for picture in drawn.values())
 
-  def _find_success(self, env: gymnasium.Env, action: np.ndarray) -> None:
-    """What says that a task is done, by one step."""
-    *_, info = env.step(action.astype(env.action_space.dtype))
+  def _find_success(self, env: gymnasium.Env, action: np.ndarray, first: Mapping[str, Any]) -> None:
+    """What says that a task is done, by one step; and that the same seed gives the same episode."""
+
+    def one_step() -> tuple[Any, ...]:
+      return self.ask(env, "step", 5, action.astype(env.action_space.dtype))
+
+    once, *_, terminated, _, info = one_step()
     key = self.settings.get("success", "") or next((key for key in _SUCCESS_KEYS if key in info), "")
     if not key or key not in (*info, TERMINATED):
       had = ", ".join(map(str, info)) or "nothing"
       raise self._lack(
         f"nothing says whether a task is done: its info has {had}, not {key or ' or '.join(_SUCCESS_KEYS)}; "
-        f"set env.success to a key of its info, or to {TERMINATED} where only success ends an episode"
+        f"set env.success to a key of the info of every step, or to {TERMINATED} where only success ends an "
+        "episode"
       )
     self.success_key = key
+    self.succeeded(terminated, info)
+    state, pictures = self.state_of(once), self.pictures_of(env, once)
+    self.ask(env, "reset", 2, **first)
+    again, *_ = one_step()
+    same = np.allclose(self.state_of(again), state, rtol=1e-3, atol=1e-5)
+    for name, picture in self.pictures_of(env, again).items():  # rendering may differ by a rounding
+      same = same and np.abs(picture.astype(float) - pictures[name]).mean() < 1
+    if not same:
+      fix = "draw all that is random from self.np_random, after super().reset(seed=seed)"
+      raise self._lack(f"one step after reset(seed=0) is not the same the second time; {fix}")
+
+  def succeeded(self, terminated: Any, info: Mapping[str, Any]) -> bool:
+    """Whether a step's task is done. Raises NotOffered: what says so is neither true nor false."""
+    value = terminated if self.success_key == TERMINATED else info.get(self.success_key)
+    number = np.asarray(False if value is None else value)
+    if number.size != 1 or number.dtype.kind not in "biuf" or not np.isfinite(number).all():
+      raise self._lack(f"info[{self.success_key!r}] must be true or false, but is {value!r}")
+    return bool(number.item())
 
   def pictures_of(self, env: gymnasium.Env, observation: Any) -> base.Pictures:
-    """camera -> [H, W, 3] uint8."""
-    parts = dict(_parts(observation))
-    seen: dict[str, Any] = {key: parts[key] if key in parts else env.render() for key in self._picture_keys}
-    # Copies: an environment may draw the next one into the same memory.
-    copied = lambda picture: picture.copy() if isinstance(picture, np.ndarray) else picture
-    return {_slug(key) or "picture": copied(picture) for key, picture in seen.items()}
+    """camera -> [H, W, 3] uint8. Raises NotOffered: they are something else, or no longer as at first."""
+    parts, drawn = dict(_parts(observation)), {}
+    for key in self._picture_keys:
+      name = _camera(key)
+      picture: Any = parts.get(key)
+      if picture is None and key == RENDERED:
+        with base.calling(f"{self.name}: render()"):
+          picture = env.render()
+      if not _is_picture(picture):
+        fix = "name others in env.pictures, or let it draw with render_mode='rgb_array'"
+        raise self._lack(f"pictures must be uint8 [H, W, 3], but {name} is {_kind(picture)}; {fix}")
+      if picture.shape != self._picture_shapes.get(name, picture.shape):
+        was = list(self._picture_shapes[name])
+        raise self._lack(
+          f"picture {name} was {was} at first, and is now {list(picture.shape)}; keep its size"
+        )
+      drawn[name] = picture.copy()  # an environment may draw the next one into the same memory
+    return drawn
 
   def state_of(self, observation: Any) -> np.ndarray:
-    """[state_size] float64."""
+    """[state_size] float64. Raises NotOffered: it is not finite, or no longer as at first."""
     parts = dict(_parts(observation))
+    for key, shape in self._state_shapes.items():
+      part = parts.get(key)
+      if part is None or part.shape != shape or part.dtype.kind not in "biuf" or not np.isfinite(part).all():
+        now = "missing" if part is None else f"{list(part.shape)}: {part}"
+        rule = f"state {key or 'of its observation'} must always be {list(shape)} finite numbers"
+        raise self._lack(f"{rule}, but is {now}; mend its observation, or name others in env.state")
     return np.concatenate([np.zeros(0), *(np.ravel(parts[key]).astype(float) for key in self._state_keys)])
+
+  def ask_expert(self, env: gymnasium.Env, observation: Any, size: int) -> np.ndarray | None:
+    """Its next action [size], in its own unit; None: it is done. Raises NotOffered: it is something else."""
+    function = self.expert_function
+    with base.calling(f"{self.name}: its expert"):
+      own = functools.partial(function, env.unwrapped) if function else env.get_wrapper_attr("expert")
+      action = own(observation)
+      action = None if action is None else np.asarray(action, np.float64)
+    if action is not None and (action.shape != (size,) or not np.isfinite(action).all()):
+      rule = f"its expert must return {size} finite numbers, or None when it is done"
+      raise self._lack(f"{rule}, but returned {action} of shape {list(action.shape)}")
+    return action
 
   def make(self) -> GymnasiumEnvironment:
     """See `base.Simulator`."""
@@ -188,7 +285,7 @@ class GymnasiumEnvironment(base.Environment):
       raise ValueError(f"start: {self._simulator.name} starts from one seed, not from {np.array(start)}")
     self._task = task or known[seed % len(known)]
     options = {"task": self._task} if self._simulator.told_tasks else None
-    self._observation, _ = self._env.reset(seed=seed, options=options)
+    self._observation, _ = self._simulator.ask(self._env, "reset", 2, seed=seed, options=options)
     self.ended = self._success = False
 
   def step(self, action: np.ndarray) -> None:
@@ -198,10 +295,9 @@ class GymnasiumEnvironment(base.Environment):
     simulator, space = self._simulator, self._env.action_space
     own = simulator.embodiment.from_unit(np.asarray(action, np.float64)).astype(space.dtype)
     inside = np.clip(own, space.low, space.high)  # type: ignore[attr-defined]  # rounding
-    self._observation, _, terminated, truncated, info = self._env.step(inside)
+    self._observation, _, terminated, truncated, info = simulator.ask(self._env, "step", 5, inside)
     self.ended = bool(terminated or truncated)
-    key = simulator.success_key
-    self._success = bool(terminated if key == TERMINATED else info.get(key, False))
+    self._success = simulator.succeeded(terminated, info)
 
   def state(self) -> np.ndarray:
     """See `base.Environment`."""
@@ -219,18 +315,14 @@ class GymnasiumEnvironment(base.Environment):
     self, task: str, rng: np.random.Generator, aim_error: float = 0.0, wrist_error: float = 0.0
   ) -> base.Act:
     """See `base.Environment`. Aim errors of 0.02 (CALVIN's unit, in m) are one unit of an action here."""
-    function, robot = self._simulator.expert_function, self._simulator.embodiment
-    if task not in self._simulator.experts:
-      raise base.NotOffered(f"{self._simulator.name} has no scripted expert of {task}; {FIX_EXPERT}")
-    own = self._env.get_wrapper_attr
-    ask = functools.partial(function, self._env.unwrapped) if function is not None else own("expert")
+    simulator, robot = self._simulator, self._simulator.embodiment
+    if task not in simulator.experts:
+      raise base.NotOffered(f"{simulator.name} has no scripted expert of {task}; {FIX_EXPERT}")
     beside = rng.normal(0.0, aim_error / ACTION_TRANSLATION, robot.action_size) if aim_error else 0.0
 
     def act() -> np.ndarray | None:
-      action = ask(self._observation)
-      if action is None:
-        return None
-      return np.clip(robot.to_unit(np.asarray(action, np.float64)) + beside, -1.0, 1.0)
+      action = simulator.ask_expert(self._env, self._observation, robot.action_size)
+      return None if action is None else np.clip(robot.to_unit(action) + beside, -1.0, 1.0)
 
     return act
 
@@ -264,6 +356,8 @@ def make_registered(env_id: str) -> Make:
 
 def _parts(observation: Any, prefix: str = "") -> list[tuple[str, np.ndarray]]:
   """Dotted key -> array of all that an observation holds; one that is an array has the key ''."""
+  if isinstance(observation, tuple):  # of a Tuple space: its places are keys
+    observation = dict(enumerate(observation))
   if not isinstance(observation, Mapping):
     return [(prefix, np.asarray(observation))]
   items = ((f"{prefix}.{key}" if prefix else str(key), part) for key, part in observation.items())
@@ -272,6 +366,18 @@ def _parts(observation: Any, prefix: str = "") -> list[tuple[str, np.ndarray]]:
 
 def _is_picture(part: Any) -> bool:
   return isinstance(part, np.ndarray) and part.dtype == np.uint8 and part.ndim == 3 and part.shape[2] == 3
+
+
+def _kind(part: Any) -> str:
+  if isinstance(part, np.ndarray):
+    return f"{part.dtype} {list(part.shape)}"
+  return "None" if part is None else f"a {type(part).__name__}"
+
+
+def _camera(key: str) -> str:
+  """Name of the camera whose pictures have this key in the observation."""
+  name = _slug(key)
+  return name if name[:1].isalpha() else f"picture_{name}".rstrip("_")
 
 
 def _slug(name: str) -> str:

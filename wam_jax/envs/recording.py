@@ -72,6 +72,10 @@ class Settings:
   image_size: int = 64  # of pictures recorded here
 
 
+class RecordingError(RuntimeError):
+  """An episode could not be recorded; the text says why."""
+
+
 class _Take:
   """Steps an environment from where it is and remembers every frame."""
 
@@ -191,13 +195,13 @@ class _Recorder:
   def demo(self, task: str) -> dict[str, Any]:
     """One successful demo from a varied start, cut a few frames after success first holds.
 
-    Failed attempts are counted but not kept. Raises RuntimeError: MAX_ATTEMPTS failures in a row.
+    Failed attempts are counted but not kept. Raises RecordingError: MAX_ATTEMPTS failures in a row.
     """
     for tried in range(1, MAX_ATTEMPTS + 1):
       arrays, success = self._attempt(task)
       if success[-1]:
         return {**arrays, "attempts": {task: [tried, 1]}}
-    raise RuntimeError(
+    raise RecordingError(
       f"the scripted expert failed {MAX_ATTEMPTS} times in a row at {task}; is the "
       "simulator's scene changed, env.max_steps too low, or data.action_noise too high?"
     )
@@ -205,7 +209,7 @@ class _Recorder:
   def failure(self, task: str) -> dict[str, Any]:
     """One attempt that never succeeded, of a hand that gets clumsier until it fails, without `attempts`.
 
-    Raises RuntimeError: MAX_ATTEMPTS successes in a row.
+    Raises RecordingError: MAX_ATTEMPTS successes in a row.
     """
     settings, rng = self.settings, self.rng
 
@@ -221,7 +225,7 @@ class _Recorder:
         arrays = failing(aim_error, drawn=True)
       if arrays is not None:
         return {**arrays, "attempts": {}}
-    raise RuntimeError(f"{MAX_ATTEMPTS} clumsy attempts at {task} all succeeded; raise data.aim_error")
+    raise RecordingError(f"{MAX_ATTEMPTS} clumsy attempts at {task} all succeeded; raise data.aim_error")
 
 
 def add_noise(action: np.ndarray, rng: np.random.Generator, std: float, robot: Embodiment) -> np.ndarray:
@@ -278,7 +282,7 @@ def record(simulator: Simulator, env: Environment, job: Job, settings: Settings)
     only `start` and no attempts.
 
   Raises:
-    RuntimeError: the expert fails, or a clumsy one succeeds, MAX_ATTEMPTS times in a row.
+    RecordingError: the expert fails, or a clumsy one succeeds, MAX_ATTEMPTS times in a row.
   """
   task_number = simulator.tasks.index(job.task) if job.task else 0
   key = (_KINDS.index(job.kind), task_number, job.index)

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from wam_jax.envs import registry
-from wam_jax.envs.recording import Job, Settings, record
+from wam_jax.envs.recording import Job, RecordingError, Settings, record
 from wam_jax.host.regular_files import open_file
 
 _WORKER_ATTEMPTS = 3  # at one job, before giving up
@@ -64,7 +64,7 @@ def record_all(
     How often a worker died and was replaced; it does its job once more.
 
   Raises:
-    RuntimeError: a worker failed, its own message is in it; or three died at the same job.
+    RecordingError: a worker failed, its own message is in it; or three died at the same job.
   """
   todo = []
   for job in jobs:
@@ -154,7 +154,7 @@ def _record_in_processes(
         continue
       content = json.loads(answer)
       if "error" in content:
-        raise RuntimeError(f"recording failed: {content['error']}")
+        raise RecordingError(f"recording failed: {content['error']}")
       done(1)
   finally:
     ended.set()
@@ -174,15 +174,18 @@ def main(argv: Sequence[str]) -> None:
     signal.signal(signum, signal.SIG_IGN)
   answers = os.fdopen(os.dup(1), "w")
   os.dup2(2, 1)  # whatever a library prints must not be taken for an answer
-  simulator = registry.load(settings.env)
-  env = simulator.make()
+  env = None
   for line in sys.stdin:
     job = Job(**json.loads(line))
     try:
+      if env is None:
+        simulator = registry.load(settings.env)
+        env = simulator.make()
       _save(folder / f"{job.name}.npz", record(simulator, env, job, settings))
       answer: dict[str, Any] = {"done": job.name}
-    except Exception:  # told to the parent, which raises
-      answer = {"error": f"{job.name}: {traceback.format_exc()}"}
+    except Exception as error:  # told to the parent, which raises
+      says_what_to_do = type(error).__module__.startswith("wam_jax.")
+      answer = {"error": f"{job.name}: {error if says_what_to_do else traceback.format_exc()}"}
     answers.write(json.dumps(answer) + "\n")
     answers.flush()
 

@@ -83,20 +83,33 @@ def _load_once(settings: str) -> base.Simulator:
   if kind == "gymnasium":
     from wam_jax.envs.gymnasium_env import GymnasiumSimulator, make_registered
 
+    _look_here()  # ENV_ID may name a module that registers it
     return GymnasiumSimulator(env, make_registered(env_id), _import)
   if place := _SIMULATORS.get(name):
     found = _import(place)
   elif points := importlib.metadata.entry_points(group=GROUP, name=name):
-    found = next(iter(points)).load()
+    point = next(iter(points))
+    with base.calling(f"{name}: importing {point.value}, its entry point,"):
+      found = point.load()
   elif env_id:
     found = _import(name)
   else:
     raise ValueError(f"unknown simulator {name!r}; known: {', '.join(names())}, {OTHERS}")
   if isinstance(found, type) and issubclass(found, base.Simulator):
-    return found(env)
+    if place:
+      return found(env)
+    with base.calling(f"{name}: making it"):
+      return _complete(found(env))
   from wam_jax.envs.gymnasium_env import GymnasiumSimulator
 
   return GymnasiumSimulator(env, found, _import)
+
+
+def _complete(simulator: base.Simulator) -> base.Simulator:
+  """Of somebody else's; raises NotOffered: it leaves out what each must have."""
+  if missing := [name for name in ("name", "embodiment", "tasks") if not hasattr(simulator, name)]:
+    raise base.NotOffered(f"{type(simulator).__name__} has no {', '.join(missing)}, which each Simulator has")
+  return simulator
 
 
 OTHERS = "gymnasium:ENV_ID or module:attribute"
@@ -113,13 +126,15 @@ def _import(place: str) -> Any:
   Raises base.NotOffered: there is none.
   """
   module, _, attribute = place.partition(":")
-  if (here := os.getcwd()) not in sys.path:  # as `python -m` has it, and an installed command has not
-    sys.path.append(here)
-  try:
+  _look_here()
+  with base.calling(f"{place}: importing it"):
     loaded = importlib.import_module(module)
     return functools.reduce(getattr, attribute.split("."), loaded) if attribute else loaded
-  except (ImportError, AttributeError) as error:
-    raise base.NotOffered(f"{place}: {error}") from error
+
+
+def _look_here() -> None:
+  if (here := os.getcwd()) not in sys.path:  # as `python -m` has it, and an installed command has not
+    sys.path.append(here)
 
 
 def load_skills(name: str) -> Skills:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -221,7 +222,7 @@ def seed_rows(results: Sequence[Result]) -> tables.Rows:
         _signed(*gain(result)),
         f"{100 * imagined_minus_real(result):+.1f}",
         *(f"{100 * _discrimination(result, kind):.0f}" for kind in ("real", "dreamt")),
-        f"{1000 * _hand(result):.1f}",
+        _millimetres(_hand(result)),
         duration(sum(result["seconds"].values())),
         result["provenance"]["cpu"],
       ]
@@ -281,6 +282,10 @@ def _over(entry: Mapping[str, Any], shown: Callable[[float], str]) -> str:
 def _discrimination(result: Result, kind: str) -> float:
   numbers = result["discrimination"]
   return float("nan") if numbers is None else numbers[kind]["difference"]["value"]
+
+
+def _millimetres(metres: float) -> str:
+  return "-" if math.isnan(metres) else f"{1000 * metres:.1f}"
 
 
 def _hand(result: Result) -> float:
