@@ -134,6 +134,7 @@ def agreement(config: ConfigDict, report: Report) -> None:
 def _batch_and_params(config: ConfigDict, cpu: Any) -> tuple[Any, Any]:
   """Random windows and initial parameters, on the CPU."""
   import jax
+  import jax.numpy as jnp
   import world_model as benchmark
 
   from wam_jax.data import windows
@@ -143,7 +144,7 @@ def _batch_and_params(config: ConfigDict, cpu: Any) -> tuple[Any, Any]:
   size, length = (min(a, b) for a, b in zip(WINDOWS, _batch_shape(config), strict=True))
   with jax.default_device(cpu):
     store = benchmark.make_store(500)
-    batch = windows.Sampler(500, size, length).sample(store, jax.random.key(2), 0)
+    batch = windows.Sampler(500, size, length).sample(store, jax.random.key(2), jnp.int32(0))
     return batch, wm.init_params(make_world_model(config.world_model), jax.random.key(1))
 
 
@@ -168,7 +169,7 @@ def _gradients(
     model = make_world_model(c)
     gradients = jax.jit(wm_training.make_gradients(model, c))
     draws = wm_training.draw(model, c, jax.random.key(3), *batch.is_first.shape)
-    draws = draws.replace(noise=FIXED * draws.noise)
+    draws = wm_training.Draws(FIXED * draws.noise, draws.decoded, draws.hidden)
     grads, (metrics, _) = gradients(*jax.device_put((params, batch, draws, None), device))
   groups: dict[str, list[Any]] = {}
   for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(grads)):
@@ -287,7 +288,7 @@ PARTS: dict[str, Part] = {  # the most valuable first
   "world_model": Part(world_model, 150, 45),
   "ppo": Part(ppo, 100, 30),
   "torch_world_model": _OfTorch(functools.partial(torch_world_model, compiled=False), 60, 20),
-  "command_buffer": Part(world_model, 120, 45, GRAPHS, ("cpu", "gpu")),
+  "command_buffer": Part(world_model, 120, 45, GRAPHS, ("gpu",)),
   "acting": Part(acting, 60, 20),
   "torch_ppo": _OfTorch(functools.partial(torch_ppo, compiled=False), 60, 20),
   "torch_world_model_compiled": _OfTorch(functools.partial(torch_world_model, compiled=True), 150, 60),
@@ -344,7 +345,7 @@ def _write(file: pathlib.Path, text: str) -> None:
 
 
 def call_part(name: str, size: str, device: str, flags: str, limit: float) -> dict[str, Any]:
-  """Runs a part in a process of its own; returns its numbers, with "problem" if it did not come to its end."""
+  """Runs a part in a process of its own; returns its numbers, with "problem" if it failed or was ended."""
   platforms = {"cpu": "cpu", "gpu": "cuda,cpu", "tpu": "tpu,cpu"}[device]
   environ = os.environ | {"JAX_PLATFORMS": platforms}
   environ["XLA_FLAGS"] = f"{environ.get('XLA_FLAGS', '')} {flags}".strip()
@@ -417,34 +418,32 @@ def table(results: dict[str, Any]) -> str:
     return f"{1e3 * part['seconds']:.2f} ms{times}"
 
   def agree(part: dict[str, Any], dtype: str) -> str:
-    found = part[dtype]
-    worst = max(found["gradient_errors"], key=found["gradient_errors"].get)
-    inside = "NOT within: " + ", ".join(found["outside"]) if found["outside"] else "all within"
-    limits = found["tolerance"]
-    return f"{inside} {limits['gradient']:g} (losses {limits['loss']:g}); worst {worst}, {found['gradient_errors'][worst]:.1e}"
+    errors, limits, outside = (part[dtype][name] for name in ("gradient_errors", "tolerance", "outside"))
+    worst = max(errors, key=errors.get)
+    verdict = f"NOT within: {', '.join(outside)}" if outside else "all within"
+    bounds = f"{limits['gradient']:g} (losses {limits['loss']:g})"
+    return f"{verdict}; bounds {bounds}; worst gradient {worst}, {errors[worst]:.1e}"
 
   for dtype in TOLERANCE:
     what = f"gradients and losses against the CPU's float32, {dtype}"
-    row("agreement", what, "within tolerance", lambda part, d=dtype: agree(part, d))
+    row("agreement", what, "within tolerance", functools.partial(agree, dtype=dtype))
   row("world_model", f"world-model update, {batch}, bfloat16", "at most 25 ms", milliseconds)
   share = lambda _: f"{more['share_of_matmul']:.1%}"
   row("world_model", "its products, of the rate of large ones", "", share)
   updates, iterations = f"{config.world_model.updates:,}", config.ppo.iterations
   row("world_model", f"{updates} updates", "under 2 h", lambda _: f"{more['world_model_hours']:.2f} h")
-  compared = functools.partial(functools.partial, milliseconds)
-  row(
-    "command_buffer", "the update with loops in CUDA graphs", "", compared(ratio="command_buffer_over_ours")
-  )
+  compared = lambda ratio: functools.partial(milliseconds, ratio=ratio)
+  row("command_buffer", "the update with loops in CUDA graphs", "", compared("command_buffer_over_ours"))
   for name, how, aim in (
     ("torch_world_model", "eager", "at least 5 times ours"),
     ("torch_world_model_compiled", "compiled", ""),
   ):
-    row(name, f"the update in PyTorch, {how}", aim, compared(ratio=f"{name}_over_ours"))
+    row(name, f"the update in PyTorch, {how}", aim, compared(f"{name}_over_ours"))
   row("ppo", f"PPO iteration, {TASKS} tasks", "", milliseconds)
   row("ppo", f"{iterations} iterations", "under 10 min", lambda _: f"{more['ppo_minutes']:.2f} min")
   for name, how in (("torch_ppo", "eager"), ("torch_ppo_compiled", "its network compiled")):
     what = f"the iteration in PyTorch, one task after the other, {how}"
-    row(name, what, "", compared(ratio=f"{name}_over_ours"))
+    row(name, what, "", compared(f"{name}_over_ours"))
   for name, what in (("filters", "filters"), ("samples", "filters and samples a chunk")):
     late = lambda part, n=name: (
       f"{1e3 * part[n]['seconds']:.2f} ms (99 %: {1e3 * part[n]['late_seconds']:.2f})"

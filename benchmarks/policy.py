@@ -154,7 +154,7 @@ class Ours:
     """A whole iteration of several tasks in one program, as on an accelerator."""
     iterate = ppo.make_iteration(self.dreamer, self.config.ppo)
     mapped = jax.jit(jax.vmap(iterate, in_axes=(0, 0, None, 0)))
-    stack = lambda tree: jax.tree.map(lambda x: jnp.repeat(x[None], tasks, 0), tree)
+    stack = lambda tree: jax.tree.map(lambda x: jnp.repeat(jnp.asarray(x)[None], tasks, 0), tree)
     state, frozen = stack(self.state), stack(self.frozen)
     keys = jax.random.split(self.next_key(), tasks)
     return lambda: jax.block_until_ready(mapped(state, frozen, self.world_params, keys))
