@@ -314,8 +314,12 @@ def run_part(name: str, size: str, device: str, file: pathlib.Path) -> None:
     _write(file, json.dumps(numbers))
 
   report(device=describe_device())
-  if name in PARTS:
-    PARTS[name].run(make_config(size), report)
+  try:
+    if name in PARTS:
+      PARTS[name].run(make_config(size), report)
+  except Exception as error:
+    report(problem=f"{type(error).__name__}: {error}")
+    raise
 
 
 def describe_device() -> dict[str, Any]:
@@ -345,9 +349,13 @@ def _write(file: pathlib.Path, text: str) -> None:
 
 
 def call_part(name: str, size: str, device: str, flags: str, limit: float) -> dict[str, Any]:
-  """Runs a part in a process of its own; returns its numbers, with "problem" if it failed or was ended."""
+  """Runs a part in a process of its own; returns its numbers, with "problem" if it failed or was ended.
+
+  What it wrote to stderr is passed on if it failed.
+  """
   platforms = {"cpu": "cpu", "gpu": "cuda,cpu", "tpu": "tpu,cpu"}[device]
-  environ = os.environ | {"JAX_PLATFORMS": platforms}
+  # Without preallocation, so that PyTorch finds memory next to JAX.
+  environ = os.environ | {"JAX_PLATFORMS": platforms, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
   environ["XLA_FLAGS"] = f"{environ.get('XLA_FLAGS', '')} {flags}".strip()
   with tempfile.TemporaryDirectory() as folder:
     file = pathlib.Path(folder) / "numbers.json"
@@ -358,13 +366,14 @@ def call_part(name: str, size: str, device: str, flags: str, limit: float) -> di
     try:
       done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=limit)
       if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line.strip()]
-        problem = f"ended with {done.returncode}: {said[-1] if said else 'no message'}"
+        print(done.stderr, file=sys.stderr)
+        lines = done.stderr.strip().splitlines()
+        problem = f"ended with {done.returncode}: {lines[-1] if lines else 'no message'}"
     except subprocess.TimeoutExpired:
       problem = f"ended at its limit of {limit:.0f} s"
     numbers = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
   numbers["wall_s"] = time.perf_counter() - begin
-  return numbers | ({"problem": problem} if problem else {})
+  return {"problem": problem} | numbers if problem else numbers
 
 
 def skip_reason(part: Part, device: str, left: float) -> str | None:
@@ -407,6 +416,7 @@ def table(results: dict[str, Any]) -> str:
       rows.append((what, "not begun", aim))
       return
     reason = part.get("skipped") or part.get("problem")
+    reason = reason and " ".join(reason.replace("|", "/").split())[:200]  # fits into a cell
     try:
       value = text(part)
     except KeyError:  # it did not get so far

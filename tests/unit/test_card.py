@@ -24,7 +24,7 @@ def card(monkeypatch):
 def test_parts_are_measured_left_out_or_failed_and_all_of_it_is_written(card, monkeypatch, tmp_path, capsys):
   def in_this_process(name, size, device, flags, limit):
     if name == "ppo":
-      return {"wall_s": 1.0, "seconds": 2.0, "problem": "ended at its limit of 1 s"}
+      return {"wall_s": 1.0, "seconds": 2.0, "problem": "ended at its limit\n| of 1 s"}
     card.run_part(name, size, device, tmp_path / "numbers.json")
     return json.loads((tmp_path / "numbers.json").read_text()) | {"wall_s": 1.0}
 
