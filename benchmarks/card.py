@@ -143,7 +143,10 @@ def _batch_and_params(config: ConfigDict, cpu: Any) -> tuple[Any, Any]:
 
   size, length = (min(a, b) for a, b in zip(WINDOWS, _batch_shape(config), strict=True))
   with jax.default_device(cpu):
-    store = benchmark.make_store(500)
+    # Dark pictures: with those around the middle, errors of all pixels cancel in the decoder's gradients, and
+    # what is left is mostly rounding.
+    darker = lambda x: x // 2 if x.dtype == jnp.uint8 else x
+    store = jax.tree.map(darker, benchmark.make_store(500))
     batch = windows.Sampler(500, size, length).sample(store, jax.random.key(2), jnp.int32(0))
     return batch, wm.init_params(make_world_model(config.world_model), jax.random.key(1))
 
