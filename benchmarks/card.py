@@ -235,7 +235,9 @@ def torch_world_model(config: ConfigDict, report: Report, compiled: bool) -> Non
     config.world_model.compute_dtype = "float32"
   torch.set_float32_matmul_precision("high")
   update, _ = benchmark.torch_reference(config.world_model, device, compiled)
-  report(device=device, dtype=config.world_model.compute_dtype, torch=torch.__version__, **measure(update, 3))
+  report(
+    torch_device=device, dtype=config.world_model.compute_dtype, torch=torch.__version__, **measure(update, 3)
+  )
 
 
 def torch_ppo(config: ConfigDict, report: Report, compiled: bool) -> None:
@@ -255,7 +257,9 @@ def torch_ppo(config: ConfigDict, report: Report, compiled: bool) -> None:
         torch.cuda.synchronize()
 
     times = measure(iterate, 2)
-  report(device=device, torch=torch.__version__, tasks=TASKS, **times | {"seconds": TASKS * times["seconds"]})
+  report(
+    torch_device=device, torch=torch.__version__, tasks=TASKS, **times | {"seconds": TASKS * times["seconds"]}
+  )
 
 
 def _torch_device() -> str:
