@@ -143,8 +143,8 @@ def _batch_and_params(config: ConfigDict, cpu: Any) -> tuple[Any, Any]:
 
   size, length = (min(a, b) for a, b in zip(WINDOWS, _batch_shape(config), strict=True))
   with jax.default_device(cpu):
-    # Dark pictures: with those around the middle, errors of all pixels cancel in the decoder's gradients, and
-    # what is left is mostly rounding.
+    # Dark pictures, so that errors of all pixels have one sign, and sums over them are large: bfloat16 that is
+    # added up in bfloat16 then shows.
     darker = lambda x: x // 2 if x.dtype == jnp.uint8 else x
     store = jax.tree.map(darker, benchmark.make_store(500))
     batch = windows.Sampler(500, size, length).sample(store, jax.random.key(2), jnp.int32(0))
@@ -177,6 +177,7 @@ def _gradients(
   groups: dict[str, list[Any]] = {}
   for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(grads)):
     name = "/".join(key.key for key in path[: min(2, len(path) - 1)])
+    name += "/bias" if path[-1].key == "bias" else ""  # sums over all frames, where rounding adds up
     groups.setdefault(name, []).append(np.asarray(leaf, np.float32).ravel())
   losses = {name: float(value) for name, value in metrics.items() if name.startswith("loss/")}
   return losses, {name: np.concatenate(parts) for name, parts in groups.items()}
