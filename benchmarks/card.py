@@ -143,8 +143,8 @@ def _batch_and_params(config: ConfigDict, cpu: Any) -> tuple[Any, Any]:
 
   size, length = (min(a, b) for a, b in zip(WINDOWS, _batch_shape(config), strict=True))
   with jax.default_device(cpu):
-    # Dark pictures, so that errors of all pixels have one sign, and sums over them are large: bfloat16 that is
-    # added up in bfloat16 then shows.
+    # Dark pictures, so that the errors of pixels have one sign and their sums are large: it then shows if
+    # bfloat16 is added up in bfloat16.
     darker = lambda x: x // 2 if x.dtype == jnp.uint8 else x
     store = jax.tree.map(darker, benchmark.make_store(500))
     batch = windows.Sampler(500, size, length).sample(store, jax.random.key(2), jnp.int32(0))

@@ -84,6 +84,6 @@ def test_the_whole_script_runs_on_a_cpu(tmp_path):
   agreement = results["parts"]["agreement"]
   assert not agreement["float32"]["outside"]
   # A CPU adds up gradients of biases over all pixels in bfloat16.
-  assert set(agreement["bfloat16"]["outside"]) <= {"decoder/rgb_static/bias", "decoder/rgb_gripper/bias"}
+  assert all(name.endswith("/bias") for name in agreement["bfloat16"]["outside"])
   assert max(agreement["bfloat16"]["gradient_errors"].values()) > jnp.finfo(jnp.bfloat16).eps / 10
   assert {"world_model_hours", "ppo_minutes"} <= set(results["derived"])
