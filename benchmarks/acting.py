@@ -16,11 +16,11 @@ import os
 import time
 from typing import Any
 
-# Before JAX starts its threads.
-os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-if hasattr(os, "sched_setaffinity"):
-  os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+if __name__ == "__main__":  # before JAX starts its threads
+  os.environ["JAX_PLATFORMS"] = "cpu"
+  os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+  if hasattr(os, "sched_setaffinity"):
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
 import jax
 import numpy as np
@@ -35,9 +35,8 @@ TARGET = 33.3  # ms, at 30 Hz
 SIDES = {"as the model has them": (64, 64), "as CALVIN has them": (200, 84)}
 
 
-def full_policy() -> ActingPolicy:
-  """The `paper` preset's networks with random weights."""
-  config = default_config()
+def random_policy(config: Any) -> ActingPolicy:
+  """The networks of a config with random weights."""
   model = make_world_model(config.world_model, config.env.image_size)
   params = wm.init_params(model, jax.random.key(0))
   policy = make_policy(config, model.feature_size)
@@ -70,7 +69,7 @@ def main() -> None:
   parser.add_argument("--frames", type=int, default=1200, help="frames measured")
   arguments = parser.parse_args()
   begin = time.perf_counter()
-  policy = full_policy()
+  policy = random_policy(default_config())  # `paper`
   made = time.perf_counter()
   rng = np.random.default_rng(1)
   policy.act({camera: rng.integers(0, 256, (64, 64, 3), np.uint8) for camera in policy.cameras})

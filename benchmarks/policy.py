@@ -29,7 +29,7 @@ from collections.abc import Callable
 from typing import Any
 
 ON_GPU = any(argument.replace(" ", "=").endswith("gpu") for argument in sys.argv[1:])
-if not ON_GPU:  # before JAX starts its threads
+if __name__ == "__main__" and not ON_GPU:  # before JAX starts its threads
   os.environ["JAX_PLATFORMS"] = "cpu"
   os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
   if hasattr(os, "sched_setaffinity"):
@@ -78,12 +78,14 @@ def random_parameters(model: Any, key: jax.Array) -> Any:
 
 
 class Ours:
-  """Everything of one task at full size, with random parameters."""
+  """Everything of one task, with random parameters; at full size, or as a config has it."""
 
-  def __init__(self, **changes: Any):
-    self.config = config = default_config()
+  def __init__(self, config: Any = None, **changes: Any):
+    if config is None:
+      config = default_config()
+      config.world_model.update(compute_dtype="float32")
+    self.config = config
     config.ppo.update(critic_warmup_iterations=0, target_kl=1e9, **changes)
-    config.world_model.update(compute_dtype="float32")
     model = make_world_model(config.world_model)
     b = config.behaviour_cloning
     self.policy = DiffusionPolicy(
@@ -148,6 +150,15 @@ class Ours:
 
     return call
 
+  def iteration_of_tasks(self, tasks: int) -> Callable[[], None]:
+    """A whole iteration of several tasks in one program, as on an accelerator."""
+    iterate = ppo.make_iteration(self.dreamer, self.config.ppo)
+    mapped = jax.jit(jax.vmap(iterate, in_axes=(0, 0, None, 0)))
+    stack = lambda tree: jax.tree.map(lambda x: jnp.repeat(jnp.asarray(x)[None], tasks, 0), tree)
+    state, frozen = stack(self.state), stack(self.frozen)
+    keys = jax.random.split(self.next_key(), tasks)
+    return lambda: jax.block_until_ready(mapped(state, frozen, self.world_params, keys))
+
   def cloning(self) -> Callable[[], None]:
     """CLONING_STEPS gradient steps with their batches, optimiser and average."""
     b = self.config.behaviour_cloning
@@ -169,9 +180,10 @@ class Reference:
   Args:
     ours: sizes, and the parameters of the policy.
     lean: leave the repeated work out.
+    compiled: the policy's network by `torch.compile`.
   """
 
-  def __init__(self, ours: Ours, lean: bool):
+  def __init__(self, ours: Ours, lean: bool, compiled: bool = False):
     torch.manual_seed(0)
     self.lean = lean
     self.c, self.b, self.w = ours.config.ppo, ours.config.behaviour_cloning, ours.config.world_model
@@ -197,6 +209,14 @@ class Reference:
     self.world = self._world()
     self.classifier = self._classifier(ours)
     self.starts = torch.tensor(np.array(ours.frozen.starts.feature))
+    if compiled:
+      self.eps = torch.compile(self.eps)  # type: ignore[method-assign]
+
+  def iteration(self) -> None:
+    """A rollout and all epochs of its regularised update."""
+    self.begin_update(True, self.rollout())
+    for _ in range(self.c.epochs):
+      self.epoch(True)
 
   def _network(self, params: Any) -> Any:
     linear = torch.nn.Linear
@@ -325,11 +345,11 @@ class Reference:
     out: dict[str, list[Any]] = {name: [] for name in ("feature", "chain", "reward", "done")}
     for _ in range(c.chunks_per_iteration):
       chunk, chain = self.sample(self.tuned, feature)
-      actions = chunk.view(c.dreams, -1, 7).numpy().copy()  # over to an environment and back
+      actions = chunk.view(c.dreams, -1, 7).cpu().numpy().copy()  # over to an environment and back
       actions[..., :6] = actions[..., :6].clip(-1, 1)
       actions[..., 6] = np.where(actions[..., 6] < 0, -1, 1)
       h, z = feature[:, : w.deter], feature[:, w.deter :]
-      for a in torch.from_numpy(actions).unbind(1):
+      for a in torch.as_tensor(actions).unbind(1):
         h = self.world["gru"](
           self.world["norm"](self.world["from_stoch"](z) + self.world["from_action"](a)), h
         )
@@ -338,13 +358,13 @@ class Reference:
         z = F.one_hot((logits + noise).argmax(-1), w.classes).float().flatten(1)
       new = torch.cat([h, z], -1)
       margin = self.classifier(new)
-      success = (margin[:, 1] - margin[:, 0] > 0.5).numpy()
+      success = (margin[:, 1] - margin[:, 0] > 0.5).cpu().numpy()
       count += 1
       done = success | (count >= c.horizon_steps // self.b.chunk)
       count[done] = 0
       for name, value in zip(out, (feature, chain, success, done), strict=True):
         out[name].append(value)
-      feature = torch.where(torch.from_numpy(done)[:, None], draw(), new)
+      feature = torch.where(torch.as_tensor(done)[:, None], draw(), new)
     return out
 
   @torch.no_grad() if torch else lambda f: f
@@ -352,7 +372,7 @@ class Reference:
     """Values, advantages, old log-probabilities; with `lean`, the frozen chains."""
     self.feature, self.chain = (torch.cat(rollout[name]) for name in ("feature", "chain"))
     value = self.critic(self.feature)[:, 0].view(self.c.chunks_per_iteration, -1)
-    reward, done = (torch.from_numpy(np.stack(rollout[name])).float() for name in ("reward", "done"))
+    reward, done = (torch.as_tensor(np.stack(rollout[name])).float() for name in ("reward", "done"))
     advantage, carry = torch.zeros_like(value), torch.zeros(self.c.dreams)
     following = torch.cat([value[1:], value[-1:]])
     for i in reversed(range(len(value))):
@@ -412,9 +432,9 @@ class Reference:
     feature = self.starts[:8]
     chain = self.sample(self.tuned, feature)[1]
     with torch.no_grad():
-      theirs = self.log_prob(feature, chain).numpy()
-    shaped = jnp.asarray(chain.numpy()).reshape(*chain.shape[:2], self.b.chunk, 7)
-    own = ours.policy.log_prob(ours.frozen.base, jnp.asarray(feature.numpy()), shaped)
+      theirs = self.log_prob(feature, chain).cpu().numpy()
+    shaped = jnp.asarray(chain.cpu().numpy()).reshape(*chain.shape[:2], self.b.chunk, 7)
+    own = ours.policy.log_prob(ours.frozen.base, jnp.asarray(feature.cpu().numpy()), shaped)
     bounds = self.c.log_prob_min, self.c.log_prob_max
     np.testing.assert_allclose(theirs, ppo_loss.mean_log_prob(own, *bounds), atol=2e-3)
 
@@ -540,16 +560,8 @@ def memory() -> None:
 def on_gpu(repeats: int) -> None:
   """Prints wall time per iteration, of one task and of eight in one program."""
   ours = Ours()
-  iterate = ppo.make_iteration(ours.dreamer, ours.config.ppo)
-  mapped = jax.jit(jax.vmap(iterate, in_axes=(0, 0, None, 0)))
   for tasks in (1, 8):
-    stack = lambda tree, n=tasks: jax.tree.map(lambda x: jnp.repeat(x[None], n, 0), tree)
-    state, frozen = stack(ours.state), stack(ours.frozen)
-    keys = jax.random.split(ours.next_key(), tasks)
-
-    def call(state: Any = state, frozen: Any = frozen, keys: Any = keys) -> None:
-      jax.block_until_ready(mapped(state, frozen, ours.world_params, keys))
-
+    call = ours.iteration_of_tasks(tasks)
     _, first = timed(call)
     wall = _median([timed(call) for _ in range(repeats)])[1]
     print(f"PPO iteration, {tasks} tasks: {wall:.3f} s; first call {first:.0f} s", flush=True)

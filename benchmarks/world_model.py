@@ -23,7 +23,7 @@ from collections.abc import Callable
 from typing import Any
 
 ON_GPU = any(argument.replace(" ", "=").endswith("gpu") for argument in sys.argv[1:])
-if not ON_GPU:  # before JAX starts its threads
+if __name__ == "__main__" and not ON_GPU:  # before JAX starts its threads
   os.environ["JAX_PLATFORMS"] = "cpu"
   os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
   if hasattr(os, "sched_setaffinity"):
@@ -73,30 +73,30 @@ def make_config(size: str, **changes: Any) -> Any:
   return config
 
 
-def make_store() -> windows.FrameStore:
+def make_store(frames: int) -> windows.FrameStore:
   """Random frames in episodes of 500."""
   rng = np.random.default_rng(0)
-  picture = lambda: jnp.asarray(rng.integers(0, 256, (FRAMES, 64, 64, 3), np.uint8))
-  action = jnp.asarray(rng.uniform(-1, 1, (FRAMES, 7)), jnp.float32)
+  picture = lambda: jnp.asarray(rng.integers(0, 256, (frames, 64, 64, 3), np.uint8))
+  action = jnp.asarray(rng.uniform(-1, 1, (frames, 7)), jnp.float32)
   return windows.FrameStore(
     pictures={"rgb_static": picture(), "rgb_gripper": picture()},
-    robot_obs=jnp.zeros((FRAMES, ROBOT_OBS)),
+    robot_obs=jnp.zeros((frames, ROBOT_OBS)),
     action=action,
     prev_action=jnp.roll(action, 1, 0),
-    is_first=jnp.arange(FRAMES) % 500 == 0,
+    is_first=jnp.arange(frames) % 500 == 0,
   )
 
 
 class Ours:
   """Our update with its state; calling it makes `num` updates."""
 
-  def __init__(self, config: Any, num: int):
-    self.num, self.store, self.key = num, make_store(), jax.random.key(0)
+  def __init__(self, config: Any, num: int, frames: int = FRAMES):
+    self.num, self.store, self.key = num, make_store(frames), jax.random.key(0)
     model = make_world_model(config)
     params = wm.init_params(model, jax.random.key(1))
     self.parameters = sum(x.size for x in jax.tree.leaves(params))
     optimizer = wm_training.make_optimizer(config, params)
-    sampler = windows.Sampler(FRAMES, config.batch_size, config.sequence_length)
+    sampler = windows.Sampler(frames, config.batch_size, config.sequence_length)
     self.sample = lambda store, key, step, i: sampler.sample(store, key, step)
     self.update = wm_training.make_update(model, config, optimizer, self.sample)
     self.state = train_state.make_train_state(params, optimizer)
@@ -119,10 +119,18 @@ class Ours:
     return lambda: jax.block_until_ready(compiled(self.store, self.key))
 
 
-def torch_reference(config: Any, device: str = "cpu") -> tuple[Callable[[], None], int]:
-  """The same update in eager PyTorch, written from the formulas: one call is one update; its parameters."""
+def torch_reference(
+  config: Any, device: str = "cpu", compiled: bool = False
+) -> tuple[Callable[[], None], int]:
+  """The same update in PyTorch, written from the formulas: one call is one update; its parameters.
+
+  Args:
+    config: `config.world_model`; with bfloat16 the products are in it too (`torch.autocast`).
+    device: of PyTorch.
+    compiled: the loss by `torch.compile`, else eager.
+  """
   with torch.device(device):
-    update, parameters = _torch_update(config)
+    update, parameters = _torch_update(config, device, compiled)
 
   def on_device() -> None:
     with torch.device(device):
@@ -133,7 +141,7 @@ def torch_reference(config: Any, device: str = "cpu") -> tuple[Callable[[], None
   return on_device, parameters
 
 
-def _torch_update(config: Any) -> tuple[Callable[[], None], int]:
+def _torch_update(config: Any, device: str, compiled: bool) -> tuple[Callable[[], None], int]:
   nn = torch.nn
   d, deter, hidden = config.depth, config.deter, config.hidden
   stoch, classes, embed = config.stoch, config.classes, config.embed
@@ -216,9 +224,14 @@ def _torch_update(config: Any) -> tuple[Callable[[], None], int]:
     weights = config.image_weight, config.kl_weight, config.inverse_dynamics_weight
     return sum(w * x for w, x in zip(weights, (image_loss, kl_loss, action_loss), strict=True))
 
+  of_batch = torch.compile(loss) if compiled else loss
+  narrow = torch.autocast(device, torch.bfloat16, enabled=config.compute_dtype == "bfloat16")
+
   def update() -> None:
     optimizer.zero_grad(set_to_none=True)
-    loss().backward()
+    with narrow:
+      total = of_batch()
+    total.backward()
     torch.nn.utils.clip_grad_norm_(net.parameters(), config.grad_clip)
     optimizer.step()
 
