@@ -182,7 +182,7 @@ def test_from_python_as_the_readme_says(finished, tmp_path, monkeypatch):
   make_config = wam_jax.make_config
 
   def shrunk(experiment, overrides):
-    assert experiment == "calvin_wam:demo" and set(overrides) == {"tasks", "seed", "workdir"}
+    make_config(experiment, overrides)  # they would do
     return make_config(experiment, SHRUNK | {"workdir": workdir})
 
   monkeypatch.setattr(wam_jax, "make_config", shrunk)

@@ -100,8 +100,7 @@ def test_an_artifact_loads_back_as_what_it_is(featurized, tmp_path, kind, cls):
     make_config(behaviour_cloning__ddim_steps=3),
     {"behaviour_cloning": artifact, "ppo": made},
     TASKS,
-    np.zeros((2, 1, 15)),
-    np.zeros((2, 1, 24)),
+    np.zeros((2, 1, 39)),
     None,
   )
   for name in ("cloned", "random", "ppo"):
