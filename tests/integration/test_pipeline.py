@@ -405,6 +405,8 @@ def test_dreams_belong_to_the_episodes_shown(finished, tmp_path):
   assert len(animations) == 1 and len(grid) == lengths[0]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_simulator_of_ones_own(tmp_path, monkeypatch, capsys):
   """The guide's environment, from its own demos to the report, and on to real PPO and an animation."""
   guide = (ROOT / "docs" / "guides" / "own_simulator.md").read_text(encoding="utf-8")
