@@ -209,6 +209,17 @@ def test_bfloat16_keeps_float32_parameters_and_pictures(encoder, decoder):
     np.testing.assert_allclose(out.astype(jnp.float32), exact, atol=0.1)
 
 
+def test_the_gradient_of_a_bias_in_bfloat16_is_added_up_in_float32():
+  x, kernel = jnp.ones((8, 62, 62, 1)), jnp.zeros((4, 4, 1, 2))
+
+  def total(bias, dtype):
+    layers = [(kernel.astype(dtype), bias.astype(dtype))]
+    return convolution.conv_stack(x.astype(dtype), layers, form="native").astype(jnp.float32).sum()
+
+  grad = jax.grad(total)(jnp.zeros(2), jnp.bfloat16)  # 7,200 ones; in bfloat16 a sum of ones ends at 256
+  np.testing.assert_allclose(grad, 8 * 30 * 30, rtol=0.01)
+
+
 def test_other_picture_sizes_are_refused():
   with pytest.raises(ValueError, match="64 or 128"):
     vision.ConvEncoder(2).init(jax.random.key(0), jnp.ones((1, 96, 96, 3)))

@@ -136,7 +136,10 @@ def _check(
 
 
 def _finish(x: jax.Array, bias: jax.Array | None, activation: Activation | None) -> jax.Array:
-  x = x if bias is None else x + bias
+  if bias is not None:
+    # In float32, where its gradient is then added up: over all pixels, bfloat16 would lose most of it.
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    x = (x.astype(wide) + bias.astype(wide)).astype(x.dtype)
   return x if activation is None else activation.function(x)
 
 
