@@ -73,7 +73,7 @@ def test_two_processes_train_what_one_does(both):
   with np.load(two / "evaluate" / "cloned.npz") as file:
     assert file["success"].shape == (2, 3) and file["robot_obs"].shape[:2] == (2, 3)
     starts = file["robot_obs"][:, :, 0]
-    np.testing.assert_allclose(starts[..., :3], file["start_robot_obs"][..., :3], atol=1e-3)
+    np.testing.assert_allclose(starts[..., :3], file["start"][..., :3], atol=1e-3)
   assert (two / "report" / "report.html").exists()
 
 
