@@ -444,3 +444,15 @@ def test_a_policy_made_on_another_world_model_is_refused(tmp_path):
   for file in (tmp_path / "other" / "featurize").iterdir():
     file.unlink()
   plan.check_lineage(plans("other", "behaviour_cloning"))
+
+
+def test_a_stage_by_itself_is_shown_what_is_finished_beside_it(ran, monkeypatch):
+  """A report made again has the certificate, which it does not need."""
+  monkeypatch.setitem(ROWS, "world_model", Stage("world_model", (), ("seed", "world_model")))
+  monkeypatch.setitem(ROWS, "report", Stage("report", ("world_model",), ("report",), shows=("collect",)))
+  for stage in ("collect", "world_model"):
+    runner.run(make(("stage", stage)))
+  alone = make(("stage", "report"))
+  assert list(plan.make_plan(alone)) == ["collect", "world_model", "report"]
+  (pathlib.Path(alone.workdir) / "collect" / "DONE").unlink()
+  assert list(plan.make_plan(alone)) == ["world_model", "report"]

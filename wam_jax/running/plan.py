@@ -94,7 +94,12 @@ def make_plan(config: ConfigDict) -> dict[str, StagePlan]:
       if chain.ROWS[stage].simulates and plan.action in ("run", "resume"):
         plan = _without_simulator(config, plan, plans["collect"].artifact)
       plans[stage] = plan
-  return plans
+  for extra in {name for stage in wanted_stages(config) for name in chain.ROWS[stage].shows} - needed:
+    if plans.keys() >= set(chain.ROWS[extra].requires):
+      plan = _plan_stage(config, extra, plans)
+      if plan.action == "skip":  # finished, which is all that is asked of it
+        plans[extra] = plan
+  return {stage: plans[stage] for stage in (*chain.STAGES, *chain.EXTRA_STAGES) if stage in plans}
 
 
 def _without_simulator(config: ConfigDict, plan: StagePlan, collect: Artifact) -> StagePlan:
