@@ -29,7 +29,7 @@ from wam_jax.acting.models import make_policy
 from wam_jax.acting.policy import ActingPolicy
 from wam_jax.config import default_config
 from wam_jax.nn.world_model import make_world_model
-from wam_jax.train import world_model as wm
+from wam_jax.training import world_model as wm
 
 TARGET = 33.3  # ms, at 30 Hz
 SIDES = {"as the model has them": (64, 64), "as CALVIN has them": (200, 84)}

@@ -139,7 +139,7 @@ def _batch_and_params(config: ConfigDict, cpu: Any) -> tuple[Any, Any]:
 
   from wam_jax.data import windows
   from wam_jax.nn.world_model import make_world_model
-  from wam_jax.train import world_model as wm
+  from wam_jax.training import world_model as wm
 
   size, length = (min(a, b) for a, b in zip(WINDOWS, _batch_shape(config), strict=True))
   with jax.default_device(cpu):
@@ -164,7 +164,7 @@ def _gradients(
 
   from wam_jax.core.backend import compiling_for
   from wam_jax.nn.world_model import make_world_model
-  from wam_jax.train import world_model_training as wm_training
+  from wam_jax.training import world_model_training as wm_training
 
   c = config.world_model.copy_and_resolve_references()
   c.compute_dtype = dtype

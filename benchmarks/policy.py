@@ -44,10 +44,10 @@ from wam_jax.core import ppo as ppo_loss  # noqa: E402
 from wam_jax.nn.classifier import SuccessClassifier  # noqa: E402
 from wam_jax.nn.policies.diffusion import DiffusionPolicy  # noqa: E402
 from wam_jax.nn.world_model import make_world_model  # noqa: E402
-from wam_jax.train import behaviour_cloning as bc  # noqa: E402
-from wam_jax.train import imagination, ppo  # noqa: E402
-from wam_jax.train import state as train_state  # noqa: E402
-from wam_jax.train import world_model as wm  # noqa: E402
+from wam_jax.training import behaviour_cloning as bc  # noqa: E402
+from wam_jax.training import imagination, ppo  # noqa: E402
+from wam_jax.training import state as train_state  # noqa: E402
+from wam_jax.training import world_model as wm  # noqa: E402
 from wam_jax.types import Takes  # noqa: E402
 
 try:

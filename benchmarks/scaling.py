@@ -99,7 +99,7 @@ def exchange() -> None:
   import numpy as np
 
   from wam_jax.host import processes
-  from wam_jax.train import sharding
+  from wam_jax.training import sharding
 
   processes.start(args.coordinator, args.num_processes, args.process_id)
   mesh = sharding.make_mesh()
@@ -126,8 +126,8 @@ def alone(args: argparse.Namespace) -> tuple[int, float]:
 
   from wam_jax import config as config_lib
   from wam_jax.nn.world_model import make_world_model
-  from wam_jax.train import world_model as wm
-  from wam_jax.train import world_model_training as wm_training
+  from wam_jax.training import world_model as wm
+  from wam_jax.training import world_model_training as wm_training
 
   w = config_lib.preset_config(args.preset).world_model
   model = make_world_model(w, 64)

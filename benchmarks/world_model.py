@@ -37,9 +37,9 @@ from wam_jax.config import default_config  # noqa: E402
 from wam_jax.data import windows  # noqa: E402
 from wam_jax.embodiment import ROBOT_OBS  # noqa: E402
 from wam_jax.nn.world_model import make_world_model  # noqa: E402
-from wam_jax.train import state as train_state  # noqa: E402
-from wam_jax.train import world_model as wm  # noqa: E402
-from wam_jax.train import world_model_training as wm_training  # noqa: E402
+from wam_jax.training import state as train_state  # noqa: E402
+from wam_jax.training import world_model as wm  # noqa: E402
+from wam_jax.training import world_model_training as wm_training  # noqa: E402
 
 try:
   import torch

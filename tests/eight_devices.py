@@ -15,11 +15,11 @@ from wam_jax.nn.classifier import SuccessClassifier
 from wam_jax.nn.policies.diffusion import DiffusionPolicy
 from wam_jax.nn.world_model import make_world_model
 from wam_jax.stages import world_model
-from wam_jax.train import behaviour_cloning, classifier, imagination, ppo, sharding, state
-from wam_jax.train import tasks as train_tasks
-from wam_jax.train import world_model as wm
-from wam_jax.train import world_model_training as wm_training
-from wam_jax.train.classifier_pool import Pool
+from wam_jax.training import behaviour_cloning, classifier, imagination, ppo, sharding, state
+from wam_jax.training import tasks as train_tasks
+from wam_jax.training import world_model as wm
+from wam_jax.training import world_model_training as wm_training
+from wam_jax.training.classifier_pool import Pool
 from wam_jax.types import Latent, Takes
 
 F = 10

@@ -25,8 +25,8 @@ from wam_jax.config import default_config
 from wam_jax.core import distributions
 from wam_jax.foreign import lumos
 from wam_jax.nn.world_model import make_world_model
-from wam_jax.train import world_model as wm
-from wam_jax.train import world_model_training as wm_training
+from wam_jax.training import world_model as wm
+from wam_jax.training import world_model_training as wm_training
 from wam_jax.types import Batch, Latent, features
 
 FOLDER = pathlib.Path(os.environ.get("WAM_FIXTURES", pathlib.Path(__file__).parent / "fixtures"))

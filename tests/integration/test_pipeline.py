@@ -30,7 +30,7 @@ from wam_jax.running.stage_run import StageRun
 from wam_jax.stages import ppo as ppo_stage
 from wam_jax.storage.artifact import load_artifact
 from wam_jax.storage.saved_params import load_params
-from wam_jax.train import imagination
+from wam_jax.training import imagination
 
 ROOT = pathlib.Path(__file__).parents[2]
 TASKS = ("open_drawer", "turn_on_led")

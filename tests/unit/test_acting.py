@@ -27,7 +27,7 @@ from wam_jax.storage import artifact as artifact_lib
 from wam_jax.storage.artifact import ArtifactError
 from wam_jax.storage.checksums import CheckpointError
 from wam_jax.storage.saved_params import load_params, save_params
-from wam_jax.train import world_model as wm
+from wam_jax.training import world_model as wm
 from wam_jax.types import Latent
 
 SIZE, CHUNK = 16, 4

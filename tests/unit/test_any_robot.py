@@ -26,10 +26,10 @@ from wam_jax.nn.world_model import make_world_model, needs_statistics, proprio_f
 from wam_jax.running import plan
 from wam_jax.stages.featurize import filter_demos
 from wam_jax.storage import artifact as artifact_lib
-from wam_jax.train import behaviour_cloning, imagination, ppo
-from wam_jax.train import state as train_state
-from wam_jax.train import world_model as wm
-from wam_jax.train import world_model_training as wm_training
+from wam_jax.training import behaviour_cloning, imagination, ppo
+from wam_jax.training import state as train_state
+from wam_jax.training import world_model as wm
+from wam_jax.training import world_model_training as wm_training
 
 SIZE = 16
 

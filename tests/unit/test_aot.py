@@ -14,7 +14,7 @@ from wam_jax.commands import aot, aot_reading
 from wam_jax.core.backend import backend, compiling_for
 from wam_jax.core.convolution import conv_stack
 from wam_jax.nn.world_model import compute_dtype
-from wam_jax.train import sharding
+from wam_jax.training import sharding
 
 TPU = pytest.mark.skipif(
   importlib.util.find_spec("libtpu") is None, reason="no compiler for TPUs: pip install 'wam_jax[aot]'"

@@ -9,8 +9,8 @@ import pytest
 
 from wam_jax.core import certificate
 from wam_jax.core.certificate import RULES, Calibration
-from wam_jax.train import certificate as train_certificate
-from wam_jax.train.imagination import World
+from wam_jax.training import certificate as train_certificate
+from wam_jax.training.imagination import World
 from wam_jax.types import Latent, Takes
 
 

@@ -15,10 +15,10 @@ from wam_jax.host import tables
 from wam_jax.nn.classifier import SuccessClassifier
 from wam_jax.stages import classifier as classifier_stage
 from wam_jax.storage.artifact import Artifact
-from wam_jax.train import classifier as classifier_training
-from wam_jax.train import classifier_pool
-from wam_jax.train.imagination import World
-from wam_jax.train.state import make_train_state
+from wam_jax.training import classifier as classifier_training
+from wam_jax.training import classifier_pool
+from wam_jax.training.imagination import World
+from wam_jax.training.state import make_train_state
 from wam_jax.types import Latent, Takes
 
 F = 8  # D = 2 and two variables of three classes

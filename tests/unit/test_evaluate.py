@@ -18,7 +18,7 @@ from wam_jax.envs import tasks as task_rules
 from wam_jax.nn.world_model import make_world_model
 from wam_jax.stages import evaluate
 from wam_jax.storage.artifact import ArtifactError
-from wam_jax.train import world_model as wm
+from wam_jax.training import world_model as wm
 from wam_jax.types import Batch, features
 
 SIZE, CHUNK = 16, 3

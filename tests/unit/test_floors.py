@@ -16,7 +16,7 @@ ROOMS = (
   "nn",
   "envs",
   "config",
-  "train",
+  "training",
   "storage",
   "data",
   "foreign",
@@ -171,4 +171,4 @@ def test_simulators_are_not_imported_by_stages():
     reached = imports(modules[module], modules, top_level_only=True)
     assert "mujoco" not in reached, f"{module} imports mujoco when it is imported"
     queue += sorted(reached & set(modules) - seen)
-  assert "wam_jax.train.world_model" in seen
+  assert "wam_jax.training.world_model" in seen

@@ -10,8 +10,8 @@ from wam_jax.embodiment import CALVIN
 from wam_jax.nn.policies.diffusion import DiffusionPolicy
 from wam_jax.nn.rssm import CHANGE_SCALE
 from wam_jax.nn.world_model import make_world_model
-from wam_jax.train import imagination
-from wam_jax.train import world_model as wm
+from wam_jax.training import imagination
+from wam_jax.training import world_model as wm
 from wam_jax.types import Latent, Takes
 
 F = 8  # D = 2, two variables of three classes

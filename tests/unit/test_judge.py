@@ -21,8 +21,8 @@ from wam_jax.stages import judge_world_model
 from wam_jax.storage import artifact as artifact_lib
 from wam_jax.storage.artifact import Artifact
 from wam_jax.storage.saved_params import save_params
-from wam_jax.train import judging
-from wam_jax.train import world_model as wm
+from wam_jax.training import judging
+from wam_jax.training import world_model as wm
 
 SIZE = 16
 

@@ -23,7 +23,7 @@ from wam_jax.config import default_config
 from wam_jax.foreign import lumos, safetensors_file
 from wam_jax.nn.world_model import make_world_model
 from wam_jax.storage.checksums import CheckpointError
-from wam_jax.train import world_model as wm
+from wam_jax.training import world_model as wm
 
 SMALL = {"depth": 2, "embed": 64, "deter": 12, "stoch": 3, "classes": 4, "hidden": 10}
 OTHER = {"depth": 3, "embed": 40, "deter": 9, "stoch": 2, "classes": 5, "hidden": 7, "proprio": "zscore"}

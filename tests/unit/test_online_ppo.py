@@ -12,9 +12,9 @@ from wam_jax.envs import registry, table, tasks
 from wam_jax.nn.policies.diffusion import DiffusionPolicy
 from wam_jax.nn.world_model import make_world_model
 from wam_jax.stages import online_ppo
-from wam_jax.train import ppo
-from wam_jax.train import world_model as wm
-from wam_jax.train.imagination import StartFrames
+from wam_jax.training import ppo
+from wam_jax.training import world_model as wm
+from wam_jax.training.imagination import StartFrames
 from wam_jax.types import features
 
 TASKS = ("open_drawer", "turn_on_led")

@@ -15,9 +15,9 @@ from wam_jax.nn.layers import mish
 from wam_jax.nn.policies.critic import Critic
 from wam_jax.nn.policies.diffusion import DiffusionPolicy
 from wam_jax.nn.policies.gaussian import GaussianPolicy
-from wam_jax.train import behaviour_cloning as bc
-from wam_jax.train.state import make_train_state
-from wam_jax.train.tasks import over_tasks, repeat, task_keys, task_metrics
+from wam_jax.training import behaviour_cloning as bc
+from wam_jax.training.state import make_train_state
+from wam_jax.training.tasks import over_tasks, repeat, task_keys, task_metrics
 from wam_jax.types import Takes
 
 F = 5

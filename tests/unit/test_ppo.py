@@ -12,7 +12,7 @@ from wam_jax.core.backend import compiling_for
 from wam_jax.nn.classifier import SuccessClassifier
 from wam_jax.nn.policies.diffusion import DiffusionPolicy
 from wam_jax.nn.policies.gaussian import GaussianPolicy
-from wam_jax.train import imagination, ppo, ppo_actor
+from wam_jax.training import imagination, ppo, ppo_actor
 from wam_jax.types import Latent
 
 F = 10

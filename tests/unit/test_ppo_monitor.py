@@ -8,7 +8,7 @@ import numpy as np
 from wam_jax.nn.policies.diffusion import DiffusionPolicy
 from wam_jax.running import ppo_monitor
 from wam_jax.storage.saved_params import load_params
-from wam_jax.train import ppo_actor
+from wam_jax.training import ppo_actor
 
 TASKS = ("open_drawer", "turn_on_led", "close_drawer")
 

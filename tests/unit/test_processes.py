@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from wam_jax.host import processes
-from wam_jax.train import sharding
+from wam_jax.training import sharding
 
 
 class Trio:

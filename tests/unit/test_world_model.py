@@ -11,10 +11,10 @@ from wam_jax.core import distributions
 from wam_jax.nn import rssm, vision
 from wam_jax.nn.layers import GRU
 from wam_jax.nn.world_model import make_world_model, proprio_features
-from wam_jax.train import robot as robot_training
-from wam_jax.train import state as train_state
-from wam_jax.train import world_model as wm
-from wam_jax.train import world_model_training as wm_training
+from wam_jax.training import robot as robot_training
+from wam_jax.training import state as train_state
+from wam_jax.training import world_model as wm
+from wam_jax.training import world_model_training as wm_training
 from wam_jax.types import Batch, features, latent_from_features
 
 B, T = 2, 6

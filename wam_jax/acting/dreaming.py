@@ -17,8 +17,8 @@ from wam_jax.host import surroundings
 from wam_jax.host.numbers import whole
 from wam_jax.nn import vision
 from wam_jax.nn.world_model import WorldModel
-from wam_jax.train import world_model as wm
-from wam_jax.train.imagination import make_world
+from wam_jax.training import world_model as wm
+from wam_jax.training.imagination import make_world
 from wam_jax.types import Params, features
 
 

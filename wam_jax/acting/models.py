@@ -19,7 +19,7 @@ from wam_jax.storage.artifact import Artifact, how_to_remake
 from wam_jax.storage.checksums import CheckpointError
 from wam_jax.storage.records import read_record
 from wam_jax.storage.saved_params import check_params, load_params
-from wam_jax.train import world_model as wm
+from wam_jax.training import world_model as wm
 from wam_jax.types import Params, Policy
 
 STATISTICS = "statistics.json"  # mean and deviation of the robot state, where the model needs them

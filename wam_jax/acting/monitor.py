@@ -17,8 +17,8 @@ from wam_jax.host.regular_files import open_file
 from wam_jax.storage import artifact as artifact_lib
 from wam_jax.storage.artifact import Artifact, ArtifactError
 from wam_jax.storage.records import read_record
-from wam_jax.train import certificate as train_certificate
-from wam_jax.train.imagination import make_world
+from wam_jax.training import certificate as train_certificate
+from wam_jax.training.imagination import make_world
 from wam_jax.types import Latent, Params, features
 
 

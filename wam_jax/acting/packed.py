@@ -28,7 +28,7 @@ from wam_jax.storage import checksums
 from wam_jax.storage.artifact import Artifact
 from wam_jax.storage.records import misfit
 from wam_jax.storage.saved_params import check_finite, check_params
-from wam_jax.train import world_model as wm
+from wam_jax.training import world_model as wm
 from wam_jax.types import Params, Policy
 
 FORMAT = 1

@@ -19,7 +19,7 @@ from wam_jax.acting import step
 from wam_jax.acting.episodes import KEPT
 from wam_jax.data.windows import rest_actions
 from wam_jax.envs.base import Environment, VectorStepper
-from wam_jax.train import world_model as wm
+from wam_jax.training import world_model as wm
 from wam_jax.types import Latent, Params, features
 
 

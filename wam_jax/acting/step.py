@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from wam_jax.core.actions import executable
 from wam_jax.embodiment import Embodiment
-from wam_jax.train import world_model as wm
+from wam_jax.training import world_model as wm
 from wam_jax.types import Latent, Params, features
 
 State = dict[str, jax.Array]

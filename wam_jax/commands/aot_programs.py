@@ -18,14 +18,14 @@ from wam_jax.data import stream
 from wam_jax.data.windows import FrameStore
 from wam_jax.nn.world_model import WorldModel, make_world_model
 from wam_jax.stages import behaviour_cloning, classifier, ppo, world_model
-from wam_jax.train import behaviour_cloning as bc
-from wam_jax.train import ppo as ppo_training
-from wam_jax.train import sharding
-from wam_jax.train import world_model as wm
-from wam_jax.train import world_model_training as wm_training
-from wam_jax.train.classifier_pool import SHARES, Pool
-from wam_jax.train.imagination import Dreamer, StartFrames, make_world
-from wam_jax.train.tasks import task_keys, update_over_tasks
+from wam_jax.training import behaviour_cloning as bc
+from wam_jax.training import ppo as ppo_training
+from wam_jax.training import sharding
+from wam_jax.training import world_model as wm
+from wam_jax.training import world_model_training as wm_training
+from wam_jax.training.classifier_pool import SHARES, Pool
+from wam_jax.training.imagination import Dreamer, StartFrames, make_world
+from wam_jax.training.tasks import task_keys, update_over_tasks
 from wam_jax.types import Batch
 
 Shape: Any = jax.ShapeDtypeStruct  # stands for arrays
@@ -41,8 +41,8 @@ class Program:
     arguments: shapes on the devices.
     unit: what it does again and again.
     units: how often a whole run does it; 0: as long as the robot moves.
-    per_call: units in a call, as far as they are counted: the loop of `train.tasks.repeat`, whose length the
-      program does not know, counts as one.
+    per_call: units in a call, as far as they are counted: the loop of `training.tasks.repeat`, whose length
+      the program does not know, counts as one.
     steps: gradient steps in a call, by which the outermost loop of known length is known.
   """
 
@@ -148,7 +148,7 @@ class Programs:
     return Program(update, arguments, "update", w.updates, per_call, per_call)
 
   def _of_tasks(self, update_task: Any, init: Any, data: Any, num: int) -> Program:
-    """As `train.tasks.make_task_update` compiles it; `data` is one task's."""
+    """As `training.tasks.make_task_update` compiles it; `data` is one task's."""
     keys = jax.eval_shape(lambda key: task_keys(key, self._num_tasks), _key())
     task = jax.eval_shape(init, keys), _stacked(data, self._num_tasks), keys
     rows, count = Shape((self._num_tasks,), _INT), Shape((), _INT)

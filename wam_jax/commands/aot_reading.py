@@ -42,7 +42,7 @@ class Product:
 
 
 def products(jaxpr: Any, times: int = 1) -> list[Product]:
-  """Products of a jaxpr. Loops count with their trips, those of unknown length (`train.tasks.repeat`) once,
+  """Products of a jaxpr. Loops count with their trips, if unknown (`training.tasks.repeat`) as one,
   and of a condition the branch with more work. Zeros between the numbers of a dilated factor do not count.
 
   Args:

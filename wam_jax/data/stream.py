@@ -19,7 +19,7 @@ from wam_jax.data.frames_cache import FrameCache
 from wam_jax.data.windows import Sampler, previous_actions
 from wam_jax.embodiment import CALVIN, Embodiment
 from wam_jax.host.machine import host_bytes
-from wam_jax.train.calls import call_end
+from wam_jax.training.calls import call_end
 from wam_jax.types import Batch
 
 RESIDENCIES = ("auto", "device", "stream")

@@ -13,7 +13,7 @@ from flax import struct
 
 from wam_jax.data.frames import Frames
 from wam_jax.embodiment import CALVIN, Embodiment
-from wam_jax.train import sharding
+from wam_jax.training import sharding
 from wam_jax.types import Batch
 
 FIELDS = ("pictures", "robot_obs", "action", "prev_action", "is_first")
@@ -152,7 +152,7 @@ class Sampler:
       cross into the next episode, where `is_first` is true.
     reset_probability: with `carry_state`, that the state is set to zero before a frame; LUMOS has 0.01.
     padding: windows after the B that do not count, so that devices share the rows evenly
-      (`train.world_model_training.make_update`). The B are the same whatever follows them.
+      (`training.world_model_training.make_update`). The B are the same whatever follows them.
     embodiment: of the robot in the frames.
   """
 

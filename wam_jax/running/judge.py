@@ -29,7 +29,7 @@ from wam_jax.data.judged_windows import (
 from wam_jax.host.logger import Logger
 from wam_jax.nn.world_model import WorldModel
 from wam_jax.storage.artifact import Artifact
-from wam_jax.train import judging
+from wam_jax.training import judging
 from wam_jax.types import Batch, Params
 
 WINDOWS_PER_CALL = 16
@@ -133,7 +133,7 @@ def _run_model(
   """Filters and imagines all windows.
 
   Returns:
-    (features, as `read_probes` and `judge_actions` take them; camera -> what `train.judging.make_imagine`
+    (features, as `read_probes` and `judge_actions` take them; camera -> what `training.judging.make_imagine`
     measures; camera -> (true, predicted) of the window that is shown).
   """
   context, heldout = config.judge.context, data.heldout
@@ -204,7 +204,7 @@ def at_horizons(values: np.ndarray, horizons: Sequence[int]) -> list[Any]:
 def summarise_pictures(
   measured: Mapping[str, Any], valid: np.ndarray, horizons: Sequence[int]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Means over windows of what `train.judging.make_imagine` returns for one camera.
+  """Means over windows of what `training.judging.make_imagine` returns for one camera.
 
   Args:
     measured: psnr [W, H+1], ssim [W, N+1], repeated_psnr [W, H], repeated_ssim [W, N], N the horizons that

@@ -27,10 +27,10 @@ from wam_jax.running.stage_run import StageRun
 from wam_jax.storage.artifact import Artifact
 from wam_jax.storage.records import read_record, write_record
 from wam_jax.storage.saved_params import load_params, save_params
-from wam_jax.train import ppo
-from wam_jax.train.imagination import draw_starts, make_starts
-from wam_jax.train.ppo_actor import kl_to_cloned
-from wam_jax.train.tasks import over_tasks, task_keys, task_metrics
+from wam_jax.training import ppo
+from wam_jax.training.imagination import draw_starts, make_starts
+from wam_jax.training.ppo_actor import kl_to_cloned
+from wam_jax.training.tasks import over_tasks, task_keys, task_metrics
 from wam_jax.types import Params
 
 QUANTILES = {"p05": 0.05, "p50": 0.5, "p95": 0.95}

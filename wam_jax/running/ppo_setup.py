@@ -13,9 +13,9 @@ from wam_jax.data.features import DemoFeatures, load_features
 from wam_jax.nn.classifier import SuccessClassifier
 from wam_jax.nn.world_model import WorldModel
 from wam_jax.running.stage_run import StageRun
-from wam_jax.train import ppo
-from wam_jax.train.imagination import Dreamer, StartFrames, make_world
-from wam_jax.train.tasks import task_keys
+from wam_jax.training import ppo
+from wam_jax.training.imagination import Dreamer, StartFrames, make_world
+from wam_jax.training.tasks import task_keys
 from wam_jax.types import Params, Policy
 
 

@@ -18,8 +18,8 @@ from wam_jax.host import processes, stopping
 from wam_jax.host.logger import Logger
 from wam_jax.running.stage_run import StageRun
 from wam_jax.storage.checkpoint import Checkpointer
-from wam_jax.train import sharding
-from wam_jax.train.calls import call_end
+from wam_jax.training import sharding
+from wam_jax.training.calls import call_end
 
 # Whether arrays may travel between host and device unasked inside updates; tests say disallow.
 TRANSFERS = os.environ.get("WAM_JAX_TRANSFER_GUARD", "allow")

@@ -18,10 +18,10 @@ from wam_jax.running.stage_run import StageRun
 from wam_jax.running.training_loop import train_loop
 from wam_jax.storage.records import write_record
 from wam_jax.storage.saved_params import save_params
-from wam_jax.train import behaviour_cloning as bc
-from wam_jax.train.sharding import make_mesh
-from wam_jax.train.state import make_optimizer, make_train_state
-from wam_jax.train.tasks import make_task_update, over_tasks, task_keys
+from wam_jax.training import behaviour_cloning as bc
+from wam_jax.training.sharding import make_mesh
+from wam_jax.training.state import make_optimizer, make_train_state
+from wam_jax.training.tasks import make_task_update, over_tasks, task_keys
 from wam_jax.types import Params, Policy, TrainState
 
 

@@ -24,10 +24,10 @@ from wam_jax.running import ppo_setup
 from wam_jax.running.ppo_setup import Networks
 from wam_jax.running.stage_run import StageRun
 from wam_jax.storage.records import read_record, write_record
-from wam_jax.train import certificate as train_certificate
-from wam_jax.train.imagination import Dreamer, DreamerParams, make_world
-from wam_jax.train.ppo_actor import kl_to_cloned
-from wam_jax.train.tasks import over_tasks, task_keys
+from wam_jax.training import certificate as train_certificate
+from wam_jax.training.imagination import Dreamer, DreamerParams, make_world
+from wam_jax.training.ppo_actor import kl_to_cloned
+from wam_jax.training.tasks import over_tasks, task_keys
 from wam_jax.types import Params
 
 FORMAT = 1  # of certificate.json

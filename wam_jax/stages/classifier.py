@@ -20,12 +20,12 @@ from wam_jax.running.training_loop import train_loop
 from wam_jax.storage.artifact import Artifact
 from wam_jax.storage.records import read_record, write_record
 from wam_jax.storage.saved_params import save_params
-from wam_jax.train import classifier as classifier_training
-from wam_jax.train.classifier_pool import demo_dreams, make_pool
-from wam_jax.train.imagination import World, draw_starts, make_starts, make_world
-from wam_jax.train.sharding import make_mesh
-from wam_jax.train.state import make_optimizer, make_train_state
-from wam_jax.train.tasks import make_task_update, over_tasks, task_keys
+from wam_jax.training import classifier as classifier_training
+from wam_jax.training.classifier_pool import demo_dreams, make_pool
+from wam_jax.training.imagination import World, draw_starts, make_starts, make_world
+from wam_jax.training.sharding import make_mesh
+from wam_jax.training.state import make_optimizer, make_train_state
+from wam_jax.training.tasks import make_task_update, over_tasks, task_keys
 from wam_jax.types import Params, TrainState
 
 DREAMS_PER_TAKE = 4  # in which good and failed takes must be told apart
@@ -116,7 +116,7 @@ def training(
     mesh: devices to run on.
 
   Returns:
-    (keys [K] -> states stacked over K tasks; `train.classifier.make_update`).
+    (keys [K] -> states stacked over K tasks; `training.classifier.make_update`).
   """
   optimizer = make_optimizer(part.learning_rate, part.updates, weight_decay=part.weight_decay)
   init = jax.vmap(lambda key: make_train_state(classifier.init(key), optimizer))

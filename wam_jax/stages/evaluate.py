@@ -285,7 +285,7 @@ class PolicyRunner:
 
   def _imagined(self, policy: Any, params: Any, first_feature: np.ndarray | None) -> np.ndarray:
     """Share of dreams, from the very same start frames, that the classifier calls a success: [K]."""
-    from wam_jax.train.tasks import task_keys
+    from wam_jax.training.tasks import task_keys
 
     assert first_feature is not None  # only experts have none
     model, model_params = self.world_model
@@ -302,7 +302,7 @@ class PolicyRunner:
 @functools.lru_cache(maxsize=4)
 def _make_score(model: Any, policy: Any, classifier: Any, chunks: int) -> Any:
   """Compiled `Dreamer.score_tasks`, the same for all policies of one form."""
-  from wam_jax.train import imagination
+  from wam_jax.training import imagination
 
   return imagination.Dreamer(imagination.make_world(model), policy, classifier, chunks).score_tasks()
 
@@ -411,8 +411,8 @@ def dream_again(
     chunk goes on with the episode's last action.
   """
   from wam_jax.nn import vision
-  from wam_jax.train import imagination
-  from wam_jax.train import world_model as wm
+  from wam_jax.training import imagination
+  from wam_jax.training import world_model as wm
 
   config, num = stage.config, len(shown["task"])
   chunk = config.behaviour_cloning.chunk

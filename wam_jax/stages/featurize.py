@@ -14,7 +14,7 @@ from wam_jax.data.calvin import dataset_path
 from wam_jax.data.features import DemoFeatures, save_features
 from wam_jax.nn.world_model import WorldModel
 from wam_jax.running.stage_run import StageRun
-from wam_jax.train import world_model as wm
+from wam_jax.training import world_model as wm
 from wam_jax.types import Batch, Params, features
 
 DEMOS_PER_CALL = 16

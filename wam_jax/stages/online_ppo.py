@@ -32,10 +32,10 @@ from wam_jax.running.stage_run import StageRun
 from wam_jax.running.training_loop import NotFiniteError, train_loop
 from wam_jax.storage.artifact import Artifact, write_text
 from wam_jax.storage.saved_params import save_params
-from wam_jax.train import ppo
-from wam_jax.train import world_model as wm
-from wam_jax.train.imagination import DreamState, make_starts
-from wam_jax.train.tasks import over_tasks, task_keys, task_metrics
+from wam_jax.training import ppo
+from wam_jax.training import world_model as wm
+from wam_jax.training.imagination import DreamState, make_starts
+from wam_jax.training.tasks import over_tasks, task_keys, task_metrics
 from wam_jax.types import Dream, Params, features
 
 

@@ -21,10 +21,10 @@ from wam_jax.running.training_loop import NotFiniteError, train_loop
 from wam_jax.stages import classifier as classifier_stage
 from wam_jax.storage.records import write_record
 from wam_jax.storage.saved_params import save_params
-from wam_jax.train import ppo
-from wam_jax.train.imagination import Dreamer, add_failed_starts, draw_starts, make_starts
-from wam_jax.train.sharding import make_mesh, put
-from wam_jax.train.tasks import TaskProgram, over_tasks, repeat, task_keys, task_metrics
+from wam_jax.training import ppo
+from wam_jax.training.imagination import Dreamer, add_failed_starts, draw_starts, make_starts
+from wam_jax.training.sharding import make_mesh, put
+from wam_jax.training.tasks import TaskProgram, over_tasks, repeat, task_keys, task_metrics
 
 
 def iterations(dreamer: Dreamer, part: Any, mesh: Mesh | None) -> TaskProgram:

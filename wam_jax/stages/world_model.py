@@ -26,10 +26,10 @@ from wam_jax.running.training_loop import Clock, train_loop
 from wam_jax.storage import artifact as artifact_lib
 from wam_jax.storage.records import write_record
 from wam_jax.storage.saved_params import save_params
-from wam_jax.train import sharding
-from wam_jax.train import state as train_state
-from wam_jax.train import world_model as wm
-from wam_jax.train import world_model_training as wm_training
+from wam_jax.training import sharding
+from wam_jax.training import state as train_state
+from wam_jax.training import world_model as wm
+from wam_jax.training import world_model_training as wm_training
 from wam_jax.types import Params, TrainState
 
 

@@ -25,9 +25,9 @@ from wam_jax.core.backend import backend
 from wam_jax.embodiment import CALVIN, Embodiment
 from wam_jax.nn import rssm
 from wam_jax.nn.classifier import SuccessClassifier
-from wam_jax.train import sharding
-from wam_jax.train.tasks import over_tasks
-from wam_jax.train.world_model import imagine_step, roll
+from wam_jax.training import sharding
+from wam_jax.training.tasks import over_tasks
+from wam_jax.training.world_model import imagine_step, roll
 from wam_jax.types import Dream, Latent, Metrics, Params, Policy, Takes, features, latent_from_features
 
 HOLD = 4  # steps that a random action is held

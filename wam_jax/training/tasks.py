@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from wam_jax.core.backend import backend
 from wam_jax.host import machine
-from wam_jax.train import sharding
+from wam_jax.training import sharding
 
 
 def repeat(

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from wam_jax.core import image
 from wam_jax.nn import vision
 from wam_jax.nn.world_model import WorldModel
-from wam_jax.train import world_model as wm
+from wam_jax.training import world_model as wm
 from wam_jax.types import Batch, Latent, Params, features
 
 MAX_PSNR = 60.0  # dB; equal pictures would be infinite

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from wam_jax.nn import rssm
 from wam_jax.nn.world_model import WorldModel
-from wam_jax.train.world_model import apply, time_major
+from wam_jax.training.world_model import apply, time_major
 from wam_jax.types import Params
 
 

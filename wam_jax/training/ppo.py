@@ -17,10 +17,10 @@ from jax.sharding import Mesh
 from wam_jax.core import ppo as ppo_loss
 from wam_jax.core import returns
 from wam_jax.nn.policies.critic import Critic
-from wam_jax.train import sharding
-from wam_jax.train.imagination import Dreamer, DreamerParams, DreamState, StartFrames, start_dreams
-from wam_jax.train.ppo_actor import Sample, actor_gradient
-from wam_jax.train.state import make_optimizer
+from wam_jax.training import sharding
+from wam_jax.training.imagination import Dreamer, DreamerParams, DreamState, StartFrames, start_dreams
+from wam_jax.training.ppo_actor import Sample, actor_gradient
+from wam_jax.training.state import make_optimizer
 from wam_jax.types import Dream, Metrics, Params, Policy
 
 

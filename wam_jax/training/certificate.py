@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from wam_jax.train.imagination import World, random_actions
+from wam_jax.training.imagination import World, random_actions
 from wam_jax.types import Params, Takes
 
 

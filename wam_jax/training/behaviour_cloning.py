@@ -11,8 +11,8 @@ import optax
 from flax import struct
 from jax.sharding import Mesh
 
-from wam_jax.train import sharding
-from wam_jax.train.tasks import repeat
+from wam_jax.training import sharding
+from wam_jax.training.tasks import repeat
 from wam_jax.types import Metrics, Policy, Takes, TrainState
 
 
@@ -89,7 +89,7 @@ def make_update(
 
   Args:
     policy: what is cloned.
-    optimizer: from `train.state`.
+    optimizer: from `training.state`.
     batch_size: B.
     ema_decay: share of the average kept per step.
     mesh: devices that the batch is divided over.

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from wam_jax.train.imagination import World, random_actions
+from wam_jax.training.imagination import World, random_actions
 from wam_jax.types import Params, Takes
 
 # Share of a batch for: success in demos, success in dreams of demos, the rest of demos, the rest of

@@ -12,10 +12,10 @@ import optax
 from jax.sharding import Mesh
 
 from wam_jax.nn.classifier import SuccessClassifier
-from wam_jax.train import sharding
-from wam_jax.train.classifier_pool import Pool, impossible_dreams, sample_batch
-from wam_jax.train.imagination import World, random_actions
-from wam_jax.train.tasks import repeat
+from wam_jax.training import sharding
+from wam_jax.training.classifier_pool import Pool, impossible_dreams, sample_batch
+from wam_jax.training.imagination import World, random_actions
+from wam_jax.training.tasks import repeat
 from wam_jax.types import Metrics, Params, Takes, TrainState
 
 BINS = 10  # equal parts of [0, 1], for the calibration error
@@ -102,7 +102,7 @@ def make_update(
 
   Args:
     classifier: sizes.
-    optimizer: from `train.state`.
+    optimizer: from `training.state`.
     config: `config.classifier`.
     mesh: devices that the batch is divided over.
 

@@ -16,10 +16,10 @@ from wam_jax.core import distributions
 from wam_jax.embodiment import CALVIN
 from wam_jax.nn import vision
 from wam_jax.nn.world_model import WorldModel
-from wam_jax.train import sharding
-from wam_jax.train.robot import robot_loss, roll_robot
-from wam_jax.train.state import make_optimizer as make_adamw
-from wam_jax.train.world_model import (
+from wam_jax.training import sharding
+from wam_jax.training.robot import robot_loss, roll_robot
+from wam_jax.training.state import make_optimizer as make_adamw
+from wam_jax.training.world_model import (
   apply,
   inverse_dynamics_source,
   observe,
