@@ -37,7 +37,8 @@ TASKS = ("open_drawer", "turn_on_led")
 SHRUNK = {
   "tasks": ",".join(TASKS),
   "data.play_frames": 256,
-  "data.play_episode_frames": 64,
+  "data.play_episode_frames": 128,
+  "data.play_successes_per_task": 2,
   "data.demos_per_task": 3,
   "data.heldout_demos_per_task": 1,
   "data.heldout_starts_per_task": 2,

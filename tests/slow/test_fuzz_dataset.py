@@ -134,7 +134,7 @@ def _read_everything(root, cache=None):
     return calvin.read_windows(validation, ids, SIZE, 1)
 
   def robot():
-    found = calvin.read_robot_obs(training, 1)
+    found = calvin.read_vectors(training, "robot_obs", 1)
     return found, statistics.robot_statistics(training, found)
 
   readers = {

@@ -23,7 +23,7 @@ from wam_jax.data.files import DatasetError, read_npz
 from wam_jax.data.frames import check_vectors, frame_path
 from wam_jax.embodiment import CALVIN, FILE, Camera, EmbodimentError
 from wam_jax.nn.world_model import make_world_model, needs_statistics, proprio_features, reported_state
-from wam_jax.running import plan
+from wam_jax.running import data_check, plan
 from wam_jax.stages.featurize import filter_demos
 from wam_jax.storage import artifact as artifact_lib
 from wam_jax.training import behaviour_cloning, imagination, ppo
@@ -276,6 +276,21 @@ def test_what_needs_a_simulator_is_left_out(tmp_path, monkeypatch, robot, task, 
     problems = plan.simulator_problems(config, plan.make_plan(config))
     assert bool(problems) == bool(reason)
     assert not problems or (asked["stage"] in problems[0] and reason in problems[0])
+
+
+@pytest.mark.parametrize("task", [TASK, CALVIN_TASK])
+def test_play_without_scenes_is_not_searched_for_successes(tmp_path, monkeypatch, task):
+  monkeypatch.setattr(made_up_robot, "TASK", task)
+  made_up_robot.write_dataset(tmp_path / "data")
+  searched = {"tasks": (task,), "data.play_successes_per_task": 5}
+  if task == TASK:  # which has no predicate
+    with pytest.raises(config_lib.ConfigError) as error:
+      chain_config(tmp_path / "data", **searched)
+    assert [problem.path for problem in error.value.problems] == ["data.play_successes_per_task"]
+    return
+  config = chain_config(tmp_path / "data", **searched)
+  problems = data_check.check_data(config, plan.make_plan(config))[0]
+  assert any("no scene_obs" in line and "play_successes_per_task=0" in line for line in problems)
 
 
 def test_programs_compiled_ahead_are_of_the_run_s_robot(root):

@@ -610,7 +610,7 @@ def test_numbers_too_large_for_float32(root, value):
 def test_states_that_are_no_floats(root):
   _edit(root / "training", 8, robot_obs=np.array(["x"] * 15))
   with pytest.raises(DatasetError, match="15 floats"):
-    calvin.read_robot_obs(root / "training")
+    calvin.read_vectors(root / "training", "robot_obs")
 
 
 @pytest.mark.parametrize("task", [np.array("open_drawer"), np.arange(3), np.array([["open_drawer"] * 3] * 3)])

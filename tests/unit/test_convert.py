@@ -79,7 +79,9 @@ def test_every_reader_gives_the_same(source, tmp_path):
     _same(a.frames, b.frames)
     assert a.annotations == b.annotations
     _same(calvin.read_demos(raw, TASKS, 1, 8).frames, calvin.read_demos(ours, TASKS, 1, 8).frames)
-    np.testing.assert_array_equal(calvin.read_robot_obs(raw), calvin.read_robot_obs(ours))
+    np.testing.assert_array_equal(
+      calvin.read_vectors(raw, "robot_obs"), calvin.read_vectors(ours, "robot_obs")
+    )
     _same(
       calvin.read_windows(raw, [[ids := a.frames.ids[3], ids + 4]], 8),
       calvin.read_windows(ours, [[ids, ids + 4]], 8),

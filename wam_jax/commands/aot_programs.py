@@ -158,7 +158,7 @@ class Programs:
   def cloning(self) -> Program:
     c = self.config
     init, update_task = behaviour_cloning.training(c.behaviour_cloning, self._policy, self.mesh)
-    rows = c.data.demos_per_task * c.env.max_steps
+    rows = (c.data.demos_per_task + c.data.play_successes_per_task) * c.env.max_steps
     feature = Shape((rows, self._model.feature_size), _FLOAT)
     action = Shape((rows, self._robot.action_size), _FLOAT)
     data = bc.CloningData(feature, action, Shape((rows,), _INT), Shape((), _INT))
@@ -169,7 +169,9 @@ class Programs:
     network = models.make_classifier(c, self._model.feature_size)
     init, update_task = classifier.training(c.classifier, network, self.mesh)
     dreams = classifier.DREAMS // 2 * (c.ppo.horizon_steps // c.behaviour_cloning.chunk)
-    rows = 2 * (c.data.demos_per_task + c.data.failed_takes_per_task) * c.env.max_steps + dreams
+    d = c.data
+    takes = d.demos_per_task + d.play_successes_per_task + d.failed_takes_per_task
+    rows = 2 * takes * c.env.max_steps + dreams
     groups = max(SHARES) if c.data.failed_takes_per_task else min(SHARES)
     pool = Pool(
       Shape((rows, self._model.feature_size), _FLOAT), Shape((groups, rows), _INT), Shape((groups,), _INT)

@@ -81,6 +81,12 @@ def _takes_in_words(c: Any) -> str:
   return text + (f" + {count(_takes(c), 'failed take')}" if _takes(c) else "")
 
 
+def _features_in_words(c: Any) -> str:
+  most = c.data.play_successes_per_task
+  play = f" + at most {count(most, 'window')} of play" if most else ""
+  return f"{len(c.tasks)} x ({_takes_in_words(c)}{play})"
+
+
 def _demo_frames(c: Any) -> float:
   """Frames of demos and failed takes; these last longer than what succeeds."""
   demos = c.data.demos_per_task + c.data.heldout_demos_per_task
@@ -140,6 +146,11 @@ def _judging(c: Any) -> float:
   j = c.judge
   frames = j.windows * (j.context + j.horizons[-1]) + j.probe_frames
   return (1 + len(j.compare)) * frames * (_recurrent(c) + _vision(c))
+
+
+def _filtering(c: Any) -> float:
+  play = len(c.tasks) * c.data.play_successes_per_task * c.env.max_steps * 2 / 3
+  return (_demo_frames(c) + play) * (_recurrent(c) + _vision(c))
 
 
 def _classifying(c: Any) -> float:
@@ -311,10 +322,11 @@ CHAIN: tuple[Stage, ...] = (
       "data.heldout_demos_per_task",
       "data.failed_takes_per_task",
       "data.heldout_failed_takes_per_task",
+      "data.play_successes_per_task",
     ),
-    size=lambda c: f"{len(c.tasks)} x ({_takes_in_words(c)})",
+    size=_features_in_words,
     seconds=28,
-    work=lambda c: _demo_frames(c) * (_recurrent(c) + _vision(c)),
+    work=_filtering,
   ),
   Stage(
     "classifier",
@@ -324,6 +336,7 @@ CHAIN: tuple[Stage, ...] = (
       "tasks",
       "classifier",
       "data.failed_takes_per_task",
+      "data.play_successes_per_task",
       "behaviour_cloning.chunk",
       "ppo.horizon_steps",
     ),
@@ -340,6 +353,7 @@ CHAIN: tuple[Stage, ...] = (
       "seed",
       "tasks",
       "inputs.dppo_checkpoint",
+      "data.play_successes_per_task",
       "behaviour_cloning.policy",
       "behaviour_cloning.chunk",
       "behaviour_cloning.hidden",

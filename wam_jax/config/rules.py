@@ -9,6 +9,7 @@ from typing import Any
 
 from wam_jax.config.arms import MAIN
 from wam_jax.config.checks import Problem
+from wam_jax.envs.tasks import TASKS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +21,11 @@ class Rule:
   holds: Callable[..., bool]  # of the values of path and needs, in this order
   rule: str
   fix: str
+
+
+def _holds_scenes(source: str, simulator: str) -> bool:
+  """Whether frames may have scene_obs."""
+  return source == "calvin" or (source == "embedded" and simulator in ("play_table", "calvin"))
 
 
 # {0} is the value of `path`, {1}, {2}, … those of `needs`.
@@ -86,6 +92,13 @@ RULES: tuple[Rule, ...] = (
     lambda share, takes: share == 0 or takes > 0,
     "0 without failed takes to start from (data.failed_takes_per_task={1})",
     "--config.ppo.failed_starts=0, or --config.data.failed_takes_per_task=20",
+  ),
+  Rule(
+    "data.play_successes_per_task",
+    ("data.source", "env.name", "tasks"),
+    lambda most, source, env, tasks: not most or (_holds_scenes(source, env) and set(tasks) <= set(TASKS)),
+    "0 with data.source={1}, env.name={2}: it takes CALVIN's scene_obs and tasks to find successes in play",
+    "--config.data.play_successes_per_task=0",
   ),
   Rule(
     "ppo.minibatches",

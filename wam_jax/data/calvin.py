@@ -180,22 +180,27 @@ def count_frames(folder: PathLike, extra: Sequence[Spans] = ()) -> int:
   return int(sum((ids[:, 1] - ids[:, 0] + 1).sum() for ids in spans))
 
 
-def read_robot_obs(folder: PathLike, workers: int = 0, progress: ProgressFactory | None = None) -> np.ndarray:
-  """Robot states of all frames of a split, [N, state_size] float32, without their pictures.
+def read_vectors(
+  folder: PathLike, key: str, workers: int = 0, progress: ProgressFactory | None = None
+) -> np.ndarray:
+  """A vector of all frames of a split, [N, width] float32, without their pictures.
 
   Args:
     folder: a split: training/ or validation/.
+    key: robot_obs, or scene_obs where the frames have it.
     workers: threads; 0 means one per core.
     progress: as in `read_frames`.
 
   Raises:
-    DatasetError: a frame is missing or damaged.
+    DatasetError: a frame is missing or damaged, or has no such vector.
   """
   reader = open_reader(folder, read_episode_ids(folder), 1)
-  out = np.empty((len(reader.ids), reader.embodiment.state_size), np.float32)
+  if key not in reader.widths:
+    raise DatasetError(pathlib.Path(folder), f"its frames have no {key}.", key=key)
+  out = empty((len(reader.ids), *vector_shape(reader.widths[key])), np.float32)
 
   def read(begin: int, stop: int) -> None:
-    out[begin:stop] = reader.read_vectors(begin, stop, ("robot_obs",))["robot_obs"]
+    out[begin:stop] = reader.read_vectors(begin, stop, (key,))[key]
 
   reader.for_each_block(read, workers, progress)
   return out
@@ -348,13 +353,13 @@ def read_demos(
   folder = pathlib.Path(folder)
   names, spans = demo_spans(folder, tasks, limit)
   frames = with_success(folder, _read_spans(folder, spans, image_size, workers, progress), names)
-  return Split(
-    frames,
-    tuple(
-      Annotation(task, int(start), int(end))
-      for task, start, end in zip(names, frames.starts, frames.ends, strict=True)
-    ),
-  )
+  return as_split(names, frames)
+
+
+def as_split(tasks: Sequence[str], frames: Frames) -> Split:
+  """Frames whose episode e is a window of tasks[e]."""
+  spans = zip(tasks, frames.starts, frames.ends, strict=True)
+  return Split(frames, tuple(Annotation(task, int(start), int(end)) for task, start, end in spans))
 
 
 def with_success(folder: pathlib.Path, frames: Frames, tasks: Sequence[str]) -> Frames:

@@ -63,6 +63,20 @@ class DemoFeatures:
     arrays = {name: getattr(self, name)[:, rows] for name in _KEYS if name != "tasks"}
     return DemoFeatures(**arrays, tasks=self.tasks)
 
+  def joined(self, other: DemoFeatures) -> DemoFeatures:
+    """The demos of both, task by task."""
+    length = max(self.mask.shape[2], other.mask.shape[2])
+
+    def padded(array: np.ndarray) -> np.ndarray:
+      return np.pad(array, [(0, 0), (0, 0), (0, length - array.shape[2])] + [(0, 0)] * (array.ndim - 3))
+
+    arrays = {
+      name: np.concatenate([padded(getattr(part, name)) for part in (self, other)], 1)
+      for name in _KEYS
+      if name != "tasks"
+    }
+    return DemoFeatures(**arrays, tasks=self.tasks)
+
 
 def save_features(path: PathLike, features: DemoFeatures) -> None:
   """Writes demos to an npz file, which appears only when whole.
@@ -99,3 +113,17 @@ def load_features(path: PathLike) -> DemoFeatures:
     raise DatasetError(path, error.rule, key=error.key, fix=fix) from None
   except (ValueError, TypeError, IndexError) as error:
     raise DatasetError(path, f"{error}.", fix=fix) from None
+
+
+def load_shown(folder: pathlib.Path, play: bool) -> DemoFeatures:
+  """What policies and classifiers learn success from: the demos, and if `play`, its successes behind them.
+
+  Args:
+    folder: artifact of the featurize stage.
+    play: whether successes of play are wanted.
+
+  Raises:
+    DatasetError: as `load_features`.
+  """
+  demos = load_features(folder / "train.npz")
+  return demos.joined(load_features(folder / "play.npz")) if play else demos

@@ -44,6 +44,8 @@ def card(last: Artifact, which: str, path: pathlib.Path) -> str:
     if embedded
     else f"a dataset in {'LeRobot' if data['source'] == 'lerobot' else 'CALVIN'}'s format"
   )
+  most = data.get("play_successes_per_task", 0)  # of runs before there were any
+  from_play = f", and up to {most} successes of play" if most else ""
   text = "\n".join(
     [
       f"# {name}: policies for {count(len(results['tasks']), 'skill')}, and their world model",
@@ -55,7 +57,7 @@ def card(last: Artifact, which: str, path: pathlib.Path) -> str:
       "",
       (
         f"- Data: {play}{where}; {data['demos_per_task']} demonstrations and "
-        f"{data['failed_takes_per_task']} failed takes per skill."
+        f"{data['failed_takes_per_task']} failed takes per skill{from_play}."
       ),
       (
         f"- World model: weight {w['inverse_dynamics_weight']:g} of inverse dynamics, {w['updates']:,} "

@@ -73,6 +73,12 @@ def check_data(config: ConfigDict, plans: Mapping[str, StagePlan]) -> tuple[list
         if absent := calvin.absent_tasks((task for task, _, _ in raw), config.tasks):
           known = ", ".join(sorted({task for task, _, _ in raw})) or "none"
           problems.append(f"{folder} has no annotated window of {', '.join(absent)}; it has {known}")
+      if (
+        config.data.play_successes_per_task
+        and "scene_obs" not in calvin.open_split(root / "training", 1).widths
+      ):
+        rule = f"frames of {root / 'training'} have no scene_obs, by which successes of play are found"
+        problems.append(f"{rule}: --config.data.play_successes_per_task=0")
     if pending & {"collect", "world_model"}:
       found = doubts.look(
         root / "training",

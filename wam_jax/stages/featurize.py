@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import pathlib
 from typing import Any
 
 import jax
@@ -9,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from wam_jax.acting.models import load_world_model
-from wam_jax.data import calvin, windows
+from wam_jax.data import calvin, play_successes, windows
 from wam_jax.data.calvin import dataset_path
 from wam_jax.data.features import DemoFeatures, save_features
+from wam_jax.data.frames import Frames
 from wam_jax.nn.world_model import WorldModel
 from wam_jax.running.stage_run import StageRun
 from wam_jax.training import world_model as wm
@@ -21,8 +24,8 @@ DEMOS_PER_CALL = 16
 
 
 def run(stage: StageRun) -> None:
-  """Writes `train.npz` and `heldout.npz` (`data.features.DemoFeatures`), and with failed takes
-  `failed.npz` and `heldout_failed.npz`."""
+  """Writes `train.npz` and `heldout.npz` (`data.features.DemoFeatures`), with failed takes `failed.npz` and
+  `heldout_failed.npz`, and with successes of play `play.npz`."""
   config, inputs, workdir = stage.config, stage.inputs, stage.workdir
   model, params = load_world_model(inputs["world_model"])
   params = jax.device_put(params)
@@ -47,6 +50,27 @@ def run(stage: StageRun) -> None:
     takes = featurized("failed", calvin.FAILED, count + heldout, jax.random.fold_in(key, len(splits)))
     save_features(workdir / "failed.npz", takes.rows(slice(count)))
     save_features(workdir / "heldout_failed.npz", takes.rows(slice(count, None)))
+  if config.data.play_successes_per_task:
+    names, frames = _play_successes(stage, root / "training", model.image_size)
+    shown = calvin.as_split(names, frames)
+    with stage.logger.progress(len(names), "features of play's successes") as progress:
+      play_key = jax.random.fold_in(key, len(splits) + 1)
+      takes = filter_demos(model, params, shown, config.tasks, play_key, progress)
+    save_features(workdir / "play.npz", takes)
+
+
+def _play_successes(stage: StageRun, folder: pathlib.Path, image_size: int) -> tuple[list[str], Frames]:
+  """Tasks of the windows of play in which one got done, and their frames, each window an episode."""
+  config, workers = stage.config, stage.config.env.workers
+  names, spans = play_successes.find_successes(
+    folder, config.tasks, config.data.play_successes_per_task, workers
+  )
+  stage.logger.info(
+    f"done in play: {', '.join(f'{task} {names.count(task)} times' for task in config.tasks)}"
+  )
+  frames = calvin.read_windows(folder, spans, image_size, workers)
+  frames = dataclasses.replace(frames, success=None)  # what was recorded may be of another skill
+  return names, calvin.with_success(folder, frames, names)
 
 
 def filter_demos(

@@ -243,7 +243,7 @@ def take_lumos(stage: StageRun, folder: pathlib.Path) -> None:
   robot_obs = None
   robot = stage.inputs["collect"].embodiment
   if needs_statistics(w, robot):
-    robot_obs = calvin.read_robot_obs(folder, config.env.workers, logger.progress)
+    robot_obs = calvin.read_vectors(folder, "robot_obs", config.env.workers, logger.progress)
     logger.info(
       f"the robot state is normalised by {folder / statistics.STATISTICS_FILE}; the weights expect the "
       "statistics of the data they were trained on"
