@@ -99,7 +99,7 @@ print(f"wam_jax {installed()}")
 # |---|---|---|
 # | `short` | 4 skills, world model of 1,200 updates: half the demo | 15 minutes |
 # | `demo` | 8 skills, 1,500 updates: the package's `demo` preset | 25 minutes |
-# | `small` | the same with half as many updates again and more PPO | 30 minutes |
+# | `small` | the same with 10 demonstrations per skill instead of 50 | 25 minutes |
 # | `smallest` | one skill, a dozen updates: shows that everything runs, learns nothing | 3 minutes |
 #
 # The times are estimates: measured on a server, taking the two cores of a free runtime to be half as fast.

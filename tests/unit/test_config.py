@@ -274,12 +274,12 @@ def test_preset_from_the_machine(tmp_path, monkeypatch):
   preset, why = detect({}, tmp_path)
   assert preset == "demo" and "[cuda]" in why  # a GPU that this JAX cannot drive
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "jax_cuda12_plugin" or None)
-  assert detect({}, tmp_path)[0] == "small"
+  assert detect({}, tmp_path)[0] == "demo"
   assert detect({"JAX_PLATFORMS": "cpu"}, tmp_path)[0] == "demo"
   assert detect({"CUDA_VISIBLE_DEVICES": ""}, tmp_path)[0] == "demo"
   (tmp_path / "calvin" / "training").mkdir(parents=True)
   assert detect({"CALVIN_DATA": str(tmp_path / "calvin")}, tmp_path)[0] == "paper"
-  assert detect({"CALVIN_DATA": str(tmp_path)}, tmp_path)[0] == "small"
+  assert detect({"CALVIN_DATA": str(tmp_path)}, tmp_path)[0] == "demo"
 
 
 def test_baseline_differs_in_one_field_only(monkeypatch):

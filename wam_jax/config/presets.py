@@ -207,4 +207,4 @@ def detect_preset(
   calvin_data = environ.get("CALVIN_DATA", "")
   if calvin_data and (pathlib.Path(calvin_data) / "training").is_dir():
     return "paper", f"{device} and CALVIN's data in {calvin_data}"
-  return "small", f"{device}, and no CALVIN data ($CALVIN_DATA names no folder with training/)"
+  return "demo", f"{device}, and no CALVIN data ($CALVIN_DATA names no folder with training/)"

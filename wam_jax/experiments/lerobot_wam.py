@@ -14,6 +14,6 @@ from wam_jax import config
 def get_config(preset: str = "auto") -> ConfigDict:
   c = config.preset_config(preset, experiment="lerobot_wam")
   c.data.source = "lerobot"
-  c.data.failed_takes_per_task = 0
+  c.data.update(demos_per_task=50, failed_takes_per_task=0, play_successes_per_task=0)
   c.ppo.failed_starts = 0.0
   return c

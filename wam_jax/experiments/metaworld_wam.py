@@ -17,6 +17,7 @@ DEMO = {
   "data.play_episode_frames": 5 * PLAY_STEPS,
   "data.heldout_play_frames": 3_000,
   "data.demos_per_task": 30,
+  "data.play_successes_per_task": 0,
   "data.heldout_demos_per_task": 10,
   "data.failed_takes_per_task": 20,
   "data.heldout_failed_takes_per_task": 10,

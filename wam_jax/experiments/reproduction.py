@@ -18,10 +18,15 @@ from wam_jax.config.arms import ARMS
 SMALL = {
   "data.play_frames": 100_000,
   "data.heldout_play_frames": 8_000,
+  "data.demos_per_task": 50,
   "data.failed_takes_per_task": 40,
+  "judge.windows": 128,
+  "judge.probe_frames": 12_000,
   "world_model.updates": 4_500,
+  "world_model.learning_rate": 4e-4,
   "classifier.updates": 1_200,
   "ppo.iterations": 40,
+  "evaluate.imagined_episodes": 200,
 }
 EPISODES = 50  # per task, arm and seed
 MONITORED = 20  # episodes per task of the curve over PPO iterations, from other start states
@@ -30,6 +35,7 @@ MONITORED = 20  # episodes per task of the curve over PPO iterations, from other
 # model, and the published recipe's world model (arms of their own have the robot state); hands are straight.
 PLANNED = {
   "data.wrist_error": 0.0,
+  "data.play_successes_per_task": 0,
   "data.heldout_demos_per_task": 10,
   "data.heldout_failed_takes_per_task": 10,
   "judge.horizons": (1, 5, 10, 20, 50),
