@@ -218,6 +218,16 @@ def test_a_dataset_is_of_one_robot(root):
     made_up_robot.write_frames(root / "failed", dataclasses.replace(ARM, action=ARM.action[:3]))
 
 
+@pytest.mark.parametrize(
+  "robot", [CALVIN, dataclasses.replace(ARM, cameras=(Camera("top", (48, 64)), *ARM.cameras[1:]))]
+)
+def test_a_description_of_another_robot_is_not_replaced(tmp_path, robot):
+  (tmp_path / FILE).write_text(ARM.to_json())
+  with pytest.raises(DatasetError, match="another robot") as error:
+    made_up_robot.write_frames(tmp_path / "training", robot)
+  assert error.value.file == tmp_path and [path.name for path in tmp_path.iterdir()] == [FILE]
+
+
 def test_joined_splits_must_be_of_one_robot(root, tmp_path):
   other = dataclasses.replace(ARM, cameras=(*ARM.cameras[:2], Camera("wrist", (32, 16))))
   made_up_robot.write_dataset(tmp_path / "other", other)

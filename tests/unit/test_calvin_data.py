@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import pathlib
@@ -12,6 +13,7 @@ import shutil
 import struct
 import zipfile
 import zlib
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -692,17 +694,57 @@ def test_check_dataset(root):
 
 def test_nothing_half_written_is_taken_for_whole(tmp_path):
   folder = tmp_path / "training"
-  with pytest.raises(KeyboardInterrupt), calvin_writer.FrameWriter(folder) as writer:
+  with pytest.raises(KeyboardInterrupt) as stopped, calvin_writer.FrameWriter(folder) as writer:
     writer.write(**_frames(4))
-    assert not folder.exists()
     raise KeyboardInterrupt
-  assert not folder.exists() and not list(tmp_path.iterdir())
-  killed = calvin_writer.FrameWriter(folder)  # killed: nobody cleans up
-  killed.write(**_frames(9))
+  kept = calvin_writer.partial_folder(folder)
+  assert not folder.exists() and str(kept) in stopped.value.__notes__[0]
+  with pytest.raises(FileExistsError, match=str(kept)):
+    calvin_writer.FrameWriter(folder)
+  shutil.rmtree(kept)
   _write(folder, _frames(18))
   assert len(list(folder.glob("episode_*"))) == 18 and [p.name for p in tmp_path.iterdir()] == ["training"]
   with pytest.raises(FileExistsError):
     calvin_writer.FrameWriter(folder)
+
+
+def test_an_interrupted_recording_goes_on(tmp_path):
+  frames = _frames(18)
+  _write(tmp_path / "whole/training", frames, first=5)
+  folder = tmp_path / "parts/training"
+  for rows in (slice(0, 10), slice(10, 18)):
+    with (
+      pytest.warns(RuntimeWarning, match="not committed"),
+      calvin_writer.FrameWriter(folder, 5, go_on=True) as writer,
+    ):
+      writer.write(**{key: array[rows] for key, array in frames.items()})
+  with calvin_writer.FrameWriter(folder, 5, go_on=True) as writer:
+    assert writer.num_frames == 18
+    assert writer.commit(LENGTHS, ANNOTATIONS, "table") == 23
+  for path in (tmp_path / "whole/training").rglob("*.*"):
+    assert path.read_bytes() == (folder / path.relative_to(tmp_path / "whole/training")).read_bytes()
+
+
+@pytest.mark.parametrize(
+  ("first", "damage", "rule"),
+  [
+    (0, lambda path: os.truncate(path, 400), "truncated"),
+    (0, lambda path: path.unlink(), "follow each other"),
+    (1, lambda path: None, "follow each other"),
+    (0, lambda path: np.savez(path, rel_actions=np.zeros(7)), "expected"),
+  ],
+)
+def test_frames_that_cannot_be_gone_on_from_are_named_and_kept(tmp_path, first, damage, rule):
+  folder = tmp_path / "training"
+  with pytest.raises(KeyboardInterrupt), calvin_writer.FrameWriter(folder) as writer:
+    writer.write(**_frames(4))
+    raise KeyboardInterrupt
+  kept = calvin_writer.partial_folder(folder)
+  damage(frame_path(kept, 2))
+  before = sorted(kept.iterdir())
+  with pytest.raises(DatasetError, match=rule) as error:
+    calvin_writer.FrameWriter(folder, first, go_on=True)
+  assert error.value.file in (kept, frame_path(kept, 2)) and sorted(kept.iterdir()) == before
 
 
 @pytest.mark.parametrize(
@@ -722,11 +764,45 @@ def test_writer_refuses(tmp_path, key, change, error):
     writer.write(**frames)
 
 
-def test_commit_refuses_lengths_that_do_not_add_up(tmp_path):
+@pytest.mark.parametrize(
+  ("changes", "rule"),
+  [
+    ({"lengths": [7, 5, 7]}, "19 frames in all, but 18"),
+    ({"lengths": [7.0, 5.0, 6.0]}, "whole numbers"),
+    ({"lengths": [7, 11, 0]}, "above 0"),
+    ({"lengths": 18}, "one for each episode"),
+    ({"annotations": [("open_drawer", 5, 9)]}, "frames 5 to 9 of open_drawer.*episode 0 goes from 0 to 7"),
+    ({"annotations": [("open_drawer", 12, 19)]}, "episode 2 goes from 12 to 18"),
+    ({"annotations": [("open_drawer", -2, 3)]}, "one episode"),
+    ({"annotations": [("open_drawer", 20, 30)]}, "one episode"),
+    ({"annotations": [("open_drawer", 3, 3)]}, "one episode"),
+    ({"annotations": [("open_drawer", 7, 12), ("", 1, 2)]}, r"annotations\[1\]"),
+    ({"annotations": [(1, 2)]}, r"annotations\[0\]"),
+    ({"annotations": {"open_drawer": (7, 12)}}, "a list of"),
+    ({"scene": None}, "scene"),
+    ({"extra": {"../starts.npz": {}}}, "name of an npz file"),
+  ],
+)
+def test_commit_refuses_and_keeps_what_was_written(tmp_path, changes, rule):
+  right = {"lengths": LENGTHS, "annotations": ANNOTATIONS, "scene": "table"}
   with calvin_writer.FrameWriter(tmp_path / "x") as writer:
-    writer.write(**_frames(3))
-    with pytest.raises(ValueError, match="4 frames in all, but 3"):
-      writer.commit([2, 2], [], "table")
+    writer.write(**_frames(18))
+    with pytest.raises(ValueError, match=rule) as error:
+      writer.commit(**right | changes)
+    kept = calvin_writer.partial_folder(tmp_path / "x")
+    assert str(kept) in str(error.value) and len(list(kept.iterdir())) == 18
+    writer.commit(**right)
+  assert calvin.read_frames(tmp_path / "x", 8).num_frames == 18
+
+
+def test_a_commit_that_the_disk_stops_can_be_repeated(tmp_path, monkeypatch):
+  with calvin_writer.FrameWriter(tmp_path / "x") as writer:
+    writer.write(**_frames(18))
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+      patch.setattr(calvin_writer, "_statistics", mock.Mock(side_effect=OSError(errno.ENOSPC, "No space")))
+      writer.commit(LENGTHS, ANNOTATIONS, "table")
+    writer.commit(LENGTHS, ANNOTATIONS, "table")
+  assert len(calvin.read_raw_annotations(tmp_path / "x")) == len(ANNOTATIONS)
 
 
 # Inspecting.

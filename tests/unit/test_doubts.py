@@ -100,6 +100,7 @@ def test_the_remedy_for_a_gripper_of_zeros_helps(tmp_path, gripper):
     assert remedy in caught.value.fix
     frames["rel_actions"][:, 6] = eval(remedy, {"np": np, "gripper": frames["rel_actions"][:, 6]})
     writer.write(**frames)
+    writer.commit([N], [], "lab")
 
 
 def test_the_plan_knows_what_the_data_do_not_allow(tmp_path, capsys):

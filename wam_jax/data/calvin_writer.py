@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import io
 import os
 import pathlib
-import shutil
 import struct
+import warnings
 import zlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,10 +18,20 @@ from typing import Any
 import numpy as np
 
 from wam_jax.data.calvin import ANNOTATION_FILE
-from wam_jax.data.files import IDS_FILE, DatasetError, PathLike, read_embodiment
-from wam_jax.data.frames import BLOCK, check_vectors, frame_path, num_workers, vector_keys, vector_shape
+from wam_jax.data.files import IDS_FILE, MAX_ID, DatasetError, PathLike, read_embodiment, read_npz
+from wam_jax.data.frames import (
+  BLOCK,
+  check_vectors,
+  frame_path,
+  list_frames,
+  num_workers,
+  vector_keys,
+  vector_shape,
+)
 from wam_jax.embodiment import CALVIN, FILE, Embodiment
 from wam_jax.envs.tasks import SENTENCES
+from wam_jax.host.words import count, task_name
+from wam_jax.storage import checksums
 
 
 class _NpzTemplate:
@@ -65,39 +76,89 @@ class _NpzTemplate:
 class FrameWriter:
   """Writes a split frame by frame; it appears under its own name only when whole.
 
-  Frames go to a hidden sibling folder, which `commit` renames. What an interrupted writer left there
-  is removed by the next one.
+  Frames go to a hidden sibling folder, `partial_folder`, which `commit` renames. No error deletes frames that
+  are written: what an interrupted recording left there is kept until a writer with `go_on` takes it over.
   """
 
-  def __init__(self, folder: PathLike, first_id: int = 0, workers: int = 0, embodiment: Embodiment = CALVIN):
-    """Starts a split.
+  def __init__(
+    self,
+    folder: PathLike,
+    first_id: int = 0,
+    workers: int = 0,
+    embodiment: Embodiment = CALVIN,
+    go_on: bool = False,
+  ):
+    """Starts a split, or goes on with one.
 
     Args:
       folder: of the split; must not exist yet.
       first_id: of its first frame.
       workers: threads; 0 means one per core.
       embodiment: of the robot in the frames; written next to the split, if it is not CALVIN's.
+      go_on: keep the frames that an interrupted writer left, if there are any, and write on after them.
 
     Raises:
-      FileExistsError: the folder exists.
-      DatasetError: the dataset is of another robot.
+      FileExistsError: the folder exists, or frames of an interrupted writer do and `go_on` is false.
+      DatasetError: the dataset is of another robot, or a frame that was left cannot be gone on from.
     """
-    self.embodiment, root = embodiment, pathlib.Path(folder).parent
-    others = root.is_dir() and any(root.glob(f"*/{IDS_FILE}"))
-    if others and (differences := embodiment.differences(read_embodiment(root))):
-      rule = f"holds splits of another robot; this one has {'; '.join(differences)}."
-      raise DatasetError(root, rule, fix="write each robot's data into a folder of their own.")
-    self.folder = pathlib.Path(folder)
+    self.folder, self.embodiment = pathlib.Path(folder), embodiment
     if self.folder.exists():
       raise FileExistsError(f"{self.folder} exists: a split is written once")
-    self._partial = self.folder.with_name(f".{self.folder.name}.partial")
-    shutil.rmtree(self._partial, ignore_errors=True)
-    self._partial.mkdir(parents=True)
+    self._check_robot()
+    self._partial = partial_folder(self.folder)
     self._first, self._next = first_id, first_id
-    self._pool = ThreadPoolExecutor(num_workers(workers))
     self._template: _NpzTemplate | None = None
     self._shapes: dict[str, tuple[int, ...]] = {}
     self._states: dict[str, list[np.ndarray]] = {}
+    try:
+      self._partial.mkdir(parents=True)
+    except FileExistsError:
+      if not go_on:
+        raise FileExistsError(
+          f"{self._partial} is there: a recording that was not committed, or still runs. "
+          "FrameWriter(..., go_on=True) goes on after its frames; delete the folder if they are not needed"
+        ) from None
+      self._take_over()
+    self._pool = ThreadPoolExecutor(num_workers(workers))
+
+  @property
+  def num_frames(self) -> int:
+    """Frames written so far, those that were gone on from included."""
+    return self._next - self._first
+
+  def _check_robot(self) -> None:
+    """Raises DatasetError if the dataset that the split belongs to is of another robot."""
+    root = self.folder.parent
+    if not os.path.lexists(root / FILE) and not any(
+      path for path in root.glob(f"*/{IDS_FILE}") if not path.parent.name.startswith(".")
+    ):
+      return
+    robot = read_embodiment(root)
+    if robot != self.embodiment:
+      differences = self.embodiment.differences(robot) or ["pictures of another size"]
+      rule = f"holds data of another robot; this one has {'; '.join(differences)}."
+      raise DatasetError(
+        root, rule, fix=f"write each robot's data, and its {FILE}, into a folder of their own."
+      )
+
+  def _take_over(self) -> None:
+    """Counts the frames that are there as written, if they are whole and follow each other."""
+    _, ids = list_frames(self._partial)
+    if (ids != self._first + np.arange(len(ids))).any():
+      rule = (
+        f"holds {len(ids)} frames from {ids[0]} to {ids[-1]}; they must follow each other from {self._first}."
+      )
+      raise DatasetError(
+        self._partial, rule, fix="go on with the same first_id, or move other frames elsewhere."
+      )
+    for frame_id in ids.tolist():
+      path = frame_path(self._partial, frame_id)
+      try:
+        block = self._checked({key: array[None] for key, array in read_npz(path).items()})
+      except ValueError as error:  # also DatasetError
+        fix = "delete it and the frames after it, then go on."
+        raise DatasetError(path, getattr(error, "rule", f"{error}."), fix=fix) from None
+      self._count(block)
 
   def write(self, **frames: np.ndarray) -> None:
     """Appends n frames.
@@ -113,6 +174,28 @@ class FrameWriter:
       ValueError: keys, shapes or dtypes do not fit.
       DatasetError: a value that the reader would refuse.
     """
+    block = self._checked(frames)
+    n, first = len(block["rel_actions"]), self._next
+    if not n:
+      return
+    template = self._template = self._template or _NpzTemplate(
+      {key: array[0] for key, array in block.items()}
+    )
+
+    def write_rows(begin: int) -> None:
+      for row in range(begin, min(begin + BLOCK, n)):
+        data = template.fill({key: array[row] for key, array in block.items()})
+        with open(frame_path(self._partial, first + row), "wb", buffering=0) as file:
+          done = file.write(data)
+          if done < len(data):  # the disk is full; the next write says so, unless room was made meanwhile
+            file.write(memoryview(data)[done:])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file.name)
+
+    list(self._pool.map(write_rows, range(0, n, BLOCK)))
+    self._count(block)
+
+  def _checked(self, frames: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The frames as they are stored. Raises as `write`."""
     robot = self.embodiment
     widths = {"actions": robot.action_size} | vector_keys(robot)
     needed, keys = {"rel_actions", "robot_obs", *robot.camera_names}, set(frames)
@@ -135,32 +218,22 @@ class FrameWriter:
         shape = f"[{n}, {', '.join(map(str, camera.size or 'HW'))}, 3]"
         raise ValueError(f"{key}: expected uint8 {shape}, got {picture.dtype} {list(picture.shape)}")
       block[key] = picture
-    if not n:
-      return
     ids = np.arange(self._next, self._next + n)
+    if n and not 0 <= ids[0] <= ids[-1] <= MAX_ID:
+      raise ValueError(f"frames {ids[0]} to {ids[-1]}: numbers of frames go from 0 to {MAX_ID}")
     checked = {key: block[key].copy() for key in vector_keys(robot) if key in block}
     check_vectors(functools.partial(frame_path, self.folder), ids, checked, robot)
-    if self._template is None:
-      self._template = _NpzTemplate({key: array[0] for key, array in block.items()})
-      self._shapes = {key: array.shape[1:] for key, array in block.items()}
     if any(block[key].shape[1:] != shape for key, shape in self._shapes.items()):
       raise ValueError("all frames of a split must have pictures of one size")
-    template = self._template
+    return block
 
-    def write_rows(begin: int) -> None:
-      for row in range(begin, min(begin + BLOCK, n)):
-        data = template.fill({key: array[row] for key, array in block.items()})
-        with open(frame_path(self._partial, ids[row]), "wb", buffering=0) as file:
-          done = file.write(data)
-          if done < len(data):  # the disk is full; the next write says so, unless room was made meanwhile
-            file.write(memoryview(data)[done:])
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file.name)
-
-    list(self._pool.map(write_rows, range(0, n, BLOCK)))
+  def _count(self, block: dict[str, np.ndarray]) -> None:
+    """Takes note of frames that are on the disk."""
+    self._shapes = {key: array.shape[1:] for key, array in block.items()}
     for key in ("robot_obs", "scene_obs"):
       if key in block:
         self._states.setdefault(key, []).append(block[key])
-    self._next += n
+    self._next += len(block["rel_actions"])
 
   def commit(
     self,
@@ -171,9 +244,12 @@ class FrameWriter:
   ) -> int:
     """Writes ids, annotations and statistics, and gives the folder its name.
 
+    Whatever it raises, all frames are kept, and it can be called again.
+
     Args:
       lengths: frames of each episode, in the order written.
-      annotations: (task, first frame, one past the last) counted from this split's first frame.
+      annotations: (task, first frame, one past the last) counted from this split's first frame, each in one
+        episode.
       scene: name for scene_info.npy.
       extra: npz file name -> arrays, to be written beside.
 
@@ -181,38 +257,100 @@ class FrameWriter:
       Id after the last frame: the next split's first.
 
     Raises:
-      ValueError: lengths do not add up to the frames written.
+      ValueError: lengths do not add up to the frames written, or a window is not in one episode.
+      FileExistsError: something else has got the split's name meanwhile.
+      DatasetError: the dataset has become another robot's meanwhile.
     """
-    if sum(lengths) != self._next - self._first or not len(lengths) or min(lengths) < 1:
-      raise ValueError(
-        f"episodes of {sum(lengths)} frames in all, but {self._next - self._first} were written"
-      )
+    if problem := _commit_problem(self.num_frames, lengths, annotations, scene, extra or {}):
+      raise ValueError(f"{problem}{self._kept}")
+    if self.folder.exists():
+      raise FileExistsError(f"{self.folder} exists: a split is written once{self._kept}")
+    self._check_robot()
     ends = np.cumsum(np.asarray(lengths, np.int64)) + self._first
     folder = self._partial
     np.save(folder / IDS_FILE, np.stack([ends - np.asarray(lengths), ends - 1], 1))
     np.save(folder / "ep_lens.npy", np.asarray(lengths, np.int64))
     save_pickled(folder / "scene_info.npy", {scene: (self._first, self._next - 1)})
-    (folder / ANNOTATION_FILE).parent.mkdir()
-    windows = [(task, self._first + a, self._first + b) for task, a, b in annotations]
+    (folder / ANNOTATION_FILE).parent.mkdir(exist_ok=True)
+    windows = [(str(task), self._first + int(a), self._first + int(b)) for task, a, b in annotations]
     save_pickled(folder / ANNOTATION_FILE, annotation_content(windows, SENTENCES))
     (folder / "statistics.yaml").write_text(_statistics(self._states))
-    if self.embodiment != CALVIN:
-      (self.folder.parent / FILE).write_text(self.embodiment.to_json())
     for name, arrays in (extra or {}).items():
       np.savez(folder / name, **arrays)
+    if self.embodiment != CALVIN:
+      checksums.write_text(self.folder.parent / FILE, self.embodiment.to_json())
     os.rename(folder, self.folder)
     return self._next
 
+  @property
+  def _kept(self) -> str:
+    """Where frames are that were not committed, and what to do; empty if there are none."""
+    if not self.num_frames or not self._partial.exists():
+      return ""
+    kept = f"what was written ({count(self.num_frames, 'frame')}) is kept in {self._partial}"
+    return f"; {kept}: commit again, after this program with FrameWriter(..., go_on=True)"
+
   def close(self) -> None:
-    """Stops the threads and removes what was not committed."""
+    """Stops the threads; frames that were not committed are kept."""
     self._pool.shutdown()
-    shutil.rmtree(self._partial, ignore_errors=True)
+    if not self.num_frames:
+      with contextlib.suppress(OSError):  # gone, as it was committed, or what a failed `write` left is in it
+        self._partial.rmdir()
 
   def __enter__(self) -> FrameWriter:
     return self
 
-  def __exit__(self, *_: object) -> None:
+  def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
     self.close()
+    if (kept := self._kept) and error is None:
+      warnings.warn(f"{self.folder} was not committed{kept}", RuntimeWarning, stacklevel=2)
+    elif error is not None and kept not in str(error):
+      error.add_note(f"{self.folder} was not committed{kept}")
+
+
+def partial_folder(folder: PathLike) -> pathlib.Path:
+  """Where a split's frames are until it is committed."""
+  folder = pathlib.Path(folder)
+  return folder.with_name(f".{folder.name}.partial")
+
+
+def _commit_problem(
+  num_frames: int, lengths: object, annotations: object, scene: object, extra: Mapping[str, object]
+) -> str:
+  """What is wrong with the arguments of `commit`; empty if nothing is."""
+  sizes = _array(lengths)
+  if sizes.ndim != 1 or sizes.dtype.kind not in "iu" or not len(sizes) or (sizes < 1).any():
+    return f"lengths: must be whole numbers above 0, one for each episode, not {str(lengths)[:80]}"
+  if sizes.sum() != num_frames:
+    return f"lengths: episodes of {sizes.sum()} frames in all, but {num_frames} were written"
+  if not isinstance(annotations, Sequence):
+    return f"annotations: must be a list of (task, first frame, one past the last), not {annotations!r:.80}"
+  ends = np.cumsum(sizes)
+  for row, window in enumerate(annotations):
+    sound = isinstance(window, Sequence) and len(window) == 3 and isinstance(window[0], str)
+    span = _array(window[1:] if sound else ())
+    if span.shape != (2,) or span.dtype.kind not in "iu" or not task_name(window[0]):
+      return f"annotations[{row}]: must be (task, first frame, one past the last), not {str(window)[:80]}"
+    first, end = span.tolist()
+    episode = min(int(np.searchsorted(ends, first, side="right")), len(ends) - 1)
+    begin, stop = int(ends[episode] - sizes[episode]), int(ends[episode])
+    if not begin <= first < end <= stop:
+      where = f"episode {episode} goes from {begin} to {stop} of {num_frames}"
+      return f"annotations[{row}]: frames {first} to {end} of {window[0]} do not lie in one episode; {where}"
+  if not isinstance(scene, str):
+    return f"scene: must be a name, not {str(scene)[:80]}"
+  for name in extra:
+    if not isinstance(name, str) or pathlib.PurePath(name).name != name or not name.endswith(".npz"):
+      return f"extra: {name!r} must be the name of an npz file"
+  return ""
+
+
+def _array(values: object) -> np.ndarray:
+  """Values as an array; of objects where they have no common type or shape."""
+  try:
+    return np.asarray(values)
+  except (ValueError, OverflowError):
+    return np.empty(0, object)
 
 
 def annotation_content(windows: Sequence[tuple[str, int, int]], texts: Mapping[str, str]) -> dict[str, Any]:

@@ -122,6 +122,7 @@ def _draw_split(
   found = [recording_workers.load(states, job, without=robot.camera_names)["start"] for job in starts]
   extra = {"task": np.array([job.task for job in starts]), "start": np.stack(found)} if starts else {}
   drawing = writing = 0.0
+  shutil.rmtree(calvin_writer.partial_folder(folder), ignore_errors=True)  # of an interrupted run
   with (
     calvin_writer.FrameWriter(folder, first_id, config.env.workers, robot) as writer,
     logger.progress(sum(totals), f"drawing {folder.name}") as bar,
