@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 import pathlib
@@ -792,6 +793,26 @@ def test_commit_refuses_and_keeps_what_was_written(tmp_path, changes, rule):
     kept = calvin_writer.partial_folder(tmp_path / "x")
     assert str(kept) in str(error.value) and len(list(kept.iterdir())) == 18
     writer.commit(**right)
+  assert calvin.read_frames(tmp_path / "x", 8).num_frames == 18
+
+
+def test_a_write_that_the_disk_stops_can_be_repeated(tmp_path, monkeypatch):
+  monkeypatch.setattr(calvin_writer, "BLOCK", 4)
+  real = calvin_writer._NpzTemplate.fill
+  frames, outcomes = _frames(18), itertools.chain([None] * 9, [OSError(errno.ENOSPC, "No space")])
+
+  def fill(template, arrays):
+    if (outcome := next(outcomes, None)) is not None:
+      raise outcome
+    return real(template, arrays)
+
+  monkeypatch.setattr(calvin_writer._NpzTemplate, "fill", fill)
+  with calvin_writer.FrameWriter(tmp_path / "x") as writer:
+    with pytest.raises(OSError, match="No space"):
+      writer.write(**frames)
+    assert not writer.num_frames and not list(calvin_writer.partial_folder(tmp_path / "x").iterdir())
+    writer.write(**frames)
+    writer.commit(LENGTHS, ANNOTATIONS, "table")
   assert calvin.read_frames(tmp_path / "x", 8).num_frames == 18
 
 

@@ -12,7 +12,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent import futures
 from typing import Any
 
 import numpy as np
@@ -119,7 +119,7 @@ class FrameWriter:
           "FrameWriter(..., go_on=True) goes on after its frames; delete the folder if they are not needed"
         ) from None
       self._take_over()
-    self._pool = ThreadPoolExecutor(num_workers(workers))
+    self._pool = futures.ThreadPoolExecutor(num_workers(workers))
 
   @property
   def num_frames(self) -> int:
@@ -173,6 +173,7 @@ class FrameWriter:
     Raises:
       ValueError: keys, shapes or dtypes do not fit.
       DatasetError: a value that the reader would refuse.
+      OSError: the disk is full, or cannot be written; none of these frames is written.
     """
     block = self._checked(frames)
     n, first = len(block["rel_actions"]), self._next
@@ -191,7 +192,15 @@ class FrameWriter:
             file.write(memoryview(data)[done:])
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file.name)
 
-    list(self._pool.map(write_rows, range(0, n, BLOCK)))
+    parts = [self._pool.submit(write_rows, begin) for begin in range(0, n, BLOCK)]
+    try:
+      for part in parts:
+        part.result()
+    except Exception:
+      futures.wait(parts)  # then none of this call's frames is there, and the call can be repeated
+      for frame_id in range(first, first + n):
+        frame_path(self._partial, frame_id).unlink(missing_ok=True)
+      raise
     self._count(block)
 
   def _checked(self, frames: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
