@@ -101,6 +101,14 @@ def test_any_damaged_file_of_params(tmp_path, how):
   jax.tree.map(np.testing.assert_array_equal, load_params(tmp_path / "good"), tree)
 
 
+def test_a_new_folder_leaves_others_alone(tmp_path):
+  for name in ("out.tmp", ".out.tmp"):
+    (tmp_path / name).mkdir()
+  with checksums.new_folder(tmp_path / "out") as folder:
+    (folder / "a").touch()
+  assert sorted(path.name for path in tmp_path.iterdir()) == [".out.tmp", "out", "out.tmp"]
+
+
 def test_messages_say_what_is_wrong(tmp_path):
   save_params(tmp_path / "params", {"w": np.arange(600.0)})
   largest = max((tmp_path / "params").rglob("d/*"), key=lambda file: file.stat().st_size)

@@ -254,6 +254,39 @@ def test_what_is_in_the_way(source, tmp_path):
     calvin.read_frames(out / "training", 12)
 
 
+@pytest.mark.parametrize(
+  "files",
+  [
+    {"notes.txt": "mine"},
+    {"settings.json": "{}"},
+    {".lock": "", "tfds/a": "b"},
+    {"settings.json": "no JSON"},
+    None,
+  ],
+)
+def test_a_folder_of_somebody_else_is_left_alone(source, tmp_path, files):
+  partial = tmp_path / "out.partial"
+  for name, text in (files or {}).items():
+    (partial / name).parent.mkdir(parents=True, exist_ok=True)
+    (partial / name).write_text(text)
+  if files is None:
+    partial.write_text("mine")
+  with pytest.raises(DatasetError, match="no unfinished conversion") as error:
+    _convert(source, tmp_path / "out")
+  assert error.value.file == partial and not (tmp_path / "out").exists()
+  there = {str(path.relative_to(partial)) for path in partial.rglob("*") if path.is_file()}
+  assert there == set(files or {})
+
+
+@pytest.mark.parametrize("names", [[], [".lock"], [".lock", "settings.json.tmp"]])
+def test_stopped_before_the_settings_were_written(source, tmp_path, names):
+  (tmp_path / "out.partial").mkdir()
+  for name in names:
+    (tmp_path / "out.partial" / name).touch()
+  _convert(source, tmp_path / "out")
+  assert not {".lock", "settings.json.tmp"} & {path.name for path in (tmp_path / "out").iterdir()}
+
+
 def test_another_conversion_is_not_mixed_in(source, tmp_path, monkeypatch):
   def stopped(*_):
     raise KeyboardInterrupt

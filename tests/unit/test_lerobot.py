@@ -20,6 +20,7 @@ from wam_jax.data.files import DatasetError
 from wam_jax.embodiment import CALVIN, FILE, ActionDimension, Camera, Embodiment, StateDimension
 from wam_jax.envs.tasks import PREDICATES
 from wam_jax.host import lerobot_info
+from wam_jax.host.locks import locked
 from wam_jax.host.logger import Logger
 from wam_jax.running import data_check, plan
 from wam_jax.running.stage_run import StageRun
@@ -657,9 +658,9 @@ def test_nothing_is_overwritten(made, tmp_path):
   notes = tmp_path / "other.partial/notes.txt"
   notes.parent.mkdir()
   notes.touch()
-  with pytest.raises(DatasetError, match="not begun by this") as error:
+  with pytest.raises(DatasetError, match="no unfinished conversion") as error:
     lerobot_writer.write_lerobot(tmp_path / "source", tmp_path / "other")
-  assert error.value.file == notes.parent and notes.exists()
+  assert error.value.file == notes.parent and list(notes.parent.iterdir()) == [notes]
 
 
 def test_what_an_interruption_left_is_written_again(tmp_path, monkeypatch):
@@ -668,6 +669,11 @@ def test_what_an_interruption_left_is_written_again(tmp_path, monkeypatch):
     patched.setattr(lerobot_writer._Writer, "_task_table", mock.Mock(side_effect=KeyboardInterrupt))
     lerobot_writer.write_lerobot(tmp_path / "source", tmp_path / "out")
   assert not (tmp_path / "out").exists()
+  with (
+    locked(tmp_path / "out.partial" / lerobot_writer._BEGUN, wait=False),
+    pytest.raises(DatasetError, match="another process"),
+  ):
+    lerobot_writer.write_lerobot(tmp_path / "source", tmp_path / "out")
   lerobot_writer.write_lerobot(tmp_path / "source", tmp_path / "out")
   assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["data", FILE, "meta", "videos"]
 

@@ -22,7 +22,7 @@ import pathlib
 import shutil
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -36,8 +36,8 @@ from wam_jax.data.frames import ProgressFactory, num_workers
 from wam_jax.data.lerobot_writer import write_lerobot
 from wam_jax.embodiment import CALVIN, FILE, Embodiment
 from wam_jax.host import console, machine
+from wam_jax.host.dataset_files import foreign, only_writer, read_json
 from wam_jax.host.lerobot_info import is_lerobot
-from wam_jax.host.locks import LockError, NoLocksError, locked
 from wam_jax.host.machine import disk_full
 from wam_jax.host.regular_files import check_file, read_text
 from wam_jax.storage import checksums
@@ -45,6 +45,7 @@ from wam_jax.storage import checksums
 SHARD_EXAMPLES = 64  # 100 MB of pictures at 64 x 64; what an interruption can cost
 _LISTED = 20  # broken frames that the summary names
 _SETTINGS, _LOCK, _SHARDS = "settings.json", ".lock", "shards"
+_FIRST = {_LOCK, f"{_SETTINGS}.tmp"}  # what is made before the settings
 _OTHER_OUT = "choose another --out."
 _AGAIN = "give the same command again."
 
@@ -111,7 +112,8 @@ def convert(
     return _already_there(out, settings)
   partial = out.with_name(f"{out.name}.partial")
   try:
-    with _locked(partial, log):
+    _check_own(partial)
+    with only_writer(partial, _LOCK, log):
       _begin(partial, settings)
       _check_room(partial, plans)
       shards = {
@@ -148,37 +150,37 @@ def _already_there(out: pathlib.Path, settings: dict[str, Any]) -> dict[str, Any
   raise DatasetError(out, "is there already, and is no converted dataset.", fix=_OTHER_OUT)
 
 
-@contextlib.contextmanager
-def _locked(partial: pathlib.Path, log: Callable[[str], None]) -> Iterator[None]:
-  partial.mkdir(parents=True, exist_ok=True)
-  with contextlib.ExitStack() as stack:
-    try:
-      stack.enter_context(locked(partial / _LOCK, wait=False))
-    except NoLocksError as error:
-      log(f"{error}. Until then start no second conversion to {partial}.")
-    except LockError as error:
-      raise DatasetError(partial, f"{error}.", fix="another --out.") from None
-    yield
+def _check_own(partial: pathlib.Path) -> None:
+  """Raises DatasetError if something else than an unfinished conversion is there. Writes nothing."""
+  if not os.path.lexists(partial):
+    return
+  stopped_at_once = partial.is_dir() and set(os.listdir(partial)) <= _FIRST
+  if not stopped_at_once and not _read_settings(partial):
+    raise foreign(partial)
+
+
+def _read_settings(partial: pathlib.Path) -> dict[str, Any]:
+  """Settings of an unfinished conversion; empty if there are none."""
+  try:
+    content = read_json(partial / _SETTINGS)
+  except DatasetError:
+    return {}
+  return content if {"version", "source", "image_size", "skip_broken", "files"} <= set(content) else {}
 
 
 def _begin(partial: pathlib.Path, settings: dict[str, Any]) -> None:
   """Makes the folders, or sees that what is there was begun in the same way."""
-  path = partial / _SETTINGS
-  if os.path.lexists(path):
-    try:
-      begun = dict(json.loads(read_text(path)))
-    except (ValueError, TypeError, RecursionError):
-      begun = {}
-    other = [key for key in settings if begun.get(key) != settings[key]]
-    if other:
-      raise DatasetError(
-        partial,
-        f"was begun with another {', '.join(other)}.",
-        fix="delete this folder to begin anew, or choose another --out.",
-      )
+  begun = _read_settings(partial)
+  other = [key for key in settings if begun.get(key) != settings[key]]
+  if begun and other:
+    raise DatasetError(
+      partial,
+      f"was begun with another {', '.join(other)}.",
+      fix="delete this folder to begin anew, or choose another --out.",
+    )
   (partial / converted.TFDS_FOLDER).mkdir(parents=True, exist_ok=True)
   (partial / _SHARDS).mkdir(exist_ok=True)
-  checksums.write_json(path, settings)
+  checksums.write_json(partial / _SETTINGS, settings)
 
 
 def _frame_bytes(plan: SplitPlan) -> int:

@@ -9,7 +9,7 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -22,6 +22,7 @@ from wam_jax.data.lerobot_pictures import pyav
 from wam_jax.data.lerobot_tables import PLAY, SUCCESS, TASK, parquet
 from wam_jax.embodiment import FILE
 from wam_jax.envs import tasks as task_rules
+from wam_jax.host.dataset_files import foreign, only_writer
 from wam_jax.host.lerobot_info import ACTION, INFO, STATE, STATS, is_lerobot
 from wam_jax.host.machine import disk_full
 from wam_jax.storage import checksums
@@ -33,7 +34,8 @@ PATHS = {
   "video": "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
 }
 _MEGABYTES = {"data": 100, "video": 200}  # of a file, from which on the next one is begun
-_BEGUN = ".lerobot"  # in a folder that is being written
+_BEGUN = ".lerobot"  # in a folder that is being written; locked
+_MADE = {"data", "meta", "videos", FILE}
 _CHUNK = 1000  # files in a folder
 _QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
 _VIDEO = {
@@ -158,7 +160,12 @@ class _Split:
 
 
 def write_lerobot(
-  source: PathLike, out: PathLike, *, image_size: int = 0, progress: ProgressFactory | None = None
+  source: PathLike,
+  out: PathLike,
+  *,
+  image_size: int = 0,
+  progress: ProgressFactory | None = None,
+  log: Callable[[str], None] = print,
 ) -> dict[str, Any]:
   """Writes a dataset of ours, CALVIN's or converted, as a LeRobot dataset; it appears when it is whole.
 
@@ -171,12 +178,14 @@ def write_lerobot(
     out: folder to be made.
     image_size: side that pictures are shrunk to [pixels]; 0: as they are stored.
     progress: as in `calvin.read_frames`.
+    log: called with lines of text.
 
   Returns:
     What info.json holds.
 
   Raises:
-    DatasetError: the source breaks a rule, or `out` is there already, or something else as `out`.partial.
+    DatasetError: the source breaks a rule, `out` is there already, or something else as `out`.partial, or
+      another process is writing there.
   """
   source, out = pathlib.Path(source), pathlib.Path(os.path.abspath(out))
   if is_lerobot(source):
@@ -193,15 +202,16 @@ def write_lerobot(
   parquet(), pyav()  # before anything is written
   partial = out.with_name(f"{out.name}.partial")
   try:
-    if partial.exists():
-      if not (partial / _BEGUN).exists():
-        raise DatasetError(partial, "is there already, and was not begun by this.", fix="move it elsewhere.")
-      shutil.rmtree(partial)
-    partial.mkdir(parents=True)
-    (partial / _BEGUN).touch()
-    info = _Writer(partial, splits).write(progress)
-    (partial / _BEGUN).unlink()
-    os.rename(partial, out)
+    left = set(os.listdir(partial)) if partial.is_dir() else set()
+    if os.path.lexists(partial) and (not partial.is_dir() or (left and _BEGUN not in left)):
+      raise foreign(partial)
+    with only_writer(partial, _BEGUN, log):
+      for name in left & _MADE:
+        remove = shutil.rmtree if (partial / name).is_dir() else os.unlink
+        remove(partial / name)
+      info = _Writer(partial, splits).write(progress)
+      (partial / _BEGUN).unlink()
+      os.rename(partial, out)
   except OSError as error:
     reason = "no room left on the disk" if disk_full(error) else error.strerror or str(error)
     fix = "make room, or choose another --out, and give the command again."

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from wam_jax import embodiment
 from wam_jax.embodiment import Embodiment, EmbodimentError
+from wam_jax.host.locks import LockError, NoLocksError, locked
 from wam_jax.host.regular_files import read_text
 from wam_jax.host.words import PrintableError
 
@@ -23,6 +26,35 @@ class DatasetError(PrintableError, ValueError):
     self.file, self.key, self.rule, self.fix = pathlib.Path(file), key, rule, fix
     where = f"{self.file}" + (f", key '{key}'" if key else "")
     super().__init__(f"{where}: {rule}" + (f" What to do: {fix}" if fix else ""))
+
+
+@contextlib.contextmanager
+def only_writer(folder: pathlib.Path, lock: str, log: Callable[[str], None]) -> Iterator[None]:
+  """Keeps other processes from converting to a folder, which is made if needed.
+
+  Args:
+    folder: that is written to.
+    lock: name of the locked file in it.
+    log: called with a line of text where the file system has no locks: then nobody is kept away.
+
+  Raises:
+    DatasetError: another process is at work there.
+  """
+  folder.mkdir(parents=True, exist_ok=True)
+  with contextlib.ExitStack() as stack:
+    try:
+      stack.enter_context(locked(folder / lock, wait=False))
+    except NoLocksError as error:
+      log(f"{error}. Until then start no second conversion to {folder}.")
+    except LockError as error:
+      raise DatasetError(folder, f"{error}.", fix="another --out.") from None
+    yield
+
+
+def foreign(folder: pathlib.Path) -> DatasetError:
+  """For what has the name of an unfinished conversion, and is none."""
+  rule = "is there already, and is no unfinished conversion; nothing in it was changed."
+  return DatasetError(folder, rule, fix="move it elsewhere, or choose another --out.")
 
 
 def _text(path: PathLike) -> str:

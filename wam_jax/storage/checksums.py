@@ -225,9 +225,7 @@ def new_folder(out: pathlib.Path) -> Iterator[pathlib.Path]:
   out = out.resolve()
   if out.exists() and not (out.is_dir() and not any(out.iterdir())):
     raise FileExistsError(errno.EEXIST, "is there already; nothing was written", str(out))
-  partial = out.with_name(out.name + ".tmp")
-  if partial.exists():
-    shutil.rmtree(partial)
+  partial = out.with_name(f".{out.name}.{os.getpid()}.tmp")  # of this process alone, whatever else is there
   partial.mkdir(parents=True)
   try:
     yield partial
