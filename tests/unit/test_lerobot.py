@@ -250,6 +250,22 @@ FAULTS = {
     edit_rows("meta/stats.json", lambda stats: stats["action"]["max"].__setitem__(1, 200.0)),
     ("meta/stats.json", "action.max", "200 of number 1"),
   ),
+  "a mean of other data": (
+    edit_rows("meta/stats.json", lambda stats: stats["observation.state"]["mean"].__setitem__(1, 9.0)),
+    ("meta/stats.json", "observation.state.mean", "9 of number 1"),
+  ),
+  "a deviation of other data": (
+    edit_rows("meta/stats.json", lambda stats: stats["action"].update(std=[39.6, 37.7, 30.0])),
+    ("meta/stats.json", "action.std", "30 of number 2"),
+  ),
+  "more frames than there are": (
+    edit_rows(INFO, lambda info: info.update(total_frames=31)),
+    (INFO, "total_frames", "is 31, but the episodes have 30"),
+  ),
+  "fewer episodes than there are": (
+    edit_rows(INFO, lambda info: info.update(total_episodes=3, splits={})),
+    (EPISODES, "episode_index", "has episode .3.; by meta/info.json they go from 0 to 2"),
+  ),
   "no number for each action": (
     edit_rows("meta/stats.json", lambda stats: stats["action"]["min"].pop()),
     ("meta/stats.json", "action.min", "3 finite"),
@@ -413,6 +429,30 @@ def test_faults_are_named(root, tmp_path, fault):
     convert.convert(root, tmp_path / "out", image_size=SIDE, selection=selection, log=lambda text: None)
   assert error.value.file == root / file and error.value.key == key
   assert error.value.fix
+
+
+def test_statistics_of_episodes_are_compared(tmp_path):
+  root = made_up.write(tmp_path / "cups", "v2.1")
+  path = root / lerobot_info.EPISODE_STATS
+  lines = [json.loads(line) for line in path.read_text().splitlines()]
+  lines[1]["stats"]["action"]["std"][0] += 90
+  path.write_text("\n".join(map(json.dumps, lines)))
+  with pytest.raises(DatasetError, match="of number 0") as error:
+    lerobot.open_data(select(root))
+  assert (error.value.file, error.value.key) == (path, "action.std")
+  for line in lines:
+    del line["stats"]["action"]["std"]  # it may be absent
+  path.write_text("\n".join(map(json.dumps, lines)))
+  lerobot.open_data(select(root))
+
+
+@pytest.mark.parametrize("ddof", [0, 1])
+def test_deviations_are_those_of_the_data_or_of_a_sample(root, ddof):
+  values = made_up.columns()["action"]
+  made_up.change(
+    root / "meta/stats.json", lambda stats: stats["action"].update(std=values.std(0, ddof=ddof).tolist())
+  )
+  assert len(lerobot.open_data(select(root)).action) == len(values)
 
 
 def test_faulty_episodes_can_be_left_out(root):

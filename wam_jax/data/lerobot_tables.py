@@ -22,7 +22,6 @@ from wam_jax.host.lerobot_info import (
   ACTION,
   INFO,
   STATE,
-  STATS,
   LeRobotInfo,
   describes_itself,
   embodiment_of,
@@ -205,8 +204,14 @@ def _column(table: Any, path: pathlib.Path, key: str, width: int = 0) -> np.ndar
   return array.reshape(len(table), width) if width else array
 
 
-def _read_episodes(info: LeRobotInfo, first: int, unused: set[int], robot: Embodiment) -> list[Episode]:
-  """Episodes of a dataset that are used, in order, with the robot's cameras; opens no file of theirs."""
+def _read_episodes(
+  info: LeRobotInfo, first: int, unused: set[int], robot: Embodiment
+) -> tuple[list[Episode], int | None]:
+  """Episodes of a dataset that are used, in order, with the robot's cameras; opens no file of theirs.
+
+  Returns:
+    The episodes, and the frames of all, also of those that are not used; None where one has no length.
+  """
   file, rows = _list_v3(info) if info.version == 3 else _list_v2(info)
   indices = [row.get("episode_index") for row in rows]
   numbered = lambda i: type(i) is int and 0 <= i < info.num_episodes
@@ -220,7 +225,10 @@ def _read_episodes(info: LeRobotInfo, first: int, unused: set[int], robot: Embod
   cameras = [info.cameras[name] for name in robot.camera_names]
   films = [feature for feature in cameras if info.features[feature]["dtype"] == "video"]
   make = _episode_v3 if info.version == 3 else _episode_v2
-  return sorted((make(info, file, first, row, films) for row in used), key=lambda episode: episode.index)
+  episodes = sorted((make(info, file, first, row, films) for row in used), key=lambda episode: episode.index)
+  lengths: list[Any] = [row.get("length") for row in rows]
+  sound = all(type(length) in (int, float) and 0 <= length < 2**31 for length in lengths)
+  return episodes, sum(map(int, lengths)) if sound else None
 
 
 def _list_v3(info: LeRobotInfo) -> tuple[pathlib.Path, list[dict[str, Any]]]:
@@ -320,12 +328,19 @@ def open_data(selection: Selection) -> LeRobotData:
   named = _named_episodes(selection, sum(info.num_episodes for info in infos), infos[0].file)
   episodes: list[Episode] = []
   first = 0
+  totals = []
   for info in infos:
-    episodes += _read_episodes(info, first, named.get(UNUSED, set()), robot)
+    used, total = _read_episodes(info, first, named.get(UNUSED, set()), robot)
+    episodes += used
+    totals.append(total)
     first += info.num_episodes
   if not any(episode.length for episode in episodes):
     raise DatasetError(infos[0].file, "has no episode that is used.", key="total_episodes", fix="name fewer.")
   columns = _read_columns(infos, episodes, selection)
+  for info, total in zip(infos, totals, strict=True):
+    if total not in (None, info.num_frames):  # the list of episodes agrees with the tables
+      rule = f"is {info.num_frames}, but the episodes have {total} frames together."
+      raise DatasetError(info.file, rule, key="total_frames", fix=f"correct it, or {COPY_AGAIN}")
   episodes = [episode for episode in episodes if episode.length]
   data = LeRobotData(
     robot=robot,
@@ -487,22 +502,32 @@ def _check_statistics(data: LeRobotData, infos: Sequence[LeRobotInfo], descripti
   """Statistics that ranges were taken from must be those of the data."""
   for info in infos:
     mine = np.repeat([e.info is info for e in data.episodes], [e.length for e in data.episodes])
-    whole = sum(e.info is info for e in data.episodes) == info.num_episodes
+    whole = int(mine.sum()) == info.num_frames
     if describes_itself(info, description) or not whole or not mine.any():
       continue
     for key, values in ((ACTION, data.action[mine]), (STATE, data.state[mine])):
       if key not in info.statistics or not values.size or not np.isfinite(values).all():
         continue  # `_check_numbers` names it
       least, most = values.min(0), values.max(0)
-      for name, actual in (("min", least), ("max", most), ("mean", values.mean(0))):
+      close = _CLOSE * (most - least)
+      checks = {
+        "min": (least, close + 1e-4 * np.abs(least)),
+        "max": (most, close + 1e-4 * np.abs(most)),
+        "mean": (values.mean(0), close + 1e-4 * np.abs(values.mean(0))),
+      }
+      if "std" in info.statistics[key]:
+        # Also of a sample, and as lerobot's running sums of squares in float32 have it.
+        spread = values.std(0)
+        checks["std"] = spread, close + spread / len(values) + 1e-3 * np.abs(values).max(0)
+      for name, (actual, tolerance) in checks.items():
         told = numbers(info, key, name)
-        off = np.abs(told - actual) > _CLOSE * (most - least) + 1e-4 * np.abs(actual)
+        off = np.abs(told - actual) > tolerance
         if off.any():
           column = int(off.argmax())
           told_and_true = f"{told[column]:.6g} of number {column}, which is {actual[column]:.6g} there"
           rule = f"does not match the data: {told_and_true}."
           fix = "compute the statistics again, or describe the robot in --config.data.embodiment=FILE."
-          raise DatasetError(info.root / STATS, rule, key=f"{key}.{name}", fix=fix)
+          raise DatasetError(info.statistics_file, rule, key=f"{key}.{name}", fix=fix)
 
 
 def _check_numbers(data: LeRobotData) -> None:
@@ -518,8 +543,8 @@ def _check_numbers(data: LeRobotData) -> None:
     check_vectors(table_of, np.arange(len(data.action)), values, data.robot)
   except DatasetError as error:
     episode, frame = data.locate(bad[-1])
-    fix = f"correct the range in {STATS} or in --config.data.embodiment=FILE, or leave the episode out: "
-    fix += f"--config.data.episodes=unused:{episode.number}"
+    fix = f"correct the range in {episode.info.statistics_file} or in --config.data.embodiment=FILE, "
+    fix += f"or leave the episode out: --config.data.episodes=unused:{episode.number}"
     rule = f"in frame {frame} of {episode} it {error.rule}"
     raise DatasetError(error.file, rule, key=_KEYS[error.key], fix=fix) from None
 

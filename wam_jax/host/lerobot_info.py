@@ -71,6 +71,12 @@ class LeRobotInfo:
     """meta/info.json."""
     return self.root / INFO
 
+  @property
+  def statistics_file(self) -> pathlib.Path:
+    """Where the statistics are, or would be."""
+    of_episodes = not os.path.lexists(self.root / STATS) and os.path.lexists(self.root / EPISODE_STATS)
+    return self.root / (EPISODE_STATS if of_episodes else STATS)
+
   def path(self, kind: str, **numbers: Any) -> pathlib.Path:
     """File of data ("data") or of a video ("video"), by the numbers and names in its template.
 
@@ -215,7 +221,7 @@ def picture_size(feature: dict[str, Any]) -> tuple[int, int]:
 
 
 def _statistics(root: pathlib.Path) -> dict[str, dict[str, Any]]:
-  """meta/stats.json, or of version 2.1 those of all episodes together; least, most and mean of numbers."""
+  """meta/stats.json, or of version 2.1 those of all episodes together: least, most, mean, std."""
   if os.path.lexists(root / STATS):
     return read_json(root / STATS)
   if not os.path.lexists(root / EPISODE_STATS):
@@ -230,12 +236,16 @@ def _statistics(root: pathlib.Path) -> dict[str, dict[str, Any]]:
         if not (counts > 0).all():
           raise ValueError(counts)
         column = lambda name, rows=rows: np.array([np.ravel(row[name]) for row in rows], float)
+        weights, means = counts / counts.sum(), column("mean")
+        mean = weights @ means
         out[key] = {
           "min": column("min").min(0).tolist(),
           "max": column("max").max(0).tolist(),
-          "mean": (column("mean") * counts[:, None] / counts.sum()).sum(0).tolist(),
+          "mean": mean.tolist(),
           "count": [int(counts.sum())],
         }
+        if all("std" in row for row in rows):
+          out[key]["std"] = np.sqrt(weights @ (column("std") ** 2 + (means - mean) ** 2)).tolist()
   except (LookupError, TypeError, ValueError, OverflowError):
     raise DatasetError(root / EPISODE_STATS, "holds no statistics of all episodes.", fix=COPY_AGAIN) from None
   return out
@@ -253,7 +263,7 @@ def numbers(info: LeRobotInfo, feature: str, name: str) -> np.ndarray:
     values = np.array([np.nan])
   if values.shape != (info.width(feature),) or not np.isfinite(values).all():
     rule = f"must be {info.width(feature)} finite numbers, one for each of {feature}."
-    raise DatasetError(info.root / STATS, rule, key=f"{feature}.{name}", fix=_DESCRIBE)
+    raise DatasetError(info.statistics_file, rule, key=f"{feature}.{name}", fix=_DESCRIBE)
   return values
 
 
