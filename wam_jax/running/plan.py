@@ -313,7 +313,7 @@ def format_plan(config: ConfigDict, plans: dict[str, StagePlan]) -> str:
   here = count(available_cores(), "CPU core") + (f" and {device}, a small part of that" if device else "")
   lines += [
     f"  time     about {duration(total)}, reckoned from {REFERENCE}; here: {here}",
-    f"  choose   {experiment}:demo (CPU, minutes), :small (CPU, longer), :paper (published)",
+    f"  choose   {experiment}:demo and :small (CPU, minutes), :paper (published)",
     "           --config.stage=NAME one stage, --config.stage=plan only this text, --config.workdir=FOLDER,",
     "           --config.data.source=embedded|calvin|lerobot; any other field as --config.GROUP.FIELD=VALUE",
   ]
