@@ -264,7 +264,7 @@ FAULTS = {
   ),
   "fewer episodes than there are": (
     edit_rows(INFO, lambda info: info.update(total_episodes=3, splits={})),
-    (EPISODES, "episode_index", "has episode .3.; by meta/info.json they go from 0 to 2"),
+    (INFO, "total_episodes", "is 3, but .*lists 4 episodes"),
   ),
   "no number for each action": (
     edit_rows("meta/stats.json", lambda stats: stats["action"]["min"].pop()),
@@ -321,7 +321,7 @@ FAULTS = {
   ),
   "more episodes than can be": (
     edit_rows(INFO, lambda info: info.update(total_episodes=2**31 - 1)),
-    (EPISODES, "episode_index", "has 4 episodes"),
+    (INFO, "total_episodes", "lists 4 episodes"),
   ),
   "a part of a frame": (edit_rows(EPISODES, set_row(1, length=7.5)), (EPISODES, "length", "'7.5'")),
   "an empty episode with frames": (

@@ -215,6 +215,10 @@ def _read_episodes(
   file, rows = _list_v3(info) if info.version == 3 else _list_v2(info)
   indices = [row.get("episode_index") for row in rows]
   numbered = lambda i: type(i) is int and 0 <= i < info.num_episodes
+  if indices == list(range(len(indices))) and len(indices) != info.num_episodes:
+    rule = f"is {info.num_episodes}, but {file} lists {count(len(indices), 'episode')}."
+    fix = "download all of the dataset, or correct it."
+    raise DatasetError(info.file, rule, key="total_episodes", fix=fix)
   wrong = [i for i in indices if not numbered(i)]
   wrong = wrong or [i for i, times in collections.Counter(indices).items() if times > 1]
   if wrong or len(indices) != info.num_episodes:
