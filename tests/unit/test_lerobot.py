@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import shutil
 from unittest import mock
@@ -716,6 +717,18 @@ def test_what_an_interruption_left_is_written_again(tmp_path, monkeypatch):
     lerobot_writer.write_lerobot(tmp_path / "source", tmp_path / "out")
   lerobot_writer.write_lerobot(tmp_path / "source", tmp_path / "out")
   assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["data", FILE, "meta", "videos"]
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
+  made_up_robot.write_dataset(tmp_path / "source")
+  full = OSError(errno.ENOSPC, "No space left on device")
+  with monkeypatch.context() as patched, pytest.raises(DatasetError, match="no room left") as error:
+    patched.setattr(lerobot_writer._Video, "close", mock.Mock(side_effect=full))
+    patched.setattr(lerobot_writer.parquet().ParquetWriter, "close", mock.Mock(side_effect=full))
+    lerobot_writer.write_lerobot(tmp_path / "source", tmp_path / "out")
+  assert error.value.file == tmp_path / "out.partial" and not (tmp_path / "out").exists()
+  lerobot_writer.write_lerobot(tmp_path / "source", tmp_path / "out")
 
 
 @pytest.mark.parametrize(

@@ -209,7 +209,12 @@ def write_lerobot(
       for name in left & _MADE:
         remove = shutil.rmtree if (partial / name).is_dir() else os.unlink
         remove(partial / name)
-      info = _Writer(partial, splits).write(progress)
+      writer = _Writer(partial, splits)
+      try:
+        info = writer.write(progress)
+      except OSError:
+        writer.abandon_table()
+        raise
       (partial / _BEGUN).unlink()
       os.rename(partial, out)
   except OSError as error:
@@ -402,6 +407,11 @@ class _Writer:
     self._table.write_table(rows)
 
   _table: Any = None
+
+  def abandon_table(self) -> None:
+    """Lets go of a table that cannot be written; its destructor would try again, and print a traceback."""
+    if self._table is not None:
+      self._table.is_open = False
 
   def _close_table(self) -> None:
     if self._table is not None:
