@@ -104,6 +104,13 @@ def test_frames_that_break_a_rule_are_named(tmp_path, changes, key, rule):
   assert error.value.key == key
 
 
+def test_a_lost_description_is_suspected(root):
+  (root / FILE).unlink()
+  with pytest.raises(DatasetError, match="rgb_static.*absent") as error:
+    calvin.read_frames(root / "training", SIZE)
+  assert FILE in error.value.fix
+
+
 def test_binary_numbers_may_be_rounded():
   grip = dataclasses.replace(ARM.action[3], range=(0.1, 0.7), rest=0.7)
   robot = dataclasses.replace(ARM, action=(*ARM.action[:3], grip, *ARM.action[4:]))

@@ -162,7 +162,8 @@ def read_npz(
         path,
         f"is absent; the file has {', '.join(sorted(members)) or 'nothing'}.",
         key=key,
-        fix="use a dataset in CALVIN's format (one npz per frame with this key).",
+        fix=f"record it, or correct {embodiment.FILE} in the dataset's root, which says what frames have; "
+        "without that file they are taken for CALVIN's.",
       )
     method, crc, packed, size, begin = members[key]
     content: bytes | memoryview = view[begin : begin + packed]

@@ -201,7 +201,7 @@ def _check_vector(path: pathlib.Path, key: str, array: np.ndarray, width: int | 
       path,
       f"must be {wanted}, not {array.dtype} {list(array.shape)}.",
       key=key,
-      fix="repair or remove the episode of this frame.",
+      fix=f"repair or remove the episode of this frame; if all are so, correct {FILE} in the dataset's root.",
     )
 
 
