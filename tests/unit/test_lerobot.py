@@ -477,12 +477,17 @@ def test_selections_that_do_not_fit_are_named(made, options, key, rule):
   assert error.value.key == key
 
 
-def test_a_task_that_does_not_occur_is_named_with_those_that_do(made):
+def test_a_task_that_does_not_occur_is_named_with_those_that_do(made, tmp_path, capsys):
   selection = select(made, tasks=("fold_the_towel",))
   data = lerobot.open_data(selection)
   (problem,) = lerobot.task_problems(data, selection, lerobot.divide(data, selection))
   assert problem.key == "task_index" and "fold_the_towel" in problem.rule
   assert "stack_the_cups (2 episodes of 'Stack the cups.')" in problem.rule
+  out = tmp_path / "out"
+  assert (
+    convert.main([f"--source={made}", "--tasks=fold_the_towel", f"--image_size={SIDE}", f"--out={out}"]) == 1
+  )
+  assert "fold_the_towel" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 def test_success_from_the_first_frame_on_is_doubted(root, capsys):

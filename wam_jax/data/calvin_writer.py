@@ -154,11 +154,15 @@ class FrameWriter:
     for frame_id in ids.tolist():
       path = frame_path(self._partial, frame_id)
       try:
-        block = self._checked({key: array[None] for key, array in read_npz(path).items()})
+        frame = read_npz(path)
+      except DatasetError as error:
+        fix = "move it and the frames after it elsewhere, then go on."
+        raise DatasetError(path, error.rule, key=error.key, fix=fix) from None
+      try:
+        self._count(self._checked({key: array[None] for key, array in frame.items()}))
       except ValueError as error:  # also DatasetError
-        fix = "delete it and the frames after it, then go on."
+        fix = "go on with the embodiment that it was recorded with."
         raise DatasetError(path, getattr(error, "rule", f"{error}."), fix=fix) from None
-      self._count(block)
 
   def write(self, **frames: np.ndarray) -> None:
     """Appends n frames.

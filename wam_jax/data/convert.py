@@ -202,12 +202,12 @@ def _check_room(partial: pathlib.Path, plans: dict[str, SplitPlan]) -> None:
 
 
 def _disk_error(partial: pathlib.Path, error: OSError) -> DatasetError:
-  rule = (
-    "no room left on the disk." if disk_full(error) else f"cannot be written ({error.strerror or error})."
-  )
-  return DatasetError(
-    error.filename or partial, rule, fix="make room and give the same command again: it goes on where it was."
-  )
+  if disk_full(error):
+    rule, what = "no room left on the disk.", "make room"
+  else:
+    rule, what = f"cannot be written ({error.strerror or error}).", "mend that, or choose another --out,"
+  fix = f"{what} and give the same command again: it goes on where it was."
+  return DatasetError(error.filename or partial, rule, fix=fix)
 
 
 def _checksum(examples: Iterable[dict[str, Any]], cameras: Sequence[str]) -> int:
@@ -551,6 +551,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
       )
       print(f"{options.out}: {info['total_frames']:,} frames, {info['total_episodes']:,} episodes")
       return 0
+    if selection is not None and selection.tasks:
+      data = lerobot.open_data(selection)
+      if problems := lerobot.task_problems(data, selection, lerobot.divide(data, selection)):
+        print(*problems, sep="\n", file=sys.stderr)
+        return 1
     convert(
       options.source[0],
       options.out,

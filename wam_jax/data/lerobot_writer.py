@@ -218,8 +218,9 @@ def write_lerobot(
       (partial / _BEGUN).unlink()
       os.rename(partial, out)
   except OSError as error:
-    reason = "no room left on the disk" if disk_full(error) else error.strerror or str(error)
-    fix = "make room, or choose another --out, and give the command again."
+    full = disk_full(error)
+    reason = "no room left on the disk" if full else error.strerror or str(error)
+    fix = f"{'make room' if full else 'mend that'}, or choose another --out, and give the command again."
     raise DatasetError(partial, f"cannot be written ({reason}).", fix=fix) from None
   return info
 
