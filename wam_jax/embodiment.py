@@ -257,8 +257,8 @@ class Embodiment:
       )
 
   def to_json(self) -> str:
-    """As `from_json` reads it."""
-    return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+    """As `from_json` reads it. Numbers may be NumPy's."""
+    return json.dumps(dataclasses.asdict(self), indent=2, default=lambda number: number.item()) + "\n"
 
   def to_dict(self) -> dict[str, Any]:
     """As `from_dict` reads it: plain values, as JSON has them."""

@@ -21,7 +21,7 @@ from wam_jax.core.image import area_resize
 from wam_jax.data import calvin, convert, doubts, frames_cache, inspect, windows
 from wam_jax.data.files import DatasetError, read_npz
 from wam_jax.data.frames import check_vectors, frame_path
-from wam_jax.embodiment import CALVIN, FILE, Camera, EmbodimentError
+from wam_jax.embodiment import CALVIN, FILE, ActionDimension, Camera, EmbodimentError
 from wam_jax.nn.world_model import make_world_model, needs_statistics, proprio_features, reported_state
 from wam_jax.running import data_check, plan
 from wam_jax.stages.featurize import filter_demos
@@ -102,6 +102,15 @@ def test_frames_that_break_a_rule_are_named(tmp_path, changes, key, rule):
   with pytest.raises(DatasetError, match=rule) as error:
     calvin.read_frames(tmp_path / "training", SIZE)
   assert error.value.key == key
+
+
+def test_a_robot_may_be_described_by_lists_and_numpys_numbers(tmp_path):
+  joint = ActionDimension("turn", range=tuple(np.array([-0.1, 0.7], np.float32)), rest=np.float32(0.1))
+  robot = dataclasses.replace(
+    ARM, cameras=(Camera("top", [24, 32]),), action=(joint,), control_hz=np.int64(9)
+  )
+  made_up_robot.write_dataset(tmp_path, robot)
+  assert calvin.read_frames(tmp_path / "validation", SIZE).embodiment.control_hz == 9
 
 
 def test_a_lost_description_is_suspected(root):

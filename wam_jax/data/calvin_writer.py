@@ -28,7 +28,7 @@ from wam_jax.data.frames import (
   vector_keys,
   vector_shape,
 )
-from wam_jax.embodiment import CALVIN, FILE, Embodiment
+from wam_jax.embodiment import CALVIN, FILE, Embodiment, from_dict
 from wam_jax.envs.tasks import SENTENCES
 from wam_jax.host.words import count, task_name
 from wam_jax.storage import checksums
@@ -100,8 +100,10 @@ class FrameWriter:
     Raises:
       FileExistsError: the folder exists, or frames of an interrupted writer do and `go_on` is false.
       DatasetError: the dataset is of another robot, or a frame that was left cannot be gone on from.
+      EmbodimentError: the embodiment breaks a rule of its file.
     """
-    self.folder, self.embodiment = pathlib.Path(folder), embodiment
+    # As it will be read: what cannot be written down is refused now, not after hours of recording.
+    self.folder, self.embodiment = pathlib.Path(folder), from_dict(embodiment.to_dict())
     if self.folder.exists():
       raise FileExistsError(f"{self.folder} exists: a split is written once")
     self._check_robot()
