@@ -185,9 +185,9 @@ class FrameWriter:
     n, first = len(block["rel_actions"]), self._next
     if not n:
       return
-    template = self._template = self._template or _NpzTemplate(
-      {key: array[0] for key, array in block.items()}
-    )
+    if self._template is None or not self._shapes:
+      self._template = _NpzTemplate({key: array[0] for key, array in block.items()})
+    template = self._template
 
     def write_rows(begin: int) -> None:
       for row in range(begin, min(begin + BLOCK, n)):

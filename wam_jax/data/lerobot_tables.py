@@ -513,19 +513,19 @@ def _check_statistics(data: LeRobotData, infos: Sequence[LeRobotInfo], descripti
       if key not in info.statistics or not values.size or not np.isfinite(values).all():
         continue  # `_check_numbers` names it
       least, most = values.min(0), values.max(0)
-      close = _CLOSE * (most - least)
-      checks = {
-        "min": (least, close + 1e-4 * np.abs(least)),
-        "max": (most, close + 1e-4 * np.abs(most)),
-        "mean": (values.mean(0), close + 1e-4 * np.abs(values.mean(0))),
-      }
-      if "std" in info.statistics[key]:
-        # Also of a sample, and as lerobot's running sums of squares in float32 have it.
-        spread = values.std(0)
-        checks["std"] = spread, close + spread / len(values) + 1e-3 * np.abs(values).max(0)
-      for name, (actual, tolerance) in checks.items():
+      mean, std = values.mean(0), values.std(0)
+      checks = (
+        ("min", least, 1e-4 * np.abs(least)),
+        ("max", most, 1e-4 * np.abs(most)),
+        ("mean", mean, 1e-4 * np.abs(mean)),
+        # Perhaps that of a sample, and from lerobot's running sums of squares in float32.
+        ("std", std, std / len(values) + 1e-3 * np.abs(values).max(0)),
+      )
+      for name, actual, rounding in checks:
+        if name == "std" and name not in info.statistics[key]:
+          continue
         told = numbers(info, key, name)
-        off = np.abs(told - actual) > tolerance
+        off = np.abs(told - actual) > _CLOSE * (most - least) + rounding
         if off.any():
           column = int(off.argmax())
           told_and_true = f"{told[column]:.6g} of number {column}, which is {actual[column]:.6g} there"
