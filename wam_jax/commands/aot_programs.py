@@ -169,9 +169,7 @@ class Programs:
     network = models.make_classifier(c, self._model.feature_size)
     init, update_task = classifier.training(c.classifier, network, self.mesh)
     dreams = classifier.DREAMS // 2 * (c.ppo.horizon_steps // c.behaviour_cloning.chunk)
-    d = c.data
-    takes = d.demos_per_task + d.play_successes_per_task + d.failed_takes_per_task
-    rows = 2 * takes * c.env.max_steps + dreams
+    rows = 2 * (c.data.demos_per_task + c.data.failed_takes_per_task) * c.env.max_steps + dreams
     groups = max(SHARES) if c.data.failed_takes_per_task else min(SHARES)
     pool = Pool(
       Shape((rows, self._model.feature_size), _FLOAT), Shape((groups, rows), _INT), Shape((groups,), _INT)

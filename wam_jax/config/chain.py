@@ -336,7 +336,6 @@ CHAIN: tuple[Stage, ...] = (
       "tasks",
       "classifier",
       "data.failed_takes_per_task",
-      "data.play_successes_per_task",
       "behaviour_cloning.chunk",
       "ppo.horizon_steps",
     ),

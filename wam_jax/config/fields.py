@@ -160,7 +160,7 @@ ROWS: tuple[Field, ...] = (
   Field("data.heldout_demos_per_task", 10, count(), "of validation/; no training sees them"),
   Field("data.play_successes_per_task", 0, count(0),
     "windows of play in which a task got done, at most so many, found by the tasks' predicates: cloned like "
-    "demos and shown to the classifier (not in the paper)", silent=0),
+    "demos (not in the paper)", silent=0),
   Field("data.failed_takes_per_task", 0, count(0),
     "labelled failures beside the demos, for the classifier and as starts of dreams"),
   Field("data.heldout_failed_takes_per_task", 10, count(1),

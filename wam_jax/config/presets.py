@@ -85,6 +85,7 @@ PRESET_CHANGES: dict[str, dict[str, Any]] = {
     "data.demos_per_task": 10,
     "data.play_frames": 36_000,
     "data.play_successes_per_task": 100,
+    "ppo.iterations": 48,
   },
   "paper": {},
 }

@@ -115,8 +115,8 @@ def load_features(path: PathLike) -> DemoFeatures:
     raise DatasetError(path, f"{error}.", fix=fix) from None
 
 
-def load_shown(folder: pathlib.Path, play: bool) -> DemoFeatures:
-  """What policies and classifiers learn success from: the demos, and if `play`, its successes behind them.
+def load_cloned(folder: pathlib.Path, play: bool) -> DemoFeatures:
+  """What policies are cloned from: the demos, and if `play`, its successes behind them.
 
   Args:
     folder: artifact of the featurize stage.

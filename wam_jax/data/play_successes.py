@@ -1,7 +1,7 @@
 """Successes within play: windows that end where a task got done, found by the tasks' own predicates.
 
 Play is recorded without a goal, and still opens drawers and lights lamps. Where demos are few, these windows
-are cloned like demos, and show the success classifier what success looks like.
+are cloned like demos. The success classifier does not see them: they make its dreams easier, not truer.
 """
 
 from __future__ import annotations

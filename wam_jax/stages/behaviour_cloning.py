@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from wam_jax.acting.models import make_policy
 from wam_jax.config.surroundings import dppo_file
-from wam_jax.data.features import load_features, load_shown
+from wam_jax.data.features import load_cloned, load_features
 from wam_jax.foreign import dppo
 from wam_jax.host.logger import Logger
 from wam_jax.running.stage_run import StageRun
@@ -33,7 +33,7 @@ def run(stage: StageRun) -> None:
     DppoError: `inputs.dppo_checkpoint` names policies of other sizes, or files that cannot be read.
   """
   config, inputs, workdir, logger = stage.config, stage.inputs, stage.workdir, stage.logger
-  demos = load_shown(inputs["featurize"].path, config.data.play_successes_per_task > 0)
+  demos = load_cloned(inputs["featurize"].path, config.data.play_successes_per_task > 0)
   policy = make_policy(config, demos.feature.shape[-1], demos.action.shape[-1])
   cloning, tasks = config.behaviour_cloning, demos.tasks
   data = bc.make_data(demos.takes, cloning.chunk)

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from wam_jax.acting.models import load_world_model, make_classifier
 from wam_jax.core.discrimination import discrimination
-from wam_jax.data.features import DemoFeatures, load_features, load_shown
+from wam_jax.data.features import DemoFeatures, load_features
 from wam_jax.host import tables
 from wam_jax.nn.classifier import SuccessClassifier
 from wam_jax.running.stage_run import StageRun
@@ -61,11 +61,10 @@ def run(stage: StageRun) -> None:
 
   logger.info("dreaming the demos, random actions and other tasks' actions")
   start = _starts(demos, start_key)
-  shown = load_shown(inputs["featurize"].path, config.data.play_successes_per_task > 0)
   pool = make_pool(
     world,
     world_params,
-    shown.takes,
+    demos.takes,
     start,
     pool_key,
     num_dreams=DREAMS // 2,

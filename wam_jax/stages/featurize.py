@@ -52,10 +52,10 @@ def run(stage: StageRun) -> None:
     save_features(workdir / "heldout_failed.npz", takes.rows(slice(count, None)))
   if config.data.play_successes_per_task:
     names, frames = _play_successes(stage, root / "training", model.image_size)
-    shown = calvin.as_split(names, frames)
+    windows_of_play = calvin.as_split(names, frames)
     with stage.logger.progress(len(names), "features of play's successes") as progress:
       play_key = jax.random.fold_in(key, len(splits) + 1)
-      takes = filter_demos(model, params, shown, config.tasks, play_key, progress)
+      takes = filter_demos(model, params, windows_of_play, config.tasks, play_key, progress)
     save_features(workdir / "play.npz", takes)
 
 
