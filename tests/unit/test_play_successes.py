@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from wam_jax.data import calvin, play_successes
-from wam_jax.data.features import DemoFeatures
+from wam_jax.data.features import DemoFeatures, load_cloned, save_features
 from wam_jax.data.files import DatasetError
 from wam_jax.embodiment import SCENE_OBS
 from wam_jax.envs import tasks
@@ -79,20 +79,18 @@ def test_play_that_does_nothing_is_refused(split):
   assert error.value.key == "scene_obs"
 
 
-def test_joined_demos_keep_what_each_is():
-  def demos(num: int, length: int, value: float) -> DemoFeatures:
-    shape = (2, num, length)
-    flags = np.ones(shape, bool)
-    return DemoFeatures(
-      np.full((*shape, 3), value, np.float32),
-      np.full((*shape, 7), value, np.float32),
-      flags,
-      flags,
-      ("a", "b"),
-    )
+def _demos(num: int, length: int, value: float) -> DemoFeatures:
+  shape = (2, num, length)
+  flags, vectors = np.ones(shape, bool), np.full((*shape, 7), value, np.float32)
+  return DemoFeatures(vectors, vectors, flags, flags, ("a", "b"))
 
-  joined = demos(2, 4, 1.0).joined(demos(3, 6, 2.0))
-  assert joined.feature.shape == (2, 5, 6, 3) and joined.tasks == ("a", "b")
-  np.testing.assert_array_equal(joined.mask.sum(-1), [[4, 4, 6, 6, 6]] * 2)
-  np.testing.assert_array_equal(joined.feature[..., 0].max(-1), [[1, 1, 2, 2, 2]] * 2)
-  assert not joined.success[:, :2, 4:].any()
+
+def test_play_is_cloned_behind_the_demos(tmp_path):
+  save_features(tmp_path / "train.npz", _demos(2, 4, 1.0))
+  save_features(tmp_path / "play.npz", _demos(3, 6, 2.0))
+  assert load_cloned(tmp_path, play=False).mask.shape == (2, 2, 4)
+  cloned = load_cloned(tmp_path, play=True)
+  assert cloned.feature.shape == (2, 5, 6, 7) and cloned.tasks == ("a", "b")
+  np.testing.assert_array_equal(cloned.mask.sum(-1), [[4, 4, 6, 6, 6]] * 2)
+  np.testing.assert_array_equal(cloned.feature[..., 0].max(-1), [[1, 1, 2, 2, 2]] * 2)
+  assert not cloned.success[:, :2, 4:].any()
