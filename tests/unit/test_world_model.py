@@ -551,6 +551,36 @@ def test_observe_refuses_shapes_that_do_not_belong_together():
     wm.observe(model, params, embed, batch.prev_action[:, :-1], batch.is_first, None)
 
 
+@MODELS
+@pytest.mark.parametrize("some_hidden", [False, True])
+def test_gradients_after_the_backward_scan_are_those_of_a_plain_one(proprio, some_hidden):
+  _, model, params = random_model(proprio)
+  with jax.enable_x64(True):
+    wide = lambda tree: jax.tree.map(
+      lambda x: x.astype(jnp.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree
+    )
+    params, (embed, *rest) = wide(params), wide(random_frames(model))
+    noise = distributions.gumbel(jax.random.key(4), (B, T, model.stoch, model.classes)).astype(jnp.float64)
+    hidden = jnp.arange(T) >= jnp.array([[T - 2], [T]]) if some_hidden else None
+
+    def gradient(remat):
+      def loss(params, embed):
+        posterior, prior = wm.observe(model, params, embed, *rest, noise, None, remat, hidden)
+        again = wm.apply(model, params, "rssm.prior_logits", posterior.deter, posterior.robot)
+        parts = jnp.sin(features(posterior)).sum() + (posterior.logits * prior.logits).sum()
+        return parts, jnp.abs(prior.logits - again).max()
+
+      return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(params, embed)
+
+    (value, error), grads = gradient(False)
+    (expected, _), expected_grads = gradient(True)  # `remat` has the plain scan
+    assert error < 1e-12
+    np.testing.assert_allclose(value, expected, rtol=1e-12)
+    for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True):
+      np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11)
+    assert np.abs(grads[0]["rssm"]["gru"]["recurrent"]["kernel"]).max() > 1e-3
+
+
 # --- the robot's state in the latent --------------------------------------------------------------
 
 

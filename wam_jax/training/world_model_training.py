@@ -97,7 +97,9 @@ def _image_loss(
   def of_frames(params: Params, source: jax.Array, target: dict[str, jax.Array]) -> jax.Array:
     pictures = apply(model, params, method, source)
     # In the order in which the decoder has its pixels: it is not rearranged then, nor is its gradient.
-    arrange = vision.to_cells if model.vision == "patch" else lambda picture: picture.reshape(len(picture), -1, 3)
+    arrange = (
+      vision.to_cells if model.vision == "patch" else lambda picture: picture.reshape(len(picture), -1, 3)
+    )
     errors = [
       0.5 * jnp.square(arrange(pictures[camera]) - vision.normalise(arrange(truth))).sum((1, 2))
       for camera, truth in target.items()
