@@ -367,6 +367,90 @@ def test_cells_are_patches_in_the_order_of_a_quadtree(size):
   np.testing.assert_array_equal(first - first[:, :1], [[0, 4, 4 * size, 4 * size + 4]] * len(first))
 
 
+def join(x, side):
+  """Squares of `side` pixels as channels: [N, S, S, c] -> [N, S / side, S / side, side * side * c]."""
+  n, size, _, c = x.shape
+  x = x.reshape(n, size // side, side, size // side, side, c).transpose(0, 1, 3, 2, 4, 5)
+  return x.reshape(n, size // side, size // side, -1)
+
+
+def split(x, side):
+  n, size, _, c = x.shape
+  x = x.reshape(n, size, size, side, side, c // side**2).transpose(0, 1, 3, 2, 4, 5)
+  return x.reshape(n, size * side, size * side, -1)
+
+
+def plain_elu(x):
+  return jnp.where(x > 0, x, jnp.expm1(jnp.minimum(x, 0)))
+
+
+def plain_encoder(params, x):
+  for i in range(len(params)):
+    layer = params[f"patch_{i}"]
+    x = plain_elu(join(x, 2 if i else 4) @ layer["kernel"] + layer["bias"])
+  return x.reshape(len(x), -1)
+
+
+def plain_decoder(params, x):
+  x = plain_elu(x @ params["grid"]["kernel"] + params["grid"]["bias"]).reshape(len(x), 4, 4, -1)
+  for i in range(len(params) - 2):
+    layer = params[f"patch_{i}"]
+    x = split(plain_elu(x @ layer["kernel"] + layer["bias"]), 2)
+  return split(x @ params["pixels"]["kernel"] + params["pixels"]["bias"], 4)
+
+
+@pytest.mark.parametrize("size", [16, 32, 64])
+def test_patch_networks_and_their_gradients_against_plain_ones(size):
+  rng = np.random.default_rng(size)
+  code, picture = rng.normal(size=(3, 5)), rng.integers(0, 256, (3, size, size, 3)).astype(np.uint8)
+  networks = (
+    (vision.PatchEncoder(2), plain_encoder, picture),
+    (vision.PatchDecoder(2, size), plain_decoder, code),
+  )
+  with jax.enable_x64(True):
+    for network, plain, x in networks:
+      shapes = jax.eval_shape(network.init, jax.random.key(0), x)["params"]
+      params = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape) / np.sqrt(p.shape[0])), shapes)
+      x_float = vision.normalise(jnp.asarray(x)).astype(jnp.float64)
+      ours = lambda params, x, network=network: network.apply({"params": params}, x)
+      weights = jnp.asarray(rng.normal(size=plain(params, x_float).shape))
+      gradient = lambda f, weights=weights: jax.jit(
+        jax.value_and_grad(lambda *args: (f(*args) * weights).sum(), (0, 1))
+      )
+      np.testing.assert_allclose(ours(params, x_float), plain(params, x_float), rtol=1e-9, atol=1e-7)
+      for a, b in zip(
+        jax.tree.leaves(gradient(ours)(params, x_float)),
+        jax.tree.leaves(gradient(plain)(params, x_float)),
+        strict=True,
+      ):
+        assert np.abs(b).max() > 1e-3
+        np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-6)
+    # Bytes: the same parameters' gradient, but for the rounding of x / 127.5 to float32.
+    encoder = lambda params, x: (networks[0][0].apply({"params": params}, x) ** 2).sum()
+    shapes = jax.eval_shape(networks[0][0].init, jax.random.key(0), picture)["params"]
+    params = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape) / np.sqrt(p.shape[0])), shapes)
+    of_bytes, of_floats = (jax.jit(jax.grad(encoder))(params, x) for x in (picture, picture / 127.5 - 1))
+    for a, b in zip(jax.tree.leaves(of_bytes), jax.tree.leaves(of_floats), strict=True):
+      np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(b).max())
+
+
+@pytest.mark.parametrize("size", [16, 64])
+def test_planes_are_patches_of_which_the_finest_split_comes_first(size):
+  picture = np.random.default_rng(0).integers(0, 256, (3, size, size, 3)).astype(np.uint8)
+  planes = vision.to_planes(jnp.asarray(picture))
+  assert planes.shape == (48, (size // 16) ** 2, 3, 16)
+  np.testing.assert_array_equal(vision.from_planes(planes, size), picture)
+  for row, column in ((0, 0), (1, 3)):  # places of the coarsest grid; there, the first and the last patch
+    square = picture[
+      :, row * size // 4 : (row + 1) * size // 4, column * size // 4 : (column + 1) * size // 4
+    ]
+    at = planes[:, :, :, 4 * row + column].transpose(1, 2, 0)
+    np.testing.assert_array_equal(at[0], square[:, :4, :4].reshape(3, -1))
+    np.testing.assert_array_equal(at[-1], square[:, -4:, -4:].reshape(3, -1))
+    if size == 64:  # the second half of the finest level is the patch to the right
+      np.testing.assert_array_equal(at[4], square[:, :4, 4:8].reshape(3, -1))
+
+
 def test_pictures_survive_normalisation():
   picture = jnp.arange(256, dtype=jnp.uint8)
   np.testing.assert_array_equal(vision.denormalise(vision.normalise(picture)), picture)

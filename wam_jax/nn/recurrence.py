@@ -45,12 +45,12 @@ def _run(step: Step, *args: Any, taps: Sequence[jax.Array] | None = None) -> tup
 def scan(step: Step, params: Params, init: Any, frames: Any) -> tuple[Any, Any]:
   """`jax.lax.scan` of `step(params, carry, frame) -> (carry, out)`; the same gradients, sooner.
 
-  In the backward loop of a plain scan every frame adds its part to the gradient of every kernel, which is read
-  and written whole for a product with the few rows of a batch. Here one product over all frames comes after
-  the loop. In reverse mode only (`jax.grad`, `jax.vjp`).
+  In the backward loop of a plain scan every frame adds its part to the gradient of every kernel, which is
+  read and written whole for a product with the few rows of a batch. Here one product over all frames comes
+  after the loop. In reverse mode only (`jax.grad`, `jax.vjp`).
 
   Args:
-    step: its layers that are `nn.Dense` are found by themselves. It closes over nothing that is differentiated.
+    step: its `nn.Dense` layers are found by themselves. It closes over nothing that is differentiated.
     params: of the networks that it applies, as their `apply` takes them.
     init: pytree, the first carry.
     frames: pytree of [T, ...].

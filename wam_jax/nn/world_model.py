@@ -181,8 +181,7 @@ class WorldModel(nn.Module):
     parts = []
     for camera in self.cameras:
       picture = pictures[camera]
-      flat = vision.normalise(picture.reshape(-1, *picture.shape[-3:]))
-      parts.append(self.encoders[camera](flat))
+      parts.append(self.encoders[camera](picture.reshape(-1, *picture.shape[-3:])))
     embed = self.fuse_norm(self.fuse(jnp.concatenate(parts, -1))).reshape(*lead, self.embed)
     return jnp.concatenate([embed, self._proprio(robot_obs).astype(embed.dtype)], -1)
 

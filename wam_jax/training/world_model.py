@@ -115,7 +115,7 @@ def _frames(
 def _posterior_step(
   model: WorldModel, params: Params, latent: Latent, frame: _Frames
 ) -> tuple[Latent, jax.Array | None]:
-  """Latent [B, ...] after a frame, and the prior's logits [B, S, C] where a frame can be imagined, else None."""
+  """Latent [B, ...] after a frame, and the prior's logits [B, S, C] if frames can be imagined, or None."""
   keep = 1.0 - frame.is_first.astype(latent.deter.dtype)
   latent = jax.tree.map(lambda x: x * keep.reshape(-1, *[1] * (x.ndim - 1)), latent)
   deter = apply(model, params, "rssm.recur", latent.deter, latent.stoch, latent.robot, frame.action_term)

@@ -98,10 +98,10 @@ def _image_loss(
     pictures = apply(model, params, method, source)
     # In the order in which the decoder has its pixels: it is not rearranged then, nor is its gradient.
     arrange = (
-      vision.to_cells if model.vision == "patch" else lambda picture: picture.reshape(len(picture), -1, 3)
+      vision.to_planes if model.vision == "patch" else lambda picture: picture.reshape(1, 1, len(picture), -1)
     )
     errors = [
-      0.5 * jnp.square(arrange(pictures[camera]) - vision.normalise(arrange(truth))).sum((1, 2))
+      0.5 * jnp.square(arrange(pictures[camera]) - vision.normalise(arrange(truth))).sum((0, 1, 3))
       for camera, truth in target.items()
     ]
     return jnp.stack(errors).sum(0)
