@@ -68,18 +68,22 @@ def scan(step: Step, params: Params, init: Any, frames: Any) -> tuple[Any, Any]:
   dense = {path: x for path, x in flat.items() if path[:-1] in paths}
   others = {path: x for path, x in flat.items() if path not in dense}
   join = lambda *parts: traverse_util.unflatten_dict({k: x for part in parts for k, x in part.items()})
-  seen, treedef = jax.tree.flatten(frames)
+  seen, structure = jax.tree.flatten(frames)
   is_float = [jnp.issubdtype(x.dtype, jnp.inexact) for x in seen]
 
   @jax.custom_vjp
   def run(dense: Params, others: Params, init: Any, seen: list) -> tuple[Any, Any]:
     params = join(dense, others)
-    return jax.lax.scan(lambda carry, frame: step(params, carry, frame), init, treedef.unflatten(seen))
+    return jax.lax.scan(
+      lambda carry, frame: step(params, carry, frame), init, jax.tree.unflatten(structure, seen)
+    )
 
   def forward(dense: Params, others: Params, init: Any, seen: list) -> tuple[Any, Any]:
     def run(others: Params, init: Any, floats: list, taps: list) -> tuple[Any, list]:
       params, rest = join(dense, others), iter(floats)
-      frames = treedef.unflatten([next(rest) if f else x for f, x in zip(is_float, seen, strict=True)])
+      frames = jax.tree.unflatten(
+        structure, [next(rest) if f else x for f, x in zip(is_float, seen, strict=True)]
+      )
 
       def body(carry: Any, inputs: tuple) -> tuple[Any, Any]:
         frame, taps = inputs

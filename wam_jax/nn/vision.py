@@ -119,31 +119,6 @@ class _Linear(nn.Module):
     return kernel.astype(dtype or kernel.dtype), bias.astype(dtype or bias.dtype)
 
 
-@jax.custom_vjp
-def _first_layer(picture: jax.Array, kernel: jax.Array) -> jax.Array:
-  """Patches of pictures [N, S, S, c] times the kernel [FIRST_PATCH**2 * c, O]: [N, P, O].
-
-  For the gradient of the kernel the patches are made again from the picture, with frames and places last:
-  quicker on a CPU than the product that goes across them, and nothing but the picture is kept.
-  """
-  return to_cells(normalise(picture)).astype(kernel.dtype) @ kernel
-
-
-def _first_layer_backward(residuals: tuple, grad: jax.Array) -> tuple[jax.Array | None, jax.Array]:
-  picture, kernel = residuals
-  tree = _quadtree(normalise(picture))
-  across = jnp.moveaxis(tree, (-3, -2, -1), (0, 1, 2)).reshape(len(kernel), -1).astype(grad.dtype)
-  kernel_grad = (across @ grad.reshape(-1, grad.shape[-1])).astype(kernel.dtype)
-  if not jnp.issubdtype(picture.dtype, jnp.floating):
-    return None, kernel_grad
-  return from_cells(grad @ kernel.T, picture.shape[1]).astype(picture.dtype), kernel_grad
-
-
-_first_layer.defvjp(
-  lambda picture, kernel: (_first_layer(picture, kernel), (picture, kernel)), _first_layer_backward
-)
-
-
 class PatchEncoder(nn.Module):
   """Patches of 4, then of 2 until the grid is 4 x 4; widths depth * (1, 2, 4, ...), ELU."""
 
@@ -152,14 +127,12 @@ class PatchEncoder(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    """[N, S, S, 3], uint8 or in [-1, 1] -> [N, X]."""
+    """[N, S, S, 3] in [-1, 1] -> [N, X]."""
     num, halvings = len(x), _num_halvings(x.shape[1])
-    kernel, bias = _Linear(self.depth, name="patch_0")(FIRST_PATCH**2 * x.shape[-1], self.dtype)
-    x = elu(_first_layer(x, kernel) + bias)
-    for i in range(1, halvings + 1):
-      x = elu(
-        nn.Dense(self.depth * 2**i, dtype=self.dtype, name=f"patch_{i}")(x.reshape(num, -1, 4 * x.shape[-1]))
-      )
+    x = to_cells(x)
+    for i in range(halvings + 1):
+      x = x if i == 0 else x.reshape(num, -1, 4 * x.shape[-1])
+      x = elu(nn.Dense(self.depth * 2**i, dtype=self.dtype, name=f"patch_{i}")(x))
     return x.reshape(num, -1)
 
 
@@ -229,13 +202,12 @@ class ConvEncoder(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    """[N, S, S, 3], uint8 or in [-1, 1] -> [N, X].
+    """[N, S, S, 3], in [-1, 1] -> [N, X].
 
     Raises:
       ValueError: pictures that are not 64 x 64 or 128 x 128.
     """
     _check_size(x.shape[1])
-    x = normalise(x)
     channels, layers = x.shape[3], []
     for i in range(len(DECODER_KERNELS[x.shape[1]])):
       width = self.depth * 2**i

@@ -181,7 +181,8 @@ class WorldModel(nn.Module):
     parts = []
     for camera in self.cameras:
       picture = pictures[camera]
-      parts.append(self.encoders[camera](picture.reshape(-1, *picture.shape[-3:])))
+      flat = vision.normalise(picture.reshape(-1, *picture.shape[-3:]))
+      parts.append(self.encoders[camera](flat))
     embed = self.fuse_norm(self.fuse(jnp.concatenate(parts, -1))).reshape(*lead, self.embed)
     return jnp.concatenate([embed, self._proprio(robot_obs).astype(embed.dtype)], -1)
 
