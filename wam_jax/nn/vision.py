@@ -55,14 +55,6 @@ def _quadtree(picture: jax.Array) -> jax.Array:
   return x.transpose(0, *[axis for i in range(levels) for axis in (1 + i, 1 + levels + i)], 1 + 2 * levels)
 
 
-def _from_quadtree(x: jax.Array) -> jax.Array:
-  """The inverse of `_quadtree`."""
-  levels = (x.ndim - 2) // 2
-  size = math.prod(x.shape[1:-1:2])
-  x = x.transpose(0, *range(1, 2 * levels, 2), *range(2, 2 * levels + 1, 2), 2 * levels + 1)
-  return x.reshape(len(x), size, size, -1)
-
-
 def to_cells(picture: jax.Array) -> jax.Array:
   """Patches of FIRST_PATCH pixels in the order of a quadtree: [N, S, S, c] -> [N, P, FIRST_PATCH**2 * c].
 
@@ -70,11 +62,6 @@ def to_cells(picture: jax.Array) -> jax.Array:
   reshape, and no layer has to move its numbers.
   """
   return _quadtree(picture).reshape(len(picture), -1, FIRST_PATCH**2 * picture.shape[-1])
-
-
-def from_cells(cells: jax.Array, size: int) -> jax.Array:
-  """[N, P, FIRST_PATCH**2 * c] -> [N, size, size, c], the inverse of `to_cells`."""
-  return _from_quadtree(cells.reshape(len(cells), *[side for side in _sides(size) for _ in range(2)], -1))
 
 
 def _plane_order(axes: int) -> list[int]:
@@ -97,10 +84,13 @@ def to_planes(picture: jax.Array) -> jax.Array:
 def from_planes(planes: jax.Array, size: int) -> jax.Array:
   """[FIRST_PATCH**2 * c, Q, N, LAST_GRID**2] -> [N, size, size, c], the inverse of `to_planes`."""
   sides = [side for side in _sides(size) for _ in range(2)]
-  order = _plane_order(len(sides) + 2)
-  shape = [planes.shape[2], *sides, planes.shape[0] // FIRST_PATCH**2]
+  num, last = planes.shape[2], len(sides) + 1
+  order = _plane_order(last + 1)
+  shape = [num, *sides, planes.shape[0] // FIRST_PATCH**2]
   tree = planes.reshape([shape[axis] for axis in order])
-  return _from_quadtree(tree.transpose([order.index(axis) for axis in range(len(order))]))
+  rows, columns = range(1, last, 2), range(2, last, 2)
+  picture = tree.transpose([order.index(axis) for axis in (0, *rows, *columns, last)])
+  return picture.reshape(num, size, size, -1)
 
 
 def _num_halvings(image_size: int) -> int:
