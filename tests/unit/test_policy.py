@@ -41,6 +41,16 @@ def test_mish_matches_its_definition_and_stays_finite():
     assert jnp.isfinite(jax.grad(mish)(jnp.float32(extreme)))
 
 
+def test_the_derivative_of_mish_against_finite_differences_and_its_definition():
+  with jax.enable_x64(True):
+    x = jnp.linspace(-30.0, 30.0, 121)
+    slope = jax.vmap(jax.grad(mish))(x)
+    np.testing.assert_allclose(slope, (mish(x + 1e-6) - mish(x - 1e-6)) / 2e-6, rtol=1e-6, atol=1e-8)
+    definition = lambda x: x * jnp.tanh(jax.nn.softplus(x))
+    np.testing.assert_allclose(slope, jax.vmap(jax.grad(definition))(x), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(jax.vmap(jax.grad(mish))(x.astype(jnp.float32)), slope, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("lead", [(), (2, 3)])
 def test_sample_shapes_and_that_feature_and_key_matter(lead):
   params, feature = two_networks(), draw(2, *lead, F)

@@ -352,7 +352,6 @@ def test_cells_are_patches_in_the_order_of_a_quadtree(size):
   """Four cells in a row are the quarters of a square of twice the side, up to those of the coarsest grid."""
   x = jnp.broadcast_to(jnp.arange(size**2).reshape(1, size, size, 1), (1, size, size, 3))
   cells = vision.to_cells(x)
-  np.testing.assert_array_equal(vision.from_cells(cells, size), x)
   where = np.asarray(cells[0, :, ::3]).reshape(-1)  # pixels' numbers
   side = 4
   while side <= size // vision.LAST_GRID:
@@ -365,6 +364,83 @@ def test_cells_are_patches_in_the_order_of_a_quadtree(size):
   np.testing.assert_array_equal(coarse, step * (size * np.arange(4)[:, None] + np.arange(4)))
   first = where.reshape(-1, 4, 16)[..., 0]  # pixel of each of four quarters
   np.testing.assert_array_equal(first - first[:, :1], [[0, 4, 4 * size, 4 * size + 4]] * len(first))
+
+
+def join(x, side):
+  """Squares of `side` pixels as channels: [N, S, S, c] -> [N, S / side, S / side, side * side * c]."""
+  n, size, _, c = x.shape
+  x = x.reshape(n, size // side, side, size // side, side, c).transpose(0, 1, 3, 2, 4, 5)
+  return x.reshape(n, size // side, size // side, -1)
+
+
+def split(x, side):
+  n, size, _, c = x.shape
+  x = x.reshape(n, size, size, side, side, c // side**2).transpose(0, 1, 3, 2, 4, 5)
+  return x.reshape(n, size * side, size * side, -1)
+
+
+def plain_elu(x):
+  return jnp.where(x > 0, x, jnp.expm1(jnp.minimum(x, 0)))
+
+
+def plain_encoder(params, x):
+  for i in range(len(params)):
+    layer = params[f"patch_{i}"]
+    x = plain_elu(join(x, 2 if i else 4) @ layer["kernel"] + layer["bias"])
+  return x.reshape(len(x), -1)
+
+
+def plain_decoder(params, x):
+  x = plain_elu(x @ params["grid"]["kernel"] + params["grid"]["bias"]).reshape(len(x), 4, 4, -1)
+  for i in range(len(params) - 2):
+    layer = params[f"patch_{i}"]
+    x = split(plain_elu(x @ layer["kernel"] + layer["bias"]), 2)
+  return split(x @ params["pixels"]["kernel"] + params["pixels"]["bias"], 4)
+
+
+@pytest.mark.parametrize("size", [16, 32, 64])
+def test_patch_networks_and_their_gradients_against_plain_ones(size):
+  rng = np.random.default_rng(size)
+  code, picture = rng.normal(size=(3, 5)), rng.integers(0, 256, (3, size, size, 3)).astype(np.uint8)
+  networks = (
+    (vision.PatchEncoder(2), plain_encoder, picture),
+    (vision.PatchDecoder(2, size), plain_decoder, code),
+  )
+  with jax.enable_x64(True):
+    for network, plain, x in networks:
+      shapes = jax.eval_shape(network.init, jax.random.key(0), x)["params"]
+      params = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape) / np.sqrt(p.shape[0])), shapes)
+      x_float = vision.normalise(jnp.asarray(x)).astype(jnp.float64)
+      ours = lambda params, x, network=network: network.apply({"params": params}, x)
+      weights = jnp.asarray(rng.normal(size=plain(params, x_float).shape))
+      gradient = lambda f, weights=weights: jax.jit(
+        jax.value_and_grad(lambda *args: (f(*args) * weights).sum(), (0, 1))
+      )
+      np.testing.assert_allclose(ours(params, x_float), plain(params, x_float), rtol=1e-9, atol=1e-7)
+      for a, b in zip(
+        jax.tree.leaves(gradient(ours)(params, x_float)),
+        jax.tree.leaves(gradient(plain)(params, x_float)),
+        strict=True,
+      ):
+        assert np.abs(b).max() > 1e-3
+        np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [16, 64])
+def test_planes_are_patches_of_which_the_finest_split_comes_first(size):
+  picture = np.random.default_rng(0).integers(0, 256, (3, size, size, 3)).astype(np.uint8)
+  planes = vision.to_planes(jnp.asarray(picture))
+  assert planes.shape == (48, (size // 16) ** 2, 3, 16)
+  np.testing.assert_array_equal(vision.from_planes(planes, size), picture)
+  for row, column in ((0, 0), (1, 3)):  # places of the coarsest grid; there, the first and the last patch
+    square = picture[
+      :, row * size // 4 : (row + 1) * size // 4, column * size // 4 : (column + 1) * size // 4
+    ]
+    at = planes[:, :, :, 4 * row + column].transpose(1, 2, 0)
+    np.testing.assert_array_equal(at[0], square[:, :4, :4].reshape(3, -1))
+    np.testing.assert_array_equal(at[-1], square[:, -4:, -4:].reshape(3, -1))
+    if size == 64:  # the second half of the finest level is the patch to the right
+      np.testing.assert_array_equal(at[4], square[:, :4, 4:8].reshape(3, -1))
 
 
 def test_pictures_survive_normalisation():
@@ -549,6 +625,36 @@ def test_observe_refuses_shapes_that_do_not_belong_together():
   embed = wm.encode(model, params, batch)
   with pytest.raises(ValueError, match="agree"):
     wm.observe(model, params, embed, batch.prev_action[:, :-1], batch.is_first, None)
+
+
+@MODELS
+@pytest.mark.parametrize("some_hidden", [False, True])
+def test_gradients_after_the_backward_scan_are_those_of_a_plain_one(proprio, some_hidden):
+  _, model, params = random_model(proprio)
+  with jax.enable_x64(True):
+    wide = lambda tree: jax.tree.map(
+      lambda x: x.astype(jnp.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree
+    )
+    params, (embed, *rest) = wide(params), wide(random_frames(model))
+    noise = distributions.gumbel(jax.random.key(4), (B, T, model.stoch, model.classes)).astype(jnp.float64)
+    hidden = jnp.arange(T) >= jnp.array([[T - 2], [T]]) if some_hidden else None
+
+    def gradient(remat):
+      def loss(params, embed):
+        posterior, prior = wm.observe(model, params, embed, *rest, noise, None, remat, hidden)
+        again = wm.apply(model, params, "rssm.prior_logits", posterior.deter, posterior.robot)
+        parts = jnp.sin(features(posterior)).sum() + (posterior.logits * prior.logits).sum()
+        return parts, jnp.abs(prior.logits - again).max()
+
+      return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(params, embed)
+
+    (value, error), grads = gradient(False)
+    (expected, _), expected_grads = gradient(True)  # `remat` has the plain scan
+    assert error < 1e-12
+    np.testing.assert_allclose(value, expected, rtol=1e-12)
+    for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True):
+      np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11)
+    assert np.abs(grads[0]["rssm"]["gru"]["recurrent"]["kernel"]).max() > 1e-3
 
 
 # --- the robot's state in the latent --------------------------------------------------------------

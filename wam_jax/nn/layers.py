@@ -93,11 +93,24 @@ def gru_gates(h: jax.Array, from_x: jax.Array, from_h: jax.Array) -> jax.Array:
   return (1 - update) * new + update * h
 
 
-def mish(x: jax.Array) -> jax.Array:
-  """x * tanh(softplus(x)), arXiv 1908.08681, written with a single exponential."""
+def _mish_factor(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """tanh(softplus(x)) and its derivative, from a single exponential."""
   e = jnp.exp(jnp.minimum(x, 20.0))  # above 20 the factor is 1 in float32
   s = e * (e + 2)
-  return x * (s / (s + 2))
+  return s / (s + 2), 4 * e * (e + 1) / jnp.square(s + 2)
+
+
+@jax.custom_jvp
+def mish(x: jax.Array) -> jax.Array:
+  """x * tanh(softplus(x)), arXiv 1908.08681; its derivative is written out, which leaves fewer passes."""
+  return x * _mish_factor(x)[0]
+
+
+@mish.defjvp
+def _mish_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+  (x,), (change,) = primals, tangents
+  factor, slope = _mish_factor(x)
+  return x * factor, change * (factor + x * slope)
 
 
 class ResidualMLP(nn.Module):

@@ -9,6 +9,7 @@ Networks compute in `dtype` (None: that of the parameters, float32); decoders re
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,31 +41,72 @@ def denormalise(picture: jax.Array) -> jax.Array:
   return jnp.clip(jnp.round((picture + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
 
 
+def _sides(size: int) -> list[int]:
+  """Numbers of rows of a picture as rows of a quadtree: the coarsest grid, halves, pixels of a patch."""
+  return [LAST_GRID, *[2] * _num_halvings(size), FIRST_PATCH]
+
+
+def _quadtree(picture: jax.Array) -> jax.Array:
+  """[N, S, S, c] -> [N, y, x, y', x', ..., c], from the coarsest grid down to the pixels of a patch."""
+  n, size, _, c = picture.shape
+  sides = _sides(size)
+  levels = len(sides)
+  x = picture.reshape(n, *sides, *sides, c)
+  return x.transpose(0, *[axis for i in range(levels) for axis in (1 + i, 1 + levels + i)], 1 + 2 * levels)
+
+
 def to_cells(picture: jax.Array) -> jax.Array:
   """Patches of FIRST_PATCH pixels in the order of a quadtree: [N, S, S, c] -> [N, P, FIRST_PATCH**2 * c].
 
   The four patches of a larger one lie together, down from a grid of LAST_GRID: to join four of them is a
   reshape, and no layer has to move its numbers.
   """
-  n, size, _, c = picture.shape
-  sides = [LAST_GRID, *[2] * _num_halvings(size), FIRST_PATCH]
-  levels = len(sides)
-  x = picture.reshape(n, *sides, *sides, c)
-  x = x.transpose(0, *[axis for i in range(levels) for axis in (1 + i, 1 + levels + i)], 1 + 2 * levels)
-  return x.reshape(n, -1, FIRST_PATCH**2 * c)
+  return _quadtree(picture).reshape(len(picture), -1, FIRST_PATCH**2 * picture.shape[-1])
 
 
-def from_cells(cells: jax.Array, size: int) -> jax.Array:
-  """[N, P, FIRST_PATCH**2 * c] -> [N, size, size, c], the inverse of `to_cells`."""
-  sides = [LAST_GRID, *[2] * _num_halvings(size), FIRST_PATCH]
-  levels = len(sides)
-  x = cells.reshape(len(cells), *[side for side in sides for _ in range(2)], -1)
-  x = x.transpose(0, *range(1, 2 * levels, 2), *range(2, 2 * levels + 1, 2), 2 * levels + 1)
-  return x.reshape(len(cells), size, size, -1)
+def _plane_order(axes: int) -> list[int]:
+  """Axes of a `_quadtree` in the order of `to_planes`."""
+  middle = [axis for last in range(axes - 4, 3, -2) for axis in (last - 1, last)]
+  return [axes - 3, axes - 2, axes - 1, *middle, 0, 1, 2]
+
+
+def to_planes(picture: jax.Array) -> jax.Array:
+  """[N, S, S, c] -> [FIRST_PATCH**2 * c, Q, N, LAST_GRID**2]: `to_cells` with the numbers of a patch first.
+
+  Of the order of patches, the finest level comes first. To split each patch in four is then a reshape,
+  [4 C, ...] -> [C, 4, ...].
+  """
+  tree = _quadtree(picture)
+  tree = tree.transpose(_plane_order(tree.ndim))
+  return tree.reshape(math.prod(tree.shape[:3]), -1, len(picture), LAST_GRID**2)
+
+
+def from_planes(planes: jax.Array, size: int) -> jax.Array:
+  """[FIRST_PATCH**2 * c, Q, N, LAST_GRID**2] -> [N, size, size, c], the inverse of `to_planes`."""
+  sides = [side for side in _sides(size) for _ in range(2)]
+  num, last = planes.shape[2], len(sides) + 1
+  order = _plane_order(last + 1)
+  shape = [num, *sides, planes.shape[0] // FIRST_PATCH**2]
+  tree = planes.reshape([shape[axis] for axis in order])
+  rows, columns = range(1, last, 2), range(2, last, 2)
+  picture = tree.transpose([order.index(axis) for axis in (0, *rows, *columns, last)])
+  return picture.reshape(num, size, size, -1)
 
 
 def _num_halvings(image_size: int) -> int:
   return (image_size // FIRST_PATCH // LAST_GRID).bit_length() - 1
+
+
+class _Linear(nn.Module):
+  """Parameters of an `nn.Dense`, kernel [C, O] and bias [O], as it draws them."""
+
+  outputs: int
+
+  @nn.compact
+  def __call__(self, inputs: int, dtype: Any) -> tuple[jax.Array, jax.Array]:
+    kernel = self.param("kernel", nn.initializers.lecun_normal(), (inputs, self.outputs))
+    bias = self.param("bias", nn.initializers.zeros, (self.outputs,))
+    return kernel.astype(dtype or kernel.dtype), bias.astype(dtype or bias.dtype)
 
 
 class PatchEncoder(nn.Module):
@@ -85,7 +127,7 @@ class PatchEncoder(nn.Module):
 
 
 class PatchDecoder(nn.Module):
-  """Mirror of PatchEncoder."""
+  """Mirror of PatchEncoder. Frames and places come last (`to_planes`): measured to be quicker on CPUs."""
 
   depth: int
   image_size: int
@@ -94,14 +136,23 @@ class PatchDecoder(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """[N, X] -> [N, S, S, 3], not clipped."""
-    halvings = _num_halvings(self.image_size)
+    num, halvings = len(x), _num_halvings(self.image_size)
     width = self.depth * 2**halvings
     x = elu(nn.Dense(LAST_GRID**2 * width, dtype=self.dtype, name="grid")(x))
-    x = x.reshape(len(x), -1, width)
+    x = x.reshape(-1, width).T  # [width, N * LAST_GRID**2]
+
+    def layer(name: str, x: jax.Array, parts: int, width: int) -> jax.Array:
+      """[C, M] -> [width, parts * M]; the layer's outputs are [parts, width], as its parameters have them."""
+      kernel, bias = _Linear(parts * width, name=name)(len(x), self.dtype)
+      kernel = kernel.reshape(-1, parts, width).swapaxes(1, 2).reshape(kernel.shape)
+      bias = bias.reshape(parts, width).T.reshape(-1, 1)
+      return (jnp.tensordot(kernel, x, ((0,), (0,))) + bias).reshape(width, -1)
+
     for i in range(halvings):
       width //= 2
-      x = elu(nn.Dense(4 * width, dtype=self.dtype, name=f"patch_{i}")(x)).reshape(len(x), -1, width)
-    x = from_cells(nn.Dense(FIRST_PATCH**2 * 3, dtype=self.dtype, name="pixels")(x), self.image_size)
+      x = elu(layer(f"patch_{i}", x, 4, width))
+    x = layer("pixels", x, 1, FIRST_PATCH**2 * 3)
+    x = from_planes(x.reshape(len(x), -1, num, LAST_GRID**2), self.image_size)
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
@@ -141,7 +192,7 @@ class ConvEncoder(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    """[N, S, S, 3] in [-1, 1] -> [N, X].
+    """[N, S, S, 3], in [-1, 1] -> [N, X].
 
     Raises:
       ValueError: pictures that are not 64 x 64 or 128 x 128.

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from wam_jax.core import distributions
-from wam_jax.nn import rssm
+from wam_jax.nn import recurrence, rssm
 from wam_jax.nn.world_model import WorldModel
 from wam_jax.types import Batch, Latent, Params
 
@@ -112,13 +112,15 @@ def _frames(
   )
 
 
-def _posterior_step(model: WorldModel, params: Params, latent: Latent, frame: _Frames) -> Latent:
-  """Latent [B, ...] after a frame."""
+def _posterior_step(
+  model: WorldModel, params: Params, latent: Latent, frame: _Frames
+) -> tuple[Latent, jax.Array | None]:
+  """Latent [B, ...] after a frame, and the prior's logits [B, S, C] if frames can be imagined, or None."""
   keep = 1.0 - frame.is_first.astype(latent.deter.dtype)
   latent = jax.tree.map(lambda x: x * keep.reshape(-1, *[1] * (x.ndim - 1)), latent)
   deter = apply(model, params, "rssm.recur", latent.deter, latent.stoch, latent.robot, frame.action_term)
   posterior = logits = apply(model, params, "rssm.posterior_logits", deter, frame.embed_term)
-  robot = None
+  robot = prior = None
   if frame.robot is not None and latent.robot is not None:
     robot = rssm.seen_robot(frame.robot, latent.robot, frame.is_first)
   if frame.hidden is not None:
@@ -127,9 +129,10 @@ def _posterior_step(model: WorldModel, params: Params, latent: Latent, frame: _F
       predicted = apply(model, params, "rssm.predict_robot", latent.robot, frame.action)
       # The robot's dynamics learn from its own state alone (`roll_robot`), not from pictures.
       robot = jnp.where(imagined, jax.lax.stop_gradient(predicted), robot)
-    logits = jnp.where(imagined[..., None], apply(model, params, "rssm.prior_logits", deter, robot), logits)
+    prior = apply(model, params, "rssm.prior_logits", deter, robot)
+    logits = jnp.where(imagined[..., None], prior, logits)
   stoch = distributions.one_hot(logits, frame.noise)
-  return Latent(deter=deter, stoch=stoch, logits=posterior, robot=robot)
+  return Latent(deter=deter, stoch=stoch, logits=posterior, robot=robot), prior
 
 
 def observe(
@@ -175,14 +178,20 @@ def observe(
   hidden = None if hidden is None else hidden & ~is_first
   frames = _frames(model, params, embed, prev_action, is_first, noise, hidden)
 
-  def step(latent: Latent, frame: _Frames) -> tuple[Latent, Latent]:
-    latent = _posterior_step(model, params, latent, frame)
-    return latent, latent
+  def step(params: Params, latent: Latent, frame: _Frames) -> tuple[Latent, tuple[Latent, jax.Array | None]]:
+    latent, prior = _posterior_step(model, params, latent, frame)
+    return latent, (latent, prior)
 
   initial = initial_latent(model, params, batch) if initial is None else initial
-  _, out = jax.lax.scan(jax.checkpoint(step) if remat else step, initial, time_major(frames))
-  posterior = time_major(out)
-  prior_logits = apply(model, params, "rssm.prior_logits", posterior.deter, posterior.robot)
+  recurrent = {"rssm": params["rssm"]}
+  if remat:
+    run = jax.checkpoint(functools.partial(step, recurrent))
+    _, out = jax.lax.scan(run, initial, time_major(frames))
+  else:
+    _, out = recurrence.scan(step, recurrent, initial, time_major(frames))
+  posterior, prior_logits = time_major(out)
+  if prior_logits is None:
+    prior_logits = apply(model, params, "rssm.prior_logits", posterior.deter, posterior.robot)
   return posterior, posterior.replace(logits=prior_logits)
 
 
@@ -207,7 +216,7 @@ def filter_step(
   """One frame of `observe`: latent [B, ...], embed [B, E], prev_action [B, A], is_first [B]."""
   noise = latent_noise(model, key, embed.shape[:1])
   frame = _frames(model, params, embed, prev_action, is_first, noise)
-  return _posterior_step(model, params, latent, frame)
+  return _posterior_step(model, params, latent, frame)[0]
 
 
 def imagine_step(

@@ -96,8 +96,14 @@ def _image_loss(
 
   def of_frames(params: Params, source: jax.Array, target: dict[str, jax.Array]) -> jax.Array:
     pictures = apply(model, params, method, source)
-    truth = {camera: vision.normalise(picture) for camera, picture in target.items()}
-    errors = [0.5 * jnp.square(pictures[camera] - x).sum((1, 2, 3)) for camera, x in truth.items()]
+    # In the order in which the decoder has its pixels: it is not rearranged then, nor is its gradient.
+    arrange = (
+      vision.to_planes if model.vision == "patch" else lambda picture: picture.reshape(1, 1, len(picture), -1)
+    )
+    errors = [
+      0.5 * jnp.square(arrange(pictures[camera]) - vision.normalise(arrange(truth))).sum((0, 1, 3))
+      for camera, truth in target.items()
+    ]
     return jnp.stack(errors).sum(0)
 
   return _over_frames(of_frames, params, source, target, remat=remat)
