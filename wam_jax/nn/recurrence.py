@@ -54,6 +54,9 @@ def scan(step: Step, params: Params, init: Any, frames: Any) -> tuple[Any, Any]:
     params: of the networks that it applies, as their `apply` takes them.
     init: pytree, the first carry.
     frames: pytree of [T, ...].
+
+  Returns:
+    (last carry, outs [T, ...]).
   """
   num = len(jax.tree.leaves(frames)[0])
   paths: list[tuple[str, ...]] = []

@@ -192,7 +192,7 @@ class ConvEncoder(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    """[N, S, S, 3], in [-1, 1] -> [N, X].
+    """[N, S, S, 3] in [-1, 1] -> [N, X].
 
     Raises:
       ValueError: pictures that are not 64 x 64 or 128 x 128.

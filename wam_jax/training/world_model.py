@@ -146,7 +146,7 @@ def observe(
   remat: bool = False,
   hidden: jax.Array | None = None,
 ) -> tuple[Latent, Latent]:
-  """Filters windows.
+  """Filters windows. Differentiable in reverse mode only, unless `remat`: see `recurrence.scan`.
 
   Args:
     model: the networks.
