@@ -64,7 +64,11 @@ def test_two_processes_train_what_one_does(both):
   for stage in ("world_model", "behaviour_cloning", "classifier", "ppo"):
     a, b = (load_params(folder / stage / "params") for folder in (one, two))
     for (path, x), y in zip(jax.tree.leaves_with_path(a), jax.tree.leaves(b), strict=True):
-      np.testing.assert_allclose(y, x, rtol=1e-4, atol=1e-5, err_msg=stage + jax.tree_util.keystr(path))
+      where = stage + jax.tree_util.keystr(path)
+      np.testing.assert_allclose(y, x, atol=1e-3, err_msg=where)
+      # Sums in another order round otherwise, and may change the code that is sampled in a frame of a dream.
+      other = ~np.isclose(y, x, rtol=1e-4, atol=1e-5)
+      assert other.mean() < 0.02, f"{where}: {other.sum()} of {other.size} numbers differ"
     steps = [[line["step"] for line in read_metrics(folder / stage)] for folder in (one, two)]
     assert steps[0] == steps[1]  # only the first process writes them
   assert "2 processes read their own windows" in out
