@@ -88,7 +88,8 @@ def write_run(folder, rng, tasks=TASKS, episodes=10, start=0, **settings):
       for path, value in config_lib.flatten(config).items()
       if any(path == name or path.startswith(name + ".") for name in spec.reads)
     }
-    prints = {name: inputs[name].fingerprint for name in spec.requires} or {"other": str(folder)}
+    made_from = chain.required(stage, config)
+    prints = {name: inputs[name].fingerprint for name in made_from} or {"other": str(folder)}
     made = make_artifact(stage, folder / stage, config.to_dict(), part, prints)
     inputs[stage] = dataclasses.replace(made, seconds=10.0 + i, peak_bytes=2_000_000_000)
     write_artifact(inputs[stage], done=True)

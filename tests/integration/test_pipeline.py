@@ -22,6 +22,9 @@ from wam_jax.acting import policy as acting
 from wam_jax.commands import pack, play
 from wam_jax.commands import report as report_command
 from wam_jax.config import STAGES, chain
+from wam_jax.data import calvin
+from wam_jax.data.calvin import dataset_path
+from wam_jax.data.features import load_features
 from wam_jax.host.logger import Logger, read_metrics
 from wam_jax.reporting import curves, media, run_report
 from wam_jax.reporting.finished_run import RunError, read_run
@@ -259,6 +262,33 @@ def test_changed_config_names_the_difference(finished):
   assert "made from another world_model" in changed.stderr
   assert str(workdir / "world_model") in changed.stderr and "--config.workdir" in changed.stderr
   assert files(workdir) == before
+
+
+def test_play_labelled_by_the_classifier_is_cloned(finished, tmp_path):
+  workdir, first = finished
+  assert first.returncode == 0
+  made = ("collect", "world_model", "featurize", "classifier")
+  given = {f"inputs__{stage}": workdir for stage in made}
+  for stage in ("label_play", "behaviour_cloning"):
+    labelled = run(tmp_path, stage=stage, data__play_successes_by="classifier", **given)
+    assert labelled.returncode == 0, labelled.stderr[-3000:]
+  windows = json.loads((tmp_path / "label_play" / "windows.json").read_text())["tasks"]
+  play = load_features(tmp_path / "label_play" / "play.npz")
+  episodes = calvin.read_episode_ids(dataset_path(load_artifact(workdir, "collect")) / "training")
+  assert set(windows) == set(TASKS)
+  for k, task in enumerate(TASKS):
+    assert 0 < len(windows[task]) <= SHRUNK["data.play_successes_per_task"]
+    scores = [score for _, _, score in windows[task]]
+    assert scores == sorted(scores, reverse=True)
+    for row, (begin, last, _) in enumerate(windows[task]):
+      inside = (episodes[:, 0] <= begin) & (last <= episodes[:, 1])
+      assert (episodes[inside, 1] - episodes[inside, 0] + 1).tolist() == [128]  # play, no demo
+      assert play.mask[k, row].sum() == last - begin + 1
+      assert play.success[k, row].any() and not play.success[k, row, 0]
+  params = [load_params(folder / "behaviour_cloning" / "params") for folder in (workdir, tmp_path)]
+  assert any((a != b).any() for a, b in zip(*map(jax.tree.leaves, params), strict=True))
+  refused = run(tmp_path, stage="label_play")
+  assert refused.returncode == 2 and "play_successes_by=classifier" in refused.stderr
 
 
 @pytest.mark.slow

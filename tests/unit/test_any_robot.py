@@ -316,7 +316,7 @@ def test_play_without_scenes_is_not_searched_for_successes(tmp_path, monkeypatch
     return
   config = chain_config(tmp_path / "data", **searched)
   problems = data_check.check_data(config, plan.make_plan(config))[0]
-  assert any("no scene_obs" in line and "play_successes_per_task=0" in line for line in problems)
+  assert any("no scene_obs" in line and "play_successes_by=classifier" in line for line in problems)
 
 
 def test_programs_compiled_ahead_are_of_the_run_s_robot(root):

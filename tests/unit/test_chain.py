@@ -27,6 +27,19 @@ def test_what_a_stage_requires_runs_before_it():
     before.add(stage.name)
 
 
+def test_a_stage_on_request_is_part_of_a_run_whose_settings_ask_for_it():
+  config = config_lib.preset_config("small")
+  assert chain.stages_of_run(config) == chain.STAGES
+  assert chain.required("behaviour_cloning", config) == ("featurize",)
+  config.data.play_successes_by = "classifier"
+  order = chain.stages_of_run(config)
+  assert set(order) == {*chain.STAGES, "label_play"}
+  assert order.index("classifier") < order.index("label_play") < order.index("behaviour_cloning")
+  assert chain.required("behaviour_cloning", config) == ("featurize", "label_play")
+  config.data.play_successes_per_task = 0
+  assert chain.stages_of_run(config) == chain.STAGES
+
+
 def test_work_is_positive_for_every_preset():
   for preset in config_lib.PRESET_CHANGES:
     config = config_lib.preset_config(preset)

@@ -79,6 +79,22 @@ def test_play_that_does_nothing_is_refused(split):
   assert error.value.key == "scene_obs"
 
 
+def test_a_window_ends_behind_a_peak_of_the_classifier_s_score():
+  frames = np.arange(400)
+  bump = lambda at, height: height * np.exp(-(((frames - at) / 6) ** 2))
+  low, doubt = -80.0, play_successes.DOUBT
+  # Two peaks apart, one of two near each other, one that stays below, one too early, and one at the end.
+  score = low + sum(bump(at, 78) for at in (60, 150, 396)) + bump(170, 76) + bump(260, 60) + bump(3, 79)
+  found = play_successes.peak_windows(score)
+  assert [peak for _, peak, _ in found] == [60, 150, 396]
+  assert [(start, end) for start, _, end in found] == [(20, 70), (110, 160), (356, 400)]
+  assert score[260] < doubt < score[170]
+  assert play_successes.peak_windows(np.full(100, low)) == []
+  close = low + bump(100, 78) + bump(135, 79)
+  (_, _, before), (after, _, _) = play_successes.peak_windows(close)
+  assert before <= after
+
+
 def _demos(num: int, length: int, value: float) -> DemoFeatures:
   shape = (2, num, length)
   flags, vectors = np.ones(shape, bool), np.full((*shape, 7), value, np.float32)
@@ -88,8 +104,8 @@ def _demos(num: int, length: int, value: float) -> DemoFeatures:
 def test_play_is_cloned_behind_the_demos(tmp_path):
   save_features(tmp_path / "train.npz", _demos(2, 4, 1.0))
   save_features(tmp_path / "play.npz", _demos(3, 6, 2.0))
-  assert load_cloned(tmp_path, play=False).mask.shape == (2, 2, 4)
-  cloned = load_cloned(tmp_path, play=True)
+  assert load_cloned(tmp_path, play=None).mask.shape == (2, 2, 4)
+  cloned = load_cloned(tmp_path, play=tmp_path)
   assert cloned.feature.shape == (2, 5, 6, 7) and cloned.tasks == ("a", "b")
   np.testing.assert_array_equal(cloned.mask.sum(-1), [[4, 4, 6, 6, 6]] * 2)
   np.testing.assert_array_equal(cloned.feature[..., 0].max(-1), [[1, 1, 2, 2, 2]] * 2)

@@ -34,6 +34,10 @@ def _constant_work(_: Any) -> float:
   return 1.0
 
 
+def _never(_: Any) -> bool:
+  return False
+
+
 @dataclasses.dataclass(frozen=True)
 class Stage:
   """One step of a run.
@@ -49,7 +53,9 @@ class Stage:
     shows: stages whose artifacts it takes too where they are finished; they are not in its fingerprint.
     schema: of its files; another one makes older artifacts differ.
     together: whether all processes of a run work on it; otherwise the first one does.
-    on_request: it runs only when it is asked for by --config.stage.
+    on_request: it runs only when it is asked for, by --config.stage or as `asked` says.
+    asked: of a config -> whether its settings ask for a stage on request. Stages that require one are made
+      without it where they do not.
     simulates: it acts in a simulator; a run of all stages leaves it out where there is none for the data.
   """
 
@@ -64,6 +70,7 @@ class Stage:
   schema: int = 1
   together: bool = False
   on_request: bool = False
+  asked: Callable[[Any], bool] = _never
   simulates: bool = False
 
 
@@ -83,8 +90,12 @@ def _takes_in_words(c: Any) -> str:
 
 def _features_in_words(c: Any) -> str:
   most = c.data.play_successes_per_task
-  play = f" + at most {count(most, 'window')} of play" if most else ""
+  play = f" + at most {count(most, 'window')} of play" if most and not _labels_play(c) else ""
   return f"{len(c.tasks)} x ({_takes_in_words(c)}{play})"
+
+
+def _labels_play(c: Any) -> bool:
+  return c.data.play_successes_per_task > 0 and c.data.play_successes_by == "classifier"
 
 
 def _demo_frames(c: Any) -> float:
@@ -149,8 +160,16 @@ def _judging(c: Any) -> float:
 
 
 def _filtering(c: Any) -> float:
-  play = len(c.tasks) * c.data.play_successes_per_task * c.env.max_steps * 2 / 3
+  play = 0.0 if _labels_play(c) else _frames_of_successes(c)
   return (_demo_frames(c) + play) * (_recurrent(c) + _vision(c))
+
+
+def _frames_of_successes(c: Any) -> float:
+  return len(c.tasks) * c.data.play_successes_per_task * c.env.max_steps * 2 / 3
+
+
+def _labelling(c: Any) -> float:
+  return (c.data.play_frames + _frames_of_successes(c)) * (_recurrent(c) + _vision(c))
 
 
 def _classifying(c: Any) -> float:
@@ -323,6 +342,7 @@ CHAIN: tuple[Stage, ...] = (
       "data.failed_takes_per_task",
       "data.heldout_failed_takes_per_task",
       "data.play_successes_per_task",
+      "data.play_successes_by",
     ),
     size=_features_in_words,
     seconds=28,
@@ -345,14 +365,25 @@ CHAIN: tuple[Stage, ...] = (
     together=True,
   ),
   Stage(
+    "label_play",
+    requires=("collect", "world_model", "classifier"),
+    reads=("seed", "tasks", "data.play_successes_per_task"),
+    size=lambda c: f"successes in play, at most {c.data.play_successes_per_task} of each task",
+    seconds=20,
+    work=_labelling,
+    on_request=True,
+    asked=_labels_play,
+  ),
+  Stage(
     "behaviour_cloning",
-    requires=("featurize",),
+    requires=("featurize", "label_play"),
     # All of behaviour_cloning but ddim_steps, which only says how the evaluation samples.
     reads=(
       "seed",
       "tasks",
       "inputs.dppo_checkpoint",
       "data.play_successes_per_task",
+      "data.play_successes_by",
       "behaviour_cloning.policy",
       "behaviour_cloning.chunk",
       "behaviour_cloning.hidden",
@@ -454,4 +485,21 @@ CHAIN: tuple[Stage, ...] = (
 )
 ROWS: dict[str, Stage] = {stage.name: stage for stage in CHAIN}
 STAGES = tuple(stage.name for stage in CHAIN if not stage.on_request)  # of a whole run
-EXTRA_STAGES = tuple(stage.name for stage in CHAIN if stage.on_request)  # run only when asked for by name
+EXTRA_STAGES = tuple(stage.name for stage in CHAIN if stage.on_request)  # run only when asked for
+_REQUIRED = {name for stage in CHAIN for name in stage.requires}
+GIVEN = tuple(  # a run may be given the artifact of one that is finished: `inputs.NAME`
+  stage.name
+  for stage in CHAIN
+  if stage.name != "report" and (not stage.on_request or stage.name in _REQUIRED)
+)
+
+
+def stages_of_run(config: Any) -> tuple[str, ...]:
+  """The stages of a whole run, in order."""
+  return tuple(name for name, stage in ROWS.items() if not stage.on_request or stage.asked(config))
+
+
+def required(stage: str, config: Any) -> tuple[str, ...]:
+  """What a stage is made from in a run of these settings."""
+  whole = stages_of_run(config)
+  return tuple(name for name in ROWS[stage].requires if name in whole)

@@ -13,7 +13,7 @@ import re
 from typing import Any
 
 from wam_jax.config.arms import ARMS
-from wam_jax.config.chain import EXTRA_STAGES, STAGES
+from wam_jax.config.chain import EXTRA_STAGES, GIVEN, STAGES
 from wam_jax.config.checks import (
   BETAS,
   EPISODES,
@@ -98,7 +98,7 @@ ROWS: tuple[Field, ...] = (
     "skills, one policy each"),
   Field("profile", False, FLAG, "record a jax.profiler trace of two calls of each training stage"),
 
-  *(Field(f"inputs.{stage}", "", PLACE) for stage in STAGES if stage != "report"),
+  *(Field(f"inputs.{stage}", "", PLACE) for stage in GIVEN),
   Field("inputs.lumos_checkpoint", "", PLACE,
     "A world model trained with LUMOS or DiWA (.ckpt, or .npz of its state dict), taken instead of "
     "training."),
@@ -159,8 +159,11 @@ ROWS: tuple[Field, ...] = (
   Field("data.demos_per_task", 50, count(), "the first so many annotated windows of training/"),
   Field("data.heldout_demos_per_task", 10, count(), "of validation/; no training sees them"),
   Field("data.play_successes_per_task", 0, count(0),
-    "windows of play in which a task got done, at most so many, found by the tasks' predicates: cloned like "
-    "demos (not in the paper)", silent=0),
+    "windows of play in which a task got done, at most so many: cloned like demos (not in the paper)",
+    silent=0),
+  Field("data.play_successes_by", "predicates", choice("predicates", "classifier"),
+    "what finds them: the tasks' predicates, by CALVIN's scene_obs, or the success classifier",
+    silent="predicates"),
   Field("data.failed_takes_per_task", 0, count(0),
     "labelled failures beside the demos, for the classifier and as starts of dreams"),
   Field("data.heldout_failed_takes_per_task", 10, count(1),

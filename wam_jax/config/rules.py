@@ -95,10 +95,19 @@ RULES: tuple[Rule, ...] = (
   ),
   Rule(
     "data.play_successes_per_task",
-    ("data.source", "env.name", "tasks"),
-    lambda most, source, env, tasks: not most or (_holds_scenes(source, env) and set(tasks) <= set(TASKS)),
-    "0 with data.source={1}, env.name={2}: it takes CALVIN's scene_obs and tasks to find successes in play",
-    "--config.data.play_successes_per_task=0",
+    ("data.source", "env.name", "tasks", "data.play_successes_by"),
+    lambda most, source, env, tasks, by: (
+      not most or by == "classifier" or (_holds_scenes(source, env) and set(tasks) <= set(TASKS))
+    ),
+    "0 with data.source={1}, env.name={2}: predicates find successes in play by CALVIN's scene_obs and tasks",
+    "--config.data.play_successes_per_task=0, or --config.data.play_successes_by=classifier",
+  ),
+  Rule(
+    "stage",
+    ("data.play_successes_per_task", "data.play_successes_by"),
+    lambda stage, most, by: stage != "label_play" or (most > 0 and by == "classifier"),
+    "another one with data.play_successes_per_task={1}, data.play_successes_by={2}: nothing to label",
+    "--config.data.play_successes_per_task=50 --config.data.play_successes_by=classifier",
   ),
   Rule(
     "ppo.minibatches",

@@ -17,7 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from wam_jax import embodiment
-from wam_jax.config.chain import STAGES
+from wam_jax.config.chain import GIVEN
 from wam_jax.config.checks import Problem, did_you_mean, suggest
 from wam_jax.embodiment import CALVIN, CAMERAS, Embodiment
 from wam_jax.envs import registry
@@ -75,7 +75,7 @@ def _exists(*parts: str | os.PathLike[str]) -> bool:
 
 def _check_inputs(config: ConfigDict) -> list[Problem]:
   problems = []
-  for stage in STAGES[:-1]:
+  for stage in GIVEN:
     text = config.inputs[stage]
     path = config.inputs[stage] = _expand(text)
     if text and not (_exists(path, "DONE") or _exists(path, stage, "DONE")):
@@ -375,7 +375,7 @@ DERIVED: tuple[tuple[tuple[str, ...], Callable[[ConfigDict], Sequence[Problem] |
   (("tasks",), lambda c: c.update(tasks=tuple(c.tasks))),
   (("env.workers",), lambda c: c.env.update(workers=c.env.workers or available_cores())),
   (("workdir", "experiment", "preset"), _place_workdir),
-  (tuple(f"inputs.{stage}" for stage in STAGES[:-1]), _check_inputs),
+  (tuple(f"inputs.{stage}" for stage in GIVEN), _check_inputs),
   (("judge.compare",), _check_compare),
   (("inputs.lumos_checkpoint", "world_model.vision", "world_model.cameras"), _check_lumos),
   (("inputs.dppo_checkpoint", "tasks", "behaviour_cloning.policy"), _check_dppo),

@@ -115,15 +115,15 @@ def load_features(path: PathLike) -> DemoFeatures:
     raise DatasetError(path, f"{error}.", fix=fix) from None
 
 
-def load_cloned(folder: pathlib.Path, play: bool) -> DemoFeatures:
-  """What policies are cloned from: the demos, and if `play`, its successes behind them.
+def load_cloned(folder: pathlib.Path, play: pathlib.Path | None) -> DemoFeatures:
+  """What policies are cloned from: the demos, and behind them successes of play.
 
   Args:
     folder: artifact of the featurize stage.
-    play: whether successes of play are wanted.
+    play: artifact with play's successes; None: they are not wanted.
 
   Raises:
     DatasetError: as `load_features`.
   """
   demos = load_features(folder / "train.npz")
-  return demos.joined(load_features(folder / "play.npz")) if play else demos
+  return demos.joined(load_features(play / "play.npz")) if play else demos

@@ -75,10 +75,11 @@ def check_data(config: ConfigDict, plans: Mapping[str, StagePlan]) -> tuple[list
           problems.append(f"{folder} has no annotated window of {', '.join(absent)}; it has {known}")
       if (
         config.data.play_successes_per_task
+        and config.data.play_successes_by == "predicates"
         and "scene_obs" not in calvin.open_split(root / "training", 1).widths
       ):
         rule = f"frames of {root / 'training'} have no scene_obs, by which successes of play are found"
-        problems.append(f"{rule}: --config.data.play_successes_per_task=0")
+        problems.append(f"{rule}: --config.data.play_successes_by=classifier")
     if pending & {"collect", "world_model"}:
       found = doubts.look(
         root / "training",

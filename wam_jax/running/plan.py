@@ -60,7 +60,9 @@ class StagePlan:
 
 def wanted_stages(config: ConfigDict) -> tuple[str, ...]:
   """The stages that were asked for, in order."""
-  return chain.STAGES if config.stage in ("all", "plan") else (config.stage,)
+  if config.stage in ("all", "plan"):
+    return chain.stages_of_run(config)
+  return (config.stage,)
 
 
 def make_plan(config: ConfigDict) -> dict[str, StagePlan]:
@@ -82,13 +84,13 @@ def make_plan(config: ConfigDict) -> dict[str, StagePlan]:
     if stage not in needed:
       needed.add(stage)
       if not config.inputs.get(stage):
-        for required in chain.ROWS[stage].requires:
+        for required in chain.required(stage, config):
           need(required)
 
   for stage in wanted_stages(config):
     need(stage)
   plans: dict[str, StagePlan] = {}
-  for stage in (*chain.STAGES, *chain.EXTRA_STAGES):
+  for stage in chain.ROWS:
     if stage in needed:
       plan = _plan_stage(config, stage, plans)
       if chain.ROWS[stage].simulates and plan.action in ("run", "resume"):
@@ -99,7 +101,7 @@ def make_plan(config: ConfigDict) -> dict[str, StagePlan]:
       plan = _plan_stage(config, extra, plans)
       if plan.action == "skip":  # finished, which is all that is asked of it
         plans[extra] = plan
-  return {stage: plans[stage] for stage in (*chain.STAGES, *chain.EXTRA_STAGES) if stage in plans}
+  return {stage: plans[stage] for stage in chain.ROWS if stage in plans}
 
 
 def _without_simulator(config: ConfigDict, plan: StagePlan, collect: Artifact) -> StagePlan:
@@ -125,7 +127,7 @@ def _plan_stage(config: ConfigDict, stage: str, plans: dict[str, StagePlan]) -> 
   if config.inputs.get(stage):
     return StagePlan(stage, "use", artifact_lib.load_artifact(config.inputs[stage], stage))
   row = chain.ROWS[stage]
-  requires = [name for name in row.requires if plans[name].action != "leave"]
+  requires = [name for name in chain.required(stage, config) if plans[name].action != "leave"]
   values = config_lib.flatten(config)
   part = {
     path: list(value) if isinstance(value, tuple) else value

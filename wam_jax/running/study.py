@@ -209,7 +209,7 @@ def run_piece(config: Any, piece: Piece) -> None:
   inputs = _run_stages(config, piece, ("collect",), piece.data, {})
   if arm.base:
     base = dataclasses.replace(piece, arm=arm.base)
-    inputs |= _run_stages(config, base, _taken(arm), base.workdir, inputs)
+    inputs |= _run_stages(config, base, _taken(config, arm), base.workdir, inputs)
   _run_stages(config, piece, arm.stages, piece.workdir, inputs)
   for update in _clonings(config) if arm.snapshots else ():
     snapshot = piece.workdir / "world_model" / "snapshots" / str(update)
@@ -217,10 +217,10 @@ def run_piece(config: Any, piece: Piece) -> None:
     _run_stages(config, piece, CLONING_STAGES, piece.workdir / f"at_{update}", snapshot_inputs)
 
 
-def _taken(arm: Arm) -> tuple[str, ...]:
+def _taken(config: Any, arm: Arm) -> tuple[str, ...]:
   """Stages of the base, in order, that an arm's own are made from."""
-  needed = {name for stage in arm.stages for name in chain.ROWS[stage].requires}
-  return tuple(stage for stage in STAGES if stage in needed - {*arm.stages, "collect"})
+  needed = {name for stage in arm.stages for name in chain.required(stage, config)}
+  return tuple(stage for stage in chain.ROWS if stage in needed - {*arm.stages, "collect"})
 
 
 def _run_stages(

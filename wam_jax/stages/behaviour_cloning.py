@@ -33,11 +33,13 @@ def run(stage: StageRun) -> None:
     DppoError: `inputs.dppo_checkpoint` names policies of other sizes, or files that cannot be read.
   """
   config, inputs, workdir, logger = stage.config, stage.inputs, stage.workdir, stage.logger
-  demos = load_cloned(inputs["featurize"].path, config.data.play_successes_per_task > 0)
+  featurized, labelled = inputs["featurize"].path, inputs.get("label_play")
+  play = labelled.path if labelled else featurized if config.data.play_successes_per_task else None
+  demos = load_cloned(featurized, play)
   policy = make_policy(config, demos.feature.shape[-1], demos.action.shape[-1])
   cloning, tasks = config.behaviour_cloning, demos.tasks
   data = bc.make_data(demos.takes, cloning.chunk)
-  unseen = load_features(inputs["featurize"].path / "heldout.npz")
+  unseen = load_features(featurized / "heldout.npz")
   heldout = bc.make_data(unseen.takes, cloning.chunk)
   key = jax.random.fold_in(jax.random.key(config.seed), 3)
   init_key, train_key, test_key = jax.random.split(key, 3)

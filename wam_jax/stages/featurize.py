@@ -25,7 +25,7 @@ DEMOS_PER_CALL = 16
 
 def run(stage: StageRun) -> None:
   """Writes `train.npz` and `heldout.npz` (`data.features.DemoFeatures`), with failed takes `failed.npz` and
-  `heldout_failed.npz`, and with successes of play `play.npz`."""
+  `heldout_failed.npz`, and with successes of play that predicates find `play.npz`."""
   config, inputs, workdir = stage.config, stage.inputs, stage.workdir
   model, params = load_world_model(inputs["world_model"])
   params = jax.device_put(params)
@@ -50,7 +50,7 @@ def run(stage: StageRun) -> None:
     takes = featurized("failed", calvin.FAILED, count + heldout, jax.random.fold_in(key, len(splits)))
     save_features(workdir / "failed.npz", takes.rows(slice(count)))
     save_features(workdir / "heldout_failed.npz", takes.rows(slice(count, None)))
-  if config.data.play_successes_per_task:
+  if config.data.play_successes_per_task and config.data.play_successes_by == "predicates":
     names, frames = _play_successes(stage, root / "training", model.image_size)
     windows_of_play = calvin.as_split(names, frames)
     with stage.logger.progress(len(names), "features of play's successes") as progress:
