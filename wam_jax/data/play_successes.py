@@ -75,7 +75,7 @@ def peak_windows(score: np.ndarray) -> list[tuple[int, int, int]]:
 
 
 def free_of_demos(window: tuple[int, int], task: str, annotated: Sequence[tuple[str, int, int]]) -> bool:
-  """Whether a window (first id, one past the last) shares no frame with the task's annotated ones, its demos."""
+  """Whether a window (first id, one past the last) shares no frame with a demo of the task."""
   return not any(name == task and low < window[1] and high > window[0] for name, low, high in annotated)
 
 
