@@ -444,7 +444,12 @@ def test_a_simulator_of_ones_own(tmp_path, monkeypatch, capsys):
   (tmp_path / "reacher.py").write_text(re.findall(r"```python\n(.*?)```", guide, re.S)[0])
   workdir = tmp_path / "run"
   changes = {"env__name": "reacher:Reacher", "tasks": "Reacher", "judge__horizons": "1,5", "env__workers": 1}
-  changes |= {"world_model__proprio": "sincos", "online__iterations": 6, "ppo__critic_warmup_iterations": 1}
+  changes |= {
+    "data__play_successes_by": "classifier",
+    "world_model__proprio": "sincos",
+    "online__iterations": 6,
+    "ppo__critic_warmup_iterations": 1,
+  }
   for stage in ("all", "online_ppo"):
     done = subprocess.run(
       command(workdir, stage=stage, **changes),

@@ -14,6 +14,7 @@ from importlib import metadata
 import pytest
 
 import wam_jax
+from wam_jax.config import own_experiments
 
 pytestmark = pytest.mark.slow
 ROOT = pathlib.Path(__file__).parents[2]
@@ -129,6 +130,4 @@ def test_experiments_from_any_folder(installed, name):
 
 def test_no_such_experiment(installed):
   done = installed("-m", "wam_jax.main", "--config=calvin_wm:demo")
-  assert (
-    done.returncode == 2 and "one of calvin_dreamerv2, calvin_wam, lerobot_wam, reproduction" in done.stderr
-  )
+  assert done.returncode == 2 and f"one of {', '.join(own_experiments())}" in done.stderr
