@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -73,6 +74,11 @@ def _play_successes(stage: StageRun, folder: pathlib.Path, image_size: int) -> t
   return names, calvin.with_success(folder, frames, names)
 
 
+def make_filter(model: WorldModel) -> Callable[[Params, Batch, jax.Array], jax.Array]:
+  """Compiled: (parameters, windows [B, T, ...], key of the posterior's samples) -> features [B, T, F]."""
+  return jax.jit(lambda params, batch, key: features(wm.filter_windows(model, params, batch, key)[1]))
+
+
 def filter_demos(
   model: WorldModel,
   params: Params,
@@ -105,10 +111,7 @@ def filter_demos(
   action = windows.rest_actions(demos.frames.embodiment, *shape)
   success, mask = np.zeros(shape, bool), np.zeros(shape, bool)
 
-  @jax.jit
-  def filtered(params: Params, batch: Batch, key: jax.Array) -> jax.Array:
-    return features(wm.filter_windows(model, params, batch, key)[1])
-
+  filtered = make_filter(model)
   rows = [(k, m, window) for k, task in enumerate(tasks) for m, window in enumerate(spans[task])]
   for first in range(0, len(rows), DEMOS_PER_CALL):
     part = rows[first : first + DEMOS_PER_CALL]

@@ -23,14 +23,13 @@ from wam_jax.data.play_successes import free_of_demos, peak_windows
 from wam_jax.nn.classifier import SuccessClassifier
 from wam_jax.nn.world_model import WorldModel
 from wam_jax.running.stage_run import StageRun
-from wam_jax.stages.featurize import filter_demos
+from wam_jax.stages.featurize import filter_demos, make_filter
 from wam_jax.storage.records import write_record
-from wam_jax.training import world_model as wm
 from wam_jax.training.tasks import over_tasks
-from wam_jax.types import Batch, Params, features
+from wam_jax.types import Params
 
 PIECE = 512  # frames that are filtered at once
-OVERLAP = 64  # of them, with the piece before: the model has forgotten by then that it began in between
+OVERLAP = 64  # of them, with the piece before, whose scores count there: these have a past
 PIECES_PER_CALL = 8
 
 Window = tuple[float, int, int, int]  # score of its peak, and ids: first frame, peak, one past the last
@@ -104,10 +103,7 @@ class _Scorer:
   key: jax.Array
 
   def __post_init__(self) -> None:
-    def filtered(params: Params, batch: Batch, key: jax.Array) -> jax.Array:
-      return features(wm.filter_windows(self.model, params, batch, key)[1])
-
-    self._filtered = jax.jit(filtered)
+    self._filtered = make_filter(self.model)
     self._judged = over_tasks(lambda params, feature: self.classifier.score(params, feature))
 
   def scores(self, episodes: Sequence[tuple[int, int]]) -> Iterator[np.ndarray]:
