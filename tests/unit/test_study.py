@@ -161,6 +161,21 @@ def test_hand_written_parts_are_taken_in(results, tmp_path):
   assert "## What it means" in study_page.write_page(tmp_path / "docs" / "R.md", results).read_text()
 
 
+def test_studies_on_other_simulators_have_a_section(results, tmp_path):
+  elsewhere = results.parent / "metaworld_wam_demo"
+  for arm, rate in zip(MAIN, (0.2, 0.6), strict=True):
+    write(elsewhere, make_piece(arm, 1, rate) | {"simulator": {"name": "metaworld"}})
+  (elsewhere / "reading.md").write_text("## What it means\n\nNothing.\n", encoding="utf-8")
+  write(results.parent / "another_small", make_piece("wam", 8, 0.5))  # the same simulator: a page of its own
+  page = study_page.write_page(tmp_path / "docs" / "RESULTS.md", results).read_text()
+  before, title, after = page.partition("## The same on Meta-World\n")
+  assert title and "## The same on" not in before + after
+  assert "### What it means\n" in after and "Task by task" in before and "### Task by task" in after
+  gaps = [float(cells(part, "WAM minus DreamerV2, cloned")[2]) for part in (before, after)]
+  assert gaps[0] > 0 > gaps[1]
+  assert "seeds of the main comparison (3, 4, 5)" in before and "1 seed of the main comparison (1)" in after
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 99}', '{"format": 1, "arm": "wam"}'])
 def test_broken_results_are_named(results, tmp_path, content):
   path = results / "wam_seed3.json"

@@ -1,8 +1,9 @@
 """The page of a study's results: Markdown and charts, made from the JSON files of its pieces alone.
 
 Two texts are taken in as they are, next to the results: `reading.md`, what people make of the numbers, and
-`design.md`, what was decided before the runs. In the folder `calvin` next to them: results.json of stage
-evaluate, of runs on CALVIN's own simulator, as `<arm>_seed<n>.json`.
+`design.md`, what was decided before the runs. Studies on another simulator, in folders next to that of the
+results, have a section each. In the folder `calvin` there: results.json of stage evaluate, of runs on
+CALVIN's own simulator, as `<arm>_seed<n>.json`.
 """
 
 from __future__ import annotations
@@ -38,6 +39,11 @@ from wam_jax.reporting.study_sections import (
 from wam_jax.storage.artifact import write_text
 
 COLOURS = {"wam": "#0a9568", "dreamerv2": "#2f6fde"}
+SIMULATORS = {
+  "play_table": "the embedded simulator",
+  "calvin": "CALVIN's own simulator",
+  "metaworld": "Meta-World",
+}
 
 
 def write_page(page: pathlib.Path, folder: pathlib.Path, seeds: Sequence[int] = ()) -> pathlib.Path:
@@ -130,6 +136,7 @@ def markdown(
     ppo(compared, folder, relative),
     models(compared, folder, relative),
     ablations(results),
+    *_elsewhere(results, folder, relative),
     calvin(folder.parent / "calvin"),
     _text(folder / "design.md"),
     power(results),
@@ -138,6 +145,39 @@ def markdown(
     _commands(results),
   ]
   return "\n".join("\n".join(section) + "\n" for section in sections if section)
+
+
+def _elsewhere(results: Results, folder: pathlib.Path, relative: pathlib.Path) -> list[list[str]]:
+  """A section for each study next to this one that ran on another simulator."""
+  sections = []
+  for path in sorted(folder.parent.iterdir()):
+    is_study = path.name != "calvin" and any(path.glob(f"{arm}_seed*.json") for arm in MAIN)
+    other = read_results(path) if is_study and path != folder else {}
+    if not other or _simulator(other) == _simulator(results):
+      continue
+    compared, place = _compared(other), relative.parent / path.name
+    parts = [
+      _introduction(other),
+      _text(path / "reading.md"),
+      headline(compared),
+      per_task(compared),
+      ppo(compared, path, place),
+      models(compared, path, place),
+      _text(path / "design.md"),
+      power(compared),
+    ]
+    lines = [f"## The same on {_simulator(other)}"]
+    for part in parts:
+      lines += ["", *(f"#{line}" if line.startswith("## ") else line for line in part)] if part else []
+    sections.append(lines)
+  return sections
+
+
+def _simulator(results: Results) -> str:
+  """Where a study ran, in words; empty without results."""
+  piece = _any(results)
+  name = piece["simulator"]["name"] if piece else ""
+  return SIMULATORS.get(name, name)
 
 
 def _text(path: pathlib.Path) -> list[str]:
@@ -161,12 +201,11 @@ def _introduction(results: Results) -> list[str]:
     return ["No result yet."]
   seeds = common_seeds(results, MAIN)
   count = f"{len(seeds)} seed{'s' if len(seeds) != 1 else ''}" if seeds else "no seed yet"
-  where = "the embedded simulator" if piece["simulator"]["name"] == "play_table" else "CALVIN's own simulator"
   return [
     (
       "WAM and DreamerV2 world models, equal but for the inverse-dynamics loss, on the same frames; "
-      f"preset `{piece['preset']}`, {where}, {len(piece['tasks'])} tasks, {piece['episodes']} episodes per "
-      f"task, arm and seed, {count} of the main "
+      f"preset `{piece['preset']}`, {_simulator(results)}, {len(piece['tasks'])} tasks, "
+      f"{piece['episodes']} episodes per task, arm and seed, {count} of the main "
       f"comparison{' (' + ', '.join(map(str, seeds)) + ')' if seeds else ''}. All arms of a seed have "
       "the same frames, demos and start states; differences are paired by start state. This page is "
       "made from the files beside it; nothing in its tables is written by hand."
