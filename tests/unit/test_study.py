@@ -166,6 +166,8 @@ def test_studies_on_other_simulators_have_a_section(results, tmp_path):
   for arm, rate in zip(MAIN, (0.2, 0.6), strict=True):
     write(elsewhere, make_piece(arm, 1, rate) | {"simulator": {"name": "metaworld"}})
   (elsewhere / "reading.md").write_text("## What it means\n\nNothing.\n", encoding="utf-8")
+  (results.parent / "seeds_of_a_recipe").mkdir()
+  (results.parent / "seeds_of_a_recipe" / "seed0.json").write_text("{}", encoding="utf-8")
   write(results.parent / "another_small", make_piece("wam", 8, 0.5))  # the same simulator: a page of its own
   page = study_page.write_page(tmp_path / "docs" / "RESULTS.md", results).read_text()
   before, title, after = page.partition("## The same on Meta-World\n")

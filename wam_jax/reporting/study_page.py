@@ -151,7 +151,7 @@ def _elsewhere(results: Results, folder: pathlib.Path, relative: pathlib.Path) -
   """A section for each study next to this one that ran on another simulator."""
   sections = []
   for path in sorted(folder.parent.iterdir()):
-    is_study = path.name != "calvin" and any(path.glob(f"{arm}_seed*.json") for arm in MAIN)
+    is_study = path.name != "calvin" and any(list(path.glob(f"{arm}_seed*.json")) for arm in MAIN)
     other = read_results(path) if is_study and path != folder else {}
     if not other or _simulator(other) == _simulator(results):
       continue
