@@ -6,7 +6,7 @@ import json
 import numpy as np
 
 from wam_jax import config as config_lib
-from wam_jax.config import STAGES, chain
+from wam_jax.config import chain
 from wam_jax.core import discrimination
 from wam_jax.embodiment import CALVIN
 from wam_jax.reporting import media
@@ -81,7 +81,7 @@ def write_run(folder, rng, tasks=TASKS, episodes=10, start=0, **settings):
   for name, value in settings.items():
     config.update_from_flattened_dict({name.replace("__", "."): value})
   inputs = {}
-  for i, stage in enumerate(STAGES[:-1]):
+  for i, stage in enumerate(chain.stages_of_run(config)[:-1]):
     spec = chain.ROWS[stage]
     part = {
       path: value

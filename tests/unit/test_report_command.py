@@ -95,6 +95,18 @@ def test_only_the_time_of_collecting_may_be_missing(run):
   assert "collect" not in found.inputs and "time is not counted" in found.missing[0]
 
 
+def test_time_of_stages_that_settings_asked_for_is_counted(tmp_path, rng, run):
+  folder = tmp_path / "labelled"
+  asked = {"data__play_successes_per_task": 5, "data__play_successes_by": "classifier"}
+  made_up_run.write_run(folder, rng, **asked)
+  plain, labelled = read(run, folder)
+  assert set(labelled.inputs) - set(plain.inputs) == {"label_play"}
+  assert list(labelled.inputs).index("label_play") < list(labelled.inputs).index("behaviour_cloning")
+  shutil.rmtree(folder / "label_play")
+  found = read(folder)[0]
+  assert "label_play" not in found.inputs and "label_play is not where" in found.missing[0]
+
+
 @pytest.mark.parametrize(
   "spoil, said",
   [

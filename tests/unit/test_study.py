@@ -238,15 +238,22 @@ def test_all_arms_of_a_seed_share_frames(config):
     assert piece.data == pathlib.Path("x/seed3/data")
 
 
+@pytest.mark.parametrize("labels", [False, True])
 @pytest.mark.parametrize("arm", ARMS)
-def test_an_arm_and_its_base_make_all_that_its_stages_need(config, arm):
+def test_an_arm_and_its_base_make_all_that_its_stages_need(config, arm, labels):
+  config = ConfigDict(config.to_dict())
+  if labels:
+    config.data.play_successes_per_task, config.data.play_successes_by = 5, "classifier"
   spec = ARMS[arm]
-  have = {"collect", *(study._taken(config, spec) if spec.base else ())}
-  for stage in spec.stages:
+  taken_stages, own = study._split(config, spec)
+  assert ("label_play" in (*taken_stages, *own)) == labels
+  assert set(own) - {"label_play", "classifier"} == set(spec.stages) - {"label_play", "classifier"}
+  have = {"collect", *taken_stages}
+  for stage in own:
     assert set(chain.required(stage, config)) <= have, stage
     have.add(stage)
   if spec.base:
-    taken = {path for stage in study._taken(config, spec) for path in chain.ROWS[stage].reads}
+    taken = {path for stage in taken_stages for path in chain.ROWS[stage].reads}
     assert not [path for path in spec.changes if path in taken], "the base would have made something else"
 
 

@@ -440,6 +440,7 @@ CHAIN: tuple[Stage, ...] = (
       "world_model",
       "judge_world_model",
       "featurize",
+      "label_play",
       "behaviour_cloning",
       "classifier",
       "ppo",

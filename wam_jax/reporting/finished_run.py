@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from wam_jax.acting.episodes import read_episodes
 from wam_jax.acting.policy_table import COMPARED
-from wam_jax.config import STAGES
+from wam_jax.config import STAGES, chain
 from wam_jax.host.regular_files import read_bytes
 from wam_jax.host.words import PrintableError
 from wam_jax.storage.artifact import (
@@ -123,6 +123,16 @@ def read_run(workdir: str | os.PathLike[str]) -> Run:
       missing.append(OPTIONAL[stage])
     else:
       lost += [f"  {stage} is not there:", *(f"  {reason}" for reason in reasons)]
+  for stage in chain.EXTRA_STAGES:  # made only where settings asked for it
+    user = next((artifact for artifact in inputs.values() if stage in artifact.inputs), None)
+    if user is None:
+      continue
+    artifact, _ = search_input(user, stage, user.inputs[stage])
+    if artifact is not None:
+      inputs[stage] = artifact
+    else:
+      missing.append(f"{stage} is not where the run had it, its time is not counted")
+  inputs = {stage: inputs[stage] for stage in chain.ROWS if stage in inputs}
   if lost:
     raise RunError("\n".join([f"{path}: stages that belong to this run cannot be found", *lost]))
   return Run(root, ConfigDict(last.config), inputs, results, tuple(missing))

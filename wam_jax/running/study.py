@@ -39,6 +39,7 @@ from wam_jax.storage.artifact import Artifact, load_artifact, write_text
 from wam_jax.storage.records import read_record
 
 DATA = "data"  # folder of the frames that all arms of a seed share
+SNAPSHOT_HAS = ("collect", "world_model")  # what policies on a snapshot are made from, and is there
 WAIT_SECONDS = 5.0  # between looks at a work folder that another process is in
 # Of metrics.jsonl of stage ppo, means over tasks: name in the file -> name here.
 PPO_CURVES = {
@@ -147,8 +148,8 @@ def plan_text(config: Any, progress: Mapping[Piece, bool]) -> str:
 def _stages_of(config: Any, arm: Arm) -> list[tuple[str, int]]:
   """(stage, how often it runs) of an arm."""
   clonings = len(_clonings(config)) if arm.snapshots else 0
-  times = dict.fromkeys(arm.stages, 1)
-  for stage in CLONING_STAGES if clonings else ():
+  times = dict.fromkeys(_split(config, arm)[1], 1)
+  for stage in _needed(config, CLONING_STAGES, SNAPSHOT_HAS) if clonings else ():
     times[stage] = times.get(stage, 0) + clonings
   return list(times.items())
 
@@ -207,20 +208,33 @@ def run_piece(config: Any, piece: Piece) -> None:
   """Runs the stages of a piece that are not done, and those of its base that it takes."""
   arm = ARMS[piece.arm]
   inputs = _run_stages(config, piece, ("collect",), piece.data, {})
+  taken, own = _split(config, arm)
   if arm.base:
     base = dataclasses.replace(piece, arm=arm.base)
-    inputs |= _run_stages(config, base, _taken(config, arm), base.workdir, inputs)
-  _run_stages(config, piece, arm.stages, piece.workdir, inputs)
+    inputs |= _run_stages(config, base, taken, base.workdir, inputs)
+  _run_stages(config, piece, own, piece.workdir, inputs)
   for update in _clonings(config) if arm.snapshots else ():
     snapshot = piece.workdir / "world_model" / "snapshots" / str(update)
     snapshot_inputs = inputs | {"world_model": snapshot}
-    _run_stages(config, piece, CLONING_STAGES, piece.workdir / f"at_{update}", snapshot_inputs)
+    stages = _needed(config, CLONING_STAGES, SNAPSHOT_HAS)
+    _run_stages(config, piece, stages, piece.workdir / f"at_{update}", snapshot_inputs)
 
 
-def _taken(config: Any, arm: Arm) -> tuple[str, ...]:
-  """Stages of the base, in order, that an arm's own are made from."""
-  needed = {name for stage in arm.stages for name in chain.required(stage, config)}
-  return tuple(stage for stage in chain.ROWS if stage in needed - {*arm.stages, "collect"})
+def _needed(config: Any, stages: Sequence[str], have: Sequence[str]) -> tuple[str, ...]:
+  """Stages and all that they are made from but what there is, in order."""
+  needed = set(stages)
+  for stage in reversed(chain.ROWS):
+    needed |= set(chain.required(stage, config)) - set(have) if stage in needed else set()
+  return tuple(stage for stage in chain.ROWS if stage in needed)
+
+
+def _split(config: Any, arm: Arm) -> tuple[tuple[str, ...], tuple[str, ...]]:
+  """(stages that an arm takes from its base, its own), in order; what is made from its own is its own too."""
+  needed = _needed(config, arm.stages, ("collect",))
+  own = set(arm.stages) if arm.base else set(needed)
+  for stage in needed:
+    own |= {stage} if own & set(chain.required(stage, config)) else set()
+  return tuple(s for s in needed if s not in own), tuple(s for s in needed if s in own)
 
 
 def _run_stages(
@@ -259,7 +273,7 @@ _STARTS = {"per_task": int, "sha256": str}
 def gather(config: Any, piece: Piece) -> dict[str, Any]:
   """The result of a finished piece, as plain values."""
   arm = ARMS[piece.arm]
-  artifacts = {stage: load_artifact(piece.workdir, stage) for stage in arm.stages}
+  artifacts = {stage: load_artifact(piece.workdir, stage) for stage in _split(config, arm)[1]}
   last = artifacts["evaluate" if "evaluate" in artifacts else "evaluate_cloned"]
   evaluated = read_record(last.path, "results.json", start_states=_STARTS, simulator=dict, provenance=dict)
   tasks = tuple(evaluated["tasks"])
@@ -286,7 +300,7 @@ def gather(config: Any, piece: Piece) -> dict[str, Any]:
     for update in _clonings(config):
       folder = piece.workdir / f"at_{update}"
       by_update[str(update)] = episodes_of(folder / "evaluate_cloned" / "cloned.npz", tasks)["success"]
-      for stage in CLONING_STAGES:
+      for stage in _needed(config, CLONING_STAGES, SNAPSHOT_HAS):
         name = f"{stage} of snapshots"
         seconds[name] = seconds.get(name, 0.0) + load_artifact(folder, stage).seconds
     by_update[str(config.world_model.updates)] = result["policies"]["cloned"]["success"]
