@@ -726,6 +726,16 @@ def test_an_interrupted_recording_goes_on(tmp_path):
     assert path.read_bytes() == (folder / path.relative_to(tmp_path / "whole/training")).read_bytes()
 
 
+def test_two_writers_of_one_split_are_kept_apart(tmp_path):
+  folder, frames = tmp_path / "training", _frames(18)
+  with calvin_writer.FrameWriter(folder) as writer:
+    writer.write(**frames)
+    with pytest.raises(FileExistsError, match="another writer"):
+      calvin_writer.FrameWriter(folder, go_on=True)
+    assert writer.commit(LENGTHS, ANNOTATIONS, "table") == 18
+  assert not (folder / calvin_writer.LOCK).exists()
+
+
 @pytest.mark.parametrize(
   ("first", "damage", "rule"),
   [
@@ -791,7 +801,7 @@ def test_commit_refuses_and_keeps_what_was_written(tmp_path, changes, rule):
     with pytest.raises(ValueError, match=rule) as error:
       writer.commit(**right | changes)
     kept = calvin_writer.partial_folder(tmp_path / "x")
-    assert str(kept) in str(error.value) and len(list(kept.iterdir())) == 18
+    assert str(kept) in str(error.value) and len(list(kept.glob("episode_*"))) == 18
     writer.commit(**right)
   assert calvin.read_frames(tmp_path / "x", 8).num_frames == 18
 
@@ -810,7 +820,7 @@ def test_a_write_that_the_disk_stops_can_be_repeated(tmp_path, monkeypatch):
   with calvin_writer.FrameWriter(tmp_path / "x") as writer:
     with pytest.raises(OSError, match="No space"):
       writer.write(**frames)
-    assert not writer.num_frames and not list(calvin_writer.partial_folder(tmp_path / "x").iterdir())
+    assert not writer.num_frames and not list(calvin_writer.partial_folder(tmp_path / "x").glob("episode_*"))
     writer.write(**frames)
     writer.commit(LENGTHS, ANNOTATIONS, "table")
   assert calvin.read_frames(tmp_path / "x", 8).num_frames == 18

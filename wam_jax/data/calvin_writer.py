@@ -30,8 +30,11 @@ from wam_jax.data.frames import (
 )
 from wam_jax.embodiment import CALVIN, FILE, Embodiment, from_dict
 from wam_jax.envs.tasks import SENTENCES
+from wam_jax.host import locks
 from wam_jax.host.words import count, task_name
 from wam_jax.storage import checksums
+
+LOCK = ".lock"  # in the folder of a split that is being written
 
 
 class _NpzTemplate:
@@ -77,7 +80,8 @@ class FrameWriter:
   """Writes a split frame by frame; it appears under its own name only when whole.
 
   Frames go to a hidden sibling folder, `partial_folder`, which `commit` renames. No error deletes frames that
-  are written: what an interrupted recording left there is kept until a writer with `go_on` takes it over.
+  are written: what an interrupted recording left there is kept until a writer with `go_on` takes it over. Two
+  writers of one split are kept apart by a lock, where the file system has locks.
   """
 
   def __init__(
@@ -98,7 +102,8 @@ class FrameWriter:
       go_on: keep the frames that an interrupted writer left, if there are any, and write on after them.
 
     Raises:
-      FileExistsError: the folder exists, or frames of an interrupted writer do and `go_on` is false.
+      FileExistsError: the folder exists, another writer is at work there, or frames of an interrupted one are
+        there and `go_on` is false.
       DatasetError: the dataset is of another robot, or a frame that was left cannot be gone on from.
       EmbodimentError: the embodiment breaks a rule of its file.
     """
@@ -120,7 +125,17 @@ class FrameWriter:
           f"{self._partial} is there: a recording that was not committed, or still runs. "
           "FrameWriter(..., go_on=True) goes on after its frames; delete the folder if they are not needed"
         ) from None
+    self._lock = contextlib.ExitStack()
+    try:
+      with contextlib.suppress(locks.NoLocksError):
+        self._lock.enter_context(locks.locked(self._partial / LOCK, wait=False))
+    except locks.TakenError:
+      raise FileExistsError(f"{self._partial}: another writer is at work there; wait for it") from None
+    try:
       self._take_over()
+    except BaseException:
+      self._unlock()
+      raise
     self._pool = futures.ThreadPoolExecutor(num_workers(workers))
 
   @property
@@ -142,6 +157,11 @@ class FrameWriter:
       raise DatasetError(
         root, rule, fix=f"write each robot's data, and its {FILE}, into a folder of their own."
       )
+
+  def _unlock(self) -> None:
+    """Lets go of the folder, and leaves nothing of the lock in it."""
+    (self._partial / LOCK).unlink(missing_ok=True)
+    self._lock.close()
 
   def _take_over(self) -> None:
     """Counts the frames that are there as written, if they are whole and follow each other."""
@@ -294,6 +314,7 @@ class FrameWriter:
       np.savez(folder / name, **arrays)
     if self.embodiment != CALVIN:
       checksums.write_text(self.folder.parent / FILE, self.embodiment.to_json())
+    (folder / LOCK).unlink(missing_ok=True)
     os.rename(folder, self.folder)
     return self._next
 
@@ -308,6 +329,7 @@ class FrameWriter:
   def close(self) -> None:
     """Stops the threads; frames that were not committed are kept."""
     self._pool.shutdown()
+    self._unlock()
     if not self.num_frames:
       with contextlib.suppress(OSError):  # gone, as it was committed, or what a failed `write` left is in it
         self._partial.rmdir()
