@@ -1,6 +1,6 @@
 """The arms of a study: what each changes, and which finished stages it takes from another arm.
 
-Each experiment names those that it runs, as `REPRODUCTION` and `DIAL` do. An arm of your own is one more entry.
+Each experiment names those that it runs, as `REPRODUCTION` and `DIAL` do. One of your own is one more entry.
 """
 
 from __future__ import annotations
