@@ -48,13 +48,16 @@ SIMULATORS = {
 }
 
 
-def write_page(page: pathlib.Path, folder: pathlib.Path, seeds: Sequence[int] = ()) -> pathlib.Path:
+def write_page(
+  page: pathlib.Path, folder: pathlib.Path, seeds: Sequence[int] = (), arms: Sequence[str] = ()
+) -> pathlib.Path:
   """Makes the page and its charts.
 
   Args:
     page: file to write; `<stem>_<chart>.svg` go into `folder`.
     folder: with the results.
     seeds: that were planned; those without a result are listed.
+    arms: that were planned; the page is about the experiment that they, or the results, are of.
 
   Returns:
     `page`.
@@ -66,7 +69,7 @@ def write_page(page: pathlib.Path, folder: pathlib.Path, seeds: Sequence[int] = 
     write_text(folder / name, svg)
   page.parent.mkdir(parents=True, exist_ok=True)
   relative = pathlib.Path(_relative(folder, page.parent))
-  write_text(page, markdown(results, cells, folder, relative, seeds))
+  write_text(page, markdown(results, cells, folder, relative, seeds, arms))
   return page
 
 
@@ -123,7 +126,8 @@ def markdown(
   cells: Sequence[Cell],
   folder: pathlib.Path,
   relative: pathlib.Path,
-  planned: Sequence[int] = (),
+  seeds: Sequence[int] = (),
+  arms: Sequence[str] = (),
 ) -> str:
   """The whole page.
 
@@ -132,10 +136,11 @@ def markdown(
     cells: of all studies next to it.
     folder: with the results, and the texts that are taken in.
     relative: the same, as links from the page say it.
-    planned: seeds.
+    seeds: that were planned.
+    arms: that were planned.
   """
   compared = _compared(results)
-  of_dial = _group(results) == DIAL
+  of_dial = bool({*results, *arms} & set(DIAL))
   title = "# Where does inverse dynamics help?" if of_dial else "# Does WAM do what the paper says?"
   sections = [[title, "", *_introduction(results)], _text(folder / "reading.md")]
   if of_dial:
@@ -155,7 +160,7 @@ def markdown(
       power(results),
       _cost(compared),
     ]
-  sections += [_not_run(results, planned), _commands(results)]
+  sections += [_not_run(results, seeds), _commands(results)]
   return "\n".join("\n".join(section) + "\n" for section in sections if section)
 
 

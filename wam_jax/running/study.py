@@ -114,7 +114,9 @@ def run(config: FrozenConfigDict) -> None:
       print(f"=== {piece.name}: {results / (piece.name + '.json')}", flush=True)
   if first:
     with _alone_in(results):
-      page = study_page.write_page(pathlib.Path(config.study.page), results, config.study.seeds)
+      page = study_page.write_page(
+        pathlib.Path(config.study.page), results, config.study.seeds, config.study.arms
+      )
     print(f"\nPage of results: {page.absolute()}")
 
 
