@@ -230,6 +230,14 @@ def test_the_lead_at_each_level_of_the_dial(dialled, tmp_path):
   assert float(cells(page, "slope: points per level")[1]) == pytest.approx(slope, abs=0.06)
 
 
+def test_the_prediction_is_on_the_page_before_any_run(tmp_path):
+  folder = tmp_path / "distractors_demo"
+  folder.mkdir()
+  (folder / "design.md").write_text("## What was expected\n", encoding="utf-8")
+  page = study_page.write_page(tmp_path / "D.md", folder, (60,), DIAL).read_text()
+  assert page.startswith("# Where does inverse dynamics help?\n\nNo result yet.\n\n## What was expected\n")
+
+
 def test_the_lead_against_what_embeddings_lack_over_all_studies(dialled, results, tmp_path):
   measured = study_page.cells_beside(dialled)
   assert len(measured) == 8  # four levels, each after few updates too; the old study's models were not judged
