@@ -74,3 +74,11 @@ def test_interval_of_values_that_may_be_infinite():
   low, high = bootstrap.interval(np.array([1.0, math.inf, 2.0, math.nan]))
   assert low == 1 and math.isinf(high)
   assert math.isnan(bootstrap.interval(np.array([math.nan]))[0])
+
+
+def test_rank_correlation_by_hand():
+  assert bootstrap.rank_correlation([1, 5, 2, 9], [10, 30, 20, 1000]) == pytest.approx(1)
+  assert bootstrap.rank_correlation([1, 5, 2, 9], [4, 2, 3, 1]) == pytest.approx(-1)
+  # Ranks 1, 2.5, 2.5, 4 and 2, 1, 3, 4: covariance 3 of (4.5 * 5) ** 0.5.
+  assert bootstrap.rank_correlation([0, 1, 1, 7], [2, 1, 3, 4]) == pytest.approx(3 / math.sqrt(22.5))
+  assert math.isnan(bootstrap.rank_correlation([1, 1], [1, 2]))

@@ -14,8 +14,9 @@ from ml_collections import ConfigDict
 
 from wam_jax import config as config_lib
 from wam_jax.config import ConfigError, chain
-from wam_jax.config.arms import ARMS, MAIN
-from wam_jax.experiments import reproduction
+from wam_jax.config.arms import ARMS, DIAL, MAIN, PAIRS, REPRODUCTION
+from wam_jax.core import bootstrap
+from wam_jax.experiments import distractors, reproduction
 from wam_jax.reporting import study_page, study_results
 from wam_jax.running import study
 from wam_jax.running.plan import StageError
@@ -186,6 +187,83 @@ def test_broken_results_are_named(results, tmp_path, content):
     study_page.write_page(tmp_path / "docs" / "RESULTS.md", results)
 
 
+def judged(linear):
+  """Of two numbers of the action, with this mean error of the linear map."""
+  of = lambda error: {"error": error / 2, "linear": error, "mean_action": 1.0}
+  return {"inverse_dynamics": {"x": of(linear - 0.1), "y": of(linear + 0.1)}}
+
+
+@pytest.fixture
+def dialled(tmp_path, monkeypatch):
+  """WAM's lead grows with the dial, as does what the plain model lacks; seed 7 has no level 3."""
+  monkeypatch.setattr(bootstrap, "RESAMPLES", 200)
+  folder = tmp_path / "docs" / "results" / "distractors_demo"
+  for seed in (6, 7):
+    for level in range(4):
+      for arm, rate, linear in (
+        (f"dial_{level}", 0.7, 0.2),
+        (f"dreamerv2_dial_{level}", 0.7 - 0.15 * level, 0.2 + 0.1 * level),
+      ):
+        piece = make_piece(arm, seed, rate) | {"experiment": "distractors", "judge": judged(linear)}
+        early = judged(linear + (0.05 if "dreamerv2" in arm else 0))["inverse_dynamics"]
+        piece["inverse_dynamics_by_update"] = {str(UPDATES[0]): early}
+        if (seed, level) != (7, 3):
+          write(folder, piece)
+  (folder / "design.md").write_text("## What was expected\n\nA lead.\n", encoding="utf-8")
+  return folder
+
+
+def test_the_lead_at_each_level_of_the_dial(dialled, tmp_path):
+  page = study_page.write_page(tmp_path / "docs" / "D.md", dialled, (6, 7)).read_text()
+  assert page.startswith("# Where does inverse dynamics help?\n") and "## What was expected" in page
+  assert "1 seed of the main comparison (6)" in page
+  assert "(`dial_3`): seed 7" in page and "`wam`" not in page
+  found = study_results.read_results(dialled)
+  leads = []
+  for level in range(4):
+    gap = study_results.difference(found, (f"dial_{level}", "cloned"), (f"dreamerv2_dial_{level}", "cloned"))
+    row = cells(page, f"level {level}")
+    assert row[3] == f"{100 * gap['mean']:+.1f}" and len(row[-1].split(", ")) == len(gap["seeds"])
+    leads.append(100 * gap["per_seed"][0])
+  assert float(cells(page, "mean lead of levels 1 to 3")[1]) == pytest.approx(np.mean(leads[1:]), abs=0.06)
+  slope = np.polyfit(range(4), leads, 1)[0]
+  assert float(cells(page, "slope: points per level")[1]) == pytest.approx(slope, abs=0.06)
+
+
+def test_the_prediction_is_on_the_page_before_any_run(tmp_path):
+  folder = tmp_path / "distractors_demo"
+  folder.mkdir()
+  (folder / "design.md").write_text("## What was expected\n", encoding="utf-8")
+  page = study_page.write_page(tmp_path / "D.md", folder, (60,), DIAL).read_text()
+  assert page.startswith("# Where does inverse dynamics help?\n\nNo result yet.\n\n## What was expected\n")
+
+
+def test_the_lead_against_what_embeddings_lack_over_all_studies(dialled, results, tmp_path):
+  measured = study_page.cells_beside(dialled)
+  assert len(measured) == 8  # four levels, each after few updates too; the old study's models were not judged
+  early = next(cell for cell in measured if cell.label == "WAM, dial 2, 10 updates")
+  assert early.seeds == (6, 7) and early.errors == pytest.approx((0.2, 0.45))
+  assert early.lacking == pytest.approx(0.25)
+  for seed in (3, 4):
+    for arm, linear in zip(MAIN, (0.3, 0.31), strict=True):
+      piece = json.loads((results / f"{arm}_seed{seed}.json").read_text())
+      write(results, piece | {"judge": judged(linear)})
+  write(results, make_piece("dreamerv2_demos_10", 3, 0.1))  # on the world model of its base
+  measured = study_page.cells_beside(dialled)
+  old = {cell.label: cell for cell in measured if cell.study == "reproduction_demo"}
+  assert set(old) == {"WAM", "WAM, 10 demos"}
+  assert old["WAM"].seeds == (3, 4) and old["WAM, 10 demos"].seeds == (3,)
+  assert old["WAM, 10 demos"].errors == pytest.approx((0.3, 0.31))
+  page = study_page.write_page(tmp_path / "docs" / "D.md", dialled).read_text()
+  rows = [line for line in page.splitlines() if re.match(r"\| (distractors|reproduction)_demo ", line)]
+  assert len(rows) == 10 and "Rank correlation of lead and lacking over 10 cells: **+0." in page
+  lacking = [float(row.split("|")[6]) for row in rows]
+  assert lacking == sorted(lacking, reverse=True)
+  chart = xml.etree.ElementTree.parse(dialled / "leads.svg")
+  assert len(list(chart.iter("{http://www.w3.org/2000/svg}circle"))) == 10
+  assert "](results/distractors_demo/leads.svg)" in page
+
+
 # --- pieces ---------------------------------------------------------------------------------------
 
 
@@ -225,17 +303,35 @@ def test_settings_of_arms_differ_by_their_changes_alone(config):
   base = of("wam")
   for arm, spec in ARMS.items():
     other = of(arm)
-    different = {path for path in base if base[path] != other[path]}
+    different = {path for path in {*base, *other} if base.get(path) != other.get(path)}
     assert different == set(spec.changes), arm
     assert {path: other[path] for path in different} == dict(spec.changes)
 
 
-def test_all_arms_of_a_seed_share_frames(config):
+def test_arms_of_a_seed_share_frames(config):
   for arm in ARMS:
     piece = study.Piece(arm, 3, pathlib.Path("x"))
     c = study.run_config(config, piece, "collect", piece.data)
     assert c.data.demos_per_task == config.data.demos_per_task and c.seed == 3
-    assert piece.data == pathlib.Path("x/seed3/data")
+    level = int(arm[-1]) if arm in DIAL else 0
+    assert c.env.distractors == level
+    assert piece.data == pathlib.Path(f"x/seed3/data_distractors_{level}" if level else "x/seed3/data")
+
+
+def test_pairs_differ_by_inverse_dynamics_alone():
+  assert dict([MAIN]).items() <= PAIRS.items() and set(DIAL) <= {*PAIRS, *PAIRS.values()}
+  for ours, plain in PAIRS.items():
+    assert dict(ARMS[plain].changes) == {**ARMS[ours].changes, "world_model.inverse_dynamics_weight": 0.0}
+    assert PAIRS.get(ARMS[ours].base, "") == ARMS[plain].base and ARMS[ours].stages == ARMS[plain].stages
+
+
+def test_the_study_of_distractors_ends_with_cloning():
+  config = config_lib.finalize(distractors.get_config("demo"))
+  assert config.study.arms == DIAL and not set(DIAL) & set(REPRODUCTION)
+  for arm in DIAL:
+    piece = study.Piece(arm, config.study.seeds[0], pathlib.Path("x"))
+    assert [stage for stage, _ in study._stages_of(config, ARMS[arm])] == list(ARMS[arm].stages)
+    assert study.run_config(config, piece, "world_model", piece.workdir).env.distractors == int(arm[-1])
 
 
 @pytest.mark.parametrize("labels", [False, True])

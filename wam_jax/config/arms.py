@@ -1,6 +1,6 @@
 """The arms of a study: what each changes, and which finished stages it takes from another arm.
 
-`experiments/reproduction.py` names those that it runs. An arm of your own is one more entry here.
+Each experiment names those that it runs, as `REPRODUCTION` and `DIAL` do. One of your own is one more entry.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Arm:
   Attributes:
     title: in tables.
     changes: dotted path -> value, on top of the study's own settings.
-    stages: that it runs itself, in order; frames are shared by all arms of a seed.
+    stages: that it runs itself, in order; frames are shared by all arms of a seed with the same `frames`.
     base: arm whose finished stages it takes for all that it does not run.
     snapshots: whether policies are also cloned on the world models of `world_model.snapshots`.
   """
@@ -31,6 +31,11 @@ class Arm:
   stages: tuple[str, ...] = (*MODEL_STAGES, *POLICY_STAGES)
   base: str = ""
   snapshots: bool = False
+
+  @property
+  def frames(self) -> dict[str, Any]:
+    """Those of its changes that the frames depend on: dotted path -> value."""
+    return {path: value for path, value in self.changes.items() if path.startswith("env.")}
 
 
 _WEIGHT = "world_model.inverse_dynamics_weight"
@@ -66,3 +71,15 @@ ARMS: dict[str, Arm] = {
   ),
 }
 MAIN = ("wam", "dreamerv2")  # the comparison
+REPRODUCTION = tuple(ARMS)
+
+# Both world models under more and more distractors, cloned alone: experiments/distractors.py.
+DIAL_LEVELS = (0, 1, 2, 3)
+for _level in DIAL_LEVELS:
+  _dial: dict[str, Any] = {"env.distractors": _level} if _level else {}
+  ARMS[f"dial_{_level}"] = Arm(f"WAM, dial {_level}", _dial, _TRAINED, snapshots=True)
+  ARMS[f"dreamerv2_dial_{_level}"] = Arm(f"DreamerV2, dial {_level}", PLAIN | _dial, _TRAINED, snapshots=True)
+DIAL = tuple(name for name in ARMS if name not in REPRODUCTION)
+
+# An arm with inverse dynamics -> the same without.
+PAIRS = dict([MAIN]) | {arm: f"dreamerv2_{arm}" for arm in ARMS if f"dreamerv2_{arm}" in ARMS}

@@ -25,6 +25,7 @@ _SIMULATOR = (
   "env.success",
   "env.expert",
   "env.renderer",
+  "env.distractors",
   "env.image_size",
   "env.max_steps",
 )

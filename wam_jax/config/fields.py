@@ -128,6 +128,11 @@ ROWS: tuple[Field, ...] = (
   Field("env.renderer", "rays", choice("rays", "gl"),
     "of metaworld. rays: MuJoCo's rays, everywhere the same; gl: MuJoCo's own renderer, where OpenGL works",
     silent="rays"),
+  Field("env.distractors", 0, count(0),
+    "Patches that wander over the pictures of play_table, and flickering light; 0: none. 1, 2, 3: 2, 4, 6 "
+    "patches for each camera, of 12, 14, 16 % of its side, which keep 95, 90, 85 % of their place in a step; "
+    "brightness varies by 6, 12, 18 % (standard deviation). Episodes are the same with and without.",
+    silent=0),
   Field("env.image_size", 64, count(16, 256), "side of the pictures, in pixels, as models see them"),
   Field("env.max_steps", 72, count(), "control steps of an episode; the embedded table makes 30 a second"),
   Field("env.workers", 0, count(0), "threads for physics and pictures; 0: one per core"),

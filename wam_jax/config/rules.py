@@ -45,6 +45,14 @@ RULES: tuple[Rule, ...] = (
     "--config.evaluate.expert=False",
   ),
   Rule(
+    "env.distractors",
+    ("env.name", "data.source"),
+    lambda level, env, source: not level or (env == "play_table" and source == "embedded"),
+    "0 with env.name={1}, data.source={2}: only the embedded table's pictures are drawn from recorded states "
+    "that distractors can be part of",
+    "--config.env.distractors=0, or --config.env.name=play_table --config.data.source=embedded",
+  ),
+  Rule(
     "env.max_steps",
     ("behaviour_cloning.chunk",),
     lambda steps, chunk: steps % chunk == 0,

@@ -98,3 +98,13 @@ def steps_ratio(updates: Sequence[int], ours: Sequence[float], theirs: Sequence[
   level = min(max(ours), max(theirs))
   own, other = (updates_to_reach(level, updates, rates) for rates in (ours, theirs))
   return other / own
+
+
+def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
+  """Spearman's: the correlation of ranks, equal values sharing theirs; nan where all are equal."""
+  values = np.array([x, y], float)
+  below, same = (compare(values[:, None], values[..., None]).sum(-1) for compare in (np.less, np.equal))
+  ranks = below + 0.5 * same
+  ranks = ranks - ranks.mean(1, keepdims=True)
+  scale = math.sqrt(float(np.prod((ranks**2).sum(1))))
+  return float(ranks[0] @ ranks[1]) / scale if scale else math.nan

@@ -33,6 +33,7 @@ IDENTITY = (
   "success",
   "expert",
   "renderer",
+  "distractors",
 )
 GROUP = "wam_jax.envs"  # of entry points, by which packages name their simulators
 NAMES = tuple(_SIMULATORS)
@@ -78,6 +79,16 @@ def identity(env: str | Mapping[str, Any]) -> dict[str, Any]:
 @functools.lru_cache(maxsize=8)
 def _load_once(settings: str) -> base.Simulator:
   env = json.loads(settings)
+  simulator = _load_plain(env)
+  if level := env.get("distractors"):
+    from wam_jax.envs.distractors import DistractedSimulator
+
+    return DistractedSimulator(simulator, level)
+  return simulator
+
+
+def _load_plain(env: Mapping[str, Any]) -> base.Simulator:
+  """Without distractors."""
   name = env["name"]
   kind, _, env_id = name.partition(":")
   if kind == "gymnasium":

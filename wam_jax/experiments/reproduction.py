@@ -12,7 +12,7 @@ below 10, before any run of the seeds here.
 from ml_collections import ConfigDict
 
 from wam_jax import config
-from wam_jax.config.arms import ARMS
+from wam_jax.config.arms import REPRODUCTION
 
 # Sizes of preset small when the study was planned.
 SMALL = {
@@ -62,7 +62,7 @@ def get_config(preset: str = "auto") -> ConfigDict:
   if c.preset == "small":
     c.update_from_flattened_dict(SMALL)
   c.study.seeds = (10, 11, 12)
-  c.study.arms = tuple(ARMS)
+  c.study.arms = REPRODUCTION
   c.data.heldout_starts_per_task = EPISODES + MONITORED
   c.evaluate.episodes, c.ppo.eval_episodes = EPISODES, MONITORED
   c.evaluate.random_policy = False

@@ -1,9 +1,9 @@
 """The page of a study's results: Markdown and charts, made from the JSON files of its pieces alone.
 
 Two texts are taken in as they are, next to the results: `reading.md`, what people make of the numbers, and
-`design.md`, what was decided before the runs. Studies on another simulator, in folders next to that of the
-results, have a section each. In the folder `calvin` there: results.json of stage evaluate, of runs on
-CALVIN's own simulator, as `<arm>_seed<n>.json`.
+`design.md`, what was decided before the runs. The study of distractors has a page of its own kind. Studies on
+another simulator, in folders next to that of the results, have a section each. In the folder `calvin` there:
+results.json of stage evaluate, of runs on CALVIN's own simulator, as `<arm>_seed<n>.json`.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from wam_jax.config.arms import ARMS, MAIN
+from wam_jax.config.arms import ARMS, DIAL, MAIN, PAIRS, REPRODUCTION
 from wam_jax.host.regular_files import read_text
 from wam_jax.host.tables import NOTHING, markdown_table
 from wam_jax.host.words import duration
 from wam_jax.reporting import charts
+from wam_jax.reporting.study_lead import cells_beside, dial, draw_cells, explanation
 from wam_jax.reporting.study_results import (
+  Cell,
   Result,
   Results,
   common_seeds,
@@ -46,24 +48,28 @@ SIMULATORS = {
 }
 
 
-def write_page(page: pathlib.Path, folder: pathlib.Path, seeds: Sequence[int] = ()) -> pathlib.Path:
+def write_page(
+  page: pathlib.Path, folder: pathlib.Path, seeds: Sequence[int] = (), arms: Sequence[str] = ()
+) -> pathlib.Path:
   """Makes the page and its charts.
 
   Args:
     page: file to write; `<stem>_<chart>.svg` go into `folder`.
     folder: with the results.
     seeds: that were planned; those without a result are listed.
+    arms: that were planned; the page is about the experiment that they, or the results, are of.
 
   Returns:
     `page`.
   """
   results = read_results(folder)
   folder.mkdir(parents=True, exist_ok=True)
-  for name, svg in draw_charts(results).items():
+  cells = cells_beside(folder)
+  for name, svg in (draw_charts(results) | draw_cells(cells)).items():
     write_text(folder / name, svg)
   page.parent.mkdir(parents=True, exist_ok=True)
   relative = pathlib.Path(_relative(folder, page.parent))
-  write_text(page, markdown(results, folder, relative, seeds))
+  write_text(page, markdown(results, cells, folder, relative, seeds, arms))
   return page
 
 
@@ -116,34 +122,45 @@ def draw_charts(results: Results) -> dict[str, str]:
 
 
 def markdown(
-  results: Results, folder: pathlib.Path, relative: pathlib.Path, planned: Sequence[int] = ()
+  results: Results,
+  cells: Sequence[Cell],
+  folder: pathlib.Path,
+  relative: pathlib.Path,
+  seeds: Sequence[int] = (),
+  arms: Sequence[str] = (),
 ) -> str:
   """The whole page.
 
   Args:
     results: arm -> seed -> piece.
+    cells: of all studies next to it.
     folder: with the results, and the texts that are taken in.
     relative: the same, as links from the page say it.
-    planned: seeds.
+    seeds: that were planned.
+    arms: that were planned.
   """
   compared = _compared(results)
-  sections = [
-    ["# Does WAM do what the paper says?", "", *_introduction(results)],
-    _text(folder / "reading.md"),
-    headline(compared),
-    per_task(compared),
-    by_update(results, relative),
-    ppo(compared, folder, relative),
-    models(compared, folder, relative),
-    ablations(results),
-    *_elsewhere(results, folder, relative),
-    calvin(folder.parent / "calvin"),
-    _text(folder / "design.md"),
-    power(results),
-    _cost(compared),
-    _not_run(results, planned),
-    _commands(results),
-  ]
+  of_dial = bool({*results, *arms} & set(DIAL))
+  title = "# Where does inverse dynamics help?" if of_dial else "# Does WAM do what the paper says?"
+  sections = [[title, "", *_introduction(results)], _text(folder / "reading.md")]
+  if of_dial:
+    sections += [dial(results), explanation(cells, relative), _text(folder / "design.md"), _cost(results)]
+  else:
+    sections += [
+      headline(compared),
+      per_task(compared),
+      by_update(results, relative),
+      ppo(compared, folder, relative),
+      models(compared, folder, relative),
+      ablations(results),
+      explanation(cells, relative),
+      *_elsewhere(results, folder, relative),
+      calvin(folder.parent / "calvin"),
+      _text(folder / "design.md"),
+      power(results),
+      _cost(compared),
+    ]
+  sections += [_not_run(results, seeds), _commands(results)]
   return "\n".join("\n".join(section) + "\n" for section in sections if section)
 
 
@@ -184,6 +201,11 @@ def _text(path: pathlib.Path) -> list[str]:
   return read_text(path).rstrip().splitlines() if path.exists() else []
 
 
+def _group(results: Results) -> Sequence[str]:
+  """Arms of the experiment that the results are of."""
+  return DIAL if set(results) & set(DIAL) else REPRODUCTION
+
+
 def _any(results: Results) -> Result | None:
   return next((piece for pieces in results.values() for piece in pieces.values()), None)
 
@@ -199,7 +221,8 @@ def _introduction(results: Results) -> list[str]:
   piece = _any(results)
   if piece is None:
     return ["No result yet."]
-  seeds = common_seeds(results, MAIN)
+  pairs = [pair for pair in PAIRS.items() if pair[0] in DIAL] if _group(results) == DIAL else [MAIN]
+  seeds = sorted(set.intersection(*(set(common_seeds(results, pair)) for pair in pairs)))
   count = f"{len(seeds)} seed{'s' if len(seeds) != 1 else ''}" if seeds else "no seed yet"
   return [
     (
@@ -218,7 +241,7 @@ def _cost(results: Results) -> list[str]:
   for pieces in results.values():
     for piece in pieces.values():
       stages |= dict.fromkeys(piece["seconds"])
-  arms = [arm for arm in MAIN if arm in results]
+  arms = list(results)
   if not arms:
     return []
   rows = [["Time, mean over seeds", *(ARMS[arm].title for arm in arms)]]
@@ -256,11 +279,11 @@ def _not_run(results: Results, planned: Sequence[int]) -> list[str]:
     return []
   seeds = sorted({*planned, *(seed for pieces in results.values() for seed in pieces)})
   lines = []
-  for arm, spec in ARMS.items():
+  for arm in _group(results):
     missing = [seed for seed in seeds if seed not in results.get(arm, {})]
     if missing:
       lines.append(
-        f"- {spec.title} (`{arm}`): "
+        f"- {ARMS[arm].title} (`{arm}`): "
         f"{'seed ' + ', '.join(map(str, missing)) if results.get(arm) else 'no seed'}"
       )
   return ["## Not run, of the seeds asked for and those there are", "", *lines] if lines else []
@@ -279,7 +302,7 @@ def _commands(results: Results) -> list[str]:
     "",
     "```bash",
     f"{command}    # all that is not there, and this page",
-    f"{command} --config.study.arms=wam --config.study.seeds={example['seed']}    # one piece",
+    f"{command} --config.study.arms={example['arm']} --config.study.seeds={example['seed']}    # one piece",
     f"{command} --config.stage=report    # this page alone",
     "```",
     "",

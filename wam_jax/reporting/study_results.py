@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from wam_jax.config.arms import ARMS, MAIN
+from wam_jax.config.arms import ARMS, MAIN, PAIRS
 from wam_jax.core import bootstrap, intervals
 from wam_jax.host.regular_files import read_text
 from wam_jax.storage.records import read_arrays
@@ -101,11 +103,88 @@ def difference(results: Results, a: tuple[str, str], b: tuple[str, str]) -> dict
   if not seeds:
     return None
   both = [np.stack([policy_episodes(results[arm][seed], policy) for arm, policy in (a, b)]) for seed in seeds]
-  per_seed = [rate_of(x[0]) - rate_of(x[1]) for x in both]
-  statistic = lambda drawn: float(np.mean([rate_of(x[0]) - rate_of(x[1]) for x in drawn]))
+  per_seed = [_lead(x) for x in both]
   mean, low, high = bootstrap.mean_over_seeds(per_seed)
-  drawn = bootstrap.interval(bootstrap.resampled(both, statistic))
-  return {"mean": mean, "per_seed": per_seed, "seeds": seeds, "bootstrap": drawn, "t": (low, high)}
+  return {"mean": mean, "per_seed": per_seed, "seeds": seeds, "bootstrap": _spread(both), "t": (low, high)}
+
+
+def _lead(both: np.ndarray) -> float:
+  """Success of the first of two arms [2, K, M] minus that of the second."""
+  return rate_of(both[0]) - rate_of(both[1])
+
+
+def _spread(seeds: Sequence[np.ndarray]) -> tuple[float, float]:
+  """Bootstrap 95 % of the mean lead over seeds, each [2, K, M]."""
+  statistic = lambda drawn: float(np.mean([_lead(x) for x in drawn]))
+  return bootstrap.interval(bootstrap.resampled(seeds, statistic))
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+  """Cloned success with and without inverse dynamics, and what a linear map reads of the action.
+
+  Attributes:
+    study: name of its folder.
+    label: what was done.
+    seeds: that both arms have.
+    rates: cloned success (with, without).
+    lead: with minus without.
+    spread: bootstrap 95 % of it.
+    errors: mean squared error of the linear map from two embeddings to the action, mean over its numbers, on
+      held-out play (with, without).
+  """
+
+  study: str
+  label: str
+  seeds: tuple[int, ...]
+  rates: tuple[float, float]
+  lead: float
+  spread: tuple[float, float]
+  errors: tuple[float, float]
+
+  @property
+  def lacking(self) -> float:
+    """What the plain model's embeddings lack of the action, beside WAM's."""
+    return self.errors[1] - self.errors[0]
+
+
+def cells(results: Results, study: str) -> list[Cell]:
+  """All pairs of arms of a study, also after the updates of snapshots, whose models were judged."""
+  out = []
+  for pair in PAIRS.items():
+    seeds = common_seeds(results, pair)
+    updates = [
+      set(results[arm][seed].get("inverse_dynamics_by_update", ())) for arm in pair for seed in seeds
+    ]
+    for update in [*sorted(set.intersection(*updates) if updates else (), key=int), ""]:
+      errors = {seed: [_linear_error(results, arm, seed, update) for arm in pair] for seed in seeds}
+      have = [seed for seed in seeds if all(map(math.isfinite, errors[seed]))]
+      if not have:
+        continue
+      both = [np.stack([_cloned(results[arm][seed], update) for arm in pair]) for seed in have]
+      rates = np.mean([x.mean((1, 2)) for x in both], axis=0).tolist()
+      with_error, without = np.mean([errors[seed] for seed in have], axis=0).tolist()
+      label = ARMS[pair[0]].title + (f", {int(update):,} updates" if update else "")
+      lead, spread = rates[0] - rates[1], _spread(both)
+      out.append(Cell(study, label, tuple(have), (rates[0], rates[1]), lead, spread, (with_error, without)))
+  return out
+
+
+def _cloned(piece: Result, update: str) -> np.ndarray:
+  """[K, M] of the policy cloned on the model after `update`; empty: on the last one."""
+  return episodes(piece["by_update"][update], piece["tasks"]) if update else policy_episodes(piece, "cloned")
+
+
+def _linear_error(results: Results, arm: str, seed: int, update: str) -> float:
+  """See `Cell`; of an arm without a world model of its own that of its base. NaN: not measured."""
+  piece = results[arm][seed]
+  if update:
+    measured = piece["inverse_dynamics_by_update"][update]
+  else:
+    base = results.get(ARMS[arm].base, {}).get(seed, {})
+    measured = piece.get("judge", base.get("judge", {})).get("inverse_dynamics", {})
+  linear = [action.get("linear", math.nan) for action in measured.values()]
+  return float(np.mean(linear)) if linear else math.nan
 
 
 def curves(

@@ -35,15 +35,18 @@ SHOWN_HORIZONS = (1, 10, 50)  # frames imagined, of those that models were judge
 POLICY_NAMES = {name: POLICIES[name].in_text for name in (*COMPARED, *SELECTED.values())}
 
 
-def _percent(rate: float, digits: int = 1) -> str:
+def percent(rate: float, digits: int = 1) -> str:
+  """A rate in %, nothing if it is nan."""
   return NOTHING if math.isnan(rate) else f"{100 * rate:.{digits}f}"
 
 
-def _points(value: float) -> str:
+def points(value: float) -> str:
+  """A difference of rates in points, nothing if it is nan."""
   return NOTHING if math.isnan(value) else f"{100 * value:+.1f}"
 
 
-def _span(low: float, high: float, form: Any = _points) -> str:
+def span(low: float, high: float, form: Any = points) -> str:
+  """An interval; nan: there is none of one seed."""
   return "one seed" if math.isnan(low) else f"{form(low)} to {form(high)}"
 
 
@@ -62,11 +65,11 @@ def headline(results: Results) -> list[str]:
       rows.append(
         [
           f"{ARMS[arm].title}, {POLICY_NAMES[policy]}",
-          NOTHING if published is None else _percent(published),
-          _percent(rate),
-          _span(low, high, _percent),
-          _span(t_low, t_high, _percent),
-          ", ".join(map(_percent, means)),
+          NOTHING if published is None else percent(published),
+          percent(rate),
+          span(low, high, percent),
+          span(t_low, t_high, percent),
+          ", ".join(map(percent, means)),
         ]
       )
   differences = [["Difference in points", "Published", "Here", "Bootstrap 95 %", "t 95 %", "Each seed"]]
@@ -80,11 +83,11 @@ def headline(results: Results) -> list[str]:
     differences.append(
       [
         label,
-        _points(PUBLISHED[a] - PUBLISHED[b]) if is_published else NOTHING,
-        _points(gap["mean"]),
-        _span(*gap["bootstrap"]),
-        _span(*gap["t"]),
-        ", ".join(map(_points, gap["per_seed"])),
+        points(PUBLISHED[a] - PUBLISHED[b]) if is_published else NOTHING,
+        points(gap["mean"]),
+        span(*gap["bootstrap"]),
+        span(*gap["t"]),
+        ", ".join(map(points, gap["per_seed"])),
       ]
     )
   if len(rows) == 1:
@@ -128,7 +131,7 @@ def per_task(results: Results) -> list[str]:
         np.concatenate([policy_episodes(results[arm][seed], policy)[k] for seed in common]) for arm in MAIN
       )
       value, low, high = intervals.paired_difference(y.tolist(), x.tolist())
-      row.append(f"{_points(value)} ({_span(low, high)})")
+      row.append(f"{points(value)} ({span(low, high)})")
     rows.append(row)
   blind = [
     task
@@ -163,7 +166,7 @@ def by_update(results: Results, relative: pathlib.Path) -> list[str]:
     statistic = lambda drawn: float(np.mean([rate_of(x[0]) - rate_of(x[1]) for x in drawn]))
     low, high = bootstrap.interval(bootstrap.resampled([x[:, u] for x in arrays], statistic))
     wam, dreamer = rates[:, :, u].mean(0)
-    cells = [_percent(wam), _percent(dreamer), _points(wam - dreamer), _span(low, high)]
+    cells = [percent(wam), percent(dreamer), points(wam - dreamer), span(low, high)]
     rows.append([f"{update:,}", *cells])
 
   def ratio(drawn: Sequence[np.ndarray]) -> float:
@@ -208,8 +211,8 @@ def ppo(results: Results, folder: pathlib.Path, relative: pathlib.Path) -> list[
     for policy in COMPARED:
       dreams = [np.mean(list(piece["policies"][policy]["imagined"].values())) for piece in pieces]
       real = rate_of(np.array(seed_means(pieces, policy)))
-      row += [_percent(real), _percent(float(np.mean(dreams)))]
-    row.append(_points(float(np.mean(dreams)) - real))
+      row += [percent(real), percent(float(np.mean(dreams)))]
+    row.append(points(float(np.mean(dreams)) - real))
     rows.append(row)
     if any(piece.get("ppo", {}).get("real") for piece in pieces):
       images += ["", f"![PPO on {ARMS[arm].title}]({relative / f'ppo_{arm}.svg'})"]
@@ -284,10 +287,10 @@ def ablations(results: Results) -> list[str]:
         cells.append(NOTHING)
         continue
       rate, low, high, _ = pooled(have, policy)
-      cells.append(f"{_percent(rate)} ({_span(low, high, lambda x: _percent(x, 0))})")
+      cells.append(f"{percent(rate)} ({span(low, high, lambda x: percent(x, 0))})")
     for policy in COMPARED:
       gap = difference(results, (arm, policy), ("wam", policy)) if arm != "wam" else None
-      cells.append(NOTHING if gap is None else f"{_points(gap['mean'])} ({_span(*gap['bootstrap'])})")
+      cells.append(NOTHING if gap is None else f"{points(gap['mean'])} ({span(*gap['bootstrap'])})")
     errors = [
       np.mean([e["error"] for e in piece["judge"]["inverse_dynamics"].values()])
       for piece in pieces

@@ -38,7 +38,8 @@ from wam_jax.running.plan import StageError
 from wam_jax.storage.artifact import Artifact, load_artifact, write_text
 from wam_jax.storage.records import read_record
 
-DATA = "data"  # folder of the frames that all arms of a seed share
+DATA = "data"  # folder of the frames that arms of a seed share
+SNAPSHOT_STAGES = ("judge_world_model", *CLONING_STAGES)
 SNAPSHOT_HAS = ("collect", "world_model")  # what policies on a snapshot are made from, and is there
 WAIT_SECONDS = 5.0  # between looks at a work folder that another process is in
 # Of metrics.jsonl of stage ppo, means over tasks: name in the file -> name here.
@@ -75,8 +76,9 @@ class Piece:
 
   @property
   def data(self) -> pathlib.Path:
-    """Of the run that collects the frames, which it shares with the other arms."""
-    return self.root / f"seed{self.seed}" / DATA
+    """Of the run that collects the frames, which it shares with other arms."""
+    changed = [f"{path.rpartition('.')[2]}_{value}" for path, value in ARMS[self.arm].frames.items()]
+    return self.root / f"seed{self.seed}" / "_".join([DATA, *changed])
 
 
 def run(config: FrozenConfigDict) -> None:
@@ -112,7 +114,9 @@ def run(config: FrozenConfigDict) -> None:
       print(f"=== {piece.name}: {results / (piece.name + '.json')}", flush=True)
   if first:
     with _alone_in(results):
-      page = study_page.write_page(pathlib.Path(config.study.page), results, config.study.seeds)
+      page = study_page.write_page(
+        pathlib.Path(config.study.page), results, config.study.seeds, config.study.arms
+      )
     print(f"\nPage of results: {page.absolute()}")
 
 
@@ -149,7 +153,7 @@ def _stages_of(config: Any, arm: Arm) -> list[tuple[str, int]]:
   """(stage, how often it runs) of an arm."""
   clonings = len(_clonings(config)) if arm.snapshots else 0
   times = dict.fromkeys(_split(config, arm)[1], 1)
-  for stage in _needed(config, CLONING_STAGES, SNAPSHOT_HAS) if clonings else ():
+  for stage in _needed(config, SNAPSHOT_STAGES, SNAPSHOT_HAS) if clonings else ():
     times[stage] = times.get(stage, 0) + clonings
   return list(times.items())
 
@@ -176,8 +180,9 @@ def run_config(
     inputs: stage -> folder of a finished artifact.
   """
   c = ConfigDict(config.to_dict())
-  if stage != "collect":  # an arm with fewer demos leaves out some of those that all share
-    c.update_from_flattened_dict(dict(ARMS[piece.arm].changes))
+  arm = ARMS[piece.arm]
+  # An arm with fewer demos leaves out some of those that all share.
+  c.update_from_flattened_dict(dict(arm.frames if stage == "collect" else arm.changes))
   c.seed, c.stage, c.workdir = piece.seed, stage, str(workdir)
   c.study.seeds, c.study.arms, c.judge.compare = (), (), ()
   for name, path in (inputs or {}).items():
@@ -216,7 +221,7 @@ def run_piece(config: Any, piece: Piece) -> None:
   for update in _clonings(config) if arm.snapshots else ():
     snapshot = piece.workdir / "world_model" / "snapshots" / str(update)
     snapshot_inputs = inputs | {"world_model": snapshot}
-    stages = _needed(config, CLONING_STAGES, SNAPSHOT_HAS)
+    stages = _needed(config, SNAPSHOT_STAGES, SNAPSHOT_HAS)
     _run_stages(config, piece, stages, piece.workdir / f"at_{update}", snapshot_inputs)
 
 
@@ -296,15 +301,17 @@ def gather(config: Any, piece: Piece) -> dict[str, Any]:
     "policies": {name: episodes_of(last.path / f"{name}.npz", tasks) for name in evaluated["policies"]},
   }
   if arm.snapshots:
-    by_update = {}
+    by_update, inverse_dynamics = {}, {}
     for update in _clonings(config):
       folder = piece.workdir / f"at_{update}"
       by_update[str(update)] = episodes_of(folder / "evaluate_cloned" / "cloned.npz", tasks)["success"]
-      for stage in _needed(config, CLONING_STAGES, SNAPSHOT_HAS):
+      judge = read_record(folder / "judge_world_model", "judge.json", models=list)
+      inverse_dynamics[str(update)] = judge["models"][0]["inverse_dynamics"]
+      for stage in _needed(config, SNAPSHOT_STAGES, SNAPSHOT_HAS):
         name = f"{stage} of snapshots"
         seconds[name] = seconds.get(name, 0.0) + load_artifact(folder, stage).seconds
     by_update[str(config.world_model.updates)] = result["policies"]["cloned"]["success"]
-    result["by_update"] = by_update
+    result |= {"by_update": by_update, "inverse_dynamics_by_update": inverse_dynamics}
   if "judge_world_model" in artifacts:
     judge = read_record(artifacts["judge_world_model"].path, "judge.json", provenance=dict)
     measured.append(judge["provenance"])
