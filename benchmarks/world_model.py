@@ -76,7 +76,7 @@ def make_config(size: str, **changes: Any) -> Any:
 def make_store(frames: int) -> windows.FrameStore:
   """Random frames in episodes of 500."""
   rng = np.random.default_rng(0)
-  picture = lambda: jnp.asarray(rng.integers(0, 256, (frames, 64, 64, 3), np.uint8))
+  picture = lambda: jnp.asarray(rng.integers(0, 256, (frames, 64 * 64 * 3), np.uint8))
   action = jnp.asarray(rng.uniform(-1, 1, (frames, 7)), jnp.float32)
   return windows.FrameStore(
     pictures={"rgb_static": picture(), "rgb_gripper": picture()},

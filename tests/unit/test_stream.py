@@ -337,7 +337,7 @@ def test_fresh_starts():
   assert np.bincount(starts).min() > 50  # of 98 expected
   np.testing.assert_array_equal(starts, fresh_starts(50, 4000, 10)(7))
   assert (draw(8) != starts).any() and (fresh_starts(50, 4000, 10, seed=4)(7) != starts).any()
-  store = windows.FrameStore(**{name: np.arange(50) for name in windows.FIELDS})
+  store = windows.FrameStore(**{name: np.arange(50) for name in windows.FIELDS} | {"pictures": {}})
   taken = windows.gather(
     store, windows.Sampler(50, 4000, 10).starts(jax.random.fold_in(jax.random.key(3), 7), 7), 10
   )

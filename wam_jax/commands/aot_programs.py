@@ -130,8 +130,9 @@ class Programs:
       picture_bytes = sampler.rows * w.sequence_length * len(robot.cameras) * size**2 * 3
       per_call = stream.updates_per_piece(per_call, picture_bytes)
       rows = (per_call, sampler.rows, w.sequence_length)
+    picture = (size, size, 3) if self.streamed else (size * size * 3,)
     frames = {
-      "pictures": {camera: Shape((*rows, size, size, 3), _BYTE) for camera in robot.camera_names},
+      "pictures": {camera: Shape((*rows, *picture), _BYTE) for camera in robot.camera_names},
       "robot_obs": Shape((*rows, robot.state_size), _FLOAT),
       "action": Shape((*rows, robot.action_size), _FLOAT),
       "prev_action": Shape((*rows, robot.action_size), _FLOAT),
