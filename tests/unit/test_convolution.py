@@ -101,6 +101,14 @@ def test_any_number_of_images_stride_and_oblong_picture(num, stride):
   compare(transposed_conv, slow_transposed, *arrays(num, 3, 2, 2, 3, 4), stride)
 
 
+def test_channels_in_groups(monkeypatch):
+  monkeypatch.setattr(convolution, "GROUP_NUMBERS", 5000)
+  monkeypatch.setattr(convolution, "GROUP_CHANNELS", 1)
+  assert convolution._groups(4, 36 * 4 * 12 * convolution.TILE) == 4  # the layer below has more than 5 * 5000
+  compare(transposed_conv, slow_transposed, *arrays(17, 3, 4, 3, 4, 6), 2)
+  compare(strided_conv, slow_strided, *arrays(17, 9, 12, 4, 3, 4), 2)
+
+
 def test_stack_forms_agree_in_every_gradient():
   """With bias and activation, of images whose number is no multiple of a tile."""
   rng = np.random.default_rng(3)

@@ -24,8 +24,8 @@ FIELDS = ("pictures", "robot_obs", "action", "prev_action", "is_first")
 class FrameStore:
   """All frames of a split on the device, flat, so that windows are gathered inside jit.
 
-  Pictures are flat too: an accelerator lays [N, S, S, 3] out with N innermost, and a call that takes frames from
-  it copies all of it first.
+  Pictures are flat too: an accelerator lays [N, S, S, 3] out with N innermost, and a call that takes frames
+  from it copies all of it first.
 
   Attributes:
     pictures: camera -> [N, S * S * 3] uint8.
