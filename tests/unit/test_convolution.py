@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from wam_jax.core import convolution
+from wam_jax.core.backend import compiling_for
 from wam_jax.nn import vision
 
 # (side, channels in, channels out, kernel): the layers of both picture sizes, narrow, and odd ones.
@@ -99,14 +100,6 @@ def test_transposed_forms_agree_in_value_and_gradient(side, channels, out, size)
 def test_any_number_of_images_stride_and_oblong_picture(num, stride):
   compare(strided_conv, slow_strided, *arrays(num, 9, 12, 2, 3, 4), stride)
   compare(transposed_conv, slow_transposed, *arrays(num, 3, 2, 2, 3, 4), stride)
-
-
-def test_channels_in_groups(monkeypatch):
-  monkeypatch.setattr(convolution, "GROUP_NUMBERS", 5000)
-  monkeypatch.setattr(convolution, "GROUP_CHANNELS", 1)
-  assert convolution._groups(4, 36 * 4 * 12 * convolution.TILE) == 4  # the layer below has more than 5 * 5000
-  compare(transposed_conv, slow_transposed, *arrays(17, 3, 4, 3, 4, 6), 2)
-  compare(strided_conv, slow_strided, *arrays(17, 9, 12, 4, 3, 4), 2)
 
 
 def test_stack_forms_agree_in_every_gradient():
@@ -235,11 +228,13 @@ def test_other_picture_sizes_are_refused():
     vision.ConvDecoder(2, 96).init(jax.random.key(0), jnp.ones((1, 64)))
 
 
-def test_elu_has_its_value_and_slope():
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_elu_has_its_value_and_slope(platform):
   x = jnp.concatenate([jnp.linspace(-20, 20, 101), jnp.array([1e-4, -1e-4])])
-  np.testing.assert_allclose(convolution.elu(x), jax.nn.elu(x), atol=2e-7)
-  slope = jax.vmap(jax.grad(convolution.elu))
-  np.testing.assert_allclose(slope(x), jax.vmap(jax.grad(jax.nn.elu))(x), atol=2e-7)
+  with compiling_for(platform):
+    value, slope = convolution.elu(x), jax.vmap(jax.grad(convolution.elu))(x)
+  np.testing.assert_allclose(value, jax.nn.elu(x), atol=2e-7)
+  np.testing.assert_allclose(slope, jax.vmap(jax.grad(jax.nn.elu))(x), atol=2e-7)
 
 
 def test_float_pictures_count_as_normalised():

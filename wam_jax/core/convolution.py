@@ -30,8 +30,6 @@ from jax import lax
 from wam_jax.core.backend import backend
 
 TILE = 16  # images per tile
-GROUP_NUMBERS = 2**20  # of the windows that a tile's transposed convolution makes at a time: caches hold them
-GROUP_CHANNELS = 8  # of them, at least
 FORMS = ("native", "matmul")
 
 
@@ -43,17 +41,18 @@ class Activation(NamedTuple):
 
 
 def _elu_slope(value: jax.Array) -> jax.Array:
-  return 1 + jnp.minimum(value, 0)
+  return jnp.where(value > 0, 1, value + 1) if backend() == "cpu" else 1 + jnp.minimum(value, 0)
 
 
 @jax.custom_jvp
 def elu(x: jax.Array) -> jax.Array:
   """ELU whose derivative comes from its value, so that neither its input nor a second exp is needed.
 
-  Error below 1e-7 against x > 0 ? x : expm1(x), which is slow on CPUs. Without comparisons, whose results a
-  TPU packs and keeps.
+  Error below 1e-7 against x > 0 ? x : expm1(x), which is slow on CPUs. On accelerators without comparisons,
+  whose results a TPU packs and keeps.
   """
-  return jnp.maximum(x, 0) + (jnp.exp(jnp.minimum(x, 0)) - 1)
+  low = jnp.exp(jnp.minimum(x, 0)) - 1
+  return jnp.where(x > 0, x, low) if backend() == "cpu" else jnp.maximum(x, 0) + low
 
 
 @elu.defjvp
@@ -257,32 +256,13 @@ def _scatter(x: jax.Array, matrix: jax.Array, size: int, stride: int, height: in
   """Tile [O, y, x, n], `_phases` of a kernel [k, k, C, O] -> [C, height, width, n]: windows added up.
 
   Each window splits into m * m blocks of stride * stride pixels. Blocks are added up with a pixel's
-  place in its block (the phase) as a channel; interleaving the phases comes last. Channels are worked on in
-  groups.
+  place in its block (the phase) as a channel; interleaving the phases comes last.
   """
   blocks = -(-size // stride)
+  last = blocks - 1
   channels = matrix.shape[0] // (blocks * stride) ** 2
-  groups = _groups(channels, matrix.shape[0] * x[0].size)
-  add_up = lambda matrix: _add_up(_product(matrix, x), blocks, stride, height, width)
-  if groups == 1:
-    return add_up(matrix)
-  matrix = matrix.reshape(blocks**2, groups, -1, matrix.shape[1]).swapaxes(0, 1)
-  out = lax.map(add_up, matrix.reshape(groups, -1, matrix.shape[3]))
-  return out.reshape(channels, *out.shape[2:])
-
-
-def _groups(channels: int, numbers: int) -> int:
-  """Groups that channels are worked on in, given the numbers that windows of all of them have."""
-  possible = [g for g in range(1, channels // GROUP_CHANNELS + 1) if channels % g == 0] or [1]
-  return next((g for g in possible if numbers <= g * GROUP_NUMBERS), possible[-1])
-
-
-def _add_up(windows: jax.Array, blocks: int, stride: int, height: int, width: int) -> jax.Array:
-  """Windows [m * m * C * stride * stride, y, x, n] added up: [C, height, width, n]."""
-  last, shape = blocks - 1, windows.shape[1:]
-  channels = windows.shape[0] // (blocks * stride) ** 2
-  rows, columns, num = shape[0] + last, shape[1] + last, shape[2]
-  parts = windows.reshape(blocks, blocks, -1, *shape)
+  rows, columns, num = x.shape[1] + last, x.shape[2] + last, x.shape[3]
+  parts = _product(matrix, x).reshape(blocks, blocks, -1, *x.shape[1:])
   placed = [
     jnp.pad(parts[i, j], ((0, 0), (i, last - i), (j, last - j), (0, 0)))
     for i in range(blocks)
