@@ -194,8 +194,7 @@ def world_model(config: ConfigDict, report: Report) -> None:
   report(updates_a_call=num, frames=frames, **measure(ours, 3, num))
   report(peak_bytes=_peak_bytes())
   c = config.world_model
-  flops = 6 * benchmark.multiplications(c) * c.batch_size * c.sequence_length
-  report(flops=flops, matmul_flops=benchmark.matmul_rate(jnp.bfloat16, 256 if tiny else 8192))
+  report(flops=benchmark.flops(c), matmul_flops=benchmark.matmul_rate(jnp.bfloat16, 256 if tiny else 8192))
 
 
 def _peak_bytes() -> int | None:

@@ -44,7 +44,7 @@ def close(one, eight, what="", least=1e-3):
 
 def random_store(num=64, size=64):
   rng = np.random.default_rng(0)
-  picture = lambda: jnp.asarray(rng.integers(0, 256, (num, size, size, 3), np.uint8))
+  picture = lambda: jnp.asarray(rng.integers(0, 256, (num, size * size * 3), np.uint8))
   action = lambda: jnp.asarray(rng.uniform(-1, 1, (num, 7)), jnp.float32)
   return windows.FrameStore(
     pictures={"rgb_static": picture(), "rgb_gripper": picture()},

@@ -10,6 +10,7 @@ import pytest
 
 from wam_jax.core import diffusion
 from wam_jax.core.actions import executable
+from wam_jax.core.backend import compiling_for
 from wam_jax.embodiment import CALVIN
 from wam_jax.nn.layers import mish
 from wam_jax.nn.policies.critic import Critic
@@ -17,7 +18,7 @@ from wam_jax.nn.policies.diffusion import DiffusionPolicy
 from wam_jax.nn.policies.gaussian import GaussianPolicy
 from wam_jax.training import behaviour_cloning as bc
 from wam_jax.training.state import make_train_state
-from wam_jax.training.tasks import over_tasks, repeat, task_keys, task_metrics
+from wam_jax.training.tasks import over_tasks, repeat, task_keys, task_metrics, update_over_tasks
 from wam_jax.types import Takes
 
 F = 5
@@ -230,6 +231,26 @@ def test_over_tasks_does_not_depend_on_threads():
   np.testing.assert_array_equal(alone[0][0], results[0][0][0])
   with pytest.raises(ValueError, match="leading task axes"):
     over_tasks(fn)((task[0], task[1][:2]), jnp.int32(4))
+
+
+def test_an_accelerator_computes_the_same_and_overwrites_the_state():
+  def update(state, data, key, num):
+    step = lambda state, key: (
+      jnp.tanh(state @ data + jax.random.normal(key, state.shape)),
+      {"mean": data.mean()},
+    )
+    return repeat(step, state, key, num)
+
+  state, data = draw(0, 3, 8, 8), draw(1, 3, 8, 8)
+  task = lambda: (jnp.copy(state), data, task_keys(jax.random.key(0), 3))
+  expected = update_over_tasks(update)(task(), jnp.int32(4))
+  with compiling_for("tpu"):
+    program = update_over_tasks(update)
+  given = task()
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), expected, program(given, jnp.int32(4))
+  )
+  assert given[0].is_deleted() and not data.is_deleted()
 
 
 def test_bc_gradient_against_finite_differences():

@@ -298,8 +298,9 @@ def test_gradient_in_blocks_equals_that_of_the_whole():
   ("num", "steps", "block"), [(900, 10, 100), (450, 10, 90), (907, 10, 907), (12, 2, 12), (3, 2000, 1)]
 )
 def test_blocks_divide_the_minibatch(num, steps, block):
-  with compiling_for("cpu"):
-    assert ppo_actor._block(num, steps) == block
+  for platform in ("cpu", "tpu"):
+    with compiling_for(platform):
+      assert ppo_actor._block(num, steps) == block
   with compiling_for("gpu"):
     assert ppo_actor._block(num, steps) == num
 

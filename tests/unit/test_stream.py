@@ -16,9 +16,13 @@ import jax
 import numpy as np
 import pytest
 
+from wam_jax.config import preset_config
+from wam_jax.core.backend import compiling_for
 from wam_jax.data import calvin, frames_cache, statistics, stream, windows
 from wam_jax.data.files import DatasetError
 from wam_jax.data.frames import Frames, frame_path
+from wam_jax.embodiment import CALVIN
+from wam_jax.stages import world_model
 
 ROOT = pathlib.Path(__file__).parents[2]
 LENGTHS = (9, 5, 26)
@@ -337,7 +341,7 @@ def test_fresh_starts():
   assert np.bincount(starts).min() > 50  # of 98 expected
   np.testing.assert_array_equal(starts, fresh_starts(50, 4000, 10)(7))
   assert (draw(8) != starts).any() and (fresh_starts(50, 4000, 10, seed=4)(7) != starts).any()
-  store = windows.FrameStore(**{name: np.arange(50) for name in windows.FIELDS})
+  store = windows.FrameStore(**{name: np.arange(50) for name in windows.FIELDS} | {"pictures": {}})
   taken = windows.gather(
     store, windows.Sampler(50, 4000, 10).starts(jax.random.fold_in(jax.random.key(3), 7), 7), 10
   )
@@ -404,6 +408,16 @@ def test_estimate_of_calvin():
   )
   store = windows.make_store(frames)
   assert sum(x.nbytes for x in jax.tree.leaves(store)) == stream.estimate_bytes(10, 4)
+
+
+def test_memory_reserve_follows_the_dtype():
+  config, reserve = preset_config("paper"), {}
+  for dtype in ("float32", "bfloat16", "auto"):
+    config.world_model.compute_dtype = dtype
+    reserve[dtype] = world_model.memory_reserve(config, 10**6, CALVIN)
+  assert reserve["auto"] == reserve["float32"] > 4 * reserve["bfloat16"] > 4 * 16e6  # on a CPU
+  with compiling_for("tpu"):
+    assert world_model.memory_reserve(config, 10**6, CALVIN) == reserve["bfloat16"]
 
 
 def test_choice_by_size():

@@ -130,8 +130,9 @@ class Programs:
       picture_bytes = sampler.rows * w.sequence_length * len(robot.cameras) * size**2 * 3
       per_call = stream.updates_per_piece(per_call, picture_bytes)
       rows = (per_call, sampler.rows, w.sequence_length)
+    picture = (size, size, 3) if self.streamed else (size * size * 3,)
     frames = {
-      "pictures": {camera: Shape((*rows, size, size, 3), _BYTE) for camera in robot.camera_names},
+      "pictures": {camera: Shape((*rows, *picture), _BYTE) for camera in robot.camera_names},
       "robot_obs": Shape((*rows, robot.state_size), _FLOAT),
       "action": Shape((*rows, robot.action_size), _FLOAT),
       "prev_action": Shape((*rows, robot.action_size), _FLOAT),
@@ -153,7 +154,7 @@ class Programs:
     task = jax.eval_shape(init, keys), _stacked(data, self._num_tasks), keys
     rows, count = Shape((self._num_tasks,), _INT), Shape((), _INT)
     updates = update_over_tasks(update_task, self.mesh)
-    return Program(updates.jitted, self._put((task, rows, count)), "update", num)
+    return Program(updates.jitted, self._put(updates.arguments(task, rows, count)), "update", num)
 
   def cloning(self) -> Program:
     c = self.config
@@ -204,10 +205,10 @@ class Programs:
     num = self._num_tasks
     task = _stacked((state, frozen), num)
     keys = jax.eval_shape(lambda key: task_keys(key, num), _key())
-    arguments = (*task, keys), Shape((num,), _INT), (self._world, Shape((), _INT))
-    iterate = ppo.iterations(dreamer, c.ppo, self.mesh).jitted
+    iterate = ppo.iterations(dreamer, c.ppo, self.mesh)
+    arguments = iterate.arguments((*task, keys), Shape((num,), _INT), (self._world, Shape((), _INT)))
     steps = c.ppo.epochs * c.ppo.minibatches
-    return Program(iterate, self._put(arguments), "iteration", c.ppo.iterations, steps=steps)
+    return Program(iterate.jitted, self._put(arguments), "iteration", c.ppo.iterations, steps=steps)
 
   def acting(self) -> Program:
     c, size = self.config, self.config.env.image_size

@@ -41,16 +41,18 @@ class Activation(NamedTuple):
 
 
 def _elu_slope(value: jax.Array) -> jax.Array:
-  return jnp.where(value > 0, 1, value + 1)
+  return jnp.where(value > 0, 1, value + 1) if backend() == "cpu" else 1 + jnp.minimum(value, 0)
 
 
 @jax.custom_jvp
 def elu(x: jax.Array) -> jax.Array:
   """ELU whose derivative comes from its value, so that neither its input nor a second exp is needed.
 
-  Error below 1e-7 against x > 0 ? x : expm1(x), which is slow on CPUs.
+  Error below 1e-7 against x > 0 ? x : expm1(x), which is slow on CPUs. On accelerators without comparisons,
+  whose results a TPU packs and keeps.
   """
-  return jnp.where(x > 0, x, jnp.exp(jnp.minimum(x, 0)) - 1)
+  low = jnp.exp(jnp.minimum(x, 0)) - 1
+  return jnp.where(x > 0, x, low) if backend() == "cpu" else jnp.maximum(x, 0) + low
 
 
 @elu.defjvp
@@ -150,8 +152,14 @@ def _native(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
   return lax.conv_general_dilated(x, kernel, (stride, stride), "VALID", dimension_numbers=_LAYOUT)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _native_transposed(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-  border = kernel.shape[0] - 1
+  """Its own gradient spares a TPU copies of large arrays: JAX's reverses the activations."""
+  size, _, channels, depth = kernel.shape
+  if x.shape[1:3] == (1, 1):  # one product
+    matrix = kernel.transpose(2, 0, 1, 3).reshape(channels, -1)
+    return (x[:, 0, 0] @ matrix).reshape(-1, size, size, depth)
+  border = size - 1
   return lax.conv_general_dilated(
     x,
     kernel[::-1, ::-1],
@@ -160,6 +168,24 @@ def _native_transposed(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Arra
     lhs_dilation=(stride, stride),
     dimension_numbers=_LAYOUT,
   )
+
+
+def _native_transposed_backward(
+  stride: int, residuals: tuple[jax.Array, jax.Array], grad: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  x, kernel = residuals
+  x_grad = _native(grad, kernel.swapaxes(2, 3), stride)
+  # kernel_grad[i, j, c, o] = sum x[n, y, z, c] grad[n, stride*y + i, stride*z + j, o]: a convolution that
+  # adds up over images, with x as its kernel, dilated by the stride.
+  kernel_grad = lax.conv_general_dilated(
+    grad, x, (1, 1), "VALID", rhs_dilation=(stride, stride), dimension_numbers=("CHWN", "IHWO", "NHWC")
+  )
+  return x_grad, kernel_grad.transpose(1, 2, 3, 0)
+
+
+_native_transposed.defvjp(
+  lambda x, kernel, stride: (_native_transposed(x, kernel, stride), (x, kernel)), _native_transposed_backward
+)
 
 
 @jax.custom_vjp

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,8 +24,11 @@ FIELDS = ("pictures", "robot_obs", "action", "prev_action", "is_first")
 class FrameStore:
   """All frames of a split on the device, flat, so that windows are gathered inside jit.
 
+  Pictures are flat too: an accelerator lays [N, S, S, 3] out with N innermost, and a call that takes frames
+  from it copies all of it first.
+
   Attributes:
-    pictures: camera -> [N, S, S, 3] uint8.
+    pictures: camera -> [N, S * S * 3] uint8.
     robot_obs: [N, state_size] float32.
     action: [N, A] float32.
     prev_action: [N, A] float32, at rest at an episode's first frame.
@@ -75,7 +79,7 @@ def make_store(frames: Frames) -> FrameStore:
   is_first[0] = True
   put = jax.device_put  # unlike jnp.asarray it takes page-aligned host memory over without a copy
   return FrameStore(
-    pictures=put(frames.pictures),
+    pictures={camera: put(array.reshape(len(array), -1)) for camera, array in frames.pictures.items()},
     robot_obs=put(np.asarray(frames.robot_obs, np.float32)),
     action=put(frames.action),
     prev_action=put(
@@ -89,7 +93,13 @@ def gather(store: FrameStore, start: jax.Array, sequence_length: int) -> Batch:
   """Windows of frames as they are: start [B] -> Batch [B, T, ...], mask true everywhere."""
   rows = start[:, None] + jnp.arange(sequence_length)
   fields = {name: getattr(store, name) for name in FIELDS}
-  return Batch(**jax.tree.map(lambda array: array[rows], fields), mask=jnp.ones(rows.shape, bool))
+  batch = Batch(**jax.tree.map(lambda array: array[rows], fields), mask=jnp.ones(rows.shape, bool))
+
+  def unfold(flat: jax.Array) -> jax.Array:
+    side = math.isqrt(flat.shape[-1] // 3)
+    return flat.reshape(*rows.shape, side, side, 3)
+
+  return batch.replace(pictures=jax.tree.map(unfold, batch.pictures))
 
 
 def begin_afresh(batch: Batch, robot: Embodiment) -> Batch:

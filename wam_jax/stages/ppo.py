@@ -41,6 +41,7 @@ def iterations(dreamer: Dreamer, part: Any, mesh: Mesh | None) -> TaskProgram:
     (state, frozen, key), (world_params, num) = task, shared
     return repeat(lambda state, key: iterate_task(state, frozen, world_params, key), state, key, num)
 
+  # The state is not donated: of an iteration that is not finite, the state before it is saved.
   return over_tasks(iterate, mesh=mesh)
 
 

@@ -20,7 +20,7 @@ from wam_jax.embodiment import Embodiment
 from wam_jax.foreign import lumos
 from wam_jax.host import processes
 from wam_jax.host.regular_files import read_text
-from wam_jax.nn.world_model import WorldModel, make_world_model, needs_statistics
+from wam_jax.nn.world_model import WorldModel, compute_dtype, make_world_model, needs_statistics
 from wam_jax.running.stage_run import StageRun
 from wam_jax.running.training_loop import Clock, train_loop
 from wam_jax.storage import artifact as artifact_lib
@@ -131,7 +131,8 @@ def memory_reserve(config: Any, num_params: int, robot: Embodiment) -> int:
   w = config.world_model
   at_once = math.ceil(w.batch_size / w.accumulate / (wm_training.REMAT_PARTS if w.remat else 1))
   size, cameras = config.env.image_size, len(robot.cameras)
-  return stream.training_bytes(num_params, at_once, w.sequence_length, size, cameras)
+  dtype = "float32" if compute_dtype(w.compute_dtype) is None else "bfloat16"
+  return stream.training_bytes(num_params, at_once, w.sequence_length, size, cameras, dtype)
 
 
 def open_frames(

@@ -60,18 +60,24 @@ class TaskProgram:
 
   Attributes:
     call: runs it. Raises ValueError if leaves of `task` differ in their leading axis.
-    jitted: what is compiled, of (task, rows int32 [R], shared): results of these rows of the task axis.
+    jitted: what is compiled.
+    arguments: (task, rows int32 [R], shared) -> those of `jitted`, which returns results of these rows of the
+      task axis; on an accelerator they are all rows.
   """
 
   call: Callable[[Any, Any], Any]
   jitted: Any
+  arguments: Callable[[Any, Any, Any], tuple[Any, ...]]
 
   def __call__(self, task: Any, shared: Any) -> Any:
     return self.call(task, shared)
 
 
 def over_tasks(
-  fn: Callable[[Any, Any], Any], threads: int | None = None, mesh: Mesh | None = None
+  fn: Callable[[Any, Any], Any],
+  threads: int | None = None,
+  mesh: Mesh | None = None,
+  donate: bool = False,
 ) -> TaskProgram:
   """Compiles `fn(task, shared)` for all tasks at once.
 
@@ -82,19 +88,24 @@ def over_tasks(
 
   Args:
     fn: (task, shared) -> tree of arrays. `task` is the tree of one task, without the task axis.
-    threads: programs side by side; None: one per core on a CPU, otherwise one; without meaning with a mesh.
+    threads: programs side by side on a CPU; None: one per core. Without meaning with a mesh.
     mesh: devices to run on; arguments and results are whole on each of them.
+    donate: `task` is a tuple whose first entry an accelerator may overwrite with the results.
   """
   on_cpu = backend() == "cpu"
-  if threads is None:
-    threads = machine.available_cores() if on_cpu else 1
+  threads = threads or machine.available_cores()
 
-  def mapped(task: Any, rows: jax.Array, shared: Any) -> Any:
+  def arguments(task: Any, rows: Any, shared: Any) -> tuple[Any, ...]:
+    return (task[0], task[1:], rows, shared) if donate else (None, task, rows, shared)
+
+  def mapped(given: Any, kept: Any, rows: jax.Array, shared: Any) -> Any:
+    task = (given, *kept) if donate else kept
+    one = lambda task: fn(task, shared)
     # Indexed inside the program: cutting big stacked data into shards outside would copy it.
-    one = lambda i: fn(take_task(task, i), shared)
-    return jax.lax.map(one, rows) if on_cpu else jax.vmap(one)(rows)
+    out = jax.lax.map(lambda i: one(take_task(task, i)), rows) if on_cpu else jax.vmap(one)(task)
+    return sharding.whole(out, mesh)
 
-  jitted = jax.jit(lambda *args: sharding.whole(mapped(*args), mesh))
+  jitted = jax.jit(mapped, donate_argnums=0 if donate and not on_cpu else ())
   compiled: dict[Any, Any] = {}
   lock = threading.Lock()
 
@@ -114,11 +125,11 @@ def over_tasks(
     (num_tasks,) = sizes
     if mesh is not None:
       rows = sharding.put(np.arange(num_tasks, dtype=np.int32), mesh)
-      return jax.block_until_ready(jitted(task, rows, shared))
-    shards = np.array_split(np.arange(num_tasks, dtype=np.int32), min(threads, num_tasks))
+      return jax.block_until_ready(jitted(*arguments(task, rows, shared)))
+    shards = np.array_split(np.arange(num_tasks, dtype=np.int32), min(threads, num_tasks) if on_cpu else 1)
 
     def run(rows: np.ndarray) -> Any:
-      args = task, jax.device_put(rows), shared
+      args = arguments(task, jax.device_put(rows), shared)
       return jax.block_until_ready(program(*args)(*args))
 
     if len(shards) == 1:
@@ -127,19 +138,22 @@ def over_tasks(
       parts = list(pool.map(run, shards))
     return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
 
-  return TaskProgram(call, jitted)
+  return TaskProgram(call, jitted, arguments)
 
 
 def update_over_tasks(
   update_task: Callable[[Any, Any, jax.Array, jax.Array], tuple[Any, dict[str, jax.Array]]],
   mesh: Mesh | None = None,
 ) -> TaskProgram:
-  """`update_task(state, data, key, num)` of one task for all: ((state, data, keys), num) -> its results."""
+  """`update_task(state, data, key, num)` of one task for all: ((state, data, keys), num) -> its results.
+
+  The state is donated.
+  """
 
   def update(task: tuple[Any, Any, jax.Array], num: jax.Array) -> Any:
     return update_task(*task, num)
 
-  return over_tasks(update, mesh=mesh)
+  return over_tasks(update, mesh=mesh, donate=True)
 
 
 def make_task_update(
