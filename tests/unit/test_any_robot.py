@@ -322,7 +322,7 @@ def test_play_without_scenes_is_not_searched_for_successes(tmp_path, monkeypatch
 def test_programs_compiled_ahead_are_of_the_run_s_robot(root):
   programs = aot_programs.Programs(chain_config(root), jax.devices()[:1], sum(LENGTHS), 10**10)
   shapes = {leaf.shape[1:] for leaf in jax.tree.leaves(programs.world_model().arguments[1])}
-  assert {(ARM.action_size,), (ARM.state_size,), (SIZE, SIZE, 3)} <= shapes
+  assert {(ARM.action_size,), (ARM.state_size,), (SIZE * SIZE * 3,)} <= shapes
   seen = programs.acting().arguments[-1]
   assert set(seen) == {*ARM.camera_names, "robot_obs"} and seen["robot_obs"].shape == (1, ARM.state_size)
 

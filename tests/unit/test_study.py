@@ -179,6 +179,20 @@ def test_studies_on_other_simulators_have_a_section(results, tmp_path):
   assert "seeds of the main comparison (3, 4, 5)" in before and "1 seed of the main comparison (1)" in after
 
 
+def test_page_of_seeds_of_an_experiment_that_is_no_study(tmp_path):
+  folder = tmp_path / "results" / "metaworld_wam_demo"
+  settings = {"evaluate.expert": False, "evaluate.episodes": 20, "world_model.updates": 77, "seed": 1}
+  for arm in MAIN:
+    piece = make_piece(arm, 1, 0.5, settings) | {"experiment": "metaworld_wam"}
+    piece["by_update"] = {"77": piece["by_update"][str(UPDATES[-1])]}  # no snapshots
+    write(folder, piece)
+  page = study_page.write_page(tmp_path / "page.md", folder, (1,)).read_text()
+  flags = "--config.study.arms=wam,dreamerv2 --config.study.seeds=1 --config.evaluate.expert=False "
+  assert f"metaworld_wam.py:demo {flags}--config.world_model.updates=77    # all" in page
+  assert "How many updates" not in page and not (folder / "by_update.svg").exists()
+  assert "Not run" not in page  # arms of the other studies
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 99}', '{"format": 1, "arm": "wam"}'])
 def test_broken_results_are_named(results, tmp_path, content):
   path = results / "wam_seed3.json"

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from wam_jax import config as config_lib
 from wam_jax.config.arms import ARMS, DIAL, MAIN, PAIRS, REPRODUCTION
 from wam_jax.host.regular_files import read_text
 from wam_jax.host.tables import NOTHING, markdown_table
@@ -203,7 +205,10 @@ def _text(path: pathlib.Path) -> list[str]:
 
 def _group(results: Results) -> Sequence[str]:
   """Arms of the experiment that the results are of."""
-  return DIAL if set(results) & set(DIAL) else REPRODUCTION
+  piece = _any(results)
+  if set(results) & set(DIAL):
+    return DIAL
+  return REPRODUCTION if piece and piece["experiment"] == "reproduction" else MAIN
 
 
 def _any(results: Results) -> Result | None:
@@ -293,7 +298,16 @@ def _commands(results: Results) -> list[str]:
   example = _any(results)
   if example is None:
     return []
-  command = f"python -m wam_jax.main --config=experiments/{example['experiment']}.py:{example['preset']}"
+  given, is_study = _given(example)
+  one = {"arms": example["arm"], "seeds": example["seed"]}
+  seeds = sorted({seed for pieces in results.values() for seed in pieces})
+  whole = {} if is_study else {"arms": ",".join(results), "seeds": ",".join(map(str, seeds))}
+
+  def command(study: Mapping[str, Any], *flags: str) -> str:
+    flags = (*(f"--config.study.{name}={value}" for name, value in study.items()), *given, *flags)
+    name = f"experiments/{example['experiment']}.py:{example['preset']}"
+    return " ".join(["python -m wam_jax.main", f"--config={name}", *flags])
+
   commits = sorted(
     {commit[:10] for pieces in results.values() for piece in pieces.values() for commit in piece["commits"]}
   )
@@ -301,9 +315,9 @@ def _commands(results: Results) -> list[str]:
     "## The commands",
     "",
     "```bash",
-    f"{command}    # all that is not there, and this page",
-    f"{command} --config.study.arms={example['arm']} --config.study.seeds={example['seed']}    # one piece",
-    f"{command} --config.stage=report    # this page alone",
+    f"{command(whole)}    # all that is not there, and this page",
+    f"{command(one)}    # one piece",
+    f"{command(whole, '--config.stage=report')}    # this page alone",
     "```",
     "",
     (
@@ -311,3 +325,20 @@ def _commands(results: Results) -> list[str]:
       "of its piece."
     ),
   ]
+
+
+def _given(piece: Result) -> tuple[list[str], bool]:
+  """Flags for settings of a piece that its experiment does not have, and whether that names seeds itself."""
+  experiment = config_lib.own_experiments().get(piece["experiment"])
+  if experiment is None:
+    return [], True
+  own = config_lib.flatten(config_lib.load_experiment(f"{experiment}:{piece['preset']}"))
+  as_text = lambda value: ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+  flags = [
+    f"--config.{path}={as_text(value)}"
+    for path, value in piece["settings"].items()
+    if path != "seed"
+    and path in own.keys() - piece["changes"].keys()
+    and as_text(own[path]) != as_text(value)
+  ]
+  return flags, bool(own["study.seeds"])

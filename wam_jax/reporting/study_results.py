@@ -190,14 +190,17 @@ def _linear_error(results: Results, arm: str, seed: int, update: str) -> float:
 def curves(
   results: Results,
 ) -> tuple[list[int], list[int], list[np.ndarray]] | None:
-  """Cloned success by update of the world model: (updates, seeds, of each seed [2 arms, U, K, M])."""
+  """Cloned success by update of the world model: (updates, seeds, of each seed [2 arms, U, K, M]).
+
+  None without seeds that both arms have, and where only the finished world models were cloned on.
+  """
   seeds = [
     seed
     for seed in common_seeds(results, MAIN)
     if all("by_update" in results[arm][seed] for arm in MAIN)
     and list(results[MAIN[0]][seed]["by_update"]) == list(results[MAIN[1]][seed]["by_update"])
   ]
-  if not seeds:
+  if not seeds or len(results[MAIN[0]][seeds[0]]["by_update"]) < 2:
     return None
   updates = [int(update) for update in results[MAIN[0]][seeds[0]]["by_update"]]
   of = lambda arm, seed: np.stack(
