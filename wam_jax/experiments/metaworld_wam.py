@@ -27,7 +27,7 @@ DEMO = {
   "world_model.stoch": 32,
   "world_model.classes": 32,
   "world_model.embed": 512,
-  "world_model.updates": 2_000,
+  "world_model.updates": 5_000,
   "classifier.max_false_positives": 0.15,
   "evaluate.episodes": 20,
 }
