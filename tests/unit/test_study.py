@@ -176,6 +176,10 @@ def test_studies_on_other_simulators_have_a_section(results, tmp_path):
   assert "### What it means\n" in after and "Task by task" in before and "### Task by task" in after
   gaps = [float(cells(part, "WAM minus DreamerV2, cloned")[2]) for part in (before, after)]
   assert gaps[0] > 0 > gaps[1]
+  own = elsewhere / "wam_seed1.json"
+  own.write_text(json.dumps(json.loads(own.read_text()) | {"experiment": "metaworld_wam"}), encoding="utf-8")
+  inside = study_page.write_page(elsewhere / "README.md", elsewhere).read_text()
+  assert "## The same on" not in inside  # they are all on the page of the reproduction
   assert "seeds of the main comparison (3, 4, 5)" in before and "1 seed of the main comparison (1)" in after
 
 

@@ -1,9 +1,9 @@
 """The page of a study's results: Markdown and charts, made from the JSON files of its pieces alone.
 
 Two texts are taken in as they are, next to the results: `reading.md`, what people make of the numbers, and
-`design.md`, what was decided before the runs. The study of distractors has a page of its own kind. Studies on
-another simulator, in folders next to that of the results, have a section each. In the folder `calvin` there:
-results.json of stage evaluate, of runs on CALVIN's own simulator, as `<arm>_seed<n>.json`.
+`design.md`, what was decided before the runs. The study of distractors has a page of its own kind. On that of
+the reproduction, studies on another simulator, in folders next to it, have a section each. In the folder
+`calvin` there: results.json of stage evaluate, of runs on CALVIN's simulator, as `<arm>_seed<n>.json`.
 """
 
 from __future__ import annotations
@@ -156,8 +156,7 @@ def markdown(
       models(compared, folder, relative),
       ablations(results),
       explanation(cells, relative),
-      *_elsewhere(results, folder, relative),
-      calvin(folder.parent / "calvin"),
+      *(_elsewhere(results, folder, relative) if _group(results) == REPRODUCTION else ()),
       _text(folder / "design.md"),
       power(results),
       _cost(compared),
@@ -167,14 +166,14 @@ def markdown(
 
 
 def _elsewhere(results: Results, folder: pathlib.Path, relative: pathlib.Path) -> list[list[str]]:
-  """A section for each study next to this one that ran on another simulator."""
+  """A section for each study next to this one that ran on another simulator, and for runs on CALVIN's."""
   sections = []
   for path in sorted(folder.parent.iterdir()):
     is_study = path.name != "calvin" and any(list(path.glob(f"{arm}_seed*.json")) for arm in MAIN)
     other = read_results(path) if is_study and path != folder else {}
     if not other or _simulator(other) == _simulator(results):
       continue
-    compared, place = _compared(other), relative.parent / path.name
+    compared, place = _compared(other), pathlib.Path(os.path.normpath(relative / ".." / path.name))
     parts = [
       _introduction(other),
       _text(path / "reading.md"),
@@ -189,7 +188,7 @@ def _elsewhere(results: Results, folder: pathlib.Path, relative: pathlib.Path) -
     for part in parts:
       lines += ["", *(f"#{line}" if line.startswith("## ") else line for line in part)] if part else []
     sections.append(lines)
-  return sections
+  return [*sections, calvin(folder.parent / "calvin")]
 
 
 def _simulator(results: Results) -> str:
