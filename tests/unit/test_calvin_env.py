@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from wam_jax.envs import registry
+from wam_jax.envs.calvin import culling
 from wam_jax.envs.calvin import pool as calvin_pool
 from wam_jax.envs.calvin import simulator as calvin_simulator
 
@@ -250,6 +251,94 @@ def test_all_scenes(scene):
   np.testing.assert_allclose(vector.snapshot()[:, 15:21], things[:, :6], atol=1e-3)
   assert seen["rgb_static"].std() > 20
   vector.close()
+
+
+@real
+def test_links_out_of_view_leave_pictures_as_they_are():
+  """Hands that flail: every picture with hidden links equals PyBullet's own to the bit."""
+  program = """
+import json, sys
+import numpy as np, pybullet
+from wam_jax.envs.calvin.simulator import CalvinTable
+table, rng = CalvinTable(), np.random.default_rng(0)
+cameras = [sys.modules[type(camera).__module__] for camera in table._env.cameras]
+culling, different, hidden = cameras[0].p, 0, []
+for episode in range(6):
+  table.reset()
+  way = rng.uniform(-1, 1, 7)
+  way[6] = -1 if episode % 2 else 1
+  for step in range(36):
+    table.step(way)
+    if step % 4 == 0:
+      seen = table.pictures()
+      hidden.append(len(culling._hidden))
+      culling.hide(set())
+      for camera in cameras:
+        camera.p = pybullet
+      plain = table.pictures()
+      for camera in cameras:
+        camera.p = culling
+      different += sum(int((seen[key] != plain[key]).sum()) for key in seen)
+print(json.dumps([different, float(np.median(hidden))]))
+"""
+  different, hidden = _in_a_process(program)
+  assert different == 0 and hidden >= 5
+
+
+class _OneLink:
+  """PyBullet with one link, a ball of 5 cm around `place`."""
+
+  def __init__(self, mesh, place):
+    self.place, self.rgba, self._mesh = place, (0.1, 0.2, 0.3, 1.0), mesh
+
+  def getVisualShapeData(self, body):
+    rest = ((0, 0, 0), (0, 0, 0, 1), self.rgba)
+    return [(body, link, 5, (0.1,) * 3, str(self._mesh).encode(), *rest) for link in (-1, 4, 5, 5)]
+
+  def getLinkStates(self, body, links):
+    assert links == [4]  # neither the base nor a link of two shapes
+    return [(None,) * 4 + (self.place, None)]
+
+  def getMatrixFromQuaternion(self, _):
+    return np.eye(3).ravel()
+
+  def changeVisualShape(self, body, link, rgbaColor):
+    assert link == 4
+    self.rgba = tuple(rgbaColor)
+
+  def getCameraImage(self, width, *, viewMatrix, projectionMatrix):
+    return self.rgba[3]
+
+
+@pytest.mark.parametrize(
+  "place, alpha",
+  [
+    ((0, 0, -2), 1),  # in front of a camera that looks along -z
+    ((0, 0, 2), 0),  # behind it
+    ((0, 0, 0.03), 1),  # around it
+    ((2.0, 0, -2), 1),  # at the edge of 90 degrees
+    ((2.09, 0, -2), 0),  # 6.4 cm beyond it, where the ball with its margin reaches 6
+    ((-2.09, 0, -2), 0),
+    ((0, 2.06, -2), 1),  # 4.2 cm beyond it
+    ((0, -2.5, -2), 0),
+  ],
+)
+def test_a_link_out_of_view_is_not_drawn(tmp_path, place, alpha):
+  points = np.random.default_rng(0).normal(size=(3000, 3))
+  points *= 0.5 / np.linalg.norm(points, axis=1, keepdims=True)
+  mesh = tmp_path / "ball.obj"
+  mesh.write_text("".join("v {} {} {}\n".format(*point) for point in points) + "f 1 2 3\n")
+  near, far = 0.01, 10.0
+  projection = np.diag([1.0, 1.0, -(far + near) / (far - near), 0.0])
+  projection[3, 2], projection[2, 3] = -2 * far * near / (far - near), -1  # of 90 degrees, row vectors
+  bullet = _OneLink(mesh, place)
+  drawing = culling.Culling(bullet, body=0)
+  draw = lambda: drawing.getCameraImage(
+    width=8, viewMatrix=np.eye(4).ravel(), projectionMatrix=projection.ravel()
+  )
+  assert draw() == alpha
+  bullet.place = (0, 0, -1)  # comes into view, in its own colour
+  assert draw() == 1 and bullet.rgba == (0.1, 0.2, 0.3, 1.0)
 
 
 @real

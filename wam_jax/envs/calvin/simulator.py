@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from wam_jax.embodiment import ACTION, CAMERAS, CONTROL_HZ, ROBOT_OBS, SCENE_OBS
+from wam_jax.envs.calvin.culling import Culling
 from wam_jax.host.numbers import real
 from wam_jax.host.regular_files import read_bytes
 
@@ -200,6 +201,9 @@ class CalvinTable:
       sys.path.insert(0, str(folder))
     with _stood_in(), _told(f"{folder} cannot be loaded"):
       self._env = _make_env(folder, scene)
+    culling = Culling(importlib.import_module("pybullet"), self._env.robot.robot_uid)
+    for camera in self._env.cameras:
+      vars(sys.modules[type(camera).__module__])["p"] = culling  # calvin_env's name for pybullet
     self._env.scene.reset()
     self._fresh = self.snapshot()
 
