@@ -5,7 +5,6 @@ python benchmarks/certificate.py --fit=FOLDER                     # numbers of c
 python benchmarks/certificate.py --prove=FOLDER                   # how often intervals hold, ranks, choices
 
 A run is a work folder with stage evaluate or evaluate_cloned. Settle on some runs (--fit), prove on others.
---fit needs SciPy, which comes with JAX.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from typing import Any, cast
 import numpy as np
 from ml_collections import ConfigDict
 
-from wam_jax.core import certificate
+from wam_jax.core import bootstrap, certificate
 
 STAGES = ("world_model", "featurize", "classifier", "behaviour_cloning", "ppo")
 
@@ -132,16 +131,6 @@ def fit(policies: Sequence[dict[str, Any]]) -> None:
     print(f"  {case['run']}, {case['policy']}: intercept {mean:.2f}")
 
 
-def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
-  """Spearman's, ties by their mean rank."""
-
-  def ranks(x: Sequence[float]) -> np.ndarray:
-    values = np.asarray(x)
-    return (values[:, None] > values).sum(1) + 0.5 * (values[:, None] == values).sum(1)
-
-  return float(np.corrcoef(ranks(a), ranks(b))[0, 1])
-
-
 def prove(policies: Sequence[dict[str, Any]], required: float = 0.8) -> dict[str, Any]:
   """How true certificates were of policies that the simulator has measured."""
   rng, rows, of_tasks, verdicts = np.random.default_rng(0), [], [], []
@@ -197,7 +186,7 @@ def prove(policies: Sequence[dict[str, Any]], required: float = 0.8) -> dict[str
       "held": float(np.mean([inside(row, "predicted") for row in entries])),
       "held_with_noise_of_evaluation": float(np.mean([inside(row, "evaluation") for row in entries])),
       "width": float(np.mean([row["predicted"]["high"] - row["predicted"]["low"] for row in entries])),
-      "rank_correlation": rank_correlation(real, expected),
+      "rank_correlation": bootstrap.rank_correlation(real, expected),
       "error": float(np.abs(np.subtract(real, expected)).mean()),
       "error_imagined": float(np.abs(np.subtract(real, [row["imagined"] for row in entries])).mean()),
     }

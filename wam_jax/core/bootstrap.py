@@ -13,11 +13,6 @@ import numpy as np
 
 RESAMPLES = 4_000
 
-# Quantiles of Student's t by degrees of freedom 1 to 10: 97.5 %, and 80 %. Beyond 10 those of 10 are used,
-# which makes intervals a little wide.
-_T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-_T80 = (1.376, 1.061, 0.978, 0.941, 0.920, 0.906, 0.896, 0.889, 0.883, 0.879)
-
 
 def resampled(
   episodes: Sequence[np.ndarray], statistic: Callable[[list[np.ndarray]], float], seed: int = 0
@@ -60,7 +55,7 @@ def mean_over_seeds(values: Sequence[float]) -> tuple[float, float, float]:
   mean = float(np.mean(values))
   if len(values) < 2:
     return mean, math.nan, math.nan
-  half = _T975[min(len(values) - 1, 10) - 1] * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+  half = _student(0.975, len(values) - 1) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
   return mean, mean - half, mean + half
 
 
@@ -71,8 +66,14 @@ def detectable(deviation: float, seeds: int) -> float:
     deviation: standard deviation, over seeds, of the difference between the arms.
     seeds: per arm, at least 2.
   """
-  freedom = min(seeds - 1, 10) - 1
-  return (_T975[freedom] + _T80[freedom]) * deviation / math.sqrt(seeds)
+  return (_student(0.975, seeds - 1) + _student(0.8, seeds - 1)) * deviation / math.sqrt(seeds)
+
+
+def _student(share: float, freedom: int) -> float:
+  """Quantile of Student's t."""
+  from scipy import stats  # two seconds of imports, which training does without
+
+  return float(stats.t.ppf(share, freedom))
 
 
 def updates_to_reach(level: float, updates: Sequence[int], rates: Sequence[float]) -> float:
@@ -102,9 +103,6 @@ def steps_ratio(updates: Sequence[int], ours: Sequence[float], theirs: Sequence[
 
 def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
   """Spearman's: the correlation of ranks, equal values sharing theirs; nan where all are equal."""
-  values = np.array([x, y], float)
-  below, same = (compare(values[:, None], values[..., None]).sum(-1) for compare in (np.less, np.equal))
-  ranks = below + 0.5 * same
-  ranks = ranks - ranks.mean(1, keepdims=True)
-  scale = math.sqrt(float(np.prod((ranks**2).sum(1))))
-  return float(ranks[0] @ ranks[1]) / scale if scale else math.nan
+  from scipy import stats
+
+  return math.nan if min(np.ptp(x), np.ptp(y)) == 0 else float(stats.spearmanr(x, y).statistic)
