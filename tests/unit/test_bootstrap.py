@@ -10,7 +10,7 @@ from wam_jax.core import bootstrap
 
 def test_t_interval_of_three_seeds_by_hand():
   mean, low, high = bootstrap.mean_over_seeds([0.1, 0.2, 0.3])
-  half = 4.30265 * 0.1 / math.sqrt(3)
+  half = 4.302652729696 * 0.1 / math.sqrt(3)
   assert (mean, low, high) == pytest.approx((0.2, 0.2 - half, 0.2 + half))
   assert math.isnan(bootstrap.mean_over_seeds([0.4])[1])
 
