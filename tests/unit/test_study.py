@@ -400,6 +400,48 @@ def test_stages_run_in_the_right_folders_from_the_right_inputs(config, monkeypat
   assert ran[-1].inputs.ppo == str(own / "ppo")
 
 
+def test_given_frames_are_those_of_every_piece(config, monkeypatch, tmp_path):
+  ran = []
+  plans = lambda run: {run.stage: types.SimpleNamespace(action="run")}
+  monkeypatch.setattr(study.plan_lib, "make_plan", plans)
+
+  def run_stage(run, quiet):
+    ran.append((run.seed, run.stage, run.inputs.collect))
+    pathlib.Path(run.workdir, run.stage).mkdir(parents=True)
+    pathlib.Path(run.workdir, run.stage, "DONE").touch()
+
+  monkeypatch.setattr(study.runner, "run", run_stage)
+  frames = tmp_path / "frames" / "collect"
+  frames.mkdir(parents=True)
+  (frames / "DONE").touch()
+  c = ConfigDict(config.to_dict())
+  c.inputs.collect, c.world_model.snapshots = str(frames), ()
+  c = config_lib.finalize(c)
+  for seed in (3, 4):
+    study.run_piece(c, study.Piece("dreamerv2", seed, tmp_path / "study"))
+  assert {stage for _, stage, _ in ran} >= {"world_model", "ppo", "evaluate"}
+  assert {seed for seed, _, _ in ran} == {3, 4}
+  assert all(stage != "collect" and given == str(frames) for _, stage, given in ran)
+
+
+def test_given_frames_and_arms_that_record_others(config):
+  c = ConfigDict(config.to_dict())
+  c.inputs.collect, c.study.arms = "frames", ("wam", "dial_1")
+  with pytest.raises(StageError, match="study.arms=dial_1 record others .env.distractors.. Leave one"):
+    study.run(c)
+
+
+def test_page_says_which_seeds_share_frames(tmp_path, results):
+  page = lambda: study_page.write_page(tmp_path / "docs" / "RESULTS.md", results).read_text()
+  assert "recorded with seed" not in page() and "inputs.collect" not in page()
+  for seed in (4, 5):
+    for arm in MAIN:
+      write(results, make_piece(arm, seed, 0.5) | {"frames_of_seed": 5})
+  text = " ".join(page().split())
+  assert "(seeds 4, 5 those recorded with seed 5: what another recording changes is in no interval)" in text
+  assert "--config.inputs.collect=FOLDER " in text
+
+
 def test_waits_while_another_process_is_in_the_folder(config, monkeypatch, capsys):
   tries = []
 

@@ -234,10 +234,24 @@ def _introduction(results: Results) -> list[str]:
       f"preset `{piece['preset']}`, {_simulator(results)}, {len(piece['tasks'])} tasks, "
       f"{piece['episodes']} episodes per task, arm and seed, {count} of the main "
       f"comparison{' (' + ', '.join(map(str, seeds)) + ')' if seeds else ''}. All arms of a seed have "
-      "the same frames, demos and start states; differences are paired by start state. This page is "
-      "made from the files beside it; nothing in its tables is written by hand."
+      f"the same frames, demos and start states{_shared(results)}; differences are paired by start state. "
+      "This page is made from the files beside it; nothing in its tables is written by hand."
     ),
   ]
+
+
+def _shared(results: Results) -> str:
+  """Which seeds have their frames in common, in words."""
+  seeds: dict[int, list[int]] = {}
+  for pieces in results.values():
+    for seed, piece in pieces.items():
+      seeds.setdefault(piece.get("frames_of_seed", seed), []).append(seed)
+  several = {frames: sorted({*of}) for frames, of in sorted(seeds.items()) if {*of} != {frames}}
+  shared = [
+    f"{'seeds' if len(of) > 1 else 'seed'} {', '.join(map(str, of))} those recorded with seed {frames}"
+    for frames, of in several.items()
+  ]
+  return f" ({'; '.join(shared)}: what another recording changes is in no interval)" if shared else ""
 
 
 def _cost(results: Results) -> list[str]:
@@ -298,6 +312,7 @@ def _commands(results: Results) -> list[str]:
   if example is None:
     return []
   given, is_study = _given(example)
+  given += ["--config.inputs.collect=FOLDER"] if _shared(results) else []
   one = {"arms": example["arm"], "seeds": example["seed"]}
   seeds = sorted({seed for pieces in results.values() for seed in pieces})
   whole = {} if is_study else {"arms": ",".join(results), "seeds": ",".join(map(str, seeds))}

@@ -91,6 +91,7 @@ def run(config: FrozenConfigDict) -> None:
     StageError: a result has other settings, or cannot be read.
   """
   results = results_folder(config)
+  _check_frames(config)
   pieces = [
     Piece(arm, seed, pathlib.Path(config.workdir)) for seed in config.study.seeds for arm in config.study.arms
   ]
@@ -118,6 +119,16 @@ def run(config: FrozenConfigDict) -> None:
         pathlib.Path(config.study.page), results, config.study.seeds, config.study.arms
       )
     print(f"\nPage of results: {page.absolute()}")
+
+
+def _check_frames(config: Any) -> None:
+  """Raises StageError for arms that record frames of their own where `inputs.collect` gives those of all."""
+  own = [arm for arm in config.study.arms if ARMS[arm].frames]
+  if config.inputs.collect and own:
+    raise StageError(
+      f"inputs.collect={config.inputs.collect} gives the frames of all pieces, but study.arms="
+      f"{','.join(own)} record others ({', '.join(ARMS[own[0]].frames)}). Leave one of the two out."
+    )
 
 
 @contextlib.contextmanager
@@ -212,7 +223,7 @@ def _plain(value: Any) -> Any:
 def run_piece(config: Any, piece: Piece) -> None:
   """Runs the stages of a piece that are not done, and those of its base that it takes."""
   arm = ARMS[piece.arm]
-  inputs = _run_stages(config, piece, ("collect",), piece.data, {})
+  inputs = {} if config.inputs.collect else _run_stages(config, piece, ("collect",), piece.data, {})
   taken, own = _split(config, arm)
   if arm.base:
     base = dataclasses.replace(piece, arm=arm.base)
@@ -283,7 +294,8 @@ def gather(config: Any, piece: Piece) -> dict[str, Any]:
   evaluated = read_record(last.path, "results.json", start_states=_STARTS, simulator=dict, provenance=dict)
   tasks = tuple(evaluated["tasks"])
   seconds = {stage: artifact.seconds for stage, artifact in artifacts.items()}
-  seconds["collect"] = load_artifact(piece.data, "collect").seconds
+  frames = load_artifact(config.inputs.collect or piece.data, "collect")
+  seconds["collect"] = frames.seconds
   measured = [evaluated["provenance"], provenance()]
   result: dict[str, Any] = {
     "format": study_results.FORMAT,
@@ -296,6 +308,7 @@ def gather(config: Any, piece: Piece) -> dict[str, Any]:
     "seed": piece.seed,
     "tasks": list(tasks),
     "simulator": evaluated["simulator"],
+    "frames_of_seed": frames.part["seed"],
     "start_states": evaluated["start_states"]["sha256"],
     "episodes": evaluated["start_states"]["per_task"],
     "policies": {name: episodes_of(last.path / f"{name}.npz", tasks) for name in evaluated["policies"]},
