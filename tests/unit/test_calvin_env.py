@@ -317,9 +317,9 @@ class _OneLink:
     ((0, 0, 2), 0),  # behind it
     ((0, 0, 0.03), 1),  # around it
     ((2.0, 0, -2), 1),  # at the edge of 90 degrees
-    ((2.09, 0, -2), 0),  # 6.4 cm beyond it, where the ball with its margin reaches 6
-    ((-2.09, 0, -2), 0),
-    ((0, 2.06, -2), 1),  # 4.2 cm beyond it
+    ((2.11, 0, -2), 0),  # 7.8 cm beyond it, where the ball with its margin reaches 7
+    ((-2.11, 0, -2), 0),
+    ((0, 2.08, -2), 1),  # 5.7 cm beyond it
     ((0, -2.5, -2), 0),
   ],
 )

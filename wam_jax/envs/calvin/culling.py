@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-_MARGIN = 0.01  # m: PyBullet draws links where they were up to one physics step ago
+_MARGIN = 0.02  # m: PyBullet draws links where they were up to one physics step ago, at up to 2 m/s
 _DIRECTIONS = 256
 
 
