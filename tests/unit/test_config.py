@@ -298,7 +298,15 @@ def test_baseline_differs_in_one_field_only(monkeypatch):
 def test_own_experiments_are_found_by_name_from_every_folder(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   find, own = config_lib.experiment_file, config_lib.own_experiments()
-  ours = {"calvin_wam", "calvin_dreamerv2", "distractors", "lerobot_wam", "metaworld_wam", "reproduction"}
+  ours = {
+    "calvin_wam",
+    "calvin_dreamerv2",
+    "calvin_reproduction",
+    "distractors",
+    "lerobot_wam",
+    "metaworld_wam",
+    "reproduction",
+  }
   assert set(own) == ours
   wam = str(own["calvin_wam"])
   assert find("experiments/calvin_wam.py:demo") == find("calvin_wam:demo") == f"{wam}:demo"
