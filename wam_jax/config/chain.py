@@ -14,7 +14,7 @@ from wam_jax.embodiment import CAMERAS, ROBOT_FEATURES
 from wam_jax.host.words import count
 
 # Time of making and drawing a frame, in units of the embedded simulator's at 64 pixels.
-SLOWER = {"play_table": 1.0, "calvin": 18.0, "metaworld": 7.0}
+SLOWER = {"play_table": 1.0, "calvin": 10.0, "metaworld": 7.0}
 _ELSE_SLOWER = 3.0  # of a simulator that nothing is known of
 _SIMULATOR = (
   "env.name",
