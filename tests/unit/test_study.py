@@ -431,6 +431,14 @@ def test_given_frames_and_arms_that_record_others(config):
     study.run(c)
 
 
+def test_page_says_how_the_published_numbers_were_made(tmp_path, results):
+  page = lambda: study_page.write_page(tmp_path / "docs" / "RESULTS.md", results).read_text()
+  assert "other simulator and sizes, so levels" in page()
+  for path in results.glob("*.json"):
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"simulator": {"name": "calvin"}}))
+  assert "play and demos by people, and larger, so levels" in page()
+
+
 def test_page_says_which_seeds_share_frames(tmp_path, results):
   page = lambda: study_page.write_page(tmp_path / "docs" / "RESULTS.md", results).read_text()
   assert "recorded with seed" not in page() and "inputs.collect" not in page()

@@ -95,9 +95,11 @@ def headline(results: Results) -> list[str]:
   parts = ["## The paper's table beside ours", "", markdown_table(rows), ""]
   if len(differences) > 1:
     parts += [markdown_table(differences), ""]
+  on_calvin = all(p["simulator"]["name"] == "calvin" for pieces in results.values() for p in pieces.values())
+  other = "play and demos by people, and larger" if on_calvin else "other simulator and sizes"
   parts.append(
-    "Published: arXiv 2603.28955, on CALVIN, at 230,000 (WAM) and 2,000,000 (DreamerV2) updates; other "
-    "simulator and sizes, so levels do not compare, differences may. Wilson: of the episodes alone. "
+    "Published: arXiv 2603.28955, on CALVIN, at 230,000 (WAM) and 2,000,000 (DreamerV2) updates; "
+    f"{other}, so levels do not compare, differences may. Wilson: of the episodes alone. "
     "Bootstrap: seeds, and start states within them. t: Student's, over seeds; only seeds that both "
     "arms have. Best imagined: of each task the policy of the iteration with the highest success in "
     "dreams; no simulator chooses it."
