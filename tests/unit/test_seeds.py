@@ -119,7 +119,7 @@ def test_the_interval_over_seeds_stays_within_what_rates_can_be(make_run, tmp_pa
       result["policies"]["ppo"]["success"][task] = digits
   row = seeds.over_seeds(results)[-1]["ppo"]
   assert row["values"] == [1.0, 0.9] and row["mean"] == pytest.approx(0.95) and row["high"] == 1.0
-  assert row["low"] == pytest.approx(0.95 - 12.706 * 0.05)  # Student's t, one degree of freedom
+  assert row["low"] == pytest.approx(0.95 - 12.7062047362 * 0.05)  # Student's t, one degree of freedom
 
 
 def test_runs_of_other_settings_are_refused(make_run, tmp_path, capsys):
