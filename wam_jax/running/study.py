@@ -308,7 +308,7 @@ def gather(config: Any, piece: Piece) -> dict[str, Any]:
     "seed": piece.seed,
     "tasks": list(tasks),
     "simulator": evaluated["simulator"],
-    "frames_of_seed": frames.part["seed"],
+    "frames_of_seed": frames.part.get("seed", piece.seed),
     "start_states": evaluated["start_states"]["sha256"],
     "episodes": evaluated["start_states"]["per_task"],
     "policies": {name: episodes_of(last.path / f"{name}.npz", tasks) for name in evaluated["policies"]},
