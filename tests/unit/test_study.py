@@ -437,6 +437,7 @@ def test_page_says_how_the_published_numbers_were_made(tmp_path, results):
   for path in results.glob("*.json"):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"simulator": {"name": "calvin"}}))
   assert "play and demos by people, and larger, so levels" in page()
+  assert "--config.env.calvin_root=calvin_env " in page()
 
 
 def test_page_says_which_seeds_share_frames(tmp_path, results):

@@ -312,6 +312,7 @@ def _commands(results: Results) -> list[str]:
   if example is None:
     return []
   given, is_study = _given(example)
+  given += ["--config.env.calvin_root=calvin_env"] if example["simulator"]["name"] == "calvin" else []
   given += ["--config.inputs.collect=FOLDER"] if _shared(results) else []
   one = {"arms": example["arm"], "seeds": example["seed"]}
   seeds = sorted({seed for pieces in results.values() for seed in pieces})
