@@ -107,6 +107,19 @@ def test_episodes_take_turns_without_mixing(plain):
   )  # the last: not drawn
 
 
+def test_pictures_are_of_the_last_step_however_often_one_looks(plain):
+  vector, _ = plain
+  vector.reset(_starts(5), [""] * 5)
+  of_step = lambda seen: seen["rgb_static"][:, 0, 0, 0] // 10
+  for t, look in enumerate([True, True, False, False, True, True], 1):
+    vector.step(np.zeros((5, 7)))
+    if look:
+      assert (of_step(vector.observe()) == t).all() and (of_step(vector.observe()) == t).all()
+  vector.step(np.zeros((5, 7)))  # drawn ahead, and not looked at
+  vector.reset(_starts(5), [""] * 5, np.arange(5) == 2)
+  np.testing.assert_array_equal(of_step(vector.observe()), [7, 7, 0, 7, 7])
+
+
 def test_a_dead_process_is_replaced_and_its_episodes_repeated(plain, tmp_path):
   vector = calvin_pool.CalvinVector(5, 2, 8, make=Make(str(tmp_path / "died"), 3))
   seen = _run(vector)
@@ -255,16 +268,18 @@ def test_all_scenes(scene):
 
 @real
 def test_links_out_of_view_leave_pictures_as_they_are():
-  """Hands that flail: every picture with hidden links equals PyBullet's own to the bit."""
+  """Hands that flail, lamps on or off: pictures with hidden links, before a table drawn once, equal PyBullet's own."""
   program = """
 import json, sys
 import numpy as np, pybullet
 from wam_jax.envs.calvin.simulator import CalvinTable
 table, rng = CalvinTable(), np.random.default_rng(0)
 cameras = [sys.modules[type(camera).__module__] for camera in table._env.cameras]
-culling, different, hidden = cameras[0].p, 0, []
+culling, different, hidden = cameras[0].p, [], []
 for episode in range(6):
-  table.reset()
+  things = table._env.scene.get_obs()
+  things[4:6] = (episode + 1) % 2, 1  # the first picture, from which the table is kept, has both lamps on
+  table.reset(None, things)
   way = rng.uniform(-1, 1, 7)
   way[6] = -1 if episode % 2 else 1
   for step in range(36):
@@ -278,11 +293,12 @@ for episode in range(6):
       plain = table.pictures()
       for camera in cameras:
         camera.p = culling
-      different += sum(int((seen[key] != plain[key]).sum()) for key in seen)
-print(json.dumps([different, float(np.median(hidden))]))
+      different.append([int((seen[key] != plain[key]).any(-1).sum()) for key in seen])
+print(json.dumps([np.sum(different, 0).tolist(), np.max(different, 0).tolist(), float(np.median(hidden))]))
 """
-  different, hidden = _in_a_process(program)
-  assert different == 0 and hidden >= 5
+  different, most, hidden = _in_a_process(program)
+  # One pixel where table and drawer are flush may show the other of them, in 54 pictures of 40,000.
+  assert different[0] <= 3 and most[0] <= 1 and different[1] == 0 and hidden >= 5
 
 
 class _OneLink:
@@ -294,6 +310,12 @@ class _OneLink:
   def getVisualShapeData(self, body):
     rest = ((0, 0, 0), (0, 0, 0, 1), self.rgba)
     return [(body, link, 5, (0.1,) * 3, str(self._mesh).encode(), *rest) for link in (-1, 4, 5, 5)]
+
+  def getNumBodies(self):
+    return 1
+
+  def getBodyUniqueId(self, index):
+    return index
 
   def getLinkStates(self, body, links):
     assert links == [4]  # neither the base nor a link of two shapes
@@ -332,13 +354,78 @@ def test_a_link_out_of_view_is_not_drawn(tmp_path, place, alpha):
   projection = np.diag([1.0, 1.0, -(far + near) / (far - near), 0.0])
   projection[3, 2], projection[2, 3] = -2 * far * near / (far - near), -1  # of 90 degrees, row vectors
   bullet = _OneLink(mesh, place)
-  drawing = culling.Culling(bullet, body=0)
+  drawing = culling.Culling(bullet, robot=0)
   draw = lambda: drawing.getCameraImage(
     width=8, viewMatrix=np.eye(4).ravel(), projectionMatrix=projection.ravel()
   )
   assert draw() == alpha
   bullet.place = (0, 0, -1)  # comes into view, in its own colour
   assert draw() == 1 and bullet.rgba == (0.1, 0.2, 0.3, 1.0)
+
+
+class _Cards:
+  """PyBullet with cards that stand across the view of any camera: (body, link) -> depth, first column, colour."""
+
+  def __init__(self, cards, mass):
+    self.cards, self._mass, self.drawn = cards, mass, []
+
+  def getNumBodies(self):
+    return len(self._mass)
+
+  def getBodyUniqueId(self, index):
+    return index
+
+  def getDynamicsInfo(self, body, link):
+    assert link == -1
+    return (self._mass[body],)
+
+  def getVisualShapeData(self, body):
+    rest = (3, (1, 1, 1), b"", (0, 0, 0), (0, 0, 0, 1))
+    return [(*part, *rest, tuple(card[2])) for part, card in self.cards.items() if part[0] == body]
+
+  def getLinkStates(self, body, links):
+    assert not links
+    return []
+
+  def changeVisualShape(self, body, link, rgbaColor):
+    self.cards[body, link][2] = tuple(rgbaColor)
+
+  def getCameraImage(self, width, *, viewMatrix, projectionMatrix):
+    rgb, depth = np.full((width, width, 4), 255, np.uint8), np.ones((width, width), np.float32)
+    seen = np.full((width, width), -1)
+    self.drawn.append(0)
+    for (body, _), (distance, first, colour) in self.cards.items():
+      if colour[3]:
+        self.drawn[-1] += 1
+        rows, columns = np.nonzero((distance <= depth) & (np.arange(width) >= first))
+        rgb[rows, columns], depth[rows, columns], seen[rows, columns] = colour, distance, body
+    return width, width, rgb, depth, seen
+
+
+def test_what_never_moves_is_drawn_once_for_a_camera_that_never_moves():
+  """Robot (0) with a hand, floor (1), table (2) with a lamp that is on, a block (3)."""
+  cards = {
+    (0, -1): [0.5, 7, (9, 9, 9, 1)],
+    (0, 1): [0.4, 6, (8, 8, 8, 1)],
+    (1, -1): [0.9, 0, (1, 1, 1, 1)],
+    (2, -1): [0.7, 2, (2, 2, 2, 1)],
+    (2, 0): [0.7, 4, (200, 200, 0, 1)],  # flush with its table, and drawn after it
+    (3, -1): [0.8, 1, (3, 3, 3, 1)],  # from column 2 on behind the table
+  }
+  bullet = _Cards(cards, [0, 0, 0, 0.1])
+  view = np.eye(4).ravel()
+  lens = np.array([1, 0, 0, 0, 0, 1, 0, 0, 0, 0, -1.002002, -1, 0, 0, -0.02002002, 0])
+  drawing = culling.Culling(bullet, robot=0, fixed=(view, lens))
+  draw = lambda lens: drawing.getCameraImage(width=8, viewMatrix=view, projectionMatrix=lens)
+  for lamp in (200, 50, 50):
+    bullet.cards[2, 0][2] = (lamp, lamp, 0, 1)
+    seen, shapes = draw(lens), bullet.drawn[-1]
+    elsewhere = draw(lens + 1e-3)  # another camera
+    assert shapes == 4 and bullet.drawn[-1] == 6
+    for a, b in zip(seen, elsewhere, strict=True):
+      np.testing.assert_array_equal(a, b)
+    assert seen[2][0, :, 0].tolist() == [1, 3, 2, 2, lamp, lamp, 8, 8]
+  assert len(bullet.drawn) == 1 + 2 * 3
 
 
 @real

@@ -75,7 +75,8 @@ class CalvinVector:
     self._tasks = [""] * num
     self._start: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     self._actions: list[list[np.ndarray]] = [[] for _ in range(num)]
-    self._pictures: dict[str, np.ndarray] = {}
+    shape = (num, image_size, image_size, 3)
+    self._pictures = {camera: np.zeros(shape, np.uint8) for camera in CAMERAS}
     self._workers: list[tuple[Any, Any]] = [self._launch() for _ in range(count)]
     try:
       for w in range(count):
@@ -170,9 +171,11 @@ class CalvinVector:
       raise ValueError(f"active: expected shape {[self.num]}, got {list(np.shape(active))}")
     return np.flatnonzero(active).tolist()
 
-  def _keep(self, states: dict[int, Any]) -> None:
-    for episode, (robot_obs, scene_obs) in states.items():
+  def _keep(self, moments: dict[int, Any]) -> None:
+    for episode, (robot_obs, scene_obs, pictures) in moments.items():
       self._robot_obs[episode], self._scene_obs[episode] = robot_obs, scene_obs
+      for camera, picture in pictures.items():
+        self._pictures[camera][episode] = image_lib.area_resize(picture, self._image_size, self._image_size)
 
   def reset(self, starts: np.ndarray, tasks: Sequence[str], active: np.ndarray | None = None) -> None:
     """Restores one state per episode: starts [n, 39], n tasks; of `active` [n] only."""
@@ -184,8 +187,6 @@ class CalvinVector:
       self._tasks[episode] = tasks[episode]
     self._keep(self._call("reset", episodes, lambda e: self._start[e]))
     self._origin[episodes] = self._scene_obs[episodes]
-    if active is None:
-      self._pictures = {}
 
   def step(self, actions: np.ndarray, active: np.ndarray | None = None) -> None:
     """Executes one action per episode: [n, 7]; of `active` [n] only."""
@@ -208,22 +209,15 @@ class CalvinVector:
     return successes(self._tasks, self._origin, self._scene_obs)
 
   def observe(self, active: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """States and pictures; those that are not `active` [n] keep their last picture.
+    """States and pictures, those of each episode's last step; `active` [n] makes no difference.
 
     Returns:
       'rgb_static' and 'rgb_gripper' [n, S, S, 3] uint8, 'robot_obs' [n, 15].
     """
-    drawn = self._chosen(active if self._pictures else None)
-    size = self._image_size
-    shape = (self.num, size, size, 3)
-    fresh = self._pictures or {key: np.zeros(shape, np.uint8) for key in CAMERAS}
-    # Copies, so that pictures handed out before stay as they are.
-    fresh = {key: picture.copy() for key, picture in fresh.items()}
-    for episode, pictures in self._call("draw", drawn, lambda e: ()).items():
-      for key, picture in pictures.items():
-        fresh[key][episode] = image_lib.area_resize(picture, size, size)
-    self._pictures = fresh
-    return {**fresh, "robot_obs": self.state()}
+    del active
+    return {camera: pictures.copy() for camera, pictures in self._pictures.items()} | {
+      "robot_obs": self.state()
+    }
 
   def close(self) -> None:
     """Ends the processes; they also end when nothing holds this object any more."""

@@ -201,7 +201,12 @@ class CalvinTable:
       sys.path.insert(0, str(folder))
     with _stood_in(), _told(f"{folder} cannot be loaded"):
       self._env = _make_env(folder, scene)
-    culling = Culling(importlib.import_module("pybullet"), self._env.robot.robot_uid)
+    static = next(camera for camera in self._env.cameras if camera.name == "static")
+    culling = Culling(
+      importlib.import_module("pybullet"),
+      self._env.robot.robot_uid,
+      (static.viewMatrix, static.projectionMatrix),
+    )
     for camera in self._env.cameras:
       vars(sys.modules[type(camera).__module__])["p"] = culling  # calvin_env's name for pybullet
     self._env.scene.reset()
@@ -334,16 +339,16 @@ class _Turns:
       self.table.discard(self._waiting.pop(episode))
     self.table.reset(robot_obs, scene_obs)
     self._now = episode
-    return self.table.state()
+    return self._moment()
 
   def step(self, episode: int, action: np.ndarray) -> Any:
     self._enter(episode)
     self.table.step(action)
-    return self.table.state()
+    return self._moment()
 
-  def draw(self, episode: int) -> Any:
-    self._enter(episode)
-    return self.table.pictures()
+  def _moment(self) -> Any:
+    # Pictures now, as when recording: after a turn of others the wrist camera would be a physics step ahead.
+    return *self.table.state(), self.table.pictures()
 
 
 def serve(connection: Any, make: Callable[[], Any]) -> None:
