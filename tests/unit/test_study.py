@@ -431,6 +431,33 @@ def test_given_frames_and_arms_that_record_others(config):
     study.run(c)
 
 
+def test_given_frames_are_of_the_settings_and_the_seed_that_results_are_kept_with(
+  config, monkeypatch, tmp_path
+):
+  c = ConfigDict(config.to_dict())
+  frames = tmp_path / "frames" / "collect"
+  frames.mkdir(parents=True)
+  (frames / "DONE").touch()
+  c.inputs.collect, c.study.arms, c.study.seeds = str(frames), ("dreamerv2",), (3, 4)
+  part = config_lib.settings_read(c, study.chain.ROWS["collect"].reads) | {"seed": 3, "tasks": list(c.tasks)}
+  monkeypatch.setattr(study, "load_artifact", lambda path, stage: types.SimpleNamespace(part=part))
+  folder = study.results_folder(c)
+  for seed in (3, 4):
+    settings = study.settings_of(c, study.Piece("dreamerv2", seed, tmp_path))
+    write(folder, make_piece("dreamerv2", seed, 0.5, settings) | {"frames_of_seed": 3})
+  study.run(c)  # nothing is left to do
+  part["seed"] = 5
+  with pytest.raises(
+    StageError, match=r"seed3.json is .* recorded with seed 3, but .* gives frames of seed 5"
+  ):
+    study.run(c)
+  part["data.demos_per_task"] += 1
+  with pytest.raises(
+    StageError, match=r"(?s)collect was recorded with other .*data.demos_per_task: \d+ there"
+  ):
+    study.run(c)
+
+
 def test_page_says_how_the_published_numbers_were_made(tmp_path, results):
   page = lambda: study_page.write_page(tmp_path / "docs" / "RESULTS.md", results).read_text()
   assert "other simulator and sizes, so levels" in page()

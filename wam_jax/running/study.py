@@ -88,15 +88,15 @@ def run(config: FrozenConfigDict) -> None:
     config: from `config.finalize`, with `study.seeds`.
 
   Raises:
-    StageError: a result has other settings, or cannot be read.
+    StageError: a result has other settings or frames, or cannot be read; given frames are of other settings.
   """
   results = results_folder(config)
-  _check_frames(config)
   pieces = [
     Piece(arm, seed, pathlib.Path(config.workdir)) for seed in config.study.seeds for arm in config.study.arms
   ]
   first = processes.is_first()
-  is_done = lambda piece: read_result(results, piece, settings_of(config, piece)) is not None
+  frames_of_seed = _check_frames(config)
+  is_done = lambda piece: read_result(results, piece, settings_of(config, piece), frames_of_seed) is not None
   progress = {piece: is_done(piece) for piece in pieces}
   if first:
     print(plan_text(config, progress), flush=True)
@@ -121,14 +121,39 @@ def run(config: FrozenConfigDict) -> None:
     print(f"\nPage of results: {page.absolute()}")
 
 
-def _check_frames(config: Any) -> None:
-  """Raises StageError for arms that record frames of their own where `inputs.collect` gives those of all."""
+def _check_frames(config: Any) -> int | None:
+  """Which seed recorded the frames that `inputs.collect` gives all pieces; None: each seed records its own.
+
+  Raises:
+    ArtifactError: there are none.
+    StageError: they were recorded with other settings than the config's, or an arm records others.
+  """
   own = [arm for arm in config.study.arms if ARMS[arm].frames]
   if config.inputs.collect and own:
     raise StageError(
       f"inputs.collect={config.inputs.collect} gives the frames of all pieces, but study.arms="
       f"{','.join(own)} record others ({', '.join(ARMS[own[0]].frames)}). Leave one of the two out."
     )
+  if not config.inputs.collect:
+    return None
+  recorded = load_artifact(config.inputs.collect, "collect").part
+  settings = config_lib.settings_read(config, chain.ROWS["collect"].reads)
+  different = [
+    f"  {name}: {recorded.get(name, '(absent)')!r} there, {settings.get(name, '(absent)')!r} here"
+    for name in sorted({*recorded, *settings} - {*PLACES, "seed", "embodiment"})
+    if _plain(recorded.get(name)) != _plain(settings.get(name))
+  ]
+  if different:
+    raise StageError(
+      "\n".join(
+        [
+          f"inputs.collect={config.inputs.collect} was recorded with other settings than this study's:",
+          *different,
+          "Give the study the settings that they were recorded with, as flags: results are kept with them.",
+        ]
+      )
+    )
+  return int(recorded["seed"]) if "seed" in recorded else None
 
 
 @contextlib.contextmanager
@@ -386,11 +411,19 @@ def draw_policies(config: Any, evaluate: pathlib.Path) -> np.ndarray:
   return media.side_by_side(next(iter(drawn.values())), len(chosen))
 
 
-def read_result(results: pathlib.Path, piece: Piece, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+def read_result(
+  results: pathlib.Path, piece: Piece, settings: Mapping[str, Any], frames_of_seed: int | None = None
+) -> dict[str, Any] | None:
   """The result of a piece, None if there is none.
 
+  Args:
+    results: folder.
+    piece: whose.
+    settings: that it must have.
+    frames_of_seed: which recording it must have learned from; None: any.
+
   Raises:
-    StageError: it is of other settings, or cannot be read.
+    StageError: it is of other settings or frames, or cannot be read.
   """
   path = results / f"{piece.name}.json"
   if not path.exists():
@@ -416,5 +449,11 @@ def read_result(results: pathlib.Path, piece: Piece, settings: Mapping[str, Any]
           ),
         ]
       )
+    )
+  if frames_of_seed not in (None, found := result.get("frames_of_seed", piece.seed)):
+    raise StageError(
+      f"{path} is a result on frames recorded with seed {found}, but inputs.collect gives frames of seed "
+      f"{frames_of_seed}; nothing was changed. Take seed {piece.seed} out of study.seeds, or keep both: "
+      "--config.study.results=ANOTHER_FOLDER --config.study.page=FILE --config.workdir=ANOTHER_FOLDER"
     )
   return result
