@@ -1,7 +1,9 @@
 """A robot that is not CALVIN's, from its files to a policy that acts in its units."""
 
+import collections
 import dataclasses
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ import made_up_robot
 import numpy as np
 import pytest
 from made_up_robot import ARM, DEMOS, LENGTHS, SUCCESS_FROM, TASK
+from ml_collections import ConfigDict
 
 from wam_jax import config as config_lib
 from wam_jax import embodiment
@@ -317,6 +320,27 @@ def test_play_without_scenes_is_not_searched_for_successes(tmp_path, monkeypatch
   config = chain_config(tmp_path / "data", **searched)
   problems = data_check.check_data(config, plan.make_plan(config))[0]
   assert any("no scene_obs" in line and "play_successes_by=classifier" in line for line in problems)
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize(
+  ("takes", "fix"), [(1, ""), (2, "=1"), (5, "=1"), (None, "=0 --config.ppo.failed_starts=0")]
+)
+def test_some_failed_takes_have_to_be_held_out(tmp_path, takes, fix, given):
+  """There are two, or none; said before a world model and classifiers are trained."""
+  root = tmp_path / "dataset"
+  made_up_robot.write_dataset(root)
+  if takes:
+    made_up_robot.write_frames(root / "failed", seed=2)
+  c = ConfigDict(chain_config(root).to_dict())
+  c.data.failed_takes_per_task = takes or 3
+  if given:
+    c.inputs.collect = str(tmp_path)
+  stage = types.SimpleNamespace(action="run", artifact=tmp_path)
+  problems = data_check.check_data(c, collections.defaultdict(lambda: stage))[0]
+  assert bool(problems) == bool(fix)
+  assert not fix or f"failed_takes_per_task{fix}" in problems[0]
+  assert not fix or f"{2 if takes else 0} of {TASK}" in problems[0]
 
 
 def test_programs_compiled_ahead_are_of_the_run_s_robot(root):

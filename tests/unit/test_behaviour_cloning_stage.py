@@ -129,6 +129,17 @@ def test_ppo_refuses_a_policy_of_another_kind(featurized, tmp_path, monkeypatch)
     ppo_stage.run(StageRun(make_config(classifier__enforce_gate=False), inputs, tmp_path, None))
 
 
+def test_ppo_refuses_a_policy_of_other_denoising_steps(featurized, tmp_path, monkeypatch):
+  """No weight is shaped by them."""
+  artifact, _ = clone(featurized, tmp_path / "cloned")
+  monkeypatch.setattr(models, "load_world_model", lambda _: (types.SimpleNamespace(embodiment=CALVIN), {}))
+  inputs = {"featurize": featurized, "behaviour_cloning": artifact, "world_model": None, "classifier": None}
+  own = artifact.config["behaviour_cloning"]["denoising_steps"]
+  config = make_config(classifier__enforce_gate=False, behaviour_cloning__denoising_steps=own + 1)
+  with pytest.raises(ValueError, match=rf"denoising_steps={own + 1}, but .* cloned with {own}:"):
+    ppo_stage.run(StageRun(config, inputs, tmp_path, None))
+
+
 def fixture_changes(tmp_path, **changes):
   """The config that the fixture's policy fits, and one file per task: its two networks."""
   with np.load(FIXTURES / "dppo_policy.npz") as file:

@@ -566,6 +566,9 @@ def test_a_run_collects_them(made, tmp_path):
   robot = stages["collect"].artifact.embodiment
   assert robot == lerobot.open_data(select(made)).robot
   assert not data_check.check_data(config, stages)[0]
+  wrong = config_lib.finalize(config_of(made, tmp_path, **{"data.failed_takes_per_task": 1}))
+  problems = data_check.check_data(wrong, plan.make_plan(wrong))[0]
+  assert len(problems) == 1 and f"0 of {TASK}" in problems[0] and "failed_takes_per_task=0" in problems[0]
   collect.run(StageRun(config, {}, tmp_path / "collect", Logger(tmp_path / "collect", "collect")))
   demos = calvin.read_demos(tmp_path / "collect/dataset/training", config.tasks, image_size=16)
   assert demos.frames.embodiment == robot

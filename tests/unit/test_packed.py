@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
+import types
 
 import made_up_run
 import numpy as np
@@ -14,9 +16,13 @@ from wam_jax.acting import packed
 from wam_jax.acting.policy import PolicyError
 from wam_jax.commands import play
 from wam_jax.config import TASKS
+from wam_jax.embodiment import CAMERAS
+from wam_jax.envs import registry
+from wam_jax.envs.base import NotOffered
+from wam_jax.envs.distractors import DistractedSimulator
 from wam_jax.host.provenance import provenance
 from wam_jax.reporting.model_card import card
-from wam_jax.storage import records
+from wam_jax.storage import checksums, records
 
 MOST = 15e6  # bytes
 
@@ -75,6 +81,41 @@ def test_actions_are_executable():
     seen = {c: rng.integers(0, 256, (64, 64, 3), np.uint8) for c in policy.cameras}
     action = policy.act(seen | {"robot_obs": rng.normal(size=15)})
     assert np.abs(action[:6]).max() <= 1 and action[6] in (-1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+  ("env", "name"), [({}, "play_table"), ({"name": "calvin"}, "calvin"), ({"distractors": 2}, "play_table")]
+)
+def test_packed_policies_act_where_they_were_trained(tmp_path, env, name):
+  meta, arrays = packed._read(packed.SHIPPED)
+  meta["world_model"]["env"] |= env
+  meta = checksums.seal(meta, arrays)
+  np.savez(tmp_path / "p.npz", **{packed.META: np.asarray(json.dumps(meta))}, **arrays)
+  simulator = play.simulator_of(tmp_path / "p.npz")
+  assert simulator.name == name and isinstance(simulator, DistractedSimulator) == ("distractors" in env)
+  assert play.simulator_of(tmp_path / "p.npz", "metaworld").name == "metaworld"
+
+
+def test_code_that_packed_policies_name_is_not_run(tmp_path, monkeypatch):
+  env = {"name": "module:attribute", "image_size": 64}
+  monkeypatch.setattr(packed, "_read", lambda path: ({"world_model": {"env": env}}, {}))
+  (tmp_path / "p.npz").touch()
+  with pytest.raises(NotOffered, match="if you trust it: --simulator=module:attribute"):
+    play.simulator_of(tmp_path / "p.npz")
+
+
+def test_pictures_of_a_simulator_that_draws_itself_are_seen_as_they_are(monkeypatch):
+  """One with snapshots too, as CALVIN's: pictures of a state that it is put into are not quite those."""
+  simulator = registry.load("play_table")
+  env = simulator.make()
+  env.table.pictures = lambda: {camera: np.full((64, 64, 3), 7, np.uint8) for camera in CAMERAS}
+  monkeypatch.setattr(simulator, "make", lambda: env)
+  monkeypatch.setattr(simulator, "make_renderer", None)
+  seen = []
+  policy = types.SimpleNamespace(image_size=64, task="open_drawer", reset=lambda seed: None)
+  policy.act = lambda observation: seen.append(observation) or np.array([0, 0, 0, 0, 0, 0, 1.0])
+  assert play.play(policy, 0, 3, simulator)["steps"] == 3
+  assert all((observation[camera] == 7).all() for observation in seen for camera in CAMERAS)
 
 
 def test_a_task_must_be_named():

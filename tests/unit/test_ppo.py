@@ -226,6 +226,8 @@ def test_warm_up_holds_the_actor_and_target_kl_stops_it(policy):
     state, frozen, WORLD_PARAMS, jax.random.key(0)
   )
   assert metrics["stopped_early"] == 1
+  # Of the minibatches in which the actor moved: the first one's ratio is 1, of the others there is none.
+  np.testing.assert_allclose(metrics["ratio"], 1, atol=0.2)
 
 
 def test_actor_loss_of_a_gaussian_by_hand():

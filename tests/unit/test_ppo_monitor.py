@@ -39,6 +39,19 @@ def test_selection_keeps_the_earliest_best_of_each_task(tmp_path):
   assert content["selected"]["real"]["close_drawer"] == {"iteration": 10, "score": 0.3}
 
 
+def test_best_by_other_episodes_does_not_count(tmp_path):
+  """The number of evaluation's episodes, after which those that select begin, was changed in between."""
+  before = ppo_monitor.Selection(tmp_path, TASKS, 20)
+  before.offer("real", 0, np.array([0.9, 0.9, 0.9]), actor(0))
+  before.offer("imagined", 0, np.array([0.9, 0.9, 0.9]), actor(0))
+  after = ppo_monitor.Selection(tmp_path, TASKS, 40)
+  after.offer("real", 5, np.array([0.1, 0.2, 0.3]), actor(5))
+  after.offer("imagined", 5, np.array([0.1, 0.2, 0.3]), actor(5))
+  assert kept(tmp_path, "real") == [5, 5, 5] and kept(tmp_path) == [0, 0, 0]
+  content = json.loads((tmp_path / ppo_monitor.SELECTION).read_text())
+  assert content["first_start"] == 40 and content["selected"]["real"]["open_drawer"]["score"] == 0.1
+
+
 def test_divergence_from_the_cloned_policy_is_that_of_its_gaussians():
   """Between Gaussians of one spread the divergence is half the squared distance of their means."""
   policy = DiffusionPolicy(6, chunk=2, hidden=8, time_dim=4, denoising_steps=4, fine_tuned_steps=2)

@@ -435,15 +435,62 @@ def test_a_policy_made_on_another_world_model_is_refused(tmp_path):
     given = {s: StagePlan(s, "use", read_artifact(tmp_path / name / s)) for s in stages}
     return {"world_model": StagePlan("world_model", "skip", worlds["mine"])} | given
 
-  plan.check_lineage(plans("mine", "behaviour_cloning", "classifier"))
+  config = config_lib.preset_config("demo")
+  plan.check_lineage(config, plans("mine", "behaviour_cloning", "classifier"))
   prints = {name: world.fingerprint[:12] for name, world in worlds.items()}
   with pytest.raises(StageError, match=f"behaviour_cloning.*made on {prints['other']}") as error:
-    plan.check_lineage(plans("other", "behaviour_cloning", "classifier"))
+    plan.check_lineage(config, plans("other", "behaviour_cloning", "classifier"))
   assert "inputs.classifier" in str(error.value) and f"fingerprint {prints['mine']}" in str(error.value)
   # Without the features that it was cloned from nobody can tell.
   for file in (tmp_path / "other" / "featurize").iterdir():
     file.unlink()
-  plan.check_lineage(plans("other", "behaviour_cloning"))
+  plan.check_lineage(config, plans("other", "behaviour_cloning"))
+
+
+@pytest.mark.parametrize(
+  ("experiment", "path"),
+  [("metaworld_wam", "world_model.updates"), ("lerobot_wam", "data.failed_takes_per_task")],
+)
+def test_commands_name_what_differs_from_the_experiment_file(experiment, path):
+  """Also where it is what the preset has, from which the file differs."""
+  config = config_lib.load_experiment(config_lib.experiment_file(f"{experiment}:demo"))
+  assert f"--config.{path}=" not in config_lib.command(config)
+  preset = config_lib.flatten(config_lib.preset_config("demo"))[path]
+  config.update_from_flattened_dict({path: preset})
+  assert f"--config.{path}={preset}" in config_lib.command(config).split()
+
+
+@pytest.mark.parametrize("stage", ["featurize", "classifier", "behaviour_cloning", "ppo"])
+def test_what_was_learned_for_other_tasks_is_refused(tmp_path, stage):
+  config = config_lib.preset_config("demo")
+  given = lambda tasks: {
+    "world_model": StagePlan(
+      "world_model", "use", make_artifact("world_model", tmp_path, {"tasks": ["fly"]})
+    ),
+    stage: StagePlan(stage, "use", make_artifact(stage, tmp_path / stage, {"tasks": tasks})),
+  }
+  plan.check_lineage(config, given(list(config.tasks)))
+  turned = config.tasks[::-1]
+  with pytest.raises(StageError, match=f"(?s)inputs.{stage}=.*: {','.join(turned)}\n.*same order") as error:
+    plan.check_lineage(config, given(turned))
+  assert "inputs.world_model" not in str(error.value)
+
+
+def test_policies_after_ppo_that_began_elsewhere_are_refused(tmp_path):
+  """Their gain would be measured from cloned policies that they never were."""
+  config = config_lib.preset_config("demo")
+  cloned = make_artifact("behaviour_cloning", tmp_path / "cloned")
+  plans = lambda fingerprint: {
+    "behaviour_cloning": StagePlan("behaviour_cloning", "run", cloned),
+    "ppo": StagePlan(
+      "ppo", "use", make_artifact("ppo", tmp_path / "ppo", inputs={"behaviour_cloning": fingerprint})
+    ),
+  }
+  plan.check_lineage(config, plans(cloned.fingerprint))
+  with pytest.raises(
+    StageError, match=f"(?s)inputs.ppo=.* other cloned .*0ther, not {cloned.fingerprint[:12]}"
+  ):
+    plan.check_lineage(config, plans("0ther"))
 
 
 def test_a_stage_by_itself_is_shown_what_is_finished_beside_it(ran, monkeypatch):

@@ -45,6 +45,18 @@ def numbers(text):
   return {row[0] + ("" if row[0] != "**Mean**" else str(len(row))): row[1:] for row in rows}
 
 
+def test_given_frames_keep_the_seed_of_their_recording(make_run):
+  """Runs on them differ from each other only in what `seed` and its stages say."""
+  settings = []
+  for seed in (4, 5):
+    run = read_run(make_run(seed))
+    for stage, artifact in run.inputs.items():
+      artifact.part["seed"] = 7 if stage == "collect" else seed
+    settings.append({"settings": {name: v for name, v in run.settings().items() if seeds._matters(name)}})
+    assert len({name for name in run.settings() if name.startswith("seed")}) > 1
+  assert seeds.differing(*settings) == {}
+
+
 def test_two_seeds_in_one_table(make_run, tmp_path, capsys):
   runs, results = [make_run(seed) for seed in (4, 5)], tmp_path / "kept"
   assert seeds_command.main([f"--results={results}", f"--runs={runs[0]},{runs[1]}"]) == 0

@@ -47,7 +47,10 @@ _FORM = {
   "made_from": {str: str},
   "embodiment?": dict,
   "statistics": [[(int, float)]],
-  "world_model": {"world_model": dict, "env": {"image_size": int}},
+  "world_model": {
+    "world_model": dict,
+    "env": {"image_size": int, "name?": str, "calvin_scene?": str, "distractors?": int},
+  },
   "policy": {"behaviour_cloning": dict, "ppo": dict},
 }
 
@@ -81,7 +84,9 @@ def write_packed(
   model, model_params = models.load_world_model(world)
   used = {name: value for name, value in model_params.items() if name not in UNUSED}
   flat = traverse_util.flatten_dict({"world_model": used, "policy": policy_params}, sep="/")
-  env = {name: world.config["env"][name] for name in ("name", "image_size")}  # the rest may name folders
+  # The rest may name folders.
+  kept = ("name", "image_size", "calvin_scene", "distractors")
+  env = {name: value for name, value in world.config["env"].items() if name in kept}
   meta = {
     "format": FORMAT,
     "tasks": list(tasks),
@@ -132,6 +137,12 @@ def _halved(name: str, value: np.ndarray) -> np.ndarray:
   if np.abs(value).max(initial=0) > np.finfo(np.float16).max:
     raise PolicyError(f"{name}: too large for half precision")
   return value.astype(np.float16)
+
+
+def environment(path: pathlib.Path) -> dict[str, Any]:
+  """Of `config.env` what says in which simulator packed policies were trained. Errors as of `load_packed`."""
+  path = path.parent if path.name in (CONFIG, WEIGHTS) else path
+  return {"name": "play_table", **_read(path)[0]["world_model"]["env"]}
 
 
 def _read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

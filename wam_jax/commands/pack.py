@@ -65,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     (out, out.with_suffix(".md")) if out.is_file() else (out / packed.WEIGHTS, out / packed.CARD)
   )
   print(f"{weights}: {weights.stat().st_size / 1e6:.1f} MB; {text} says what it is.")
-  if last_stage(arguments.workdir).stage == "evaluate":
+  last = last_stage(arguments.workdir)
+  if last.stage == "evaluate" and ":" not in last.config["env"]["name"]:  # else its settings are not packed
     print(f"Try it:\n  python -m wam_jax.play --policy={shlex.quote(str(out))}")
   else:
     print(f"Load it: wam_jax.load_policy({str(out)!r}, task=...)")

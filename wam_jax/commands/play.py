@@ -39,7 +39,8 @@ def play(policy: Any, seed: int, max_steps: int, simulator: Simulator | None = N
   """
   simulator = simulator or registry.load("play_table")
   env = simulator.make()
-  render = simulator.make_renderer(policy.image_size, workers=1) if env.snapshot() is not None else None
+  # Drawn by itself where it can be: CALVIN's pictures of a state that it is put into are not quite these.
+  render = simulator.make_renderer(policy.image_size, workers=1) if env.pictures() is None else None
   vector = VectorEnvironment([env], render, 1, policy.image_size)
   start = env.sample_start(policy.task, np.random.default_rng(seed))
   vector.reset(start[None], [policy.task])
@@ -82,27 +83,31 @@ def film(
 
 
 def simulator_of(path: pathlib.Path | None, name: str = "") -> Simulator:
-  """The simulator that the run with a policy was of; the embedded one, where its file does not say.
+  """The simulator that the run with a policy was of.
 
   Args:
-    path: of the policy.
+    path: of the policy; None: of those that come with the package.
     name: as `env.name`, instead of the run's; its other settings are taken from there.
 
   Raises:
+    PolicyError: packed policies cannot be read.
     ValueError, NotOffered: it cannot be had here, or is code that must be named by hand.
   """
+  from wam_jax.acting import packed
   from wam_jax.storage.artifact import read_artifact
 
-  for folder in () if path is None else (path, path / "ppo", path / "behaviour_cloning"):
-    if (artifact := read_artifact(folder)) is not None:
-      env = artifact.config["env"] | {"expert": ""}
-      if not name:
-        try:
-          registry.check_known(env)
-        except NotOffered as error:
-          raise NotOffered(f"{error}; if you trust it: --simulator={env['name']}") from None
-      return registry.load(env | {"name": name or env["name"]})
-  return registry.load(name or "play_table")
+  env: dict[str, Any] = {"name": "play_table"}
+  if path is not None and packed.is_packed(path):
+    env = packed.environment(path)
+  elif path is not None:
+    found = (read_artifact(folder) for folder in (path, path / "ppo", path / "behaviour_cloning"))
+    env = next((artifact.config["env"] | {"expert": ""} for artifact in found if artifact is not None), env)
+  if not name:
+    try:
+      registry.check_known(env)
+    except NotOffered as error:
+      raise NotOffered(f"{error}; if you trust it: --simulator={env['name']}") from None
+  return registry.load(env | {"name": name or env["name"]})
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,7 +12,13 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from wam_jax.config.checks import ConfigError, Problem, did_you_mean, shown
 from wam_jax.config.fields import FIELDS
-from wam_jax.config.presets import default_config, experiment_file, own_experiments, preset_config
+from wam_jax.config.presets import (
+  default_config,
+  experiment_file,
+  load_experiment,
+  own_experiments,
+  preset_config,
+)
 from wam_jax.config.rules import RULES, check_rule
 from wam_jax.config.surroundings import DERIVED
 
@@ -209,20 +215,23 @@ _NO_FLAGS = ("experiment", "preset", "preset_reason", "stage", "workdir", "env.w
 
 
 def command(config: Any, **changes: Any) -> str:
-  """The command of a run, with all fields that differ from its preset.
+  """The command of a run, with all fields that differ from its experiment file; of others, from its preset.
 
   Args:
     config: from `finalize`.
     **changes: path, with __ for each dot -> value, instead of the config's; stage and workdir among them.
   """
-  preset = flatten(preset_config(config.preset, config.experiment))
+  own = own_experiments().get(config.experiment)
+  begun = (
+    load_experiment(f"{own}:{config.preset}") if own else preset_config(config.preset, config.experiment)
+  )
+  given = flatten(begun)
   values = {
     path: value
     for path, value in flatten(config).items()
-    if path not in _NO_FLAGS and preset.get(path) != value
+    if path not in _NO_FLAGS and given.get(path) != value
   }
   values |= {path.replace("__", "."): value for path, value in changes.items()}
-  own = config.experiment in own_experiments()
   file = f"experiments/{config.experiment}.py:{config.preset}" if own else "YOUR_EXPERIMENT.py"
   return " ".join([f"python -m wam_jax.main --config={file}", *(flag(path, values[path]) for path in values)])
 

@@ -64,7 +64,12 @@ def result_of(run: Run) -> dict[str, Any]:
 
 
 def _matters(name: str) -> bool:
-  """Whether a setting is the recipe's, not a run's: neither the seed nor a place on a disk."""
+  """Whether a setting is the recipe's, not a run's: neither the seed nor a place on a disk.
+
+  Args:
+    name: path, followed by (stage) where stages differ: given frames have the seed of their recording.
+  """
+  name = name.partition(" (")[0]
   return name != "seed" and name not in PLACES and not name.startswith("inputs.")
 
 
@@ -221,7 +226,7 @@ def seed_rows(results: Sequence[Result]) -> tables.Rows:
         _percent(improved),
         _signed(*gain(result)),
         f"{100 * imagined_minus_real(result):+.1f}",
-        *(f"{100 * _discrimination(result, kind):.0f}" for kind in ("real", "dreamt")),
+        *(_points(_discrimination(result, kind)) for kind in ("real", "dreamt")),
         _millimetres(_hand(result)),
         duration(sum(result["seconds"].values())),
         result["provenance"]["cpu"],
@@ -235,11 +240,8 @@ def seed_rows(results: Sequence[Result]) -> tables.Rows:
       *(_over(entries[policy], _percent) for policy in COMPARED),
       _over(entries["gain"], lambda value: f"{100 * value:+.1f}"),
       f"{100 * mean([imagined_minus_real(result) for result in results]):+.1f}",
-      *(
-        f"{100 * mean([_discrimination(result, kind) for result in results]):.0f}"
-        for kind in ("real", "dreamt")
-      ),
-      f"{1000 * mean([_hand(result) for result in results]):.1f}",
+      *(_points(mean([_discrimination(result, kind) for result in results])) for kind in ("real", "dreamt")),
+      _millimetres(mean([_hand(result) for result in results])),
       duration(mean([sum(result["seconds"].values()) for result in results])),
       "",
     ]
@@ -282,6 +284,10 @@ def _over(entry: Mapping[str, Any], shown: Callable[[float], str]) -> str:
 def _discrimination(result: Result, kind: str) -> float:
   numbers = result["discrimination"]
   return float("nan") if numbers is None else numbers[kind]["difference"]["value"]
+
+
+def _points(share: float) -> str:
+  return "-" if math.isnan(share) else f"{100 * share:.0f}"
 
 
 def _millimetres(metres: float) -> str:

@@ -287,7 +287,10 @@ def _cost(results: Results) -> list[str]:
     "",
     markdown_table(rows),
     "",
-    f"On {'; '.join(machines)}; memory up to {peak / 2**30:.1f} GiB. Frames are collected once per seed.",
+    (
+      f"On {'; '.join(machines)}; memory up to {peak / 2**30:.1f} GiB. Frames are collected once per "
+      f"{'recording' if _shared(results) else 'seed'}."
+    ),
   ]
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 from ml_collections import ConfigDict
 
@@ -14,6 +15,25 @@ from wam_jax.running.plan import StagePlan, wanted_stages
 
 def _lines(doubtful: Sequence[doubts.Doubt]) -> list[str]:
   return [f"{doubt.file}, key '{doubt.key}': {doubt.rule} What to do: {doubt.fix}" for doubt in doubtful]
+
+
+def _few_failed_takes(config: ConfigDict, windows: Iterable[str], where: object) -> list[str]:
+  """What keeps failed takes from being learned from and judged by.
+
+  Args:
+    config: the run's.
+    windows: the task of each failed take.
+    where: they are.
+  """
+  count, found = config.data.failed_takes_per_task, Counter(windows)
+  few = {task: found[task] for task in config.tasks if found[task] <= count}
+  if not count or not few:
+    return []
+  least = min(few.values())
+  fix = f"{2 * least // 3}" if least > 1 else "0 --config.ppo.failed_starts=0"
+  listed = ", ".join(f"{number} of {task}" for task, number in few.items())
+  rule = f"data.failed_takes_per_task={count} of each task are learned from, and more have to be held out"
+  return [f"{where} has too few failed takes, {listed}: {rule}: --config.data.failed_takes_per_task={fix}"]
 
 
 def _check_lerobot(config: ConfigDict, pending: set[str]) -> tuple[list[str], list[str]]:
@@ -28,10 +48,8 @@ def _check_lerobot(config: ConfigDict, pending: set[str]) -> tuple[list[str], li
     splits = lerobot.divide(data, selection)
     if tasks:
       problems += map(str, lerobot.task_problems(data, selection, splits))
-      failed = {task for split in splits if split.name == calvin.FAILED for task, *_ in split.windows}
-      if config.data.failed_takes_per_task and (lacking := [task for task in tasks if task not in failed]):
-        rule = f"no episode is a failed take of {', '.join(lacking)} (data.failed_takes_per_task is above 0)"
-        problems.append(f"{rule}: --config.data.failed_takes_per_task=0 --config.ppo.failed_starts=0")
+      failed = [task for split in splits if split.name == calvin.FAILED for task, *_ in split.windows]
+      problems += _few_failed_takes(config, failed, selection.path[0])
     folder = pathlib.Path(selection.path[0]) / splits[0].name
     warnings = doubts.look(
       folder,
@@ -47,32 +65,47 @@ def _check_lerobot(config: ConfigDict, pending: set[str]) -> tuple[list[str], li
   return problems, _lines(warnings)
 
 
+def _check_failed_takes(config: ConfigDict, root: pathlib.Path, pending: set[str]) -> list[str]:
+  """Problems of the failed takes of a dataset in CALVIN's format."""
+  folder = root / calvin.FAILED
+  if "featurize" not in pending or not config.data.failed_takes_per_task:
+    return []
+  try:
+    windows = calvin.read_raw_annotations(folder) if folder.is_dir() else []
+  except DatasetError:
+    return []
+  return _few_failed_takes(config, (task for task, _, _ in windows), folder)
+
+
 def check_data(config: ConfigDict, plans: Mapping[str, StagePlan]) -> tuple[list[str], list[str]]:
   """Looks at the dataset, if there is work to do with it.
 
   Args:
     config: from `config.finalize`.
-    plans: of its stages.
+    plans: of the stages asked for and what they need.
 
   Returns:
     Lines on what keeps stages from running that were asked for, and warnings. Both are empty where a file
     is broken: the collect stage reports that.
   """
-  if config.inputs.collect:
-    return [], []
   pending = {stage for stage in wanted_stages(config) if plans[stage].action in ("run", "resume")}
+  if config.inputs.collect:
+    given = plans.get("collect")  # None where no stage asked for needs it
+    return (_check_failed_takes(config, calvin.dataset_path(given.artifact), pending) if given else []), []
   root = pathlib.Path(config.data.calvin_path)
   if config.data.source == "lerobot":
     return _check_lerobot(config, pending)
   problems: list[str] = []
   warnings: list[str] = []
+  absent: list[str] = []
   try:
     if "featurize" in pending:
       for folder in (root / "training", root / "validation"):
         raw = calvin.read_raw_annotations(folder)
-        if absent := calvin.absent_tasks((task for task, _, _ in raw), config.tasks):
+        if lacking := calvin.absent_tasks((task for task, _, _ in raw), config.tasks):
+          absent += lacking
           known = ", ".join(sorted({task for task, _, _ in raw})) or "none"
-          problems.append(f"{folder} has no annotated window of {', '.join(absent)}; it has {known}")
+          problems.append(f"{folder} has no annotated window of {', '.join(lacking)}; it has {known}")
       if (
         config.data.play_successes_per_task
         and config.data.play_successes_by == "predicates"
@@ -92,8 +125,8 @@ def check_data(config: ConfigDict, plans: Mapping[str, StagePlan]) -> tuple[list
       warnings = _lines(found)
   except DatasetError:
     return [], []
-  if problems:
+  if absent:
     annotated = "--config.tasks=TASK,TASK those that are annotated"
     world = "--config.stage=collect, then world_model and judge_world_model: a world model needs none"
     problems += [f"  {annotated}; or {world}."]
-  return problems, warnings
+  return problems + _check_failed_takes(config, root, pending), warnings

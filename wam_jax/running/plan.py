@@ -216,12 +216,15 @@ def _first_differences(plans: dict[str, StagePlan]) -> dict[str, list[str]]:
   return lines
 
 
-def check_lineage(plans: dict[str, StagePlan]) -> None:
-  """Refuses features, policies and classifiers given from elsewhere that were made on another world model.
+def check_lineage(config: ConfigDict, plans: dict[str, StagePlan]) -> None:
+  """Refuses features, policies and classifiers given from elsewhere that do not belong to this run.
 
   Raises:
-    StageError: naming them, and both fingerprints.
+    StageError: they were made on another world model, or for other tasks or for these in another order; or
+      policies after PPO are given that were not cloned here. Names them, and what they belong to.
   """
+  _check_tasks(config, plans)
+  _check_cloned(plans)
   if "world_model" not in plans:
     return
   world_model = plans["world_model"].artifact
@@ -238,6 +241,35 @@ def check_lineage(plans: dict[str, StagePlan]) -> None:
     lines.append(
       "Give the one that they were made on (--config.inputs.world_model=FOLDER), or leave them out."
     )
+    raise StageError("\n".join(lines))
+
+
+def _check_tasks(config: ConfigDict, plans: dict[str, StagePlan]) -> None:
+  """Parameters of all tasks are stacked in their order, without names."""
+  lines = []
+  for stage, plan in plans.items():
+    of_tasks = plan.action == "use" and "featurize" in (stage, *chain.ROWS[stage].requires)
+    tasks = plan.artifact.config.get("tasks", config.tasks)
+    if of_tasks and list(tasks) != list(config.tasks):
+      lines.append(f"  inputs.{stage}={plan.artifact.path}: {','.join(tasks)}")
+  if lines:
+    lines.insert(0, f"The tasks of this run are {','.join(config.tasks)}, but of")
+    lines.append("Give --config.tasks the same ones in the same order, or leave these inputs out.")
+    raise StageError("\n".join(lines))
+
+
+def _check_cloned(plans: dict[str, StagePlan]) -> None:
+  """What PPO brought is told by the policies that it began with."""
+  cloned, tuned = plans.get("behaviour_cloning"), plans.get("ppo")
+  if cloned is None or tuned is None or tuned.action != "use":
+    return
+  own = cloned.artifact.fingerprint
+  if (began_with := tuned.artifact.inputs.get("behaviour_cloning", own)) != own:
+    lines = [
+      f"inputs.ppo={tuned.artifact.path} began with other cloned policies than this run has:",
+      f"  {began_with[:12]}, not {own[:12]} ({cloned.artifact.path})",
+      "Give those too (--config.inputs.behaviour_cloning=FOLDER), or leave inputs.ppo out.",
+    ]
     raise StageError("\n".join(lines))
 
 

@@ -152,7 +152,10 @@ class Selection:
   def __init__(self, workdir: pathlib.Path, tasks: tuple[str, ...], first_start: int):
     """Args: the stage's folder; K names; the first start state (of each task) of real episodes."""
     self._workdir, self._tasks, self._first_start = workdir, tasks, first_start
-    self._best: dict[str, dict[str, dict[str, Any]]] = read_selection(workdir)["selected"]
+    kept = read_selection(workdir)
+    self._best: dict[str, dict[str, dict[str, Any]]] = kept["selected"]
+    if kept["first_start"] != first_start:  # evaluate.episodes was changed: of other episodes
+      self._best.pop("real", None)
 
   def offer(self, by: str, step: int, score: np.ndarray, actor: Params) -> None:
     """Keeps what is better than before.

@@ -58,7 +58,7 @@ def run(config: ConfigDict, quiet: bool = False) -> dict[str, Artifact]:
     print(plan_lib.format_plan(config, plans), flush=True)
   problems: list[str] = []
   warnings: list[str] = []
-  if config.data.source != "embedded":
+  if config.data.source != "embedded" or config.inputs.collect:
     from wam_jax.running.data_check import check_data  # its readers import JAX
 
     problems, warnings = check_data(config, plans)
@@ -72,7 +72,7 @@ def run(config: ConfigDict, quiet: bool = False) -> dict[str, Artifact]:
   plan_lib.check_conflicts(config, plans)
   if problems:
     raise StageError("\n".join(problems))
-  plan_lib.check_lineage(plans)
+  plan_lib.check_lineage(config, plans)
   stages = plan_lib.wanted_stages(config)
   _check_inputs(config, plans, stages)
   surroundings.prepare_jax()
@@ -81,6 +81,7 @@ def run(config: ConfigDict, quiet: bool = False) -> dict[str, Artifact]:
   with lock(workdir) if first else contextlib.nullcontext():
     _check_processes(config, workdir)
     plans = plan_lib.make_plan(config)  # another process may have worked here until now
+    plan_lib.check_conflicts(config, plans)
     # Shared storage may show the processes different things for a while: what the first sees, counts.
     actions = processes.gather({stage: plan.action for stage, plan in plans.items()})[0]
     artifacts: dict[str, Artifact] = {}

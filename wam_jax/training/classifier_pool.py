@@ -169,7 +169,7 @@ def make_pool(
 def _other_actions(
   action: np.ndarray, mask: np.ndarray, task: int, num: int, length: int, rng: np.random.Generator
 ) -> np.ndarray:
-  """Actions of random demos of other tasks, [num, length, A], the last one repeated."""
+  """Actions of random demos of other tasks, [num, length, A]; padded with rest, as demos are."""
   other = (task + rng.integers(1, len(mask), num)) % len(mask)
   demo = [rng.choice(np.flatnonzero(mask[o].any(-1))) for o in other]
   drawn = action[other, demo][:, :length]

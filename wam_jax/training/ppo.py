@@ -305,10 +305,12 @@ def make_update(policy: Policy, config: Any, mesh: Mesh | None = None) -> Update
     def hold(params: Params, opt_state: Any, *unused: Any) -> tuple[Params, Any, Metrics]:
       return params, opt_state, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
 
-    actor_params, actor_opt, metrics = jax.lax.cond(stopped | warm, hold, actor_step, *actor)
+    rests = stopped | warm
+    actor_params, actor_opt, metrics = jax.lax.cond(rests, hold, actor_step, *actor)
     stopped = stopped | (metrics["kl"] > config.target_kl)
     params = {"actor": actor_params, "critic": critic_params}
-    return (params, {"actor": actor_opt, "critic": critic_opt}, stopped), metrics | {"value_loss": value_loss}
+    metrics |= {"value_loss": value_loss, "acted": (~rests).astype(jnp.float32)}
+    return (params, {"actor": actor_opt, "critic": critic_opt}, stopped), metrics
 
   def update(
     state: PPOState,
@@ -332,7 +334,10 @@ def make_update(policy: Policy, config: Any, mesh: Mesh | None = None) -> Update
     rows = rows.reshape(config.epochs * config.minibatches, -1)
     carry = (state.params, state.opt_state, jnp.zeros((), bool))
     (params, opt_state, stopped), history = jax.lax.scan(run, carry, rows)
-    metrics |= {name: values.mean() for name, values in history.items()}
+    value_loss, acted = history.pop("value_loss"), history.pop("acted").sum()
+    # Where the actor rested there is nothing to average.
+    metrics |= {name: values.sum() / jnp.maximum(acted, 1) for name, values in history.items()}
+    metrics |= {"value_loss": value_loss.mean()}
     metrics |= {"kl": history["kl"].max(), "stopped_early": stopped.astype(jnp.float32)}
     metrics["first_not_finite"] = first_not_finite(rollout, sample, params)
     state = dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state)
