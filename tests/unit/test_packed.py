@@ -108,7 +108,14 @@ def test_pictures_of_a_simulator_that_draws_itself_are_seen_as_they_are(monkeypa
   """One with snapshots too, as CALVIN's: pictures of a state that it is put into are not quite those."""
   simulator = registry.load("play_table")
   env = simulator.make()
-  env.table.pictures = lambda: {camera: np.full((64, 64, 3), 7, np.uint8) for camera in CAMERAS}
+  reset, begun = env.reset, []
+  monkeypatch.setattr(env, "reset", lambda *args: begun.append(reset(*args)))
+
+  def pictures():
+    assert begun  # a gymnasium environment has none before
+    return {camera: np.full((64, 64, 3), 7, np.uint8) for camera in CAMERAS}
+
+  env.table.pictures = pictures
   monkeypatch.setattr(simulator, "make", lambda: env)
   monkeypatch.setattr(simulator, "make_renderer", None)
   seen = []

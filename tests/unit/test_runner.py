@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -447,6 +448,34 @@ def test_a_policy_made_on_another_world_model_is_refused(tmp_path):
   plan.check_lineage(config, plans("other", "behaviour_cloning"))
 
 
+def test_a_certificate_made_again_makes_the_report_again(tmp_path):
+  """Which shows it, and cannot be given to another run."""
+  demo = config_lib.experiment_file("calvin_wam:demo")
+
+  def make(**changes):
+    c = config_lib.load_experiment(demo)
+    c.update_from_flattened_dict({"workdir": str(tmp_path)} | changes)
+    return config_lib.finalize(c)
+
+  for stage in chain.stages_of_run(make()):
+    write_artifact(plan.make_plan(make())[stage].artifact, done=True)
+  assert {p.action for p in plan.make_plan(make()).values()} == {"skip"}
+  changed = make(**{"certify.required_success": 0.9})
+  with pytest.raises(StageError, match="keep both: ") as error:
+    plan.check_conflicts(changed, plan.make_plan(changed))
+  assert "inputs.ppo=" in str(error.value) and "inputs.report=" not in str(error.value)
+  shutil.rmtree(tmp_path / "certify")
+  assert {p.stage: p.action for p in plan.make_plan(changed).values() if p.action != "skip"} == {
+    "certify": "run",
+    "report": "resume",
+  }
+  write_artifact(plan.make_plan(changed)["certify"].artifact, done=True)
+  later = (tmp_path / "report" / "DONE").stat().st_mtime + 10
+  os.utime(tmp_path / "certify" / "DONE", (later, later))
+  alone = make(**{"certify.required_success": 0.9, "stage": "report"})
+  assert plan.make_plan(alone)["report"].action == "resume"
+
+
 @pytest.mark.parametrize(
   ("experiment", "path"),
   [("metaworld_wam", "world_model.updates"), ("lerobot_wam", "data.failed_takes_per_task")],
@@ -460,7 +489,7 @@ def test_commands_name_what_differs_from_the_experiment_file(experiment, path):
   assert f"--config.{path}={preset}" in config_lib.command(config).split()
 
 
-@pytest.mark.parametrize("stage", ["featurize", "classifier", "behaviour_cloning", "ppo"])
+@pytest.mark.parametrize("stage", ["featurize", "classifier", "label_play", "behaviour_cloning", "ppo"])
 def test_what_was_learned_for_other_tasks_is_refused(tmp_path, stage):
   config = config_lib.preset_config("demo")
   given = lambda tasks: {

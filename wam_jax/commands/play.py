@@ -39,10 +39,11 @@ def play(policy: Any, seed: int, max_steps: int, simulator: Simulator | None = N
   """
   simulator = simulator or registry.load("play_table")
   env = simulator.make()
+  start = env.sample_start(policy.task, np.random.default_rng(seed))
+  env.reset(start, policy.task)
   # Drawn by itself where it can be: CALVIN's pictures of a state that it is put into are not quite these.
   render = simulator.make_renderer(policy.image_size, workers=1) if env.pictures() is None else None
   vector = VectorEnvironment([env], render, 1, policy.image_size)
-  start = env.sample_start(policy.task, np.random.default_rng(seed))
   vector.reset(start[None], [policy.task])
   policy.reset(seed=seed)
   states, snapshots, success = [env.state()], [env.snapshot()], False

@@ -258,6 +258,15 @@ RULES: tuple[Rule, ...] = (
     "lower it to {1}, or raise data.heldout_starts_per_task",
   ),
   Rule(
+    "evaluate.episodes",
+    ("data.heldout_starts_per_task", "data.source", "ppo.eval_every", "stage", "ppo.eval_episodes"),
+    lambda episodes, starts, source, every, stage, measured: (
+      source != "embedded" or not measured or not (every or stage == "online_ppo") or episodes < starts
+    ),
+    "less than data.heldout_starts_per_task ({1}): real success during PPO is measured from what is left",
+    "lower it (to 30, say), raise data.heldout_starts_per_task, or --config.ppo.eval_episodes=0",
+  ),
+  Rule(
     "study.arms",
     ("study.seeds",),
     lambda arms, seeds: bool(arms) or not seeds,

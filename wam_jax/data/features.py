@@ -64,7 +64,9 @@ class DemoFeatures:
     return DemoFeatures(**arrays, tasks=self.tasks)
 
   def joined(self, other: DemoFeatures) -> DemoFeatures:
-    """The demos of both, task by task."""
+    """The demos of both, task by task. Raises ValueError for other tasks, or another order of them."""
+    if self.tasks != other.tasks:
+      raise ValueError(f"demos of {', '.join(self.tasks)} and of {', '.join(other.tasks)}")
     length = max(self.mask.shape[2], other.mask.shape[2])
 
     def padded(array: np.ndarray) -> np.ndarray:

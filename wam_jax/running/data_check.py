@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from wam_jax.data import calvin, doubts, lerobot
 from wam_jax.data.files import DatasetError
 from wam_jax.running.plan import StagePlan, wanted_stages
+from wam_jax.storage.artifact import Artifact, ArtifactError
 
 
 def _lines(doubtful: Sequence[doubts.Doubt]) -> list[str]:
@@ -65,16 +66,24 @@ def _check_lerobot(config: ConfigDict, pending: set[str]) -> tuple[list[str], li
   return problems, _lines(warnings)
 
 
-def _check_failed_takes(config: ConfigDict, root: pathlib.Path, pending: set[str]) -> list[str]:
+def _check_failed_takes(config: ConfigDict, root: pathlib.Path) -> list[str]:
   """Problems of the failed takes of a dataset in CALVIN's format."""
   folder = root / calvin.FAILED
-  if "featurize" not in pending or not config.data.failed_takes_per_task:
+  if not config.data.failed_takes_per_task:
     return []
   try:
     windows = calvin.read_raw_annotations(folder) if folder.is_dir() else []
   except DatasetError:
     return []
   return _few_failed_takes(config, (task for task, _, _ in windows), folder)
+
+
+def _check_given(config: ConfigDict, collect: Artifact) -> list[str]:
+  """`_check_failed_takes` of finished frames; whoever reads them says what is wrong with them."""
+  try:
+    return _check_failed_takes(config, calvin.dataset_path(collect))
+  except (ArtifactError, DatasetError):
+    return []
 
 
 def check_data(config: ConfigDict, plans: Mapping[str, StagePlan]) -> tuple[list[str], list[str]]:
@@ -90,8 +99,7 @@ def check_data(config: ConfigDict, plans: Mapping[str, StagePlan]) -> tuple[list
   """
   pending = {stage for stage in wanted_stages(config) if plans[stage].action in ("run", "resume")}
   if config.inputs.collect:
-    given = plans.get("collect")  # None where no stage asked for needs it
-    return (_check_failed_takes(config, calvin.dataset_path(given.artifact), pending) if given else []), []
+    return (_check_given(config, plans["collect"].artifact) if "featurize" in pending else []), []
   root = pathlib.Path(config.data.calvin_path)
   if config.data.source == "lerobot":
     return _check_lerobot(config, pending)
@@ -129,4 +137,5 @@ def check_data(config: ConfigDict, plans: Mapping[str, StagePlan]) -> tuple[list
     annotated = "--config.tasks=TASK,TASK those that are annotated"
     world = "--config.stage=collect, then world_model and judge_world_model: a world model needs none"
     problems += [f"  {annotated}; or {world}."]
-  return problems + _check_failed_takes(config, root, pending), warnings
+  problems += _check_failed_takes(config, root) if "featurize" in pending else []
+  return problems, warnings

@@ -20,8 +20,6 @@ from wam_jax.host import processes, stopping, surroundings
 from wam_jax.host.machine import disk_full
 from wam_jax.host.words import printable
 from wam_jax.running import runner, study
-from wam_jax.running.plan import StageError
-from wam_jax.storage.artifact import ArtifactError
 
 
 def run(
@@ -62,8 +60,8 @@ def _run(make_config: Callable[[], ConfigDict], coordinator: str, num_processes:
     _carry_out(config)
   except ConfigError as error:
     if error.config is not None and error.config.stage == "plan":
-      with contextlib.suppress(StageError, ArtifactError):
-        _carry_out(error.config)  # what it would cost, before what is missing
+      with contextlib.suppress(Exception):  # of what is missing, which is said next
+        _carry_out(error.config)  # what it would cost
     return report(error, 2)
   except stopping.Stopped as stop:
     return report(stop, stop.code)

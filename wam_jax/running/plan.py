@@ -159,6 +159,7 @@ def _plan_stage(config: ConfigDict, stage: str, plans: dict[str, StagePlan]) -> 
     return StagePlan(stage, "run", artifact)
   if saved.fingerprint == fingerprint:
     extra = stage in wanted_stages(config) and any(values[name] for name in row.adds)
+    extra = extra or any(_changes(name, path, plans) for name in row.shows)
     return (
       StagePlan(stage, "skip", saved) if saved.done and not extra else StagePlan(stage, "resume", artifact)
     )
@@ -197,6 +198,16 @@ def _robot(config: ConfigDict, stage: str, plans: dict[str, StagePlan]) -> Embod
     except EmbodimentError as error:
       raise StageError(f"{stage} cannot be made: {error}") from None
   return robot
+
+
+def _changes(shown: str, path: pathlib.Path, plans: dict[str, StagePlan]) -> bool:
+  """Whether a stage next to `path`, which shows it, is made anew or has been since."""
+  if shown in plans and plans[shown].action in ("run", "resume"):
+    return True
+  try:
+    return (path.parent / shown / "DONE").stat().st_mtime > (path / "DONE").stat().st_mtime
+  except OSError:
+    return False  # one is not there
 
 
 def _show(artifact: Artifact, path: str) -> str:
@@ -248,7 +259,7 @@ def _check_tasks(config: ConfigDict, plans: dict[str, StagePlan]) -> None:
   """Parameters of all tasks are stacked in their order, without names."""
   lines = []
   for stage, plan in plans.items():
-    of_tasks = plan.action == "use" and "featurize" in (stage, *chain.ROWS[stage].requires)
+    of_tasks = plan.action == "use" and {"featurize", "classifier"} & {stage, *chain.ROWS[stage].requires}
     tasks = plan.artifact.config.get("tasks", config.tasks)
     if of_tasks and list(tasks) != list(config.tasks):
       lines.append(f"  inputs.{stage}={plan.artifact.path}: {','.join(tasks)}")
@@ -290,7 +301,11 @@ def check_conflicts(config: ConfigDict, plans: dict[str, StagePlan]) -> None:
   if follow:
     lines.append(f"  made from another {next(iter(first))}: {', '.join(follow)}")
   lines.append("Choose one:")
-  usable = {f"inputs__{plan.stage}": plan.artifact.path for plan in plans.values() if plan.action == "skip"}
+  usable = {
+    f"inputs__{stage}": plan.artifact.path
+    for stage, plan in plans.items()
+    if plan.action == "skip" and stage in chain.GIVEN
+  }
   asked = {} if config.stage == "all" else {"stage": config.stage}
   keep = config_lib.command(config, **usable, **asked, workdir=_free_folder(config.workdir))
   lines.append(f"  keep both:            {keep}")

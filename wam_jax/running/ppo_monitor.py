@@ -97,6 +97,11 @@ class Monitor:
       out |= {"real_success": real, "gap": out["imagined_success"] - real}
     return out
 
+  @property
+  def sees_real(self) -> bool:
+    """Whether real success is measured."""
+    return self._real_starts is not None
+
   def real_success(self, params: Params) -> np.ndarray | None:
     """Share of real episodes that succeed, [K]; None without start states.
 

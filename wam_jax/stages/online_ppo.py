@@ -71,6 +71,11 @@ def run(stage: StageRun) -> None:
 
   last = config.online.iterations
   monitor = ppo_monitor.Monitor(stage, networks, frozen, "online", config.online.eval_every, last)
+  if not monitor.sees_real:
+    raise ValueError(
+      "online_ppo counts the real steps that success takes, which cannot be measured here: it needs "
+      "ppo.eval_episodes above 0, and held-out starts beyond those of evaluate.episodes"
+    )
   state = train_loop(
     stage,
     state,
