@@ -76,8 +76,9 @@ complete() { # what a JobSet needs
     [ -z "$GPUS" ] || fail "--hosts=N is needed with --gpus=$GPUS"
     [[ $TOPOLOGY =~ ^[0-9]+(x[0-9]+){1,2}$ ]] || fail "--topology=$TOPOLOGY: as 4x4 or 2x2x4"
     local chips=$((${TOPOLOGY//x/*}))
-    HOSTS=$((chips < CHIPS_PER_HOST ? 1 : chips / CHIPS_PER_HOST))
-    [ "$((HOSTS * CHIPS_PER_HOST))" = "$chips" ] || [ "$HOSTS" = 1 ] ||
+    [ "$chips" -ge "$CHIPS_PER_HOST" ] || CHIPS_PER_HOST=$chips # a pod that asks for more is never scheduled
+    HOSTS=$((chips / CHIPS_PER_HOST))
+    [ "$((HOSTS * CHIPS_PER_HOST))" = "$chips" ] ||
       fail "--topology=$TOPOLOGY has $chips chips, not a multiple of --chips-per-host=$CHIPS_PER_HOST"
   fi
   local word

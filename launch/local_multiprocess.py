@@ -95,8 +95,9 @@ class Launcher:
       f"--num_processes={self.options.processes}",
       f"--process_id={i}",
     ]
-    before = os.sched_getaffinity(0)
+    before = None
     if self.options.cores_each:
+      before = os.sched_getaffinity(0)
       first = i * self.options.cores_each
       os.sched_setaffinity(
         0, sorted(before)[first : first + self.options.cores_each]
@@ -113,7 +114,8 @@ class Launcher:
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
       )
     finally:
-      os.sched_setaffinity(0, before)
+      if before is not None:
+        os.sched_setaffinity(0, before)
 
   def forward(self, number: int, _) -> None:
     if number == signal.SIGHUP:  # the terminal was closed: they have no terminal, and would stay
@@ -205,7 +207,9 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.error(f"--processes={options.processes}: at least 1")
   if options.cores_each < 0 or options.restarts < 0 or options.grace < 0:
     parser.error("--cores_each, --restarts and --grace cannot be negative")
-  cores = len(os.sched_getaffinity(0))
+  if options.cores_each and not hasattr(os, "sched_getaffinity"):
+    parser.error("--cores_each: this system does not bind processes to cores; leave it out")
+  cores = len(os.sched_getaffinity(0)) if options.cores_each else os.cpu_count() or 1
   needed = options.processes * options.cores_each
   if needed > cores:
     parser.error(

@@ -3,6 +3,16 @@
 
 main_args=()
 
+# as_in_lists NAME: the setting or flag of this name, whatever its case (the bash of macOS has no ${name^^}).
+as_in_lists() {
+  local known
+  shopt -s nocasematch
+  for known in $SETTINGS $FLAGS; do
+    if [[ $known = "$1" ]]; then echo "$known"; return; fi
+  done
+  echo "$1"
+}
+
 # read_settings FLAGS ...: sets the variables; what follows -- goes into main_args.
 read_settings() {
   local word name
@@ -13,7 +23,7 @@ read_settings() {
     name=${word%%=*}
     name=${name#--}
     name=${name//-/_}
-    name=${name^^}
+    name=$(as_in_lists "$name")
     case $word in
       --*=*)
         case " $SETTINGS " in

@@ -110,8 +110,16 @@ this_script_on_hosts() {
     bash "$FOLDER/launch/tpu_pod.sh" "$@"
 }
 
-state() { # READY, PREEMPTED, … or MISSING
-  gcloud compute tpus tpu-vm describe "$NAME" "${place[@]}" --format="value(state)" 2> /dev/null || echo MISSING
+state() { # READY, PREEMPTED, …; MISSING only where gcloud says so, UNKNOWN if it cannot be asked
+  local answer
+  if answer=$(gcloud compute tpus tpu-vm describe "$NAME" "${place[@]}" --format="value(state)" 2>&1); then
+    echo "${answer##*$'\n'}"
+    return
+  fi
+  case $answer in
+    *NOT_FOUND* | *"not found"* | *"was not found"*) echo MISSING ;;
+    *) echo "$answer" >&2; echo UNKNOWN ;;
+  esac
 }
 
 create() {

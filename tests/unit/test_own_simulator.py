@@ -375,12 +375,17 @@ def test_tasks_left_alone_are_the_simulators(reacher):
 
 
 @pytest.mark.parametrize(
-  "env", [{"name": "os:abort"}, {"name": "gymnasium:os:X"}, {"name": "x", "expert": "os:abort"}]
+  "env", [{"name": "os:abort"}, {"name": "gymnasium:os:X"}, {"name": "x:\x1b[2J", "expert": "os:abort"}]
 )
 def test_files_name_no_code(env):
-  with pytest.raises(base.NotOffered, match="is not run"):
+  with pytest.raises(base.NotOffered, match="is not run") as error:
     registry.check_known(env)
-  registry.check_known({"name": "play_table", "expert": "", "calvin_root": ""})
+  assert "\x1b" not in str(error.value)
+  env = registry.without_code(
+    {"name": "calvin", "calvin_root": "theirs", "expert": "theirs", "renderer": "gl"}
+  )
+  assert env == {"name": "calvin", "calvin_root": "", "expert": "", "renderer": "gl"}
+  registry.check_known(env)
 
 
 class Outside(base.Simulator):

@@ -19,6 +19,7 @@ from flax import traverse_util
 
 from wam_jax.acting import models
 from wam_jax.acting.policy import ActingPolicy, PolicyError, index_of
+from wam_jax.config.fields import FIELDS
 from wam_jax.data.files import DatasetError, read_npz
 from wam_jax.embodiment import or_calvin
 from wam_jax.foreign import safetensors_file
@@ -39,6 +40,12 @@ META = "meta"  # name in an npz of everything that is no weight, as JSON
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"  # in a folder, as hubs expect them
 PACK_AGAIN = "Copy or download it again, or write it again with python -m wam_jax.pack."
 _WEIGHTS_SEAL = "weights"  # in CONFIG: the digest of the arrays
+# Of config.env what says which simulator it is, and is no folder or code.
+_SIMULATOR: dict[str, Any] = {
+  **dict.fromkeys(("name", "calvin_scene", "success", "renderer"), str),
+  **{name: [str] for name in ("tasks", "pictures", "state")},
+  "distractors": int,
+}
 _FORM = {
   "format": int,
   "tasks": [str],
@@ -49,7 +56,7 @@ _FORM = {
   "statistics": [[(int, float)]],
   "world_model": {
     "world_model": dict,
-    "env": {"image_size": int, "name?": str, "calvin_scene?": str, "distractors?": int},
+    "env": {"image_size": int, **{f"{name}?": kind for name, kind in _SIMULATOR.items()}},
   },
   "policy": {"behaviour_cloning": dict, "ppo": dict},
 }
@@ -84,8 +91,7 @@ def write_packed(
   model, model_params = models.load_world_model(world)
   used = {name: value for name, value in model_params.items() if name not in UNUSED}
   flat = traverse_util.flatten_dict({"world_model": used, "policy": policy_params}, sep="/")
-  # The rest may name folders.
-  kept = ("name", "image_size", "calvin_scene", "distractors")
+  kept = ("image_size", *_SIMULATOR)
   env = {name: value for name, value in world.config["env"].items() if name in kept}
   meta = {
     "format": FORMAT,
@@ -142,7 +148,8 @@ def _halved(name: str, value: np.ndarray) -> np.ndarray:
 def environment(path: pathlib.Path) -> dict[str, Any]:
   """Of `config.env` what says in which simulator packed policies were trained. Errors as of `load_packed`."""
   path = path.parent if path.name in (CONFIG, WEIGHTS) else path
-  return {"name": "play_table", **_read(path)[0]["world_model"]["env"]}
+  env = _read(path)[0]["world_model"]["env"]
+  return {"name": "play_table"} | {name: value for name, value in env.items() if name in _SIMULATOR}
 
 
 def _read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -180,7 +187,10 @@ def _read_folder(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, np.nda
       f"{file}: not the settings of packed policies ({error!r:.200}). {PACK_AGAIN}"
     ) from error
   _check(file, meta, "", changed=not sealed)
-  flat = read_weights(folder / WEIGHTS, dict, error_type=WeightsError, wanted=PACK_AGAIN)
+  file = folder / WEIGHTS
+  if file.is_file() and not safetensors_file.is_safetensors(file):  # others may share numbers among arrays
+    raise WeightsError(file, "not in the format safetensors.", fix=PACK_AGAIN)
+  flat = read_weights(file, dict, error_type=WeightsError, wanted=PACK_AGAIN)
   seal = meta.pop(_WEIGHTS_SEAL, None)
   if not isinstance(seal, dict) or not checksums.unseal(seal, flat):
     raise WeightsError(
@@ -197,6 +207,24 @@ def _check(file: pathlib.Path, meta: Any, where: str, changed: bool) -> None:
     raise PolicyError(f"{file}: format {meta['format']}, this version reads {FORMAT}")
   if changed:
     raise PolicyError(f"{file}: changed after it was written (sha256). {PACK_AGAIN}")
+
+
+def _check_sizes(path: pathlib.Path, meta: dict[str, Any], arrays: int) -> None:
+  """Before any network is made of them. Raises PolicyError: settings that the config would not take."""
+  world = meta["world_model"]
+  parts = {"world_model": world["world_model"], "env": {"image_size": world["env"]["image_size"]}}
+  settings = {
+    f"{part}.{name}": value
+    for part, values in (parts | meta["policy"]).items()
+    for name, value in values.items()
+  }
+  for name, value in settings.items():
+    known = tuple(value) if isinstance(value, list) else value
+    wrong = [problem.rule for problem in FIELDS[name].problems(known)] if name in FIELDS else []
+    if not wrong and name == "behaviour_cloning.blocks" and value > arrays:
+      wrong = ["no more than there are weights"]
+    if wrong:
+      raise PolicyError(f"{path}: {name} = {value!r:.100}: {wrong[0]}; {PACK_AGAIN}")
 
 
 def load_packed(
@@ -220,19 +248,20 @@ def load_packed(
   if which not in (None, meta["which"]):
     raise PolicyError(f"{path}: holds the policies {meta['which']}, not {which}")
   k = index_of(path, meta["tasks"], task)
-  arrays = {name: x.astype(np.float32) if x.dtype == np.float16 else x for name, x in flat.items()}
-  params = traverse_util.unflatten_dict(arrays, sep="/")
+  _check_sizes(path, meta, len(flat))
   try:
+    params = traverse_util.unflatten_dict(flat, sep="/")
     mean, std = map(tuple, meta["statistics"])
     robot = or_calvin(meta.get("embodiment"))
     model = models.model_of(meta["world_model"], (mean, std), robot)
     policy = models.make_policy(meta["policy"], meta["feature_size"], robot.action_size)
     world = jax.eval_shape(lambda: wm.init_params(model, jax.random.key(0)))
     actors = models.policy_shapes(policy, len(meta["tasks"]))
-  except (KeyError, AttributeError, TypeError, ValueError) as error:
+  except (KeyError, IndexError, AttributeError, TypeError, ValueError, ArithmeticError) as error:
     raise PolicyError(f"{path}: its settings describe no networks ({error}); {PACK_AGAIN}") from error
   used = {name: network for name, network in world.items() if name not in UNUSED}
   check_params(params, {"world_model": used, "policy": actors}, path)
+  params = jax.tree.map(lambda x: x.astype(np.float32) if x.dtype == np.float16 else x, params)
   check_finite(params, path)
   policy = models.for_acting(policy, ddim_steps)
   actor = jax.tree.map(lambda x: x[k : k + 1], params["policy"])

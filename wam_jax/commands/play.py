@@ -21,7 +21,7 @@ from wam_jax.envs import registry
 from wam_jax.envs.base import NotOffered, Simulator
 from wam_jax.envs.vector import VectorEnvironment
 from wam_jax.host import console, machine, surroundings
-from wam_jax.host.words import count
+from wam_jax.host.words import count, printable
 
 
 def play(policy: Any, seed: int, max_steps: int, simulator: Simulator | None = None) -> dict[str, Any]:
@@ -83,26 +83,25 @@ def film(
   return media.animation_bytes(shown, simulator.embodiment.control_hz / media.FRAME_STEP, kind=kind)
 
 
-def simulator_of(path: pathlib.Path | None, name: str = "") -> Simulator:
+def simulator_of(path: pathlib.Path | None, name: str = "", which: str | None = None) -> Simulator:
   """The simulator that the run with a policy was of.
 
   Args:
     path: of the policy; None: of those that come with the package.
     name: as `env.name`, instead of the run's; its other settings are taken from there.
+    which: as for `load_policy`.
 
   Raises:
-    PolicyError: packed policies cannot be read.
+    PolicyError, ArtifactError: as `load_policy`.
     ValueError, NotOffered: it cannot be had here, or is code that must be named by hand.
   """
-  from wam_jax.acting import packed
-  from wam_jax.storage.artifact import read_artifact
+  from wam_jax.acting import load, packed
 
   env: dict[str, Any] = {"name": "play_table"}
   if path is not None and packed.is_packed(path):
     env = packed.environment(path)
   elif path is not None:
-    found = (read_artifact(folder) for folder in (path, path / "ppo", path / "behaviour_cloning"))
-    env = next((artifact.config["env"] | {"expert": ""} for artifact in found if artifact is not None), env)
+    env = registry.without_code(load.find_policy(path, which).config["env"])
   if not name:
     try:
       registry.check_known(env)
@@ -158,7 +157,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   try:
     surroundings.start_jax()
     policy = wam_jax.load_policy(arguments.policy, task, arguments.which)
-    simulator = simulator_of(arguments.policy, arguments.simulator)
+    simulator = simulator_of(arguments.policy, arguments.simulator, arguments.which)
     policy.embodiment.check("the policy", simulator.embodiment, f"the simulator {simulator.name}")
     if policy.task not in simulator.tasks:
       raise NotOffered(f"the simulator {simulator.name} does not know the task {policy.task}")
@@ -171,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ValueError,
     surroundings.SurroundingsError,
   ) as error:
-    print(f"\n{error}", file=sys.stderr)
+    print(f"\n{printable(str(error))}", file=sys.stderr)
     return 1
   episodes = []
   for i in range(arguments.episodes):

@@ -13,6 +13,7 @@ from typing import Any
 
 from wam_jax.envs import base
 from wam_jax.envs.table import Skills
+from wam_jax.host.words import printable
 
 # What makes each of `config.env`, or some of it, as `module:attribute`.
 _SIMULATORS = {
@@ -60,12 +61,16 @@ def check_known(env: Mapping[str, Any]) -> None:
     env: `config.env` as a file has it.
 
   Raises:
-    base.NotOffered: its simulator or expert is code that neither this package nor an installed one names.
+    base.NotOffered: its simulator is code that neither this package nor an installed one names.
   """
-  for key in ("name", "expert"):
-    if ":" in str(env.get(key, "")):
-      rule = "code that only the run's files name is not run by itself"
-      raise base.NotOffered(f"env.{key} of the run is {env[key]}: {rule}")
+  if ":" in str(env.get("name", "")):
+    rule = "code that only the run's files name is not run by itself"
+    raise base.NotOffered(printable(f"env.name of the run is {env['name']}: {rule}"))
+
+
+def without_code(env: Mapping[str, Any]) -> dict[str, Any]:
+  """`config.env` as a file has it, but for code that it names by the way: CALVIN's is then $CALVIN_ROOT's."""
+  return {**env, "expert": "", "calvin_root": ""}
 
 
 def identity(env: str | Mapping[str, Any]) -> dict[str, Any]:

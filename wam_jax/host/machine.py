@@ -38,6 +38,8 @@ def find_accelerator(
   dev = pathlib.Path(root) / "dev"
   gpu = any(dev.glob("nvidia[0-9]*")) and environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1")
   tpu = any(dev.glob("accel[0-9]*")) or any(name in environ for name in ("TPU_NAME", "TPU_WORKER_ID"))
+  # Newer TPUs; other devices that are passed through have such a node too.
+  tpu = tpu or (any(dev.glob("vfio/[0-9]*")) and importlib.util.find_spec("libtpu") is not None)
   for present, device, extra, plugins in (
     (gpu, "NVIDIA GPU", "cuda", ("jax_cuda12_plugin", "jax_cuda13_plugin")),
     (tpu, "TPU", "tpu", ("libtpu",)),
@@ -56,7 +58,7 @@ def on_this_machine(path: str) -> bool:
 
 
 def local_path(text: str) -> pathlib.Path:
-  """A path from the command line.
+  """A path from the command line; `~` is the home folder, also where the shell leaves it as in --out=~/x.
 
   Raises:
     argparse.ArgumentTypeError: it is an address of a bucket.
@@ -65,7 +67,7 @@ def local_path(text: str) -> pathlib.Path:
     raise argparse.ArgumentTypeError(
       f"{text}: must be on this machine; mount the bucket first (docs/CLUSTER.md)"
     )
-  return pathlib.Path(text)
+  return pathlib.Path(os.path.expanduser(text))
 
 
 def available_cores() -> int:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 import wam_jax
 from wam_jax.acting import episodes as episodes_lib
@@ -51,7 +52,9 @@ def rebuild(run: Run, out: pathlib.Path) -> list[str]:
   try:
     if "evaluate" in run.inputs:
       registry.check_known(run.config.env)
-      shown, animations, _ = draw_rollouts(run.config, run.inputs["evaluate"].path / "rollouts.npz")
+      config = ConfigDict(run.config.to_dict())
+      config.env.update(registry.without_code(run.config.env))
+      shown, animations, _ = draw_rollouts(config, run.inputs["evaluate"].path / "rollouts.npz")
   except (ArtifactError, ImportError, OSError, ValueError, RuntimeError) as error:  # or no simulator is here
     missing.append(f"no animations of episodes: {str(error).strip().splitlines()[0]}")
   report_artifact = read_artifact(run.workdir / "report")
