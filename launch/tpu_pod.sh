@@ -111,14 +111,12 @@ this_script_on_hosts() {
 }
 
 state() { # READY, PREEMPTED, …; MISSING only where gcloud says so, UNKNOWN if it cannot be asked
-  local answer
-  if answer=$(gcloud compute tpus tpu-vm describe "$NAME" "${place[@]}" --format="value(state)" 2>&1); then
-    echo "${answer##*$'\n'}"
-    return
-  fi
-  case $answer in
-    *NOT_FOUND* | *"not found"* | *"was not found"*) echo MISSING ;;
-    *) echo "$answer" >&2; echo UNKNOWN ;;
+  local ask=(gcloud compute tpus tpu-vm describe "$NAME" "${place[@]}" --format="value(state)") why
+  if "${ask[@]}" 2> /dev/null; then return; fi
+  why=$("${ask[@]}" 2>&1 > /dev/null) || true
+  case $why in
+    *NOT_FOUND* | *"not found"*) echo MISSING ;;
+    *) say "$why" >&2; echo UNKNOWN ;;
   esac
 }
 

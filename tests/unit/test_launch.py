@@ -430,9 +430,15 @@ def test_tpu_stop_ends_the_run(tools, host):
 
 WATCHED = """
 read -r step < "$PLAN"
+next() { sed 1d "$PLAN" > "$PLAN.new"; mv "$PLAN.new" "$PLAN"; }
 case "$*" in
-  *describe*) echo "${step%% *}" ;;
-  *_run*) code=${step##* }; sed 1d "$PLAN" > "$PLAN.new"; mv "$PLAN.new" "$PLAN"; exit "$code" ;;
+  *queued-resources*describe*) echo ACTIVE ;;
+  *describe*)
+    case $step in
+      ERROR*) next; echo "${step#* }" >&2; exit 1 ;;
+      *) echo "${step%% *}" ;;
+    esac ;;
+  *_run*) next; exit "${step##* }" ;;
 esac
 """
 
@@ -448,6 +454,9 @@ esac
     (["READY 75", "READY 143", "READY 0", "READY -"], 0, "install run run run"),
     (["READY 1", "READY -"], 1, "install run"),
     (["READY 75", "READY 75", "READY 75", "READY -"], 75, "install run run run"),
+    # gcloud is asked again for the reason
+    (["ERROR NOT_FOUND: wam", "ERROR NOT_FOUND: wam", "READY 0", "READY -"], 0, "delete create install run"),
+    (["ERROR no network", "ERROR no network", "READY 0", "READY -"], 0, "install run"),
   ],
 )
 def test_tpu_watch_goes_on_after_preemption_and_stops_at_errors(tools, tmp_path, plan, code, expected):
@@ -455,6 +464,7 @@ def test_tpu_watch_goes_on_after_preemption_and_stops_at_errors(tools, tmp_path,
   path.write_text("\n".join(plan) + "\n")
   tools("gcloud", WATCHED)
   flags = ["--bucket=b", "--repository=https://example.com/r.git", "--retry-seconds=0", "--max-restarts=2"]
+  flags += ["--queued=1"] if plan[0].startswith("ERROR") else []
   done = _script(tools, "tpu_pod.sh", "watch", *flags, "--", "--config=x", PLAN=str(path))
   assert done.returncode == code, done.stderr
   kinds = []
@@ -537,6 +547,12 @@ def _expanded(text):
   """What Kubernetes makes of command and args: $$ is a $."""
   assert not re.search(r"(?<!\$)(\$\$)*\$\(", text)
   return text.replace("$$", "$")
+
+
+def test_gke_asks_for_no_more_chips_than_a_slice_has(tools):
+  _, job, pod = _jobset(tools, "--topology=1x1", "--bucket=gs://b")
+  assert job["parallelism"] == 1
+  assert pod["containers"][0]["resources"]["limits"]["google.com/tpu"] in (1, "1")
 
 
 def test_gke_jobset_for_a_tpu_slice(tools, tmp_path):
