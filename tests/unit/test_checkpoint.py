@@ -14,6 +14,7 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
+from wam_jax.host import regular_files
 from wam_jax.storage import checksums
 from wam_jax.storage.checkpoint import Checkpointer, CheckpointError
 from wam_jax.storage.saved_params import load_params, save_params
@@ -295,6 +296,7 @@ from wam_jax.host import processes
 processes.start(f"127.0.0.1:{port}", 2, index)
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from wam_jax.host import regular_files
 from wam_jax.storage import checksums
 from wam_jax.storage.checkpoint import Checkpointer, CheckpointError
 from wam_jax.storage.saved_params import load_params, save_params
@@ -406,3 +408,12 @@ def test_many_processes(tmp_path):
   np.testing.assert_array_equal(restored["sharded"], numbers * 4)
   np.testing.assert_array_equal(restored["replicated"], numbers + 4)
   np.testing.assert_array_equal(load_params(tmp_path / "params")["w"], numbers)
+
+
+def test_parameters_of_many_more_bytes_than_their_files_are_not_read(tmp_path, monkeypatch):
+  """Zeros are compressed to almost nothing."""
+  save_params(tmp_path / "params", {"layer": {"kernel": np.zeros((2048, 1024), np.float32)}})
+  assert load_params(tmp_path / "params")["layer"]["kernel"].shape == (2048, 1024)
+  monkeypatch.setattr(regular_files, "MAX_INFLATED", 2**20)
+  with pytest.raises(CheckpointError, match=r"params: .* bytes that unpack to 8,388,608. Nothing was read"):
+    load_params(tmp_path / "params")

@@ -20,6 +20,8 @@ from wam_jax.embodiment import CAMERAS
 from wam_jax.envs import registry
 from wam_jax.envs.base import NotOffered
 from wam_jax.envs.distractors import DistractedSimulator
+from wam_jax.foreign import safetensors_file
+from wam_jax.foreign.torch_file import WeightsError
 from wam_jax.host.provenance import provenance
 from wam_jax.reporting.model_card import card
 from wam_jax.storage import checksums, records
@@ -94,6 +96,45 @@ def test_packed_policies_act_where_they_were_trained(tmp_path, env, name):
   simulator = play.simulator_of(tmp_path / "p.npz")
   assert simulator.name == name and isinstance(simulator, DistractedSimulator) == ("distractors" in env)
   assert play.simulator_of(tmp_path / "p.npz", "metaworld").name == "metaworld"
+
+
+def _folder(folder, change):
+  """The package's policies as a folder, with other settings."""
+  meta, arrays = packed._read(packed.SHIPPED)
+  change(meta)
+  folder.mkdir()
+  safetensors_file.write_arrays(folder / packed.WEIGHTS, arrays)
+  meta["weights"] = checksums.seal({}, arrays)
+  checksums.write_json(folder / packed.CONFIG, checksums.seal(meta))
+  return folder
+
+
+@pytest.mark.parametrize(
+  ("part", "name", "value"),
+  [
+    ("behaviour_cloning", "blocks", 10**9),
+    ("behaviour_cloning", "chunk", 0),
+    ("behaviour_cloning", "denoising_steps", 10**10),
+    ("env", "image_size", 0),
+    ("world_model", "stoch", -1),
+  ],
+)
+def test_settings_that_no_config_has_are_refused_before_networks_are_made(tmp_path, part, name, value):
+  def change(meta):
+    (meta["policy"] | meta["world_model"])[part][name] = value
+
+  with pytest.raises(PolicyError, match=rf"{part}.{name} = {value}: .*Copy or download it again"):
+    wam_jax.load_policy(_folder(tmp_path / "packed", change), "open_drawer")
+
+
+def test_a_folder_s_weights_are_safetensors(tmp_path):
+  """Files of torch.save may hold many arrays of the same few numbers."""
+  folder = _folder(tmp_path / "packed", lambda meta: None)
+  assert wam_jax.load_policy(folder, "open_drawer").task == "open_drawer"
+  np.savez(tmp_path / "w.npz", a=np.zeros(3))
+  (tmp_path / "w.npz").replace(folder / packed.WEIGHTS)
+  with pytest.raises(WeightsError, match="not in the format safetensors"):
+    wam_jax.load_policy(folder, "open_drawer")
 
 
 def test_code_that_packed_policies_name_is_not_run(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ A folder appears whole under its name, or not at all; damage is found before any
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import pathlib
 import re
@@ -16,6 +17,7 @@ import jax
 import numpy as np
 
 from wam_jax.host import processes
+from wam_jax.host.regular_files import most_inflated
 from wam_jax.storage import checksums
 from wam_jax.storage.checksums import FORMAT, MANIFEST, MARKER, CheckpointError, NewerFormatError
 from wam_jax.storage.orbax_edge import (
@@ -110,11 +112,23 @@ def load_params(path: str | os.PathLike[str]) -> Any:
   try:
     with _params_checkpointer() as checkpointer, warnings.catch_warnings():
       warnings.filterwarnings("ignore", message="Sharding info not provided")
+      _check_claim(checkpointer, path)
       params = jax.tree.map(np.asarray, checkpointer.restore(path))
+  except CheckpointError:
+    raise
   except Exception as error:  # Orbax raises whatever its layers raise
     raise CheckpointError(f"{path}: cannot be read: {first_lines(error)}") from error
   check_finite(params, path)
   return params
+
+
+def _check_claim(checkpointer: Any, path: pathlib.Path) -> None:
+  """Raises CheckpointError for arrays of many more bytes than their compressed files could hold."""
+  arrays = jax.tree.leaves(checkpointer.metadata(path).item_metadata)
+  claimed = sum(math.prod(array.shape) * np.dtype(array.dtype).itemsize for array in arrays)
+  size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+  if claimed > most_inflated(size):
+    raise CheckpointError(f"{path}: {size:,} bytes that unpack to {claimed:,}. Nothing was read.")
 
 
 def _params_checkpointer() -> Any:
