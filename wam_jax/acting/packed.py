@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import zipfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -91,8 +92,8 @@ def write_packed(
   model, model_params = models.load_world_model(world)
   used = {name: value for name, value in model_params.items() if name not in UNUSED}
   flat = traverse_util.flatten_dict({"world_model": used, "policy": policy_params}, sep="/")
-  kept = ("image_size", *_SIMULATOR)
-  env = {name: value for name, value in world.config["env"].items() if name in kept}
+  kept = ("image_size", *_SIMULATOR)  # but for what is empty or off, as it is by default
+  env = {name: value for name, value in world.config["env"].items() if name in kept and value}
   meta = {
     "format": FORMAT,
     "tasks": list(tasks),
@@ -188,7 +189,7 @@ def _read_folder(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, np.nda
     ) from error
   _check(file, meta, "", changed=not sealed)
   file = folder / WEIGHTS
-  if file.is_file() and not safetensors_file.is_safetensors(file):  # others may share numbers among arrays
+  if file.is_file() and zipfile.is_zipfile(file):  # torch's archives may share numbers among arrays
     raise WeightsError(file, "not in the format safetensors.", fix=PACK_AGAIN)
   flat = read_weights(file, dict, error_type=WeightsError, wanted=PACK_AGAIN)
   seal = meta.pop(_WEIGHTS_SEAL, None)
