@@ -116,7 +116,7 @@ state() { # READY, PREEMPTED, …; MISSING only where gcloud says so, UNKNOWN if
   why=$("${ask[@]}" 2>&1 > /dev/null) || true
   case $why in
     *NOT_FOUND* | *"not found"*) echo MISSING ;;
-    *) say "$why" >&2; echo UNKNOWN ;;
+    *) say "$why"; echo UNKNOWN ;;
   esac
 }
 

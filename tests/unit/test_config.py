@@ -503,3 +503,15 @@ def test_settings_from_python_may_be_paths_and_arrays():
   settings = {"tasks": np.array(["open_drawer"]), "data.path": experiment.parent}
   config = wam_jax.make_config(experiment, settings)
   assert config.tasks == ("open_drawer",) and config.data.path == (str(experiment.parent),)
+
+
+@pytest.mark.parametrize("changes", [{"ppo.eval_every": 4}, {"stage": "online_ppo"}])
+def test_real_success_during_ppo_needs_starts_that_evaluate_leaves(changes):
+  config = config_lib.preset_config("demo")
+  config.update_from_flattened_dict(changes)
+  with pytest.raises(config_lib.ConfigError, match="real success during PPO is measured from what is left"):
+    config_lib.finalize(config)
+  for enough in ({"evaluate.episodes": 30}, {"ppo.eval_episodes": 0}):
+    config = config_lib.preset_config("demo")
+    config.update_from_flattened_dict(changes | enough)
+    config_lib.finalize(config)

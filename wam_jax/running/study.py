@@ -41,6 +41,7 @@ from wam_jax.storage.records import read_record
 DATA = "data"  # folder of the frames that arms of a seed share
 SNAPSHOT_STAGES = ("judge_world_model", *CLONING_STAGES)
 SNAPSHOT_HAS = ("collect", "world_model")  # what policies on a snapshot are made from, and is there
+_KEEP_BOTH = "--config.study.results=ANOTHER_FOLDER --config.study.page=FILE --config.workdir=ANOTHER_FOLDER"
 WAIT_SECONDS = 5.0  # between looks at a work folder that another process is in
 # Of metrics.jsonl of stage ppo, means over tasks: name in the file -> name here.
 PPO_CURVES = {
@@ -443,10 +444,7 @@ def read_result(
         [
           f"{path} is a result of other settings; nothing was changed.",
           *different,
-          (
-            "Put the old values back, or keep both: --config.study.results=ANOTHER_FOLDER "
-            "--config.study.page=FILE --config.workdir=ANOTHER_FOLDER"
-          ),
+          (f"Put the old values back, or keep both: {_KEEP_BOTH}"),
         ]
       )
     )
@@ -454,6 +452,6 @@ def read_result(
     raise StageError(
       f"{path} is a result on frames recorded with seed {found}, but inputs.collect gives frames of seed "
       f"{frames_of_seed}; nothing was changed. Take seed {piece.seed} out of study.seeds, or keep both: "
-      "--config.study.results=ANOTHER_FOLDER --config.study.page=FILE --config.workdir=ANOTHER_FOLDER"
+      f"{_KEEP_BOTH}"
     )
   return result

@@ -28,6 +28,7 @@ from wam_jax.envs.vector import make_vector
 from wam_jax.host import tables
 from wam_jax.host.logger import read_metrics
 from wam_jax.running import ppo_monitor, ppo_setup
+from wam_jax.running.plan import StageError
 from wam_jax.running.stage_run import StageRun
 from wam_jax.running.training_loop import NotFiniteError, train_loop
 from wam_jax.storage.artifact import Artifact, write_text
@@ -72,7 +73,7 @@ def run(stage: StageRun) -> None:
   last = config.online.iterations
   monitor = ppo_monitor.Monitor(stage, networks, frozen, "online", config.online.eval_every, last)
   if not monitor.sees_real:
-    raise ValueError(
+    raise StageError(
       "online_ppo counts the real steps that success takes, which cannot be measured here: it needs "
       "ppo.eval_episodes above 0, and held-out starts beyond those of evaluate.episodes"
     )

@@ -119,7 +119,6 @@ class Culling:
 
   def getCameraImage(self, *, viewMatrix: Any, projectionMatrix: Any, **settings: Any) -> Any:
     """PyBullet's `getCameraImage`; depths of the fixed camera are those of a near plane at 2 m."""
-
     draw = functools.partial(self._bullet.getCameraImage, viewMatrix=viewMatrix, **settings)
     to_clip = np.reshape(viewMatrix, (4, 4)) @ np.reshape(projectionMatrix, (4, 4))
     out_of_view = self._out_of_view(to_clip)
