@@ -83,6 +83,11 @@ def write(folder, piece):
   return path
 
 
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch):
+  monkeypatch.setattr(bootstrap, "RESAMPLES", 200)
+
+
 @pytest.fixture
 def results(tmp_path):
   folder = tmp_path / "docs" / "results" / "reproduction_demo"
@@ -116,8 +121,8 @@ def test_page_says_what_the_files_say(results, tmp_path):
   low, high = map(float, got[3].split(" to "))
   assert low < float(got[2]) < high and low > 0  # 30 points are no chance in 240 episodes
   assert got[1] == "+11.8"
-  assert "WAM, 10 demos" in page and "`demos_10`): seed 4, 5" in page  # run for one seed of three
-  assert "`weight_100`): no seed" in page
+  assert "WAM, 10 demos" in page and "`demos_10`): seeds 4, 5" in page  # run for one seed of three
+  assert "`weight_100`): none of the seeds" in page
   assert "times fewer updates" in page
 
 
@@ -134,7 +139,7 @@ def test_pictures_and_charts_of_the_page_exist(results, tmp_path):
 
 
 def test_the_same_files_make_the_same_page(results, tmp_path):
-  pages = [study_page.write_page(tmp_path / "docs" / name, results).read_text() for name in ("a.md", "b.md")]
+  pages = [study_page.write_page(tmp_path / "docs" / "R.md", results).read_text() for _ in range(2)]
   assert pages[0] == pages[1]
 
 
@@ -171,7 +176,7 @@ def test_studies_on_other_simulators_have_a_section(results, tmp_path):
   (results.parent / "seeds_of_a_recipe" / "seed0.json").write_text("{}", encoding="utf-8")
   write(results.parent / "another_small", make_piece("wam", 8, 0.5))  # the same simulator: a page of its own
   page = study_page.write_page(tmp_path / "docs" / "RESULTS.md", results).read_text()
-  before, title, after = page.partition("## The same on Meta-World\n")
+  before, title, after = page.partition("## The same on Meta-World: metaworld_wam_demo\n")
   assert title and "## The same on" not in before + after
   assert "### What it means\n" in after and "Task by task" in before and "### Task by task" in after
   gaps = [float(cells(part, "WAM minus DreamerV2, cloned")[2]) for part in (before, after)]
@@ -180,7 +185,7 @@ def test_studies_on_other_simulators_have_a_section(results, tmp_path):
   own.write_text(json.dumps(json.loads(own.read_text()) | {"experiment": "metaworld_wam"}), encoding="utf-8")
   inside = study_page.write_page(elsewhere / "README.md", elsewhere).read_text()
   assert "## The same on" not in inside  # they are all on the page of the reproduction
-  assert "seeds of the main comparison (3, 4, 5)" in before and "1 seed of the main comparison (1)" in after
+  assert "seeds 3, 4, 5 of the main comparison" in before and "seed 1 of the main comparison" in after
 
 
 def test_page_of_seeds_of_an_experiment_that_is_no_study(tmp_path):
@@ -192,7 +197,8 @@ def test_page_of_seeds_of_an_experiment_that_is_no_study(tmp_path):
     write(folder, piece)
   page = study_page.write_page(tmp_path / "page.md", folder, (1,)).read_text()
   flags = "--config.study.arms=wam,dreamerv2 --config.study.seeds=1 --config.evaluate.expert=False "
-  assert f"metaworld_wam.py:demo {flags}--config.world_model.updates=77    # all" in page
+  flags += f"--config.world_model.updates=77 --config.study.page={tmp_path / 'page.md'}"
+  assert f"metaworld_wam.py:demo {flags}    # all" in page
   assert "How many updates" not in page and not (folder / "by_update.svg").exists()
   assert "Not run" not in page  # arms of the other studies
 
@@ -212,9 +218,8 @@ def judged(linear):
 
 
 @pytest.fixture
-def dialled(tmp_path, monkeypatch):
+def dialled(tmp_path):
   """WAM's lead grows with the dial, as does what the plain model lacks; seed 7 has no level 3."""
-  monkeypatch.setattr(bootstrap, "RESAMPLES", 200)
   folder = tmp_path / "docs" / "results" / "distractors_demo"
   for seed in (6, 7):
     for level in range(4):
@@ -234,14 +239,18 @@ def dialled(tmp_path, monkeypatch):
 def test_the_lead_at_each_level_of_the_dial(dialled, tmp_path):
   page = study_page.write_page(tmp_path / "docs" / "D.md", dialled, (6, 7)).read_text()
   assert page.startswith("# Where does inverse dynamics help?\n") and "## What was expected" in page
-  assert "1 seed of the main comparison (6)" in page
+  assert "seed 6 at all levels" in page and "Both arms of a seed and level have" in page
   assert "(`dial_3`): seed 7" in page and "`wam`" not in page
   found = study_results.read_results(dialled)
   leads = []
   for level in range(4):
     gap = study_results.difference(found, (f"dial_{level}", "cloned"), (f"dreamerv2_dial_{level}", "cloned"))
     row = cells(page, f"level {level}")
-    assert row[3] == f"{100 * gap['mean']:+.1f}" and len(row[-1].split(", ")) == len(gap["seeds"])
+    assert (
+      row[1] == ("6" if level == 3 else "6, 7")
+      and row[4] == f"{100 * gap['mean']:+.1f}"
+      and len(row[-1].split(", ")) == len(gap["seeds"])
+    )
     leads.append(100 * gap["per_seed"][0])
   assert float(cells(page, "mean lead of levels 1 to 3")[1]) == pytest.approx(np.mean(leads[1:]), abs=0.06)
   slope = np.polyfit(range(4), leads, 1)[0]
@@ -286,7 +295,7 @@ def test_the_lead_against_what_embeddings_lack_over_all_studies(dialled, results
 
 
 def test_finished_pieces_are_skipped_and_others_refused(config, tmp_path):
-  folder = study.results_folder(config)
+  folder = study_results.folder_of(config)
   piece = study.Piece("wam", 3, pathlib.Path(config.workdir))
   settings = study.settings_of(config, piece)
   assert study.read_result(folder, piece, settings) is None
@@ -441,7 +450,7 @@ def test_given_frames_are_of_the_settings_and_the_seed_that_results_are_kept_wit
   c.inputs.collect, c.study.arms, c.study.seeds = str(frames), ("dreamerv2",), (3, 4)
   part = config_lib.settings_read(c, study.chain.ROWS["collect"].reads) | {"seed": 3, "tasks": list(c.tasks)}
   monkeypatch.setattr(study, "load_artifact", lambda path, stage: types.SimpleNamespace(part=part))
-  folder = study.results_folder(c)
+  folder = study_results.folder_of(c)
   for seed in (3, 4):
     settings = study.settings_of(c, study.Piece("dreamerv2", seed, tmp_path))
     write(folder, make_piece("dreamerv2", seed, 0.5, settings) | {"frames_of_seed": 3})
@@ -475,7 +484,11 @@ def test_page_says_which_seeds_share_frames(tmp_path, results):
       write(results, make_piece(arm, seed, 0.5) | {"frames_of_seed": 5})
   text = " ".join(page().split())
   assert "(seeds 4, 5 those recorded with seed 5: what another recording changes is in no interval)" in text
-  assert "--config.inputs.collect=FOLDER " in text
+  assert "study.seeds=3 --config.study.page=" in text  # it has frames of its own
+  on_given, _, alone = text.partition(
+    "--config.inputs.collect=FOLDER # what is not there, on the frames of seed 5"
+  )
+  assert "study.seeds=4,5 " in on_given and "inputs.collect" not in on_given + alone.partition("report")[2]
 
 
 def test_waits_while_another_process_is_in_the_folder(config, monkeypatch, capsys):
@@ -498,7 +511,7 @@ def test_waits_while_another_process_is_in_the_folder(config, monkeypatch, capsy
 def test_plan_says_what_is_there(config, capsys, tmp_path):
   piece = study.Piece("wam", 4, pathlib.Path(config.workdir))
   settings = json.loads(json.dumps(study.settings_of(config, piece)))
-  write(study.results_folder(config), make_piece("wam", 4, 0.5, settings))
+  write(study_results.folder_of(config), make_piece("wam", 4, 0.5, settings))
   c = ConfigDict(config.to_dict())
   c.stage = "plan"
   study.run(config_lib.finalize(c))

@@ -100,11 +100,11 @@ ROWS: tuple[Field, ...] = (
 
   *(Field(f"inputs.{stage}", "", PLACE) for stage in GIVEN),
   Field("inputs.lumos_checkpoint", "", PLACE,
-    "A world model trained with LUMOS or DiWA (.ckpt, or .npz of its state dict), taken instead of "
-    "training."),
+    "A world model trained with LUMOS or DiWA (.ckpt, state dict, .safetensors or .npz), taken "
+    "instead of training."),
   Field("inputs.dppo_checkpoint", "", PLACE,
-    "Diffusion policies trained with DPPO or DiWA (.pt, or .npz of a state dict), taken instead of cloning:"
-    " a path with {task} for the task's name, one file per task; without it where there is one task."),
+    "Diffusion policies trained with DPPO or DiWA (.pt, state dict, .safetensors or .npz), taken instead of "
+    "cloning: a path with {task} for the task's name, a file for each; without it where there is one task."),
 
   Field("env.name", "play_table", SIMULATOR,
     "play_table (embedded simulator), calvin (CALVIN's own), metaworld, gymnasium:ENV_ID, module:attribute "
@@ -209,7 +209,7 @@ ROWS: tuple[Field, ...] = (
     " numbers are a part of the latent, as reported where they are seen, predicted in dreams (not in the "
     "paper)."),
   Field("world_model.learned_initial_state", False, FLAG,
-    "LUMOS: learn the state before the first frame; else zero"),
+    "hold LUMOS's weights of the state before the first frame; nothing uses them: episodes begin from zero"),
   Field("world_model.memory_frames", 0, count(0),
     "Frames that the units of the recurrent state remember up to when training starts; 0: about 2, as "
     "LUMOS's."),
@@ -348,8 +348,8 @@ ROWS: tuple[Field, ...] = (
     "real ones per task, from held-out starts that evaluate leaves; 0: imagined only"),
 
   Field("ppo.min_discrimination", 0.1, RATE,
-    "Of a task whose dreams call not so much more of the good than of the failed held-out takes a success, "
-    "PPO leaves the cloned policy as it is; 0: never. Without failed takes it is not known.",
+    "PPO leaves a task's cloned policy as it is if dreams call good held-out takes a success by less than "
+    "this margin over failed ones; 0: never. Not applied without failed takes.",
     silent=0.1),
 
   Field("certify.required_success", 0.8, RATE,
@@ -369,7 +369,7 @@ ROWS: tuple[Field, ...] = (
     "with seeds, the run is a study: stage all runs its pieces, report makes its page"),
   Field("study.arms", (), subset(ARMS, "different arms out of"), "of ARMS in wam_jax/config/arms.py"),
   Field("study.results", "docs/results", PLACE, "folder that takes a file for each finished piece"),
-  Field("study.page", "docs/RESULTS.md", PLACE, "file that report writes"),
+  Field("study.page", "", PLACE, "file that report writes; empty: README.md next to the results"),
 
   Field("training.log_every", 50, count(), "updates between metric lines"),
   Field("training.checkpoint_minutes", 2.0, NOT_NEGATIVE, "between checkpoints of a running stage"),

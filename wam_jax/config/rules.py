@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from wam_jax.config.arms import MAIN
+from wam_jax.config.chain import GIVEN
 from wam_jax.config.checks import Problem
 from wam_jax.envs.tasks import TASKS
 
@@ -224,15 +225,15 @@ RULES: tuple[Rule, ...] = (
   ),
   Rule(
     "behaviour_cloning.batch_size",
-    ("data.demos_per_task", "env.max_steps"),
-    lambda batch, demos, steps: batch <= demos * steps,
+    ("data.demos_per_task", "env.max_steps", "data.source"),  # LeRobot's demos are of any length
+    lambda batch, demos, steps, source: source == "lerobot" or batch <= demos * steps,
     "at most the frames of a task's demos, data.demos_per_task * env.max_steps ({1} * {2}) as an upper bound",
     "lower it, or collect more demos",
   ),
   Rule(
     "classifier.batch_size",
-    ("data.demos_per_task", "env.max_steps"),
-    lambda batch, demos, steps: batch <= demos * steps,
+    ("data.demos_per_task", "env.max_steps", "data.source"),  # LeRobot's demos are of any length
+    lambda batch, demos, steps, source: source == "lerobot" or batch <= demos * steps,
     "at most the frames of a task's demos, data.demos_per_task * env.max_steps ({1} * {2}) as an upper bound",
     "lower it, or collect more demos",
   ),
@@ -279,6 +280,17 @@ RULES: tuple[Rule, ...] = (
     lambda stage, seeds: not seeds or stage in ("all", "plan", "report"),
     "all, plan or report in a study (study.seeds = {1})",
     "run a single stage with another experiment file",
+  ),
+  *(
+    Rule(
+      f"inputs.{stage}",
+      ("study.seeds",),
+      lambda given, seeds: not (given and seeds),
+      "empty in a study (study.seeds = {1}): its pieces train their own; only frames can be given",
+      "leave it out, or run a single stage with another experiment file",
+    )
+    for stage in GIVEN
+    if stage != "collect"
   ),
   Rule(
     "env.image_size",

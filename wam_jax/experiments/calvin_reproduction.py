@@ -17,7 +17,7 @@ from wam_jax.experiments import reproduction
 def get_config(preset: str = "auto") -> ConfigDict:
   c = reproduction.get_config(preset)
   c.experiment, c.env.name, c.study.arms = "calvin_reproduction", "calvin", MAIN
-  c.study.page = f"docs/results/calvin_reproduction_{c.preset}/README.md"
+  c.study.page = ""  # next to the results
   # Pictures are dear: no curve of real success over PPO's iterations, which needs 800 more episodes an arm.
   c.ppo.eval_every, c.data.heldout_starts_per_task = 0, reproduction.EPISODES
   return c

@@ -24,5 +24,6 @@ def get_config(preset: str = "auto") -> ConfigDict:
   c.data.heldout_starts_per_task = c.evaluate.episodes = EPISODES
   c.world_model.snapshots = (c.world_model.updates // 4,)  # and the same after few updates
   c.study.seeds, c.study.arms = tuple(range(60, 68)), DIAL
-  c.study.page = "docs/DISTRACTORS.md"
+  if c.preset == "demo":
+    c.study.page = "docs/DISTRACTORS.md"
   return c

@@ -61,6 +61,7 @@ def get_config(preset: str = "auto") -> ConfigDict:
     c.world_model.depth = 32
   if c.preset == "small":
     c.update_from_flattened_dict(SMALL)
+    c.study.page = "docs/RESULTS.md"
   c.study.seeds = (10, 11, 12)
   c.study.arms = REPRODUCTION
   c.data.heldout_starts_per_task = EPISODES + MONITORED

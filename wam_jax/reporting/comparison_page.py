@@ -98,7 +98,7 @@ def _table(compared: Mapping[str, Any]) -> str:
         bars.append((style, row["rate"], row["low"], row["high"]))
       if k:
         cells += "".join(_difference_cell(differences[k - 1][policy][task], mixed) for policy in NAMES)
-    label, style = ("Mean of these", ' class="mean"') if task == "mean" else (title_of(task), "")
+    label, style = ("Mean of these", ' class="mean"') if task == "mean" else (escape(title_of(task)), "")
     plot = charts.interval_chart(bars)
     lines.append(f'<tr{style}><td class="name">{label}</td><td class="plot">{plot}</td>{cells}</tr>')
   entries = [
@@ -135,7 +135,8 @@ def _seeds(compared: Mapping[str, Any]) -> str:
     span = parts.span_of(gain["low"], gain["high"], True)
     cells += f'<td>{points(gain["mean"])}<span class="ci">{span}</span></td>'
     spread = [(policy, row[policy]["values"], row[policy]["mean"]) for policy in NAMES]
-    label, style = ("Mean of these", ' class="mean"') if row["task"] is None else (title_of(row["task"]), "")
+    is_mean = row["task"] is None
+    label, style = ("Mean of these", ' class="mean"') if is_mean else (escape(title_of(row["task"])), "")
     plot = charts.spread_chart(spread, floor)
     lines.append(f'<tr{style}><td class="name">{label}</td>{cells}<td class="plot">{plot}</td></tr>')
   number = len(compared["runs"])

@@ -177,7 +177,7 @@ def _table(report: Mapping[str, Any]) -> str:
       cells += f"<td>{percent(rows['ppo'].get('imagined'))}</td>"
       cells += parts.cell(points(rows["ppo"].get("gap")), marks("gap", *where))
     cells += "".join(_cell(rows[name], False, marks(name, *where)) for name in uncompared)
-    label = "Mean of all tasks" if task is None else title_of(task)
+    label = "Mean of all tasks" if task is None else escape(title_of(task))
     label += '<br><span class="soft">left as cloned</span>' if task in report["left_as_cloned"] else ""
     style = ' class="mean"' if task is None else ""
     lines.append(f'<tr{style}><td class="name">{label}</td>{cells}</tr>')

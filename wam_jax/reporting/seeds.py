@@ -316,7 +316,7 @@ def spread(results: Sequence[Result]) -> str:
   if len(results) == 1:
     return f"1 seed, {episodes} episodes per task and policy: how far seeds differ it cannot say."
   return (
-    f"{len(results)} seeds, {episodes} episodes per task, seed and policy. One run may end anywhere here: "
+    f"{len(results)} seeds, {episodes} episodes per task, seed and policy. Range of a single run: "
     f"{_percent(min(after))} to {_percent(max(after))} % after PPO, its gain from {100 * min(gains):+.1f} to "
     f"{100 * max(gains):+.1f} points; the lowest single task is {task} of seed {seed}: {_percent(lowest)} %."
   )

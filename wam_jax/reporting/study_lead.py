@@ -21,7 +21,8 @@ _FEWEST = 4  # cells with a rank correlation
 
 def dial(results: Results) -> list[str]:
   """Success and lead at each level of the distractors, and what the levels say together."""
-  rows = [["Distractors", "WAM, %", "DreamerV2, %", "Lead, points", "bootstrap 95 %", "t 95 %", "Each seed"]]
+  heads = ["Distractors", "Seeds", "WAM, %", "DreamerV2, %", "Lead, points", "bootstrap 95 %", "t 95 %"]
+  rows = [[*heads, "Each seed"]]
   leads: dict[int, dict[int, float]] = {}
   for level in DIAL_LEVELS:
     pair = f"dial_{level}", PAIRS[f"dial_{level}"]
@@ -32,24 +33,27 @@ def dial(results: Results) -> list[str]:
     rates = [pooled([results[arm][seed] for seed in gap["seeds"]], "cloned")[0] for arm in pair]
     each = ", ".join(map(points, gap["per_seed"]))
     spans = [span(*gap["bootstrap"]), span(*gap["t"])]
-    rows.append([f"level {level}", *map(percent, rates), points(gap["mean"]), *spans, each])
+    rows.append(
+      [f"level {level}", _named(gap["seeds"]), *map(percent, rates), points(gap["mean"]), *spans, each]
+    )
   if not leads:
     return []
   parts = ["## More and more distractors", "", markdown_table(rows), ""]
   parts.append(
     "Cloned success, mean over tasks. Lead: WAM minus DreamerV2 at the same level, paired by start state. "
-    "Level 0 has no distractors; the episodes are the same at all levels."
+    "Level 0 has no distractors; the episodes are the same at all levels. Bootstrap: seeds, and start states "
+    "within them. t: Student's, over seeds."
   )
   seeds = sorted(set.intersection(*map(set, leads.values())))
   if len(leads) < len(DIAL_LEVELS) or not seeds:
-    return parts
+    return [*parts, "", "What the levels say together needs a seed with all of them: there is none yet."]
   table = 100 * np.array([[leads[level][seed] for seed in seeds] for level in DIAL_LEVELS])  # [levels, seeds]
   contrasts = {
     "mean lead of levels 1 to 3": table[1:].mean(0),
     "that minus the lead without distractors": table[1:].mean(0) - table[0],
     "slope: points per level": np.polyfit(DIAL_LEVELS, table, 1)[0],
   }
-  together = [["Over levels, of each seed", "Mean", "t 95 %", "SD over seeds", "found with 80 % power"]]
+  together = [["Over levels, points", "Mean", "t 95 %", "SD over seeds", "found with 80 % power"]]
   for label, values in contrasts.items():
     mean, low, high = bootstrap.mean_over_seeds(values.tolist())
     deviation = float(np.std(values, ddof=1)) if len(seeds) > 1 else 0.0
@@ -58,7 +62,19 @@ def dial(results: Results) -> list[str]:
     together.append(
       [label, points(mean / 100), shown, f"{deviation:.1f}" if len(seeds) > 1 else NOTHING, found]
     )
-  return [*parts, "", markdown_table(together)]
+  parts += ["", markdown_table(together), ""]
+  parts.append(
+    f"Of the seeds with all levels ({_named(seeds)}), one number each. Last column: the smallest true value "
+    "that a t-test over so many seeds finds four times in five."
+  )
+  return parts
+
+
+def _named(seeds: Sequence[int]) -> str:
+  """60 to 67, if there are all between; else one by one."""
+  if len(seeds) > 2 and list(seeds) == list(range(seeds[0], seeds[-1] + 1)):
+    return f"{seeds[0]} to {seeds[-1]}"
+  return ", ".join(map(str, seeds))
 
 
 def cells_beside(folder: pathlib.Path) -> list[Cell]:

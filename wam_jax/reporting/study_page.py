@@ -28,6 +28,7 @@ from wam_jax.reporting.study_results import (
   Results,
   common_seeds,
   curves,
+  page_of,
   read_results,
 )
 from wam_jax.reporting.study_sections import (
@@ -66,12 +67,11 @@ def write_page(
   """
   results = read_results(folder)
   folder.mkdir(parents=True, exist_ok=True)
-  cells = cells_beside(folder)
+  cells = cells_beside(folder) if is_of_dial(results, arms) else []
   for name, svg in (draw_charts(results) | draw_cells(cells)).items():
     write_text(folder / name, svg)
   page.parent.mkdir(parents=True, exist_ok=True)
-  relative = pathlib.Path(_relative(folder, page.parent))
-  write_text(page, markdown(results, cells, folder, relative, seeds, arms))
+  write_text(page, markdown(results, cells, folder, page, seeds, arms))
   return page
 
 
@@ -127,7 +127,7 @@ def markdown(
   results: Results,
   cells: Sequence[Cell],
   folder: pathlib.Path,
-  relative: pathlib.Path,
+  page: pathlib.Path,
   seeds: Sequence[int] = (),
   arms: Sequence[str] = (),
 ) -> str:
@@ -135,16 +135,16 @@ def markdown(
 
   Args:
     results: arm -> seed -> piece.
-    cells: of all studies next to it.
+    cells: of all studies next to it, for the page on distractors.
     folder: with the results, and the texts that are taken in.
-    relative: the same, as links from the page say it.
+    page: file that it is for, which its links and commands name.
     seeds: that were planned.
     arms: that were planned.
   """
-  compared = _compared(results)
-  of_dial = bool({*results, *arms} & set(DIAL))
+  compared, relative = _compared(results), pathlib.Path(_relative(folder, page.parent))
+  of_dial = is_of_dial(results, arms)
   title = "# Where does inverse dynamics help?" if of_dial else "# Does WAM do what the paper says?"
-  sections = [[title, "", *_introduction(results)], _text(folder / "reading.md")]
+  sections = [[title, "", *_introduction(results, relative)], _text(folder / "reading.md")]
   if of_dial:
     sections += [dial(results), explanation(cells, relative), _text(folder / "design.md"), _cost(results)]
   else:
@@ -155,14 +155,18 @@ def markdown(
       ppo(compared, folder, relative),
       models(compared, folder, relative),
       ablations(results),
-      explanation(cells, relative),
       *(_elsewhere(results, folder, relative) if _group(results) == REPRODUCTION else ()),
       _text(folder / "design.md"),
       power(results),
       _cost(compared),
     ]
-  sections += [_not_run(results, seeds), _commands(results)]
+  sections += [_not_run(results, seeds), _commands(results, page)]
   return "\n".join("\n".join(section) + "\n" for section in sections if section)
+
+
+def is_of_dial(results: Results, arms: Sequence[str]) -> bool:
+  """Whether a study asks where inverse dynamics helps, by its results or the arms that were planned."""
+  return bool({*results, *arms} & set(DIAL))
 
 
 def _elsewhere(results: Results, folder: pathlib.Path, relative: pathlib.Path) -> list[list[str]]:
@@ -175,7 +179,7 @@ def _elsewhere(results: Results, folder: pathlib.Path, relative: pathlib.Path) -
       continue
     compared, place = _compared(other), pathlib.Path(os.path.normpath(relative / ".." / path.name))
     parts = [
-      _introduction(other),
+      _introduction(other, place),
       _text(path / "reading.md"),
       headline(compared),
       per_task(compared),
@@ -184,7 +188,7 @@ def _elsewhere(results: Results, folder: pathlib.Path, relative: pathlib.Path) -
       _text(path / "design.md"),
       power(compared),
     ]
-    lines = [f"## The same on {_simulator(other)}"]
+    lines = [f"## The same on {_simulator(other)}: {path.name}"]
     for part in parts:
       lines += ["", *(f"#{line}" if line.startswith("## ") else line for line in part)] if part else []
     sections.append(lines)
@@ -221,37 +225,49 @@ def _compared(results: Results) -> dict[str, dict[int, Result]]:
   return {arm: {s: piece for s, piece in results[arm].items() if s in common or not common} for arm in arms}
 
 
-def _introduction(results: Results) -> list[str]:
+def _introduction(results: Results, relative: pathlib.Path) -> list[str]:
   piece = _any(results)
   if piece is None:
     return ["No result yet."]
-  pairs = [pair for pair in PAIRS.items() if pair[0] in DIAL] if _group(results) == DIAL else [MAIN]
+  of_dial = _group(results) == DIAL
+  pairs = [pair for pair in PAIRS.items() if pair[0] in DIAL] if of_dial else [MAIN]
   seeds = sorted(set.intersection(*(set(common_seeds(results, pair)) for pair in pairs)))
-  count = f"{len(seeds)} seed{'s' if len(seeds) != 1 else ''}" if seeds else "no seed yet"
+  where = "at all levels" if of_dial else "of the main comparison"
+  count = f"{_seeds(seeds)} {where}" if seeds else f"no seed {where} is complete yet"
+  arms = "Both arms of a seed and level have" if of_dial else "All arms of a seed have"
   return [
     (
       "WAM and DreamerV2 world models, equal but for the inverse-dynamics loss, on the same frames; "
       f"preset `{piece['preset']}`, {_simulator(results)}, {len(piece['tasks'])} tasks, "
-      f"{piece['episodes']} episodes per task, arm and seed, {count} of the main "
-      f"comparison{' (' + ', '.join(map(str, seeds)) + ')' if seeds else ''}. All arms of a seed have "
+      f"{piece['episodes']} episodes per task, arm and seed; {count}. {arms} "
       f"the same frames, demos and start states{_shared(results)}; differences are paired by start state. "
-      "This page is made from the files beside it; nothing in its tables is written by hand."
+      f"This page is made from [files of the pieces]({relative}); nothing in its tables is written by hand."
     ),
   ]
 
 
+def _seeds(seeds: Sequence[int]) -> str:
+  """seed 4; seeds 4, 5."""
+  return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+
+
 def _shared(results: Results) -> str:
   """Which seeds have their frames in common, in words."""
-  seeds: dict[int, list[int]] = {}
-  for pieces in results.values():
-    for seed, piece in pieces.items():
-      seeds.setdefault(piece.get("frames_of_seed", seed), []).append(seed)
-  several = {frames: sorted({*of}) for frames, of in sorted(seeds.items()) if {*of} != {frames}}
   shared = [
-    f"{'seeds' if len(of) > 1 else 'seed'} {', '.join(map(str, of))} those recorded with seed {frames}"
-    for frames, of in several.items()
+    f"{_seeds(seeds)} those recorded with seed {frames}"
+    for frames, seeds in _by_frames(results).items()
+    if seeds != [frames]
   ]
   return f" ({'; '.join(shared)}: what another recording changes is in no interval)" if shared else ""
+
+
+def _by_frames(results: Results) -> dict[int, list[int]]:
+  """Seed that recorded frames -> seeds of the pieces that learned from them."""
+  seeds: dict[int, set[int]] = {}
+  for pieces in results.values():
+    for seed, piece in pieces.items():
+      seeds.setdefault(piece.get("frames_of_seed", seed), set()).add(seed)
+  return {frames: sorted(of) for frames, of in sorted(seeds.items())}
 
 
 def _cost(results: Results) -> list[str]:
@@ -289,7 +305,7 @@ def _cost(results: Results) -> list[str]:
     "",
     (
       f"On {'; '.join(machines)}; memory up to {peak / 2**30:.1f} GiB. Frames are collected once per "
-      f"{'recording' if _shared(results) else 'seed'}."
+      f"{'recording' if _shared(results) else 'seed and level' if _group(results) == DIAL else 'seed'}."
     ),
   ]
 
@@ -304,27 +320,37 @@ def _not_run(results: Results, planned: Sequence[int]) -> list[str]:
     missing = [seed for seed in seeds if seed not in results.get(arm, {})]
     if missing:
       lines.append(
-        f"- {ARMS[arm].title} (`{arm}`): "
-        f"{'seed ' + ', '.join(map(str, missing)) if results.get(arm) else 'no seed'}"
+        f"- {ARMS[arm].title} (`{arm}`): {_seeds(missing) if results.get(arm) else 'none of the seeds'}"
       )
-  return ["## Not run, of the seeds asked for and those there are", "", *lines] if lines else []
+  return ["## Not run yet", "", *lines] if lines else []
 
 
-def _commands(results: Results) -> list[str]:
+def _commands(results: Results, page: pathlib.Path) -> list[str]:
   example = _any(results)
   if example is None:
     return []
-  given, is_study = _given(example)
+  given, own = _given(example, page)
   given += ["--config.env.calvin_root=calvin_env"] if example["simulator"]["name"] == "calvin" else []
-  given += ["--config.inputs.collect=FOLDER"] if _shared(results) else []
-  one = {"arms": example["arm"], "seeds": example["seed"]}
-  seeds = sorted({seed for pieces in results.values() for seed in pieces})
-  whole = {} if is_study else {"arms": ",".join(results), "seeds": ",".join(map(str, seeds))}
+  collect = "--config.inputs.collect=FOLDER"
+  arms = {} if own else {"arms": ",".join(results)}
 
   def command(study: Mapping[str, Any], *flags: str) -> str:
     flags = (*(f"--config.study.{name}={value}" for name, value in study.items()), *given, *flags)
     name = f"experiments/{example['experiment']}.py:{example['preset']}"
     return " ".join(["python -m wam_jax.main", f"--config={name}", *flags])
+
+  by_frames = _by_frames(results)
+  alone = [seed for frames, seeds in by_frames.items() if seeds == [frames] for seed in seeds]
+  shared = {frames: seeds for frames, seeds in by_frames.items() if seeds != [frames]}
+  study = lambda seeds: arms | ({} if own and not shared else {"seeds": ",".join(map(str, seeds))})
+  lines = [f"{command(study(alone))}    # all that is not there, and this page"] if alone else []
+  for frames, seeds in shared.items():
+    lines.append(f"{command(study(seeds), collect)}    # what is not there, on the frames of seed {frames}")
+  flags = () if example["seed"] in alone else (collect,)
+  one = command({"arms": example["arm"], "seeds": example["seed"]}, *flags)
+  lines.append(f"{one}    # one piece")
+  every = sorted({seed for pieces in results.values() for seed in pieces})
+  lines.append(f"{command({} if own else study(every), '--config.stage=report')}    # this page alone")
 
   commits = sorted(
     {commit[:10] for pieces in results.values() for piece in pieces.values() for commit in piece["commits"]}
@@ -333,9 +359,7 @@ def _commands(results: Results) -> list[str]:
     "## The commands",
     "",
     "```bash",
-    f"{command(whole)}    # all that is not there, and this page",
-    f"{command(one)}    # one piece",
-    f"{command(whole, '--config.stage=report')}    # this page alone",
+    *lines,
     "```",
     "",
     (
@@ -345,12 +369,13 @@ def _commands(results: Results) -> list[str]:
   ]
 
 
-def _given(piece: Result) -> tuple[list[str], bool]:
-  """Flags for settings of a piece that its experiment does not have, and whether that names seeds itself."""
+def _given(piece: Result, page: pathlib.Path) -> tuple[list[str], bool]:
+  """Flags for a piece's settings and page that its experiment does not have; whether that names its seeds."""
   experiment = config_lib.own_experiments().get(piece["experiment"])
   if experiment is None:
     return [], True
-  own = config_lib.flatten(config_lib.load_experiment(f"{experiment}:{piece['preset']}"))
+  loaded = config_lib.load_experiment(f"{experiment}:{piece['preset']}")
+  own = config_lib.flatten(loaded)
   as_text = lambda value: ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
   flags = [
     f"--config.{path}={as_text(value)}"
@@ -359,4 +384,6 @@ def _given(piece: Result) -> tuple[list[str], bool]:
     and path in own.keys() - piece["changes"].keys()
     and as_text(own[path]) != as_text(value)
   ]
+  if page != page_of(loaded):
+    flags.append(f"--config.study.page={page}")
   return flags, bool(own["study.seeds"])

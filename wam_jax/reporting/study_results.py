@@ -24,6 +24,16 @@ Result = Mapping[str, Any]
 Results = Mapping[str, Mapping[int, Result]]  # arm -> seed -> piece
 
 
+def folder_of(config: Any) -> pathlib.Path:
+  """Where the results of a study are."""
+  return pathlib.Path(config.study.results) / f"{config.experiment}_{config.preset}"
+
+
+def page_of(config: Any) -> pathlib.Path:
+  """File of a study's page."""
+  return pathlib.Path(config.study.page or folder_of(config) / "README.md")
+
+
 class ResultError(Exception):
   """A result file cannot be used."""
 

@@ -91,7 +91,7 @@ def run(config: FrozenConfigDict) -> None:
   Raises:
     StageError: a result has other settings or frames, or cannot be read; given frames are of other settings.
   """
-  results = results_folder(config)
+  results = study_results.folder_of(config)
   pieces = [
     Piece(arm, seed, pathlib.Path(config.workdir)) for seed in config.study.seeds for arm in config.study.arms
   ]
@@ -117,7 +117,7 @@ def run(config: FrozenConfigDict) -> None:
   if first:
     with _alone_in(results):
       page = study_page.write_page(
-        pathlib.Path(config.study.page), results, config.study.seeds, config.study.arms
+        study_results.page_of(config), results, config.study.seeds, config.study.arms
       )
     print(f"\nPage of results: {page.absolute()}")
 
@@ -163,11 +163,6 @@ def _alone_in(folder: pathlib.Path) -> Iterator[None]:
   folder.mkdir(parents=True, exist_ok=True)
   with locks.locked(folder / ".lock", wait=True):
     yield
-
-
-def results_folder(config: Any) -> pathlib.Path:
-  """Where the study's results are."""
-  return pathlib.Path(config.study.results) / f"{config.experiment}_{config.preset}"
 
 
 def plan_text(config: Any, progress: Mapping[Piece, bool]) -> str:
