@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import json
+import shutil
 import types
 
 import jax
@@ -26,7 +27,7 @@ from wam_jax.data.files import DatasetError, read_npz
 from wam_jax.data.frames import check_vectors, frame_path
 from wam_jax.embodiment import CALVIN, FILE, ActionDimension, Camera, EmbodimentError
 from wam_jax.nn.world_model import make_world_model, needs_statistics, proprio_features, reported_state
-from wam_jax.running import data_check, plan
+from wam_jax.running import data_check, plan, runner
 from wam_jax.stages.featurize import filter_demos
 from wam_jax.storage import artifact as artifact_lib
 from wam_jax.training import behaviour_cloning, imagination, ppo
@@ -141,6 +142,22 @@ def test_demos_without_labels_are_refused(tmp_path):
   with pytest.raises(DatasetError, match="done") as error:
     calvin.read_demos(tmp_path / "training", (TASK,), image_size=SIZE)
   assert error.value.key == "success"
+
+
+@pytest.mark.parametrize("split", ["training", "validation"])
+def test_demos_without_labels_are_found_before_anything_is_trained(root, split):
+  looked_at = inspect.inspect_dataset(root, tasks=(TASK,), image_size=SIZE)
+  assert "featurize" in looked_at["stages"]
+  for path in (root / split).glob("episode_*.npz"):
+    np.savez(path, **{key: value for key, value in read_npz(path).items() if key != "success"})
+  looked_at = inspect.inspect_dataset(root, tasks=(TASK,), image_size=SIZE)
+  assert "world_model" in looked_at["stages"] and "featurize" not in looked_at["stages"]
+  assert [problem["key"] for problem in looked_at["problems"]] == ["success"]
+  config = chain_config(root)
+  problems = data_check.check_data(config, plan.make_plan(config))[0]
+  assert (
+    len(problems) == 1 and split in problems[0] and "nothing says whether the task is done" in problems[0]
+  )
 
 
 def test_a_damaged_description_is_named(root):
@@ -320,6 +337,36 @@ def test_play_without_scenes_is_not_searched_for_successes(tmp_path, monkeypatch
   config = chain_config(tmp_path / "data", **searched)
   problems = data_check.check_data(config, plan.make_plan(config))[0]
   assert any("no scene_obs" in line and "play_successes_by=classifier" in line for line in problems)
+
+
+def test_a_dataset_is_known_by_what_it_holds_wherever_it_lies(tmp_path):
+  made_up_robot.write_dataset(tmp_path / "data")
+  (tmp_path / "link").symlink_to(tmp_path / "data")
+  run = lambda root: runner.run(
+    chain_config(root, stage="collect", workdir=str(tmp_path / "run")), quiet=True
+  )
+  planned = lambda root: plan.make_plan(chain_config(root, stage="collect", workdir=str(tmp_path / "run")))
+  run(tmp_path / "link")
+  collect = tmp_path / "run" / "collect"
+  assert json.loads((collect / "dataset.json").read_text())["root"] == str(tmp_path / "link")
+  (tmp_path / "data").rename(tmp_path / "moved")
+  (tmp_path / "link").unlink()
+  (tmp_path / "link").symlink_to(tmp_path / "moved")
+  assert calvin.dataset_path(collect) == tmp_path / "link"
+  assert planned(tmp_path / "link")["collect"].action == "skip"
+  assert planned(tmp_path / "moved")["collect"].action == "resume"  # looks at it, and notes its place
+  run(tmp_path / "moved")
+  assert calvin.dataset_path(collect) == tmp_path / "moved"
+  assert planned(tmp_path / "moved")["collect"].action == "skip"
+  shutil.rmtree(tmp_path / "moved" / "training")
+  made_up_robot.write_frames(tmp_path / "moved" / "training", seed=5)
+  assert planned(tmp_path / "moved")["collect"].action == "skip"  # frames are not looked at
+  annotations = calvin.annotation_file(tmp_path / "moved" / "training")
+  annotations.write_bytes(calvin.annotation_file(tmp_path / "moved" / "validation").read_bytes() + b" ")
+  with pytest.raises(
+    plan.StageError, match="moved holds other episodes or takes than when stage collect saw it"
+  ):
+    run(tmp_path / "moved")
 
 
 @pytest.mark.parametrize("given", [False, True])

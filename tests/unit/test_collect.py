@@ -228,6 +228,10 @@ def test_resumes_where_it_was_killed(collected, tmp_path, monkeypatch):
   monkeypatch.setattr(recording_workers, "record", lambda *_: pytest.fail("recorded again"))
   _run(_config(), tmp_path)
   assert _files(tmp_path) == _files(collected[0])
+  # Killed again, just before the stage was marked as done.
+  monkeypatch.setattr(collect, "_draw_split", lambda *_: pytest.fail("drew again"))
+  assert _run(_config(), tmp_path)["frames"]
+  assert _files(tmp_path) == _files(collected[0])
 
 
 def test_leftovers_of_other_settings_are_not_mixed_in(collected, tmp_path, monkeypatch):

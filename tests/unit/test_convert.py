@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import jax
+import made_up_robot
 import numpy as np
 import pytest
 
@@ -486,3 +487,26 @@ def test_annotations_with_other_keys(source, tmp_path):
   calvin_writer.save_pickled(path, content)
   _convert(source, tmp_path / "out")
   assert len(calvin.read_demos(tmp_path / "out/training", TASKS, image_size=8).annotations) == 3
+
+
+def test_labels_that_only_some_frames_have_are_refused(tmp_path):
+  """Play comes first: success would be left out of all frames, those of demos too."""
+  made_up_robot.write_dataset(tmp_path / "source")
+  folder = tmp_path / "source" / "training"
+  for i in range(made_up_robot.LENGTHS[0]):
+    frame = files.read_npz(frame_path(folder, i))
+    np.savez(frame_path(folder, i), **{key: value for key, value in frame.items() if key != "success"})
+  with pytest.raises(DatasetError, match="has success, but frame 0 has not.*in all frames") as error:
+    _convert(tmp_path / "source", tmp_path / "out")
+  assert error.value.file == frame_path(folder, made_up_robot.LENGTHS[0])
+
+
+def test_folders_that_may_not_be_read_are_one_sentence(source, monkeypatch):
+  monkeypatch.setattr(
+    os, "listdir", lambda _: (_ for _ in ()).throw(PermissionError(13, "Permission denied"))
+  )
+  with pytest.raises(DatasetError, match=r"training: cannot be read \(Permission denied\)"):
+    calvin.read_split(source / "training", 8)
+  monkeypatch.setattr(os.path, "isdir", lambda _: False)
+  with pytest.raises(DatasetError, match="no such folder, or one that you may not read"):
+    calvin.check_root(source)

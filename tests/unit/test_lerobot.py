@@ -745,3 +745,64 @@ def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
 )
 def test_channels_may_stand_first(names, shape, size):
   assert lerobot_info.picture_size({"shape": shape, "names": names}) == size
+
+
+def test_another_spelling_of_the_path_is_the_same_data(made, tmp_path, monkeypatch):
+  monkeypatch.chdir(made.parent)
+  first, second = (
+    convert.convert(path, tmp_path / "out", image_size=SIDE, selection=select(path), log=lambda _: None)
+    for path in (made.name, made)
+  )
+  assert first == second
+
+
+def test_more_frames_than_ids_can_count(made, tmp_path, monkeypatch):
+  monkeypatch.setattr(lerobot, "MAX_ID", 9)
+  with pytest.raises(DatasetError, match=r"holds \d+ frames, more than 10,.*data.episodes"):
+    convert.convert(made, tmp_path / "out", image_size=SIDE, selection=select(made), log=lambda _: None)
+
+
+def test_videos_that_were_read_are_closed(tmp_path, monkeypatch):
+  """A file for each episode and camera: only that of each camera which was read last stays open."""
+  root = made_up.write(tmp_path / "cups", "v2.1")
+  opened, closed = [], []
+
+  class Watched(lerobot.Video):
+    def __init__(self, *args):
+      opened.append(self)
+      super().__init__(*args)
+
+    def close(self):
+      closed.append(self)
+      super().close()
+
+  monkeypatch.setattr(lerobot, "Video", Watched)
+  data = lerobot.open_data(select(root))
+  read_all(data, SIDE)
+  cameras = len(data.robot.cameras)
+  assert len(opened) == cameras * len(LENGTHS) and len(opened) - len(closed) == cameras
+  lerobot._check_videos(data)
+  assert len(opened) - len(closed) == cameras
+
+
+def test_a_frame_of_two_windows_is_that_of_the_later_one(monkeypatch):
+  """Its success too, as predicates tell it."""
+  done_from = {"open_drawer": 10, "turn_on_led": 25}
+  monkeypatch.setattr(
+    lerobot_writer.task_rules, "success", lambda task, _, scene: scene[:, 0] >= done_from[task]
+  )
+  windows = [("open_drawer", 0, 20), ("turn_on_led", 8, 30)]
+  split = lerobot_writer._Split("training", None, windows)
+  names, success = lerobot_writer._labels(split, np.arange(30), {"scene_obs": np.arange(30.0)[:, None]})
+  assert names == ["open_drawer"] * 8 + ["turn_on_led"] * 22
+  np.testing.assert_array_equal(success, np.arange(30) >= 25)
+
+
+def test_a_key_of_one_split_only_is_refused(tmp_path):
+  made_up_robot.write_frames(tmp_path / "source/training", CALVIN)
+  made_up_robot.write_frames(tmp_path / "source/validation", CALVIN)
+  for path in (tmp_path / "source/training").glob("episode_*.npz"):
+    with np.load(path) as file:
+      np.savez(path, **file, scene_obs=np.zeros(24))
+  with pytest.raises(DatasetError, match="scene_obs.*one split only, of training and validation"):
+    lerobot_writer.write_lerobot(tmp_path / "source", tmp_path / "lerobot")

@@ -505,6 +505,26 @@ def test_what_was_learned_for_other_tasks_is_refused(tmp_path, stage):
   assert "inputs.world_model" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+  ("stage", "name", "own"),
+  [
+    ("behaviour_cloning", "policy", "gaussian"),
+    ("behaviour_cloning", "blocks", 3),
+    ("behaviour_cloning", "denoising_steps", 7),
+    ("ppo", "fine_tuned_steps", 3),
+  ],
+)
+def test_given_policies_of_other_networks_are_refused(tmp_path, stage, name, own):
+  """More blocks than the config's would be left out without a word, and no weight is shaped by the steps."""
+  config = config_lib.preset_config("demo")
+  given = make_artifact(stage, tmp_path, {stage: {name: own}})
+  plans = {stage: StagePlan(stage, "use", given)}
+  with pytest.raises(StageError, match=f"(?s)inputs.{stage}={given.path}: .*--config.{stage}.{name}={own}"):
+    plan.check_lineage(config, plans)
+  config[stage][name] = own
+  plan.check_lineage(config, plans)
+
+
 def test_policies_after_ppo_that_began_elsewhere_are_refused(tmp_path):
   """Their gain would be measured from cloned policies that they never were."""
   config = config_lib.preset_config("demo")

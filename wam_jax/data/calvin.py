@@ -9,6 +9,7 @@ annotations: a world model needs none.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,10 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from wam_jax.data.converted import open_reader, stored_shapes
+from wam_jax.data.converted import MANIFEST, open_reader, stored_shapes
 from wam_jax.data.files import (
   COPY_AGAIN,
   IDS_FILE,
+  MAX_FILE,
   MAX_ID,
   DatasetError,
   PathLike,
@@ -36,8 +38,9 @@ from wam_jax.data.frames import (
   frame_path,
   vector_shape,
 )
-from wam_jax.embodiment import ROBOT_OBS, SCENE_OBS
+from wam_jax.embodiment import FILE, ROBOT_OBS, SCENE_OBS
 from wam_jax.envs import tasks as task_rules
+from wam_jax.host.regular_files import read_bytes
 from wam_jax.storage.artifact import Artifact
 from wam_jax.storage.records import read_record
 
@@ -376,24 +379,43 @@ def with_success(folder: pathlib.Path, frames: Frames, tasks: Sequence[str]) -> 
   """
   if frames.success is not None:
     return frames
-  without = sorted({task for task in tasks if task not in task_rules.PREDICATES})
-  if frames.scene_obs is None or without:
-    missing = (
-      "they have no scene_obs either"
-      if frames.scene_obs is None
-      else f"of {without[0]} scene_obs says nothing"
-    )
-    raise DatasetError(
-      frame_path(folder, int(frames.ids[0])),
-      f"nothing says whether the task is done: frames have no success, and {missing}.",
-      key="success",
-      fix="write true or false into each frame of a demo: is the task done?",
-    )
+  _check_told(frame_path(folder, int(frames.ids[0])), frames.scene_obs is not None, tasks)
+  assert frames.scene_obs is not None
   success = np.zeros(frames.num_frames, bool)
   for task, start, end in zip(tasks, frames.starts, frames.ends, strict=True):
     scene = frames.scene_obs[start:end]
     success[start:end] = task_rules.success(task, scene[:1], scene)
   return dataclasses.replace(frames, success=success)
+
+
+def _check_told(file: pathlib.Path, has_scene: bool, tasks: Iterable[str]) -> None:
+  """Raises DatasetError if frames without `success` do not say whether the tasks are done; names `file`."""
+  without = sorted({task for task in tasks if task not in task_rules.PREDICATES})
+  if has_scene and not without:
+    return
+  missing = f"of {without[0]} scene_obs says nothing" if has_scene else "they have no scene_obs either"
+  raise DatasetError(
+    file,
+    f"nothing says whether the task is done: frames have no success, and {missing}.",
+    key="success",
+    fix="write true or false into every frame of the split: is the task of its demo done? In play false.",
+  )
+
+
+def check_success(folder: PathLike, tasks: Sequence[str]) -> None:
+  """Looks at the first frame of the first annotated window of each task, as `with_success` will at all.
+
+  Raises:
+    DatasetError: nothing says whether the task is done; or annotations or frames are broken.
+  """
+  folder = pathlib.Path(folder)
+  first: dict[str, int] = {}
+  for task, low, _ in read_raw_annotations(folder):
+    first.setdefault(task, low)
+  for task in (task for task in tasks if task in first):
+    reader = open_reader(folder, np.array([[first[task], first[task]]]), 1)
+    if "success" not in reader.widths:
+      _check_told(reader.path(first[task]), "scene_obs" in reader.widths, [task])
 
 
 def demo_spans(
@@ -530,16 +552,38 @@ def check_root(root: PathLike) -> pathlib.Path:
     DatasetError: no such folder, or no training/ or validation/ in it.
   """
   root = pathlib.Path(root)
-  if not root.is_dir():
-    raise DatasetError(root, "no such folder.", fix="set config.data.calvin_path to a CALVIN dataset.")
+  if not os.path.isdir(root):  # Path.is_dir raises where a folder above cannot be read
+    rule = "no such folder, or one that you may not read."
+    raise DatasetError(root, rule, fix="set config.data.calvin_path to a CALVIN dataset.")
   for split in ("training", "validation"):
-    if not (root / split).is_dir():
+    if not os.path.isdir(root / split):
       raise DatasetError(
         root,
         f"not a CALVIN dataset: it has no {split}/.",
         fix="point to the folder that holds training/ and validation/, e.g. task_D_D.",
       )
   return root
+
+
+def signature(root: PathLike) -> str:
+  """Changes with what a dataset holds: its episodes, annotated windows, start states and robot. Hexadecimal.
+
+  Frames themselves are not looked at. Empty where the dataset cannot be read.
+  """
+  root, digest = pathlib.Path(root), hashlib.sha256()
+  splits = [root / name for name in ("training", "validation", FAILED)]
+  files = [root / FILE, root / MANIFEST]
+  files += [path for split in splits for path in (split / IDS_FILE, split / START_STATES_FILE)]
+  files += [annotation_file(split) for split in splits]
+  try:
+    if not (splits[0] / IDS_FILE).is_file():
+      return ""
+    for path in files:
+      content = read_bytes(path, MAX_FILE) if path.is_file() else b""
+      digest.update(f"{path.relative_to(root)} {len(content)}\n".encode() + content)
+  except OSError:
+    return ""
+  return digest.hexdigest()
 
 
 def check_dataset(root: PathLike, tasks: Sequence[str], image_size: int = 64) -> dict[str, dict[str, Any]]:

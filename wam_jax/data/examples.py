@@ -15,6 +15,7 @@ from wam_jax.data.frames import FrameReader, ids_of, vector_shape
 
 EXAMPLE_FRAMES = 64
 _FIRST_FRAMES = 10  # of a split that may be broken
+_WINDOWS_CHECKED = 32
 
 Chunk = tuple[int, int, int]  # episode, first and last frame id
 
@@ -127,8 +128,25 @@ def plan_split(folder: PathLike, image_size: int = 64, skip_broken: bool = False
       if not skip_broken or attempt == _FIRST_FRAMES - 1:
         raise
       missing = sorted([*missing, int(pieces[0, 0])])
+  _check_optional(reader, [low for _, low, _ in raw if low not in set(missing)])
   chunks = chunks_of(spans, pieces)
   return SplitPlan(folder, image_size, skip_broken, spans, tuple(raw), chunks, tuple(missing), reader)
+
+
+def _check_optional(reader: FrameReader, starts: Sequence[int]) -> None:
+  """Raises DatasetError if first frames of annotated windows have other keys than the split's first frame."""
+  first = int(reader.ids[0])
+  expected = reader.optional_keys(first)
+  for frame_id in starts[:: 1 + len(starts) // _WINDOWS_CHECKED]:
+    if different := reader.optional_keys(frame_id) ^ expected:
+      key = min(different)
+      have, lack = (frame_id, first) if key not in expected else (first, frame_id)
+      raise DatasetError(
+        reader.path(have),
+        f"has {key}, but frame {lack} has not: it must be in all frames of a split or in none.",
+        key=key,
+        fix="write false into frames of play." if key == "success" else f"write {key} into all frames.",
+      )
 
 
 def chunks_of(spans: np.ndarray, pieces: np.ndarray) -> tuple[Chunk, ...]:

@@ -120,7 +120,12 @@ def ids_of(spans: np.ndarray) -> np.ndarray:
 def list_frames(folder: PathLike) -> tuple[FrameNames, np.ndarray]:
   """How the frames of a folder are called, by most of its npz files, and [n] int64 ids that have a file."""
   numbers: dict[str, list[str]] = {}
-  for name in os.listdir(folder):
+  try:
+    present = os.listdir(folder)
+  except OSError as error:
+    rule = f"cannot be read ({error.strerror or error})."
+    raise DatasetError(folder, rule, fix="look at its path and permissions.") from None
+  for name in present:
     if match := _FRAME_NAME.fullmatch(name):
       numbers.setdefault(match[1], []).append(match[2])
   if not numbers:
@@ -333,6 +338,10 @@ class FrameReader:
     self.has_absolute = "actions" in arrays
     self._shapes = _picture_shapes(path, arrays, self.embodiment, self.image_size)
     self.widths = vector_keys(self.embodiment, [key for key in OPTIONAL if key in arrays])
+
+  def optional_keys(self, frame_id: int) -> set[str]:
+    """Which of the keys that a split may lack a frame has."""
+    return set(read_npz(self.path(frame_id), (), tuple(OPTIONAL)))
 
   @property
   def picture_shapes(self) -> dict[str, tuple[int, ...]]:

@@ -5,8 +5,8 @@ python -m wam_jax.data.inspect --source=task_D_D --frames=0 # every frame
 python -m wam_jax.data.inspect --source=task_D_D --json     # the same for scripts
 python -m wam_jax.data.inspect --source=my_lerobot_dataset --tasks=stack_cups
 
-Says which stages the data allow, and warns of what may teach nothing. Exit code 0: all stages can run with
-these tasks (--tasks= asks for none: a world model on play alone); 1: some cannot. All problems are listed.
+Says which stages the data allow, and warns of what may teach nothing. Exit code 0: it found no problem with
+these tasks (--tasks= asks for none: a world model on play alone); 1: it found some, and lists them all.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def inspect_dataset(
   root = pathlib.Path(root)
   problems: Problems = []
   report = _empty_report(str(root), problems)
-  present = [name for name in SPLITS if (root / name).is_dir()]
+  present = [name for name in SPLITS if os.path.isdir(root / name)]
   for name in present:
     report["splits"][name] = _inspect_split(root / name, tasks, frames, image_size, workers, problems)
   _note(problems, calvin.check_root, root)
@@ -218,7 +218,7 @@ def _inspect_split(
   """{"frames", "episodes", "ids", "episode_lengths", "missing", "windows": {task: {"count", "lengths"}},
   "keys", "pictures": {key: shape}, "read", "broken", "ranges": {key: {"low", "high"}}}; what could not be
   found out is empty or 0."""
-  out = _empty_split()
+  out, known = _empty_split(), len(problems)
   spans = _note(problems, calvin.read_episode_ids, folder)
   if spans is None:
     return out
@@ -250,6 +250,8 @@ def _inspect_split(
   if len(ids):
     picked = ids if not frames else ids[np.unique(np.linspace(0, len(ids) - 1, frames).astype(int))]
     _inspect_frames(folder, picked, image_size, workers, out, problems)
+  if len(problems) == known and folder.name != calvin.FAILED:
+    _note(problems, calvin.check_success, folder, tasks, stops="featurize")
   return out
 
 

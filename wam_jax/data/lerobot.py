@@ -7,6 +7,7 @@ play, or held out; `plan_splits` makes of them what `convert` and `inspect` take
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -24,6 +25,7 @@ from wam_jax.core import image as image_lib
 from wam_jax.data import doubts
 from wam_jax.data.calvin import FAILED
 from wam_jax.data.examples import SplitPlan, chunks_of
+from wam_jax.data.files import MAX_ID
 from wam_jax.data.frames import FrameReader, vector_keys
 from wam_jax.data.lerobot_pictures import Cells, Video
 from wam_jax.data.lerobot_tables import (
@@ -105,6 +107,8 @@ class LeRobotReader(FrameReader):
     path, begin = episode.videos.get(feature, (episode.table, 0.0))
     file = self._open_files.get(name)
     if file is None or file.path != path:
+      if file is not None:
+        file.close()
       size = picture_size(episode.info.features[feature])
       is_video = feature in episode.videos
       file = Video(path, feature, size) if is_video else Cells(episode, feature, size)
@@ -129,7 +133,7 @@ class LeRobotReader(FrameReader):
     files |= {path for episode in data.episodes for path, _ in episode.videos.values()}
     for path in sorted(files):
       status = guarded(path, "frames", functools.partial(os.stat, path))
-      digest.update(f"{path} {status.st_size} {status.st_mtime_ns}".encode())
+      digest.update(f"{os.path.realpath(path)} {status.st_size} {status.st_mtime_ns}".encode())
     return digest.hexdigest()
 
 
@@ -241,6 +245,12 @@ def plan_splits(
   Raises:
     DatasetError: as `divide`, a video is missing or shorter than its table, or pictures are too small.
   """
+  if (count := int(data.ends[-1])) > MAX_ID + 1:
+    raise DatasetError(
+      selection.path[0],
+      f"holds {count:,} frames, more than {MAX_ID + 1:,}, which ids of seven digits can count.",
+      fix="name the episodes that are needed: data.episodes",
+    )
   _check_videos(data)
   plans = {}
   for split in divide(data, selection):
@@ -269,9 +279,10 @@ def _check_videos(data: LeRobotData) -> None:
         fix = LEAVE_OUT.format(after.number)
         raise DatasetError(after.record, rule, key=f"videos/{feature}/from_timestamp", fix=fix)
     _, last, episode = max(spans, key=lambda span: span[1])
-    video = Video(path, feature, picture_size(episode.info.features[feature]))
-    if video.end < last + 0.25 / episode.info.fps:
-      rule = f"ends at {video.end:.4g} s, but the last frame of {episode} is at {last:.4g} s: it is shorter "
+    with contextlib.closing(Video(path, feature, picture_size(episode.info.features[feature]))) as video:
+      end = video.end
+    if end < last + 0.25 / episode.info.fps:
+      rule = f"ends at {end:.4g} s, but the last frame of {episode} is at {last:.4g} s: it is shorter "
       rule += "than its table."
       raise DatasetError(path, rule, key=feature, fix=LEAVE_OUT.format(episode.number))
 

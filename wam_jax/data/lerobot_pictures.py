@@ -67,6 +67,11 @@ class Video:
       rule = f"damaged near {time:.4g} s, in {what} ({str(error)[:200]})."
       raise DatasetError(self.path, rule, key=self._feature, fix=COPY_AGAIN) from None
 
+  def close(self) -> None:
+    """Ends its threads and frees its pictures, which would be left to the garbage collector."""
+    self._frames, self._frame = iter(()), None
+    self._container.close()
+
   def _find(self, time: float, half: float, what: str) -> np.ndarray:
     if not self._at - half <= time <= self._at + _AHEAD:
       self._container.seek(max(int((time - half) / self._stream.time_base), 0), stream=self._stream)
@@ -107,6 +112,10 @@ class Cells:
       raise DatasetError(self.path, rule, key=self._feature, fix=LEAVE_OUT_ANY)
     decode = lambda: self._decode(content, name, what)
     return guarded(self.path, f"the picture of {what}", decode, self._feature)
+
+  def close(self) -> None:
+    """Closes the table."""
+    self._file.close()
 
   def _decode(self, content: bytes | None, name: str | None, what: str) -> np.ndarray:
     from PIL import Image

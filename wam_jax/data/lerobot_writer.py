@@ -199,6 +199,10 @@ def write_lerobot(
       spans = calvin.read_episode_ids(source / name)
       reader = converted.open_reader(source / name, spans, image_size)
       splits.append(_Split(name, reader, calvin.read_raw_annotations(source / name)))
+      if different := (set(reader.widths) ^ set(splits[0].reader.widths)) - {"success"}:
+        rule = f"is in the frames of one split only, of {splits[0].name} and {name}."
+        fix = f"record {min(different)} in all splits, or in none."
+        raise DatasetError(source / name, rule, key=min(different), fix=fix)
   parquet(), pyav()  # before anything is written
   partial = out.with_name(f"{out.name}.partial")
   try:
@@ -449,8 +453,9 @@ def _labels(split: _Split, ids: np.ndarray, vectors: dict[str, np.ndarray]) -> t
     part = slice(low - int(ids[0]), high - int(ids[0]))
     names[part] = [task] * (high - low)
     scene = vectors.get("scene_obs")
-    if recorded is None and scene is not None and task in task_rules.PREDICATES:
-      success[part] |= task_rules.success(task, scene[part][:1], scene[part])
+    if recorded is None and scene is not None:  # a frame that two windows share belongs to the later one
+      known = task in task_rules.PREDICATES
+      success[part] = task_rules.success(task, scene[part][:1], scene[part]) if known else False
   return names, success
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from wam_jax.core.backend import cpu_device
 from wam_jax.data.files import DatasetError, PathLike
 from wam_jax.data.frames import empty
 from wam_jax.data.frames_cache import FrameCache
@@ -163,7 +164,7 @@ def starts_on_host(sampler: Sampler, key_of: Callable[[jax.Array], jax.Array]) -
   Returns:
     Function of the update's number alone.
   """
-  host = jax.local_devices(backend="cpu")[0]
+  host = cpu_device()
   draw = jax.jit(lambda update: sampler.starts(key_of(update), update))
 
   def starts(update: int) -> np.ndarray:

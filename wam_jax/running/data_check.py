@@ -78,6 +78,17 @@ def _check_failed_takes(config: ConfigDict, root: pathlib.Path) -> list[str]:
   return _few_failed_takes(config, (task for task, _, _ in windows), folder)
 
 
+def _success_unknown(folder: pathlib.Path, tasks: Sequence[str]) -> list[str]:
+  """Says so where nothing says whether the tasks of a split's demos are done."""
+  try:
+    calvin.check_success(folder, tasks)
+  except DatasetError as error:
+    if error.key == "success":
+      return [str(error)]
+    raise
+  return []
+
+
 def _check_given(config: ConfigDict, collect: Artifact) -> list[str]:
   """`_check_failed_takes` of finished frames; whoever reads them says what is wrong with them."""
   try:
@@ -114,6 +125,7 @@ def check_data(config: ConfigDict, plans: Mapping[str, StagePlan]) -> tuple[list
           absent += lacking
           known = ", ".join(sorted({task for task, _, _ in raw})) or "none"
           problems.append(f"{folder} has no annotated window of {', '.join(lacking)}; it has {known}")
+        problems += _success_unknown(folder, config.tasks)
       if (
         config.data.play_successes_per_task
         and config.data.play_successes_by == "predicates"

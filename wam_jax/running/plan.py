@@ -20,6 +20,7 @@ from wam_jax import config as config_lib
 from wam_jax.config import chain
 from wam_jax.config.checks import shown
 from wam_jax.config.fields import FIELDS
+from wam_jax.data import calvin
 from wam_jax.embodiment import CALVIN, Embodiment, EmbodimentError
 from wam_jax.host.dataset_files import DatasetError
 from wam_jax.host.machine import available_cores, find_accelerator
@@ -29,6 +30,18 @@ from wam_jax.storage import artifact as artifact_lib
 from wam_jax.storage.artifact import Artifact
 
 REFERENCE = "2 cores of an AMD EPYC with nothing else to do"  # on which `chain` has its seconds
+
+
+# What parameters mean, of stages whose policies can be given: not all of it shows in their shapes.
+_NETWORKS = {
+  "behaviour_cloning": ("policy", "chunk", "hidden", "blocks", "time_dim", "denoising_steps"),
+  "ppo": ("fine_tuned_steps",),
+}
+
+
+_DATASET = (
+  "dataset"  # in the settings of stage collect, for data.calvin_path: `calvin.signature` of what it saw
+)
 
 
 class StageError(Exception):
@@ -138,8 +151,13 @@ def _plan_stage(config: ConfigDict, stage: str, plans: dict[str, StagePlan]) -> 
   if stage == "collect" and robot != CALVIN:
     part["embodiment"] = json.dumps(robot.to_dict())
   path = pathlib.Path(config.workdir) / stage
-  fingerprint = artifact_lib.fingerprint(part, inputs, row.schema)
   saved = artifact_lib.read_artifact(path)
+  moved = False
+  if stage == "collect" and config.data.source == "calvin" and (saved is None or _DATASET in saved.part):
+    place = str(part.pop("data.calvin_path"))
+    part[_DATASET] = calvin.signature(place)  # what a dataset holds counts, not where it lies
+    moved = saved is not None and saved.config["data"]["calvin_path"] != place
+  fingerprint = artifact_lib.fingerprint(part, inputs, row.schema)
   artifact = Artifact(
     stage=stage,
     path=path,
@@ -159,14 +177,17 @@ def _plan_stage(config: ConfigDict, stage: str, plans: dict[str, StagePlan]) -> 
     return StagePlan(stage, "run", artifact)
   if saved.fingerprint == fingerprint:
     extra = stage in wanted_stages(config) and any(values[name] for name in row.adds)
-    extra = extra or any(_changes(name, path, plans) for name in row.shows)
+    extra = extra or moved or any(_changes(name, path, plans) for name in row.shows)
     return (
       StagePlan(stage, "skip", saved) if saved.done and not extra else StagePlan(stage, "resume", artifact)
     )
   changed = [
     path for path in sorted(saved.part.keys() | part.keys()) if _show(saved, path) != _show(artifact, path)
   ]
-  lines = [f"{path}: {_show(saved, path)} -> {_show(artifact, path)}" for path in changed]
+  named = [path for path in changed if path != _DATASET]
+  lines = [f"{path}: {_show(saved, path)} -> {_show(artifact, path)}" for path in named]
+  if _DATASET in changed:
+    lines.append(f"{config.data.calvin_path} holds other episodes or takes than when stage {stage} saw it")
   if saved.schema != row.schema:
     lines.append(f"format of its files: {saved.schema} -> {row.schema} (another version of wam_jax)")
   lines += [
@@ -174,7 +195,7 @@ def _plan_stage(config: ConfigDict, stage: str, plans: dict[str, StagePlan]) -> 
     for required in requires
     if saved.inputs.get(required) != inputs[required] and plans[required].action != "conflict"
   ]
-  old = {path: saved.part[path] for path in changed if path in saved.part}
+  old = {path: saved.part.get(path, FIELDS[path].silent) for path in changed if path in FIELDS}
   return StagePlan(stage, "conflict", artifact, tuple(lines), old)
 
 
@@ -232,9 +253,11 @@ def check_lineage(config: ConfigDict, plans: dict[str, StagePlan]) -> None:
 
   Raises:
     StageError: they were made on another world model, or for other tasks or for these in another order; or
-      policies after PPO are given that were not cloned here. Names them, and what they belong to.
+      policies are given of other networks, or after PPO that were not cloned here. Names them, and what they
+      belong to.
   """
   _check_tasks(config, plans)
+  _check_networks(config, plans)
   _check_cloned(plans)
   if "world_model" not in plans:
     return
@@ -267,6 +290,21 @@ def _check_tasks(config: ConfigDict, plans: dict[str, StagePlan]) -> None:
     lines.insert(0, f"The tasks of this run are {','.join(config.tasks)}, but of")
     lines.append("Give --config.tasks the same ones in the same order, or leave these inputs out.")
     raise StageError("\n".join(lines))
+
+
+def _check_networks(config: ConfigDict, plans: dict[str, StagePlan]) -> None:
+  """Given policies act and learn as the networks that they were trained as."""
+  lines, flags = [], []
+  for stage, names in _NETWORKS.items():
+    plan = plans.get(stage)
+    given = plan.artifact.config.get(stage, {}) if plan is not None and plan.action == "use" else {}
+    for name in names:
+      if name in given and given[name] != config[stage][name]:
+        lines.append(f"  inputs.{stage}={plan.artifact.path}: {stage}.{name}={given[name]}")  # type: ignore[union-attr]
+        flags.append(config_lib.flag(f"{stage}.{name}", given[name]))
+  if lines:
+    lines.insert(0, "Policies were given that other networks belong to than this config describes:")
+    raise StageError("\n".join([*lines, f"Add what they were trained with: {' '.join(flags)}"]))
 
 
 def _check_cloned(plans: dict[str, StagePlan]) -> None:

@@ -209,6 +209,10 @@ def _collect(config: Any, workdir: pathlib.Path, logger: Logger) -> dict[str, An
   if begun != made_with:
     for leftover in (dataset, states):  # of an interrupted run with other settings
       shutil.rmtree(leftover, ignore_errors=True)
+    (workdir / "summary.json").unlink(missing_ok=True)
+  elif (summary := _finished(workdir)) is not None:  # killed just before it was marked as done
+    shutil.rmtree(states, ignore_errors=True)
+    return summary
   states.mkdir(parents=True, exist_ok=True)
   write_json(settings_file, made_with)
 
@@ -244,8 +248,15 @@ def _collect(config: Any, workdir: pathlib.Path, logger: Logger) -> dict[str, An
   }
   write_json(workdir / "summary.json", summary)
   shutil.rmtree(states)
-  settings_file.unlink()
   return summary
+
+
+def _finished(workdir: pathlib.Path) -> dict[str, Any] | None:
+  """The summary, which is written when all splits are."""
+  try:
+    return read_json(workdir / "summary.json")
+  except CheckpointError:
+    return None
 
 
 def run(stage: StageRun) -> None:
@@ -258,7 +269,9 @@ def run(stage: StageRun) -> None:
   config, workdir, logger = stage.config, stage.workdir, stage.logger
   workdir.mkdir(parents=True, exist_ok=True)
   if config.data.source == "calvin":
-    root = pathlib.Path(config.data.calvin_path or os.environ.get("CALVIN_DATA", "")).expanduser().resolve()
+    # A link is kept as it is: it may be turned to where the dataset has moved.
+    named = config.data.calvin_path or os.environ.get("CALVIN_DATA", "")
+    root = pathlib.Path(os.path.abspath(os.path.expanduser(named)))
     counts = calvin.check_dataset(root, config.tasks, config.env.image_size)
     for split, found in counts.items():
       if found["without"]:

@@ -247,6 +247,13 @@ def sync_folder(folder: pathlib.Path) -> None:
     return
   try:
     os.fsync(handle)
+  except OSError as error:
+    if error.errno not in (
+      errno.EINVAL,
+      errno.ENOTSUP,
+      errno.EBADF,
+    ):  # as shared folders of some systems answer
+      raise
   finally:
     os.close(handle)
 
