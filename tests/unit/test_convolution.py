@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,7 +7,7 @@ import pytest
 
 from wam_jax.core import convolution
 from wam_jax.core.backend import compiling_for
-from wam_jax.nn import vision
+from wam_jax.nn import layers, vision
 
 # (side, channels in, channels out, kernel): the layers of both picture sizes, narrow, and odd ones.
 STRIDED = [
@@ -219,6 +221,24 @@ def test_the_gradient_of_a_bias_in_bfloat16_is_added_up_in_float32():
 
   grad = jax.grad(total)(jnp.zeros(2), jnp.bfloat16)  # 7,200 ones; in bfloat16 a sum of ones ends at 256
   np.testing.assert_allclose(grad, 8 * 30 * 30, rtol=0.01)
+
+
+@pytest.mark.parametrize(
+  ("network", "shape"),
+  [
+    (vision.PatchEncoder(2, dtype=jnp.bfloat16), (2, 64, 64, 3)),
+    (vision.PatchDecoder(2, 64, dtype=jnp.bfloat16), (2, 12)),
+    (layers.MLP((8,), 4, dtype=jnp.bfloat16), (2, 12)),
+  ],
+)
+def test_no_gradient_of_a_bias_is_added_up_in_bfloat16(network, shape):
+  """A sum of many terms of one sign would end far too small: by 88 % over 65,536 rows."""
+  x = jnp.zeros(shape)
+  params = network.init(jax.random.key(1), x)
+  total = lambda params: network.apply(params, x).astype(jnp.float32).mean()
+  program = str(jax.make_jaxpr(jax.grad(total))(params))
+  assert re.search(r"f32\[[0-9,]*\] = reduce_sum", program)
+  assert not re.search(r"bf16\[[0-9,]*\] = reduce_sum", program)
 
 
 def test_other_picture_sizes_are_refused():

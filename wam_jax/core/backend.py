@@ -1,4 +1,4 @@
-"""What programs are compiled for: the one place that says it, so that it can be told otherwise."""
+"""What programs are compiled for, and where small ones run: the one place that says it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,14 @@ _told: list[str] = []  # a plain list: programs are also traced in threads
 def backend() -> str:
   """Platform of the programs that are traced now: "cpu", "gpu" or "tpu"."""
   return _told[-1] if _told else jax.default_backend()
+
+
+def cpu_device() -> jax.Device:
+  """The CPU, which small programs are quickest on; another device where JAX_PLATFORMS leaves the CPU out."""
+  try:
+    return jax.local_devices(backend="cpu")[0]
+  except RuntimeError:
+    return jax.local_devices()[0]
 
 
 @contextlib.contextmanager

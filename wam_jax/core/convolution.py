@@ -137,11 +137,19 @@ def _check(
     height, width = ((side - size) // stride + 1 for side in (height, width))
 
 
+def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
+  """Their sum, with the dtype of x.
+
+  It is taken in float32, where the gradient of the bias is then added up: over all pixels, bfloat16 would
+  lose most of it.
+  """
+  wide = jnp.promote_types(x.dtype, jnp.float32)
+  return (x.astype(wide) + bias.astype(wide)).astype(x.dtype)
+
+
 def _finish(x: jax.Array, bias: jax.Array | None, activation: Activation | None) -> jax.Array:
   if bias is not None:
-    # In float32, where its gradient is then added up: over all pixels, bfloat16 would lose most of it.
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    x = (x.astype(wide) + bias.astype(wide)).astype(x.dtype)
+    x = add_bias(x, bias)
   return x if activation is None else activation.function(x)
 
 

@@ -14,6 +14,19 @@ import jax
 import jax.numpy as jnp
 
 
+def dense(x: jax.Array, outputs: int, dtype: Any, name: str) -> jax.Array:
+  """`nn.Dense` in a `nn.compact` method: [..., C] -> [..., O], whose bias is added as `add_bias` does."""
+  y = nn.Dense(outputs, dtype=dtype, promote_dtype=bias_in_float32, name=name)(x)
+  return y if dtype is None else y.astype(dtype)
+
+
+def bias_in_float32(*arrays: Any, dtype: Any = None, inexact: bool = True) -> list[Any]:
+  """`promote_dtype` of an `nn.Dense` whose result is then float32 at least, like its bias."""
+  x, kernel, bias = arrays
+  x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=dtype, inexact=inexact)
+  return [x, kernel, bias.astype(jnp.promote_types(x.dtype, jnp.float32))]
+
+
 class NormedSum(nn.Module):
   """ELU(LayerNorm(sum of the inputs)): the sum is taken before the norm, as in LUMOS.
 
@@ -49,8 +62,8 @@ class MLP(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     for i, width in enumerate(self.hidden):
-      x = nn.elu(nn.Dense(width, dtype=self.dtype, name=f"hidden_{i}")(x))
-    return nn.Dense(self.output, dtype=self.dtype, name="output")(x)
+      x = nn.elu(dense(x, width, self.dtype, f"hidden_{i}"))
+    return dense(x, self.output, self.dtype, "output")
 
 
 class GRU(nn.Module):

@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 
 from wam_jax.core import convolution
-from wam_jax.core.convolution import ELU, elu
+from wam_jax.core.convolution import ELU, add_bias, elu
+from wam_jax.nn.layers import dense
 
 FIRST_PATCH = 4  # pixels a side of the first patch; later patches are 2
 LAST_GRID = 4  # side of the coarsest grid
@@ -106,7 +107,7 @@ class _Linear(nn.Module):
   def __call__(self, inputs: int, dtype: Any) -> tuple[jax.Array, jax.Array]:
     kernel = self.param("kernel", nn.initializers.lecun_normal(), (inputs, self.outputs))
     bias = self.param("bias", nn.initializers.zeros, (self.outputs,))
-    return kernel.astype(dtype or kernel.dtype), bias.astype(dtype or bias.dtype)
+    return kernel.astype(dtype or kernel.dtype), bias
 
 
 class PatchEncoder(nn.Module):
@@ -122,7 +123,7 @@ class PatchEncoder(nn.Module):
     x = to_cells(x)
     for i in range(halvings + 1):
       x = x if i == 0 else x.reshape(num, -1, 4 * x.shape[-1])
-      x = elu(nn.Dense(self.depth * 2**i, dtype=self.dtype, name=f"patch_{i}")(x))
+      x = elu(dense(x, self.depth * 2**i, self.dtype, f"patch_{i}"))
     return x.reshape(num, -1)
 
 
@@ -138,7 +139,7 @@ class PatchDecoder(nn.Module):
     """[N, X] -> [N, S, S, 3], not clipped."""
     num, halvings = len(x), _num_halvings(self.image_size)
     width = self.depth * 2**halvings
-    x = elu(nn.Dense(LAST_GRID**2 * width, dtype=self.dtype, name="grid")(x))
+    x = elu(dense(x, LAST_GRID**2 * width, self.dtype, "grid"))
     x = x.reshape(-1, width).T  # [width, N * LAST_GRID**2]
 
     def layer(name: str, x: jax.Array, parts: int, width: int) -> jax.Array:
@@ -146,7 +147,7 @@ class PatchDecoder(nn.Module):
       kernel, bias = _Linear(parts * width, name=name)(len(x), self.dtype)
       kernel = kernel.reshape(-1, parts, width).swapaxes(1, 2).reshape(kernel.shape)
       bias = bias.reshape(parts, width).T.reshape(-1, 1)
-      return (jnp.tensordot(kernel, x, ((0,), (0,))) + bias).reshape(width, -1)
+      return add_bias(jnp.tensordot(kernel, x, ((0,), (0,))), bias).reshape(width, -1)
 
     for i in range(halvings):
       width //= 2

@@ -14,7 +14,7 @@ import numpy as np
 from wam_jax.core.backend import backend
 from wam_jax.embodiment import CALVIN, Embodiment, EmbodimentError, StateDimension
 from wam_jax.nn import vision
-from wam_jax.nn.layers import MLP, NormedSum
+from wam_jax.nn.layers import MLP, NormedSum, bias_in_float32, dense
 from wam_jax.nn.rssm import RSSM
 from wam_jax.types import Latent, features
 
@@ -96,7 +96,7 @@ class Decoder(nn.Module):
     """[N, X] -> {camera: [N, S, S, 3]}."""
     network: Any = vision.PatchDecoder
     if self.vision == "conv":
-      x = nn.Dense(32 * self.depth, dtype=self.dtype, name="shared")(x)
+      x = dense(x, 32 * self.depth, self.dtype, "shared")
       network = vision.ConvDecoder
     return {
       camera: network(self.depth, self.image_size, self.dtype, name=camera)(x) for camera in self.cameras
@@ -154,7 +154,7 @@ class WorldModel(nn.Module):
     self.encoders = {
       camera: encoder(self.depth, dtype=self.dtype, name=f"encoder_{camera}") for camera in self.cameras
     }
-    self.fuse = nn.Dense(self.embed, dtype=self.dtype)
+    self.fuse = nn.Dense(self.embed, dtype=self.dtype, promote_dtype=bias_in_float32)
     self.fuse_norm = NormedSum(self.norm_eps)
     self.rssm = RSSM(
       self.deter,

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wam_jax.core.backend import cpu_device
 from wam_jax.embodiment import CAMERAS, ROBOT_OBS, SCENE_OBS
 from wam_jax.envs.physics import mujoco
 from wam_jax.envs.play_table import scene, simulator
@@ -279,10 +280,7 @@ class _Program:
   """The compiled drawing of a frame at one picture size, and the constants in it."""
 
   def __init__(self, image_size: int) -> None:
-    try:
-      self.device = jax.local_devices(backend="cpu")[0]
-    except RuntimeError:  # JAX_PLATFORMS leaves the CPU out
-      self.device = jax.local_devices()[0]
+    self.device = cpu_device()
     state = simulator.SceneState()
     mujoco.mj_forward(state.model, state.data)
     self.geoms = _drawn_geoms(state.model)
