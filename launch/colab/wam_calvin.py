@@ -21,7 +21,7 @@
 # %% install-text [markdown]
 # ## Install
 #
-# A few minutes on a new runtime. Where JAX is too old, a newer one is installed, for the GPU if there is one.
+# Fill in REPOSITORY, OWNER/NAME of this project on GitHub, first. A few minutes on a new runtime. Where JAX is too old, a newer one is installed, for the GPU if there is one.
 # pip may remark that preinstalled packages would like other versions; those are not used here.
 
 # %% install
@@ -99,7 +99,7 @@ print(f"wam_jax {installed()}")
 # |---|---|---|
 # | `short` | 4 skills, world model of 1,200 updates: half the demo | 15 minutes |
 # | `demo` | 8 skills, 1,500 updates: the package's `demo` preset | 25 minutes |
-# | `small` | the same with 10 demonstrations per skill instead of 50 | 25 minutes |
+# | `small` | the same with 10 demonstrations per skill instead of 50 | 30 minutes |
 # | `smallest` | one skill, a dozen updates: shows that everything runs, learns nothing | 3 minutes |
 #
 # The times are estimates: measured on a server, taking the two cores of a free runtime to be half as fast.
@@ -158,7 +158,7 @@ surroundings.prepare_jax()
 os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # this notebook and the training share a GPU
 found = machine.find_accelerator()
 print(f"Accelerator: {found.device or found.why_not}. CPU cores: {machine.available_cores()}.")
-print(f"Free memory: {machine.host_bytes() / 1e9:.1f} GB, of which 2.8 GB are needed.")
+print(f"Free memory: {machine.host_bytes() / 1e9:.1f} GB, of which 3.4 GB are needed.")
 print(f"Size: {SIZE}, in {RUN.absolute()}")
 
 # %% train-text [markdown]
@@ -181,8 +181,8 @@ if code:
 # ## Success in the simulator
 #
 # All policies start from the same states, which no training has seen. *Imagined* is the success of the final
-# policy in its dreams; a large *gap* means that dreams are easier than the simulator: a world model trained
-# briefly flatters. One run at size `short` gave 87 % cloned and 95 % after PPO, 96 % in dreams.
+# policy in its dreams; a large *gap* means that dreams are easier than the simulator: a briefly trained
+# world model is too optimistic. One run at size `short` gave 87 % cloned and 95 % after PPO, 96 % in dreams.
 
 # %% results
 results, *sections = (RUN / "report" / "report.md").read_text(encoding="utf-8").split("\n## ")

@@ -223,3 +223,11 @@ def test_goes_on_from_the_best_checkpoint_when_asked(tmp_path):
   loop(tmp_path, 24, update=shaped, config=best, watch=lambda step, state: seen.append(step))
   assert seen == [24]  # once
   assert [line["step"] for line in read_metrics(tmp_path)] == [4, 8, 12, 16, 20, 24]
+
+
+def test_a_stage_with_only_its_last_checkpoint_goes_on_from_it(tmp_path):
+  """Killed before it was marked as done, and asked for the best."""
+  whole = loop(tmp_path, 8, config=RARELY)
+  best = ConfigDict({"profile": False, "training": TRAINING | {"restore": "best"}})
+  again = loop(tmp_path, 8, config=best)
+  np.testing.assert_array_equal(again.params, whole.params)

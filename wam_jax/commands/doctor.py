@@ -26,7 +26,7 @@ import wam_jax
 from wam_jax.commands import doctor_jobs
 from wam_jax.host import console, machine, surroundings
 
-MEMORY, DISK = 2.8e9, 2e9  # bytes that the demo takes
+MEMORY, DISK = 3.4e9, 2e9  # bytes that the demo takes
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,11 +3,11 @@
 python -m wam_jax.export --workdir=RUN --task=open_drawer --out=FOLDER [--platforms=cpu,cuda,tpu] [--batch=1]
 
 FOLDER then holds two functions serialised by `jax.export` (start.jaxexport, step.jaxexport), their parameters
-(params.npz), a description (policy.json) and a program that runs them with jax and numpy alone
-(run_policy.py). The functions are
+(params.npz), a description (policy.json) and a program that runs them with jax, flatbuffers and
+numpy (run_policy.py). The functions are
 
   start(params, seed int32) -> state
-  step(params, state, observation) -> (state, action [B, 7])
+  step(params, state, observation) -> (state, action [B, A])
 
 where params, state and observation are dicts of arrays. One step is one frame.
 """

@@ -115,7 +115,8 @@ class Monitor:
     starts, env = self._real_starts, self._config.env
     if self._environment is None:
       count = starts.shape[0] * starts.shape[1]
-      self._environment = make_vector(registry.load(env), count, env.workers, env.image_size)
+      size = self._networks.model.image_size
+      self._environment = make_vector(registry.load(env), count, env.workers, size)
     episodes = rollout.rollout_policies(
       self._networks.model,
       self._networks.world_params,

@@ -82,8 +82,7 @@ def load_networks(stage: StageRun) -> Networks:
   """Reads the inputs of a stage that dreams.
 
   Raises:
-    ValueError: policy, classifier and features of different sizes, or a policy of another kind or with other
-      denoising steps than the config's.
+    ValueError: policy, classifier and features of different sizes.
     CheckpointError: files that cannot be read.
   """
   config, inputs = stage.config, stage.inputs
@@ -91,17 +90,6 @@ def load_networks(stage: StageRun) -> Networks:
   demos, heldout = (load_features(inputs["featurize"].path / f"{name}.npz") for name in ("train", "heldout"))
   cloned_policy, cloned = models.load_policy(inputs["behaviour_cloning"])
   policy = models.make_policy(config, cloned_policy.feature_size, model.embodiment.action_size)
-  if type(policy) is not type(cloned_policy):
-    raise ValueError(
-      f"behaviour_cloning.policy={config.behaviour_cloning.policy}, but "
-      f"{inputs['behaviour_cloning'].path} holds a {type(cloned_policy).__name__}"
-    )
-  steps, own_steps = (getattr(p, "denoising_steps", None) for p in (policy, cloned_policy))
-  if steps != own_steps:  # the weights do not tell
-    raise ValueError(
-      f"behaviour_cloning.denoising_steps={steps}, but {inputs['behaviour_cloning'].path} was cloned with "
-      f"{own_steps}: --config.behaviour_cloning.denoising_steps={own_steps}"
-    )
   classifier, classifier_params = models.load_classifier(inputs["classifier"])
   sizes = {model.feature_size, demos.feature.shape[-1], policy.feature_size, classifier.feature_size}
   if len(sizes) != 1:

@@ -170,7 +170,7 @@ def train_loop(
     logger.truncate_after(step or -1, prefix=f"{prefix}/")
     if step == 0 and watch is not None and first:
       watch(step, local(state))
-    saved = time.monotonic()
+    saved, score = time.monotonic(), None
     profiler = _Profiler(stage.workdir / "profile" if config.profile and first else None, logger)
     clock.metrics(1, 0)  # from here
     tasks = np.size(state.step)
@@ -195,6 +195,7 @@ def train_loop(
         clock.compute -= clock.data - waited
         step += num
         values = _finite(metrics, step, checkpointer)
+        score = values.get(best[0])
         measured = clock.metrics(num, frames) | memory_metrics()
         logger.write(step, {f"{prefix}/{name}": value for name, value in (values | measured).items()})
         progress.update(num)
@@ -206,12 +207,12 @@ def train_loop(
         signum = max(vote[1] for vote in votes)
         if votes[0][0] or signum:
           with clock.count("checkpoint"):
-            checkpointer.save(step, state, values.get(best[0]))
+            checkpointer.save(step, state, score)
           saved = time.monotonic()
         if signum and step < total:
           checkpointer.wait()
           raise stopping.Stopped(signum)
-    checkpointer.save(step, state)
+    checkpointer.save(step, state, score)
     checkpointer.wait()
   return local(state)
 

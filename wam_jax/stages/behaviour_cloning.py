@@ -24,6 +24,8 @@ from wam_jax.training.state import make_optimizer, make_train_state
 from wam_jax.training.tasks import make_task_update, over_tasks, task_keys
 from wam_jax.types import Params, Policy, TrainState
 
+_KNOWS_NOTHING = 0.7  # noise loss; 1 is that of a network that predicts none
+
 
 def run(stage: StageRun) -> None:
   """Writes `params` (averaged networks, stacked over tasks) and `result.json`.
@@ -53,6 +55,8 @@ def run(stage: StageRun) -> None:
   for name, split in (("train", data), ("heldout", heldout)):
     losses = jax.device_get(loss_tasks((networks, split, task_keys(test_key, len(tasks))), None))
     result[f"loss_{name}"] = dict(zip(tasks, losses.tolist(), strict=True))
+  if config.inputs.dppo_checkpoint:
+    _doubt_taken(result["loss_train"], logger)
   final = "behaviour_cloning/final/"
   logger.truncate_after(-1, prefix=final)  # of a run that was killed just before it was done
   logger.write(updates, {f"{final}{n}": sum(v.values()) / len(tasks) for n, v in result.items()})
@@ -124,6 +128,17 @@ def take_dppo(config: Any, policy: Policy, tasks: Sequence[str], logger: Logger)
     networks.append(dppo.to_params(state, expected, file))
     logger.info(f"{task}: took the policy{f' under {prefix}' if prefix else ''} of {file}")
   return jax.tree.map(lambda *x: jnp.stack(x), *networks)
+
+
+def _doubt_taken(losses: dict[str, float], logger: Logger) -> None:
+  """Warns of policies that know no more of the demos than random ones do."""
+  for task, loss in losses.items():
+    if loss > _KNOWS_NOTHING:
+      logger.info(
+        f"{task}: the policy taken does not know the demos: its loss on them is {loss:.2f}, and 1 where "
+        "nothing is predicted. It was trained with another activation than Mish, with other denoising steps, "
+        "or on another world model."
+      )
 
 
 def _losses(policy: Policy, network: Params, data: bc.CloningData, key: jax.Array) -> jax.Array:

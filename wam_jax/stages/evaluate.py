@@ -258,9 +258,9 @@ class PolicyRunner:
     """The simulators, side by side."""
     if self._environment is None:
       env, simulator = self._config.env, registry.load(self._config.env)
-      robot = self.world_model[0].embodiment
-      robot.check("the world model", simulator.embodiment, f"the simulator {env.name}")
-      self._environment = make_vector(simulator, self.num, env.workers, env.image_size)
+      model = self.world_model[0]
+      model.embodiment.check("the world model", simulator.embodiment, f"the simulator {env.name}")
+      self._environment = make_vector(simulator, self.num, env.workers, model.image_size)
     return self._environment
 
   @functools.cached_property

@@ -172,7 +172,7 @@ class Episodes:
     total = len(self._tasks) * self._num
     simulator = registry.load(env)
     model.embodiment.check("the world model", simulator.embodiment, f"the simulator {env.name}")
-    self._environment = make_vector(simulator, total, env.workers, env.image_size)
+    self._environment = make_vector(simulator, total, env.workers, model.image_size)
     self._of = np.repeat(self._tasks, self._num).tolist()  # the task of each environment
     self._starts = training_starts(config, collect)
     self._filter = jax.jit(functools.partial(filter_frame, model))

@@ -206,18 +206,19 @@ class Checkpointer:
   def go_back_to_best(self, example: State) -> State:
     """Reads the best checkpoint, from which another way is taken: newer ones become `<step>.left`.
 
-    Done once for a best one: after that the newest is read, which has gone on from there.
+    Done once for a best one: after that the newest is read, which has gone on from there. So it is where no
+    checkpoint has a score, as after a stage too short for any but its last.
 
     Args:
       example: as for `restore`.
 
     Raises:
-      CheckpointError: as `restore`; no checkpoint has a score.
+      CheckpointError: as `restore`.
     """
     self.wait()
     best = self.best_step()
     if best is None:
-      raise CheckpointError(f"{self.path}: no checkpoint has a score to be the best by")
+      return self.restore(example)
     marker = self.path / "went_back_to.json"
     read = lambda: {"done": os.path.lexists(marker) and read_text(marker) == str(best)}
     if _on_first(read)["done"]:
