@@ -21,8 +21,9 @@
 # %% install-text [markdown]
 # ## Install
 #
-# Fill in REPOSITORY, OWNER/NAME of this project on GitHub, first. A few minutes on a new runtime. Where JAX is too old, a newer one is installed, for the GPU if there is one.
-# pip may remark that preinstalled packages would like other versions; those are not used here.
+# Fill in REPOSITORY, OWNER/NAME of this project on GitHub, first. A few minutes on a new runtime.
+# Where JAX is too old, a newer one is installed, for the GPU if there is one. pip may remark that
+# preinstalled packages would like other versions; those are not used here.
 
 # %% install
 # @title Install

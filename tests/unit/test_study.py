@@ -486,7 +486,7 @@ def test_page_says_which_seeds_share_frames(tmp_path, results):
   assert "(seeds 4, 5 those recorded with seed 5: what another recording changes is in no interval)" in text
   assert "study.seeds=3 --config.study.page=" in text  # it has frames of its own
   on_given, _, alone = text.partition(
-    "--config.inputs.collect=FOLDER # what is not there, on the frames of seed 5"
+    "--config.inputs.collect=FOLDER # what is not there; FOLDER: collect of seed 5"
   )
   assert "study.seeds=4,5 " in on_given and "inputs.collect" not in on_given + alone.partition("report")[2]
 

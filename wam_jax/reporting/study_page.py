@@ -345,7 +345,7 @@ def _commands(results: Results, page: pathlib.Path) -> list[str]:
   study = lambda seeds: arms | ({} if own and not shared else {"seeds": ",".join(map(str, seeds))})
   lines = [f"{command(study(alone))}    # all that is not there, and this page"] if alone else []
   for frames, seeds in shared.items():
-    lines.append(f"{command(study(seeds), collect)}    # what is not there, on the frames of seed {frames}")
+    lines.append(f"{command(study(seeds), collect)}    # what is not there; FOLDER: collect of seed {frames}")
   flags = () if example["seed"] in alone else (collect,)
   one = command({"arms": example["arm"], "seeds": example["seed"]}, *flags)
   lines.append(f"{one}    # one piece")
