@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Writes requirements.lock and requirements-dev.lock anew from pyproject.toml, the same versions for
+# Writes requirements.lock and requirements-dev.lock again from pyproject.toml, the same versions for
 # Python 3.11 to 3.14, Linux and macOS. For maintainers: needs uv (pip install uv). Versions in the old
 # lock are kept where they still fit; UPGRADE=1 takes the newest.
 set -euo pipefail

@@ -4,7 +4,7 @@
 #   bash launch/tpu_pod.sh COMMAND [--SETTING=VALUE …] [-- ARGUMENTS OF wam_jax.main]
 #
 #   create    makes the slice                    run       runs in the foreground; repeated, goes on from what is saved
-#   install   the package on all hosts           resume    makes the slice anew if it was preempted, installs, runs
+#   install   the package on all hosts           resume    makes the slice again if it was preempted, installs, runs
 #   delete    removes the slice                  watch     resume, again and again until the run has ended
 #   stop      saves and ends a run               settings  prints the settings
 #
@@ -188,7 +188,7 @@ ensure() { # a slice that is ready and has the package; creates it if it is gone
     found=$(state)
     case $found in
       READY) [ "${1:-}" = keep ] || install; return ;;
-      PREEMPTED | TERMINATED) say "the slice is $found: making it anew"; delete || true ;;
+      PREEMPTED | TERMINATED) say "the slice is $found: making it again"; delete || true ;;
       MISSING) [ "$QUEUED" != 1 ] || delete > /dev/null 2>&1 || true ;; # what is left of the request
       *) say "the slice is $found"; sleep "$RETRY_SECONDS"; continue ;;
     esac
@@ -232,7 +232,7 @@ watch() {
     restarts=$((restarts + 1))
     [ "$restarts" -le "$MAX_RESTARTS" ] || { say "given up after $MAX_RESTARTS restarts"; return "$code"; }
     say "ended with $code; going on ($restarts of at most $MAX_RESTARTS)"
-    keep=keep # the package is there unless the slice is made anew
+    keep=keep # the package is there unless the slice is made again
   done
 }
 

@@ -201,7 +201,7 @@ def test_an_only_step_without_manifest_was_never_there(tmp_path):
   lines = []
   with Checkpointer(tmp_path / "ckpt", on_damage=lines.append) as checkpointer:
     assert checkpointer.latest_step() is None
-    assert "begins anew" in lines[0] and (tmp_path / "ckpt" / "1.damaged").is_dir()
+    assert "begins again" in lines[0] and (tmp_path / "ckpt" / "1.damaged").is_dir()
     checkpointer.save(1, make_state(1))
     assert_state(checkpointer.restore(make_state(0)), 1)
 

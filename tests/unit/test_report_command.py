@@ -57,7 +57,7 @@ def test_page_of_a_run_without_running_anything(run, capsys):
   after = files(run)
   assert after.pop(run / "report.html") and after == before
   text = (run / "report.html").read_text()
-  assert "made anew" in text and "no animations of episodes" in text and "Success in the simulator" in text
+  assert "made again" in text and "no animations of episodes" in text and "Success in the simulator" in text
 
 
 def test_a_page_made_before_is_replaced_and_its_time_kept(run, rng):

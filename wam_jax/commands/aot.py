@@ -262,7 +262,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument(
     "--config", default=config_lib.experiment_file(EXPERIMENT), help="experiment file[:preset]"
   )
-  parser.add_argument("--programs", default=",".join(PROGRAMS), help="some of the default")
+  parser.add_argument("--programs", default=",".join(PROGRAMS), help="some of %(default)s")
   parser.add_argument("--frames", type=int, default=0, help="of the training split; 0: data.play_frames")
   args = parser.parse_args(words)
   names = args.programs.split(",")

@@ -71,7 +71,7 @@ def check_machine(name: str) -> Section:
     problem = f"must take {DISK / 1e9:g} GB from the demo: it is full, or you may not write in it"
     section.problem("The working folder", problem, "cd FOLDER  # or --config.workdir=FOLDER", True)
   if not machine.writable(machine.compilation_cache()):
-    problem = f"compiles everything anew each time: it cannot write in {machine.compilation_cache()}"
+    problem = f"compiles everything again each time: it cannot write in {machine.compilation_cache()}"
     section.problem("JAX", problem, "export JAX_COMPILATION_CACHE_DIR=FOLDER  # where you may write")
   return section
 
@@ -189,7 +189,9 @@ def examine(seconds: float) -> Iterator[Section]:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Prints the report; returns the exit code."""
-  parser = argparse.ArgumentParser("python -m wam_jax.doctor", description=__doc__)
+  parser = argparse.ArgumentParser(
+    "python -m wam_jax.doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument("--json", action="store_true")
   parser.add_argument("--seconds", type=float, default=120.0, help="for each process that tries something")
   args = parser.parse_args(argv)

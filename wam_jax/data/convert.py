@@ -176,7 +176,7 @@ def _begin(partial: pathlib.Path, settings: dict[str, Any]) -> None:
     raise DatasetError(
       partial,
       f"was begun with another {', '.join(other)}.",
-      fix="delete this folder to begin anew, or choose another --out.",
+      fix="delete this folder to begin again, or choose another --out.",
     )
   (partial / converted.TFDS_FOLDER).mkdir(parents=True, exist_ok=True)
   (partial / _SHARDS).mkdir(exist_ok=True)
@@ -570,7 +570,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(error, file=sys.stderr)
     return 1
   except KeyboardInterrupt:
-    goes_on = "begins anew" if options.to == "lerobot" else "goes on where it was"
+    goes_on = "begins again" if options.to == "lerobot" else "goes on where it was"
     print(f"interrupted; the same command {goes_on}", file=sys.stderr)
     return 130
   return 0

@@ -40,7 +40,7 @@ from wam_jax.storage import checksums
 
 VERSION = 1
 _VECTORS = ("action", "robot_obs", "starts", "ends", "ids")
-_REMAKE = "delete this folder; it is made anew."
+_REMAKE = "delete this folder; it is made again."
 _OTHER_FOLDER = "set config.data.cache to a folder that can be written to."
 _LOAD_BLOCK = 4096  # frames read at a time: 50 MB of pictures of one camera
 

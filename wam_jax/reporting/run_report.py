@@ -60,7 +60,7 @@ def rebuild(run: Run, out: pathlib.Path) -> list[str]:
   report_artifact = read_artifact(run.workdir / "report")
   seconds = report_artifact.seconds if report_artifact is not None and report_artifact.done else None
   report = build(run.config, run.inputs, shown, seconds, run.results.get("provenance"))
-  report["notes"].append(f"Page made anew from the run's files, by wam_jax {wam_jax.__version__}.")
+  report["notes"].append(f"Page made again from the run's files, by wam_jax {wam_jax.__version__}.")
   report["notes"] += [f"Missing here: {line}." for line in missing]
   write_text(out, report_page.render_page(report, run.strips(), animations, diagnosis.link(out.parent)))
   return missing

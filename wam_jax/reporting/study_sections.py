@@ -98,7 +98,7 @@ def headline(results: Results) -> list[str]:
     )
   if len(rows) == 1:
     return []
-  parts = ["## The paper's table beside ours", "", markdown_table(rows), ""]
+  parts = ["## The paper's table next to ours", "", markdown_table(rows), ""]
   if len(differences) > 1:
     parts += [markdown_table(differences), ""]
   on_calvin = all(p["simulator"]["name"] == "calvin" for pieces in results.values() for p in pieces.values())

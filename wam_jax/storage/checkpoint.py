@@ -410,7 +410,7 @@ def _open(path: pathlib.Path) -> dict[str, Any]:
   if steps and not os.path.lexists(path / str(steps[-1]) / MANIFEST):
     # A copy that was cut short, not a kill of ours. Only the newest can be one; in others it is damage.
     last = steps.pop()
-    then = "there is no other: training begins anew"
+    then = "there is no other: training begins again"
     if steps:
       then = f"step {steps[-1]} is used instead, {last - steps[-1]} updates are lost"
     aside = _set_aside(path, last)
@@ -495,7 +495,7 @@ def _set_aside(path: pathlib.Path, step: int) -> str:
 
 def _all_damaged(path: pathlib.Path, reasons: dict[int, str]) -> str:
   lines = [f"  step {step}: {reason}" for step, reason in sorted(reasons.items(), reverse=True)]
-  text = f"Nothing was changed. Put back a copy of them, or delete {path} to begin anew."
+  text = f"Nothing was changed. Put back a copy of them, or delete {path} to begin again."
   return "\n".join([f"{path}: every checkpoint is damaged:", *lines, text])
 
 
