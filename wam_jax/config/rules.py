@@ -223,19 +223,15 @@ RULES: tuple[Rule, ...] = (
     "even: half sine, half cosine",
     "take {even}",
   ),
-  Rule(
-    "behaviour_cloning.batch_size",
-    ("data.demos_per_task", "env.max_steps", "data.source"),  # LeRobot's demos are of any length
-    lambda batch, demos, steps, source: source == "lerobot" or batch <= demos * steps,
-    "at most the frames of a task's demos, data.demos_per_task * env.max_steps ({1} * {2}) as an upper bound",
-    "lower it, or collect more demos",
-  ),
-  Rule(
-    "classifier.batch_size",
-    ("data.demos_per_task", "env.max_steps", "data.source"),  # LeRobot's demos are of any length
-    lambda batch, demos, steps, source: source == "lerobot" or batch <= demos * steps,
-    "at most the frames of a task's demos, data.demos_per_task * env.max_steps ({1} * {2}) as an upper bound",
-    "lower it, or collect more demos",
+  *(
+    Rule(
+      f"{stage}.batch_size",
+      ("data.demos_per_task", "env.max_steps", "data.source"),  # LeRobot's demos are of any length
+      lambda batch, demos, steps, source: source == "lerobot" or batch <= demos * steps,
+      "at most a task's frames of demos, data.demos_per_task * env.max_steps ({1} * {2}) as an upper bound",
+      "lower it, or collect more demos",
+    )
+    for stage in ("behaviour_cloning", "classifier")
   ),
   Rule(
     "data.play_episode_frames",

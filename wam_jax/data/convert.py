@@ -11,7 +11,6 @@ everything is written and has been read back; then it can be given wherever a CA
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import errno
@@ -514,20 +513,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
   """Converts. Returns the exit code."""
   import tqdm
 
-  parser = argparse.ArgumentParser(
-    prog="python -m wam_jax.data.convert",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
-  parser.add_argument(
-    "--source",
-    type=machine.local_path,
-    required=True,
-    action="append",
-    help="folder that holds training/ and validation/, or a LeRobot dataset (several: give it again)",
-  )
-  parser.add_argument("--tasks", help="of LeRobot's: tasks whose episodes are demos, comma-separated")
-  lerobot.add_arguments(parser)
+  tasks = "of LeRobot's: tasks whose episodes are demos, comma-separated"
+  parser = lerobot.source_parser("python -m wam_jax.data.convert", __doc__, tasks)
   parser.add_argument("--out", type=machine.local_path, required=True, help="folder to be made")
   parser.add_argument("--to", choices=("tfds", "lerobot"), default="tfds", help="form to be written")
   parser.add_argument(

@@ -11,7 +11,6 @@ these tasks (--tasks= asks for none: a world model on play alone); 1: it found s
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import os
@@ -35,7 +34,7 @@ from wam_jax.data.frames import (
 )
 from wam_jax.embodiment import CALVIN, SCENE_OBS, Embodiment
 from wam_jax.envs.tasks import TASKS
-from wam_jax.host import console, machine
+from wam_jax.host import console
 from wam_jax.host.lerobot_info import is_lerobot
 from wam_jax.host.words import count, printable, split_list
 
@@ -470,20 +469,8 @@ def _split_lines(split: dict[str, Any]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
   """Prints the report. Returns the exit code."""
-  parser = argparse.ArgumentParser(
-    prog="python -m wam_jax.data.inspect",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
-  parser.add_argument(
-    "--source",
-    type=machine.local_path,
-    required=True,
-    action="append",
-    help="folder that holds training/ and validation/, or a LeRobot dataset (several: give it again)",
-  )
-  parser.add_argument("--tasks", help="tasks that must be annotated, comma-separated; CALVIN's if not given")
-  lerobot.add_arguments(parser)
+  tasks = "tasks that must be annotated, comma-separated; CALVIN's if not given"
+  parser = lerobot.source_parser("python -m wam_jax.data.inspect", __doc__, tasks)
   parser.add_argument("--frames", type=int, default=SAMPLE, help="frames to read per split; 0: all")
   parser.add_argument("--image_size", type=int, default=64, help="side that pictures will be shrunk to")
   parser.add_argument("--json", action="store_true", help="print JSON instead of text")
@@ -494,8 +481,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
   if is_lerobot(options.source[0]):
     report = inspect_lerobot(lerobot.selection_of(parser, options), **sizes)
   else:
-    tasks = TASKS if options.tasks is None else split_list(options.tasks)
-    report = inspect_dataset(lerobot.one_source(parser, options), tasks=tasks, **sizes)
+    wanted = TASKS if options.tasks is None else split_list(options.tasks)
+    report = inspect_dataset(lerobot.one_source(parser, options), tasks=wanted, **sizes)
   print(json.dumps(report, indent=2) if options.json else printable(format_report(report)))
   return 0 if report["trainable"] else 1
 

@@ -44,6 +44,7 @@ from wam_jax.data.lerobot_tables import (
   task_runs,
   task_windows,
 )
+from wam_jax.host import machine
 from wam_jax.host.dataset_files import DatasetError, PathLike
 from wam_jax.host.lerobot_info import picture_size
 from wam_jax.host.words import count, split_list, task_name
@@ -294,12 +295,30 @@ def _check_videos(data: LeRobotData) -> None:
 _OPTIONS = [field for field in dataclasses.fields(Selection) if field.name not in ("path", "tasks")]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """Adds what `Selection` holds, but folders and tasks, to a program's arguments."""
+def source_parser(program: str, description: str | None, tasks: str) -> argparse.ArgumentParser:
+  """Arguments of a program that reads a dataset in any form: --source, --tasks, and what `Selection` holds.
+
+  Args:
+    program: how it is called.
+    description: of it.
+    tasks: what its --tasks are.
+  """
+  parser = argparse.ArgumentParser(
+    prog=program, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument(
+    "--source",
+    type=machine.local_path,
+    required=True,
+    action="append",
+    help="folder that holds training/ and validation/, or a LeRobot dataset (several: give it again)",
+  )
+  parser.add_argument("--tasks", help=tasks)
   group = parser.add_argument_group("LeRobot datasets", "as config.data.NAME, explained in docs/CONFIG.md")
   for field in _OPTIONS:
     kind = split_list if isinstance(field.default, tuple) else type(field.default)
     group.add_argument(f"--{field.name}", default=field.default, type=kind)
+  return parser
 
 
 def selection_of(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Selection:
