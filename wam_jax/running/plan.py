@@ -20,7 +20,6 @@ from wam_jax import config as config_lib
 from wam_jax.config import chain
 from wam_jax.config.checks import shown
 from wam_jax.config.fields import FIELDS
-from wam_jax.data import calvin
 from wam_jax.embodiment import CALVIN, Embodiment, EmbodimentError
 from wam_jax.host.dataset_files import DatasetError
 from wam_jax.host.machine import available_cores, find_accelerator
@@ -154,6 +153,8 @@ def _plan_stage(config: ConfigDict, stage: str, plans: dict[str, StagePlan]) -> 
   saved = artifact_lib.read_artifact(path)
   moved = False
   if stage == "collect" and config.data.source == "calvin" and (saved is None or _DATASET in saved.part):
+    from wam_jax.data import calvin  # which takes JAX along
+
     place = str(part.pop("data.calvin_path"))
     part[_DATASET] = calvin.signature(place)  # what a dataset holds counts, not where it lies
     moved = saved is not None and saved.config["data"]["calvin_path"] != place
