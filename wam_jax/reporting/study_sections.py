@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import decimal
 import json
 import math
 import pathlib
@@ -37,17 +38,18 @@ POLICY_NAMES = {name: POLICIES[name].in_text for name in (*COMPARED, *SELECTED.v
 
 def percent(rate: float, digits: int = 1) -> str:
   """A rate in %, nothing if it is nan."""
-  return NOTHING if math.isnan(rate) else f"{_times_100(rate):.{digits}f}"
+  return NOTHING if math.isnan(rate) else f"{_hundredths(rate, digits)}"
 
 
 def points(value: float) -> str:
   """A difference of rates in points, nothing if it is nan."""
-  return NOTHING if math.isnan(value) else f"{_times_100(value):+.1f}"
+  return NOTHING if math.isnan(value) else f"{_hundredths(value, 1):+}"
 
 
-def _times_100(value: float) -> float:
-  """Without the float noise that would decide how a tie, as 82.75, is rounded."""
-  return round(100 * value, 6)
+def _hundredths(value: float, digits: int) -> decimal.Decimal:
+  """100 times a number; ties, which every second share of 400 episodes is, are rounded away from 0."""
+  exact = decimal.Decimal(f"{100 * value:.6f}")  # without the float noise that would decide
+  return exact.quantize(decimal.Decimal(1).scaleb(-digits), decimal.ROUND_HALF_UP) + 0  # no -0.0
 
 
 def span(low: float, high: float, form: Any = points) -> str:
