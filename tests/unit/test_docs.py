@@ -78,10 +78,13 @@ def commands(code, first_line=1):
 
 
 def flags_of(path):
-  """Flags that a program's source defines, or that of the module whose `main` it calls."""
+  """Flags that a program defines: its source, its parser's, or that of the module whose `main` it calls."""
   tree = ast.parse(path.read_text(encoding="utf-8"))
   calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute)]
-  flags = {call.args[0].value for call in calls if call.func.attr == "add_argument"}
+  named = [call.args[0] for call in calls if call.func.attr == "add_argument"]
+  flags = {name.value for name in named if isinstance(name, ast.Constant)}
+  if any(call.func.attr == "source_parser" for call in calls):
+    flags |= flags_of(ROOT / "wam_jax/data/lerobot.py")
   for node in tree.body:
     if isinstance(node, ast.ImportFrom) and any(alias.name == "main" for alias in node.names):
       flags |= flags_of(ROOT / f"{node.module.replace('.', '/')}.py")

@@ -174,7 +174,7 @@ line.grid { stroke: #e9ecf1; } .axis { stroke: #5d6676; }
 
 
 def standalone(svg: str, title: str, legend: Sequence[tuple[str, str, str]]) -> str:
-  """A chart as a separate file, on white, with its title and a legend below.
+  """A chart as a separate file, on white, with its title and a legend below, in as many rows as it takes.
 
   Args:
     svg: from `line_chart`, of its default size.
@@ -189,18 +189,22 @@ def standalone(svg: str, title: str, legend: Sequence[tuple[str, str, str]]) -> 
   ]
   if " dashed" in inner:
     rules.append(".dashed{stroke-dasharray:5 4}")
-  keys, x = [], 46.0
+  left = 46.0
+  keys, x, y = [], left, HEIGHT + 33
   for name, style, _ in legend:
     if name:
-      keys.append(f'<rect class="key {style}" x="{x:.0f}" y="{HEIGHT + 33}" width="11" height="11" rx="3"/>')
-      keys.append(f'<text x="{x + 16:.0f}" y="{HEIGHT + 43}">{html.escape(name)}</text>')
-      x += 34 + 6.3 * len(name)
-  width, height = max(WIDTH, round(x)), HEIGHT + 54
+      length = 34 + 6.8 * len(name)
+      if x > left and x + length > WIDTH:
+        x, y = left, y + 18
+      keys.append(f'<rect class="key {style}" x="{x:.0f}" y="{y}" width="11" height="11" rx="3"/>')
+      keys.append(f'<text x="{x + 16:.0f}" y="{y + 10}">{html.escape(name)}</text>')
+      x += length
+  height = y + 21
   return (
-    f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
-    f'viewBox="0 0 {width} {height}">'
+    f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" '
+    f'viewBox="0 0 {WIDTH} {height}">'
     f"<style>{_ALONE}{''.join(rules)}</style>"
-    f'<rect width="{width}" height="{height}" fill="#ffffff"/>'
+    f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>'
     f'<text class="title" x="12" y="20">{html.escape(title)}</text>'
     f'<g transform="translate(0 26)">{inner}</g>{"".join(keys)}</svg>\n'
   )
