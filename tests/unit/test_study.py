@@ -257,11 +257,9 @@ def test_the_lead_at_each_level_of_the_dial(dialled, tmp_path):
   for level in range(4):
     gap = study_results.difference(found, (f"dial_{level}", "cloned"), (f"dreamerv2_dial_{level}", "cloned"))
     row = cells(page, f"level {level}")
-    assert (
-      row[1] == ("6" if level == 3 else "6, 7")
-      and row[4] == f"{100 * gap['mean']:+.1f}"
-      and len(row[-1].split(", ")) == len(gap["seeds"])
-    )
+    assert row[1] == ("6" if level == 3 else "6, 7")
+    assert float(row[4]) == pytest.approx(100 * gap["mean"], abs=0.0501)
+    assert len(row[-1].split(", ")) == len(gap["seeds"])
     leads.append(100 * gap["per_seed"][0])
   assert float(cells(page, "mean lead of levels 1 to 3")[1]) == pytest.approx(np.mean(leads[1:]), abs=0.06)
   slope = np.polyfit(range(4), leads, 1)[0]
