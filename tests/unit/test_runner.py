@@ -525,6 +525,21 @@ def test_given_policies_of_other_networks_are_refused(tmp_path, stage, name, own
   plan.check_lineage(config, plans)
 
 
+def test_the_way_back_to_old_settings_names_all_of_them(tmp_path):
+  """Also a field that fingerprints leave out at that value, and that the user's command sets."""
+
+  def planned(**changes):
+    config = config_lib.load_experiment(config_lib.experiment_file("calvin_wam:demo"))
+    changes = {"workdir": str(tmp_path), "stage": "collect"} | changes
+    config.update_from_flattened_dict(changes)
+    return plan.make_plan(config_lib.finalize(config))["collect"]
+
+  write_artifact(planned(**{"data.play_frames": 30_000}).artifact, done=True)
+  found = planned(**{"env.distractors": 2})
+  assert found.action == "conflict"
+  assert found.old == {"data.play_frames": 30_000, "env.distractors": 0}
+
+
 def test_policies_after_ppo_that_began_elsewhere_are_refused(tmp_path):
   """Their gain would be measured from cloned policies that they never were."""
   config = config_lib.preset_config("demo")

@@ -187,7 +187,7 @@ def _plan_stage(config: ConfigDict, stage: str, plans: dict[str, StagePlan]) -> 
   ]
   named = [path for path in changed if path != _DATASET]
   lines = [f"{path}: {_show(saved, path)} -> {_show(artifact, path)}" for path in named]
-  if _DATASET in changed:
+  if _DATASET in changed and _DATASET in part:
     lines.append(f"{config.data.calvin_path} holds other episodes or takes than when stage {stage} saw it")
   if saved.schema != row.schema:
     lines.append(f"format of its files: {saved.schema} -> {row.schema} (another version of wam_jax)")
@@ -197,6 +197,7 @@ def _plan_stage(config: ConfigDict, stage: str, plans: dict[str, StagePlan]) -> 
     if saved.inputs.get(required) != inputs[required] and plans[required].action != "conflict"
   ]
   old = {path: saved.part.get(path, FIELDS[path].silent) for path in changed if path in FIELDS}
+  old = {path: value for path, value in old.items() if value is not None}  # what it was is not known
   return StagePlan(stage, "conflict", artifact, tuple(lines), old)
 
 
