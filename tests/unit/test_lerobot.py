@@ -806,3 +806,17 @@ def test_a_key_of_one_split_only_is_refused(tmp_path):
       np.savez(path, **file, scene_obs=np.zeros(24))
   with pytest.raises(DatasetError, match="scene_obs.*one split only, of training and validation"):
     lerobot_writer.write_lerobot(tmp_path / "source", tmp_path / "lerobot")
+
+
+def test_shared_frames_are_told(tmp_path):
+  made_up_robot.write_frames(tmp_path / "source/training", CALVIN)
+  made_up_robot.write_frames(tmp_path / "source/validation", CALVIN)
+  ids = calvin.open_split(tmp_path / "source/validation", 0).ids
+  first, last = int(ids[0]), int(ids[-1])
+  middle = (first + last) // 2
+  windows = [("open_drawer", first, middle + 2), ("turn_on_led", middle, last)]
+  found = lambda folder: windows if folder.name == "validation" else []
+  lines: list[str] = []
+  with mock.patch.object(calvin, "read_raw_annotations", found):
+    lerobot_writer.write_lerobot(tmp_path / "source", tmp_path / "lerobot", log=lines.append)
+  assert len(lines) == 1 and "1 of 2 annotated windows of validation share frames" in lines[0]

@@ -196,7 +196,7 @@ def test_studies_on_other_simulators_have_a_section(results, tmp_path):
   own.write_text(json.dumps(json.loads(own.read_text()) | {"experiment": "metaworld_wam"}), encoding="utf-8")
   inside = study_page.write_page(elsewhere / "README.md", elsewhere).read_text()
   assert "## The same on" not in inside  # they are all on the page of the reproduction
-  assert "seeds 3, 4, 5 of the main comparison" in before and "seed 1 of the main comparison" in after
+  assert "seeds 3 to 5 of the main comparison" in before and "seed 1 of the main comparison" in after
 
 
 def test_page_of_seeds_of_an_experiment_that_is_no_study(tmp_path):
@@ -261,9 +261,23 @@ def test_the_lead_at_each_level_of_the_dial(dialled, tmp_path):
     assert float(row[4]) == pytest.approx(100 * gap["mean"], abs=0.0501)
     assert len(row[-1].split(", ")) == len(gap["seeds"])
     leads.append(100 * gap["per_seed"][0])
-  assert float(cells(page, "mean lead of levels 1 to 3")[1]) == pytest.approx(np.mean(leads[1:]), abs=0.06)
+  assert float(cells(page, "mean lead of levels 1 to 3")[2]) == pytest.approx(np.mean(leads[1:]), abs=0.06)
   slope = np.polyfit(range(4), leads, 1)[0]
-  assert float(cells(page, "slope: points per level")[1]) == pytest.approx(slope, abs=0.06)
+  assert float(cells(page, "slope over all levels, per level")[2]) == pytest.approx(slope, abs=0.06)
+  ends = cells(page, "slope from level 0 to 3, per level")
+  assert ends[1] == "6" and float(ends[2]) == pytest.approx((leads[3] - leads[0]) / 3, abs=0.06)
+  assert "changes by **+0.300** (seed 6 alone)" in page
+
+
+def test_levels_0_and_3_are_enough_for_a_slope(dialled, tmp_path):
+  for level in (1, 2):
+    (dialled / f"dial_{level}_seed6.json").unlink()
+  write(dialled, make_piece("dial_3", 7, 0.6) | {"judge": judged(0.25)})
+  write(dialled, make_piece("dreamerv2_dial_3", 7, 0.5) | {"judge": judged(0.4)})
+  page = study_page.write_page(tmp_path / "docs" / "D.md", dialled, (6, 7)).read_text()
+  assert cells(page, "slope from level 0 to 3, per level")[1] == "6, 7"
+  assert cells(page, "slope over all levels, per level")[1] == "7"
+  assert "changes by **+0.225** (seeds 6, 7: +0.300, +0.150; t 95 %: -0.728 to +1.178)" in page
 
 
 def test_the_prediction_is_on_the_page_before_any_run(tmp_path):

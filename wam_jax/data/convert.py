@@ -31,7 +31,7 @@ from wam_jax.data import calvin, converted, lerobot
 from wam_jax.data.calvin_writer import annotation_content, save_pickled
 from wam_jax.data.examples import Chunk, SplitPlan, plan_split
 from wam_jax.data.files import DatasetError, PathLike, load_pickled
-from wam_jax.data.frames import ProgressFactory, num_workers
+from wam_jax.data.frames import ProgressFactory, check_same_keys, num_workers
 from wam_jax.data.lerobot_writer import write_lerobot
 from wam_jax.embodiment import CALVIN, FILE, Embodiment
 from wam_jax.host import console, machine
@@ -94,7 +94,8 @@ def convert(
       raise DatasetError(source, "is converted already.", fix="use it as it is.")
     folders = [source / name for name in converted.TFDS_SPLITS if (source / name).is_dir()]
     plans = {folder.name: plan_split(folder, image_size, skip_broken) for folder in folders}
-  robot, _ = _common(plans)
+  check_same_keys({plan.folder: plan.vector_keys for plan in plans.values()})
+  robot = _first(plans).reader.embodiment
   settings = {
     "version": converted.VERSION,
     "source": str(source),
@@ -129,15 +130,9 @@ def convert(
   return manifest
 
 
-def _common(plans: dict[str, SplitPlan]) -> tuple[Embodiment, tuple[str, ...]]:
-  """The robot of all splits, and the keys of their vectors. Raises DatasetError where one lacks a key."""
-  name, first = next(iter(plans.items()))
-  for plan in plans.values():
-    if different := set(plan.vector_keys) ^ set(first.vector_keys):
-      key = sorted(different)[0]
-      rule = f"is in the frames of one split only, of {name} and {plan.folder.name}."
-      raise DatasetError(plan.folder, rule, key=key, fix=f"record {key} in all splits, or in none.")
-  return first.reader.embodiment, tuple(first.vector_keys)
+def _first(plans: dict[str, SplitPlan]) -> SplitPlan:
+  """Whose robot and keys are those of all."""
+  return next(iter(plans.values()))
 
 
 def _already_there(out: pathlib.Path, settings: dict[str, Any]) -> dict[str, Any]:
@@ -190,7 +185,7 @@ def _frame_bytes(plan: SplitPlan) -> int:
 def _check_room(partial: pathlib.Path, plans: dict[str, SplitPlan]) -> None:
   frames = sum(last - first + 1 for plan in plans.values() for _, first, last in plan.chunks)
   there = sum(file.stat().st_size for file in (partial / converted.TFDS_FOLDER).iterdir())
-  needed = int(1.01 * frames * _frame_bytes(next(iter(plans.values())))) + 2**20 - there
+  needed = int(1.01 * frames * _frame_bytes(_first(plans))) + 2**20 - there
   free = shutil.disk_usage(partial).free
   if free < needed:
     raise DatasetError(
@@ -326,7 +321,7 @@ def _finish(
   manifest: dict[str, Any] = {
     "version": converted.VERSION,
     "image_size": settings["image_size"],
-    "vectors": list(_common(plans)[1]),
+    "vectors": list(_first(plans).vector_keys),
     "settings": settings,
     "splits": {},
   }
@@ -364,7 +359,7 @@ def _finish(
         {key: shard[key] for key in ("file", "examples", "bytes", "crc32")} for shard in shards[name]
       ],
     }
-  robot, vectors = _common(plans)
+  robot, vectors = _first(plans).reader.embodiment, tuple(_first(plans).vector_keys)
   if robot != CALVIN:
     checksums.write_text(partial / FILE, robot.to_json())
   features = functools.partial(converted.example_features, robot, vectors)

@@ -169,6 +169,16 @@ def vector_keys(robot: Embodiment, optional: Iterable[str] = OPTIONAL) -> dict[s
   return sizes | {key: OPTIONAL[key] for key in optional}
 
 
+def check_same_keys(splits: Mapping[pathlib.Path, Iterable[str]]) -> None:
+  """Raises DatasetError where the frames of a split hold other keys than those of the first one."""
+  first, *others = splits
+  for folder in others:
+    if different := set(splits[folder]) ^ set(splits[first]):
+      key = min(different)
+      rule = f"is in the frames of one split only, of {first.name} and {folder.name}."
+      raise DatasetError(folder, rule, key=key, fix=f"record {key} in all splits, or in none.")
+
+
 def vector_shape(width: int | None) -> tuple[int, ...]:
   """Shape in one frame of what `vector_keys` counts."""
   return () if width is None else (width,)

@@ -17,7 +17,7 @@ import numpy as np
 
 from wam_jax.data import calvin, converted
 from wam_jax.data.files import DatasetError, PathLike
-from wam_jax.data.frames import BLOCK, FrameReader, ProgressFactory, vector_shape
+from wam_jax.data.frames import BLOCK, FrameReader, ProgressFactory, check_same_keys, vector_shape
 from wam_jax.data.lerobot_pictures import pyav
 from wam_jax.data.lerobot_tables import PLAY, SUCCESS, TASK, parquet
 from wam_jax.embodiment import FILE
@@ -158,6 +158,15 @@ class _Split:
     judged = all(task in task_rules.PREDICATES for task, _, _ in self.windows)
     return "success" in self.reader.widths or ("scene_obs" in self.reader.widths and judged)
 
+  def num_shared(self) -> int:
+    """Number of windows that have frames in common with a later one."""
+    owners = np.full(len(self.reader.ids), -1)
+    spans = [np.searchsorted(self.reader.ids, window[1:]) for window in self.windows]
+    for number, (low, high) in enumerate(spans):
+      owners[low:high] = number
+    left = np.bincount(owners[owners >= 0], minlength=len(spans))
+    return sum(bool(left[number] < high - low) for number, (low, high) in enumerate(spans))
+
 
 def write_lerobot(
   source: PathLike,
@@ -199,10 +208,13 @@ def write_lerobot(
       spans = calvin.read_episode_ids(source / name)
       reader = converted.open_reader(source / name, spans, image_size)
       splits.append(_Split(name, reader, calvin.read_raw_annotations(source / name)))
-      if different := (set(reader.widths) ^ set(splits[0].reader.widths)) - {"success"}:
-        rule = f"is in the frames of one split only, of {splits[0].name} and {name}."
-        fix = f"record {min(different)} in all splits, or in none."
-        raise DatasetError(source / name, rule, key=min(different), fix=fix)
+  check_same_keys({split.reader.folder: set(split.reader.widths) - {"success"} for split in splits})
+  for split in splits:
+    if shared := split.num_shared():
+      log(
+        f"{shared} of {len(split.windows)} annotated windows of {split.name} share frames with a later one, "
+        "to which these frames go: a frame of a LeRobot dataset has one task."
+      )
   parquet(), pyav()  # before anything is written
   partial = out.with_name(f"{out.name}.partial")
   try:

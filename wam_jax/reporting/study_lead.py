@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pathlib
 from collections.abc import Sequence
 
@@ -11,8 +12,17 @@ from wam_jax.config.arms import DIAL_LEVELS, PAIRS
 from wam_jax.core import bootstrap
 from wam_jax.host.tables import NOTHING, markdown_table
 from wam_jax.reporting import charts
-from wam_jax.reporting.study_results import Cell, Results, cells, difference, pooled, read_results
-from wam_jax.reporting.study_sections import percent, points, span
+from wam_jax.reporting.study_results import (
+  Cell,
+  Results,
+  cells,
+  common_seeds,
+  difference,
+  linear_error,
+  pooled,
+  read_results,
+)
+from wam_jax.reporting.study_sections import percent, points, seed_names, span
 
 CHART = "leads.svg"
 COLOURS = ("#0a9568", "#2f6fde", "#e0760f", "#8b46c9", "#c23a5b")  # of studies
@@ -34,7 +44,7 @@ def dial(results: Results) -> list[str]:
     each = ", ".join(map(points, gap["per_seed"]))
     spans = [span(*gap["bootstrap"]), span(*gap["t"])]
     rows.append(
-      [f"level {level}", _named(gap["seeds"]), *map(percent, rates), points(gap["mean"]), *spans, each]
+      [f"level {level}", seed_names(gap["seeds"]), *map(percent, rates), points(gap["mean"]), *spans, each]
     )
   if not leads:
     return []
@@ -44,37 +54,70 @@ def dial(results: Results) -> list[str]:
     "Level 0 has no distractors; the episodes are the same at all levels. Bootstrap: seeds, and start states "
     "within them. t: Student's, over seeds."
   )
-  seeds = sorted(set.intersection(*map(set, leads.values())))
-  if len(leads) < len(DIAL_LEVELS) or not seeds:
-    return [*parts, "", "What the levels say together needs a seed with all of them: there is none yet."]
-  table = 100 * np.array([[leads[level][seed] for seed in seeds] for level in DIAL_LEVELS])  # [levels, seeds]
+  low, *higher = DIAL_LEVELS
+  high, steps = higher[-1], higher[-1] - low
+  over_higher = dict.fromkeys(higher, 1 / len(higher))
   contrasts = {
-    "mean lead of levels 1 to 3": table[1:].mean(0),
-    "that minus the lead without distractors": table[1:].mean(0) - table[0],
-    "slope: points per level": np.polyfit(DIAL_LEVELS, table, 1)[0],
+    "slope from level 0 to 3, per level": {low: -1 / steps, high: 1 / steps},
+    "slope over all levels, per level": dict(zip(DIAL_LEVELS, _slope_weights(DIAL_LEVELS), strict=True)),
+    "mean lead of levels 1 to 3": over_higher,
+    "that minus the lead without distractors": {low: -1.0} | over_higher,
   }
-  together = [["Over levels, points", "Mean", "t 95 %", "SD over seeds", "found with 80 % power"]]
-  for label, values in contrasts.items():
-    mean, low, high = bootstrap.mean_over_seeds(values.tolist())
-    deviation = float(np.std(values, ddof=1)) if len(seeds) > 1 else 0.0
-    found = f"{bootstrap.detectable(deviation, len(seeds)):.1f}" if len(seeds) > 1 else NOTHING
-    shown = span(low / 100, high / 100)
-    together.append(
-      [label, points(mean / 100), shown, f"{deviation:.1f}" if len(seeds) > 1 else NOTHING, found]
-    )
+  together = [["Over levels, points", "Seeds", "Mean", "t 95 %", "SD over seeds", "found with 80 % power"]]
+  for label, weights in contrasts.items():
+    values = _over_levels(leads, weights)
+    if not values:
+      continue
+    mean, least, most = bootstrap.mean_over_seeds(list(values.values()))
+    row = [label, seed_names(list(values)), points(mean), span(least, most), NOTHING, NOTHING]
+    if len(values) > 1:
+      deviation = 100 * float(np.std(list(values.values()), ddof=1))
+      row[-2:] = [f"{deviation:.1f}", f"{bootstrap.detectable(deviation, len(values)):.1f}"]
+    together.append(row)
+  if len(together) == 1:
+    return [*parts, "", "What the levels say together needs a seed with levels 0 and 3: there is none yet."]
   parts += ["", markdown_table(together), ""]
   parts.append(
-    f"Of the seeds with all levels ({_named(seeds)}), one number each. Last column: the smallest true value "
-    "that a t-test over so many seeds finds four times in five."
+    "One number for each seed that has the levels. Last column: the smallest true value that a t-test over "
+    "so many seeds finds four times in five."
   )
-  return parts
+  return [*parts, *_growth(results, low, high)]
 
 
-def _named(seeds: Sequence[int]) -> str:
-  """60 to 67, if there are all between; else one by one."""
-  if len(seeds) > 2 and list(seeds) == list(range(seeds[0], seeds[-1] + 1)):
-    return f"{seeds[0]} to {seeds[-1]}"
-  return ", ".join(map(str, seeds))
+def _slope_weights(levels: Sequence[int]) -> list[float]:
+  """Weights of the values at `levels` in the slope of the line through them, by least squares."""
+  centred = np.array(levels) - np.mean(levels)
+  return (centred / (centred**2).sum()).tolist()
+
+
+def _over_levels(by_level: dict[int, dict[int, float]], weights: dict[int, float]) -> dict[int, float]:
+  """Seed -> weighted sum over levels, of the seeds that have them all."""
+  have = set.intersection(*(set(by_level.get(level, ())) for level in weights))
+  return {seed: sum(w * by_level[level][seed] for level, w in weights.items()) for seed in sorted(have)}
+
+
+def _growth(results: Results, low: int, high: int) -> list[str]:
+  """How much more of the action the plain model's embeddings lack at the highest level."""
+  lacking: dict[int, dict[int, float]] = {}
+  for level in (low, high):
+    pair = f"dial_{level}", PAIRS[f"dial_{level}"]
+    for seed in common_seeds(results, pair):
+      with_it, without = (linear_error(results, arm, seed) for arm in pair)
+      if math.isfinite(without - with_it):
+        lacking.setdefault(level, {})[seed] = without - with_it
+  grown = _over_levels(lacking, {low: -1.0, high: 1.0})
+  if not grown:
+    return []
+  mean, least, most = bootstrap.mean_over_seeds(list(grown.values()))
+  each = ", ".join(f"{value:+.3f}" for value in grown.values())
+  of = f"seeds {seed_names(list(grown))}: {each}; t 95 %: {least:+.3f} to {most:+.3f}"
+  return [
+    "",
+    (
+      f"From level {low} to {high}, what DreamerV2's embeddings lack of the action (below) changes by "
+      f"**{mean:+.3f}** ({of if len(grown) > 1 else f'seed {seed_names(list(grown))} alone'})."
+    ),
+  ]
 
 
 def cells_beside(folder: pathlib.Path) -> list[Cell]:

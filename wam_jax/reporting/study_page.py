@@ -40,6 +40,7 @@ from wam_jax.reporting.study_sections import (
   per_task,
   power,
   ppo,
+  seed_names,
 )
 from wam_jax.storage.artifact import write_text
 
@@ -247,8 +248,8 @@ def _introduction(results: Results, relative: pathlib.Path) -> list[str]:
 
 
 def _seeds(seeds: Sequence[int]) -> str:
-  """seed 4; seeds 4, 5."""
-  return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+  """seed 4; seeds 4, 5; seeds 4 to 6."""
+  return f"seed{'s' if len(seeds) > 1 else ''} {seed_names(seeds)}"
 
 
 def _shared(results: Results) -> str:

@@ -167,7 +167,7 @@ def cells(results: Results, study: str) -> list[Cell]:
       set(results[arm][seed].get("inverse_dynamics_by_update", ())) for arm in pair for seed in seeds
     ]
     for update in [*sorted(set.intersection(*updates) if updates else (), key=int), ""]:
-      errors = {seed: [_linear_error(results, arm, seed, update) for arm in pair] for seed in seeds}
+      errors = {seed: [linear_error(results, arm, seed, update) for arm in pair] for seed in seeds}
       have = [seed for seed in seeds if all(map(math.isfinite, errors[seed]))]
       if not have:
         continue
@@ -185,7 +185,7 @@ def _cloned(piece: Result, update: str) -> np.ndarray:
   return episodes(piece["by_update"][update], piece["tasks"]) if update else policy_episodes(piece, "cloned")
 
 
-def _linear_error(results: Results, arm: str, seed: int, update: str) -> float:
+def linear_error(results: Results, arm: str, seed: int, update: str = "") -> float:
   """See `Cell`; of an arm without a world model of its own that of its base. NaN: not measured."""
   piece = results[arm][seed]
   if update:

@@ -57,6 +57,13 @@ def span(low: float, high: float, form: Any = points) -> str:
   return "one seed" if math.isnan(low) else f"{form(low)} to {form(high)}"
 
 
+def seed_names(seeds: Sequence[int]) -> str:
+  """60 to 67, if there are all between; else one by one."""
+  if len(seeds) > 2 and list(seeds) == list(range(seeds[0], seeds[-1] + 1)):
+    return f"{seeds[0]} to {seeds[-1]}"
+  return ", ".join(map(str, seeds))
+
+
 def headline(results: Results) -> list[str]:
   """The paper's table next to ours, and the differences."""
   rows = [["Mean success in %", "Published", "Here", "Wilson 95 %", "Over seeds, t 95 %", "Each seed"]]
