@@ -223,6 +223,21 @@ def test_the_gradient_of_a_bias_in_bfloat16_is_added_up_in_float32():
   np.testing.assert_allclose(grad, 8 * 30 * 30, rtol=0.01)
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+def test_tiles_add_up_gradients_of_kernels_and_biases_in_float32(transposed):
+  """In bfloat16 a sum over many tiles of one sign falls short: each term is rounded away in part."""
+  x, kernel, bias = jnp.ones((101 * convolution.TILE, 6, 6, 1)), jnp.full((3, 3, 1, 2), 0.01), jnp.zeros(2)
+
+  def total(params, dtype):
+    layers = [tuple(array.astype(dtype) for array in params)]
+    out = convolution.conv_stack(x.astype(dtype), layers, transposed=transposed, form="matmul")
+    return out.astype(jnp.float32).sum()
+
+  found, exact = (jax.grad(total)((kernel, bias), dtype) for dtype in (jnp.bfloat16, jnp.float32))
+  for a, b in zip(found, exact, strict=True):
+    np.testing.assert_allclose(a, b, rtol=0.005)
+
+
 @pytest.mark.parametrize(
   ("network", "shape"),
   [

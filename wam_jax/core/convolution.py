@@ -143,8 +143,13 @@ def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
   It is taken in float32, where the gradient of the bias is then added up: over all pixels, bfloat16 would
   lose most of it.
   """
-  wide = jnp.promote_types(x.dtype, jnp.float32)
+  wide = _wide(x.dtype)
   return (x.astype(wide) + bias.astype(wide)).astype(x.dtype)
+
+
+def _wide(dtype: jnp.dtype) -> jnp.dtype:
+  """What sums over many numbers of a dtype are kept in: float32 at least."""
+  return jnp.promote_types(dtype, jnp.float32)
 
 
 def _finish(x: jax.Array, bias: jax.Array | None, activation: Activation | None) -> jax.Array:
@@ -246,8 +251,9 @@ def _product(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _kernel_grad(windows: jax.Array, small: jax.Array) -> jax.Array:
-  """Windows [k * k * C, Y', X', n] times `small` [O, Y', X', n]: [k * k * C, O]."""
-  return lax.dot_general(windows, small, (((1, 2, 3), (1, 2, 3)), ((), ())))
+  """Windows [k * k * C, Y', X', n] times `small` [O, Y', X', n]: [k * k * C, O], float32 at least."""
+  contracted = ((1, 2, 3), (1, 2, 3)), ((), ())
+  return lax.dot_general(windows, small, contracted, preferred_element_type=_wide(windows.dtype))
 
 
 def _phases(kernel: jax.Array, stride: int) -> jax.Array:
@@ -319,7 +325,7 @@ def _backward_tile(
   else:
     kernel_grad = _kernel_grad(_windows(x, size, stride), grad)
     x_grad = _scatter(grad, _phases(kernel, stride), size, stride, *x.shape[1:3])
-  return x_grad, kernel_grad, grad.sum((1, 2, 3))
+  return x_grad, kernel_grad, grad.sum((1, 2, 3), dtype=_wide(grad.dtype))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -354,13 +360,13 @@ def _tiles_backward(how: Sequence[_Layer], residuals: tuple, grad: jax.Array) ->
   flat = lambda kernel, layer: kernel.swapaxes(2, 3) if layer.transposed else kernel
   shapes = [flat(kernel, layer).shape for (kernel, _), layer in zip(layers, how, strict=True)]
   zero = [
-    [jnp.zeros((math.prod(shape[:3]), shape[3]), bias.dtype), jnp.zeros_like(bias)]
+    [jnp.zeros((math.prod(shape[:3]), shape[3]), _wide(x.dtype)), jnp.zeros(len(bias), _wide(x.dtype))]
     for shape, (_, bias) in zip(shapes, layers, strict=True)
   ]
   total, x_grad = lax.scan(one_tile, zero, (x, *out, grad))
   grads = tuple(
-    (flat(kernel_grad.reshape(shape), layer), bias_grad)
-    for (kernel_grad, bias_grad), shape, layer in zip(total, shapes, how, strict=True)
+    (flat(kernel_grad.reshape(shape), layer).astype(kernel.dtype), bias_grad.astype(bias.dtype))
+    for (kernel_grad, bias_grad), shape, (kernel, bias), layer in zip(total, shapes, layers, how, strict=True)
   )
   return x_grad, grads
 
