@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from made_up_params import random_like
 
 from wam_jax import config as config_lib
 from wam_jax.data import windows
@@ -42,7 +43,7 @@ def close(one, eight, what="", least=1e-3):
     np.testing.assert_allclose(b, a, rtol=0, atol=limit, err_msg=what + jax.tree_util.keystr(path))
 
 
-def random_store(num=64, size=64):
+def random_store(num=64, size=16):
   rng = np.random.default_rng(0)
   picture = lambda: jnp.asarray(rng.integers(0, 256, (num, size * size * 3), np.uint8))
   action = lambda: jnp.asarray(rng.uniform(-1, 1, (num, 7)), jnp.float32)
@@ -74,8 +75,8 @@ def world_model_config(**changes):
 )
 def test_gradient_of_the_world_model(mesh, changes):
   c = world_model_config(**changes)
-  model = make_world_model(c)
-  params = wm.init_params(model, jax.random.key(0))
+  model = make_world_model(c, 16)
+  params = random_like(lambda key: wm.init_params(model, key))
   sampler = windows.Sampler(64, 16, 6, c.carry_state, 0.1)
   batch = sampler.sample(random_store(), jax.random.key(1), jnp.int32(3))
   pairs = np.asarray(wm_training.valid_pairs(batch.is_first)).reshape(8, -1).sum(1)
@@ -94,10 +95,10 @@ def test_gradient_of_the_world_model(mesh, changes):
 def test_updates_of_the_world_model(mesh, size):
   """Several updates, with the windows and all noise drawn on the devices; the state stays whole."""
   c = world_model_config(carry_state=True, batch_size=size)
-  model = make_world_model(c)
+  model = make_world_model(c, 16)
   found = []
   for devices in (None, mesh):
-    params = wm.init_params(model, jax.random.key(0))
+    params = random_like(lambda key: wm.init_params(model, key))
     optimizer = optax.sgd(1e-5)
     start = world_model.initial_state(c, model, optimizer, params)
     sampler = world_model.make_sampler(c, 64, devices, CALVIN)

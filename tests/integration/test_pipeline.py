@@ -39,6 +39,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 TASKS = ("open_drawer", "turn_on_led")
 SHRUNK = {
   "tasks": ",".join(TASKS),
+  "env.image_size": 32,
   "data.play_frames": 256,
   "data.play_episode_frames": 128,
   "data.play_successes_per_task": 2,

@@ -12,6 +12,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from made_up_params import random_like
 from made_up_run import make_artifact
 
 import wam_jax
@@ -52,13 +53,6 @@ def write(artifact, params=None, result=None, done=True):
   if result is not None:
     (artifact.path / "result.json").write_text(json.dumps(result))
   artifact_lib.write_artifact(artifact, done=done)
-
-
-def random_like(make, seed, lead=()):
-  """Random arrays of the shapes that `make` would make; compiles nothing."""
-  rng = np.random.default_rng(seed)
-  draw = lambda x: (rng.normal(size=(*lead, *x.shape)) / np.sqrt(x.shape[-2:][0] + 9)).astype(np.float32)
-  return jax.tree.map(draw, jax.eval_shape(make, jax.random.key(0)))
 
 
 def write_run(root, config):

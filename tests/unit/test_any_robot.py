@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import made_up_robot
 import numpy as np
 import pytest
+from made_up_params import random_like
 from made_up_robot import ARM, DEMOS, LENGTHS, SUCCESS_FROM, TASK
 from ml_collections import ConfigDict
 
@@ -201,7 +202,7 @@ def test_from_frames_to_a_policy_that_acts(root, tmp_path, changes):
   frames = calvin.read_frames(root / "training", SIZE)
   statistics = (frames.robot_obs.mean(0), frames.robot_obs.std(0)) if needs_statistics(w, ARM) else None
   model = make_world_model(w, SIZE, statistics, ARM)
-  params = wm.init_params(model, key)
+  params = random_like(lambda key: wm.init_params(model, key))
   sampler = windows.Sampler(frames.num_frames, w.batch_size, w.sequence_length, embodiment=ARM)
   optimizer = wm_training.make_optimizer(w, params)
   update = wm_training.make_update(
@@ -215,19 +216,21 @@ def test_from_frames_to_a_policy_that_acts(root, tmp_path, changes):
   takes = filter_demos(model, state.params, demos, (TASK,), key)
   policy = make_policy(config, model.feature_size, takes.action.shape[-1])
   data = jax.tree.map(lambda x: x[0], behaviour_cloning.make_data(takes.takes, policy.chunk))
-  network = policy.init(key)
+  network = jax.jit(policy.init)(key)
   feature, chunk = behaviour_cloning.sample_batch(data, key, 4, policy.chunk)
-  assert np.isfinite(policy.cloning_loss(network, feature, chunk, key)) and chunk.shape == (4, 2, 6)
+  loss = jax.jit(policy.cloning_loss)(network, feature, chunk, key)
+  assert np.isfinite(loss) and chunk.shape == (4, 2, 6)
 
   classifier = make_classifier(config, model.feature_size)
   frozen = ppo.Frozen(
     base=network,
-    classifier={"network": classifier.init(key), "threshold": jnp.float32(0.0)},
+    classifier={"network": jax.jit(classifier.init)(key), "threshold": jnp.float32(0.0)},
     starts=jax.tree.map(lambda x: x[0], imagination.make_starts(takes.takes)),
   )
   dreamer = imagination.Dreamer(imagination.make_world(model), policy, classifier, 2)
   iterate = jax.jit(ppo.make_iteration(dreamer, config.ppo))
-  tuned, metrics = iterate(ppo.init_state(policy, config.ppo, frozen, key), frozen, state.params, key)
+  begun = jax.jit(lambda frozen: ppo.init_state(policy, config.ppo, frozen, key))(frozen)
+  tuned, metrics = iterate(begun, frozen, state.params, key)
   assert all(np.isfinite(values).all() for values in jax.device_get(metrics).values())
 
   stack = lambda tree: jax.tree.map(lambda x: x[None], tree)
@@ -422,7 +425,7 @@ def _dreaming(tmp_path_factory):
   seen = {key: np.stack([frame[key] for frame in frames[:3]]) for key in (*ARM.camera_names, "robot_obs")}
   w = tiny_config(**{"world_model.proprio": "latent"}).world_model
   model = make_world_model(w, SIZE, ((3.0,) * 9, (2.0,) * 9), ARM)
-  dreamer = DreamingModel(model, wm.init_params(model, jax.random.key(0)))
+  dreamer = DreamingModel(model, random_like(lambda key: wm.init_params(model, key)))
   return dreamer, seen, np.stack([frame["rel_actions"] for frame in frames[:8]])
 
 

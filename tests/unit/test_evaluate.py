@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from made_up_params import random_like
 
 from wam_jax import config as config_lib
 from wam_jax.acting import episodes as episodes_lib
@@ -88,7 +89,7 @@ def model():
   config.update(vision="patch", proprio="sincos", depth=4, embed=16, deter=12, stoch=3, classes=4, hidden=16)
   config.inverse_dynamics_hidden = 8
   model = make_world_model(config, SIZE)
-  return model, wm.init_params(model, jax.random.key(0))
+  return model, random_like(lambda key: wm.init_params(model, key))
 
 
 def _starts(episodes, seed=1):

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from made_up_params import random_like
 
 from wam_jax import config as config_lib
 from wam_jax.embodiment import CALVIN
@@ -255,8 +256,8 @@ def small_world_model(proprio="none"):
   config = config_lib.default_config().world_model
   config.update(vision="patch", depth=4, embed=16, deter=12, stoch=3, classes=5, hidden=10)
   config.update(inverse_dynamics_hidden=8, compute_dtype="float32", proprio=proprio)
-  model = make_world_model(config)
-  params = wm.init_params(model, jax.random.key(0))
+  model = make_world_model(config, 16)
+  params = random_like(lambda key: wm.init_params(model, key))
   code = jax.nn.one_hot(jax.random.randint(jax.random.key(1), (6, 3), 0, 5), 5).reshape(6, -1)
   parts = [jax.random.normal(jax.random.key(2), (6, 12)), code]
   if model.carries_robot:

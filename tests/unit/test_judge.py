@@ -6,6 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from made_up_params import random_like
 from made_up_run import make_artifact
 
 from wam_jax import config as config_lib
@@ -232,7 +233,10 @@ def make_model(folder, config, digit, inputs=None):
   artifact = make_artifact("world_model", folder / "world_model", c.to_dict(), {"of": digit}, inputs)
   artifact_lib.write_artifact(artifact, done=False)
   model = make_world_model(c.world_model, c.env.image_size)
-  save_params(artifact.path / "params", wm.init_params(model, jax.random.key(0)))
+  params = random_like(lambda key: wm.init_params(model, key))
+  if model.carries_robot:  # at the start the state stays as it is
+    params["rssm"]["robot_dynamics"] = jax.tree.map(np.zeros_like, params["rssm"]["robot_dynamics"])
+  save_params(artifact.path / "params", params)
   artifact_lib.write_artifact(artifact, done=True)
   return artifact_lib.load_artifact(artifact.path)
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from made_up_params import random_like
 
 from wam_jax import config as config_lib
 from wam_jax.core import ppo as ppo_loss
@@ -30,7 +31,7 @@ def world():
   config.env.update(image_size=16, workers=2)
   config.ppo.update(dreams=E, chunks_per_iteration=5, horizon_steps=12, value_hidden=(8,))
   model = make_world_model(config.world_model, 16)
-  return config, model, wm.init_params(model, jax.random.key(0))
+  return config, model, random_like(lambda key: wm.init_params(model, key))
 
 
 def make_episodes(world, monkeypatch, start):

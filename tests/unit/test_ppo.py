@@ -45,11 +45,15 @@ def dreamer(c, policy=POLICY, classifier=CLASSIFIER):
 
 
 def setup(c, seed=0, policy=POLICY):
-  keys = jax.random.split(jax.random.key(seed), 4)
-  starts = imagination.StartFrames(jax.random.normal(keys[0], (5, F)), jnp.int32(5))
-  classifier = {"network": CLASSIFIER.init(keys[1]), "threshold": jnp.float32(0.0)}
-  frozen = ppo.Frozen(base=policy.init(keys[2]), classifier=classifier, starts=starts)
-  return frozen, ppo.init_state(policy, c, frozen, keys[3])
+  @jax.jit
+  def make(key):
+    keys = jax.random.split(key, 4)
+    starts = imagination.StartFrames(jax.random.normal(keys[0], (5, F)), jnp.int32(5))
+    classifier = {"network": CLASSIFIER.init(keys[1]), "threshold": jnp.float32(0.0)}
+    frozen = ppo.Frozen(base=policy.init(keys[2]), classifier=classifier, starts=starts)
+    return frozen, ppo.init_state(policy, c, frozen, keys[3])
+
+  return make(jax.random.key(seed))
 
 
 def make_sample(frozen, size=6, seed=3):
@@ -57,8 +61,9 @@ def make_sample(frozen, size=6, seed=3):
   draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
   feature = draw(size, F)
   params = {"base": frozen.base, "tuned": frozen.base}
-  chain = POLICY.sample_chain(params, feature, draw(size, 2, 7), draw(4, size, 2, 7))[1]
-  old = ppo_loss.mean_log_prob(POLICY.log_prob(frozen.base, feature, chain)) + 0.002 * draw(size, 2)
+  chain = jax.jit(POLICY.sample_chain)(params, feature, draw(size, 2, 7), draw(4, size, 2, 7))[1]
+  log_prob = jax.jit(POLICY.log_prob)(frozen.base, feature, chain)
+  old = ppo_loss.mean_log_prob(log_prob) + 0.002 * draw(size, 2)
   return ppo_actor.Sample(
     feature=feature,
     time_left=jnp.ones(size),
@@ -170,14 +175,15 @@ def test_regulariser_draws_the_policy_back_to_the_cloned_one():
   rng = np.random.default_rng(4)
   noise = jnp.asarray(rng.normal(size=(400, 5, 2, 7)), jnp.float32)
   cloned = {"base": frozen.base, "tuned": frozen.base}
-  chain = POLICY.sample_chain(cloned, sample.feature, noise[:, 0], jnp.moveaxis(noise[:, 1:], 1, 0))[1]
+  draws = noise[:, 0], jnp.moveaxis(noise[:, 1:], 1, 0)
+  chain = jax.jit(POLICY.sample_chain)(cloned, sample.feature, *draws)[1]
   leaves, structure = jax.tree.flatten(frozen.base)
   away = [jnp.asarray(rng.normal(size=x.shape), jnp.float32) for x in leaves]
   for form, material in (("frozen_chains", chain), ("current_chains", noise)):
     c.bc_form = form
     sample = sample.replace(regulariser=material)
-    at = lambda s, c=c, sample=sample: float(
-      ppo_actor.bc_regulariser(
+    at = jax.jit(
+      lambda s, c=c, sample=sample: ppo_actor.bc_regulariser(
         POLICY,
         c,
         jax.tree.unflatten(structure, [x + s * d for x, d in zip(leaves, away, strict=True)]),
@@ -206,7 +212,9 @@ def test_iteration_bakes_nothing_in(horizon, form):
   assert all(x.shape == () for x in metrics.values())
 
 
-@pytest.mark.parametrize("policy", [POLICY, GAUSSIAN], ids=["diffusion", "gaussian"])
+@pytest.mark.parametrize(
+  "policy", [POLICY, pytest.param(GAUSSIAN, marks=pytest.mark.slow)], ids=["diffusion", "gaussian"]
+)
 def test_warm_up_holds_the_actor_and_target_kl_stops_it(policy):
   c = tiny(critic_warmup_iterations=1)
   frozen, state = setup(c, policy=policy)
@@ -288,7 +296,10 @@ def test_gradient_in_blocks_equals_that_of_the_whole():
   frozen, _ = setup(c)
   sample = make_sample(frozen, size=12)
   whole, blocks = (
-    ppo_actor.actor_gradient(POLICY, c, frozen.base, frozen.base, sample, block) for block in (12, 4)
+    jax.jit(
+      lambda network, block=block: ppo_actor.actor_gradient(POLICY, c, network, network, sample, block)
+    )(frozen.base)
+    for block in (12, 4)
   )
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), whole, blocks)
   assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(whole[0])) > 1e-2

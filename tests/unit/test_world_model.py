@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from made_up_params import random_like
 
 from wam_jax import config as config_lib
 from wam_jax.core import distributions
@@ -18,6 +19,7 @@ from wam_jax.training import world_model_training as wm_training
 from wam_jax.types import Batch, features, latent_from_features
 
 B, T = 2, 6
+SIDE = 16  # of pictures, where nothing is asked of the encoder: compiles in half the time of 64
 
 
 def tiny_config(**changes):
@@ -28,7 +30,7 @@ def tiny_config(**changes):
   return c
 
 
-def random_batch(seed=0, batch=B, length=T, size=64):
+def random_batch(seed=0, batch=B, length=T, size=SIDE):
   rng = np.random.default_rng(seed)
   picture = lambda: jnp.asarray(rng.integers(0, 256, (batch, length, size, size, 3), np.uint8))
   action = jnp.asarray(rng.uniform(-1, 1, (batch, length, 7)), jnp.float32)
@@ -44,21 +46,23 @@ def random_batch(seed=0, batch=B, length=T, size=64):
   )
 
 
+def random_params(model, seed=0):
+  """Also where training starts from zero; compiles nothing."""
+  return jax.tree.map(jnp.asarray, random_like(lambda key: wm.init_params(model, key), seed))
+
+
 @functools.cache
-def tiny(**changes):
+def tiny(size=SIDE, **changes):
   config = tiny_config(**changes)
-  model = make_world_model(config)
-  return config, model, wm.init_params(model, jax.random.key(0))
+  model = make_world_model(config, size)
+  return config, model, random_params(model)
 
 
 @functools.cache
 def random_model(proprio):
-  """Model with random parameters, also where training starts from zero; compiles nothing."""
   config = tiny_config(proprio=proprio, robot_obs_weight=3.0 if proprio == "latent" else 0.0)
-  model, rng = make_world_model(config), np.random.default_rng(3)
-  shapes = jax.eval_shape(lambda: wm.init_params(model, jax.random.key(0)))
-  draw = lambda x: jnp.asarray(rng.normal(size=x.shape) / np.sqrt(x.shape[-2:][0] + 9), jnp.float32)
-  return config, model, jax.tree.map(draw, shapes)
+  model = make_world_model(config, SIDE)
+  return config, model, random_params(model, 3)
 
 
 def random_frames(model, seed=0):
@@ -70,8 +74,17 @@ def random_frames(model, seed=0):
   return embed, batch.prev_action, batch.is_first.at[1, 3].set(True)
 
 
+def encode(model, params, batch):
+  return jax.jit(functools.partial(wm.encode, model))(params, batch)
+
+
 def observe(model, params, frames, noise=None, hidden=None):
   return jax.jit(functools.partial(wm.observe, model))(params, *frames, noise, hidden=hidden)
+
+
+def loss_of(model, config):
+  """(params, batch, draws, carried latent) -> (loss, (metrics, last latent))."""
+  return jax.jit(functools.partial(wm_training.world_model_loss, model, config))
 
 
 MODELS = pytest.mark.parametrize("proprio", ["none", "latent"])
@@ -79,21 +92,15 @@ MODELS = pytest.mark.parametrize("proprio", ["none", "latent"])
 
 @pytest.mark.parametrize("kind", ["patch", "conv"])
 def test_shapes_of_both_vision_forms(kind):
-  _, model, params = tiny(vision=kind)
-  batch = random_batch()
-  embed = jax.jit(lambda p, b: wm.encode(model, p, b))(params, batch)
+  _, model, params = tiny(64, vision=kind)
+  batch = random_batch(size=64)
+  embed = encode(model, params, batch)
   assert embed.shape == (B, T, 16)
-  posterior, prior = wm.observe(
-    model,
-    params,
-    embed,
-    batch.prev_action,
-    batch.is_first,
-    wm.latent_noise(model, jax.random.key(1), (B, T)),
-  )
+  noise = wm.latent_noise(model, jax.random.key(1), (B, T))
+  posterior, prior = observe(model, params, (embed, batch.prev_action, batch.is_first), noise)
   assert posterior.deter.shape == (B, T, 12) and posterior.stoch.shape == prior.logits.shape == (B, T, 3, 4)
   assert features(posterior).shape == (B, T, model.feature_size)
-  decoded = wm.decode(model, params, features(posterior))
+  decoded = jax.jit(functools.partial(wm.decode, model))(params, features(posterior))
   assert {name: x.shape for name, x in decoded.items()} == dict.fromkeys(
     ("rgb_static", "rgb_gripper"), (B, T, 64, 64, 3)
   )
@@ -133,21 +140,22 @@ def test_published_size_has_lumos_number_of_parameters():
     ),
     pytest.param({"image_size": 128}, marks=pytest.mark.slow),
     pytest.param({"image_size": 128, "vision": "conv"}, marks=pytest.mark.slow),
-    {"inverse_dynamics_input": "feature"},
+    pytest.param({"inverse_dynamics_input": "feature"}, marks=pytest.mark.slow),
     pytest.param({"compute_dtype": "bfloat16"}, marks=pytest.mark.slow),
     pytest.param({"compute_dtype": "bfloat16", "vision": "conv"}, marks=pytest.mark.slow),
     pytest.param({"remat": True, "accumulate": 2}, marks=pytest.mark.slow),
     pytest.param({"learned_initial_state": True, "carry_state": True}, marks=pytest.mark.slow),
-    {"proprio": "latent", "robot_obs_weight": 1.0, "carry_state": True, "compute_dtype": "bfloat16"},
-    {"proprio": "latent", "robot_obs_weight": 1.0, "open_loop_share": 0.5, "remat": True, "accumulate": 2},
+    {"proprio": "latent", "robot_obs_weight": 1.0, "carry_state": True, "compute_dtype": "bfloat16"}
+    | {"open_loop_share": 0.5, "remat": True, "accumulate": 2},
   ],
   ids=lambda changes: " ".join(f"{k}={v}" for k, v in changes.items()),
 )
 def test_variants_train_by_config_alone(changes):
-  size = changes.pop("image_size", 64) if "image_size" in changes else 64
+  size = changes.get("image_size", 64 if changes.get("vision") == "conv" else SIDE)
+  changes = {name: value for name, value in changes.items() if name != "image_size"}
   config = tiny_config(batch_size=B, sequence_length=T, updates=10, **changes)
   model = make_world_model(config, size)
-  params = wm.init_params(model, jax.random.key(0))
+  params = random_params(model)
   batch = random_batch(size=size)
   optimizer = wm_training.make_optimizer(config, params)
   update = wm_training.make_update(model, config, optimizer, lambda store, *_: store)
@@ -161,17 +169,15 @@ def test_variants_train_by_config_alone(changes):
   still = [name for name, value in jax.tree.leaves_with_path(moved) if not value]
   allowed = "initial_" if config.learned_initial_state else "nothing"  # every window begins with a reset
   assert all(allowed in jax.tree_util.keystr(name) for name in still), still
-  pictures = wm.decode(model, state.params, jnp.zeros((B, model.feature_size)))
+  pictures = jax.jit(functools.partial(wm.decode, model))(state.params, jnp.zeros((B, model.feature_size)))
   assert {name: p.shape for name, p in pictures.items()} == dict.fromkeys(model.cameras, (B, size, size, 3))
   assert all(p.dtype == jnp.float32 for p in pictures.values())
 
 
 def test_bfloat16_is_near_float32():
-  config, model, params = tiny(vision="conv")
+  config, model, params = tiny(64, vision="conv")
   half = make_world_model(tiny_config(vision="conv", compute_dtype="bfloat16"))
-  losses = [
-    float(wm_training.world_model_loss(m, config, params, random_batch(), None)[0]) for m in (model, half)
-  ]
+  losses = [float(loss_of(m, config)(params, random_batch(size=64), None)[0]) for m in (model, half)]
   assert losses[0] != losses[1]
   np.testing.assert_allclose(losses[1], losses[0], rtol=0.02)
 
@@ -181,8 +187,8 @@ def gradients_of_one_update(batch, **changes):
   config = tiny_config(
     batch_size=len(batch.mask), sequence_length=T, updates=10, decode_fraction=1.0, **changes
   )
-  model = make_world_model(config)
-  params = wm.init_params(model, jax.random.key(0))
+  model = make_world_model(config, SIDE)
+  params = random_params(model)
   before = jax.tree.map(np.asarray, params)
   optimizer = optax.sgd(1.0)
   loss = wm_training.world_model_loss
@@ -209,9 +215,8 @@ def test_memory_savers_do_not_change_the_gradient(changes):
     np.testing.assert_allclose(metrics[name], whole_metrics[name], rtol=1e-4, err_msg=name)
 
 
-@pytest.mark.parametrize(
-  ("changes", "least"), [({"accumulate": 4}, 2.0), pytest.param({"remat": True}, 2.0, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("changes", "least"), [({"accumulate": 4}, 2.0), ({"remat": True}, 2.0)])
 def test_memory_savers_save_memory(changes, least):
   def temporary_bytes(**changes):
     config = tiny_config(
@@ -222,7 +227,7 @@ def test_memory_savers_save_memory(changes, least):
     optimizer = wm_training.make_optimizer(config, params)
     update = wm_training.make_update(model, config, optimizer, lambda store, *_: store)
     state = jax.eval_shape(lambda p: train_state.make_train_state(p, optimizer), params)
-    batch = random_batch(batch=8, length=16)
+    batch = random_batch(batch=8, length=16, size=64)
     return update.lower(state, batch, jax.random.key(0), 1).compile().memory_analysis().temp_size_in_bytes
 
   assert temporary_bytes() > least * temporary_bytes(**changes)
@@ -240,8 +245,7 @@ def test_the_robot_state_shapes_the_features():
 
   (total, (metrics, _)), grads = loss_and_grads(config)
   (without, _), plain = loss_and_grads(off)
-  embed = wm.encode(model, params, batch)
-  posterior, _ = wm.observe(model, params, embed, batch.prev_action, batch.is_first, None)
+  posterior, _ = observe(model, params, (encode(model, params, batch), batch.prev_action, batch.is_first))
   decoded = model.apply({"params": params}, features(posterior), method="decode_robot_obs")
   error = np.asarray(decoded, np.float64) - np.asarray(proprio_features(batch.robot_obs), np.float64)
   by_hand = 0.5 * np.square(error).sum(-1).mean()
@@ -256,25 +260,25 @@ def test_the_robot_state_shapes_the_features():
 
 def test_carried_state_goes_on_where_the_last_window_ended():
   config = tiny_config(batch_size=B, sequence_length=T // 2, updates=10, carry_state=True)
-  model = make_world_model(config)
-  params = wm.init_params(model, jax.random.key(0))
+  model = make_world_model(config, SIDE)
+  params = jax.tree.map(lambda x: 3 * x, random_params(model))  # codes depend on pictures
   batch = random_batch()
   halves = [jax.tree.map(lambda x, i=i: x[:, 3 * i : 3 * i + 3], batch) for i in (0, 1)]
-  embed = wm.encode(model, params, batch)
-  whole, _ = wm.observe(model, params, embed, batch.prev_action, batch.is_first, None)
-  latent = None
+  whole, _ = observe(model, params, (encode(model, params, batch), batch.prev_action, batch.is_first))
+  latent, loss = wm.initial_latent(model, params, B), loss_of(model, config)
   for half in halves:
-    _, (_, latent) = wm_training.world_model_loss(model, config, params, half, None, latent)
+    _, (_, latent) = loss(params, half, None, latent)
   np.testing.assert_allclose(latent.deter, whole.deter[:, -1], atol=1e-6)
   np.testing.assert_array_equal(latent.stoch, whole.stoch[:, -1])
   # In the update: the second window's loss depends on the first, unless its first frame is a reset.
   optimizer = optax.sgd(0.0)
   second = halves[1].replace(is_first=jnp.zeros((B, T // 2), bool))
 
+  update = wm_training.make_update(
+    model, config, optimizer, lambda store, key, step, i: jax.tree.map(lambda x: x[i], store)
+  )
+
   def loss_after(first, second):
-    update = wm_training.make_update(
-      model, config, optimizer, lambda store, key, step, i: jax.tree.map(lambda x: x[i], store)
-    )
     state = train_state.make_train_state(
       jax.tree.map(jnp.copy, params), optimizer, carry=wm.initial_latent(model, params, B)
     )
@@ -292,11 +296,10 @@ def test_carried_state_goes_on_where_the_last_window_ended():
 @pytest.mark.parametrize(
   "changes",
   [
-    {},
     {"decode_fraction": 0.5, "accumulate": 2, "learned_initial_state": True},
     {"proprio": "latent", "robot_obs_weight": 1.0, "embedding_image_weight": 1.0},
   ],
-  ids=["plain", "parts", "latent"],
+  ids=["parts", "latent"],
 )
 def test_padding_changes_no_gradient(changes):
   """Rows behind the batch, of any content, count for nothing: in gradients, metrics and carried state."""
@@ -323,7 +326,7 @@ def test_learned_initial_state_is_used_where_nothing_resets_it():
   params["rssm"]["initial_deter"] = jnp.full((12,), 0.3)
   batch = random_batch()
   batch = batch.replace(is_first=batch.is_first.at[0, 0].set(False))
-  grads = jax.grad(lambda p: wm_training.world_model_loss(model, config, p, batch, None)[0])(params)
+  grads, _ = jax.jit(jax.grad(loss_of(model, config), has_aux=True))(params, batch, None)
   assert np.abs(grads["rssm"]["initial_deter"]).max() > 0
   latent = wm.initial_latent(model, params, B)
   np.testing.assert_allclose(latent.deter, 0.3)
@@ -478,12 +481,13 @@ def test_filtering_frame_by_frame_equals_the_sequence(sampled, proprio):
 
 def test_an_episode_start_forgets_everything_before():
   _, model, params = tiny()
+  params = jax.tree.map(lambda x: 3 * x, params)  # codes depend on pictures
   one, other = random_batch(0), random_batch(1)
   cut = one.is_first.at[:, 3].set(True)
-  embed = wm.encode(model, params, one)
-  mixed = embed.at[:, :3].set(wm.encode(model, params, other)[:, :3])
-  a, _ = wm.observe(model, params, embed, one.prev_action, cut, None)
-  b, _ = wm.observe(model, params, mixed, one.prev_action, cut, None)
+  embed = encode(model, params, one)
+  mixed = embed.at[:, :3].set(encode(model, params, other)[:, :3])
+  a, _ = observe(model, params, (embed, one.prev_action, cut))
+  b, _ = observe(model, params, (mixed, one.prev_action, cut))
   np.testing.assert_array_equal(a.deter[:, 3:], b.deter[:, 3:])
   assert not np.allclose(a.deter[:, 2], b.deter[:, 2])
 
@@ -503,9 +507,10 @@ def test_imagination_step_by_step_equals_the_roll():
   _, model, params = tiny()
   actions = random_batch().action
   latent = wm.initial_latent(model, params, B)
-  rolled = wm.imagine(model, params, latent, actions, None)
+  rolled = jax.jit(functools.partial(wm.imagine, model))(params, latent, actions, None)
+  step = jax.jit(functools.partial(wm.imagine_step, model))
   for t in range(T):
-    latent = wm.imagine_step(model, params, latent, actions[:, t], None)
+    latent = step(params, latent, actions[:, t], None)
   np.testing.assert_allclose(rolled.deter[:, -1], latent.deter, atol=1e-6)
 
 
@@ -528,29 +533,26 @@ def test_inverse_dynamics_leaves_out_pairs_across_episodes():
 
 def _grads(weight, **changes):
   config, model, params = tiny(inverse_dynamics_weight=weight, **changes)
-  batch = random_batch()
   draws = wm_training.draw(model, config, jax.random.key(3), B, T)
-  loss = lambda p: wm_training.world_model_loss(model, config, p, batch, draws)[0]
-  return jax.jit(jax.grad(loss))(params)
+  return jax.jit(jax.grad(loss_of(model, config), has_aux=True))(params, random_batch(), draws)[0]
 
 
 def test_inverse_dynamics_on_features_reaches_the_recurrent_model():
   config, model, params = tiny(
     inverse_dynamics_input="feature", image_weight=0.0, kl_weight=0.0, embedding_image_weight=0.0
   )
-  loss = lambda p: wm_training.world_model_loss(model, config, p, random_batch(), None)[0]
-  grads = jax.grad(loss)(params)
+  grads, _ = jax.jit(jax.grad(loss_of(model, config), has_aux=True))(params, random_batch(), None)
   assert all(np.abs(x).max() > 0 for x in jax.tree.leaves(grads["rssm"]["gru"]))
 
 
 def test_a_probe_does_not_enter_the_clipped_norm():
   config = tiny_config(inverse_dynamics_weight=0.0, grad_clip=1e-3, updates=10, weight_decay=0.0)
-  model = make_world_model(config)
-  params = wm.init_params(model, jax.random.key(0))
+  params = tiny()[2]
   grads = jax.tree.map(jnp.ones_like, params)
   optimizer = wm_training.make_optimizer(config, params)
+  update = jax.jit(lambda grads: optimizer.update(grads, optimizer.init(params), params)[1])
   louder = grads | {wm_training.HEAD: jax.tree.map(lambda x: 1e6 * x, grads[wm_training.HEAD])}
-  moments = [optimizer.update(g, optimizer.init(params), params)[1] for g in (grads, louder)]
+  moments = [update(g) for g in (grads, louder)]
   first = [optax.tree.get(state.inner_states["model"], "mu") for state in moments]
   for a, b in zip(jax.tree.leaves(first[0]), jax.tree.leaves(first[1]), strict=True):
     np.testing.assert_array_equal(a, b)
@@ -610,19 +612,18 @@ def test_it_does_not_matter_how_updates_are_cut_into_calls():
     model, config, optimizer, lambda store, key, step, i: jax.tree.map(lambda x: jnp.roll(x, step, 1), store)
   )
   ends = []
-  for cuts in ((4,), (1, 3), (2, 1, 1)):
+  for cuts in ((2,), (1, 1)):
     state = train_state.make_train_state(jax.tree.map(jnp.copy, params), optimizer)
     for num in cuts:
       state, _ = update(state, random_batch(), jax.random.key(2), num)
     ends.append(jax.tree.map(np.asarray, state.params))
-  for other in ends[1:]:
-    jax.tree.map(np.testing.assert_array_equal, ends[0], other)
+  jax.tree.map(np.testing.assert_array_equal, *ends)
 
 
 def test_observe_refuses_shapes_that_do_not_belong_together():
   _, model, params = tiny()
   batch = random_batch()
-  embed = wm.encode(model, params, batch)
+  embed = jnp.zeros((B, T, model.embed))
   with pytest.raises(ValueError, match="agree"):
     wm.observe(model, params, embed, batch.prev_action[:, :-1], batch.is_first, None)
 
@@ -796,10 +797,10 @@ def test_the_robot_joins_the_losses_and_training_predicts_it():
   """The hand goes where the actions push it: what a linear map of the last action predicts."""
   config = tiny_config(proprio="latent", robot_obs_weight=50.0, decode_fraction=1.0)
   config.update(batch_size=4, sequence_length=T, learning_rate=2e-3, updates=80, warmup_updates=0)
-  model = make_world_model(config, 16)
+  model = make_world_model(config, SIDE)
   params = wm.init_params(model, jax.random.key(0))
   assert "robot_decoder" not in params and "robot_dynamics" in params["rssm"]
-  batch = random_batch(batch=4, size=16)
+  batch = random_batch(batch=4)
   pushed = jnp.cumsum(0.02 * batch.prev_action[..., :6], 1)
   batch = batch.replace(robot_obs=0.1 * batch.robot_obs[:, :1] + jnp.pad(pushed, ((0, 0), (0, 0), (0, 9))))
   optimizer = wm_training.make_optimizer(config, params)
@@ -861,7 +862,7 @@ def test_the_robots_dynamics_have_an_optimiser_of_their_own():
   for weight in (0.0, 1000.0):  # a head that only watches, and one that shapes
     config.inverse_dynamics_weight = weight
     optimizer = wm_training.make_optimizer(config, params)
-    step = lambda grads, optimizer=optimizer: optimizer.update(grads, optimizer.init(params), params)[0]
+    step = jax.jit(lambda grads, of=optimizer: of.update(grads, of.init(params), params)[0])
     louder = grads["rssm"] | {"robot_dynamics": {"linear": 1e6 * grads["rssm"]["robot_dynamics"]["linear"]}}
     quiet, loud = step(grads), step(grads | {"rssm": louder})
     np.testing.assert_array_equal(quiet["rssm"]["gru"], loud["rssm"]["gru"])
@@ -982,7 +983,7 @@ def test_the_loss_sees_the_hidden_frames_as_imagined():
   hidden = jnp.broadcast_to(jnp.arange(T) >= 2, (B, T))
   loss = jax.jit(lambda batch, draws: wm_training.world_model_loss(model, config, params, batch, draws)[1])
   metrics, last = loss(batch, wm_training.Draws(noise, None, hidden))
-  embed = jax.jit(functools.partial(wm.encode, model))(params, batch)
+  embed = encode(model, params, batch)
   posterior, prior = observe(model, params, (embed, batch.prev_action, batch.is_first), noise, hidden)
   np.testing.assert_allclose(last.deter, posterior.deter[:, -1], atol=1e-5)
   kl = distributions.balanced_kl(posterior.logits, prior.logits, config.kl_balance).mean()
