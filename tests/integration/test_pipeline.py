@@ -195,7 +195,7 @@ def test_from_python_as_the_readme_says(finished, tmp_path, monkeypatch):
   names: dict = {}
   exec(compile(code.removeprefix("python"), "README.md", "exec"), names)
   assert files(workdir) == before and names["run"].report == workdir / "report" / "report.html"
-  assert names["action"].shape == (7,) and names["pictures"]["rgb_static"].shape == (21, 64, 64, 3)
+  assert names["action"].shape == (7,) and names["pictures"]["rgb_static"].shape == (21, 32, 32, 3)
   policy = wam_jax.load_policy(workdir, TASKS[0])
   np.testing.assert_array_equal(policy.act(names["observation"]), names["action"])
   assert wam_jax.open_run(workdir).policy(TASKS[1]).task == TASKS[1]

@@ -178,12 +178,13 @@ def test_vision_networks_at_both_picture_sizes(size):
   picture = jax.random.normal(jax.random.key(0), (17, size, size, 3))
   vector = jax.random.normal(jax.random.key(1), (17, 32 * depth))
   encoder_params, decoder_params = (
-    m.init(jax.random.key(2), x) for m, x in ((encoder, picture), (decoder, vector))
+    jax.jit(m.init)(jax.random.key(2), x) for m, x in ((encoder, picture), (decoder, vector))
   )
   layers = 4 if size == 64 else 5
-  code = encoder.apply(encoder_params, picture)
+  encode, decode = jax.jit(encoder.apply), jax.jit(decoder.apply)
+  code = encode(encoder_params, picture)
   assert code.shape == (17, 4 * depth * 2 ** (layers - 1))
-  out = decoder.apply(decoder_params, vector)
+  out = decode(decoder_params, vector)
   assert out.shape == (17, size, size, 3)
   kernels = decoder_params["params"]
   assert [kernels[f"conv_{i}"]["kernel"].shape for i in range(layers)] == {
@@ -191,8 +192,8 @@ def test_vision_networks_at_both_picture_sizes(size):
     128: [(5, 5, 64, 16), (5, 5, 16, 8), (5, 5, 8, 4), (6, 6, 4, 2), (6, 6, 2, 3)],
   }[size]
   # Few images take the native form, many the matmul form: the same numbers.
-  np.testing.assert_allclose(encoder.apply(encoder_params, picture[:3]), code[:3], atol=1e-4)
-  np.testing.assert_allclose(decoder.apply(decoder_params, vector[:3]), out[:3], atol=1e-4)
+  np.testing.assert_allclose(encode(encoder_params, picture[:3]), code[:3], atol=1e-4)
+  np.testing.assert_allclose(decode(decoder_params, vector[:3]), out[:3], atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -204,10 +205,10 @@ def test_bfloat16_keeps_float32_parameters_and_pictures(encoder, decoder):
   networks = encoder(2, dtype=jnp.bfloat16), decoder(2, 64, dtype=jnp.bfloat16)
   inputs = picture, jax.random.normal(jax.random.key(1), (16, 64))
   for network, x in zip(networks, inputs, strict=True):
-    params = network.init(jax.random.key(2), x)
+    params = jax.jit(network.init)(jax.random.key(2), x)
     assert {p.dtype for p in jax.tree.leaves(params)} == {jnp.dtype(jnp.float32)}
-    out = network.apply(params, x)
-    exact = network.clone(dtype=jnp.float32).apply(params, x)
+    out = jax.jit(network.apply)(params, x)
+    exact = jax.jit(network.clone(dtype=jnp.float32).apply)(params, x)
     assert out.dtype == (jnp.bfloat16 if network is networks[0] else jnp.float32)
     np.testing.assert_allclose(out.astype(jnp.float32), exact, atol=0.1)
 
@@ -249,7 +250,7 @@ def test_tiles_add_up_gradients_of_kernels_and_biases_in_float32(transposed):
 def test_no_gradient_of_a_bias_is_added_up_in_bfloat16(network, shape):
   """A sum of many terms of one sign would end far too small: by 88 % over 65,536 rows."""
   x = jnp.zeros(shape)
-  params = network.init(jax.random.key(1), x)
+  params = jax.eval_shape(network.init, jax.random.key(1), x)
   total = lambda params: network.apply(params, x).astype(jnp.float32).mean()
   program = str(jax.make_jaxpr(jax.grad(total))(params))
   assert re.search(r"f32\[[0-9,]*\] = reduce_sum", program)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,14 +54,18 @@ def params_of(policy, threshold, speed=1.0):
 CLAMP = {"log_prob_min": -5.0, "log_prob_max": 2.0}
 
 
+@functools.cache
+def network():
+  return jax.jit(POLICY.init)(jax.random.key(0))
+
+
 def setup(num=3):
-  network = POLICY.init(jax.random.key(0))
   feature = np.random.default_rng(0).normal(size=(4, F)).astype(np.float32)
   feature[:, :2] = 0
   feature[:, 0] = [0, 100, 200, 300]  # the start that a dream came from can be read off
   starts = imagination.StartFrames(jnp.asarray(feature), jnp.int32(1))
   state = imagination.DreamState(feature=jnp.tile(feature[:1], (num, 1)), step=jnp.zeros(num, jnp.int32))
-  return {"base": network, "tuned": network}, starts, state
+  return {"base": network(), "tuned": network()}, starts, state
 
 
 def run(threshold, num_chunks, state=None, starts=None, speed=1.0, **options):
@@ -67,7 +73,9 @@ def run(threshold, num_chunks, state=None, starts=None, speed=1.0, **options):
   value = lambda feature, left: feature[..., 0] + 1000 * left
   arguments = value, starts or own, state or fresh, jax.random.key(5)
   options = CLAMP | options | {"num_chunks": num_chunks}
-  return dreamer().dream(params_of(params, threshold, speed), *arguments, **options)
+  dream = functools.partial(dreamer().dream, **options)
+  value, *rest = arguments
+  return jax.jit(lambda params, rest: dream(params, value, *rest))(params_of(params, threshold, speed), rest)
 
 
 def test_horizon_truncates_and_restarts():
@@ -257,7 +265,7 @@ def small_world_model(proprio="none"):
   config.update(vision="patch", depth=4, embed=16, deter=12, stoch=3, classes=5, hidden=10)
   config.update(inverse_dynamics_hidden=8, compute_dtype="float32", proprio=proprio)
   model = make_world_model(config, 16)
-  params = random_like(lambda key: wm.init_params(model, key))
+  params = jax.tree.map(jnp.asarray, random_like(lambda key: wm.init_params(model, key)))
   code = jax.nn.one_hot(jax.random.randint(jax.random.key(1), (6, 3), 0, 5), 5).reshape(6, -1)
   parts = [jax.random.normal(jax.random.key(2), (6, 12)), code]
   if model.carries_robot:
@@ -274,7 +282,7 @@ def test_steps_by_rows_equal_the_networks_own(proprio, temperature):
   model, params, feature = small_world_model(proprio)
   action = imagination.random_actions(jax.random.key(3), 6, 10, CALVIN.binary)
   own, rows = (
-    imagination.make_world(model, by_rows, temperature).imagine_actions(
+    jax.jit(imagination.make_world(model, by_rows, temperature).imagine_actions)(
       params, feature, action, jax.random.key(4)
     )
     for by_rows in (False, True)
@@ -292,10 +300,8 @@ def test_the_temperature_warms_the_prior():
   latent = imagination.make_world(model).latent(jnp.repeat(feature[:1], draws, 0))
   action = jnp.zeros((draws, 7))
   worlds = {t: imagination.make_world(model, temperature=t) for t in (1.0, 2.5)}
-  steps = {
-    t: world.imagine_step(world.arrange(params), latent, action, jax.random.key(5))
-    for t, world in worlds.items()
-  }
+  step = lambda world: world.imagine_step(world.arrange(params), latent, action, jax.random.key(5))
+  steps = {t: jax.jit(functools.partial(step, world))() for t, world in worlds.items()}
   np.testing.assert_array_equal(steps[1.0].logits, steps[2.5].logits)
   for temperature, step in steps.items():
     wanted = jax.nn.softmax(step.logits[0] / temperature, -1)
@@ -310,7 +316,7 @@ def test_the_robot_moves_in_dreams_and_the_prior_reads_it():
   latent = world.latent(feature)
   np.testing.assert_array_equal(latent.robot, feature[:, 27:])
   action = imagination.random_actions(jax.random.key(3), 6, 5, CALVIN.binary)
-  dream = lambda feature: world.imagine_actions(params, feature, action, jax.random.key(4))
+  dream = jax.jit(lambda feature: world.imagine_actions(params, feature, action, jax.random.key(4)))
   dreamt = np.asarray(dream(feature))
   state = np.append(feature[:, None, 27:45], dreamt[..., 27:45], 1)
   moved = np.diff(state, axis=1)
@@ -319,7 +325,9 @@ def test_the_robot_moves_in_dreams_and_the_prior_reads_it():
   other = dream(feature.at[:, 27:45].add(1.0))
   assert np.abs(other[:, 0, :12] - dreamt[:, 0, :12]).max() > 1e-3  # read by the recurrent unit
   params["rssm"]["from_robot"] = jax.tree.map(jnp.zeros_like, params["rssm"]["from_robot"])
-  step = lambda latent: world.imagine_step(world.arrange(params), latent, action[:, 0], jax.random.key(4))
+  step = jax.jit(
+    lambda latent: world.imagine_step(world.arrange(params), latent, action[:, 0], jax.random.key(4))
+  )
   here, there = step(latent), step(latent.replace(robot=latent.robot + 1))
   np.testing.assert_array_equal(here.deter, there.deter)
   assert np.abs(here.logits - there.logits).max() > 1e-3  # and by the prior itself

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -30,8 +31,13 @@ def draw(seed, *shape):
   return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
+@functools.cache
+def init(policy, seed):
+  return jax.jit(policy.init)(jax.random.key(seed))
+
+
 def two_networks():
-  return {"base": POLICY.init(jax.random.key(0)), "tuned": POLICY.init(jax.random.key(1))}
+  return {"base": init(POLICY, 0), "tuned": init(POLICY, 1)}
 
 
 def test_mish_matches_its_definition_and_stays_finite():
@@ -55,18 +61,20 @@ def test_the_derivative_of_mish_against_finite_differences_and_its_definition():
 @pytest.mark.parametrize("lead", [(), (2, 3)])
 def test_sample_shapes_and_that_feature_and_key_matter(lead):
   params, feature = two_networks(), draw(2, *lead, F)
-  chunk = POLICY.sample(params, feature, jax.random.key(3))
+  sample = jax.jit(POLICY.sample, static_argnames="deterministic")
+  chunk = sample(params, feature, jax.random.key(3))
   assert chunk.shape == (*lead, 3, 7) and jnp.isfinite(chunk).all()
-  assert not jnp.allclose(chunk, POLICY.sample(params, feature, jax.random.key(4)))
-  other = POLICY.sample(params, -feature, jax.random.key(3), deterministic=True)
-  assert not jnp.allclose(other, POLICY.sample(params, feature, jax.random.key(3), deterministic=True))
+  assert not jnp.allclose(chunk, sample(params, feature, jax.random.key(4)))
+  other = sample(params, -feature, jax.random.key(3), deterministic=True)
+  assert not jnp.allclose(other, sample(params, feature, jax.random.key(3), deterministic=True))
 
 
 def test_each_network_makes_its_own_steps():
   params, feature = two_networks(), draw(2, 4, F)
   noise = POLICY.draw_noise(jax.random.key(0), (4,))
-  chain = POLICY.sample_chain(params, feature, *noise)[1]
-  same_base = POLICY.sample_chain({**params, "tuned": params["base"]}, feature, *noise)[1]
+  sample_chain = jax.jit(POLICY.sample_chain)
+  chain = sample_chain(params, feature, *noise)[1]
+  same_base = sample_chain({**params, "tuned": params["base"]}, feature, *noise)[1]
   np.testing.assert_array_equal(chain[:, 0], same_base[:, 0])
   assert not jnp.allclose(chain[:, 1], same_base[:, 1])
   # The log-probability of a chain under the network that drew it is that of its noise.
@@ -184,9 +192,8 @@ def test_cloning_learns_and_averages():
   optimizer = optax.adam(1e-2)
   policy = dataclasses.replace(POLICY, hidden=64)
   update = bc.make_update(policy, optimizer, batch_size=64, ema_decay=0.9)
-  state = jax.vmap(lambda k: make_train_state(policy.init(k), optimizer, ema=True))(
-    task_keys(jax.random.key(0), 2)
-  )
+  begin = jax.jit(jax.vmap(lambda k: make_train_state(policy.init(k), optimizer, ema=True)))
+  state = begin(task_keys(jax.random.key(0), 2))
   call = over_tasks(lambda task, num: update(*task, num))
   before = state.params
   state, _ = call((state, data, task_keys(jax.random.key(3), 2)), jnp.int32(1))
@@ -256,7 +263,7 @@ def test_an_accelerator_computes_the_same_and_overwrites_the_state():
 def test_bc_gradient_against_finite_differences():
   feature, chunk, key = draw(0, 6, F), jnp.clip(draw(1, 6, 3, 7), -1, 1), jax.random.key(2)
   with jax.enable_x64(True):
-    network = jax.tree.map(lambda x: jnp.asarray(np.asarray(x), jnp.float64), POLICY.init(jax.random.key(0)))
+    network = jax.tree.map(lambda x: jnp.asarray(np.asarray(x), jnp.float64), init(POLICY, 0))
     args = jnp.asarray(np.asarray(feature), jnp.float64), jnp.asarray(np.asarray(chunk), jnp.float64), key
     fn = jax.jit(lambda p: POLICY.cloning_loss(p, *args))
     grad = jax.grad(fn)(network)
@@ -270,7 +277,7 @@ def test_bc_gradient_against_finite_differences():
 
 
 def gaussian_networks():
-  return {"base": GAUSSIAN.init(jax.random.key(0)), "tuned": GAUSSIAN.init(jax.random.key(1))}
+  return {"base": init(GAUSSIAN, 0), "tuned": init(GAUSSIAN, 1)}
 
 
 @pytest.mark.parametrize("lead", [(), (2, 3)])
@@ -339,9 +346,8 @@ def test_gaussian_cloning_learns_a_linear_map():
   policy = dataclasses.replace(GAUSSIAN, chunk=1, hidden=32)
   optimizer = optax.adam(1e-2)
   update = bc.make_update(policy, optimizer, batch_size=64, ema_decay=0.9)
-  state = jax.vmap(lambda k: make_train_state(policy.init(k), optimizer, ema=True))(
-    task_keys(jax.random.key(0), 2)
-  )
+  begin = jax.jit(jax.vmap(lambda k: make_train_state(policy.init(k), optimizer, ema=True)))
+  state = begin(task_keys(jax.random.key(0), 2))
   call = over_tasks(lambda task, num: update(*task, num))
   state, _ = call((state, data, task_keys(jax.random.key(1), 2)), jnp.int32(500))
   for task in range(2):
