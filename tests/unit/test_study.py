@@ -261,6 +261,10 @@ def test_the_lead_at_each_level_of_the_dial(dialled, tmp_path):
     assert float(row[4]) == pytest.approx(100 * gap["mean"], abs=0.0501)
     assert len(row[-1].split(", ")) == len(gap["seeds"])
     leads.append(100 * gap["per_seed"][0])
+  early = cells(page, f"level 2, {UPDATES[0]} updates")
+  rate = lambda piece: study_results.episodes(piece["by_update"][str(UPDATES[0])], piece["tasks"]).mean()
+  lead = np.mean([rate(found["dial_2"][seed]) - rate(found["dreamerv2_dial_2"][seed]) for seed in (6, 7)])
+  assert early[1] == "6, 7" and float(early[4]) == pytest.approx(100 * lead, abs=0.0501)
   assert float(cells(page, "mean lead of levels 1 to 3")[2]) == pytest.approx(np.mean(leads[1:]), abs=0.06)
   slope = np.polyfit(range(4), leads, 1)[0]
   assert float(cells(page, "slope over all levels, per level")[2]) == pytest.approx(slope, abs=0.06)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -18,8 +19,8 @@ from wam_jax.reporting.study_results import (
   cells,
   common_seeds,
   difference,
+  differences_after_updates,
   linear_error,
-  pooled,
   read_results,
 )
 from wam_jax.reporting.study_sections import percent, points, seed_names, span
@@ -40,19 +41,16 @@ def dial(results: Results) -> list[str]:
     if gap is None:
       continue
     leads[level] = dict(zip(gap["seeds"], gap["per_seed"], strict=True))
-    rates = [pooled([results[arm][seed] for seed in gap["seeds"]], "cloned")[0] for arm in pair]
-    each = ", ".join(map(points, gap["per_seed"]))
-    spans = [span(*gap["bootstrap"]), span(*gap["t"])]
-    rows.append(
-      [f"level {level}", seed_names(gap["seeds"]), *map(percent, rates), points(gap["mean"]), *spans, each]
-    )
+    rows.append([f"level {level}", *_lead_columns(gap)])
+    for update, early in differences_after_updates(results, pair).items():
+      rows.append([f"level {level}, {update:,} updates", *_lead_columns(early)])
   if not leads:
     return []
   parts = ["## More and more distractors", "", markdown_table(rows), ""]
   parts.append(
     "Cloned success, mean over tasks. Lead: WAM minus DreamerV2 at the same level, paired by start state. "
-    "Level 0 has no distractors; the episodes are the same at all levels. Bootstrap: seeds, and start states "
-    "within them. t: Student's, over seeds."
+    "Level 0 has no distractors; the episodes are the same at all levels. Updates: cloned on world models "
+    "that had made only so many. Bootstrap: seeds, and start states within them. t: Student's, over seeds."
   )
   low, *higher = DIAL_LEVELS
   high, steps = higher[-1], higher[-1] - low
@@ -82,6 +80,12 @@ def dial(results: Results) -> list[str]:
     "so many seeds finds four times in five."
   )
   return [*parts, *_growth(results, low, high)]
+
+
+def _lead_columns(gap: dict[str, Any]) -> list[str]:
+  spans = [span(*gap["bootstrap"]), span(*gap["t"])]
+  each = ", ".join(map(points, gap["per_seed"]))
+  return [seed_names(gap["seeds"]), *map(percent, gap["rates"]), points(gap["mean"]), *spans, each]
 
 
 def _slope_weights(levels: Sequence[int]) -> list[float]:

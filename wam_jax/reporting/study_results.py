@@ -103,19 +103,40 @@ def difference(results: Results, a: tuple[str, str], b: tuple[str, str]) -> dict
   """Success of (arm, policy) `a` minus that of `b`, paired by start state; None without common seeds.
 
   Returns:
-    mean, per_seed, seeds, bootstrap (low, high), t (low, high).
+    mean, per_seed, seeds, bootstrap (low, high), t (low, high), rates (of a, of b).
   """
   seeds = [
     seed
     for seed in common_seeds(results, sorted({a[0], b[0]}))
     if a[1] in results[a[0]][seed]["policies"] and b[1] in results[b[0]][seed]["policies"]
   ]
-  if not seeds:
+  return _gap(
+    {seed: [policy_episodes(results[arm][seed], policy) for arm, policy in (a, b)] for seed in seeds}
+  )
+
+
+def differences_after_updates(results: Results, pair: tuple[str, str]) -> dict[int, dict[str, Any]]:
+  """Updates of a snapshot -> `difference` of two arms' policies cloned on it, over the seeds that have it."""
+  found: dict[int, dict[int, list[np.ndarray]]] = {}
+  for seed in common_seeds(results, pair):
+    pieces = [results[arm][seed] for arm in pair]
+    shared = set.intersection(*(set(piece.get("by_update", ())) for piece in pieces))
+    for update in sorted(shared, key=int)[:-1]:  # the last is the finished model
+      found.setdefault(int(update), {})[seed] = [_cloned(piece, update) for piece in pieces]
+  gaps = {update: _gap(of_seeds) for update, of_seeds in sorted(found.items())}
+  return {update: gap for update, gap in gaps.items() if gap}
+
+
+def _gap(of_seeds: Mapping[int, Sequence[np.ndarray]]) -> dict[str, Any] | None:
+  """`difference` of episodes [K, M] of two policies, seed by seed."""
+  if not of_seeds:
     return None
-  both = [np.stack([policy_episodes(results[arm][seed], policy) for arm, policy in (a, b)]) for seed in seeds]
+  both = [np.stack(pair) for pair in of_seeds.values()]
   per_seed = [_lead(x) for x in both]
   mean, low, high = bootstrap.mean_over_seeds(per_seed)
-  return {"mean": mean, "per_seed": per_seed, "seeds": seeds, "bootstrap": _spread(both), "t": (low, high)}
+  rates = tuple(np.mean([x.mean((1, 2)) for x in both], axis=0).tolist())
+  gap = {"mean": mean, "per_seed": per_seed, "seeds": list(of_seeds), "rates": rates}
+  return gap | {"bootstrap": _spread(both), "t": (low, high)}
 
 
 def _lead(both: np.ndarray) -> float:
