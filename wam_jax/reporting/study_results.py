@@ -110,6 +110,8 @@ def difference(results: Results, a: tuple[str, str], b: tuple[str, str]) -> dict
     for seed in common_seeds(results, sorted({a[0], b[0]}))
     if a[1] in results[a[0]][seed]["policies"] and b[1] in results[b[0]][seed]["policies"]
   ]
+  if not seeds:
+    return None
   return _gap(
     {seed: [policy_episodes(results[arm][seed], policy) for arm, policy in (a, b)] for seed in seeds}
   )
@@ -123,14 +125,11 @@ def differences_after_updates(results: Results, pair: tuple[str, str]) -> dict[i
     shared = set.intersection(*(set(piece.get("by_update", ())) for piece in pieces))
     for update in sorted(shared, key=int)[:-1]:  # the last is the finished model
       found.setdefault(int(update), {})[seed] = [_cloned(piece, update) for piece in pieces]
-  gaps = {update: _gap(of_seeds) for update, of_seeds in sorted(found.items())}
-  return {update: gap for update, gap in gaps.items() if gap}
+  return {update: _gap(of_seeds) for update, of_seeds in sorted(found.items())}
 
 
-def _gap(of_seeds: Mapping[int, Sequence[np.ndarray]]) -> dict[str, Any] | None:
-  """`difference` of episodes [K, M] of two policies, seed by seed."""
-  if not of_seeds:
-    return None
+def _gap(of_seeds: Mapping[int, Sequence[np.ndarray]]) -> dict[str, Any]:
+  """`difference` of episodes [K, M] of two policies, seed by seed; at least one seed."""
   both = [np.stack(pair) for pair in of_seeds.values()]
   per_seed = [_lead(x) for x in both]
   mean, low, high = bootstrap.mean_over_seeds(per_seed)
