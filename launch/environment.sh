@@ -36,7 +36,7 @@ install() { # install LOCK: what it lists and this package, unless that is what 
   wanted=$(cat "$lock" pyproject.toml | cksum) # sha256sum is not on every Mac
   if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     echo "Installing from $lock (some minutes the first time)"
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --use-pep517 -r "$lock"
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile --use-pep517 -r "$lock"
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps -e .
     printf '%s\n' "$wanted" > "$stamp"
   fi

@@ -11,6 +11,13 @@ if [ "${1:-}" = --all ]; then
 fi
 "$venv/bin/ruff" check .
 "$venv/bin/ruff" format --check .
-"$venv/bin/mypy"
+# Types are checked while the tests run, and told at the end.
+types=$(mktemp)
+trap 'rm -f "$types"' EXIT
+"$venv/bin/mypy" >"$types" 2>&1 &
+status=0
 # Two processes at most: each takes up to 4.5 GB. A file's tests stay together and share what they make.
-exec "$venv/bin/python" -m pytest --numprocesses=auto --maxprocesses=2 --dist=loadfile "$@"
+"$venv/bin/python" -m pytest --numprocesses=auto --maxprocesses=2 --dist=loadfile "$@" || status=$?
+wait $! || status=1
+echo "mypy: $(cat "$types")"
+exit "$status"

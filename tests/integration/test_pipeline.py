@@ -265,6 +265,7 @@ def test_changed_config_names_the_difference(finished):
   assert files(workdir) == before
 
 
+@pytest.mark.slow
 def test_play_labelled_by_the_classifier_is_cloned(finished, tmp_path):
   workdir, first = finished
   assert first.returncode == 0
@@ -342,6 +343,7 @@ def test_ppo_in_the_simulator_beside_that_in_imagination(finished):
   assert 0 < max(jax.tree.leaves(moved)) < 0.1
 
 
+@pytest.mark.slow
 def test_world_models_compared_in_a_finished_run(finished):
   workdir, first = finished
   assert first.returncode == 0

@@ -192,6 +192,7 @@ def test_a_camera_that_the_robot_lacks():
     make_world_model(tiny_config(**{"world_model.cameras": ("top", "front")}).world_model, SIZE, None, ARM)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "changes", [{"world_model.proprio": "latent"}, {"behaviour_cloning.policy": "gaussian"}]
 )

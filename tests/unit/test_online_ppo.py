@@ -38,14 +38,14 @@ def make_episodes(world, monkeypatch, start):
   """Episodes that always start from one state of the simulator, and PPO's state."""
   config, model, params = world
   policy = DiffusionPolicy(model.feature_size, hidden=8, time_dim=4, denoising_steps=4, fine_tuned_steps=2)
-  base = jax.vmap(policy.init)(jax.random.split(jax.random.key(1), 2))
+  base = jax.jit(jax.vmap(policy.init))(jax.random.split(jax.random.key(1), 2))
   states = dict.fromkeys(TASKS, start[None])
   monkeypatch.setattr(online_ppo, "training_starts", lambda config, collect: states)
   starts = StartFrames(jnp.zeros((2, 1, model.feature_size)), jnp.ones(2, jnp.int32))
   none = {"entropy_limit": jnp.zeros(2), "held": jnp.zeros(2, bool)}
   frozen = ppo.Frozen(base=base, classifier=jnp.zeros(2), starts=starts, **none)
   keys = jax.random.split(jax.random.key(2), 2)
-  state = jax.vmap(lambda f, k: ppo.init_state(policy, config.ppo, f, k))(frozen, keys)
+  state = jax.jit(jax.vmap(lambda f, k: ppo.init_state(policy, config.ppo, f, k)))(frozen, keys)
   return online_ppo.Episodes(config, None, model, params, policy, base), policy, state
 
 

@@ -11,7 +11,7 @@ TESTS = pathlib.Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize(
-  "which", ["latent or current_chains or padded_rows or rows_of", pytest.param("", marks=pytest.mark.slow)]
+  "which", ["latent or current_chains or rows_of", pytest.param("", marks=pytest.mark.slow)]
 )
 def test_eight_devices_equal_one(which):
   """In a process of its own: the number of virtual devices is fixed when JAX starts."""
