@@ -193,13 +193,15 @@ def test_gradient_of_ppo(mesh, form, minibatches, dreams, monkeypatch):
     run = lambda task, shared, f: f(task[0], task[1], shared, task[2])
     task = sharding.put((stack(begun), stack(frozen), train_tasks.task_keys(jax.random.key(4), 2)), devices)
     shared = sharding.put({"gain": jnp.float32(0.3)}, devices)
-    rollouts.append(train_tasks.over_tasks(lambda t, s: run(t, s, dream), mesh=devices)(task, shared))
+    if form == "frozen_chains":  # dreams do not depend on the form
+      rollouts.append(train_tasks.over_tasks(lambda t, s: run(t, s, dream), mesh=devices)(task, shared))
     after, metrics = train_tasks.over_tasks(lambda t, s: run(t, s, iterate), mesh=devices)(task, shared)
     assert all(x.is_fully_replicated for x in jax.tree.leaves(after))
     taken = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), task[0].params, after.params)
     found.append(((taken, after.scale, after.dreams), metrics))
-  close(*rollouts, "rollout")
-  assert 0 < np.asarray(rollouts[0][1].terminated).mean() < 1
+  if rollouts:
+    close(*rollouts, "rollout")
+    assert 0 < np.asarray(rollouts[0][1].terminated).mean() < 1
   close(found[0][0], found[1][0])
   close(found[0][1], found[1][1], least=1.0)  # the loss is a sum of advantages, which are 0 on average
   assert all(np.abs(x).max() > 1e-5 for x in jax.tree.leaves(found[0][0][0]["actor"]["body"]["output"]))

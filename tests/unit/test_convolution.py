@@ -227,7 +227,7 @@ def test_the_gradient_of_a_bias_in_bfloat16_is_added_up_in_float32():
 @pytest.mark.parametrize("transposed", [False, True])
 def test_tiles_add_up_gradients_of_kernels_and_biases_in_float32(transposed):
   """In bfloat16 a sum over many tiles of one sign falls short: each term is rounded away in part."""
-  x, kernel, bias = jnp.ones((101 * convolution.TILE, 6, 6, 1)), jnp.full((3, 3, 1, 2), 0.01), jnp.zeros(2)
+  x, kernel, bias = jnp.ones((101 * convolution.TILE, 7, 7, 1)), jnp.full((3, 3, 1, 2), 0.01), jnp.zeros(2)
 
   def total(params, dtype):
     layers = [tuple(array.astype(dtype) for array in params)]

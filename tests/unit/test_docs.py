@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import functools
 import importlib.util
 import io
 import pathlib
@@ -77,12 +78,13 @@ def commands(code, first_line=1):
   return found + ([(first_line, [run.stderr.strip()])] if run.stderr else [])
 
 
+@functools.cache
 def flags_of(path):
   """Flags that a program defines: its source, its parser's, or that of the module whose `main` it calls."""
   tree = ast.parse(path.read_text(encoding="utf-8"))
   calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute)]
   named = [call.args[0] for call in calls if call.func.attr == "add_argument"]
-  flags = {name.value for name in named if isinstance(name, ast.Constant)}
+  flags = frozenset(name.value for name in named if isinstance(name, ast.Constant))
   if any(call.func.attr == "source_parser" for call in calls):
     flags |= flags_of(ROOT / "wam_jax/data/lerobot.py")
   for node in tree.body:
@@ -220,10 +222,15 @@ def launcher_problems(path, arguments):
   return problems + [f"{path}: no setting {name}" for name in names if name not in settings]
 
 
+@functools.cache
+def fields_and_groups():
+  fields = set(flatten(default_config()))
+  return fields, {path.split(".")[0] for path in fields if "." in path}
+
+
 def wrong_fields(code):
   """Fields that code names as --config.FIELD or GROUP.FIELD, with or without =VALUE, and nothing has."""
-  fields = flatten(default_config())
-  groups = {path.split(".")[0] for path in fields if "." in path}
+  fields, groups = fields_and_groups()
   for word in code.split():
     if match := re.fullmatch(r"(--config\.)?([a-z_0-9]+(?:\.[a-z_0-9]+)*)(?:=.*)?", word):
       flag, path = match.groups()
@@ -243,6 +250,7 @@ def dead_links(path, prose):
   return found
 
 
+@functools.cache
 def defined(path):
   """Dotted names of functions, classes and methods of a Python file."""
   nodes = ast.parse(path.read_text(encoding="utf-8")).body if path.is_file() else []

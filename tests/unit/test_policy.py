@@ -82,30 +82,32 @@ def test_each_network_makes_its_own_steps():
   np.testing.assert_allclose(exact, POLICY.log_prob_of_noise(noise[1]), atol=2e-3)
 
 
-@pytest.mark.parametrize("lead", [(), (2, 3)])
-@pytest.mark.parametrize("count", [1, 3, 5])
+@pytest.mark.parametrize(("count", "lead"), [(1, (2, 3)), (3, ()), (5, (2, 3))])
 def test_ddim_is_how_a_deterministic_sample_is_drawn(count, lead):
   params, feature, key = two_networks(), draw(2, *lead, F), jax.random.key(3)
   fewer = dataclasses.replace(POLICY, ddim_steps=count)
-  eps = lambda name: lambda x, t: POLICY.eps(params[name], x, jnp.full(x.shape[:-2], t, jnp.int32), feature)
-  expected = diffusion.sample_ddim(
-    POLICY.schedule,
-    eps("base"),
-    eps("tuned"),
-    POLICY.draw_noise(key, lead)[0],
-    num_tuned=POLICY.fine_tuned_steps,
-    count=count,
-  )
-  got = fewer.sample(params, feature, key, deterministic=True)
+
+  @jax.jit
+  def expected(params):
+    eps = lambda name: lambda x, t: POLICY.eps(params[name], x, jnp.full(x.shape[:-2], t, jnp.int32), feature)
+    noise = POLICY.draw_noise(key, lead)[0]
+    tuned = POLICY.fine_tuned_steps
+    return diffusion.sample_ddim(
+      POLICY.schedule, eps("base"), eps("tuned"), noise, num_tuned=tuned, count=count
+    )
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def drawn(policy, params):
+    noise = policy.draw_noise(key, lead)
+    chains = [policy.sample_chain(params, feature, *noise, variant) for variant in (False, True)]
+    return policy.sample(params, feature, key, True), (policy.sample(params, feature, key), chains)
+
+  (got, ours), (other, theirs) = (drawn(policy, params) for policy in (fewer, POLICY))
   assert got.shape == (*lead, 3, 7)
-  np.testing.assert_allclose(got, expected, atol=1e-4)
-  assert not jnp.allclose(got, POLICY.sample(params, feature, key, deterministic=True), atol=1e-3)
+  np.testing.assert_allclose(got, expected(params), atol=1e-4)
+  assert not jnp.allclose(got, other, atol=1e-3)
   # Stochastic samples and the chains of PPO are what they were.
-  np.testing.assert_array_equal(fewer.sample(params, feature, key), POLICY.sample(params, feature, key))
-  noise = POLICY.draw_noise(key, lead)
-  for variant in (False, True):
-    ours, theirs = (p.sample_chain(params, feature, *noise, variant) for p in (fewer, POLICY))
-    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+  jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
 def test_condition_shared_over_steps_equals_the_plain_network():

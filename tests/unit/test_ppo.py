@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,6 +44,13 @@ WORLD_PARAMS = {"gain": jnp.float32(0.3)}
 
 def dreamer(c, policy=POLICY, classifier=CLASSIFIER):
   return imagination.Dreamer(WORLD, policy, classifier, c.horizon_steps // policy.chunk)
+
+
+@functools.cache
+def warmed_iteration(policy):
+  """The config and the compiled iteration of tests in which the actor waits for the critic once."""
+  c = tiny(critic_warmup_iterations=1)
+  return c, jax.jit(ppo.make_iteration(dreamer(c, policy), c))
 
 
 def setup(c, seed=0, policy=POLICY):
@@ -203,11 +212,10 @@ def test_iteration_bakes_nothing_in(horizon, form):
   frozen, state = setup(c)
   iteration = ppo.make_iteration(dreamer(c), c)
   args = state, frozen, WORLD_PARAMS, jax.random.key(0)
-  constants = jax.make_jaxpr(iteration)(*args).consts
+  program, (new, metrics) = jax.make_jaxpr(iteration, return_shape=True)(*args)
   # The schedule's tables, some of them more than once; the networks hold hundreds of numbers.
-  assert sum(np.size(x) for x in constants) <= 30 * POLICY.denoising_steps
+  assert sum(np.size(x) for x in program.consts) <= 30 * POLICY.denoising_steps
   # Every horizon keeps the structure of the state: it is scanned over and saved.
-  new, metrics = jax.eval_shape(iteration, *args)
   assert jax.tree.structure(new) == jax.tree.structure(state)
   assert all(x.shape == () for x in metrics.values())
 
@@ -216,9 +224,8 @@ def test_iteration_bakes_nothing_in(horizon, form):
   "policy", [POLICY, pytest.param(GAUSSIAN, marks=pytest.mark.slow)], ids=["diffusion", "gaussian"]
 )
 def test_warm_up_holds_the_actor_and_target_kl_stops_it(policy):
-  c = tiny(critic_warmup_iterations=1)
+  c, iteration = warmed_iteration(policy)
   frozen, state = setup(c, policy=policy)
-  iteration = jax.jit(ppo.make_iteration(dreamer(c, policy), c))
   new, _ = iteration(state, frozen, WORLD_PARAMS, jax.random.key(0))
   after, metrics = iteration(new, frozen, WORLD_PARAMS, jax.random.key(1))
   assert all(jnp.isfinite(x).all() for x in jax.tree.leaves((after.params, after.opt_state, metrics)))
@@ -319,9 +326,9 @@ def test_blocks_divide_the_minibatch(num, steps, block):
 
 
 def test_first_bad_tensor_is_named():
-  c = tiny()
+  c, iteration = warmed_iteration(POLICY)
   frozen, state = setup(c)
-  iteration = jax.jit(ppo.make_iteration(dreamer(c), c))
+  state = state.replace(step=jnp.int32(c.critic_warmup_iterations))  # the actor learns
 
   def found(state=state, frozen=frozen, gain=0.3):
     _, metrics = iteration(state, frozen, {"gain": jnp.float32(gain)}, jax.random.key(0))

@@ -55,25 +55,24 @@ def test_best_by_other_episodes_does_not_count(tmp_path):
 def test_divergence_from_the_cloned_policy_is_that_of_its_gaussians():
   """Between Gaussians of one spread the divergence is half the squared distance of their means."""
   policy = DiffusionPolicy(6, chunk=2, hidden=8, time_dim=4, denoising_steps=4, fine_tuned_steps=2)
-  base = policy.init(jax.random.key(0))
+  base = jax.jit(policy.init)(jax.random.key(0))
   tuned = jax.tree.map(lambda x: x, base)
   tuned["body"]["output"]["bias"] = base["body"]["output"]["bias"] + 0.05
   feature = 0.1 * jax.random.normal(jax.random.key(1), (4000, 6))
-  assert ppo_actor.kl_to_cloned(policy, {"base": base, "tuned": base}, feature, jax.random.key(2)) == 0
+  kl = jax.jit(lambda params: ppo_actor.kl_to_cloned(policy, params, feature, jax.random.key(2)))
+  assert kl({"base": base, "tuned": base}) == 0
   params, noise = {"base": base, "tuned": tuned}, policy.draw_noise(jax.random.key(2), (4000,))
-  chain = policy.sample_chain(params, feature, *noise)[1]
+  chain = jax.jit(policy.sample_chain)(params, feature, *noise)[1]
+  log_prob = jax.jit(policy.log_prob)
   distance = []
   for t, k in ((1, 0), (0, 1)):
-    x, next_x = chain[:, k], chain[:, k + 1]
+    next_x = chain[:, k + 1]
     # Both means and the spread from log-densities at two points: log N(a) - log N(b) is linear in the mean.
     std = float(np.maximum(policy.schedule.posterior_std[t], policy.min_log_prob_std))
     means = []
     for network in (base, tuned):
-      at = lambda y, network=network, x=x, k=k: policy.log_prob(network, feature, chain.at[:, k + 1].set(y))[
-        :, k
-      ]
+      at = lambda y, network=network, k=k: log_prob(network, feature, chain.at[:, k + 1].set(y))[:, k]
       slope = (at(next_x + 0.5) - at(next_x - 0.5)) * std**2
       means.append(np.asarray(next_x + slope))
     distance.append(np.square(means[0] - means[1]).mean() / (2 * std**2))
-  got = ppo_actor.kl_to_cloned(policy, params, feature, jax.random.key(2))
-  np.testing.assert_allclose(got, np.mean(distance), rtol=0.1)
+  np.testing.assert_allclose(kl(params), np.mean(distance), rtol=0.1)

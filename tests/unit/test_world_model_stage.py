@@ -82,6 +82,16 @@ def _trained(collected, tmp_path_factory):
   return train(collected, tmp_path_factory.mktemp("trained") / "world_model")
 
 
+@pytest.fixture(scope="module", name="resumed")
+def _resumed(collected, tmp_path_factory):
+  """The same, with snapshots, stopped once, the frames streamed; and what it said after that."""
+  path = tmp_path_factory.mktemp("resumed") / "world_model"
+  kept = {"world_model__snapshots": (3, 6)}
+  with pytest.raises(KeyboardInterrupt):
+    train(collected, path, until=4, data__residency="stream", **kept)
+  return train(collected, path, data__memory_limit_gb=1e-6, **kept)
+
+
 def params_of(artifact):
   return load_params(artifact.path / "params")
 
@@ -90,14 +100,12 @@ def assert_equal(a, b):
   jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-def test_streamed_and_resumed_training_equals_resident_training_to_the_bit(collected, trained, tmp_path):
+def test_streamed_and_resumed_training_equals_resident_training_to_the_bit(trained, resumed):
   resident, said = trained
   assert any("stay on the device" in line for line in said)
-  with pytest.raises(KeyboardInterrupt):
-    train(collected, tmp_path, until=4, data__residency="stream")
-  resumed, said = train(collected, tmp_path, data__memory_limit_gb=1e-6)
+  resumed, said = resumed
   assert any("are streamed" in line and "data.memory_limit_gb" in line for line in said)
-  assert any("resumed at update 2" in line for line in said)
+  assert any("resumed at update" in line for line in said)
   assert_equal(params_of(resident), params_of(resumed))
 
 
@@ -110,11 +118,10 @@ def test_streamed_training_with_a_carried_state_equals_resident_training_to_the_
   assert_equal(params_of(resident), params_of(streamed))
 
 
-def test_snapshots_are_artifacts_and_change_nothing(collected, trained, tmp_path):
-  plain, _ = trained
-  with_snapshots, _ = train(collected, tmp_path / "kept", world_model__snapshots=(3, 6))
+def test_snapshots_are_artifacts_and_change_nothing(trained, resumed):
+  plain, with_snapshots = trained[0], resumed[0]
   assert_equal(params_of(plain), params_of(with_snapshots))
-  snapshots = {n: load_artifact(tmp_path / f"kept/snapshots/{n}", "world_model") for n in (3, 6)}
+  snapshots = {n: load_artifact(with_snapshots.path / f"snapshots/{n}", "world_model") for n in (3, 6)}
   assert len({a.fingerprint for a in (with_snapshots, *snapshots.values())}) == 3
   assert_equal(params_of(snapshots[6]), params_of(plain))
   model, params = models.load_world_model(snapshots[3])
@@ -177,7 +184,7 @@ def _with_failed(tmp_path_factory, write_split) -> Artifact:
   return Artifact(stage="collect", path=path, fingerprint="0", config={}, part={}, inputs={}, schema=1)
 
 
-def test_failed_takes_that_are_not_held_out_are_trained_on(with_failed, tmp_path):
+def test_failed_takes_that_are_not_held_out_are_trained_on(with_failed, tmp_path, monkeypatch):
   settings = {"tasks": ("open_drawer",), "data__failed_takes_per_task": 2}
   root = with_failed.path / "dataset"
   assert world_model_stage.failed_takes(make_config(**settings), root) == []
@@ -186,8 +193,19 @@ def test_failed_takes_that_are_not_held_out_are_trained_on(with_failed, tmp_path
   assert world_model_stage.failed_takes(make_config(**settings | none), root) == []
   ((folder, spans),) = world_model_stage.failed_takes(make_config(**settings), root)
   assert folder == root / "failed" and spans.tolist() == [[500, 505], [506, 512]]
-  _, said = train(with_failed, tmp_path / "device", **settings)
-  assert any("parameters, 73 frames" in line for line in said)
+  read = []
+
+  class Learns(Exception):
+    pass
+
+  def make_sampler(_config, num_frames, *_rest):
+    read.append(num_frames)
+    raise Learns
+
+  monkeypatch.setattr(world_model_stage, "make_sampler", make_sampler)
+  with pytest.raises(Learns):
+    train(with_failed, tmp_path / "device", **settings)
+  assert read == [73]
   with pytest.raises(DatasetError, match=r"episode_0000515.npz: missing frame"):
     train(with_failed, tmp_path / "more", **settings | {"data__failed_takes_per_task": 3})
 

@@ -256,7 +256,7 @@ def load_packed(
     robot = or_calvin(meta.get("embodiment"))
     model = models.model_of(meta["world_model"], (mean, std), robot)
     policy = models.make_policy(meta["policy"], meta["feature_size"], robot.action_size)
-    world = jax.eval_shape(lambda: wm.init_params(model, jax.random.key(0)))
+    world = wm.param_shapes(model)
     actors = models.policy_shapes(policy, len(meta["tasks"]))
   except (KeyError, IndexError, AttributeError, TypeError, ValueError, ArithmeticError) as error:
     raise PolicyError(f"{path}: its settings describe no networks ({error}); {PACK_AGAIN}") from error

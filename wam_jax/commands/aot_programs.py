@@ -80,7 +80,7 @@ class Programs:
     w = config.world_model
     self._robot = robot_of_data(config)
     self._model: WorldModel = make_world_model(w, config.env.image_size, embodiment=self._robot)
-    self._world = jax.eval_shape(lambda key: wm.init_params(self._model, key), _key())
+    self._world = wm.param_shapes(self._model)
     self._policy = models.make_policy(config, self._model.feature_size, self._robot.action_size)
     self._num_tasks = len(config.tasks)
     self.streamed = self._source(memory) == "stream"

@@ -45,7 +45,7 @@ def run(stage: StageRun) -> None:
   extra = failed_takes(config, folder.parent)
   num_frames, own_frames = calvin.count_frames(folder, extra), calvin.count_frames(folder)
   robot = inputs["collect"].embodiment
-  shapes = jax.eval_shape(lambda: wm.init_params(make_world_model(w, size, None, robot), init_key))
+  shapes = wm.param_shapes(make_world_model(w, size, None, robot))
   num_params = sum(x.size for x in jax.tree.leaves(shapes))
   frames = open_frames(stage, folder, extra, num_frames, num_params)
   warning = stream.check_windows(folder, frames.starts, frames.ends, w.sequence_length)

@@ -24,6 +24,12 @@ def init_params(model: WorldModel, key: jax.Array) -> Params:
   return jax.jit(model.init)(key, pictures, jnp.zeros((1, model.embodiment.state_size)))["params"]
 
 
+@functools.lru_cache(maxsize=8)
+def param_shapes(model: WorldModel) -> Params:
+  """Shapes and types of `init_params`: kept, for each loaded policy asks for them and tracing takes 0.3 s."""
+  return jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+
+
 def apply(model: WorldModel, params: Params, method: str, *args: Any) -> Any:
   """Runs a method of the networks; "rssm.NAME" is one of the recurrent model."""
   bound = operator.attrgetter(method)
