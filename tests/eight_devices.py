@@ -60,6 +60,7 @@ def world_model_config(**changes):
   c = config_lib.default_config().world_model
   c.update(vision="patch", depth=4, embed=16, deter=12, stoch=3, classes=4, hidden=10, updates=10)
   c.update(inverse_dynamics_hidden=8, embedding_image_weight=1.0, batch_size=16, sequence_length=6)
+  c.cameras = ("rgb_static",)
   c.update(changes)
   return c
 

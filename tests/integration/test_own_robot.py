@@ -18,6 +18,7 @@ from wam_jax.data.frames import frame_path
 from wam_jax.host.logger import Logger, read_metrics
 from wam_jax.storage.artifact import load_artifact
 
+pytestmark = pytest.mark.slow  # unit/test_any_robot.py goes the same way without the stages
 TINY = {
   "data.source": "calvin",
   "data.failed_takes_per_task": 0,

@@ -144,7 +144,7 @@ def test_ppo_learns_in_the_warmed_world_only(finished, tmp_path, monkeypatch):
   assert stopped.value.args[0] is worlds[1.5]
 
 
-@pytest.mark.parametrize("left", [TASKS[:1], TASKS])
+@pytest.mark.parametrize("left", [TASKS[:1], pytest.param(TASKS, marks=pytest.mark.slow)])
 def test_ppo_leaves_what_dreams_do_not_tell_apart(left, finished, tmp_path, monkeypatch):
   workdir, _ = finished
   monkeypatch.setattr(ppo_stage.classifier_stage, "not_told_apart", lambda *_: dict.fromkeys(left, 0.0))

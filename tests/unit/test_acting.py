@@ -432,7 +432,7 @@ def run_standalone(folder, seen, tmp_path, batch):
 
 @pytest.mark.parametrize(
   ("vision", "batch", "learned", "proprio"),
-  [("patch", 2, False, "latent"), ("conv", None, True, "sincos")],
+  [("patch", 2, False, "latent"), pytest.param("conv", None, True, "sincos", marks=pytest.mark.slow)],
   ids=["patch", "conv"],
 )
 def test_exported_files_act_alike_without_wam_jax(tmp_path, vision, batch, learned, proprio):

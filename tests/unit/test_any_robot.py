@@ -192,9 +192,12 @@ def test_a_camera_that_the_robot_lacks():
     make_world_model(tiny_config(**{"world_model.cameras": ("top", "front")}).world_model, SIZE, None, ARM)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-  "changes", [{"world_model.proprio": "latent"}, {"behaviour_cloning.policy": "gaussian"}]
+  "changes",
+  [
+    {"world_model.proprio": "latent", "world_model.cameras": ARM.camera_names[:2]},
+    pytest.param({"behaviour_cloning.policy": "gaussian"}, marks=pytest.mark.slow),
+  ],
 )
 def test_from_frames_to_a_policy_that_acts(root, tmp_path, changes):
   config = tiny_config(**changes)

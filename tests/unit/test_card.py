@@ -21,6 +21,7 @@ def card(monkeypatch):
   return importlib.import_module("card")
 
 
+@pytest.mark.slow
 def test_parts_are_measured_left_out_or_failed_and_all_of_it_is_written(card, monkeypatch, tmp_path, capsys):
   def in_this_process(name, size, device, flags, limit):
     if name == "ppo":

@@ -276,7 +276,9 @@ def test_actor_loss_of_a_gaussian_by_hand():
   np.testing.assert_allclose(metrics["ratio"], ratio.mean(), rtol=1e-4)
 
 
-@pytest.mark.parametrize("policy", [POLICY, GAUSSIAN], ids=["diffusion", "gaussian"])
+@pytest.mark.parametrize(
+  "policy", [POLICY, pytest.param(GAUSSIAN, marks=pytest.mark.slow)], ids=["diffusion", "gaussian"]
+)
 def test_reward_that_likes_the_action_raises_it(policy):
   """Learning works end to end: success means a large first coordinate, which the actions push."""
   c = tiny(actor_learning_rate=3e-3, bc_weight=0.0, clip_max=0.1, clip_min=0.1, horizon="terminal", epochs=4)

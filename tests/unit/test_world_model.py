@@ -25,7 +25,7 @@ SIDE = 16  # of pictures, where nothing is asked of the encoder: compiles in hal
 def tiny_config(**changes):
   c = config_lib.default_config().world_model
   c.update(vision="patch", depth=4, embed=16, deter=12, stoch=3, classes=4, hidden=10)
-  c.update(inverse_dynamics_hidden=8, embedding_image_weight=1.0)
+  c.update(inverse_dynamics_hidden=8, embedding_image_weight=1.0, cameras=("rgb_static",))
   c.update(changes)
   return c
 
@@ -92,7 +92,8 @@ MODELS = pytest.mark.parametrize("proprio", ["none", "latent"])
 
 @pytest.mark.parametrize("kind", ["patch", "conv"])
 def test_shapes_of_both_vision_forms(kind):
-  _, model, params = tiny(64, vision=kind)
+  cameras = ("rgb_static", "rgb_gripper")
+  _, model, params = tiny(64, vision=kind, cameras=cameras)
   batch = random_batch(size=64)
   embed = encode(model, params, batch)
   assert embed.shape == (B, T, 16)
@@ -101,9 +102,7 @@ def test_shapes_of_both_vision_forms(kind):
   assert posterior.deter.shape == (B, T, 12) and posterior.stoch.shape == prior.logits.shape == (B, T, 3, 4)
   assert features(posterior).shape == (B, T, model.feature_size)
   decoded = jax.jit(functools.partial(wm.decode, model))(params, features(posterior))
-  assert {name: x.shape for name, x in decoded.items()} == dict.fromkeys(
-    ("rgb_static", "rgb_gripper"), (B, T, 64, 64, 3)
-  )
+  assert {name: x.shape for name, x in decoded.items()} == dict.fromkeys(cameras, (B, T, 64, 64, 3))
 
 
 def sizes(changes):
@@ -131,7 +130,7 @@ def test_published_size_has_lumos_number_of_parameters():
 @pytest.mark.parametrize(
   "changes",
   [
-    pytest.param({"cameras": ("rgb_static",)}, marks=pytest.mark.slow),
+    pytest.param({"cameras": ("rgb_static", "rgb_gripper")}, marks=pytest.mark.slow),
     {"cameras": ("rgb_gripper",), "vision": "conv"},
     pytest.param({"proprio": "sincos"}, marks=pytest.mark.slow),
     pytest.param({"proprio": "zscore", "vision": "conv"}, marks=pytest.mark.slow),
@@ -145,8 +144,11 @@ def test_published_size_has_lumos_number_of_parameters():
     pytest.param({"compute_dtype": "bfloat16", "vision": "conv"}, marks=pytest.mark.slow),
     pytest.param({"remat": True, "accumulate": 2}, marks=pytest.mark.slow),
     pytest.param({"learned_initial_state": True, "carry_state": True}, marks=pytest.mark.slow),
-    {"proprio": "latent", "robot_obs_weight": 1.0, "carry_state": True, "compute_dtype": "bfloat16"}
-    | {"open_loop_share": 0.5, "remat": True, "accumulate": 2},
+    pytest.param(
+      {"proprio": "latent", "robot_obs_weight": 1.0, "carry_state": True, "compute_dtype": "bfloat16"}
+      | {"open_loop_share": 0.5, "remat": True, "accumulate": 2},
+      marks=pytest.mark.slow,
+    ),
   ],
   ids=lambda changes: " ".join(f"{k}={v}" for k, v in changes.items()),
 )
@@ -297,7 +299,9 @@ def test_carried_state_goes_on_where_the_last_window_ended():
   "changes",
   [
     {"decode_fraction": 0.5, "accumulate": 2, "learned_initial_state": True},
-    {"proprio": "latent", "robot_obs_weight": 1.0, "embedding_image_weight": 1.0},
+    pytest.param(
+      {"proprio": "latent", "robot_obs_weight": 1.0, "embedding_image_weight": 1.0}, marks=pytest.mark.slow
+    ),
   ],
   ids=["parts", "latent"],
 )

@@ -45,7 +45,7 @@ def make_config(**changes):
   config.training.checkpoint_minutes = 0.0
   small = {"depth": 4, "embed": 8, "deter": 6, "stoch": 2, "classes": 3, "hidden": 7, "batch_size": 4}
   small |= {"inverse_dynamics_hidden": 5, "sequence_length": 5, "updates": 6, "warmup_updates": 1}
-  small |= {"failed_takes": False}
+  small |= {"failed_takes": False, "cameras": ("rgb_static",)}
   config.world_model.update(small)
   config.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
   return config_lib.finalize(config)
