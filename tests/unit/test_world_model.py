@@ -107,8 +107,7 @@ def test_shapes_of_both_vision_forms(kind):
 
 def sizes(changes):
   model = make_world_model(tiny_config_of(changes))
-  shapes = jax.eval_shape(lambda: wm.init_params(model, jax.random.key(0)))
-  return {name: sum(x.size for x in jax.tree.leaves(part)) for name, part in shapes.items()}
+  return {name: sum(x.size for x in jax.tree.leaves(part)) for name, part in wm.param_shapes(model).items()}
 
 
 def tiny_config_of(changes):
