@@ -74,12 +74,16 @@ def random_frames(model, seed=0):
   return embed, batch.prev_action, batch.is_first.at[1, 3].set(True)
 
 
+jitted = functools.cache(lambda fn, model: jax.jit(functools.partial(fn, model)))
+roll = functools.partial(jitted, robot_training.roll_robot)
+
+
 def encode(model, params, batch):
-  return jax.jit(functools.partial(wm.encode, model))(params, batch)
+  return jitted(wm.encode, model)(params, batch)
 
 
 def observe(model, params, frames, noise=None, hidden=None):
-  return jax.jit(functools.partial(wm.observe, model))(params, *frames, noise, hidden=hidden)
+  return jitted(wm.observe, model)(params, *frames, noise, hidden=hidden)
 
 
 def loss_of(model, config):
@@ -101,7 +105,7 @@ def test_shapes_of_both_vision_forms(kind):
   posterior, prior = observe(model, params, (embed, batch.prev_action, batch.is_first), noise)
   assert posterior.deter.shape == (B, T, 12) and posterior.stoch.shape == prior.logits.shape == (B, T, 3, 4)
   assert features(posterior).shape == (B, T, model.feature_size)
-  decoded = jax.jit(functools.partial(wm.decode, model))(params, features(posterior))
+  decoded = jitted(wm.decode, model)(params, features(posterior))
   assert {name: x.shape for name, x in decoded.items()} == dict.fromkeys(cameras, (B, T, 64, 64, 3))
 
 
@@ -170,7 +174,7 @@ def test_variants_train_by_config_alone(changes):
   still = [name for name, value in jax.tree.leaves_with_path(moved) if not value]
   allowed = "initial_" if config.learned_initial_state else "nothing"  # every window begins with a reset
   assert all(allowed in jax.tree_util.keystr(name) for name in still), still
-  pictures = jax.jit(functools.partial(wm.decode, model))(state.params, jnp.zeros((B, model.feature_size)))
+  pictures = jitted(wm.decode, model)(state.params, jnp.zeros((B, model.feature_size)))
   assert {name: p.shape for name, p in pictures.items()} == dict.fromkeys(model.cameras, (B, size, size, 3))
   assert all(p.dtype == jnp.float32 for p in pictures.values())
 
@@ -474,7 +478,7 @@ def test_filtering_frame_by_frame_equals_the_sequence(sampled, proprio):
   frames = random_frames(model)
   posterior, _ = observe(model, params, frames)
   latent = wm.initial_latent(model, params, B)
-  filter_step = jax.jit(functools.partial(wm.filter_step, model))
+  filter_step = jitted(wm.filter_step, model)
   for t in range(T):
     latent = filter_step(params, latent, *(x[:, t] for x in frames), jax.random.key(t) if sampled else None)
     if not sampled:
@@ -510,8 +514,8 @@ def test_imagination_step_by_step_equals_the_roll():
   _, model, params = tiny()
   actions = random_batch().action
   latent = wm.initial_latent(model, params, B)
-  rolled = jax.jit(functools.partial(wm.imagine, model))(params, latent, actions, None)
-  step = jax.jit(functools.partial(wm.imagine_step, model))
+  rolled = jitted(wm.imagine, model)(params, latent, actions, None)
+  step = jitted(wm.imagine_step, model)
   for t in range(T):
     latent = step(params, latent, actions[:, t], None)
   np.testing.assert_allclose(rolled.deter[:, -1], latent.deter, atol=1e-6)
@@ -594,33 +598,28 @@ def test_loss_gradient_against_finite_differences():
     np.testing.assert_allclose(slope, numeric, rtol=1e-5)
 
 
-def test_update_learns_and_counts():
+def test_update_learns_and_counts_however_updates_are_cut_into_calls():
   config, model, params = tiny(batch_size=B, sequence_length=T, decode_fraction=0.5)
   optimizer = train_state.make_optimizer(3e-3, 40, warmup_updates=2, weight_decay=0.05, grad_clip=100.0)
-  update = wm_training.make_update(model, config, optimizer, lambda store, *_: store)
-  batch = random_batch()
-  state = train_state.make_train_state(jax.tree.map(jnp.copy, params), optimizer)
-  state, first = update(state, batch, jax.random.key(0), 5)
-  for i in range(7):
-    state, last = update(state, batch, jax.random.key(i + 1), 5)
-  assert int(state.step) == 40
-  assert float(last["loss/total"][-1]) < 0.8 * float(first["loss/total"][0])
-  assert all(np.isfinite(x).all() for x in jax.tree.leaves(last))
-
-
-def test_it_does_not_matter_how_updates_are_cut_into_calls():
-  config, model, params = tiny(batch_size=B, sequence_length=T, decode_fraction=0.5)
-  optimizer = wm_training.make_optimizer(config, params)
   update = wm_training.make_update(
     model, config, optimizer, lambda store, key, step, i: jax.tree.map(lambda x: jnp.roll(x, step, 1), store)
   )
-  ends = []
-  for cuts in ((2,), (1, 1)):
-    state = train_state.make_train_state(jax.tree.map(jnp.copy, params), optimizer)
+
+  def train(*cuts):
+    state, losses = train_state.make_train_state(jax.tree.map(jnp.copy, params), optimizer), []
     for num in cuts:
-      state, _ = update(state, random_batch(), jax.random.key(2), num)
-    ends.append(jax.tree.map(np.asarray, state.params))
-  jax.tree.map(np.testing.assert_array_equal, *ends)
+      state, metrics = update(state, random_batch(), jax.random.key(2), num)
+      assert all(np.isfinite(x).all() for x in jax.tree.leaves(metrics))
+      losses.extend(np.asarray(metrics["loss/total"]))
+    return state, losses
+
+  state, losses = train(*[5] * 8)
+  assert int(state.step) == 40 and len(losses) == 40
+  assert losses[-1] < 0.8 * losses[0]
+  cut, losses_of_cut = train(1, 1, 1, 1, 1)
+  whole, losses_of_whole = train(5)
+  assert losses_of_cut == losses_of_whole == losses[:5]
+  jax.tree.map(np.testing.assert_array_equal, whole.params, cut.params)
 
 
 def test_observe_refuses_shapes_that_do_not_belong_together():
@@ -726,11 +725,6 @@ def test_robot_dynamics_start_by_keeping_the_state_and_learn_from_their_error():
     along = jax.jit(lambda s: loss(*jax.tree.map(lambda x, d: x + s * d, at, direction)))
     numeric = (along(1e-5) - along(-1e-5)) / 2e-5
     np.testing.assert_allclose(jax.jvp(along, (0.0,), (1.0,))[1], numeric, rtol=1e-6)
-
-
-@functools.cache
-def roll(model):
-  return jax.jit(functools.partial(robot_training.roll_robot, model))
 
 
 def test_the_robot_rolls_on_from_the_first_two_frames_of_an_episode():
@@ -946,7 +940,7 @@ def test_everything_hidden_after_a_frame_is_imagination(proprio, context):
   hidden = jnp.broadcast_to(jnp.arange(T) >= context, (B, T))
   posterior, prior = observe(model, params, (embed, prev_action, is_first), hidden=hidden)
   last = jax.tree.map(lambda x: x[:, context - 1], posterior)
-  imagined = jax.jit(functools.partial(wm.imagine, model))(params, last, prev_action[:, context:], None)
+  imagined = jitted(wm.imagine, model)(params, last, prev_action[:, context:], None)
   close = functools.partial(np.testing.assert_allclose, atol=1e-5)
   later = jax.tree.map(lambda x: x[:, context:], posterior.replace(logits=prior.logits))
   jax.tree.map(close, later, imagined)
