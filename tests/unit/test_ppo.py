@@ -205,8 +205,10 @@ def test_regulariser_draws_the_policy_back_to_the_cloned_one():
     ppo_actor.bc_regulariser(POLICY, c, frozen.base, frozen.base, sample.replace(regulariser=None))
 
 
-@pytest.mark.parametrize("horizon", ["bootstrap", "terminal", "diwa"])
-@pytest.mark.parametrize("form", ["frozen_chains", "current_chains"])
+@pytest.mark.parametrize(
+  ("horizon", "form"),
+  [("bootstrap", "frozen_chains"), ("terminal", "current_chains"), ("diwa", "frozen_chains")],
+)
 def test_iteration_bakes_nothing_in(horizon, form):
   c = tiny(horizon=horizon, bc_form=form)
   frozen, state = setup(c)
