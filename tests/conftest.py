@@ -32,6 +32,13 @@ import pytest
 from wam_jax.data import calvin_writer
 
 
+def pytest_ignore_collect(collection_path, config):
+  """Spares a run without slow tests the imports of tests/slow: 5 s of CPU time in each process."""
+  if collection_path.name == "slow" and config.option.markexpr == "not slow":
+    return True
+  return None
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _free_compiled_programs():
   """Keeps the memory of a whole test run at that of its largest module."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import pathlib
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -42,6 +43,9 @@ PROGRAMS = (
 WITHOUT_JAX = ("config", "host", "experiments")
 
 
+parse = functools.cache(ast.parse)
+
+
 def sources():
   """Module -> its source."""
   modules = {}
@@ -53,7 +57,7 @@ def sources():
 
 def imports(source, modules, top_level_only=False):
   """Modules of the package, and tops of other packages, that a source imports."""
-  tree = ast.parse(source)
+  tree = parse(source)
   found = set()
   for node in tree.body if top_level_only else ast.walk(tree):
     if isinstance(node, ast.Import):
