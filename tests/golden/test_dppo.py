@@ -150,7 +150,7 @@ def test_noise_prediction_and_posterior_mean(pre, name):
   policy, state = pre.policy(), pre["input/state"][:, 0]
   network = pre.actor(pre.group(f"param/actor_{name}/"))
   x, t = pre["input/eps_x"], pre["input/eps_t"]
-  eps = policy.eps(network, x, t, state)
+  eps = jax.jit(policy.eps)(network, x, t, state)
   close(eps, pre[f"eps/{name}"], 5e-6)
   # Their mean of the tuned policy comes from the base network above K'.
   tuned = (t < policy.fine_tuned_steps)[:, None, None]
@@ -170,7 +170,7 @@ def test_bc_loss_and_gradient(pre):
     x = diffusion.q_sample(policy.schedule, x0, t, noise)
     return jnp.mean(jnp.square(policy.eps(network, x, t, state) - noise))
 
-  value, grad = jax.value_and_grad(bc_loss)(pre.actor(pre.group("param/actor_base/")))
+  value, grad = jax.jit(jax.value_and_grad(bc_loss))(pre.actor(pre.group("param/actor_base/")))
   close(value, pre["bc/loss"], 5e-6)
   grads_close(grad, pre.actor(pre.group("bc/grad/")), 1e-5)
 
@@ -182,12 +182,12 @@ def test_sampled_chains(pre, kind, tuned):
     "base": pre.actor(pre.group("param/actor_base/")),
     "tuned": pre.actor(pre.group(f"param/actor_{tuned}/")),
   }
-  chunk, chain = pre.policy().sample_chain(
+  chunk, chain = jax.jit(pre.policy().sample_chain, static_argnums=4)(
     params,
     pre["input/state"][:, 0],
     pre[f"input/{kind}_x_init"],
     pre[f"input/{kind}_noise"],
-    deterministic=kind == "deterministic",
+    kind == "deterministic",
   )
   close(chunk, pre[f"sample/{kind}/{tuned}/trajectories"], 3e-5)
   close(chain, pre[f"sample/{kind}/{tuned}/chains"], 3e-5)
@@ -197,15 +197,16 @@ def test_sampled_chains(pre, kind, tuned):
 def test_chain_log_probs(pre, name, monkeypatch):
   network = pre.actor(pre.group(f"param/actor_{name}/"))
   args = network, pre["input/state"][:, 0], pre["input/logprob_chains"]
-  close(pre.policy().log_prob(*args), pre[f"logprobs/{name}"], 5e-4)
+  log_prob = lambda: jax.jit(lambda *args: pre.policy().log_prob(*args))(*args)
+  close(log_prob(), pre[f"logprobs/{name}"], 5e-4)
   monkeypatch.setattr(diffusion, "make_schedule", lambda *_: pre.stored_schedule())
-  close(pre.policy().log_prob(*args), pre[f"logprobs/{name}"], 5e-5)
+  close(log_prob(), pre[f"logprobs/{name}"], 5e-5)
 
 
 def test_critic(pre):
   state = pre["input/state"][:, 0]
   params = pre.critic(pre.group("param/critic/"))
-  value = pre.critic_module().apply({"params": params}, state, jnp.ones(len(state)))
+  value = jax.jit(pre.critic_module().apply)({"params": params}, state, np.ones(len(state), np.float32))
   close(value, pre["value"][:, 0], 5e-6)
 
 
@@ -246,7 +247,7 @@ def test_ppo_loss_and_gradient(pre, loss, variant, stored_tables, monkeypatch):
       pytest.skip("the files differ in K")
     monkeypatch.setattr(diffusion, "make_schedule", lambda *_: pre.stored_schedule())
   network = loss.actor(loss.group("param/actor_ft/"))
-  grad_fn = jax.value_and_grad(lambda n: _chain_loss(loss, variant, n), has_aux=True)
+  grad_fn = jax.jit(jax.value_and_grad(lambda n: _chain_loss(loss, variant, n), has_aux=True))
   (value, (metrics, log_prob, ratio, clip)), grad = grad_fn(network)
   close(value, loss[f"{variant}/pg_loss"], 5e-8 if stored_tables else 1e-6)
   close(metrics["kl"], loss[f"{variant}/approx_kl"], 1e-7)
@@ -269,7 +270,7 @@ def test_value_loss_and_gradient(loss, variant):
     value = loss.critic_module().apply({"params": params}, state, jnp.ones(len(state)))
     return ppo_loss.value_loss(value, target)
 
-  value, grad = jax.value_and_grad(fn)(loss.critic(loss.group("param/critic/")))
+  value, grad = jax.jit(jax.value_and_grad(fn))(loss.critic(loss.group("param/critic/")))
   close(value, loss[f"{variant}/v_loss"], 2e-6)
   # The README's 1e-5 is for policy gradients with stored tables; the critic has no tables.
   grads_close(grad, loss.critic(loss.group(f"{variant}/grad_v_loss/critic/")), 2e-4)
@@ -279,12 +280,12 @@ def test_bc_regulariser_and_gradient(loss):
   policy, state = loss.policy(), loss["input/state"][:, 0]
   base = loss.actor(loss.group("param/actor_base/"))
   params = {"base": base, "tuned": base}
-  _, chain = policy.sample_chain(params, state, loss["input/bc_x_init"], loss["input/bc_noise"])
+  _, chain = jax.jit(policy.sample_chain)(params, state, loss["input/bc_x_init"], loss["input/bc_noise"])
 
   def fn(network):
     return -ppo_loss.mean_log_prob(policy.log_prob(network, state, chain)).mean()
 
-  value, grad = jax.value_and_grad(fn)(loss.actor(loss.group("param/actor_ft/")))
+  value, grad = jax.jit(jax.value_and_grad(fn))(loss.actor(loss.group("param/actor_ft/")))
   close(value, loss["chainwise_bc/bc_loss"], 2e-6)
   grads_close(grad, loss.actor(loss.group("chainwise_bc/grad_bc_loss/actor_ft/")), 2e-4)
 

@@ -83,7 +83,8 @@ def test_an_artifact_loads_back_as_what_it_is(featurized, tmp_path, kind, cls):
   assert type(policy) is cls and policy.feature_size == F and policy.chunk == 4 and policy.hidden == 8
   shapes = jax.eval_shape(jax.vmap(policy.init), jax.random.split(jax.random.key(0), len(TASKS)))
   check_params(params["base"], shapes, artifact.path)
-  chunk = jax.vmap(lambda p: policy.sample(p, np.ones((3, F), np.float32), jax.random.key(0), True))(params)
+  sample = lambda p: policy.sample(p, np.ones((3, F), np.float32), jax.random.key(0), True)
+  chunk = jax.jit(jax.vmap(sample))(params)
   assert chunk.shape == (len(TASKS), 3, 4, 7) and np.isfinite(chunk).all()
   assert not np.allclose(chunk[0], chunk[1])  # each task has its own
   result = json.loads((artifact.path / "result.json").read_text())
@@ -145,7 +146,8 @@ def test_dppo_policies_stand_for_cloning(featurized, tmp_path):
     x, t, feature = file["input/eps_x"], file["input/eps_t"], file["input/state"][:, 0]
     for i, name in enumerate(("base", "ft")):
       network = jax.tree.map(lambda x, i=i: x[i], params["base"])
-      np.testing.assert_allclose(policy.eps(network, x, t, feature), file[f"eps/{name}"], atol=5e-6)
+      eps = jax.jit(policy.eps)(network, x, t, feature)
+      np.testing.assert_allclose(eps, file[f"eps/{name}"], atol=5e-6)
   result = json.loads((artifact.path / "result.json").read_text())
   assert set(result["loss_heldout"]) == set(TASKS)
   config = make_config(**changes)

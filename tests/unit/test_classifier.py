@@ -46,11 +46,16 @@ def demos(tasks=2, num=4, length=12):
   return Takes(feature, action, success, mask)
 
 
+sample_batch = jax.jit(classifier_pool.sample_batch, static_argnums=2)
+nt_xent = jax.jit(classifier_training.nt_xent)
+
+
 def make_pool(data=None, **changes):
+  """A pool of NumPy's arrays."""
   data = data or demos()
   args = {"num_dreams": 6, "length": 8, "stride": 4} | changes
-  return classifier_pool.make_pool(
-    WORLD, {}, data, data.feature[:, :, 0].repeat(2, 1), jax.random.key(0), **args
+  return jax.device_get(
+    classifier_pool.make_pool(WORLD, {}, data, data.feature[:, :, 0].repeat(2, 1), jax.random.key(0), **args)
   )
 
 
@@ -60,23 +65,24 @@ def test_nt_xent_by_hand():
   x = jnp.array([[2.0, 0], [0, 0.5], [-3, 0]])
   label = jnp.array([0, 0, 1])
   expected = (np.log1p(np.exp(-1)) + np.log(2)) / 2
-  np.testing.assert_allclose(classifier_training.nt_xent(x, label, 1.0), expected, rtol=1e-5)
+  np.testing.assert_allclose(nt_xent(x, label, 1.0), expected, rtol=1e-5)
   with pytest.raises(ValueError, match="label"):
     classifier_training.nt_xent(x, label[:2], 1.0)
 
 
 def test_nt_xent_finite_at_extremes():
-  label = jnp.array([0, 0, 1, 1])
-  x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)), jnp.float32)
-  for embedding, labels in ((0 * x, label), (1e6 * x, label), (x, 0 * label), (x, jnp.arange(4))):
-    value, grad = jax.value_and_grad(lambda e, y=labels: classifier_training.nt_xent(e, y, 0.1))(embedding)
-    assert jnp.isfinite(value) and jnp.isfinite(grad).all()
-  assert classifier_training.nt_xent(x, jnp.arange(4), 0.5) == 0  # no positive pair
+  label, value_and_grad = np.array([0, 0, 1, 1]), jax.jit(jax.value_and_grad(classifier_training.nt_xent))
+  x = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+  for embedding, labels in ((0 * x, label), (1e6 * x, label), (x, 0 * label), (x, np.arange(4))):
+    value, grad = value_and_grad(embedding, labels, 0.1)
+    assert np.isfinite(value) and np.isfinite(grad).all()
+  assert nt_xent(x, jnp.arange(4), 0.5) == 0  # no positive pair
 
 
 def test_demo_dreams_carry_the_demo_labels_of_their_time():
-  data = jax.tree.map(lambda x: jnp.asarray(x[0]), demos())
-  feature, label, valid = classifier_pool.demo_dreams(WORLD, {}, data, jax.random.key(1))
+  data = jax.tree.map(lambda x: x[0], demos())
+  demo_dreams = jax.jit(lambda data, key: classifier_pool.demo_dreams(WORLD, {}, data, key))
+  feature, label, valid = jax.device_get(demo_dreams(data, jax.random.key(1)))
   assert feature.shape == (4, 11, F) and valid.any()
   time = np.asarray(feature[..., 0]).astype(int)
   first = time[:, 0] - 1
@@ -94,14 +100,14 @@ def test_pool_groups_hold_what_they_say():
   data = demos()
   pool = make_pool(data)
   for k in range(2):
-    groups = [np.asarray(pool.feature[k, pool.row[k, g, : pool.count[k, g]]]) for g in range(5)]
+    groups = [pool.feature[k, pool.row[k, g, : pool.count[k, g]]] for g in range(5)]
     assert len(groups[0]) == data.success[k].sum()
     assert len(groups[2]) == (data.mask & ~data.success)[k].sum()
     assert (groups[0][:, -1] > 0.5).all() and (groups[2][:, -1] < 0.5).all()
     assert (groups[1][:, 0] >= 8).all() and (groups[3][:, 0] < 8).all()
     # Random actions and the other task's: 6 dreams each, seen at steps 4 and 8 of 8.
     assert len(groups[4]) == 2 * 6 * 2 and set(groups[4][:, 0].round()) == {4, 8}
-  feature, label = classifier_pool.sample_batch(jax.tree.map(lambda x: x[0], pool), jax.random.key(0), 40)
+  feature, label = sample_batch(jax.tree.map(lambda x: x[0], pool), jax.random.key(0), 40)
   assert feature.shape == (40, F) and label.sum() == 20
 
 
@@ -111,10 +117,10 @@ def test_failed_takes_are_negatives_real_and_dreamt():
   failed.feature[..., 1] = 50.0  # a mark that a dream carries on
   pool = make_pool(failed=failed)
   for k in range(2):
-    real, dreamt = (np.asarray(pool.feature[k, pool.row[k, g, : pool.count[k, g]]]) for g in (5, 6))
+    real, dreamt = (pool.feature[k, pool.row[k, g, : pool.count[k, g]]] for g in (5, 6))
     assert len(real) == failed.mask[k].sum() and (real[:, 1] == 50).all()
     assert len(dreamt) and (dreamt[:, 1] > 30).all()
-  feature, label = classifier_pool.sample_batch(jax.tree.map(lambda x: x[0], pool), jax.random.key(0), 40)
+  feature, label = sample_batch(jax.tree.map(lambda x: x[0], pool), jax.random.key(0), 40)
   assert label.sum() == 20 and (feature[:, 1] > 30).sum() == 8 and not label[feature[:, 1] > 30].any()
 
 
@@ -132,14 +138,14 @@ def test_training_separates_success():
   config = default_config().classifier
   config.batch_size = 64
   update = jax.jit(classifier_training.make_update(CLASSIFIER, optimizer, config))
-  state = make_train_state(CLASSIFIER.init(jax.random.key(0)), optimizer)
+  state = jax.jit(lambda key: make_train_state(CLASSIFIER.init(key), optimizer))(jax.random.key(0))
   state, first = update(state, pool, jax.random.key(1), jnp.int32(3))
   state, last = update(state, pool, jax.random.key(2), jnp.int32(600))
   assert int(state.step) == 603
   assert last["loss"] < first["loss"] and last["accuracy"] > 0.8
   params = {"network": state.params, "threshold": jnp.float32(0)}
   data = demos()
-  found = CLASSIFIER.success(params, data.feature[0])
+  found = jax.jit(CLASSIFIER.success)(params, data.feature[0])
   quality = classifier_training.precision_recall(np.asarray(found), data.success[0], data.mask[0])
   assert quality["recall"] > 0.9 and quality["precision"] > 0.8  # 1 of 13 is wrong on some machines
   assert CLASSIFIER(params, data.feature[0]).shape == (4, 12)
@@ -152,11 +158,12 @@ def test_ensemble_calls_success_what_all_members_do():
   network = jax.jit(pair.init)(jax.random.key(0))
   members = [jax.tree.map(lambda x, i=i: x[i : i + 1], network) for i in range(2)]
   feature = jax.random.normal(jax.random.key(1), (50, F))
-  single = [CLASSIFIER.margin(member, feature) for member in members]
+  margin = jax.jit(CLASSIFIER.margin)
+  single = [margin(member, feature) for member in members]
   assert not np.allclose(*single)
-  np.testing.assert_allclose(pair.margin(network, feature), np.minimum(*single), rtol=1e-5)
+  np.testing.assert_allclose(jax.jit(pair.margin)(network, feature), np.minimum(*single), rtol=1e-5)
   # Each member learns as it would alone from its key: the update is that of its own loss.
-  pool = jax.tree.map(lambda x: x[0], make_pool())
+  pool = jax.device_put(jax.tree.map(lambda x: x[0], make_pool()))
   optimizer, config = optax.adam(1e-3), default_config().classifier
   config.batch_size = 16
   update = classifier_training.make_update(pair, optimizer, config)
@@ -170,11 +177,13 @@ def test_ensemble_calls_success_what_all_members_do():
     contrastive_weight=config.contrastive_weight,
     cross_entropy_weight=config.cross_entropy_weight,
   )[0]
-  second = jax.tree.map(lambda x: x[1], network)
-  alone = jax.jit(lambda p: optimizer.update(jax.grad(loss)(p), optimizer.init(p), p)[0])
+  second = jax.tree.map(lambda x: np.asarray(x)[1], network)
+  alone = jax.jit(
+    lambda p: optax.apply_updates(p, optimizer.update(jax.grad(loss)(p), optimizer.init(p), p)[0])
+  )
   for a, b in zip(
-    jax.tree.leaves(optax.apply_updates(second, alone(second))),
-    jax.tree.leaves(jax.tree.map(lambda x: x[1], state.params)),
+    jax.tree.leaves(alone(second)),
+    jax.tree.leaves(jax.tree.map(lambda x: np.asarray(x)[1], state.params)),
     strict=True,
   ):
     np.testing.assert_allclose(a, b, atol=1e-5)

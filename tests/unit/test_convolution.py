@@ -118,7 +118,8 @@ def test_stack_forms_agree_in_every_gradient():
         )
         return (out**2).sum()
 
-      native, matmul = (jax.grad(loss, (0, 1))(x, layers, form) for form in convolution.FORMS)
+      gradient = jax.jit(jax.grad(loss, (0, 1)), static_argnums=2)
+      native, matmul = (gradient(x, layers, form) for form in convolution.FORMS)
       for a, b in zip(jax.tree.leaves(native), jax.tree.leaves(matmul), strict=True):
         assert np.abs(a).max() > 0
         np.testing.assert_allclose(a, b, atol=1e-9 * np.abs(a).max())
@@ -142,13 +143,20 @@ def test_the_two_are_adjoint():
 
 
 def test_stack_is_layers_one_by_one():
-  x, first = (jnp.asarray(v, jnp.float32) for v in arrays(18, 1, 1, 3, 4, 5))
-  second = jnp.asarray(arrays(1, 5, 5, 4, 2, 6)[1], jnp.float32)
+  x, first = (v.astype(np.float32) for v in arrays(18, 1, 1, 3, 4, 5))
+  second = arrays(1, 5, 5, 4, 2, 6)[1].astype(np.float32)
   layers = [(first, jnp.arange(4.0)), (second, jnp.arange(2.0))]
-  for form in (*convolution.FORMS, None):
-    out = convolution.conv_stack(x, layers, (convolution.ELU, None), transposed=True, form=form)
+
+  @jax.jit
+  def one_by_one(x):
     middle = jax.nn.elu(transposed_conv(x, first) + jnp.arange(4.0))
-    np.testing.assert_allclose(out, transposed_conv(middle, second) + jnp.arange(2.0), atol=2e-4)
+    return transposed_conv(middle, second) + jnp.arange(2.0)
+
+  for form in (*convolution.FORMS, None):
+    stack = lambda x, form=form: convolution.conv_stack(
+      x, layers, (convolution.ELU, None), transposed=True, form=form
+    )
+    np.testing.assert_allclose(jax.jit(stack)(x), one_by_one(x), atol=2e-4)
 
 
 def test_shapes_that_do_not_belong_together_raise():
@@ -220,7 +228,8 @@ def test_the_gradient_of_a_bias_in_bfloat16_is_added_up_in_float32():
     layers = [(kernel.astype(dtype), bias.astype(dtype))]
     return convolution.conv_stack(x.astype(dtype), layers, form="native").astype(jnp.float32).sum()
 
-  grad = jax.grad(total)(jnp.zeros(2), jnp.bfloat16)  # 7,200 ones; in bfloat16 a sum of ones ends at 256
+  gradient = jax.jit(jax.grad(total), static_argnums=1)
+  grad = gradient(jnp.zeros(2), jnp.bfloat16)  # 7,200 ones; in bfloat16 a sum of ones ends at 256
   np.testing.assert_allclose(grad, 8 * 30 * 30, rtol=0.01)
 
 
@@ -234,7 +243,8 @@ def test_tiles_add_up_gradients_of_kernels_and_biases_in_float32(transposed):
     out = convolution.conv_stack(x.astype(dtype), layers, transposed=transposed, form="matmul")
     return out.astype(jnp.float32).sum()
 
-  found, exact = (jax.grad(total)((kernel, bias), dtype) for dtype in (jnp.bfloat16, jnp.float32))
+  gradient = jax.jit(jax.grad(total), static_argnums=1)
+  found, exact = (gradient((kernel, bias), dtype) for dtype in (jnp.bfloat16, jnp.float32))
   for a, b in zip(found, exact, strict=True):
     np.testing.assert_allclose(a, b, rtol=0.005)
 
@@ -267,10 +277,10 @@ def test_other_picture_sizes_are_refused():
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])
 def test_elu_has_its_value_and_slope(platform):
   x = jnp.concatenate([jnp.linspace(-20, 20, 101), jnp.array([1e-4, -1e-4])])
+  both = lambda f: jax.jit(jax.vmap(jax.value_and_grad(f)))(x)
   with compiling_for(platform):
-    value, slope = convolution.elu(x), jax.vmap(jax.grad(convolution.elu))(x)
-  np.testing.assert_allclose(value, jax.nn.elu(x), atol=2e-7)
-  np.testing.assert_allclose(slope, jax.vmap(jax.grad(jax.nn.elu))(x), atol=2e-7)
+    ours = both(lambda x: convolution.elu(x))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-7), ours, both(jax.nn.elu))
 
 
 def test_float_pictures_count_as_normalised():

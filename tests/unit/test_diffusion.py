@@ -14,7 +14,7 @@ SCHEDULE = diffusion.make_schedule(K)
 
 
 def draw(seed, *shape):
-  return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+  return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 def test_schedule_is_a_decreasing_survival_that_ends_near_zero():
@@ -28,8 +28,8 @@ def test_schedule_is_a_decreasing_survival_that_ends_near_zero():
 
 
 def test_true_noise_gives_the_clean_chunk_back():
-  x0 = jnp.clip(draw(0, 5, 4, 7) / 3, -1, 1)
-  noise, t = draw(1, 5, 4, 7), jnp.array([0, 1, 2, 3, 4])
+  x0 = np.clip(draw(0, 5, 4, 7) / 3, -1, 1)
+  noise, t = draw(1, 5, 4, 7), np.array([0, 1, 2, 3, 4])
   x = diffusion.q_sample(SCHEDULE, x0, t, noise)
   mean = diffusion.posterior_mean(SCHEDULE, x, t, noise)
   # At t = 0 the posterior is the clean chunk itself; elsewhere the known mixture of x_0 and x_t.
@@ -82,11 +82,12 @@ def test_chain_against_plain_numpy(num_tuned, deterministic):
   tuned = lambda x, t: 0.3 * x - 0.02 * t
   jbase = lambda x, t: 0.5 * jnp.tanh(x) + 0.01 * t
   x, noise = draw(2, 3, 4, 7), 2 * draw(3, K, 3, 4, 7)  # some draws beyond the clamp
-  assert (jnp.abs(noise) > 3).any()
-  got = diffusion.sample_chain(
+  assert (np.abs(noise) > 3).any()
+  sample = lambda x, noise: diffusion.sample_chain(
     SCHEDULE, jbase, tuned, x, noise, num_tuned=num_tuned, min_std=0.2, deterministic=deterministic
   )
-  expected = reference_chain(base, tuned, np.asarray(x), np.asarray(noise), num_tuned, deterministic, 0.2)
+  got = jax.jit(sample)(x, noise)
+  expected = reference_chain(base, tuned, x, noise, num_tuned, deterministic, 0.2)
   assert got[1].shape == (3, num_tuned + 1, 4, 7)
   np.testing.assert_allclose(got[0], expected[0], atol=2e-5)
   np.testing.assert_allclose(got[1], expected[1], atol=2e-5)
@@ -102,12 +103,16 @@ def test_log_prob_by_hand_and_from_the_noise():
 
   eps_fn = lambda x, t: 0.3 * jnp.tanh(x)
   x, noise = draw(2, 2, 4, 7), 2 * draw(3, K, 2, 4, 7)
-  _, chain = diffusion.sample_chain(SCHEDULE, eps_fn, eps_fn, x, noise, num_tuned=4, min_std=0.3)
   t = diffusion.tuned_steps(4)
   assert t.tolist() == [3, 2, 1, 0]
-  exact = diffusion.transition_log_prob(
-    SCHEDULE, chain[:, :-1], chain[:, 1:], t, eps_fn(chain[:, :-1], t), min_std=0.2
-  )
+
+  @jax.jit
+  def log_prob(x, noise):
+    _, chain = diffusion.sample_chain(SCHEDULE, eps_fn, eps_fn, x, noise, num_tuned=4, min_std=0.3)
+    before, after = chain[:, :-1], chain[:, 1:]
+    return diffusion.transition_log_prob(SCHEDULE, before, after, t, eps_fn(before, t), min_std=0.2)
+
+  exact = log_prob(x, noise)
   quick = diffusion.noise_log_prob(SCHEDULE, noise, 4, 0.3, 0.2)
   assert exact.shape == quick.shape == (2, 4, 4, 7)
   np.testing.assert_allclose(exact, quick, atol=1e-3)
@@ -117,8 +122,8 @@ def test_finite_at_extremes():
   for scale in (1e-6, 1e6):
     x = scale * draw(4, 2, 4, 7)
     fn = lambda x: diffusion.posterior_mean(SCHEDULE, x, jnp.array([0, K - 1]), 1e3 * x).sum()
-    value, grad = jax.value_and_grad(fn)(x)
-    assert jnp.isfinite(value) and jnp.isfinite(grad).all()
+    value, grad = jax.jit(jax.value_and_grad(fn))(x)
+    assert np.isfinite(value) and np.isfinite(grad).all()
 
 
 def test_ddim_steps_start_at_pure_noise_and_never_repeat():

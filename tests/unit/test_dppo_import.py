@@ -78,7 +78,7 @@ def test_imported_weights_predict_the_noise_that_dppo_predicts(fixture, name):
   params = dppo.to_params(state, expected_shapes())
   check_params(params, expected_shapes(), "imported")
   assert all(x.dtype == np.float32 for x in jax.tree.leaves(params))
-  eps = make_policy().eps(
+  eps = jax.jit(make_policy().eps)(
     params, fixture["input/eps_x"], fixture["input/eps_t"], fixture["input/state"][:, 0]
   )
   close(eps, fixture[f"eps/{name}"], 5e-6)

@@ -133,10 +133,15 @@ def test_actions_follow_from_filtering_every_frame(model):
     is_first=np.tile(np.arange(steps) == 0, (4, 1)),
     mask=np.ones((4, steps), bool),
   )
-  embed = wm.encode(*model, batch)
   keys = [step.frame_keys(jax.random.key(5), t)[0] for t in range(steps)]
   noise = jnp.stack([wm.latent_noise(model[0], key, (4,)) for key in keys], 1)
-  feature = features(wm.observe(*model, embed, batch.prev_action, batch.is_first, noise)[0])
+
+  @jax.jit
+  def observe(params, batch, noise):
+    embed = wm.encode(model[0], params, batch)
+    return features(wm.observe(model[0], params, embed, batch.prev_action, batch.is_first, noise)[0])
+
+  feature = np.asarray(observe(model[1], batch, noise))
   np.testing.assert_allclose(episodes.first_feature.reshape(4, -1), feature[:, 0], atol=1e-5)
   sampled_at = np.arange(steps) - np.arange(steps) % CHUNK
   for k in range(2):

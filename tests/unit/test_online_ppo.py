@@ -61,8 +61,8 @@ def test_rollout_has_the_form_of_a_dream(world, monkeypatch):
   assert not rollout.terminated.any() and ends.step.tolist() == [[2] * E] * 2
   assert metrics["ended"].tolist() == [E, E] and metrics["success"].tolist() == [0, 0]
   for k in range(2):
-    actor = jax.tree.map(lambda x, k=k: x[k], state.params["actor"])
-    log_prob = policy.log_prob(actor, rollout.feature[k], rollout.chain[k])
+    actor = jax.tree.map(lambda x, k=k: np.asarray(x)[k], state.params["actor"])
+    log_prob = jax.jit(policy.log_prob)(actor, rollout.feature[k], rollout.chain[k])
     expected = ppo_loss.mean_log_prob(log_prob, config.ppo.log_prob_min, config.ppo.log_prob_max)
     np.testing.assert_allclose(rollout.log_prob[k], expected, atol=1e-3)
   # The critic at the next chunk's feature is the bootstrap of the one before, inside an episode only.
@@ -82,9 +82,15 @@ def test_first_features_are_those_of_the_filtered_start(world, monkeypatch):
   _, rollout, _ = episodes.rollout(state, jax.random.key(3))
   environment.reset(start)
   seen = simulator.make_renderer(16)(environment.snapshot()[None])
-  embed = wm.encode_observation(model, params, seen, jnp.asarray(robot[None], jnp.float32))
-  rest = jnp.asarray(online_ppo.rest_actions(CALVIN, 1))
-  latent = wm_filter(model, params, wm.initial_latent(model, params, 1), embed, rest, jnp.ones(1, bool), None)
+
+  @jax.jit
+  def filter_start(params, seen, robot, rest):
+    embed = wm.encode_observation(model, params, seen, robot)
+    latent = wm.initial_latent(model, params, 1)
+    return wm_filter(model, params, latent, embed, rest, jnp.ones(1, bool), None)
+
+  rest = online_ppo.rest_actions(CALVIN, 1)
+  latent = filter_start(params, seen, robot[None].astype(np.float32), rest)
   for n in (0, 3):
     expected = np.broadcast_to(features(latent), (2, E, model.feature_size))
     np.testing.assert_allclose(rollout.feature[:, n], expected, atol=1e-5)

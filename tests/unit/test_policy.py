@@ -28,12 +28,15 @@ GAUSSIAN = GaussianPolicy(F, chunk=3, hidden=16, sampling_std=0.2, log_prob_std=
 
 
 def draw(seed, *shape):
-  return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+  return jnp.asarray(np.random.default_rng(seed).normal(size=shape).astype(np.float32))
 
 
 @functools.cache
 def init(policy, seed):
   return jax.jit(policy.init)(jax.random.key(seed))
+
+
+jitted = functools.cache(jax.jit)
 
 
 def two_networks():
@@ -44,18 +47,20 @@ def test_mish_matches_its_definition_and_stays_finite():
   x = jnp.linspace(-15, 15, 101)
   np.testing.assert_allclose(mish(x), x * np.tanh(np.log1p(np.exp(x))), rtol=1e-4, atol=1e-6)
   for extreme in (-1e4, 1e4):
-    assert jnp.isfinite(mish(jnp.float32(extreme)))
-    assert jnp.isfinite(jax.grad(mish)(jnp.float32(extreme)))
+    assert np.isfinite(jitted(jax.value_and_grad(mish))(np.float32(extreme))).all()
 
 
 def test_the_derivative_of_mish_against_finite_differences_and_its_definition():
   with jax.enable_x64(True):
     x = jnp.linspace(-30.0, 30.0, 121)
-    slope = jax.vmap(jax.grad(mish))(x)
-    np.testing.assert_allclose(slope, (mish(x + 1e-6) - mish(x - 1e-6)) / 2e-6, rtol=1e-6, atol=1e-8)
+    gradient = lambda f: jax.jit(jax.vmap(jax.grad(f)))
+    slope = gradient(mish)(x)
+    np.testing.assert_allclose(
+      slope, jax.jit(lambda x: (mish(x + 1e-6) - mish(x - 1e-6)) / 2e-6)(x), rtol=1e-6, atol=1e-8
+    )
     definition = lambda x: x * jnp.tanh(jax.nn.softplus(x))
-    np.testing.assert_allclose(slope, jax.vmap(jax.grad(definition))(x), rtol=1e-9, atol=1e-12)
-    np.testing.assert_allclose(jax.vmap(jax.grad(mish))(x.astype(jnp.float32)), slope, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(slope, gradient(definition)(x), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(gradient(mish)(x.astype(jnp.float32)), slope, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("lead", [(), (2, 3)])
@@ -72,13 +77,13 @@ def test_sample_shapes_and_that_feature_and_key_matter(lead):
 def test_each_network_makes_its_own_steps():
   params, feature = two_networks(), draw(2, 4, F)
   noise = POLICY.draw_noise(jax.random.key(0), (4,))
-  sample_chain = jax.jit(POLICY.sample_chain)
+  sample_chain = jitted(POLICY.sample_chain)
   chain = sample_chain(params, feature, *noise)[1]
   same_base = sample_chain({**params, "tuned": params["base"]}, feature, *noise)[1]
   np.testing.assert_array_equal(chain[:, 0], same_base[:, 0])
   assert not jnp.allclose(chain[:, 1], same_base[:, 1])
   # The log-probability of a chain under the network that drew it is that of its noise.
-  exact = POLICY.log_prob(params["tuned"], feature, chain)
+  exact = jitted(POLICY.log_prob)(params["tuned"], feature, chain)
   np.testing.assert_allclose(exact, POLICY.log_prob_of_noise(noise[1]), atol=2e-3)
 
 
@@ -113,10 +118,14 @@ def test_ddim_is_how_a_deterministic_sample_is_drawn(count, lead):
 def test_condition_shared_over_steps_equals_the_plain_network():
   network, feature, x = two_networks()["base"], draw(2, 4, F), draw(3, 4, 3, 7)
   t = jnp.array([0, 1, 3, 4])
-  plain = POLICY.eps(network, x, t, feature)
-  condition = POLICY.module.apply({"params": network}, feature, method="condition")
-  table = POLICY.module.apply({"params": network}, method="time_table")
-  split = POLICY.module.apply({"params": network}, x, table[t], condition, method="denoise")
+
+  @jax.jit
+  def split(network):
+    condition = POLICY.module.apply({"params": network}, feature, method="condition")
+    table = POLICY.module.apply({"params": network}, method="time_table")
+    return POLICY.module.apply({"params": network}, x, table[t], condition, method="denoise")
+
+  plain, split = jitted(POLICY.eps)(network, x, t, feature), split(network)
   np.testing.assert_allclose(plain, split, atol=1e-6)
 
 
@@ -143,10 +152,11 @@ def test_critic_reads_the_time_left_only_when_told():
   feature, clock = draw(2, 4, F), jnp.linspace(0, 1, 4)
   for reads in (False, True):
     critic = Critic((8, 8, 8), time_left=reads)
-    params = critic.init(jax.random.key(0), feature, clock)
-    value = critic.apply(params, feature, clock)
+    params = jax.jit(critic.init)(jax.random.key(0), feature, clock)
+    apply = jax.jit(critic.apply)
+    value = apply(params, feature, clock)
     assert value.shape == (4,)
-    assert jnp.allclose(value, critic.apply(params, feature, 1 - clock)) != reads
+    assert np.allclose(value, apply(params, feature, 1 - clock)) != reads
 
 
 def test_executable():
@@ -171,11 +181,12 @@ def test_chunks_never_leave_their_demo():
   # Whole chunks of 3: lengths 9, 7, 3 hold 7 + 5 + 1; lengths 5, 2, 0 hold 3.
   assert data.num_starts.tolist() == [13, 3]
   for task in range(2):
-    one = jax.tree.map(lambda x, task=task: x[task], data)
-    f, chunk = bc.sample_batch(one, jax.random.key(task), 200, 3)
+    one = jax.tree.map(lambda x, task=task: np.asarray(x)[task], data)
+    sample_batch = jax.jit(bc.sample_batch, static_argnums=(2, 3))
+    f, chunk = map(np.asarray, sample_batch(one, jax.random.key(task), 200, 3))
     assert f.shape == (200, F) and chunk.shape == (200, 3, 7)
     assert (chunk[..., 0] == task).all() and (chunk[..., 1] == chunk[:, :1, 1]).all()
-    assert (jnp.diff(chunk[..., 2], axis=1) == 1).all()
+    assert (np.diff(chunk[..., 2], axis=1) == 1).all()
     d, t = chunk[:, 0, 1].astype(int), chunk[:, 0, 2].astype(int)
     np.testing.assert_array_equal(f, feature[task, d, t])
     assert mask[task, d, t + 2].all()
@@ -197,23 +208,22 @@ def test_cloning_learns_and_averages():
   begin = jax.jit(jax.vmap(lambda k: make_train_state(policy.init(k), optimizer, ema=True)))
   state = begin(task_keys(jax.random.key(0), 2))
   call = over_tasks(lambda task, num: update(*task, num))
-  before = state.params
+  before = jax.device_get(state.params)
   state, _ = call((state, data, task_keys(jax.random.key(3), 2)), jnp.int32(1))
   jax.tree.map(
     lambda average, old, new: np.testing.assert_allclose(average, 0.9 * old + 0.1 * new, atol=1e-6),
     state.ema_params,
     before,
-    state.params,
+    jax.device_get(state.params),
   )
   state, first = call((state, data, task_keys(jax.random.key(1), 2)), jnp.int32(4))
   state, last = call((state, data, task_keys(jax.random.key(2), 2)), jnp.int32(400))
   assert state.step.tolist() == [405, 405]
   assert (last["loss"] < 0.5 * first["loss"]).all()
+  sample = jax.jit(policy.sample, static_argnums=3)
   for task in range(2):
-    network = jax.tree.map(lambda x, task=task: x[task], state.ema_params)
-    chunk = policy.sample(
-      {"base": network, "tuned": network}, jnp.asarray(feature[task, 0, :3]), jax.random.key(0), True
-    )
+    network = jax.tree.map(lambda x, task=task: np.asarray(x)[task], state.ema_params)
+    chunk = sample({"base": network, "tuned": network}, feature[task, 0, :3], jax.random.key(0), True)
     # The two goals are 1 apart; a network that ignored the task's data would miss by 0.5.
     assert np.abs(chunk - goal[task]).mean() < 0.1
   assert set(task_metrics(("a", "b"), last)) == {
@@ -263,18 +273,17 @@ def test_an_accelerator_computes_the_same_and_overwrites_the_state():
 
 
 def test_bc_gradient_against_finite_differences():
-  feature, chunk, key = draw(0, 6, F), jnp.clip(draw(1, 6, 3, 7), -1, 1), jax.random.key(2)
+  feature, chunk, key = draw(0, 6, F), np.clip(draw(1, 6, 3, 7), -1, 1), jax.random.key(2)
   with jax.enable_x64(True):
-    network = jax.tree.map(lambda x: jnp.asarray(np.asarray(x), jnp.float64), init(POLICY, 0))
-    args = jnp.asarray(np.asarray(feature), jnp.float64), jnp.asarray(np.asarray(chunk), jnp.float64), key
-    fn = jax.jit(lambda p: POLICY.cloning_loss(p, *args))
-    grad = jax.grad(fn)(network)
-    leaves, structure = jax.tree.flatten(network)
+    wide = lambda x: np.asarray(x, np.float64)
+    network, args = jax.tree.map(wide, init(POLICY, 0)), (wide(feature), wide(chunk), key)
+    fn = lambda p: POLICY.cloning_loss(p, *args)
+    grad = jax.jit(jax.grad(fn))(network)
     rng = np.random.default_rng(3)
-    direction = jax.tree.unflatten(structure, [jnp.asarray(rng.normal(size=x.shape)) for x in leaves])
-    move = lambda s: fn(jax.tree.map(lambda p, d: p + s * d, network, direction))
+    direction = jax.tree.map(lambda x: rng.normal(size=x.shape), network)
+    move = jax.jit(lambda s: fn(jax.tree.map(lambda p, d: p + s * d, network, direction)))
     slope = (move(1e-6) - move(-1e-6)) / 2e-6
-    along = sum(jax.tree.leaves(jax.tree.map(lambda g, d: (g * d).sum(), grad, direction)))
+    along = sum(jax.tree.leaves(jax.tree.map(np.vdot, grad, direction)))
     np.testing.assert_allclose(along, slope, rtol=1e-5)
 
 
@@ -285,41 +294,43 @@ def gaussian_networks():
 @pytest.mark.parametrize("lead", [(), (2, 3)])
 def test_gaussian_samples(lead):
   params, feature, key = gaussian_networks(), draw(2, *lead, F), jax.random.key(3)
-  mean = GAUSSIAN.mean(params["tuned"], feature)
-  assert mean.shape == (*lead, 3, 7) and (jnp.abs(mean) < 1).all() and jnp.abs(mean).max() > 0.01
-  np.testing.assert_array_equal(GAUSSIAN.sample(params, feature, key, deterministic=True), mean)
-  x_init, noise = GAUSSIAN.draw_noise(key, lead)
+  mean = np.asarray(jitted(GAUSSIAN.mean)(params["tuned"], feature))
+  assert mean.shape == (*lead, 3, 7) and (np.abs(mean) < 1).all() and np.abs(mean).max() > 0.01
+  sample = jax.jit(GAUSSIAN.sample, static_argnums=3)
+  np.testing.assert_allclose(sample(params, feature, key, True), mean, rtol=1e-6)
+  x_init, noise = map(np.array, GAUSSIAN.draw_noise(key, lead))
   assert not x_init.any()
-  noise = noise.at[(0,) * noise.ndim].set(5.0)  # clamped to 3
-  chunk, chain = GAUSSIAN.sample_chain(params, feature, x_init, noise)
+  noise[(0,) * noise.ndim] = 5.0  # clamped to 3
+  chunk, chain = map(np.asarray, jitted(GAUSSIAN.sample_chain)(params, feature, x_init, noise))
   np.testing.assert_allclose(chunk, mean + 0.2 * np.clip(noise[0], -3, 3), atol=1e-6)
   assert chain.shape == (*lead, GAUSSIAN.fine_tuned_steps + 1, 3, 7)
   np.testing.assert_array_equal(chain[..., 1, :, :], chunk)
-  exact = GAUSSIAN.log_prob(params["tuned"], feature, chain)
+  log_prob = jitted(GAUSSIAN.log_prob)
+  exact = log_prob(params["tuned"], feature, chain)
   assert exact.shape == (*lead, 1, 3, 7)
   np.testing.assert_allclose(exact, GAUSSIAN.log_prob_of_noise(noise), atol=1e-4)
-  assert not jnp.allclose(exact, GAUSSIAN.log_prob(params["base"], feature, chain), atol=1e-2)
+  assert not np.allclose(exact, log_prob(params["base"], feature, chain), atol=1e-2)
 
 
 def test_gaussian_log_prob_and_its_gradient_by_hand():
   """With all weights zero but the last bias b, the mean is m = tanh(b) whatever the feature: the
   log-density of x is -0.5 ((x - m) / s)^2 - log s - 0.5 log 2 pi, its derivative by b
   (x - m) / s^2 (1 - m^2)."""
-  network = jax.tree.map(jnp.zeros_like, GAUSSIAN.init(jax.random.key(0)))
-  bias = draw(4, 21)
+  network = jax.tree.map(np.zeros_like, init(GAUSSIAN, 0))
+  bias = np.asarray(draw(4, 21))
   network["body"]["output"]["bias"] = bias
-  feature, x = draw(2, F), draw(3, 3, 7)
-  chain = jnp.stack([jnp.full((3, 7), 9.0), x])  # the first entry is not read
+  feature, x = np.asarray(draw(2, F)), np.asarray(draw(3, 3, 7))
+  chain = np.stack([np.full_like(x, 9.0), x])  # the first entry is not read
   m, s = np.tanh(bias).reshape(3, 7), 0.3
-  got = GAUSSIAN.log_prob(network, feature, chain)
+  got = jitted(GAUSSIAN.log_prob)(network, feature, chain)
   expected = -0.5 * ((x - m) / s) ** 2 - np.log(s) - 0.5 * np.log(2 * np.pi)
   np.testing.assert_allclose(got[0], expected, rtol=1e-4, atol=1e-4)
-  grad = jax.grad(lambda n: GAUSSIAN.log_prob(n, feature, chain).sum())(network)
+  grad = jax.jit(jax.grad(lambda n: GAUSSIAN.log_prob(n, feature, chain).sum()))(network)
   by_hand = (x - m) / s**2 * (1 - m**2)
   np.testing.assert_allclose(grad["body"]["output"]["bias"].reshape(3, 7), by_hand, rtol=1e-4, atol=1e-4)
   # The loss of cloning x is the mean square, its derivative by b that times -2 s^2 / 21.
   loss = lambda n: GAUSSIAN.cloning_loss(n, feature[None], x[None], jax.random.key(0))
-  value, grad = jax.value_and_grad(loss)(network)
+  value, grad = jax.jit(jax.value_and_grad(loss))(network)
   np.testing.assert_allclose(value, np.square(x - m).mean(), rtol=1e-5)
   by_hand = -2 * s**2 / 21 * by_hand
   np.testing.assert_allclose(grad["body"]["output"]["bias"].reshape(3, 7), by_hand, rtol=1e-4, atol=1e-5)
@@ -353,7 +364,7 @@ def test_gaussian_cloning_learns_a_linear_map():
   call = over_tasks(lambda task, num: update(*task, num))
   state, _ = call((state, data, task_keys(jax.random.key(1), 2)), jnp.int32(500))
   for task in range(2):
-    network = jax.tree.map(lambda x, task=task: x[task], state.ema_params)
-    chunk = policy.mean(network, feature[task].reshape(-1, F))[:, 0]
+    network = jax.tree.map(lambda x, task=task: np.asarray(x)[task], state.ema_params)
+    chunk = jitted(policy.mean)(network, feature[task].reshape(-1, F))[:, 0]
     error = np.square(chunk - action[task].reshape(-1, 7)).mean()
     assert error < 0.02 * action[task].var(), error  # it explains 98 %

@@ -32,23 +32,25 @@ def tiny_config(**changes):
 
 def random_batch(seed=0, batch=B, length=T, size=SIDE):
   rng = np.random.default_rng(seed)
-  picture = lambda: jnp.asarray(rng.integers(0, 256, (batch, length, size, size, 3), np.uint8))
-  action = jnp.asarray(rng.uniform(-1, 1, (batch, length, 7)), jnp.float32)
+  picture = lambda: rng.integers(0, 256, (batch, length, size, size, 3), np.uint8)
+  action = rng.uniform(-1, 1, (batch, length, 7)).astype(np.float32)
   is_first = np.zeros((batch, length), bool)
   is_first[:, 0] = True
-  return Batch(
-    pictures={"rgb_static": picture(), "rgb_gripper": picture()},
-    robot_obs=jnp.asarray(rng.normal(size=(batch, length, 15)), jnp.float32),
-    action=action,
-    prev_action=jnp.roll(action, 1, 1),
-    is_first=jnp.asarray(is_first),
-    mask=jnp.ones((batch, length), bool),
+  return jax.device_put(
+    Batch(
+      pictures={"rgb_static": picture(), "rgb_gripper": picture()},
+      robot_obs=rng.normal(size=(batch, length, 15)).astype(np.float32),
+      action=action,
+      prev_action=np.roll(action, 1, 1),
+      is_first=is_first,
+      mask=np.ones((batch, length), bool),
+    )
   )
 
 
 def random_params(model, seed=0):
   """Also where training starts from zero; compiles nothing."""
-  return jax.tree.map(jnp.asarray, random_like(lambda key: wm.init_params(model, key), seed))
+  return jax.device_put(random_like(lambda key: wm.init_params(model, key), seed))
 
 
 @functools.cache
@@ -419,10 +421,11 @@ def test_patch_networks_and_their_gradients_against_plain_ones(size):
   with jax.enable_x64(True):
     for network, plain, x in networks:
       shapes = jax.eval_shape(network.init, jax.random.key(0), x)["params"]
-      params = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape) / np.sqrt(p.shape[0])), shapes)
-      x_float = vision.normalise(jnp.asarray(x)).astype(jnp.float64)
-      ours = lambda params, x, network=network: network.apply({"params": params}, x)
-      weights = jnp.asarray(rng.normal(size=plain(params, x_float).shape))
+      params = jax.tree.map(lambda p: rng.normal(size=p.shape) / np.sqrt(p.shape[0]), shapes)
+      x_float = np.asarray(vision.normalise(jnp.asarray(x)), np.float64)
+      ours = jax.jit(lambda params, x, network=network: network.apply({"params": params}, x))
+      plain = jax.jit(plain)
+      weights = rng.normal(size=jax.eval_shape(plain, params, x_float).shape)
       gradient = lambda f, weights=weights: jax.jit(
         jax.value_and_grad(lambda *args: (f(*args) * weights).sum(), (0, 1))
       )
