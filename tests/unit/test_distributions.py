@@ -18,7 +18,7 @@ def test_one_hot_is_exact_and_its_gradient_is_that_of_the_probabilities():
   np.testing.assert_array_equal(np.sort(sample, -1), np.tile([0.0, 0, 0, 1], (5, 3, 1)))
   grad = gradient(lambda x: (distributions.one_hot(x, noise) * weight).sum())(logits)
   expected = gradient(lambda x: (jax.nn.softmax(x) * weight).sum())(logits)
-  np.testing.assert_allclose(grad, expected, rtol=1e-5, atol=1e-7)
+  np.testing.assert_allclose(grad, expected, rtol=1e-6)
 
 
 def test_mode_and_sample_frequencies():
