@@ -254,12 +254,14 @@ def _seeds(seeds: Sequence[int]) -> str:
 
 def _shared(results: Results) -> str:
   """Which seeds have their frames in common, in words."""
+  by_frames = _by_frames(results)
   shared = [
     f"{_seeds(seeds)} those recorded with seed {frames}"
-    for frames, seeds in _by_frames(results).items()
+    for frames, seeds in by_frames.items()
     if seeds != [frames]
   ]
-  return f" ({'; '.join(shared)}: what another recording changes is in no interval)" if shared else ""
+  missing = ": what another recording changes is in no interval" if len(by_frames) == 1 else ""
+  return f" ({'; '.join(shared)}{missing})" if shared else ""
 
 
 def _by_frames(results: Results) -> dict[int, list[int]]:
@@ -344,7 +346,8 @@ def _commands(results: Results, page: pathlib.Path) -> list[str]:
   alone = [seed for frames, seeds in by_frames.items() if seeds == [frames] for seed in seeds]
   shared = {frames: seeds for frames, seeds in by_frames.items() if seeds != [frames]}
   study = lambda seeds: arms | ({} if own and not shared else {"seeds": ",".join(map(str, seeds))})
-  lines = [f"{command(study(alone))}    # all that is not there, and this page"] if alone else []
+  rest = "what" if shared else "all that"
+  lines = [f"{command(study(alone))}    # {rest} is not there, and this page"] if alone else []
   for frames, seeds in shared.items():
     lines.append(f"{command(study(seeds), collect)}    # what is not there; FOLDER: collect of seed {frames}")
   flags = () if example["seed"] in alone else (collect,)
